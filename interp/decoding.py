@@ -1,0 +1,66 @@
+"""Greedy decoding on the model's own KV cache, where it has one, and by whole forwards where it has not."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Decodable(Protocol):
+    """What can be decoded: the forward of a Subject."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def forward(self) -> Any: ...
+
+
+class Decoder:
+    """Feeds tokens to a model and gives the logits of what comes next; remembers, crops and selects what it has read."""
+
+    def __init__(self, subject: Decodable, rows: int) -> None:
+        self.subject = subject
+        self.read: Tensor = torch.empty(rows, 0, dtype=torch.long)
+        self.cache: Any = _new_cache(subject.module)
+
+    def feed(self, tokens: Int[Tensor, "batch new"], keep: int = 1) -> Float[Tensor, "batch keep vocabulary"]:
+        """Reads more tokens; returns the logits after each of the last `keep` of them."""
+        self.read = torch.cat([self.read.to(tokens.device), tokens], dim=1)
+        if self.cache is None:
+            from .batch import Batch
+
+            following = torch.cat([self.read, self.read[:, :1]], dim=1)  # one more position, whose logits are those wanted
+            return self.subject.forward(self.subject.module, Batch(following, 0), keep)
+        return self.subject.module(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits
+
+    def crop(self, length: int) -> None:
+        """Forgets all but the first `length` positions."""
+        self.read = self.read[:, :length]
+        if self.cache is not None:
+            self.cache.crop(length)
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keeps these rows of the batch only."""
+        self.read = self.read[rows.to(self.read.device)]
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows)
+
+    def greedy(self, prompt: Int[Tensor, "batch position"], length: int) -> Int[Tensor, "batch length"]:
+        """The `length` most likely tokens, one after the other."""
+        tokens = [self.feed(prompt)[:, -1].argmax(-1, keepdim=True)]
+        while len(tokens) < length:
+            tokens.append(self.feed(tokens[-1])[:, -1].argmax(-1, keepdim=True))
+        return torch.cat(tokens, dim=1)
+
+
+def _new_cache(module: nn.Module) -> Any:
+    """An empty cache for Hugging Face models, None for others."""
+    if not hasattr(module, "prepare_inputs_for_generation"):
+        return None
+    from transformers import DynamicCache
+
+    return DynamicCache(config=module.config)

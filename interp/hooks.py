@@ -1,0 +1,336 @@
+"""The only file that registers hooks: `tapped` (values at sites, to see or to replace), `watched` (every call of one forward) and `rerouted`.
+
+Laws kept here: own handles only, removed in `finally`; contexts nest and re-enter; the hooks of others survive; a hook that never fires is an
+error; a value is never written in place. Where contexts nest, the inner one sees what the outer one left.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .anatomy import Anatomy, Place
+from .interventions import Edit, Plan, apply, interventions
+from .sites import Site
+
+Value = Float[Tensor, "batch position width"]
+_declared_prompt: ContextVar[int | None] = ContextVar("prompt", default=None)
+
+
+class HookError(RuntimeError):
+    """A hook that never fired, or a tensor changed behind our back."""
+
+
+class Hooked(Protocol):
+    """What can be hooked: a module and the anatomy that says where its sites are. Every Subject is one."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def anatomy(self) -> Anatomy: ...
+
+
+@dataclass
+class Clock:
+    """Where in the sequence the running forward is: positions are absolute, also under a KV cache."""
+
+    offset: int = 0
+    length: int = 0
+    prompt: int = 0
+
+    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        caches = [a for a in (*args, *kwargs.values()) if hasattr(a, "get_seq_length")]
+        self.offset = int(caches[0].get_seq_length()) if caches else 0
+
+    def see(self, value: Tensor) -> None:
+        self.length = value.shape[1]
+        if self.offset == 0:
+            self.prompt = _declared_prompt.get() or self.length
+
+
+Visit = Callable[[Value, Clock], Tensor | None]
+
+
+@contextmanager
+def prompt_length(length: int | None) -> Iterator[None]:
+    """Declares how many leading positions are prompt, for `when="prompt"` and `"decode"` in a teacher-forced forward."""
+    token = _declared_prompt.set(length)
+    try:
+        yield
+    finally:
+        _declared_prompt.reset(token)
+
+
+@contextmanager
+def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Iterator[Counter[Site]]:
+    """Calls `visits[site](value, clock)` whenever a site runs; a returned tensor replaces the value.
+
+    Yields how often each site fired. Raises HookError on a clean exit when one never did.
+    """
+    fired: Counter[Site] = Counter()
+    clock = Clock()
+    with ExitStack() as stack:
+        for path in {"", *(blocks[0] for blocks in subject.anatomy.stacks.values())}:
+            stack.enter_context(_handle(_clock_hook(subject.module.get_submodule(path), clock)))
+        for site, visit in visits.items():
+            place = subject.anatomy.place(site)
+            for handle in _tap(subject.module, place, _counted(visit, site, fired), clock):
+                stack.enter_context(_handle(handle))
+        yield fired
+    missed = [site for site in visits if not fired[site]]
+    if missed:
+        where = ", ".join(f"{s} ({subject.anatomy.place(s)})" for s in missed[:3])
+        raise HookError(f"{len(missed)} of {len(visits)} hooks never fired: {where}; no forward reached them")
+
+
+def _counted(visit: Visit, site: Site, fired: Counter[Site]) -> Visit:
+    def counted(value: Value, clock: Clock) -> Tensor | None:
+        fired[site] += 1
+        return visit(value, clock)
+
+    return counted
+
+
+@contextmanager
+def _handle(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _clock_hook(module: nn.Module, clock: Clock) -> Any:
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        clock.start(args, kwargs)
+        value = first_tensor((args, kwargs))
+        if value is not None and value.ndim == 3:
+            clock.see(value)
+
+    return module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
+
+
+def _tap(module: nn.Module, place: Place, visit: Visit, clock: Clock) -> list[Any]:
+    """Hooks one place; for a place that is a sum, first hooks what it is added onto."""
+    handles: list[Any] = []
+    if place.onto is not None:
+        base: list[Tensor] = []
+
+        def keep(value: Value, _: Clock) -> None:
+            base[:] = [value]
+
+        handles += _tap(module, place.onto, keep, clock)
+        visit = _summed(visit, base)
+    target = module.get_submodule(place.path)
+
+    def inward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _replaced((args, kwargs), lambda t: _visit(visit, t, clock))
+
+    def outward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return _replaced(output, lambda t: _visit(visit, t, clock))
+
+    handles.append(target.register_forward_pre_hook(inward, with_kwargs=True) if place.side == "in" else target.register_forward_hook(outward))
+    return handles
+
+
+def _summed(visit: Visit, base: list[Tensor]) -> Visit:
+    def visited(value: Value, clock: Clock) -> Tensor | None:
+        new = visit(base[0] + value, clock)
+        return None if new is None else new - base[0]
+
+    return visited
+
+
+def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
+    """Shows a visit [batch, position, width], whatever the module's own shape is (OPT's MLP sees [batch * position, width])."""
+    value = tensor if tensor.ndim == 3 else tensor.reshape(-1, clock.length, tensor.shape[-1])
+    clock.see(value)
+    new = visit(value, clock)
+    return None if new is None else new.reshape(tensor.shape)
+
+
+def first_tensor(tree: Any) -> Tensor | None:
+    """The first floating-point tensor in nested arguments or outputs: by convention the hidden states."""
+    if isinstance(tree, Tensor):
+        return tree if tree.is_floating_point() else None
+    if isinstance(tree, Mapping):
+        tree = tuple(tree.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(tree, (tuple, list)):
+        return next((t for item in tree if (t := first_tensor(item)) is not None), None)  # pyright: ignore[reportUnknownVariableType]
+    return None
+
+
+def _replaced(tree: Any, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """`tree` with its first floating tensor changed, or None (torch's "leave it") when the change is None."""
+    old = first_tensor(tree)
+    new = None if old is None else change(old)
+    return None if new is None else _swap(tree, old, new)
+
+
+def _swap(tree: Any, old: Tensor | None, new: Tensor) -> Any:
+    if tree is old:
+        return new
+    if isinstance(tree, dict):
+        return type(tree)(**{k: _swap(v, old, new) for k, v in tree.items()})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(tree, (tuple, list)):
+        items = [_swap(item, old, new) for item in tree]  # pyright: ignore[reportUnknownVariableType]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return tree
+
+
+@contextmanager
+def intervened(subject: Hooked, *plans: Plan) -> Iterator[None]:
+    """Runs every forward inside the block under the plans: with generation, a KV cache and autograd. Weights are not touched.
+
+    Raises ValueError for units of another model, SiteError for an unknown site, and HookError on a clean exit when an intervention never
+    applied (no forward ran, or none of its positions was reached).
+    """
+    edits = lowered(subject.anatomy, *plans)
+    applied: Counter[int] = Counter()
+
+    def visit(numbered: list[tuple[int, Edit]]) -> Visit:
+        def edit_all(value: Value, clock: Clock) -> Tensor | None:
+            new = value
+            for number, edit in numbered:
+                positions = edit.active(clock.offset, clock.length, clock.prompt)
+                if len(positions):
+                    applied[number] += 1
+                    new = apply(edit, new, clock.offset, positions)
+            return None if new is value else new
+
+        return edit_all
+
+    by_site: dict[Site, list[tuple[int, Edit]]] = {}
+    for number, edit in enumerate(edits):
+        by_site.setdefault(subject.anatomy.resolve(edit.site), []).append((number, edit))
+    with tapped(subject, {site: visit(numbered) for site, numbered in by_site.items()}):
+        yield
+    idle = [e for n, e in enumerate(edits) if not applied[n]]
+    if idle:
+        raise HookError(f"{len(idle)} of {len(edits)} edits never applied: first at {idle[0].site}, positions {idle[0].positions}, when={idle[0].when!r}")
+
+
+def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
+    """Plans as edits, checked against the model they are to run on."""
+    edits: list[Edit] = []
+    for intervention in (i for plan in plans for i in interventions(plan)):
+        anatomy.check(intervention.units)
+        edits += intervention.edits(anatomy.columns)
+    return edits
+
+
+@contextmanager
+def captured(subject: Hooked, sites: tuple[Site, ...]) -> Iterator[dict[Site, Value]]:
+    """Live activations of the next forward, inside the autograd graph: differentiate a loss with respect to them.
+
+    Raises HookError on exit when one was changed in place after it was taken, for its gradient would belong to another value.
+    """
+    values: dict[Site, Value] = {}
+    versions: dict[Site, int] = {}
+
+    def visit(site: Site) -> Visit:
+        def keep(value: Value, _: Clock) -> Tensor | None:
+            live = value if value.requires_grad else value.detach().requires_grad_()
+            values[site], versions[site] = live, live._version
+            return live
+
+        return keep
+
+    with tapped(subject, {site: visit(site) for site in sites}):
+        yield values
+    stale = [s for s in sites if values[s]._version != versions[s]]
+    if stale:
+        raise HookError(f"{', '.join(map(str, stale))}: the model changed this activation in place after the hook; capture the next site instead")
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One execution of one module, with copies of its first input and output; `inside` are the paths of the modules that were running."""
+
+    path: str
+    inside: tuple[str, ...]
+    start: int
+    end: int
+    value: Tensor | None
+    output: Tensor | None
+
+
+@dataclass(eq=False)
+class Watch(TorchFunctionMode):
+    """What one forward did: module calls in order of completion, and attention operations as (time, running modules, heads)."""
+
+    calls: list[Call] = field(default_factory=list[Call])
+    attentions: list[tuple[int, tuple[str, ...], int]] = field(default_factory=list[tuple[int, tuple[str, ...], int]])
+    running: list[tuple[str, int, Tensor | None]] = field(default_factory=list[tuple[str, int, Tensor | None]])
+    time: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("scaled_dot_product_attention", "softmax"):
+            self._attention(name, args[0] if args else next(iter((kwargs or {}).values())))
+        return func(*args, **(kwargs or {}))
+
+    def _attention(self, name: str, scores: Tensor) -> None:
+        square = scores.ndim >= 3 and (name != "softmax" or scores.shape[-1] == scores.shape[-2])
+        if square:
+            self.time += 1
+            self.attentions.append((self.time, tuple(path for path, *_ in self.running), scores.shape[1] if scores.ndim == 4 else 0))
+
+    def enter(self, path: str, value: Any) -> None:
+        self.time += 1
+        self.running.append((path, self.time, _copy(value)))
+
+    def leave(self, output: Any) -> None:
+        self.time += 1
+        path, start, value = self.running.pop()
+        self.calls.append(Call(path, tuple(p for p, *_ in self.running), start, self.time, value, _copy(output)))
+
+
+def _copy(tree: Any) -> Tensor | None:
+    value = first_tensor(tree)
+    return None if value is None else value.detach().clone()
+
+
+def watched(module: nn.Module, run: Callable[[], object]) -> Watch:
+    """Runs `run` once and tells every module call and attention operation it made. Copies are kept, so use a tiny input."""
+    watch = Watch()
+    with ExitStack() as stack, torch.no_grad(), watch:
+        for path, child in module.named_modules():
+            stack.enter_context(_handle(child.register_forward_pre_hook(lambda _, a, k, path=path: watch.enter(path, (a, k)), with_kwargs=True)))
+            stack.enter_context(_handle(child.register_forward_hook(lambda _, __, output: watch.leave(output))))
+        run()
+    return watch
+
+
+@contextmanager
+def rerouted(routes: Mapping[nn.Module, Callable[[Callable[..., Any]], Callable[..., Any]]]) -> Iterator[None]:
+    """Replaces the forward of some modules by `route(forward)` and puts it back: how a sweep skips what it already knows. Hooks still fire."""
+    with ExitStack() as stack:
+        for module, route in routes.items():
+            stack.enter_context(_forward(module, route(module.forward)))
+        yield
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = module.__dict__.get("forward")  # nnsight keeps its controller there
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

@@ -1,0 +1,213 @@
+"""Figures in one style: tidy frame in, matplotlib Figure out.
+
+Nothing here opens a window, touches pyplot's list of figures, changes matplotlib's settings for good or draws from the global random
+generator, so figures can be made in a script, a notebook, a thread or a machine without a display.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interp.files import replaced
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["dose_response", "ranked_scores", "save", "style"]
+
+# A name keeps its place in the colour-blind palette, and so its colour, in every figure: blue, orange, green, then the rest.
+KNOWN_HUES = ("selection", "random", "lowest")
+BAND_ALPHA = 0.18
+NO_TEXT: Mapping[str, str] = MappingProxyType({})
+NO_LEVELS: Mapping[str, float] = MappingProxyType({})
+
+
+@contextmanager
+def style() -> Generator[None]:
+    """The toolkit's look, inside `with` only: colour-blind palette, light grid, 150 dpi."""
+    import matplotlib as mpl
+    import seaborn as sns
+    from matplotlib.rcsetup import cycler
+
+    look: dict[Any, Any] = {
+        **sns.axes_style("whitegrid"),
+        **sns.plotting_context("notebook"),
+        "axes.prop_cycle": cycler(color=sns.color_palette("colorblind")),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "grid.alpha": 0.4,
+        "legend.frameon": False,
+        "savefig.dpi": 150,
+    }
+    with mpl.rc_context(look):
+        yield
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write `figure` to `path` whole or not at all; missing folders are made. The ending names the format (png, pdf, svg).
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: the ending is missing or names no format matplotlib writes.
+        OSError: the folder cannot be made or written.
+    """
+    target = Path(path)
+    formats = figure.canvas.get_supported_filetypes()
+    if target.suffix[1:].lower() not in formats:
+        raise ValueError(f"{target}: expected a name ending in one of {', '.join(sorted(formats))}")
+    with replaced(target) as part, style():
+        figure.savefig(part, format=target.suffix[1:].lower())
+    return target
+
+
+def dose_response(
+    frame: pd.DataFrame,
+    x: str,
+    hue: str = "hue",
+    measure: str = "measure",
+    *,
+    labels: Mapping[str, str] = NO_TEXT,
+    before: Mapping[str, float] = NO_LEVELS,
+) -> Figure:
+    """Lines with interval bands over a logarithmic x: one panel a measure, side by side, one line a hue.
+
+    The bars at the points are the intervals measured; the band between them is a guide for the eye.
+
+    Args:
+        frame: tidy; one row a point, with columns `x` (> 0), `hue`, `measure`, `estimate`, `low`, `high`. Panels and lines come in
+            order of appearance, the lines "selection", "random" and "lowest" first and always in the same colours.
+        x: the column of the dose, such as "fraction" or "k".
+        hue: the column that names the line, text.
+        measure: the column that names the panel, text.
+        labels: what to write on the axes instead of the names of `x` and of the measures.
+        before: measure -> its value without intervention, drawn as a dashed line.
+
+    Raises:
+        ValueError: a missing column, no rows, a number that is missing, x <= 0, two rows for one point, or `before` naming no panel.
+    """
+    _check_points(frame, x, hue, measure, before)
+    palette = _palette(list(frame[hue].unique()))
+    panels = [(str(name), points) for name, points in frame.groupby(measure, sort=False)]
+    with style():
+        figure = _figure(width=4.6 * len(panels) + 1.4, height=3.8)
+        grid: Sequence[Axes] = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+        for axes, (name, points) in zip(grid, panels, strict=True):
+            _draw_lines(axes, points, x, hue, palette)
+            if name in before:
+                axes.axhline(before[name], color="0.4", linestyle="--", linewidth=1, label="before", zorder=1)
+            axes.set(xscale="log", xlabel=labels.get(x, x), ylabel=labels.get(name, name))
+        _shared_legend(figure, grid)
+    return figure
+
+
+def ranked_scores(frame: pd.DataFrame, block: str = "block", score: str = "score", *, blocks: int | None = None) -> Figure:
+    """Where the top units sit: their number in each block above, their scores below, on one shared block axis.
+
+    Args:
+        frame: one row a top unit, with its block's index and its score.
+        block: the column of block indices, integers from 0.
+        score: the column of scores, finite.
+        blocks: how many blocks the model has, so that blocks without a top unit show as empty; without it, up to the last one seen.
+
+    Raises:
+        ValueError: a missing column, no rows, a missing number, or a block outside 0 to `blocks` - 1.
+    """
+    import seaborn as sns
+
+    _check_columns(frame, [block, score], numbers=[block, score])
+    indices = _numbers(frame, block).astype(int)
+    total = int(indices.max()) + 1 if blocks is None else blocks
+    if indices.min() < 0 or indices.max() >= total:
+        raise ValueError(f"{block}: expected indices 0 to {total - 1}, got {indices.min()} to {indices.max()}")
+    with style():
+        figure = _figure(width=max(5.0, 0.28 * total + 2), height=4.6)
+        above, below = figure.subplots(2, 1, sharex=True)
+        colour = sns.color_palette("colorblind")[0]
+        above.bar(range(total), np.bincount(indices, minlength=total), color=colour)
+        above.set(ylabel="top units")
+        below.plot(indices, _numbers(frame, score), "o", color=colour, alpha=0.5, markersize=4)
+        below.set(xlabel="block", ylabel=score, xlim=(-0.6, total - 0.4))
+        for axis in (above.yaxis, below.xaxis):
+            axis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _draw_lines(axes: Axes, points: pd.DataFrame, x: str, hue: str, palette: dict[str, Any]) -> None:
+    import seaborn as sns
+
+    order = list(palette)
+    shape: dict[str, Any] = {"style": hue, "style_order": order, "markers": True, "dashes": False}
+    sns.lineplot(points, x=x, y="estimate", hue=hue, hue_order=order, palette=palette, estimator=None, errorbar=None, ax=axes, **shape)
+    for name, line in points.sort_values(x).groupby(hue):
+        at, low, high = (_numbers(line, column) for column in (x, "low", "high"))
+        axes.fill_between(at, low, high, color=palette[str(name)], alpha=BAND_ALPHA, linewidth=0)
+        axes.vlines(at, low, high, color=palette[str(name)], linewidth=1)
+
+
+def _palette(hues: Sequence[str]) -> dict[str, Any]:
+    """The colour of each name in `hues`, in drawing order."""
+    import seaborn as sns
+
+    others = [name for name in hues if name not in KNOWN_HUES]
+    colours = sns.color_palette("colorblind", n_colors=len(KNOWN_HUES) + len(others))
+    return {name: colour for name, colour in zip([*KNOWN_HUES, *others], colours, strict=True) if name in hues}
+
+
+def _figure(*, width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _shared_legend(figure: Figure, grid: Sequence[Axes]) -> None:
+    entries: dict[Any, Any] = {}
+    for axes in grid:
+        handles, names = axes.get_legend_handles_labels()
+        entries = dict(zip(names, handles, strict=True)) | entries
+        legend = axes.get_legend()
+        if legend is not None:
+            legend.remove()
+    figure.legend(list(entries.values()), list(entries), loc="outside right center")
+
+
+def _check_points(frame: pd.DataFrame, x: str, hue: str, measure: str, before: Mapping[str, float]) -> None:
+    _check_columns(frame, [x, hue, measure, "estimate", "low", "high"], numbers=[x, "estimate", "low", "high"])
+    smallest = _numbers(frame, x).min()
+    if smallest <= 0:
+        raise ValueError(
+            f"{x}: expected numbers > 0 for a logarithmic axis, got {smallest}; the value without intervention goes in before="
+        )
+    repeated = frame[frame.duplicated([x, hue, measure])]
+    if len(repeated):
+        first = repeated.iloc[0]
+        raise ValueError(f"expected one row a point, got several for {x}={first[x]}, {hue}={first[hue]!r}, {measure}={first[measure]!r}")
+    strangers = sorted(set(before) - set(frame[measure]))
+    if strangers:
+        raise ValueError(f"before: {strangers} are not among the measures {sorted(set(frame[measure]))}")
+
+
+def _check_columns(frame: pd.DataFrame, names: list[str], *, numbers: list[str]) -> None:
+    missing = [name for name in names if name not in frame.columns]
+    if missing:
+        raise ValueError(f"frame: expected columns {names}, got {list(frame.columns)}: {missing} missing")
+    if frame.empty:
+        raise ValueError("frame: expected at least one row, got none")
+    holes = [name for name in numbers if not np.isfinite(_numbers(frame, name)).all()]
+    if holes:
+        raise ValueError(f"frame: expected finite numbers, got missing or infinite ones in {holes}")
+
+
+def _numbers(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    return np.asarray(frame[column], dtype=np.float64)

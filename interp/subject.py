@@ -1,0 +1,232 @@
+"""Subject: a model under study, of any kind, as one thing that predicts tokens; `load` makes one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, Layout
+from .batch import Batch
+from .checkpoints import LoadError, read
+from .decoding import Decoder
+from .discovery import discover
+from .hooks import intervened, prompt_length
+from .interventions import Plan
+from .sites import Site
+
+Forward = Callable[[nn.Module, Batch, int], Tensor]
+
+
+class Subject:
+    """A model, its sites and its tokenizer.
+
+    `forward(module, batch, keep)` returns the logits that predict the last `keep` tokens of the batch, [batch, keep, vocabulary]; `keep` is at
+    least 1. `Decoder` decodes with the model's KV cache where it has one.
+    """
+
+    def __init__(self, module: nn.Module, anatomy: Anatomy, forward: Forward, tokenizer: Any = None, name: str = "") -> None:
+        self.module, self.anatomy, self.forward, self.tokenizer = module, anatomy, forward, tokenizer
+        self.name = name or type(module).__name__
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every verified site, in the order data meets them."""
+        return self.anatomy.sites
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model knows: rows of the embedding that reads them."""
+        return _vocabulary(self.module)
+
+    def logits(self, batch: Batch) -> Float[Tensor, "batch position vocabulary"]:
+        """Aligned logits: `logits[b, t]` predicts `tokens[b, t]`. Position 0 is all zeros (a uniform guess) for models that see nothing before it."""
+        known = self._predict(batch, batch.length - 1)
+        return torch.cat([known.new_zeros(len(batch), batch.length - known.shape[1], known.shape[2]), known], dim=1)
+
+    def target_logits(self, batch: Batch) -> Float[Tensor, "batch predicted vocabulary"]:
+        """The aligned logits of `batch.targets` alone: the head runs only there."""
+        return self._predict(batch, batch.length - batch.prompt)
+
+    def losses(self, batch: Batch) -> Float[Tensor, "batch predicted"]:
+        """Negative log-likelihood, in nats, of each of `batch.targets`; 0 on padding."""
+        return token_losses(self.target_logits(batch), batch)
+
+    def touch(self, batch: Batch) -> None:
+        """Runs the model for what its hooks see: the head predicts one token only."""
+        self._predict(batch, 1)
+
+    def _predict(self, batch: Batch, keep: int) -> Tensor:
+        self.check(batch)
+        with prompt_length(batch.prompt):
+            return self.forward(self.module, batch.to(self.device), keep)
+
+    def check(self, batch: Batch) -> None:
+        """Raises ValueError for token ids that the model does not know."""
+        low, high = int(batch.tokens.min()), int(batch.tokens.max())
+        if low < 0 or high >= self.vocabulary:
+            raise ValueError(f"token ids must be 0 to {self.vocabulary - 1} for {self.name}; got {low} to {high}: another model's tokenizer?")
+
+    @overload
+    def generate(self, prompt: str, length: int) -> str: ...
+    @overload
+    def generate(self, prompt: Tensor, length: int) -> Tensor: ...
+    def generate(self, prompt: str | Int[Tensor, "batch position"], length: int) -> str | Int[Tensor, "batch length"]:
+        """Exactly `length` greedy tokens after the prompt, as text for a text and as ids for ids. An end-of-text token does not stop it."""
+        if isinstance(prompt, str):
+            return self.decode(self.generate(torch.tensor([self.encode(prompt)]), length)[0].tolist())
+        if length < 1 or prompt.ndim != 2 or not prompt.numel():
+            raise ValueError(f"generate needs a prompt [batch, position] with tokens and length >= 1; got {tuple(prompt.shape)} and {length}")
+        with torch.no_grad(), prompt_length(prompt.shape[1]):
+            return Decoder(self, prompt.shape[0]).greedy(prompt.to(self.device), length)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens. Raises ValueError when it has none."""
+        ids = self._tokens(text)
+        if not ids:
+            raise ValueError("the text is empty: expected at least one token")
+        return ids
+
+    def _tokens(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...), or give token ids")
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def encode_all(self, texts: Sequence[str], length: int | None = None) -> Batch:
+        """One right-padded batch, each text cut to `length` tokens."""
+        return Batch.pad([self.encode(t)[:length] for t in texts])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens))
+
+    def intervened(self, *plans: Plan) -> AbstractContextManager[None]:
+        """Everything run inside the block runs under the plans; see `interp.hooks.intervened`."""
+        return intervened(self, *plans)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells models apart: a hash over the names, shapes and a few values of every parameter."""
+        digest = hashlib.sha256()
+        for name, parameter in self.module.named_parameters():
+            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 16)]
+            digest.update(f"{name}{tuple(parameter.shape)}{some.float().sum().item()!r}".encode())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        stacks = ", ".join(f"{name or 'blocks'}: {len(blocks)}" for name, blocks in self.anatomy.stacks.items())
+        size = sum(p.numel() for p in self.module.parameters())
+        return f"Subject({self.name}, {size / 1e6:.1f}M parameters, {stacks}, {len(self.sites)} sites)"
+
+
+def token_losses(logits: Float[Tensor, "batch predicted vocabulary"], batch: Batch) -> Float[Tensor, "batch predicted"]:
+    """Cross-entropy in nats of `batch.targets` under their logits; 0 on padding."""
+    targets = batch.targets.to(logits.device)
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return losses.view_as(targets) * batch.counted.to(logits.device)
+
+
+def language_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
+    """The forward of a Hugging Face causal language model; its head runs on the kept positions only (on all of them when all are kept)."""
+    everything = keep == batch.length - 1
+    return module(batch.tokens, use_cache=False, logits_to_keep=0 if everything else keep + 1).logits[:, -keep - 1 : -1]
+
+
+def plain_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
+    """The forward of any module that maps token ids to next-token logits [batch, position, vocabulary]."""
+    output = module(batch.tokens, **batch.conditioning)
+    return getattr(output, "logits", output)[:, -keep - 1 : -1]
+
+
+def load(
+    source: Any,
+    *,
+    tokenizer: Any = None,
+    anatomy: Layout | None = None,
+    forward: Forward | None = None,
+    example: Batch | None = None,
+    dtype: torch.dtype | str | None = None,
+    trust_remote_code: bool = False,
+) -> Subject:
+    """A Subject from a hub id, a model folder, a GGUF file, an installed package with a GGUF, or a model you hold: Hugging Face, nnsight, any module.
+
+    Weights are neither copied nor changed, nor is the kind of attention. Sites are found structurally and verified on a forward of a few tokens.
+
+    Args:
+        tokenizer: for models that come without one.
+        anatomy: where the sites are, for modules whose structure does not tell (see Layout).
+        forward: how to get logits from a plain module that is not called as `module(tokens)`; see Subject.
+        example: a tiny batch for the first forward, for modules that need more than tokens.
+        dtype: of the weights when read from files; as stored by default.
+        trust_remote_code: whether code that a checkpoint brings may run.
+
+    Raises:
+        LoadError: unreadable files, NaN weights, a tokenizer larger than the embedding, an object that is no model.
+        SiteError: no blocks found.
+    """
+    if isinstance(source, Subject):
+        return source
+    name = str(source) if isinstance(source, (str, Path)) else ""
+    if isinstance(source, (str, Path)):
+        source, found = read(source, getattr(torch, dtype) if isinstance(dtype, str) else dtype, trust_remote_code)
+        tokenizer = tokenizer or found
+    module, tokenizer = _unwrapped(source, tokenizer)
+    _check_weights(module, tokenizer)
+    forward = forward or (language_forward if hasattr(module, "prepare_inputs_for_generation") else plain_forward)
+    example = example or Batch(torch.arange(22).reshape(2, 11) % _vocabulary(module))
+    batch = example.to(next(module.parameters()).device)
+    found_anatomy = discover(module, lambda: forward(module, batch, batch.length - 1), anatomy)
+    return Subject(module, found_anatomy, forward, tokenizer, Path(name).name)
+
+
+def _unwrapped(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
+    """The torch module behind what a user holds; refuses what cannot be read without changing it."""
+    library = type(source).__module__.partition(".")[0]
+    if library == "transformer_lens":
+        raise LoadError(
+            "a TransformerBridge rewrites the model in place (other modules, other attention), so its numbers are not the model's own: load the "
+            "original checkpoint again and pass that; to run a plan on the bridge use interp.adapters.transformer_lens"
+        )
+    if library == "nnsight":
+        return source._module, tokenizer or getattr(source, "tokenizer", None)
+    if not isinstance(source, nn.Module):
+        raise LoadError(f"cannot study a {type(source).__name__}: expected a hub id, a folder, a .gguf file, or a torch module")
+    if getattr(getattr(source, "config", None), "is_encoder_decoder", False):
+        raise LoadError(f"{type(source).__name__} is an encoder-decoder: expected an autoregressive model over one sequence")
+    return source, tokenizer
+
+
+def _check_weights(module: nn.Module, tokenizer: Any) -> None:
+    broken = [name for name, p in module.named_parameters() if p.is_floating_point() and not bool(torch.isfinite(p.detach()).all())]
+    if broken:
+        raise LoadError(f"{len(broken)} weights hold NaN or infinity: {', '.join(broken[:3])}")
+    if tokenizer is not None and len(tokenizer) > _vocabulary(module):
+        raise LoadError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {_vocabulary(module)}: another model's tokenizer")
+
+
+def _vocabulary(module: nn.Module) -> int:
+    rows = next((m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)), None)
+    if rows is None:
+        raise LoadError(f"{type(module).__name__} has no token embedding: pass example= and forward= to interp.load")
+    return rows
+
+
+@contextmanager
+def evaluating(subject: Subject) -> Iterator[None]:
+    """No gradients, dropout off; the module's own mode comes back."""
+    training = subject.module.training
+    subject.module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        subject.module.train(training)

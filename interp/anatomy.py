@@ -120,7 +120,9 @@ class Anatomy:
         found = tuple(s for s in self.sites if fnmatch.fnmatchcase(str(s), wanted))
         if not found:
             why = next((f" ({s}: {reason})" for s, reason in self.refused.items() if fnmatch.fnmatchcase(str(s), wanted)), "")
-            raise SiteError(f"{pattern!r} matches none of the {len(self.places)} sites{why}; nearest: {closest(pattern, map(str, self.places))}")
+            raise SiteError(
+                f"{pattern!r} matches none of the {len(self.places)} sites{why}; nearest: {closest(pattern, map(str, self.places))}"
+            )
         return found
 
     def widths(self, sites: Sites) -> dict[Site, int]:
@@ -142,7 +144,9 @@ class Anatomy:
         for site in units.sites:
             here = self.places[self.resolve(site)].units
             if units.widths[site] != here:
-                raise ValueError(f"these units were chosen on a model whose {site} is {units.widths[site]} wide; here it is {here}: another model's plan")
+                raise ValueError(
+                    f"these units were chosen on a model whose {site} is {units.widths[site]} wide; here it is {here}: another model's plan"
+                )
 
     def out_weight(self, module: nn.Module, site: Site | str) -> Float[Tensor, "columns d_model"]:
         """The rows by which each column of `neurons` or `heads` writes to the residual: a view of the out-projection's weight."""

@@ -80,7 +80,9 @@ class Batch:
         """The windows of a scan (columns `tokens` and `prefix`) as one batch."""
         missing = {"tokens", "prefix"} - set(windows.columns)
         if missing or windows.empty:
-            raise ValueError(f"expected a frame of windows as scan() returns, with rows; got {len(windows)} rows, missing columns {sorted(missing) or 'none'}")
+            raise ValueError(
+                f"expected a frame of windows as scan() returns, with rows; got {len(windows)} rows, missing columns {sorted(missing) or 'none'}"
+            )
         prefixes = windows["prefix"].unique()
         if len(prefixes) != 1:
             raise ValueError(f"windows have several prefix lengths {sorted(prefixes)}: take one at a time")

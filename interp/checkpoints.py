@@ -76,7 +76,9 @@ def _read_gguf(file: Path, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         config = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype or torch.float32, quantization_config=config)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=dtype or torch.float32, quantization_config=config
+        )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise LoadError(f"{file.name}: {str(error).splitlines()[0]}") from error
     model.hf_quantizer = None  # the weights are ordinary now; with these left, saving is refused
@@ -96,7 +98,9 @@ def _check_gguf(file: Path) -> None:
         raise LoadError(f"{file.name} is not a whole GGUF file: {error}") from error
     name = str(header.contents()) if header else "unknown"
     if name not in SUPPORTED:
-        raise LoadError(f"{file.name} has architecture {name!r}, which transformers cannot read from GGUF; nearest: {closest(name, SUPPORTED)}")
+        raise LoadError(
+            f"{file.name} has architecture {name!r}, which transformers cannot read from GGUF; nearest: {closest(name, SUPPORTED)}"
+        )
 
 
 def _check_folder(folder: Path) -> None:
@@ -133,12 +137,19 @@ def _read_pretrained(source: str, dtype: torch.dtype | None, trust_remote_code: 
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+            source,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise LoadError(f"cannot load {source!r}: {str(error).splitlines()[0]}") from error
     wrong = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "mismatched_keys") if report[kind]}
     if wrong:
-        raise LoadError(f"{source!r} does not hold the weights its config asks for; " + "; ".join(f"{k}: {v[:3]}" for k, v in wrong.items()))
+        raise LoadError(
+            f"{source!r} does not hold the weights its config asks for; " + "; ".join(f"{k}: {v[:3]}" for k, v in wrong.items())
+        )
     return model, tokenizer

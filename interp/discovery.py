@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Layout, Place, out_rows
-from .hooks import Call, Watch, watched
 from .sites import BLOCK_POINTS, Site, SiteError, closest
+from .watching import Call, Watch, watched
 
 
 def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None = None) -> Anatomy:
@@ -32,7 +32,9 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
         watch = watched(module, run)
     stacks = _named_stacks(module, layout) if layout.blocks else _found_stacks(module, watch)
     if not stacks:
-        raise SiteError("no stack of blocks found (a list of like modules, run once each in order): pass anatomy=interp.Layout(blocks='path.to.blocks')")
+        raise SiteError(
+            "no stack of blocks found (a list of like modules, run once each in order): pass anatomy=interp.Layout(blocks='path.to.blocks')"
+        )
     survey = _Survey(module, watch, layout)
     for stack, path in stacks.items():
         survey.stack(stack, path)
@@ -89,7 +91,7 @@ def _is_stack(blocks: nn.Module, path: str, calls: dict[str, list[Call]]) -> boo
 
 
 def _short_names(paths: list[str]) -> list[str]:
-    """"" for a single stack, else the first part of each path that tells it from the others."""
+    """ "" for a single stack, else the first part of each path that tells it from the others."""
     if len(paths) == 1:
         return [""]
     parts = [p.split(".") for p in paths]
@@ -135,7 +137,9 @@ class _Survey:
         """`embed` is the first embedding that runs beside the stack; `final` the first module after the last block that keeps its shape."""
         owner = path.rpartition(".")[0]
         beside = [c for c in self.watch.calls if c.path.startswith(f"{owner}." if owner else "") and not c.path.startswith(f"{path}.")]
-        embeds = [c for c in beside if isinstance(self.module.get_submodule(c.path), nn.Embedding) and c.output is not None and c.output.ndim == 3]
+        embeds = [
+            c for c in beside if isinstance(self.module.get_submodule(c.path), nn.Embedding) and c.output is not None and c.output.ndim == 3
+        ]
         finals = [c for c in beside if c.start > last.end and _shaped_like(c.output, last.output)]
         for point, calls in (("embed", embeds), ("final", finals)):
             missing = f"no module beside {path} gives it"
@@ -166,7 +170,15 @@ class _Block:
             mid = attn
         elif not parallel:
             mid = Place(attn.path, "out", self._width, onto=pre)
-        return {"resid_pre": pre, "heads": heads, "attn_out": attn, "resid_mid": mid, "neurons": neurons, "mlp_out": mlp, "resid_post": post}
+        return {
+            "resid_pre": pre,
+            "heads": heads,
+            "attn_out": attn,
+            "resid_mid": mid,
+            "neurons": neurons,
+            "mlp_out": mlp,
+            "resid_post": post,
+        }
 
     @property
     def _width(self) -> int:
@@ -180,7 +192,9 @@ class _Block:
     def _named(self, path: str) -> Call:
         calls = [c for c in self.inner if c.path == f"{self.call.path}.{path}"]
         if len(calls) != 1:
-            raise SiteError(f"{self.call.path}.{path} ran {len(calls)} times in one forward; nearest: {closest(path, [c.path for c in self.inner])}")
+            raise SiteError(
+                f"{self.call.path}.{path} ran {len(calls)} times in one forward; nearest: {closest(path, [c.path for c in self.inner])}"
+            )
         return calls[0]
 
     def _attention(self) -> str | None:
@@ -229,7 +243,9 @@ class _Block:
             mlps = [c for c in mlps if not self._of_attention(c.path) and c.path != heads.path]
             attns = [c for c in attns if self.layout.attn_out or self._of_attention(c.path) or not self._has_weights(c)]
         for attn, mlp in product(reversed(attns), reversed(mlps)):
-            pre, a, m, post = (t.reshape(-1, self._width) for t in (self.call.value, attn.output, mlp.output, self.call.output) if t is not None)
+            pre, a, m, post = (
+                t.reshape(-1, self._width) for t in (self.call.value, attn.output, mlp.output, self.call.output) if t is not None
+            )
             if _close(pre + a + m, post, pre, a, m):
                 sequential = any(_shaped_like(c.value, self.call.output) and _close(_flat(c.value), pre + a, pre, a) for c in self.inner)
                 return _outward(attn), _outward(mlp), not sequential

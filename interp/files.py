@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def replaced(path: str | Path) -> Iterator[Path]:
+def replaced(path: str | Path) -> Generator[Path]:
     """Yields a temporary path that becomes `path` when the block ends well, and vanishes when it does not.
 
     Raises OSError, naming the folder, when it cannot be written.

@@ -1,4 +1,4 @@
-"""The only file that registers hooks: `tapped` (values at sites, to see or to replace), `watched` (every call of one forward) and `rerouted`.
+"""The only file that registers hooks: `tapped` (to see or replace values at sites), `intervened`, `captured` and `every_call`.
 
 Laws kept here: own handles only, removed in `finally`; contexts nest and re-enter; the hooks of others survive; a hook that never fires is an
 error; a value is never written in place. Where contexts nest, the inner one sees what the outer one left.
@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .anatomy import Anatomy, Place
 from .interventions import Edit, Plan, apply, interventions
@@ -138,7 +136,9 @@ def _tap(module: nn.Module, place: Place, visit: Visit, clock: Clock) -> list[An
     def outward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         return _replaced(output, lambda t: _visit(visit, t, clock))
 
-    handles.append(target.register_forward_pre_hook(inward, with_kwargs=True) if place.side == "in" else target.register_forward_hook(outward))
+    handles.append(
+        target.register_forward_pre_hook(inward, with_kwargs=True) if place.side == "in" else target.register_forward_hook(outward)
+    )
     return handles
 
 
@@ -155,7 +155,7 @@ def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
     value = tensor if tensor.ndim == 3 else tensor.reshape(-1, clock.length, tensor.shape[-1])
     clock.see(value)
     new = visit(value, clock)
-    return None if new is None else new.reshape(tensor.shape)
+    return new if new is None or tensor.ndim == 3 else new.reshape(-1, tensor.shape[-1])
 
 
 def first_tensor(tree: Any) -> Tensor | None:
@@ -216,7 +216,9 @@ def intervened(subject: Hooked, *plans: Plan) -> Iterator[None]:
         yield
     idle = [e for n, e in enumerate(edits) if not applied[n]]
     if idle:
-        raise HookError(f"{len(idle)} of {len(edits)} edits never applied: first at {idle[0].site}, positions {idle[0].positions}, when={idle[0].when!r}")
+        raise HookError(
+            f"{len(idle)} of {len(edits)} edits never applied: first at {idle[0].site}, positions {idle[0].positions}, when={idle[0].when!r}"
+        )
 
 
 def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
@@ -249,88 +251,16 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Iterator[dict[Site, Va
         yield values
     stale = [s for s in sites if values[s]._version != versions[s]]
     if stale:
-        raise HookError(f"{', '.join(map(str, stale))}: the model changed this activation in place after the hook; capture the next site instead")
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One execution of one module, with copies of its first input and output; `inside` are the paths of the modules that were running."""
-
-    path: str
-    inside: tuple[str, ...]
-    start: int
-    end: int
-    value: Tensor | None
-    output: Tensor | None
-
-
-@dataclass(eq=False)
-class Watch(TorchFunctionMode):
-    """What one forward did: module calls in order of completion, and attention operations as (time, running modules, heads)."""
-
-    calls: list[Call] = field(default_factory=list[Call])
-    attentions: list[tuple[int, tuple[str, ...], int]] = field(default_factory=list[tuple[int, tuple[str, ...], int]])
-    running: list[tuple[str, int, Tensor | None]] = field(default_factory=list[tuple[str, int, Tensor | None]])
-    time: int = 0
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("scaled_dot_product_attention", "softmax"):
-            self._attention(name, args[0] if args else next(iter((kwargs or {}).values())))
-        return func(*args, **(kwargs or {}))
-
-    def _attention(self, name: str, scores: Tensor) -> None:
-        square = scores.ndim >= 3 and (name != "softmax" or scores.shape[-1] == scores.shape[-2])
-        if square:
-            self.time += 1
-            self.attentions.append((self.time, tuple(path for path, *_ in self.running), scores.shape[1] if scores.ndim == 4 else 0))
-
-    def enter(self, path: str, value: Any) -> None:
-        self.time += 1
-        self.running.append((path, self.time, _copy(value)))
-
-    def leave(self, output: Any) -> None:
-        self.time += 1
-        path, start, value = self.running.pop()
-        self.calls.append(Call(path, tuple(p for p, *_ in self.running), start, self.time, value, _copy(output)))
-
-
-def _copy(tree: Any) -> Tensor | None:
-    value = first_tensor(tree)
-    return None if value is None else value.detach().clone()
-
-
-def watched(module: nn.Module, run: Callable[[], object]) -> Watch:
-    """Runs `run` once and tells every module call and attention operation it made. Copies are kept, so use a tiny input."""
-    watch = Watch()
-    with ExitStack() as stack, torch.no_grad(), watch:
-        for path, child in module.named_modules():
-            stack.enter_context(_handle(child.register_forward_pre_hook(lambda _, a, k, path=path: watch.enter(path, (a, k)), with_kwargs=True)))
-            stack.enter_context(_handle(child.register_forward_hook(lambda _, __, output: watch.leave(output))))
-        run()
-    return watch
+        raise HookError(
+            f"{', '.join(map(str, stale))}: the model changed this activation in place after the hook; capture the next site instead"
+        )
 
 
 @contextmanager
-def rerouted(routes: Mapping[nn.Module, Callable[[Callable[..., Any]], Callable[..., Any]]]) -> Iterator[None]:
-    """Replaces the forward of some modules by `route(forward)` and puts it back: how a sweep skips what it already knows. Hooks still fire."""
+def every_call(module: nn.Module, enter: Callable[[str, object], None], leave: Callable[[object], None]) -> Iterator[None]:
+    """Calls `enter(path, inputs)` before and `leave(output)` after every call of every submodule."""
     with ExitStack() as stack:
-        for module, route in routes.items():
-            stack.enter_context(_forward(module, route(module.forward)))
+        for path, child in module.named_modules():
+            stack.enter_context(_handle(child.register_forward_pre_hook(lambda _, a, k, path=path: enter(path, (a, k)), with_kwargs=True)))
+            stack.enter_context(_handle(child.register_forward_hook(lambda _, __, output: leave(output))))
         yield
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = module.__dict__.get("forward")  # nnsight keeps its controller there
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own

@@ -86,7 +86,9 @@ class Intervention(ABC):
         if not len(self.units):
             raise ValueError(f"{type(self).__name__} has no units: nothing would change")
         if self.when not in get_args(When):
-            raise ValueError(f"when={self.when!r}: expected one of {', '.join(get_args(When))}; nearest: {closest(self.when, get_args(When))}")
+            raise ValueError(
+                f"when={self.when!r}: expected one of {', '.join(get_args(When))}; nearest: {closest(self.when, get_args(When))}"
+            )
         if self.positions is not None and (not self.positions or min(self.positions) < 0):
             raise ValueError(f"positions={self.positions}: expected absolute positions >= 0 (0 is the first token)")
 
@@ -94,7 +96,9 @@ class Intervention(ABC):
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
         """This intervention as Edits; `columns(site, units)` gives the activation columns of units (several a head, one a neuron)."""
 
-    def _edit(self, site: Site, columns: np.ndarray, multiply: float, add: np.ndarray | None = None, basis: np.ndarray | None = None) -> Edit:
+    def _edit(
+        self, site: Site, columns: np.ndarray, multiply: float, add: np.ndarray | None = None, basis: np.ndarray | None = None
+    ) -> Edit:
         def tensor(array: np.ndarray | None) -> Tensor | None:
             return None if array is None else torch.tensor(np.asarray(array, dtype=np.float64))
 
@@ -107,7 +111,9 @@ class Intervention(ABC):
     def _rows(self, values: Mapping[Site, np.ndarray], site: Site, at: np.ndarray) -> np.ndarray:
         """`values[site]`, [width] or [rows, width], restricted to the edited columns: [rows, columns]."""
         if site not in values:
-            raise ValueError(f"{type(self).__name__} has units at {site} but no values for it; values are given for {', '.join(map(str, values))}")
+            raise ValueError(
+                f"{type(self).__name__} has units at {site} but no values for it; values are given for {', '.join(map(str, values))}"
+            )
         table = np.asarray(values[site])
         table = table.reshape(1, -1) if table.ndim == 1 else table.reshape(len(table), -1)
         if at.max() >= table.shape[1]:

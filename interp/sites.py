@@ -21,7 +21,9 @@ from dataclasses import dataclass
 BLOCK_POINTS = ("resid_pre", "heads", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post")
 END_POINTS = ("embed", "final")
 
-_PATTERN = re.compile(rf"^(?:(?P<stack>[\w.]+)\.)?(?:blocks\.(?P<block>\d+)\.(?P<point>{'|'.join(BLOCK_POINTS)})|(?P<end>{'|'.join(END_POINTS)}))$")
+_PATTERN = re.compile(
+    rf"^(?:(?P<stack>[\w.]+)\.)?(?:blocks\.(?P<block>\d+)\.(?P<point>{'|'.join(BLOCK_POINTS)})|(?P<end>{'|'.join(END_POINTS)}))$"
+)
 
 _TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",
@@ -60,7 +62,9 @@ class Site:
         match = _PATTERN.match(_without_transformer_lens(name))
         if match is None:
             nearest = closest(name.rsplit(".", 1)[-1], [*BLOCK_POINTS, *END_POINTS])
-            raise SiteError(f"{name!r} is not a site: expected [stack.]blocks.<i>.<point>, embed, final or <module path>:in|:out; nearest point: {nearest}")
+            raise SiteError(
+                f"{name!r} is not a site: expected [stack.]blocks.<i>.<point>, embed, final or <module path>:in|:out; nearest point: {nearest}"
+            )
         block = match["block"]
         return cls(match["point"] or match["end"], None if block is None else int(block), match["stack"] or "")
 

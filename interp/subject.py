@@ -75,7 +75,9 @@ class Subject:
         """Raises ValueError for token ids that the model does not know."""
         low, high = int(batch.tokens.min()), int(batch.tokens.max())
         if low < 0 or high >= self.vocabulary:
-            raise ValueError(f"token ids must be 0 to {self.vocabulary - 1} for {self.name}; got {low} to {high}: another model's tokenizer?")
+            raise ValueError(
+                f"token ids must be 0 to {self.vocabulary - 1} for {self.name}; got {low} to {high}: another model's tokenizer?"
+            )
 
     @overload
     def generate(self, prompt: str, length: int) -> str: ...
@@ -86,7 +88,9 @@ class Subject:
         if isinstance(prompt, str):
             return self.decode(self.generate(torch.tensor([self.encode(prompt)]), length)[0].tolist())
         if length < 1 or prompt.ndim != 2 or not prompt.numel():
-            raise ValueError(f"generate needs a prompt [batch, position] with tokens and length >= 1; got {tuple(prompt.shape)} and {length}")
+            raise ValueError(
+                f"generate needs a prompt [batch, position] with tokens and length >= 1; got {tuple(prompt.shape)} and {length}"
+            )
         with torch.no_grad(), prompt_length(prompt.shape[1]):
             return Decoder(self, prompt.shape[0]).greedy(prompt.to(self.device), length)
 

@@ -73,7 +73,9 @@ class Units:
     def _combine(self, other: Units, rule: Callable[[Indices, Indices], Indices]) -> Units:
         for site in self.widths.keys() & other.widths.keys():
             if self.widths[site] != other.widths[site]:
-                raise ValueError(f"{site} is {self.widths[site]} wide in one set and {other.widths[site]} in the other: units of two models")
+                raise ValueError(
+                    f"{site} is {self.widths[site]} wide in one set and {other.widths[site]} in the other: units of two models"
+                )
         return Units({s: rule(self[s], other[s]) for s in {*self._indices, *other._indices}}, {**self.widths, **other.widths})
 
     def matched(self, seed: int, among: Units | None = None) -> Units:

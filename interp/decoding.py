@@ -39,9 +39,10 @@ class Decoder:
 
     def crop(self, length: int) -> None:
         """Forgets all but the first `length` positions."""
+        surplus = self.read.shape[1] - length
         self.read = self.read[:, :length]
-        if self.cache is not None:
-            self.cache.crop(length)
+        if self.cache is not None and surplus > 0:
+            self.cache.crop(-surplus)  # a negative count removes from the end
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Keeps these rows of the batch only."""

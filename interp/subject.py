@@ -96,12 +96,13 @@ class Subject:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens. Raises ValueError when it has none."""
-        ids = self._tokens(text)
+        ids = self.tokens(text)
         if not ids:
             raise ValueError("the text is empty: expected at least one token")
         return ids
 
-    def _tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens; none for an empty text."""
         if self.tokenizer is None:
             raise ValueError(f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...), or give token ids")
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

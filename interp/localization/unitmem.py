@@ -1,0 +1,50 @@
+"""UnitMem: how much more a unit responds to one example than to the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from interp.batch import Batches, batches
+from interp.localization.registry import Scores, method
+from interp.recording import record
+from interp.sites import Site
+from interp.subject import Subject
+
+_DEAD = 1e-8
+
+
+@method("unitmem")
+def unitmem_of_memorized(subject: Subject, memorized: Batches, control: Batches, sites: tuple[Site, ...]) -> Scores:
+    """UnitMem over memorized and control windows together; 0 for units whose strongest example is a control."""
+    ours = list(batches(memorized))
+    count = sum(map(len, ours))
+    scores = unitmem(subject, chain(ours, batches(control)), sites)
+    return {site: np.where(example < count, value, 0.0) for site, (value, example) in scores.items()}
+
+
+def unitmem(
+    subject: Subject, windows: Batches, sites: tuple[Site, ...]
+) -> dict[Site, tuple[Float[np.ndarray, " units"], Int[np.ndarray, " units"]]]:
+    """For every unit, (mu_max - mu_rest) / (mu_max + mu_rest) in [0, 1], and the example of the maximum.
+
+    mu is the mean of |activation| over the positions of one example, mu_rest its mean over the other examples (Wang et al. 2024, arXiv
+    2409.19069, equations 5-8, with the absolute value that negative activations need). Streams: memory does not grow with examples. A unit that
+    never fires scores 0.
+    """
+    recording = record(subject, windows, sites, reduce="selectivity")
+    return {site: _selectivity(parts, subject.anatomy.place(site).units) for site, parts in recording.parts.items()}
+
+
+def _selectivity(parts: Mapping[str, np.ndarray], units: int) -> tuple[np.ndarray, np.ndarray]:
+    """UnitMem and example of each unit; a head's is the mean over its coordinates, and the example that of its strongest one."""
+    largest, count = parts["max"], parts["count"]
+    if count.flat[0] < 2:
+        raise ValueError(f"UnitMem compares examples: expected at least 2, got {count.flat[0]}")
+    rest = (parts["sum"] - largest) / (count - 1)
+    selectivity = np.where(largest > _DEAD, (largest - rest) / np.maximum(largest + rest, _DEAD), 0.0)
+    strongest = largest.reshape(units, -1).argmax(1)
+    return selectivity.reshape(units, -1).mean(1), parts["argmax"].reshape(units, -1)[np.arange(units), strongest]

@@ -1,0 +1,234 @@
+"""scan: which windows of a corpus a model continues verbatim, and how nearly it continues the others.
+
+One teacher-forced forward tells all but the free continuation: greedy decoding reproduces a suffix exactly when, at each of its positions, the
+most likely token given the true ones before is the true one. Where a window deserves it, the free continuation is decoded from the first miss on,
+on the cache of that same forward: the truth is the draft, the model verifies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+
+from interp.batch import Batch
+from interp.decoding import Decoder
+from interp.hooks import prompt_length
+from interp.memorization.parts import Parts
+from interp.progress import track
+from interp.subject import Subject, evaluating, token_losses
+
+Text = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """`tokens` of text number `text`, from token `start`."""
+
+    text: int
+    start: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What one teacher-forced forward says of a batch of windows.
+
+    Attributes:
+        hits: whether the most likely token is the true one, given the true ones before.
+        log_p: log-probability of the whole suffix, in nats.
+        continuation: the greedy continuation of the prefix for rows that were `decoded`; on other rows it is not to be read.
+        decoded: which rows of `continuation` are greedy decoding's tokens.
+    """
+
+    hits: Bool[np.ndarray, "batch length"]
+    log_p: Float[np.ndarray, " batch"]
+    continuation: Int[np.ndarray, "batch length"]
+    decoded: Bool[np.ndarray, " batch"]
+
+
+def scan(
+    subject: Subject,
+    texts: Iterable[Text],
+    prefix: int = 32,
+    length: int = 32,
+    *,
+    stride: int | None = None,
+    size: int = 16,
+    decode_from: float = 0.5,
+    folder: str | Path | None = None,
+) -> pd.DataFrame:
+    """Measures every window of `prefix + length` tokens: given its first `prefix` tokens, does the model say the next `length`?
+
+    Args:
+        texts: strings, or token sequences; a stream is read as it comes.
+        stride: tokens from one window to the next; `length` by default.
+        size: windows a forward.
+        decode_from: windows with at least this token accuracy are also decoded freely, for `similarity`; 0 decodes all, above 1 none.
+        folder: keeps finished parts there; an interrupted scan of the same model and texts goes on where it stopped.
+
+    Returns:
+        One row a window: `text`, `start`, `prefix`, `length`, `tokens`; `exact` (the whole suffix is greedy decoding's), `matched` (true tokens
+        before the first miss), `run` (longest run of hits), `accuracy` (share of hits), `log_p` (of the suffix, nats), `similarity` (1 - edit
+        distance / length, in tokens, of the greedy continuation; NaN where it was not decoded) and, with a tokenizer, `prompt` and `suffix`.
+        `frame.attrs` counts the texts and those `skipped` because they are shorter than one window.
+
+    Raises ValueError when no text is as long as one window, or when `folder` holds a scan of something else.
+    """
+    if prefix < 1 or length < 1 or (stride is not None and stride < 1):
+        raise ValueError(f"prefix, length and stride must be at least 1 token; got {prefix}, {length}, {stride}")
+    counts = {"texts": 0, "skipped": 0}
+    stream = windows(subject, texts, prefix + length, stride or length, counts)
+    about = {"model": subject.fingerprint, "prefix": prefix, "length": length, "stride": stride or length, "decode_from": decode_from}
+    with Parts(folder, about) as parts, evaluating(subject):
+        _skip_known(stream, parts)
+        for chunk in track(_chunks(stream, size), "scanning"):
+            parts.add(_measured(subject, chunk, prefix, decode_from))
+    if not len(parts):
+        raise ValueError(f"nothing to scan: {counts['skipped']} of {counts['texts']} texts are shorter than {prefix + length} tokens")
+    frame = parts.frame()
+    frame.attrs |= counts | about
+    return frame
+
+
+def windows(subject: Subject, texts: Iterable[Text], width: int, stride: int, counts: dict[str, int]) -> Iterator[Window]:
+    """Sliding windows of `width` tokens; `counts` keeps how many texts there were and how many were too short."""
+    for number, text in enumerate(texts):
+        tokens = subject.tokens(text) if isinstance(text, str) else [int(t) for t in text]
+        counts["texts"] += 1
+        counts["skipped"] += len(tokens) < width
+        for start in range(0, len(tokens) - width + 1, stride):
+            yield Window(number, start, tuple(tokens[start : start + width]))
+
+
+def _chunks(stream: Iterator[Window], size: int) -> Iterator[list[Window]]:
+    while chunk := list(islice(stream, size)):
+        yield chunk
+
+
+def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
+    """Passes over the windows that an interrupted scan finished, after checking that they are still the same."""
+    for known in parts.known():
+        window = next(stream, None)
+        if window is None or list(window.tokens) != [int(t) for t in known]:
+            raise ValueError(f"{parts.folder} holds a scan of other texts: give another folder, or remove it")
+
+
+def _measured(subject: Subject, chunk: Sequence[Window], prefix: int, decode_from: float) -> pd.DataFrame:
+    batch = Batch(torch.tensor([w.tokens for w in chunk]), prefix)
+    verdict = verdicts(subject, batch, decode_from)
+    rows = {"text": [w.text for w in chunk], "start": [w.start for w in chunk], "prefix": prefix, "length": batch.length - prefix}
+    frame = pd.DataFrame(rows | summary(verdict, batch))
+    frame["tokens"] = [list(w.tokens) for w in chunk]
+    if subject.tokenizer is not None:
+        frame["prompt"] = [subject.decode(w.tokens[:prefix]) for w in chunk]
+        frame["suffix"] = [subject.decode(w.tokens[prefix:]) for w in chunk]
+    return frame
+
+
+def summary(verdict: Verdict, batch: Batch) -> dict[str, np.ndarray]:
+    """The measures of a scan, one value a window."""
+    matched = verdict.hits.cumprod(1).sum(1)
+    truth = batch.targets.tolist()
+    similarity = [
+        Levenshtein.normalized_similarity(t, c.tolist()) if known else np.nan
+        for t, c, known in zip(truth, verdict.continuation, verdict.decoded, strict=True)
+    ]
+    return {
+        "exact": verdict.hits.all(1),
+        "matched": matched,
+        "run": _longest_run(verdict.hits),
+        "accuracy": verdict.hits.mean(1),
+        "log_p": verdict.log_p,
+        "similarity": np.array(similarity),
+    }
+
+
+def _longest_run(hits: Bool[np.ndarray, "batch length"]) -> Int[np.ndarray, " batch"]:
+    run = best = np.zeros(len(hits), dtype=int)
+    for column in hits.T:
+        run = (run + 1) * column
+        best = np.maximum(best, run)
+    return best
+
+
+def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdict:
+    """Teacher-forced hits and log-probability of each window, and its greedy continuation where at least `decode_from` of it hits.
+
+    Runs under whatever interventions are active: with them it says what the changed model would say.
+    """
+    subject.check(batch)
+    tokens = batch.tokens.to(subject.device)
+    with evaluating(subject), prompt_length(batch.prompt):
+        decoder = Decoder(subject, len(batch))
+        logits = decoder.feed(tokens[:, :-1], keep=batch.length - batch.prompt)
+        greedy, targets = logits.argmax(-1), tokens[:, batch.prompt :]
+        hits = greedy == targets
+        decoded = hits.float().mean(1) >= decode_from
+        known = torch.where(hits.cumprod(1).bool(), targets, greedy)
+        _decode_after_miss(decoder, known, hits, decoded & ~hits.all(1), batch.prompt)
+    log_p = -token_losses(logits, batch).sum(1).double()
+    done = decoded | hits.all(1)
+    return Verdict(hits.cpu().numpy(), log_p.cpu().numpy(), known.cpu().numpy(), done.cpu().numpy())
+
+
+def _decode_after_miss(decoder: Decoder, known: Tensor, hits: Tensor, wanted: Tensor, prompt: int) -> None:
+    """Completes the wanted rows of `known` ([batch, length]; right up to and including the first miss) in place.
+
+    All rows step together from the earliest first miss; a row still before its own reads its true tokens, which are verified already.
+    """
+    rows = wanted.nonzero()[:, 0]
+    if not len(rows):
+        return
+    misses = hits[rows].cumprod(1).sum(1)
+    first, length = int(misses.min()), known.shape[1]
+    tokens = known[rows]
+    decoder.select(rows)
+    decoder.crop(prompt + first)
+    for i in range(first, length - 1):
+        following = decoder.feed(tokens[:, i : i + 1])[:, -1].argmax(-1)
+        tokens[:, i + 1] = torch.where(misses <= i, following, tokens[:, i + 1])
+    known[rows] = tokens
+
+
+def discoverable(log_p: Float[np.ndarray, " windows"], queries: int, probability: float) -> Bool[np.ndarray, " windows"]:
+    """Whether sampling a suffix `queries` times yields it at least once with `probability`: 1 - (1 - p)^n >= P.
+
+    (n, p)-discoverable extraction, Hayes et al. 2024 (arXiv 2410.19482), for sampling at temperature 1; its mean is the discoverable rate.
+    """
+    if queries < 1 or not 0 < probability < 1:
+        raise ValueError(f"expected queries >= 1 and a probability in (0, 1); got {queries} and {probability}")
+    p = np.exp(np.minimum(np.asarray(log_p, dtype=np.float64), 0.0))
+    never = np.full(p.shape, -np.inf)
+    np.log1p(-p, out=never, where=p < 1)
+    return -np.expm1(queries * never) >= probability
+
+
+def passages(frame: pd.DataFrame) -> pd.DataFrame:
+    """The windows of a scan as passages, most memorized first: exact windows of a text that touch are one passage.
+
+    One row a passage: `text`, `start`, `tokens` (how many), `windows`, `exact`, `matched`, `accuracy`, `log_p` a token, and `suffix`.
+    """
+    ordered = frame.sort_values(["text", "start"])
+    before = ordered.shift()
+    touches = (ordered["text"] == before["text"]) & (ordered["start"] <= before["start"] + before["length"])
+    joined = touches & ordered["exact"] & before["exact"].eq(True)  # noqa: FBT003
+    groups = ordered.assign(passage=(~joined).cumsum()).groupby("passage")
+    table = groups.agg(
+        text=("text", "first"), start=("start", "min"), last=("start", "max"), length=("length", "first"), prefix=("prefix", "first"),
+        windows=("start", "size"), exact=("exact", "all"), matched=("matched", "max"), accuracy=("accuracy", "mean"), log_p=("log_p", "mean"),
+    )  # fmt: skip
+    table["tokens"] = table["last"] - table["start"] + table["prefix"] + table["length"]
+    table["log_p"] /= table["length"]
+    if "suffix" in frame:
+        table["suffix"] = groups["suffix"].agg("".join)
+    table = table.drop(columns=["last", "length", "prefix"])
+    return table.sort_values(["exact", "windows", "matched", "log_p"], ascending=False).reset_index(drop=True)

@@ -51,8 +51,40 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = [  # noqa: PLE0604 - computed from one table
-    *_HOME_OF
+__all__ = [
+    "Add",
+    "Anatomy",
+    "Batch",
+    "HookError",
+    "Intervention",
+    "Layout",
+    "LoadError",
+    "Mean",
+    "Patch",
+    "Project",
+    "Recording",
+    "Resample",
+    "Scale",
+    "Site",
+    "SiteError",
+    "Subject",
+    "UnitScores",
+    "Units",
+    "Zero",
+    "captured",
+    "convert",
+    "extraction_drop",
+    "fit",
+    "intervened",
+    "load",
+    "load_plan",
+    "localize",
+    "mean_loss",
+    "record",
+    "save_plan",
+    "scan",
+    "split",
+    "sweep",
 ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .sites import BLOCK_POINTS, Site, SiteError, closest
+from .sites import BLOCK_POINTS, Site, SiteError, closest, without_transformer_lens
 from .units import Units, all_units
 
 Sites = str | Site | Iterable[str | Site]
@@ -69,11 +69,13 @@ class Anatomy:
         stacks: for each stack (named "" when there is one), the paths of its blocks in order.
         places: where each verified site is.
         refused: why a point that one might expect is absent, by site.
+        modules: raw module paths (`blocks.0.norm:in`) that can be hooked as they are; no law is known of them.
     """
 
     stacks: Mapping[str, tuple[str, ...]]
     places: Mapping[Site, Place]
     refused: Mapping[Site, str] = field(default_factory=dict[Site, str])
+    modules: Mapping[Site, Place] = field(default_factory=dict[Site, Place])
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -86,14 +88,15 @@ class Anatomy:
 
     def place(self, site: Site | str) -> Place:
         """Where a site is. Raises SiteError that names the nearest site, and the reason if this one was refused on load."""
-        return self.places[self.resolve(site)]
+        found = self.resolve(site)
+        return self.places[found] if found in self.places else self.modules[found]
 
     def resolve(self, name: Site | str) -> Site:
         """The verified site that a name means; raw module paths that are a known site become that site."""
         site = Site.parse(name) if isinstance(name, str) else name
         if site.is_module_path:
             site = next((s for s, p in self.places.items() if str(p) == site.point), site)
-        if site in self.places:
+        if site in self.places or site in self.modules:
             return site
         nearest = closest(str(site), map(str, self._candidates(site)))
         reason = self.refused.get(site, "this model has no such site")
@@ -101,13 +104,15 @@ class Anatomy:
 
     def _candidates(self, site: Site) -> list[Site]:
         """Sites to suggest: of the same block if there is one, so that a refused point offers what stands beside it."""
+        if site.is_module_path:
+            return list(self.modules) or list(self.places)
         beside = [s for s in self.places if (s.block, s.stack) == (site.block, site.stack)]
         return [s for s in beside if s.point.split("_")[0] == site.point.split("_")[0]] or _mlp_or_all(site, beside) or list(self.places)
 
     def expand(self, pattern: Sites) -> tuple[Site, ...]:
         """All sites that a name, a pattern (`blocks.*.neurons`) or several of them mean, in the order data meets them.
 
-        A bare point (`neurons`) means that point in every block of every stack. Raises SiteError when a pattern matches nothing.
+        A bare point (`neurons`) means that point in every block of every stack. TransformerLens's names may be patterns too. Raises SiteError when a pattern matches nothing.
         """
         if isinstance(pattern, str):
             return self._match(pattern) if any(c in pattern for c in "*?[") or pattern in BLOCK_POINTS else (self.resolve(pattern),)
@@ -116,7 +121,7 @@ class Anatomy:
         return tuple(dict.fromkeys(site for part in pattern for site in self.expand(part)))
 
     def _match(self, pattern: str) -> tuple[Site, ...]:
-        wanted = f"*blocks.*.{pattern}" if pattern in BLOCK_POINTS else pattern
+        wanted = f"*blocks.*.{pattern}" if pattern in BLOCK_POINTS else without_transformer_lens(pattern)
         found = tuple(s for s in self.sites if fnmatch.fnmatchcase(str(s), wanted))
         if not found:
             why = next((f" ({s}: {reason})" for s, reason in self.refused.items() if fnmatch.fnmatchcase(str(s), wanted)), "")
@@ -127,7 +132,7 @@ class Anatomy:
 
     def widths(self, sites: Sites) -> dict[Site, int]:
         """How many units each site has: neurons, heads, or coordinates of the residual."""
-        return {site: self.places[site].units for site in self.expand(sites)}
+        return {site: self.place(site).units for site in self.expand(sites)}
 
     def units(self, sites: Sites) -> Units:
         """All units of the given sites."""
@@ -142,7 +147,7 @@ class Anatomy:
     def check(self, units: Units) -> None:
         """Raises ValueError when units were chosen on a model of another shape."""
         for site in units.sites:
-            here = self.places[self.resolve(site)].units
+            here = self.place(site).units
             if units.widths[site] != here:
                 raise ValueError(
                     f"these units were chosen on a model whose {site} is {units.widths[site]} wide; here it is {here}: another model's plan"

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .batch import Batch
+
 
 class Decodable(Protocol):
     """What can be decoded: the forward of a Subject."""
@@ -31,8 +33,6 @@ class Decoder:
         """Reads more tokens; returns the logits after each of the last `keep` of them."""
         self.read = torch.cat([self.read.to(tokens.device), tokens], dim=1)
         if self.cache is None:
-            from .batch import Batch
-
             following = torch.cat([self.read, self.read[:, :1]], dim=1)  # one more position, whose logits are those wanted
             return self.subject.forward(self.subject.module, Batch(following, 0), keep)
         return self.subject.module(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits

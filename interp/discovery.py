@@ -43,7 +43,7 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def _evaluating(module: nn.Module) -> Generator[None]:
     """Dropout off for the laws; every module's own mode comes back."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()

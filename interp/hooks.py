@@ -7,7 +7,7 @@ error; a value is never written in place. Where contexts nest, the inner one see
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,15 +52,18 @@ class Clock:
 
     def see(self, value: Tensor) -> None:
         self.length = value.shape[1]
-        if self.offset == 0:
-            self.prompt = _declared_prompt.get() or self.length
+        declared = _declared_prompt.get()
+        if declared is not None:
+            self.prompt = declared
+        elif self.offset == 0:
+            self.prompt = self.length
 
 
 Visit = Callable[[Value, Clock], Tensor | None]
 
 
 @contextmanager
-def prompt_length(length: int | None) -> Iterator[None]:
+def prompt_length(length: int | None) -> Generator[None]:
     """Declares how many leading positions are prompt, for `when="prompt"` and `"decode"` in a teacher-forced forward."""
     token = _declared_prompt.set(length)
     try:
@@ -70,7 +73,7 @@ def prompt_length(length: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Iterator[Counter[Site]]:
+def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[Site]]:
     """Calls `visits[site](value, clock)` whenever a site runs; a returned tensor replaces the value.
 
     Yields how often each site fired. Raises HookError on a clean exit when one never did.
@@ -78,12 +81,10 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Iterator[Counter[Si
     fired: Counter[Site] = Counter()
     clock = Clock()
     with ExitStack() as stack:
-        for path in {"", *(blocks[0] for blocks in subject.anatomy.stacks.values())}:
-            stack.enter_context(_handle(_clock_hook(subject.module.get_submodule(path), clock)))
+        for path in dict.fromkeys(("", *(blocks[0] for blocks in subject.anatomy.stacks.values()))):
+            stack.callback(_clock_hook(subject.module.get_submodule(path), clock).remove)
         for site, visit in visits.items():
-            place = subject.anatomy.place(site)
-            for handle in _tap(subject.module, place, _counted(visit, site, fired), clock):
-                stack.enter_context(_handle(handle))
+            _tap(stack, subject.module, subject.anatomy.place(site), _counted(visit, site, fired), clock)
         yield fired
     missed = [site for site in visits if not fired[site]]
     if missed:
@@ -99,14 +100,6 @@ def _counted(visit: Visit, site: Site, fired: Counter[Site]) -> Visit:
     return counted
 
 
-@contextmanager
-def _handle(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _clock_hook(module: nn.Module, clock: Clock) -> Any:
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         clock.start(args, kwargs)
@@ -117,16 +110,15 @@ def _clock_hook(module: nn.Module, clock: Clock) -> Any:
     return module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
 
 
-def _tap(module: nn.Module, place: Place, visit: Visit, clock: Clock) -> list[Any]:
-    """Hooks one place; for a place that is a sum, first hooks what it is added onto."""
-    handles: list[Any] = []
+def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock: Clock) -> None:
+    """Hooks one place until the stack unwinds; for a place that is a sum, first hooks what it is added onto."""
     if place.onto is not None:
         base: list[Tensor] = []
 
         def keep(value: Value, _: Clock) -> None:
             base[:] = [value]
 
-        handles += _tap(module, place.onto, keep, clock)
+        _tap(stack, module, place.onto, keep, clock)
         visit = _summed(visit, base)
     target = module.get_submodule(place.path)
 
@@ -136,10 +128,10 @@ def _tap(module: nn.Module, place: Place, visit: Visit, clock: Clock) -> list[An
     def outward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         return _replaced(output, lambda t: _visit(visit, t, clock))
 
-    handles.append(
-        target.register_forward_pre_hook(inward, with_kwargs=True) if place.side == "in" else target.register_forward_hook(outward)
-    )
-    return handles
+    if place.side == "in":
+        stack.callback(target.register_forward_pre_hook(inward, with_kwargs=True).remove)
+    else:
+        stack.callback(target.register_forward_hook(outward).remove)
 
 
 def _summed(visit: Visit, base: list[Tensor]) -> Visit:
@@ -188,7 +180,7 @@ def _swap(tree: Any, old: Tensor | None, new: Tensor) -> Any:
 
 
 @contextmanager
-def intervened(subject: Hooked, *plans: Plan) -> Iterator[None]:
+def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
     """Runs every forward inside the block under the plans: with generation, a KV cache and autograd. Weights are not touched.
 
     Raises ValueError for units of another model, SiteError for an unknown site, and HookError on a clean exit when an intervention never
@@ -196,28 +188,34 @@ def intervened(subject: Hooked, *plans: Plan) -> Iterator[None]:
     """
     edits = lowered(subject.anatomy, *plans)
     applied: Counter[int] = Counter()
-
-    def visit(numbered: list[tuple[int, Edit]]) -> Visit:
-        def edit_all(value: Value, clock: Clock) -> Tensor | None:
-            new = value
-            for number, edit in numbered:
-                positions = edit.active(clock.offset, clock.length, clock.prompt)
-                if len(positions):
-                    applied[number] += 1
-                    new = apply(edit, new, clock.offset, positions)
-            return None if new is value else new
-
-        return edit_all
-
     by_site: dict[Site, list[tuple[int, Edit]]] = {}
     for number, edit in enumerate(edits):
         by_site.setdefault(subject.anatomy.resolve(edit.site), []).append((number, edit))
-    with tapped(subject, {site: visit(numbered) for site, numbered in by_site.items()}):
+    with tapped(subject, {site: _editing(numbered, applied) for site, numbered in by_site.items()}):
         yield
-    idle = [e for n, e in enumerate(edits) if not applied[n]]
+    check_applied(edits, applied)
+
+
+def _editing(numbered: Sequence[tuple[int, Edit]], applied: Counter[int]) -> Visit:
+    def edit_all(value: Value, clock: Clock) -> Tensor | None:
+        new = value
+        for number, edit in numbered:
+            positions = edit.active(clock.offset, clock.length, clock.prompt)
+            if len(positions):
+                applied[number] += 1
+                new = apply(edit, new, clock.offset, positions)
+        return None if new is value else new
+
+    return edit_all
+
+
+def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
+    """Raises HookError when one of the edits touched no position; `applied` counts by the number of the edit."""
+    idle = [edit for number, edit in enumerate(edits) if not applied.get(number)]
     if idle:
+        positions = "all positions" if idle[0].positions is None else f"positions {', '.join(map(str, idle[0].positions))}"
         raise HookError(
-            f"{len(idle)} of {len(edits)} edits never applied: first at {idle[0].site}, positions {idle[0].positions}, when={idle[0].when!r}"
+            f"{len(idle)} of {len(edits)} edits never applied: {idle[0].site}, {positions}, when={idle[0].when!r}; no forward reached such a position"
         )
 
 
@@ -231,7 +229,7 @@ def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
 
 
 @contextmanager
-def captured(subject: Hooked, sites: tuple[Site, ...]) -> Iterator[dict[Site, Value]]:
+def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, Value]]:
     """Live activations of the next forward, inside the autograd graph: differentiate a loss with respect to them.
 
     Raises HookError on exit when one was changed in place after it was taken, for its gradient would belong to another value.
@@ -257,10 +255,18 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Iterator[dict[Site, Va
 
 
 @contextmanager
-def every_call(module: nn.Module, enter: Callable[[str, object], None], leave: Callable[[object], None]) -> Iterator[None]:
+def every_call(module: nn.Module, enter: Callable[[str, object], None], leave: Callable[[object], None]) -> Generator[None]:
     """Calls `enter(path, inputs)` before and `leave(output)` after every call of every submodule."""
     with ExitStack() as stack:
         for path, child in module.named_modules():
-            stack.enter_context(_handle(child.register_forward_pre_hook(lambda _, a, k, path=path: enter(path, (a, k)), with_kwargs=True)))
-            stack.enter_context(_handle(child.register_forward_hook(lambda _, __, output: leave(output))))
+            stack.callback(child.register_forward_pre_hook(_entering(path, enter), with_kwargs=True).remove)
+            stack.callback(child.register_forward_hook(_leaving(leave)).remove)
         yield
+
+
+def _entering(path: str, enter: Callable[[str, object], None]) -> Callable[..., None]:
+    return lambda _, args, kwargs: enter(path, (args, kwargs))
+
+
+def _leaving(leave: Callable[[object], None]) -> Callable[..., None]:
+    return lambda _, __, output: leave(output)

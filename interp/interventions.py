@@ -75,8 +75,10 @@ def apply(edit: Edit, value: Float[Tensor, "batch position width"], offset: int,
 
 @dataclass(frozen=True, eq=False)
 class Intervention(ABC):
-    """A change to some units. `positions` are absolute (a position in the sequence, also under a KV cache); `when` narrows it to the prompt or to
-    what is decoded after it."""
+    """A change to some units.
+
+    `positions` are absolute (a position in the sequence, also under a KV cache); `when` narrows it to the prompt or to what is decoded after it.
+    """
 
     units: Units
     positions: tuple[int, ...] | None = None
@@ -106,19 +108,26 @@ class Intervention(ABC):
 
     def _affine(self, columns: Columns, multiply: float, add: Mapping[Site, np.ndarray] | None = None) -> tuple[Edit, ...]:
         places = [(site, columns(site, self.units[site])) for site in self.units.sites]
-        return tuple(self._edit(site, at, multiply, None if add is None else self._rows(add, site, at)) for site, at in places)
+        return tuple(self._edit(site, at, multiply, None if add is None else self._rows(add, site, at, columns)) for site, at in places)
 
-    def _rows(self, values: Mapping[Site, np.ndarray], site: Site, at: np.ndarray) -> np.ndarray:
-        """`values[site]`, [width] or [rows, width], restricted to the edited columns: [rows, columns]."""
+    def _rows(self, values: Mapping[Site, np.ndarray], site: Site, at: np.ndarray, columns: Columns) -> np.ndarray:
+        """`values[site]` as [rows, columns edited]; one row is given as [width], rows as [rows, width], at heads also as [..., head, d_head]."""
         if site not in values:
             raise ValueError(
                 f"{type(self).__name__} has units at {site} but no values for it; values are given for {', '.join(map(str, values))}"
             )
-        table = np.asarray(values[site])
-        table = table.reshape(1, -1) if table.ndim == 1 else table.reshape(len(table), -1)
-        if at.max() >= table.shape[1]:
-            raise ValueError(f"values for {site} are {table.shape[1]} wide; column {at.max()} was asked for")
-        return table[:, at]
+        table, width = np.asarray(values[site]), len(columns(site, np.arange(self.units.widths[site])))
+        if not table.size or table.size % width or width not in np.cumprod(table.shape[::-1]):
+            raise ValueError(f"{type(self).__name__} at {site} needs values {width} wide; got shape {table.shape}")
+        return table.reshape(-1, width)[:, at]
+
+    def _row(self, columns: Columns, values: Mapping[Site, np.ndarray], multiply: float) -> tuple[Edit, ...]:
+        """The affine change by one row of values, the same at every position."""
+        edits = self._affine(columns, multiply, values)
+        for edit in edits:
+            if edit.add is not None and len(edit.add) != 1:
+                raise ValueError(f"{type(self).__name__} at {edit.site} takes one row of values; got {len(edit.add)} (Patch takes one a position)")
+        return edits
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": type(self).__name__} | {f.name: _encode(getattr(self, f.name)) for f in fields(self)}
@@ -149,7 +158,7 @@ class Mean(Intervention):
     values: Arrays
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return self._affine(columns, 0.0, self.values)
+        return self._row(columns, self.values, 0.0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -159,12 +168,12 @@ class Add(Intervention):
     values: Arrays
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return self._affine(columns, 1.0, self.values)
+        return self._row(columns, self.values, 1.0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Patch(Intervention):
-    """Replaces units by a donor run's values at the same positions. `values[site]`: [positions of the donor, width]; only those positions change."""
+    """Replaces units by a donor run's values at the same positions, and changes no other. `values[site]`: [positions of the donor, width]."""
 
     values: Arrays
 
@@ -182,16 +191,19 @@ class Patch(Intervention):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Resample(Intervention):
-    """Replaces units by draws from a pool of recorded rows. `values[site]`: [rows, width]. The draw depends on the seed and the absolute position
-    alone, so it is the same for any batch, with or without a KV cache; all units of a site are drawn from one row."""
+    """Replaces units by draws from a pool of recorded rows. `values[site]`: [rows, width].
+
+    The draw depends on the seed and the absolute position alone (positions `period` apart share one), so it is the same for any batch, with or
+    without a KV cache; all units of a site are drawn from one row.
+    """
 
     values: Arrays
     seed: int = 0
-    period: ClassVar[int] = 4096
+    period: ClassVar[int] = 1024
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
         draws = np.random.default_rng(self.seed).random(self.period)
-        drawn = {s: np.asarray(v).reshape(len(v), -1)[(draws * len(v)).astype(int)] for s, v in self.values.items()}
+        drawn = {s: np.asarray(v)[(draws * len(v)).astype(int)] for s, v in self.values.items()}
         return self._affine(columns, 0.0, drawn)
 
 
@@ -202,10 +214,11 @@ class Project(Intervention):
     values: Arrays
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return tuple(self._projection(site, columns(site, self.units[site])) for site in self.units.sites)
+        return tuple(self._projection(site, columns) for site in self.units.sites)
 
-    def _projection(self, site: Site, at: np.ndarray) -> Edit:
-        rows = self._rows(self.values, site, at).astype(np.float64)
+    def _projection(self, site: Site, columns: Columns) -> Edit:
+        at = columns(site, self.units[site])
+        rows = self._rows(self.values, site, at, columns).astype(np.float64)
         _, size, basis = np.linalg.svd(rows, full_matrices=False)
         return self._edit(site, at, 1.0, basis=basis[size > size.max(initial=0.0) * 1e-10])
 
@@ -231,10 +244,14 @@ def load_plan(path: str | Path) -> tuple[Intervention, ...]:
 
 
 def _decode_intervention(item: dict[str, Any]) -> Intervention:
-    kind = item["kind"]
+    kind = str(item.get("kind"))
     if kind not in KINDS:
         raise ValueError(f"unknown intervention {kind!r}: expected one of {', '.join(KINDS)}; nearest: {closest(kind, KINDS)}")
-    given = {k: v for k, v in item.items() if k != "kind"} | {"units": Units.from_json(item["units"])}
+    names = [f.name for f in fields(KINDS[kind])]
+    wrong = sorted(({"units", "positions", "when", *names} ^ item.keys()) - {"kind"})
+    if wrong:
+        raise ValueError(f"{kind} takes {', '.join(names)}; missing or unknown: {', '.join(wrong)}")
+    given: dict[str, Any] = {k: v for k, v in item.items() if k != "kind"} | {"units": Units.from_json(item["units"])}
     if item["positions"] is not None:
         given["positions"] = tuple(item["positions"])
     if "values" in item:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["dose_response", "ranked_scores", "save", "style"]
+__all__ = ["dose_response", "matched_tokens", "ranked_scores", "save", "style"]
 
 # A name keeps its place in the colour-blind palette, and so its colour, in every figure: blue, orange, green, then the rest.
 KNOWN_HUES = ("selection", "random", "lowest")
@@ -211,3 +211,21 @@ def _check_columns(frame: pd.DataFrame, names: list[str], *, numbers: list[str])
 
 def _numbers(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
     return np.asarray(frame[column], dtype=np.float64)
+
+
+def matched_tokens(frame: pd.DataFrame) -> Figure:
+    """How many tokens each window of a scan matched before its first miss: a histogram with a logarithmic count, extracted windows apart.
+
+    Raises ValueError for a missing column or no rows.
+    """
+    import seaborn as sns
+
+    _check_columns(frame, ["matched", "length", "exact"], numbers=["matched"])
+    shown = frame.assign(window=frame["exact"].map({True: "extracted exactly", False: "not extracted"}))
+    with style():
+        figure = _figure(width=6.0, height=3.6)
+        axes = figure.subplots()
+        palette = dict(zip(["not extracted", "extracted exactly"], sns.color_palette("colorblind")[:2], strict=True))
+        sns.histplot(shown, x="matched", hue="window", hue_order=list(palette), palette=palette, discrete=True, multiple="stack", ax=axes)
+        axes.set(xlabel="true tokens before the first miss", ylabel="windows", yscale="log", xlim=(-0.6, int(frame["length"].max()) + 0.6))
+    return figure

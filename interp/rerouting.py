@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,8 +12,8 @@ Route = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @contextmanager
-def rerouted(routes: Mapping[nn.Module, Route]) -> Iterator[None]:
-    """Replaces the forward of some modules by `route(forward)` and puts it back: how a sweep skips what it already knows. Hooks still fire."""
+def rerouted(routes: Mapping[nn.Module, Route]) -> Generator[None]:
+    """Replaces the forward of some modules by `route(forward)`, and puts it back. Hooks on them still fire."""
     with ExitStack() as stack:
         for module, route in routes.items():
             stack.enter_context(_forward(module, route(module.forward)))
@@ -21,7 +21,7 @@ def rerouted(routes: Mapping[nn.Module, Route]) -> Iterator[None]:
 
 
 @contextmanager
-def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _forward(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
     own = module.__dict__.get("forward")  # nnsight keeps its controller there
     module.forward = forward
     try:

@@ -53,23 +53,23 @@ class Site:
 
     @classmethod
     def parse(cls, name: str) -> Site:
-        """The site a name means: ours, TransformerLens's (`blocks.3.mlp.hook_post`), or a module path ending in `:in` or `:out`.
+        """The site a name means: ours, TransformerLens's (`blocks.3.mlp.hook_post`), or a module path with `:in` or `:out`.
 
-        Raises SiteError with the nearest valid point when the name is none of these.
+        Raises SiteError with the nearest valid name when it is none of these.
         """
         if name.endswith((":in", ":out")):
             return cls(name)
-        match = _PATTERN.match(_without_transformer_lens(name))
+        match = _PATTERN.match(without_transformer_lens(name))
         if match is None:
-            nearest = closest(name.rsplit(".", 1)[-1], [*BLOCK_POINTS, *END_POINTS])
             raise SiteError(
-                f"{name!r} is not a site: expected [stack.]blocks.<i>.<point>, embed, final or <module path>:in|:out; nearest point: {nearest}"
+                f"{name!r} is not a site: expected [stack.]blocks.<i>.<point>, embed, final or <module path>:in|out; nearest: {_nearest(name)}"
             )
         block = match["block"]
         return cls(match["point"] or match["end"], None if block is None else int(block), match["stack"] or "")
 
     @property
     def is_module_path(self) -> bool:
+        """Whether this is a raw place of a torch module, not one of the named points."""
         return ":" in self.point
 
     @property
@@ -92,11 +92,22 @@ class Site:
         return f"{stack}{self.point}" if self.block is None else f"{stack}blocks.{self.block}.{self.point}"
 
 
-def _without_transformer_lens(name: str) -> str:
-    match = re.match(r"^blocks\.(\d+)\.(.+)$", name)
+def without_transformer_lens(name: str) -> str:
+    """A TransformerLens name, or a pattern of them, in our words; other names as they are."""
+    match = re.match(r"^blocks\.([^.]+)\.(.+)$", name)
     if match is None:
         return _FROM_TRANSFORMER_LENS.get(name, name)
     return f"blocks.{match[1]}.{_FROM_TRANSFORMER_LENS.get(match[2], match[2])}"
+
+
+def _nearest(name: str) -> str:
+    """The valid name spelled most like `name`, in our words or TransformerLens's."""
+    match = re.match(r"^(.*blocks?\.\d+\.)(.+)$", name)
+    points = [*BLOCK_POINTS, *(n for p, n in _TRANSFORMER_LENS.items() if p in BLOCK_POINTS)]
+    if match is not None:
+        return match[1].replace("block.", "blocks.") + closest(match[2], points)
+    ends = [*END_POINTS, *(f"blocks.0.{p}" for p in BLOCK_POINTS), *(_TRANSFORMER_LENS[p] for p in END_POINTS)]
+    return closest(name, ends)
 
 
 def closest(name: str, candidates: Iterable[str]) -> str:

@@ -226,7 +226,7 @@ def _vocabulary(module: nn.Module) -> int:
 
 
 @contextmanager
-def evaluating(subject: Subject) -> Iterator[None]:
+def evaluating(subject: Subject) -> Generator[None]:
     """No gradients, dropout off; the module's own mode comes back."""
     training = subject.module.training
     subject.module.eval()

@@ -24,9 +24,11 @@ class Units:
     `widths` travels with the indices, so that units found on one model are refused by a model of another size.
     """
 
-    def __init__(self, indices: Mapping[Site | str, Iterable[int]], widths: Mapping[Site | str, int]) -> None:
+    def __init__(
+        self, indices: Mapping[Site, Iterable[int]] | Mapping[str, Iterable[int]], widths: Mapping[Site, int] | Mapping[str, int]
+    ) -> None:
         sizes = {_site(s): int(w) for s, w in widths.items()}
-        chosen = {_site(s): np.unique(np.asarray(list(i), dtype=np.int64)) for s, i in indices.items()}
+        chosen = {_site(s): _distinct(_site(s), i) for s, i in indices.items()}
         for site, index in chosen.items():
             if site not in sizes:
                 raise ValueError(f"units at {site} need its width; widths were given for {sorted(map(str, sizes))}")
@@ -37,6 +39,7 @@ class Units:
 
     @property
     def sites(self) -> tuple[Site, ...]:
+        """The sites that have units, in the order data meets them."""
         return tuple(self._indices)
 
     def __getitem__(self, site: Site | str) -> Indices:
@@ -78,14 +81,14 @@ class Units:
                 )
         return Units({s: rule(self[s], other[s]) for s in {*self._indices, *other._indices}}, {**self.widths, **other.widths})
 
-    def matched(self, seed: int, among: Units | None = None) -> Units:
-        """As many random units at each site as here, none of them in this set: the control for an ablation.
+    def matched(self, seed: int, among: Units | None = None, times: int = 1) -> Units:
+        """As many random units at each site as here (or `times` as many), none of them in this set: the control for an ablation.
 
         `among` narrows the pool (for instance to units as active as these). Where the pool is smaller than the demand, all of it is taken.
         """
         rng = np.random.default_rng(seed)
         pool = (~self if among is None else among) - self
-        return Units({s: rng.choice(pool[s], min(len(i), len(pool[s])), replace=False) for s, i in self._indices.items()}, self.widths)
+        return Units({s: rng.choice(pool[s], min(times * len(i), len(pool[s])), replace=False) for s, i in self._indices.items()}, self.widths)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit: `site`, `block`, `unit`."""
@@ -110,7 +113,7 @@ class Units:
         return f"Units({len(self)} of {sum(self.widths.values())}: " + ", ".join(f"{s} {len(i)}" for s, i in self._indices.items()) + ")"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UnitScores:
     """A score for every unit of some sites; higher means more responsible. `values[site]` is [width]."""
 
@@ -147,7 +150,7 @@ class UnitScores:
         """The highest-scoring `fraction` within each site (Chang et al. 2024 predict this way)."""
         return Units({s: np.argsort(-v, kind="stable")[: self._count(fraction, v.size)] for s, v in self.values.items()}, self.widths)
 
-    def _first(self, amount: int | float, descending: bool) -> Units:
+    def _first(self, amount: int | float, *, descending: bool) -> Units:
         sites, flat = list(self.values), np.concatenate(list(self.values.values()))
         order = np.argsort(-flat if descending else flat, kind="stable")[: self._count(amount, flat.size)]
         starts = np.cumsum([0, *(self.values[s].size for s in sites)])
@@ -178,6 +181,14 @@ class UnitScores:
         frame = pd.read_parquet(path)
         rows = {Site.parse(str(s)): g.sort_values("unit")["score"].to_numpy() for s, g in frame.groupby("site")}
         return cls({s: rows[s] for s in sorted(rows, key=lambda s: s.order)}, frame.attrs.get("method", ""), frame.attrs.get("about", {}))
+
+
+def _distinct(site: Site, indices: Iterable[int]) -> Indices:
+    """Sorted and without repeats. Raises ValueError for a mask or fractions, which would silently become other units."""
+    given = np.asarray(list(indices))
+    if given.size and (given.dtype.kind not in "iu" or given.ndim != 1):
+        raise ValueError(f"{site}: units are integer indices; got {given.dtype} of shape {given.shape} (for a mask, pass np.flatnonzero(mask))")
+    return np.unique(given.astype(np.int64))
 
 
 def _site(site: Site | str) -> Site:

@@ -1,0 +1,90 @@
+"""The weights executor: a plan as zeroed or scaled rows of out-projections, for as long as a block lasts.
+
+No hook runs, so it works under torch.compile and with kernels that never call the projection as a module, which is its point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from interp.anatomy import Anatomy, Place
+from interp.hooks import Hooked
+from interp.interventions import Edit, Intervention, Plan, interventions
+
+_USE_HOOKS = "run it with subject.intervened(plan)"
+
+
+@contextmanager
+def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
+    """Multiplies the out-projection rows of the plans' units, and puts the very same bits back on exit, however the block ends.
+
+    Equals `subject.intervened(*plans)` up to rounding where activations are finite. Blocks nest; two plans on one unit multiply.
+    Raises ValueError, before anything is written, for what weights cannot express: values added, subspaces, positions, `when`, other sites
+    than `neurons` and `heads`, weights that are shared, quantized, computed or offloaded.
+    """
+    edits = [edit for plan in plans for i in interventions(plan) for edit in _expressible(subject, i)]
+    targets = [(_rows(subject, edit), edit) for edit in edits]
+    saved: list[tuple[Tensor, Tensor, Tensor]] = []
+    try:
+        for rows, edit in targets:
+            columns = edit.columns.to(rows.device)
+            saved.append((rows, columns, rows[columns].clone()))
+            rows[columns] = rows[columns] * edit.multiply if edit.multiply else 0.0
+        yield
+    finally:
+        for rows, columns, before in reversed(saved):
+            rows[columns] = before
+
+
+def _expressible(subject: Hooked, intervention: Intervention) -> tuple[Edit, ...]:
+    """The edits of an intervention, all of them plain factors at projections; refused by name otherwise."""
+    subject.anatomy.check(intervention.units)
+    edits = intervention.edits(subject.anatomy.columns)
+    for edit in edits:
+        reason = _inexpressible(edit, subject.anatomy)
+        if reason:
+            raise ValueError(f"{type(intervention).__name__} at {edit.site} cannot be written into weights: {reason}; {_USE_HOOKS}")
+    return edits
+
+
+def _inexpressible(edit: Edit, anatomy: Anatomy) -> str | None:
+    if edit.basis is not None:
+        return "it removes a subspace, which mixes units, and weights only scale them one by one"
+    if edit.add is not None:
+        return "it adds values to activations, and weights only multiply them (Zero and Scale can be written)"
+    if edit.positions is not None:
+        return f"it is limited to positions {edit.positions}, and weights act at every position"
+    if edit.when != "all":
+        return f"it is limited to when={edit.when!r}, and weights act always"
+    if not _is_projection_input(anatomy.place(edit.site)):
+        return "it is not the input of an out-projection, as neurons and heads are"
+    return None
+
+
+def _is_projection_input(place: Place) -> bool:
+    return place.side == "in" and place.onto is None
+
+
+def _rows(subject: Hooked, edit: Edit) -> Tensor:
+    """The weight that reads a site, [columns, d_model], outside autograd; refused where writing would do more or less than the plan says."""
+    place = subject.anatomy.place(edit.site)
+    projection = subject.module.get_submodule(place.path)
+    own = dict(projection.named_parameters(recurse=False)).get("weight")
+    reason = _unwritable(subject.module, own)
+    if own is None or reason:
+        raise ValueError(f"{edit.site}: the weight of {place.path} {reason}, so it cannot be edited; {_USE_HOOKS}")
+    return subject.anatomy.out_weight(subject.module, edit.site).detach()
+
+
+def _unwritable(module: nn.Module, weight: Tensor | None) -> str | None:
+    if weight is None:
+        return "is computed (a parametrization or an adapter wraps it)"
+    if weight.is_meta:
+        return "is offloaded"
+    if not weight.is_floating_point():
+        return f"is quantized ({weight.dtype})"
+    owners = [name for name, p in module.named_parameters(remove_duplicate=False) if p is weight]
+    return f"is shared by {' and '.join(owners)}" if len(owners) > 1 else None

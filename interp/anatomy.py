@@ -43,8 +43,8 @@ class Layout:
 class Place:
     """A torch place: the first floating tensor among the inputs ("in") or outputs ("out") of the module at `path`.
 
-    `heads` says into how many equal parts the last axis divides (1 column a unit when None). With `onto`, the value is the sum of that place and
-    this one: the residual after attention exists only as a sum inside the block's forward.
+    `heads` says into how many equal parts the last axis divides (1 column a unit when None). With `onto`, the value is the sum of that
+    place and this one: the residual after attention exists only as a sum inside the block's forward.
     """
 
     path: str
@@ -112,7 +112,8 @@ class Anatomy:
     def expand(self, pattern: Sites) -> tuple[Site, ...]:
         """All sites that a name, a pattern (`blocks.*.neurons`) or several of them mean, in the order data meets them.
 
-        A bare point (`neurons`) means that point in every block of every stack. TransformerLens's names may be patterns too. Raises SiteError when a pattern matches nothing.
+        A bare point (`neurons`) means that point in every block of every stack. TransformerLens's names may be patterns too. Raises
+        SiteError when a pattern matches nothing.
         """
         if isinstance(pattern, str):
             return self._match(pattern) if any(c in pattern for c in "*?[") or pattern in BLOCK_POINTS else (self.resolve(pattern),)

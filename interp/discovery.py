@@ -1,15 +1,16 @@
 """Finds the Anatomy of a module by watching one tiny forward, and keeps only what passes the laws.
 
-Structure, not names: a stack is a list of like modules that run once each, in order; the attention is what calls the attention operation; `heads`
-is what enters the first projection back to the model width after it; `neurons` what enters the last such projection outside the attention.
-Laws: resid_post of a block is resid_pre of the next; resid_pre + attn_out + mlp_out = resid_post, through resid_mid unless attention and MLP run in
-parallel; a projection is its input times its weight, so that zeroing a unit equals zeroing its row. What fails a law is refused by name.
+Structure, not names: a stack is a list of like modules that run once each, in order; the attention is what calls the attention operation;
+`heads` is what enters the first projection back to the model width after it; `neurons` what enters the last such projection outside the
+attention. Laws: resid_post of a block is resid_pre of the next; resid_pre + attn_out + mlp_out = resid_post, through resid_mid unless
+attention and MLP run in parallel; a projection is its input times its weight, so that zeroing a unit equals zeroing its row. What fails a
+law is refused by name.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -17,7 +18,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, Layout, Place, out_rows
+from .anatomy import Anatomy, Layout, Place
+from .laws import close, flat, has_projection, inward, is_projection, outward, same, shaped_like
 from .sites import BLOCK_POINTS, Site, SiteError, closest
 from .watching import Call, Watch, watched
 
@@ -28,7 +30,8 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
     Raises SiteError when no stack of blocks can be found; points that cannot be verified are listed in `Anatomy.refused`.
     """
     layout = layout or Layout()
-    with _evaluating(module):
+    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    with dropout_off(module), torch.random.fork_rng(devices):
         watch = watched(module, run)
     stacks = _named_stacks(module, layout) if layout.blocks else _found_stacks(module, watch)
     if not stacks:
@@ -39,12 +42,24 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
     for stack, path in stacks.items():
         survey.stack(stack, path)
     blocks = {stack: _children(module, path) for stack, path in stacks.items()}
-    return Anatomy(blocks, survey.places, survey.refused)
+    return Anatomy(blocks, survey.places, survey.refused, _raw(watch, [path for paths in blocks.values() for path in paths]))
+
+
+def _raw(watch: Watch, blocks: list[str]) -> dict[Site, Place]:
+    """Inputs and outputs, of modules that ran once, that hold one vector for each token of some stack."""
+    tokens = {v.shape[:-1].numel() for c in watch.calls if c.path in blocks and (v := c.value) is not None}
+    times = Counter(c.path for c in watch.calls)
+    places: dict[Site, Place] = {}
+    for call in (c for c in watch.calls if c.path and times[c.path] == 1):
+        for side, value in (("in", call.value), ("out", call.output)):
+            if value is not None and value.ndim in (2, 3) and value.shape[:-1].numel() in tokens:
+                places[Site(f"{call.path}:{side}")] = Place(call.path, side, value.shape[-1])
+    return places
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Generator[None]:
-    """Dropout off for the laws; every module's own mode comes back."""
+def dropout_off(module: nn.Module) -> Generator[None]:
+    """Evaluation mode; every module's own mode comes back."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -86,7 +101,8 @@ def _is_stack(blocks: nn.Module, path: str, calls: dict[str, list[Call]]) -> boo
         return False
     order = [r[0].start for r in runs]
     keeps_width = all(r[0].value is not None and r[0].output is not None and r[0].value.shape == r[0].output.shape for r in runs)
-    linear = sum(isinstance(getattr(m, "weight", None), Tensor) and m.weight.ndim == 2 for m in children[0].modules())
+    weights = [getattr(m, "weight", None) for m in children[0].modules()]
+    linear = sum(isinstance(w, Tensor) and w.ndim == 2 for w in weights)
     return order == sorted(order) and keeps_width and linear >= 2
 
 
@@ -119,7 +135,7 @@ class _Survey:
             if len(runs) != 1:
                 raise SiteError(f"block {block} ran {len(runs)} times in one forward; blocks must run once each")
             found = _Block(self.module, self.watch, runs[0], self.layout).places()
-            if previous is not None and not _same(previous.output, runs[0].value):
+            if previous is not None and not same(previous.output, runs[0].value):
                 found["resid_pre"] = f"the residual stream changes between {previous.path} and {block}"
             previous = runs[0]
             for point in BLOCK_POINTS:
@@ -140,10 +156,10 @@ class _Survey:
         embeds = [
             c for c in beside if isinstance(self.module.get_submodule(c.path), nn.Embedding) and c.output is not None and c.output.ndim == 3
         ]
-        finals = [c for c in beside if c.start > last.end and _shaped_like(c.output, last.output)]
+        finals = [c for c in beside if c.start > last.end and shaped_like(c.output, last.output)]
         for point, calls in (("embed", embeds), ("final", finals)):
             missing = f"no module beside {path} gives it"
-            self._keep(Site(point, None, name), _outward(calls[0]) if calls else missing)
+            self._keep(Site(point, None, name), outward(calls[0]) if calls else missing)
 
 
 @dataclass
@@ -162,7 +178,7 @@ class _Block:
         self.operations = [a for a in self.watch.attentions if self.call.path in a[1]]
 
     def places(self) -> dict[str, Place | str]:
-        pre, post = Place(self.call.path, "in", self._width), _outward(self.call)
+        pre, post = Place(self.call.path, "in", self._width), outward(self.call)
         heads, neurons = self._heads(), self._neurons()
         attn, mlp, parallel = self._added(heads, neurons)
         mid: Place | str = "attention and MLP run in parallel: there is no residual between them"
@@ -187,7 +203,7 @@ class _Block:
 
     def _projections(self) -> list[Call]:
         """Linear maps back to the model width over all tokens of the batch."""
-        return [c for c in self.inner if _shaped_like(c.output, self.call.output) and _is_projection(self.module.get_submodule(c.path), c)]
+        return [c for c in self.inner if shaped_like(c.output, self.call.output) and is_projection(self.module.get_submodule(c.path), c)]
 
     def _named(self, path: str) -> Call:
         calls = [c for c in self.inner if c.path == f"{self.call.path}.{path}"]
@@ -205,7 +221,8 @@ class _Block:
 
     def _heads(self) -> Place | str:
         if self.layout.heads is None and len(self.operations) != 1:
-            return f"{len(self.operations)} attention operations seen in {self.call.path}, expected 1 (attention kernels that torch cannot see need a Layout)"
+            seen = f"{len(self.operations)} attention operations seen in {self.call.path}, expected 1"
+            return f"{seen} (attention kernels that torch cannot see need a Layout)"
         after = [] if self.layout.heads else [c for c in self._projections() if c.start > self.operations[0][0]]
         if self.layout.heads is None and not after:
             return f"no projection back to the model width follows the attention in {self.call.path}"
@@ -218,15 +235,15 @@ class _Block:
 
     def _neurons(self) -> Place | str:
         if self.layout.neurons is not None:
-            return _inward(self._named(self.layout.neurons))
+            return inward(self._named(self.layout.neurons))
         first = self.operations[0][0] if self.operations and self._attention() is None else 0
         candidates = [c for c in self._projections() if c.start > first and not self._of_attention(c.path) and c.path != self._heads_path()]
         block = self.module.get_submodule(self.call.path)
         fused = next((n for n, p in block.named_parameters() if p.ndim == 3), None)
-        experts = next((n for n, m in block.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1 and _has_projection(m)), None)
+        experts = next((n for n, m in block.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1 and has_projection(m)), None)
         if fused or experts:
             return f"a mixture of experts ({self.call.path}.{fused or experts}): its neurons are not the input of one projection"
-        return _inward(candidates[-1]) if candidates else f"no projection back to the model width outside the attention in {self.call.path}"
+        return inward(candidates[-1]) if candidates else f"no projection back to the model width outside the attention in {self.call.path}"
 
     def _heads_path(self) -> str | None:
         heads = self._heads()
@@ -246,9 +263,9 @@ class _Block:
             pre, a, m, post = (
                 t.reshape(-1, self._width) for t in (self.call.value, attn.output, mlp.output, self.call.output) if t is not None
             )
-            if _close(pre + a + m, post, pre, a, m):
-                sequential = any(_shaped_like(c.value, self.call.output) and _close(_flat(c.value), pre + a, pre, a) for c in self.inner)
-                return _outward(attn), _outward(mlp), not sequential
+            if close(pre + a + m, post, pre, a, m):
+                sequential = any(shaped_like(c.value, self.call.output) and close(flat(c.value), pre + a, pre, a) for c in self.inner)
+                return outward(attn), outward(mlp), not sequential
         reason = f"no module output of {self.call.path} is what is added to the residual (resid_pre + attn_out + mlp_out is not resid_post)"
         return reason, reason, False
 
@@ -256,54 +273,9 @@ class _Block:
         if named is not None:
             return [self._named(named)]
         start = next((c.end for c in self.inner if isinstance(projection, Place) and c.path == projection.path), 0)
-        return [c for c in self.inner if c.end >= start and _shaped_like(c.output, self.call.output)]
+        return [c for c in self.inner if c.end >= start and shaped_like(c.output, self.call.output)]
 
     def _has_weights(self, call: Call) -> bool:
         """Whether a module multiplies by a matrix; what only normalizes or drops may follow the attention before the sum."""
         heads = self._heads_path()
         return call.path != heads and any(p.ndim > 1 for p in self.module.get_submodule(call.path).parameters())
-
-
-def _flat(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value.reshape(-1, value.shape[-1])
-
-
-def _inward(call: Call) -> Place:
-    assert call.value is not None
-    return Place(call.path, "in", call.value.shape[-1])
-
-
-def _outward(call: Call) -> Place:
-    assert call.output is not None
-    return Place(call.path, "out", call.output.shape[-1])
-
-
-def _has_projection(modules: nn.Module) -> bool:
-    return any(isinstance(m, nn.Linear) for m in modules.modules())
-
-
-def _is_projection(module: nn.Module, call: Call) -> bool:
-    """The law of the out-projection: its output is its input times its weight, plus its bias."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or call.value is None or call.output is None:
-        return False
-    rows = out_rows(module).detach()
-    if rows.shape != (call.value.shape[-1], call.output.shape[-1]):
-        return False
-    product_, scale = call.value @ rows, call.value.abs() @ rows.abs()
-    return _close(call.output, product_ + bias if isinstance(bias, Tensor) else product_, scale)
-
-
-def _shaped_like(tensor: Tensor | None, other: Tensor | None) -> bool:
-    return tensor is not None and other is not None and tensor.numel() == other.numel() and tensor.shape[-1] == other.shape[-1]
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one, other)
-
-
-def _close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
-    """Equal up to the rounding of a sum of `terms`, element by element: outlier channels must not hide the others."""
-    size = sum((t.abs() for t in terms), torch.zeros_like(right))
-    return bool(((left - right).abs() <= 16 * torch.finfo(right.dtype).eps * size + 1e-12).all())

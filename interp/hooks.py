@@ -1,7 +1,7 @@
 """The only file that registers hooks: `tapped` (to see or replace values at sites), `intervened`, `captured` and `every_call`.
 
-Laws kept here: own handles only, removed in `finally`; contexts nest and re-enter; the hooks of others survive; a hook that never fires is an
-error; a value is never written in place. Where contexts nest, the inner one sees what the outer one left.
+Laws kept here: own handles only, removed in `finally`; contexts nest and re-enter; the hooks of others survive; a hook that never fires is
+an error; a value is never written in place. Where contexts nest, the inner one sees what the outer one left.
 """
 
 from __future__ import annotations
@@ -214,9 +214,8 @@ def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
     idle = [edit for number, edit in enumerate(edits) if not applied.get(number)]
     if idle:
         positions = "all positions" if idle[0].positions is None else f"positions {', '.join(map(str, idle[0].positions))}"
-        raise HookError(
-            f"{len(idle)} of {len(edits)} edits never applied: {idle[0].site}, {positions}, when={idle[0].when!r}; no forward reached such a position"
-        )
+        first = f"{idle[0].site}, {positions}, when={idle[0].when!r}"
+        raise HookError(f"{len(idle)} of {len(edits)} edits never applied: {first}; no forward reached such a position")
 
 
 def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
@@ -265,8 +264,14 @@ def every_call(module: nn.Module, enter: Callable[[str, object], None], leave: C
 
 
 def _entering(path: str, enter: Callable[[str, object], None]) -> Callable[..., None]:
-    return lambda _, args, kwargs: enter(path, (args, kwargs))
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        enter(path, (args, kwargs))
+
+    return begin
 
 
 def _leaving(leave: Callable[[object], None]) -> Callable[..., None]:
-    return lambda _, __, output: leave(output)
+    def end(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        leave(output)
+
+    return end

@@ -54,7 +54,7 @@ class Edit:
 
 
 def apply(edit: Edit, value: Float[Tensor, "batch position width"], offset: int, positions: Int[Tensor, " position"]) -> Tensor:
-    """A copy of `value`, whose first position is `offset`, with `edit` done at the given absolute positions. `value` itself is left alone."""
+    """A copy of `value`, whose first position is `offset`, with `edit` done at the given absolute positions; `value` is left alone."""
     columns, rows = edit.columns.to(value.device), (positions - offset).to(value.device)
     whole = len(rows) == value.shape[1]  # slicing is cheaper than gathering rows
     at = (slice(None), slice(None), columns) if whole else (slice(None), rows[:, None], columns[None, :])
@@ -77,7 +77,8 @@ def apply(edit: Edit, value: Float[Tensor, "batch position width"], offset: int,
 class Intervention(ABC):
     """A change to some units.
 
-    `positions` are absolute (a position in the sequence, also under a KV cache); `when` narrows it to the prompt or to what is decoded after it.
+    `positions` are absolute (a position in the sequence, also under a KV cache); `when` narrows it to the prompt or to what is decoded
+    after it.
     """
 
     units: Units
@@ -111,7 +112,7 @@ class Intervention(ABC):
         return tuple(self._edit(site, at, multiply, None if add is None else self._rows(add, site, at, columns)) for site, at in places)
 
     def _rows(self, values: Mapping[Site, np.ndarray], site: Site, at: np.ndarray, columns: Columns) -> np.ndarray:
-        """`values[site]` as [rows, columns edited]; one row is given as [width], rows as [rows, width], at heads also as [..., head, d_head]."""
+        """`values[site]` as [rows, columns edited]; given as [width] or [rows, width], at heads also as [..., head, d_head]."""
         if site not in values:
             raise ValueError(
                 f"{type(self).__name__} has units at {site} but no values for it; values are given for {', '.join(map(str, values))}"
@@ -126,7 +127,9 @@ class Intervention(ABC):
         edits = self._affine(columns, multiply, values)
         for edit in edits:
             if edit.add is not None and len(edit.add) != 1:
-                raise ValueError(f"{type(self).__name__} at {edit.site} takes one row of values; got {len(edit.add)} (Patch takes one a position)")
+                raise ValueError(
+                    f"{type(self).__name__} at {edit.site} takes one row of values; got {len(edit.add)} (Patch takes one a position)"
+                )
         return edits
 
     def to_json(self) -> dict[str, Any]:
@@ -173,7 +176,7 @@ class Add(Intervention):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Patch(Intervention):
-    """Replaces units by a donor run's values at the same positions, and changes no other. `values[site]`: [positions of the donor, width]."""
+    """Replaces units by a donor run's values at the donor's positions, and no others. `values[site]`: [positions of the donor, width]."""
 
     values: Arrays
 
@@ -193,8 +196,8 @@ class Patch(Intervention):
 class Resample(Intervention):
     """Replaces units by draws from a pool of recorded rows. `values[site]`: [rows, width].
 
-    The draw depends on the seed and the absolute position alone (positions `period` apart share one), so it is the same for any batch, with or
-    without a KV cache; all units of a site are drawn from one row.
+    The draw depends on the seed and the absolute position alone (positions `period` apart share one), so it is the same for any batch, with
+    or without a KV cache; all units of a site are drawn from one row.
     """
 
     values: Arrays
@@ -209,7 +212,7 @@ class Resample(Intervention):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Project(Intervention):
-    """Removes a subspace: x - (x B^T) B, with B an orthonormal basis of the rows of `values[site]` ([rank, width]) restricted to the units."""
+    """Removes a subspace: x - (x B^T) B, B an orthonormal basis of the rows of `values[site]` ([rank, width]) restricted to the units."""
 
     values: Arrays
 

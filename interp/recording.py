@@ -22,7 +22,7 @@ from .subject import Subject, evaluating
 
 @dataclass(frozen=True, eq=False)
 class Recording(Mapping[Site, np.ndarray]):
-    """What `record` kept: `recording[site]` is the main array of the reducer ([width] for means; [head, d_head] at `heads`); `parts` has all."""
+    """What `record` kept: `recording[site]` is the reducer's main array ([width] for means; [head, d_head] at `heads`); `parts` has all."""
 
     parts: Mapping[Site, Mapping[str, np.ndarray]]
     reduce: str
@@ -37,17 +37,22 @@ class Recording(Mapping[Site, np.ndarray]):
         return len(self.parts)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a unit: `site`, `block`, `unit` and one column an output; for reducers that keep one number a column."""
+        """`site`, `block`, `unit` and one column an output; one row a unit (d_head rows a head), for reducers that keep one number each."""
         rows: list[pd.DataFrame] = []
         for site, parts in self.parts.items():
             if any(p.shape != self[site].shape or p.ndim > 2 for p in parts.values()) or self.reduce in ("rows", "rows_abs", "top"):
                 raise ValueError(f"a recording reduced by {self.reduce!r} has no one number a unit: use recording[site]")
             rows.append(
                 pd.DataFrame(
-                    {"site": str(site), "block": site.block, "unit": np.arange(self[site].size)} | {k: v.ravel() for k, v in parts.items()}
+                    {"site": str(site), "block": site.block, "unit": _unit_numbers(self[site].shape)}
+                    | {k: v.ravel() for k, v in parts.items()}
                 )
             )
         return pd.concat(rows, ignore_index=True)
+
+
+def _unit_numbers(shape: tuple[int, ...]) -> np.ndarray:
+    return np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))
 
 
 def record(
@@ -58,7 +63,7 @@ def record(
     Args:
         source: a Batch, the windows of a scan, or any iterable of batches.
         sites: a site, a pattern (`"blocks.*.neurons"`), a point (`"neurons"`), or several.
-        reduce: `mean`, `mean_abs`, `moments`, `max`, `top`, `selectivity`, `rows`, `rows_abs`, or `raw` (to memory-mapped files in `folder`).
+        reduce: `mean`, `mean_abs`, `moments`, `max`, `top`, `selectivity`, `rows`, `rows_abs`, or `raw` (memory-mapped, in `folder`).
         size: rows a forward.
 
     Positions on padding do not count. Under `subject.intervened(...)` what is recorded is what the interventions left.

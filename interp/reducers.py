@@ -1,6 +1,7 @@
 """What `record` keeps of a stream of activations. Each reducer sees the values at one site, batch by batch, and ends as arrays.
 
-Sums are kept in float64, so that long streams do not drift; memory grows with units, not with tokens - but for `rows` and `raw`, which say so.
+Sums are kept in float64, so that long streams do not drift; memory grows with units, not with tokens - but for `rows` and `raw`, which say
+so.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class TopK(Reducer):
         self.seen += len(means)
 
     def result(self) -> Arrays:
-        assert self.best is not None and self.example is not None
+        assert self.best is not None
+        assert self.example is not None
         return {"top": self.best.numpy(), "example": self.example.numpy()}
 
 
@@ -149,7 +151,9 @@ class Selectivity(Reducer):
         self.count += len(means)
 
     def result(self) -> Arrays:
-        assert self.sum is not None and self.max is not None and self.argmax is not None
+        assert self.sum is not None
+        assert self.max is not None
+        assert self.argmax is not None
         return {
             "sum": self.sum.numpy(),
             "max": self.max.numpy(),
@@ -186,7 +190,7 @@ class RowsAbs(Rows):
 
 
 class Raw(Reducer):
-    """`raw`: every activation, [examples, position, width], float32, appended to a file and memory-mapped at the end. All batches of one length."""
+    """`raw`: every activation, padding too, [examples, position, width], float32, in a memory-mapped file. All batches of one length."""
 
     outputs = ("raw",)
 
@@ -194,7 +198,7 @@ class Raw(Reducer):
         self.file, self.shape = file, (0, 0, 0)
         self.file.unlink(missing_ok=True)
 
-    def update(self, value: Value, mask: Mask) -> None:
+    def update(self, value: Value, mask: Mask) -> None:  # noqa: ARG002 - every activation is every activation
         examples, length, width = self.shape
         if examples and (length, width) != tuple(value.shape[1:]):
             raise ValueError(f"raw recording needs batches of one length; got {value.shape[1]} after {length} positions")

@@ -61,9 +61,8 @@ class Site:
             return cls(name)
         match = _PATTERN.match(without_transformer_lens(name))
         if match is None:
-            raise SiteError(
-                f"{name!r} is not a site: expected [stack.]blocks.<i>.<point>, embed, final or <module path>:in|out; nearest: {_nearest(name)}"
-            )
+            expected = "[stack.]blocks.<i>.<point>, embed, final or <module path>:in|out"
+            raise SiteError(f"{name!r} is not a site: expected {expected}; nearest: {_nearest(name)}")
         block = match["block"]
         return cls(match["point"] or match["end"], None if block is None else int(block), match["stack"] or "")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -16,7 +16,7 @@ from .anatomy import Anatomy, Layout
 from .batch import Batch
 from .checkpoints import LoadError, read
 from .decoding import Decoder
-from .discovery import discover
+from .discovery import discover, dropout_off
 from .hooks import intervened, prompt_length
 from .interventions import Plan
 from .sites import Site
@@ -27,8 +27,9 @@ Forward = Callable[[nn.Module, Batch, int], Tensor]
 class Subject:
     """A model, its sites and its tokenizer.
 
-    `forward(module, batch, keep)` returns the logits that predict the last `keep` tokens of the batch, [batch, keep, vocabulary]; `keep` is at
-    least 1. `Decoder` decodes with the model's KV cache where it has one.
+    `forward(module, batch, keep)` returns the logits that predict the last `keep` tokens of the batch, [batch, keep, vocabulary]; `keep` is
+    at least 1. Asked for all tokens, a model that sees nothing before the first returns one position less. `Decoder` decodes with the
+    model's KV cache where it has one.
     """
 
     def __init__(self, module: nn.Module, anatomy: Anatomy, forward: Forward, tokenizer: Any = None, name: str = "") -> None:
@@ -46,13 +47,18 @@ class Subject:
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids the model knows: rows of the embedding that reads them."""
-        return _vocabulary(self.module)
+        """How many token ids the model knows: rows of the embedding that reads them. Raises LoadError when the module has none."""
+        rows = _vocabulary(self.module)
+        if rows is None:
+            raise LoadError(f"{self.name} has no token embedding (nn.Embedding), so its vocabulary is unknown")
+        return rows
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch position vocabulary"]:
-        """Aligned logits: `logits[b, t]` predicts `tokens[b, t]`. Position 0 is all zeros (a uniform guess) for models that see nothing before it."""
-        known = self._predict(batch, batch.length - 1)
-        return torch.cat([known.new_zeros(len(batch), batch.length - known.shape[1], known.shape[2]), known], dim=1)
+        """Aligned logits: `logits[b, t]` predicts `tokens[b, t]`.
+
+        Position 0 is all zeros (a uniform guess) for models that see nothing before it.
+        """
+        return self._predict(batch, batch.length)
 
     def target_logits(self, batch: Batch) -> Float[Tensor, "batch predicted vocabulary"]:
         """The aligned logits of `batch.targets` alone: the head runs only there."""
@@ -69,15 +75,20 @@ class Subject:
     def _predict(self, batch: Batch, keep: int) -> Tensor:
         self.check(batch)
         with prompt_length(batch.prompt):
-            return self.forward(self.module, batch.to(self.device), keep)
+            known = self.forward(self.module, batch.to(self.device), keep)
+        if known.shape[1] == keep:
+            return known
+        return torch.cat([known.new_zeros(known.shape[0], keep - known.shape[1], known.shape[2]), known], dim=1)
 
     def check(self, batch: Batch) -> None:
         """Raises ValueError for token ids that the model does not know."""
-        low, high = int(batch.tokens.min()), int(batch.tokens.max())
-        if low < 0 or high >= self.vocabulary:
-            raise ValueError(
-                f"token ids must be 0 to {self.vocabulary - 1} for {self.name}; got {low} to {high}: another model's tokenizer?"
-            )
+        self._check_ids(batch.tokens)
+
+    def _check_ids(self, tokens: Tensor) -> None:
+        low, high, known = int(tokens.min()), int(tokens.max()), _vocabulary(self.module)
+        if low < 0 or (known is not None and high >= known):
+            top = "" if known is None else f" to {known - 1}"
+            raise ValueError(f"token ids must be 0{top} for {self.name}; got {low} to {high}: another model's tokenizer?")
 
     @overload
     def generate(self, prompt: str, length: int) -> str: ...
@@ -91,6 +102,7 @@ class Subject:
             raise ValueError(
                 f"generate needs a prompt [batch, position] with tokens and length >= 1; got {tuple(prompt.shape)} and {length}"
             )
+        self._check_ids(prompt)
         with torch.no_grad(), prompt_length(prompt.shape[1]):
             return Decoder(self, prompt.shape[0]).greedy(prompt.to(self.device), length)
 
@@ -112,6 +124,8 @@ class Subject:
         return Batch.pad([self.encode(t)[:length] for t in texts])
 
     def decode(self, tokens: Sequence[int]) -> str:
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...)")
         return str(self.tokenizer.decode(tokens))
 
     def intervened(self, *plans: Plan) -> AbstractContextManager[None]:
@@ -141,8 +155,8 @@ def token_losses(logits: Float[Tensor, "batch predicted vocabulary"], batch: Bat
 
 
 def language_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
-    """The forward of a Hugging Face causal language model; its head runs on the kept positions only (on all of them when all are kept)."""
-    everything = keep == batch.length - 1
+    """The forward of a Hugging Face causal language model; its head runs on the kept positions only, or on all of them."""
+    everything = keep >= batch.length - 1
     return module(batch.tokens, use_cache=False, logits_to_keep=0 if everything else keep + 1).logits[:, -keep - 1 : -1]
 
 
@@ -162,9 +176,10 @@ def load(
     dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
 ) -> Subject:
-    """A Subject from a hub id, a model folder, a GGUF file, an installed package with a GGUF, or a model you hold: Hugging Face, nnsight, any module.
+    """A Subject from a hub id, a folder, a GGUF file, an installed package with a GGUF, or a model you hold: Hugging Face, nnsight, any.
 
-    Weights are neither copied nor changed, nor is the kind of attention. Sites are found structurally and verified on a forward of a few tokens.
+    Weights are neither copied nor changed, nor is the kind of attention. Sites are found structurally, and verified on a forward of a few
+    tokens.
 
     Args:
         tokenizer: for models that come without one.
@@ -183,55 +198,64 @@ def load(
     name = str(source) if isinstance(source, (str, Path)) else ""
     if isinstance(source, (str, Path)):
         source, found = read(source, getattr(torch, dtype) if isinstance(dtype, str) else dtype, trust_remote_code)
-        tokenizer = tokenizer or found
+        tokenizer = found if tokenizer is None else tokenizer
     module, tokenizer = _unwrapped(source, tokenizer)
     _check_weights(module, tokenizer)
     forward = forward or (language_forward if hasattr(module, "prepare_inputs_for_generation") else plain_forward)
-    example = example or Batch(torch.arange(22).reshape(2, 11) % _vocabulary(module))
-    batch = example.to(next(module.parameters()).device)
+    batch = (_example(module) if example is None else example).to(next(module.parameters()).device)
     found_anatomy = discover(module, lambda: forward(module, batch, batch.length - 1), anatomy)
     return Subject(module, found_anatomy, forward, tokenizer, Path(name).name)
+
+
+def _example(module: nn.Module) -> Batch:
+    """A few tokens that every embedding of the module knows."""
+    sizes = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
+    if not sizes:
+        raise LoadError(f"{type(module).__name__} has no token embedding (nn.Embedding): pass example= and forward= to interp.load")
+    return Batch(torch.arange(22).reshape(2, 11) % min(sizes))
 
 
 def _unwrapped(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
     """The torch module behind what a user holds; refuses what cannot be read without changing it."""
     library = type(source).__module__.partition(".")[0]
-    if library == "transformer_lens":
-        raise LoadError(
-            "a TransformerBridge rewrites the model in place (other modules, other attention), so its numbers are not the model's own: load the "
-            "original checkpoint again and pass that; to run a plan on the bridge use interp.adapters.transformer_lens"
-        )
     if library == "nnsight":
-        return source._module, tokenizer or getattr(source, "tokenizer", None)
-    if not isinstance(source, nn.Module):
+        return source._module, getattr(source, "tokenizer", None) if tokenizer is None else tokenizer
+    if library != "transformer_lens" and not isinstance(source, nn.Module):
         raise LoadError(f"cannot study a {type(source).__name__}: expected a hub id, a folder, a .gguf file, or a torch module")
+    if library == "transformer_lens" or any(type(m).__module__.startswith("transformer_lens.model_bridge") for m in source.modules()):
+        raise LoadError(
+            "a TransformerBridge rewrites the model in place (other modules, other attention), so its numbers are not its own: load "
+            "the original checkpoint again and pass that; to run a plan on the bridge use interp.adapters.transformer_lens"
+        )
     if getattr(getattr(source, "config", None), "is_encoder_decoder", False):
         raise LoadError(f"{type(source).__name__} is an encoder-decoder: expected an autoregressive model over one sequence")
     return source, tokenizer
 
 
 def _check_weights(module: nn.Module, tokenizer: Any) -> None:
-    broken = [name for name, p in module.named_parameters() if p.is_floating_point() and not bool(torch.isfinite(p.detach()).all())]
+    named = list(module.named_parameters())
+    if not named:
+        raise LoadError(f"{type(module).__name__} has no parameters: expected a model with weights")
+    if any(p.is_meta for _, p in named):
+        raise LoadError(f"{type(module).__name__} has no weights yet (meta device): load them first; with nnsight, pass dispatch=True")
+    broken = [name for name, p in named if p.is_floating_point() and not bool(torch.isfinite(p.detach()).all())]
     if broken:
-        raise LoadError(f"{len(broken)} weights hold NaN or infinity: {', '.join(broken[:3])}")
-    if tokenizer is not None and len(tokenizer) > _vocabulary(module):
-        raise LoadError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {_vocabulary(module)}: another model's tokenizer")
+        raise LoadError(f"{len(broken)} of {len(named)} weights hold NaN or infinity: {', '.join(broken[:3])}; expected finite weights")
+    rows = _vocabulary(module)
+    if tokenizer is not None and rows is not None and len(tokenizer) > rows:
+        raise LoadError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}: another model's tokenizer")
 
 
-def _vocabulary(module: nn.Module) -> int:
-    rows = next((m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)), None)
-    if rows is None:
-        raise LoadError(f"{type(module).__name__} has no token embedding: pass example= and forward= to interp.load")
-    return rows
+def _vocabulary(module: nn.Module) -> int | None:
+    """Rows of the token embedding: the one that Hugging Face names, else the first."""
+    named: Any = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None  # pyright: ignore[reportCallIssue]
+    if isinstance(named, nn.Embedding):
+        return named.num_embeddings
+    return next((m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)), None)
 
 
 @contextmanager
 def evaluating(subject: Subject) -> Generator[None]:
-    """No gradients, dropout off; the module's own mode comes back."""
-    training = subject.module.training
-    subject.module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        subject.module.train(training)
+    """No gradients, dropout off; every module's own mode comes back."""
+    with dropout_off(subject.module), torch.inference_mode():
+        yield

@@ -1,14 +1,17 @@
 """sweep: many interventions for little more than one.
 
-An intervention at block L changes nothing below L. `resumed` keeps what every block gave in one clean forward and lets each intervention start at
-its own block; `grown` carries all of them in one batch that grows at each block where some begin. Both run the model's own forward, with the
-forwards of blocks rerouted, so that whatever stands around the blocks stays the model's own.
+An intervention at block L changes nothing below L. `resumed` keeps what every block gave in one clean forward and lets each intervention
+start at its own block; `grown` carries all of them in one batch that grows at each block where some begin. Both run the model's own
+forward, with the forwards of blocks rerouted, so that whatever stands around the blocks stays the model's own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .batch import Batch
-from .hooks import Clock, HookError, Value, Visit, first_tensor, intervened, lowered, tapped
+from .hooks import Clock, HookError, Value, Visit, check_applied, first_tensor, intervened, lowered, tapped
 from .interventions import Edit, Plan, apply
 from .progress import track
 from .rerouting import Route, rerouted
@@ -25,6 +28,7 @@ from .subject import Subject, evaluating, token_losses
 
 Logits = Float[Tensor, "batch predicted vocabulary"]
 Measure = Callable[[Logits, Batch], Any]
+Key = tuple[str | int, ...]
 _GROWN_TOKENS = 2048  # of one grown pass; beyond that a batch is compute-bound and only costs memory
 _CHEAPER_ROWS = 0.8  # grow when a row costs less than this share in a batch four times as large
 
@@ -64,15 +68,21 @@ def resumed(subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Meas
 
 
 def grown(subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss) -> list[Any]:
-    """All plans in one batch that grows at each block where some of them begin; plans that begin before the blocks run alone."""
+    """All plans in one batch that grows at each block where some of them begin.
+
+    Plans that begin outside the blocks, and all plans of models with several stacks (a longer batch in one would not fit the other), run
+    alone.
+    """
     _check(plans)
     results: dict[int, Any] = {}
-    forks = sorted(((start, n) for n, plan in enumerate(plans) if (start := _start(subject, plan)) is not None), key=lambda f: f[0].order)
+    starts = [_start(subject, plan) for plan in plans] if _can_grow(subject) else []
+    forks = sorted(((start, n) for n, start in enumerate(starts) if start is not None), key=lambda f: f[0].order)
     at_once = max(1, _GROWN_TOKENS // batch.tokens.numel())
     with evaluating(subject):
+        batched = _batched_arguments(subject, batch) if forks else frozenset[Key]()
         for first in track(range(0, len(forks), at_once), "sweep"):
             some = forks[first : first + at_once]
-            parts = _grow(subject, batch, [(site, plans[n]) for site, n in some])
+            parts = _grow(subject, batch, [(site, plans[n]) for site, n in some], batched)
             results |= {n: measure(logits, batch) for (_, n), logits in zip(some, parts, strict=True)}
         for n in set(range(len(plans))) - results.keys():
             results[n] = _alone(subject, batch, plans[n], measure)
@@ -122,7 +132,10 @@ class _Clean:
         return route
 
     def _known(self, module: nn.Module) -> Route:
-        return lambda _: lambda *args, **kwargs: self.outputs[module]
+        def route(_: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *_, **__: self.outputs[module]
+
+        return route
 
     def under(self, plan: Plan, measure: Measure) -> Any:
         start = _start(self.subject, plan)
@@ -142,9 +155,8 @@ class _Clean:
         for module, output in self.outputs.items():
             tensor = first_tensor(output)
             if tensor is not None and tensor._version != self.versions[module]:
-                raise HookError(
-                    f"{type(module).__name__}'s output was changed in place after the forward: this model's blocks cannot be resumed; use sweep.naive"
-                )
+                name = type(module).__name__
+                raise HookError(f"{name}'s output was changed in place after its forward: this model cannot be resumed; use sweep.naive")
 
 
 def _attention(subject: Subject, heads: Site) -> nn.Module | None:
@@ -156,23 +168,35 @@ def _attention(subject: Subject, heads: Site) -> nn.Module | None:
     return subject.module.get_submodule(f"{block}.{child}") if rest else None
 
 
-def _grow(subject: Subject, batch: Batch, forks: Sequence[tuple[Site, Plan]]) -> list[Logits]:
+def _can_grow(subject: Subject) -> bool:
+    """Whether the batch may grow at any block: one stack, whose residual stream is verified at every block."""
+    stacks = subject.anatomy.stacks
+    return len(stacks) == 1 and all(
+        Site("resid_pre", i, s) in subject.anatomy.places for s, blocks in stacks.items() for i in range(len(blocks))
+    )
+
+
+def _grow(subject: Subject, batch: Batch, forks: Sequence[tuple[Site, Plan]], batched: frozenset[Key]) -> list[Logits]:
     """One forward that carries the clean rows and, from its first block on, the rows of every fork; target logits by fork."""
     stack, size = forks[0][0].stack, len(batch)
-    begins: dict[int, int] = {}
-    edits: dict[Site, list[tuple[slice, Edit]]] = {}
-    for number, (start, plan) in enumerate(forks, start=1):
-        begins[start.block or 0] = begins.get(start.block or 0, 0) + 1
+    begins = Counter(start.block or 0 for start, _ in forks)
+    edits: list[Edit] = []
+    by_site: dict[Site, list[tuple[int, slice, Edit]]] = {}
+    for number, (_, plan) in enumerate(forks, start=1):
         for edit in lowered(subject.anatomy, plan):
-            edits.setdefault(subject.anatomy.resolve(edit.site), []).append((slice(number * size, (number + 1) * size), edit))
+            rows = slice(number * size, (number + 1) * size)
+            by_site.setdefault(subject.anatomy.resolve(edit.site), []).append((len(edits), rows, edit))
+            edits.append(edit)
+    applied: Counter[int] = Counter()
     blocks = [subject.module.get_submodule(p) for p in subject.anatomy.blocks(stack)]
     growing = {Site("resid_pre", block, stack): _append_clean(size, count) for block, count in begins.items()}
     with (
         tapped(subject, growing),
-        tapped(subject, {s: _edit_rows(e) for s, e in edits.items()}),
-        rerouted({b: _repeat_arguments(size) for b in blocks}),
+        tapped(subject, {site: _edit_rows(numbered, applied) for site, numbered in by_site.items()}),
+        rerouted({block: _repeat_arguments(size, batched) for block in blocks}),
     ):
         logits = subject.target_logits(batch)
+    check_applied(edits, applied)
     return list(logits.split(size))[1:]
 
 
@@ -183,74 +207,108 @@ def _append_clean(size: int, count: int) -> Visit:
     return append
 
 
-def _edit_rows(edits: Sequence[tuple[slice, Edit]]) -> Visit:
+def _edit_rows(numbered: Sequence[tuple[int, slice, Edit]], applied: Counter[int]) -> Visit:
     def edit_rows(value: Value, clock: Clock) -> Tensor:
         changed = value.clone()
-        for rows, edit in edits:
-            changed[rows] = apply(edit, changed[rows], clock.offset, edit.active(clock.offset, clock.length, clock.prompt))
+        for number, rows, edit in numbered:
+            positions = edit.active(clock.offset, clock.length, clock.prompt)
+            if len(positions):
+                applied[number] += 1
+                changed[rows] = apply(edit, changed[rows], clock.offset, positions)
         return changed
 
     return edit_rows
 
 
-def _repeat_arguments(size: int) -> Route:
+def _repeat_arguments(size: int, batched: frozenset[Key]) -> Route:
     """Makes masks and positions, which stand beside the hidden states, as many as the grown batch has rows."""
 
     def route(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             hidden = first_tensor((args, kwargs))
             times = 1 if hidden is None else hidden.shape[0] // size
-            return forward(
-                *(_repeated(a, hidden, size, times) for a in args), **{k: _repeated(v, hidden, size, times) for k, v in kwargs.items()}
-            )
+            args, kwargs = _repeated((args, kwargs), times, batched, hidden)
+            return forward(*args, **kwargs)
 
         return run
 
     return route
 
 
-def _repeated(value: Any, hidden: Tensor | None, size: int, times: int) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(_repeated(v, hidden, size, times) for v in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    batched = isinstance(value, Tensor) and value is not hidden and value.ndim > 1 and value.shape[0] == size > 1
-    return value.repeat(times, *[1] * (value.ndim - 1)) if batched else value
+class _SeenError(Exception):
+    """The forward has shown what was wanted of it."""
+
+
+def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
+    """Which arguments of the blocks hold rows for every example: those that double when the model is called on two examples, not one."""
+    sizes: list[dict[Key, int]] = []
+
+    def spy(_: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            sizes.append({key: len(tensor) for key, tensor in _tensors((args, kwargs))})
+            raise _SeenError
+
+        return run
+
+    first = subject.module.get_submodule(next(iter(subject.anatomy.stacks.values()))[0])
+    for times in (1, 2):
+        beside = {k: torch.cat([v[:1]] * times) for k, v in batch.conditioning.items()}
+        with rerouted({first: spy}), suppress(_SeenError):
+            subject.touch(replace(batch, tokens=torch.cat([batch.tokens[:1]] * times), mask=None, conditioning=beside))
+    one, two = sizes
+    return frozenset(key for key in one.keys() & two.keys() if two[key] == 2 * one[key])
+
+
+def _tensors(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:
+    if isinstance(tree, Tensor) and tree.ndim:
+        yield key, tree
+    elif isinstance(tree, (tuple, list, dict)):
+        items: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for name, item in items:
+            yield from _tensors(item, (*key, name))
+
+
+def _repeated(tree: Any, times: int, batched: frozenset[Key], keep: Tensor | None = None, key: Key = ()) -> Any:
+    """`tree` with the batched tensors, but for `keep`, repeated along their first axis."""
+    if isinstance(tree, Tensor):
+        return torch.cat([tree] * times) if key in batched and tree is not keep else tree
+    if type(tree) in (tuple, list):
+        return type(tree)(_repeated(item, times, batched, keep, (*key, n)) for n, item in enumerate(tree))
+    if type(tree) is dict:
+        items: Any = tree.items()
+        return {name: _repeated(item, times, batched, keep, (*key, name)) for name, item in items}
+    return tree
 
 
 def _rows_get_cheaper(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
-    """Whether a row costs less in a larger batch, by timing the middle block of the first plan's stack: launch-bound work does."""
-    start = next((s for plan in plans if (s := _start(subject, plan)) is not None), None)
+    """Whether a row costs less in a larger batch, by timing the middle block: launch-bound work does."""
     exact = next(subject.module.parameters()).dtype == torch.float64  # who pays for float64 wants the naive loop's bits
-    if start is None or exact or len(plans) < 2 or len(batch) * 4 * batch.length > _GROWN_TOKENS:
+    alone = len(plans) < 2 or all(_start(subject, plan) is None for plan in plans)
+    if exact or alone or len(batch) * 4 * batch.length > _GROWN_TOKENS or not _can_grow(subject):
         return False
-    if any(Site("resid_pre", i, start.stack) not in subject.anatomy.places for i in range(len(subject.anatomy.blocks(start.stack)))):
-        return False
-    blocks = subject.anatomy.blocks(start.stack)
+    blocks = next(iter(subject.anatomy.stacks.values()))
     cost: dict[int, float] = {}
+    try:
+        route = _timed(_batched_arguments(subject, batch), cost)
+        with rerouted({subject.module.get_submodule(blocks[len(blocks) // 2]): route}):
+            subject.touch(batch)
+    except RuntimeError:  # these blocks do not run on more rows than the model was given
+        return False
+    return cost[4] < 4 * cost[1] * _CHEAPER_ROWS
 
-    def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
+
+def _timed(batched: frozenset[Key], cost: dict[int, float]) -> Route:
+    """Runs a block on its own arguments and on four times their rows, and notes the shortest time of each."""
+
+    def route(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             for times in (1, 4, 1, 4):
-                large = _enlarged(args, kwargs, len(batch), times)
+                some, named = _repeated((args, kwargs), times, batched)
                 began = time.perf_counter()
-                forward(*large[0], **large[1])
+                forward(*some, **named)
                 cost[times] = min(cost.get(times, float("inf")), time.perf_counter() - began)
             return forward(*args, **kwargs)
 
         return run
 
-    with rerouted({subject.module.get_submodule(blocks[len(blocks) // 2]): timed}):
-        subject.touch(batch)
-    return cost[4] < 4 * cost[1] * _CHEAPER_ROWS
-
-
-def _enlarged(args: Any, kwargs: Mapping[str, Any], size: int, times: int) -> tuple[Any, dict[str, Any]]:
-    def enlarge(value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            return type(value)(map(enlarge, value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        return (
-            value.repeat(times, *[1] * (value.ndim - 1))
-            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == size
-            else value
-        )
-
-    return enlarge(tuple(args)), {k: enlarge(v) for k, v in kwargs.items()}
+    return route

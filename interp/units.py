@@ -88,7 +88,9 @@ class Units:
         """
         rng = np.random.default_rng(seed)
         pool = (~self if among is None else among) - self
-        return Units({s: rng.choice(pool[s], min(times * len(i), len(pool[s])), replace=False) for s, i in self._indices.items()}, self.widths)
+        return Units(
+            {s: rng.choice(pool[s], min(times * len(i), len(pool[s])), replace=False) for s, i in self._indices.items()}, self.widths
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit: `site`, `block`, `unit`."""
@@ -187,7 +189,9 @@ def _distinct(site: Site, indices: Iterable[int]) -> Indices:
     """Sorted and without repeats. Raises ValueError for a mask or fractions, which would silently become other units."""
     given = np.asarray(list(indices))
     if given.size and (given.dtype.kind not in "iu" or given.ndim != 1):
-        raise ValueError(f"{site}: units are integer indices; got {given.dtype} of shape {given.shape} (for a mask, pass np.flatnonzero(mask))")
+        raise ValueError(
+            f"{site}: units are integer indices; got {given.dtype} of shape {given.shape} (for a mask, pass np.flatnonzero(mask))"
+        )
     return np.unique(given.astype(np.int64))
 
 

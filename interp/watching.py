@@ -50,10 +50,12 @@ class Watch(TorchFunctionMode):
             self.attentions.append((self.time, tuple(path for path, *_ in self.running), scores.shape[1] if scores.ndim == 4 else 0))
 
     def enter(self, path: str, value: Any) -> None:
+        """A module begins."""
         self.time += 1
         self.running.append((path, self.time, _copy(value)))
 
     def leave(self, output: Any) -> None:
+        """The module that began last ends."""
         self.time += 1
         path, start, value = self.running.pop()
         self.calls.append(Call(path, tuple(p for p, *_ in self.running), start, self.time, value, _copy(output)))

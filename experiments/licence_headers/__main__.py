@@ -22,6 +22,7 @@ from interp.files import replaced
 
 _LICENCE = re.compile(r"(^|/)(LICEN[CS]E|COPYING)(\.\w+)?$", re.IGNORECASE)
 _HEADER = re.compile(r"(?:^#[^\n]*\n){6,}", re.MULTILINE)
+_CHARACTERS = 900  # of each text: about 200 tokens, a handful of windows
 _WRAP = {"hash": ("", "# ", ""), "star": ("/*\n", " * ", " */\n"), "plain": ("", "", "")}
 
 
@@ -31,7 +32,7 @@ def licences() -> Iterator[str]:
     for distribution in sorted(distributions(), key=lambda d: d.name.lower()):
         for file in sorted(str(f) for f in distribution.files or () if _LICENCE.search(str(f))):
             path = Path(str(distribution.locate_file(file)))
-            text = path.read_text(encoding="utf-8", errors="ignore")[:1500] if path.is_file() else ""
+            text = path.read_text(encoding="utf-8", errors="ignore")[:_CHARACTERS] if path.is_file() else ""
             wording = re.sub(r"copyright[^\n]*|\W+", " ", text.lower())[:400]
             if len(text) > 600 and wording not in seen:
                 seen.add(wording)
@@ -48,7 +49,7 @@ def headers(packages: Iterable[str] = ("transformers", "accelerate", "torch", "h
         wording = words[words.find("licen") :][:160]
         if "licen" in words and wording not in seen:
             seen.add(wording)
-            yield text[:1500]
+            yield text[:_CHARACTERS]
 
 
 def sources(packages: Iterable[str]) -> Iterator[Path]:
@@ -67,20 +68,20 @@ def as_comment(text: str, style: str) -> str:
     return opening + "".join(f"{mark}{line}".rstrip() + "\n" for line in text.strip().splitlines()) + closing
 
 
-def code(packages: Iterable[str] = ("nnsight", "transformer_lens"), count: int = 40) -> Iterator[str]:
+def code(packages: Iterable[str] = ("nnsight", "transformer_lens"), count: int = 30) -> Iterator[str]:
     """Function bodies of recent packages: text of the same kind that the model has hardly seen."""
     bodies = (re.search(r"\n    def .*", path.read_text(encoding="utf-8", errors="ignore"), re.DOTALL) for path in sources(packages))
-    yield from islice((body[0][:1200] for body in bodies if body and len(body[0]) > 800), count)
+    yield from islice((body[0][:_CHARACTERS] for body in bodies if body and len(body[0]) > 800), count)
 
 
 def write_corpus(out: Path) -> int:
     """One .jsonl a kind of text; returns how many texts there are."""
-    short, notices = list(licences()), list(headers())
+    short, notices = list(islice(licences(), 40)), list(headers())
     kinds = {
         "1-headers": [as_comment(text, style) for text in notices for style in ("hash", "star")],
         "2-licences": [as_comment(text, style) for text in short for style in ("plain", "hash")],
         "3-code": list(code()),
-        "4-prose": list(background(0).control[:60]),
+        "4-prose": list(background(0).control[:40]),
     }
     for name, texts in kinds.items():
         with replaced(out / f"{name}.jsonl") as temporary:

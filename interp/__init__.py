@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .recording import Recording, record
     from .sites import Site, SiteError
     from .subject import Subject, load
-    from .sweep import mean_loss, sweep
+    from .sweeping import mean_loss, sweep
     from .training import fit
     from .units import Units, UnitScores
 
@@ -44,7 +44,7 @@ _HOMES = {
     "recording": ("Recording", "record"),
     "sites": ("Site", "SiteError"),
     "subject": ("Subject", "load"),
-    "sweep": ("mean_loss", "sweep"),
+    "sweeping": ("mean_loss", "sweep"),
     "training": ("fit",),
     "units": ("UnitScores", "Units"),
 }

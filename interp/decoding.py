@@ -64,4 +64,7 @@ def _new_cache(module: nn.Module) -> Any:
         return None
     from transformers import DynamicCache
 
-    return DynamicCache(config=module.config)  # pyright: ignore[reportArgumentType]
+    cache: Any = DynamicCache(config=module.config)  # pyright: ignore[reportArgumentType]
+    if hasattr(cache, "activate_past_recording"):
+        cache.activate_past_recording()  # else what slid out of an attention window could not come back on crop
+    return cache

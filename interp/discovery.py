@@ -91,6 +91,8 @@ def _found_stacks(module: nn.Module, watch: Watch) -> dict[str, str]:
         inside_another = any(path.startswith(f"{p}.") for p in paths)
         if isinstance(child, (nn.ModuleList, nn.Sequential)) and not inside_another and _is_stack(child, path, calls):
             paths.append(path)
+    if not paths:
+        return {}
     return dict(zip(_short_names(paths), paths, strict=True))
 
 

@@ -86,7 +86,8 @@ def _record_batch(subject: Subject, batch: Batch, reducers: Mapping[Site, Reduce
 
     def visit(into: Reducer) -> Visit:
         def update(value: Value, _: Clock) -> Tensor | None:
-            into.update(value, mask.to(value.device))
+            positions = mask if value.shape[:2] == mask.shape else torch.ones(value.shape[:2], dtype=torch.bool)  # a stack beside the tokens
+            into.update(value, positions.to(value.device))
 
         return update
 

@@ -150,7 +150,8 @@ class Subject:
 def token_losses(logits: Float[Tensor, "batch predicted vocabulary"], batch: Batch) -> Float[Tensor, "batch predicted"]:
     """Cross-entropy in nats of `batch.targets` under their logits; 0 on padding."""
     targets = batch.targets.to(logits.device)
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = nn.functional.cross_entropy(precise.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view_as(targets) * batch.counted.to(logits.device)
 
 

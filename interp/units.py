@@ -31,7 +31,7 @@ class Units:
         chosen = {_site(s): _distinct(_site(s), i) for s, i in indices.items()}
         for site, index in chosen.items():
             if site not in sizes:
-                raise ValueError(f"units at {site} need its width; widths were given for {sorted(map(str, sizes))}")
+                raise ValueError(f"units at {site} need its width; widths were given for {', '.join(map(str, sizes)) or 'no site'}")
             if len(index) and not 0 <= index[0] <= index[-1] < sizes[site]:
                 raise ValueError(f"{site} has units 0 to {sizes[site] - 1}; got {index[0]} to {index[-1]}")
         self._indices = {s: chosen[s] for s in sorted(chosen, key=lambda s: s.order) if len(chosen[s])}

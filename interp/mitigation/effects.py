@@ -11,7 +11,7 @@ from interp.batch import Batch, Batches, batches
 from interp.interventions import Plan
 from interp.progress import track
 from interp.subject import Subject, token_losses
-from interp.sweep import Logits, sweep
+from interp.sweeping import Logits, sweep
 
 MEASURES = ("exact", "accuracy", "loss")
 

@@ -69,7 +69,7 @@ def _is_projection_input(place: Place) -> bool:
 
 
 def _rows(subject: Hooked, edit: Edit) -> Tensor:
-    """The weight that reads a site, [columns, d_model], outside autograd; refused where writing would do more or less than the plan says."""
+    """The weight that reads a site, [columns, d_model], outside autograd; refused where writing does more or less than the plan"""
     place = subject.anatomy.place(edit.site)
     projection = subject.module.get_submodule(place.path)
     own = dict(projection.named_parameters(recurse=False)).get("weight")

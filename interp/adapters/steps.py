@@ -1,0 +1,51 @@
+"""A plan as plain data in the order in which a model meets it: what can be run where our classes do not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from interp.anatomy import Anatomy
+from interp.batch import Batch
+from interp.hooks import HookError, lowered
+from interp.interventions import Edit, Plan
+from interp.sites import BLOCK_POINTS, Site
+
+Change = tuple[Tensor | None, Tensor, float, Tensor | None, Tensor | None]
+Step = tuple[str, str, str, list[Change]]
+
+
+def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:
+    """A plan as steps (module path, "in" or "out", path of the value this one is added onto or "", changes), sorted by execution.
+
+    A change is (positions [position, 1] or None for all, columns [1, columns], multiply, add [1 or position, columns], basis [rank, columns]).
+    A step without changes is there because a later one needs its value.
+    Raises HookError for an edit none of whose positions lies in the batch.
+    """
+    by_site: dict[Site, list[Change]] = {}
+    for edit in lowered(anatomy, plan):
+        by_site.setdefault(anatomy.resolve(edit.site), []).append(_change(edit, batch))
+    timed = [step for site, changes in by_site.items() for step in _timed(anatomy, site, changes)]
+    return [step for _, step in sorted(timed, key=lambda timed: timed[0])]
+
+
+def _timed(anatomy: Anatomy, site: Site, changes: list[Change]) -> Iterator[tuple[tuple[float, ...], Step]]:
+    place, stack = anatomy.place(site), list(anatomy.stacks).index(site.stack)
+    if site.block is None:
+        yield (stack, -1.0 if site.point == "embed" else float("inf"), 0.0), (place.path, place.side, "", changes)
+        return
+    if place.onto is not None:  # after the edits at that place
+        yield (stack, site.block, 0.5), (place.onto.path, place.onto.side, "", [])
+    point = "attn_out" if place.onto else site.point  # the sum is edited where its second term leaves
+    when = (stack, site.block, float(BLOCK_POINTS.index(point)))
+    yield when, (place.path, place.side, place.onto.path if place.onto else "", changes)
+
+
+def _change(edit: Edit, batch: Batch) -> Change:
+    positions = edit.active(0, batch.length, batch.prompt or batch.length)
+    if not len(positions):
+        raise HookError(f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, lies in {batch.length} tokens")
+    everywhere = len(positions) == batch.length and (edit.add is None or len(edit.add) == 1)
+    add = edit.add if edit.add is None or everywhere else edit.add[positions % len(edit.add)]
+    return None if everywhere else positions[:, None], edit.columns[None, :], edit.multiply, add, edit.basis

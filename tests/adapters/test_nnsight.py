@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import interp
+from interp import HookError, Zero
+from interp.adapters import nnsight as adapter
+
+from .plans import KINDS, close, everywhere, example, expected, plan, speaking
+
+
+@pytest.mark.parametrize("name", tiny.ALL)
+def test_equals_hooks_at_every_point_at_once(name):
+    subject, batch = tiny.subject(name), example(name)
+    some = everywhere(subject)
+    with tiny.untouched(subject.module):
+        found = adapter.logits(subject, some, batch)
+    close(found, expected(subject, some, batch), 1e-4)
+    assert not torch.allclose(found, subject.logits(batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [("opt", "blocks.1.neurons"), ("neox", "blocks.2.heads"), ("gpt2", "blocks.1.resid_mid"), ("policy", "decoder.blocks.1.neurons")],
+)
+def test_equals_hooks_for_every_kind(name, site, kind):
+    subject, batch = tiny.subject(name), example(name)
+    some = plan(subject, kind, site)
+    wanted = expected(subject, some, batch)
+    close(adapter.logits(subject, some, batch), wanted, 1e-4)
+    assert not torch.allclose(wanted, subject.logits(batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", tiny.HUGGING_FACE)
+def test_survives_serialization_with_our_modules_hidden(name):
+    subject, batch = speaking(name), example(name)
+    some = [*everywhere(subject), *plan(subject, "all_at_once", "blocks.1.heads")]
+    with tiny.untouched(subject.module):
+        found = adapter.logits(subject, some, batch, "local")
+    close(found, expected(subject, some, batch), 1e-4)
+
+
+def test_leaves_no_attribute_on_the_users_modules():
+    subject = speaking("llama")
+    before = [set(vars(module)) for module in subject.module.modules()]
+    for remote in (None, "local"):
+        adapter.logits(subject, plan(subject, "zero", "blocks.1.neurons"), example("llama"), remote)
+    assert [set(vars(module)) for module in subject.module.modules()] == before
+
+
+@pytest.mark.parametrize("remote", [None, "local"])
+def test_takes_an_nnsight_model(remote):
+    from nnsight import TransformersModel
+
+    model = TransformersModel(tiny.model("qwen2"), tokenizer=speaking("qwen2").tokenizer)
+    subject, batch = interp.load(model), example("qwen2")
+    some = plan(subject, "all_at_once", "blocks.1.heads")
+    wanted = expected(subject, some, batch)
+    close(adapter.logits(model, some, batch, remote), wanted, 1e-4)
+    close(adapter.logits(model, some, batch, remote, anatomy=subject.anatomy), wanted, 1e-4)
+
+
+def test_a_stack_of_another_length_takes_edits_at_all_positions():
+    subject, batch = tiny.subject("policy"), example("policy")
+    some = plan(subject, "add", "vision.blocks.1.neurons")
+    close(adapter.logits(subject, some, batch), expected(subject, some, batch), 1e-4)
+    with pytest.raises(ValueError, match=r"vision.*sees 5 positions and the batch has 9"):
+        adapter.logits(subject, plan(subject, "zero_at", "vision.blocks.1.neurons"), batch)
+
+
+def test_what_would_change_nothing_is_an_error():
+    subject = tiny.subject("llama")
+    with pytest.raises(HookError, match="none of positions"):
+        adapter.logits(subject, Zero(subject.anatomy.units("blocks.1.neurons"), positions=(99,)), example("llama"))
+
+
+def test_serializing_needs_a_tokenizer():
+    subject = tiny.subject("llama")
+    with pytest.raises(ValueError, match=r"no tokenizer.*interp.load\(..., tokenizer=\)"):
+        adapter.logits(subject, plan(subject, "zero", "blocks.1.neurons"), example("llama"), "local")
+
+
+class Hosted:
+    def __init__(self, name: str) -> None:
+        self.repo_id = name
+
+    def to_model_key(self) -> str:
+        raise AssertionError("checked too late")
+
+
+@pytest.mark.parametrize("model", [Hosted("./here"), Hosted("/some/folder"), Hosted("gpt2"), tiny.subject("llama")])
+def test_remote_needs_a_hub_model(model: Any):
+    some = plan(tiny.subject("llama"), "zero", "blocks.1.neurons")
+    with pytest.raises(ValueError, match=r"remote=True needs nnsight.TransformersModel\(\"owner/name\"\)"):
+        adapter.logits(model, some, example("llama"), remote=True)
+
+
+def test_remote_needs_the_version_of_the_server(monkeypatch):
+    import nnsight.ndif
+
+    monkeypatch.setattr(nnsight.ndif, "get_remote_env", lambda: {"packages": {"nnsight": "0.7.0"}})
+    with pytest.raises(ValueError, match=r"NDIF runs nnsight 0.7.0"):
+        adapter.logits(Hosted("owner/name"), plan(tiny.subject("llama"), "zero", "blocks.1.neurons"), example("llama"), remote=True)
+
+
+def test_a_verbose_flag_meant_for_others_does_not_switch_nnsight_to_debug():
+    code = "from interp.adapters import nnsight as a; print(a._nnsight().schema.config.CONFIG.APP.DEBUG)"
+    found = subprocess.run([sys.executable, "-c", code, "-v"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

@@ -86,7 +86,8 @@ def _record_batch(subject: Subject, batch: Batch, reducers: Mapping[Site, Reduce
 
     def visit(into: Reducer) -> Visit:
         def update(value: Value, _: Clock) -> Tensor | None:
-            positions = mask if value.shape[:2] == mask.shape else torch.ones(value.shape[:2], dtype=torch.bool)  # a stack beside the tokens
+            beside = value.shape[:2] != mask.shape  # a stack over something else than the tokens, whose padding says nothing of it
+            positions = torch.ones(value.shape[:2], dtype=torch.bool) if beside else mask
             into.update(value, positions.to(value.device))
 
         return update

@@ -156,7 +156,9 @@ class _Clean:
             tensor = first_tensor(output)
             if tensor is not None and tensor._version != self.versions[module]:
                 name = type(module).__name__
-                raise HookError(f"{name}'s output was changed in place after its forward: this model cannot be resumed; use interp.sweeping.naive")
+                raise HookError(
+                    f"{name}'s output was changed in place after its forward: this model cannot be resumed; use interp.sweeping.naive"
+                )
 
 
 def _attention(subject: Subject, heads: Site) -> nn.Module | None:
@@ -171,9 +173,8 @@ def _attention(subject: Subject, heads: Site) -> nn.Module | None:
 def _can_grow(subject: Subject) -> bool:
     """Whether the batch may grow at any block: one stack, whose residual stream is verified at every block."""
     stacks = subject.anatomy.stacks
-    return len(stacks) == 1 and all(
-        Site("resid_pre", i, s) in subject.anatomy.places for s, blocks in stacks.items() for i in range(len(blocks))
-    )
+    entries = [Site("resid_pre", i, stack) for stack, blocks in stacks.items() for i in range(len(blocks))]
+    return len(stacks) == 1 and all(site in subject.anatomy.places for site in entries)
 
 
 def _grow(subject: Subject, batch: Batch, forks: Sequence[tuple[Site, Plan]], batched: frozenset[Key]) -> list[Logits]:

@@ -11,12 +11,12 @@ from interp.decoding import Decoder
 def generated_by_hugging_face(name: str, prompt: torch.Tensor, length: int) -> torch.Tensor:
     model = tiny.subject(name).module
     options = {"max_new_tokens": length, "do_sample": False, "repetition_penalty": 1.0}
-    return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, prompt.shape[1] :]  # pyright: ignore
+    return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, prompt.shape[1] :]
 
 
 @pytest.mark.parametrize("name", tiny.HUGGING_FACE)
 @pytest.mark.parametrize("ablated", [False, True])
-def test_greedy_tokens_equal_hugging_faces(name: str, ablated: bool):
+def test_greedy_tokens_equal_hugging_faces(name: str, ablated: bool):  # noqa: FBT001
     subject, prompt = tiny.subject(name), tiny.batch(name, rows=3, length=4, seed=11).tokens
     units = tiny.units(subject, "blocks.1.attn_out", list(range(0, 32, 3)))
     with subject.intervened(*[interp.Scale(units, factor=-2.0)] if ablated else ()):

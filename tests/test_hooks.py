@@ -14,7 +14,7 @@ from interp.hooks import tapped
 
 
 def zero(subject: interp.Subject, **narrow: object) -> interp.Zero:
-    return interp.Zero(tiny.units(subject, subject.anatomy.expand("mlp_out")[-1], [0, 1, 2]), **narrow)  # pyright: ignore
+    return interp.Zero(tiny.units(subject, subject.anatomy.expand("mlp_out")[-1], [0, 1, 2]), **narrow)
 
 
 def all_plans(subject: interp.Subject) -> list[interp.Intervention]:
@@ -190,9 +190,9 @@ def test_an_intervention_that_never_applies_is_an_error(
 
 
 def test_one_idle_edit_among_several_is_named(llama: interp.Subject):
-    with pytest.raises(interp.HookError, match=r"1 of 2 edits never applied: blocks\.2\.mlp_out, positions 50, when='all'"):
-        with llama.intervened(zero(llama), zero(llama, positions=(50,))):
-            llama.logits(tiny.batch("llama"))
+    message = r"1 of 2 edits never applied: blocks\.2\.mlp_out, positions 50, when='all'"
+    with pytest.raises(interp.HookError, match=message), llama.intervened(zero(llama), zero(llama, positions=(50,))):
+        llama.logits(tiny.batch("llama"))
 
 
 def test_an_exception_is_not_hidden_by_the_hook_that_never_fired(llama: interp.Subject):

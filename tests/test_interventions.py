@@ -244,7 +244,7 @@ SITE = UNITS.sites[0]
     ("make", "message"),
     [
         (lambda: interp.Zero(interp.Units({}, {})), "no units"),
-        (lambda: interp.Zero(UNITS, when="decoding"), "nearest: decode"),  # pyright: ignore
+        (lambda: interp.Zero(UNITS, when="decoding"), "nearest: decode"),
         (lambda: interp.Zero(UNITS, positions=(-1,)), "absolute positions >= 0"),
         (lambda: interp.Zero(UNITS, positions=()), "absolute positions >= 0"),
         (lambda: interp.Mean(UNITS, values={interp.Site("neurons", 1): np.zeros(48)}), "values are given for blocks.1.neurons"),

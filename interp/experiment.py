@@ -15,8 +15,8 @@ import typer
 
 from interp.files import replaced, writable
 from interp.plotting import save
-from interp.stats import Interval
 from interp.sites import closest
+from interp.stats import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,10 +54,15 @@ class Claim:
     evidence: str
 
 
-def judged(interval: Interval, holds: Callable[[float], bool]) -> Verdict:
-    """`reproduced` when the whole interval satisfies the claim, `opposite` when none of it does, else `not reproduced`."""
-    ends = [holds(value) for value in (interval.low, interval.estimate, interval.high)]
-    return "reproduced" if all(ends) else "not reproduced" if any(ends) else "opposite"
+def judged(interval: Interval, holds: Callable[[float], bool], opposite: Callable[[float], bool] | None = None) -> Verdict:
+    """`reproduced` when all of the interval satisfies the claim, `opposite` when all of it satisfies its opposite, else `not reproduced`.
+
+    To fall short of a threshold is not the opposite of a claim, so the opposite has to be said: for a rise of at least 5%, a fall.
+    """
+    values = (interval.low, interval.estimate, interval.high)
+    if all(map(holds, values)):
+        return "reproduced"
+    return "opposite" if opposite is not None and all(map(opposite, values)) else "not reproduced"
 
 
 @dataclass(frozen=True)
@@ -115,5 +120,6 @@ class Experiment:
             for claim in self.reproduce(preset, seed, out).claims:
                 typer.echo(f"{claim.id}  {claim.verdict:15}  {claim.measured:.3f} [{claim.low:.3f}, {claim.high:.3f}]  {claim.statement}")
 
-        main.__doc__ = f"{self.about}\n\nPresets: {', '.join(self.presets)}.\n\nExample: `python -m experiments.{self.name} --preset smoke --seed 0`"
+        example = f"python -m experiments.{self.name} --preset smoke --seed 0"
+        main.__doc__ = f"{self.about}\n\nPresets: {', '.join(self.presets)}.\n\nExample: `{example}`"
         typer.run(main)

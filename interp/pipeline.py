@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,9 @@ from interp.anatomy import Sites
 from interp.data.texts import read_texts
 from interp.files import replaced
 from interp.localization import localize
-from interp.memorization.control import split
-from interp.memorization.extraction import passages, scan
+from interp.memorization.control import overlapping, split, unmemorized
+from interp.memorization.extraction import scan
+from interp.memorization.passages import passages
 from interp.mitigation.drop import extraction_drop
 from interp.mitigation.report import DropReport
 from interp.plotting import matched_tokens, ranked_scores, save
@@ -47,25 +49,39 @@ def scan_files(
 
 
 def halve(frame: pd.DataFrame) -> Halves:
-    """Splits a scan so that no unit is judged on a window that it was scored on: alternate texts, or the ends of a single text.
+    """Splits a scan so that no unit is judged on what it was scored on.
 
-    Raises ValueError when fewer than two windows were extracted, or controls are short (see `split`).
+    The halves share no memorized text - alternate texts go to each - or, where one text holds all that was extracted, no token of it.
+    Held-out windows match less than half of their suffix and share no token of a text with the windows of either half.
+
+    Raises ValueError when fewer than two windows apart were extracted, controls are short (see `split`), or no window is left to hold out.
     """
-    memorized, control = split(frame)
-    if len(memorized) < 2:
-        raise ValueError(f"{len(memorized)} window was extracted; scoring units and judging them needs at least 2: scan more text")
-    texts = memorized["text"].unique()
-    even = memorized["text"].isin(texts[::2]) if len(texts) > 1 else memorized["start"] <= memorized["start"].median()
-    first = even.to_numpy() if even.any() and not even.all() else np.arange(len(memorized)) % 2 == 0
-    halves = [(memorized[rows].reset_index(drop=True), control[rows].reset_index(drop=True)) for rows in (first, ~first)]
-    return Halves(halves[0], halves[1], _others(frame, memorized, control))
+    found: tuple[Any, Any] = split(frame)
+    memorized, control = found
+    scored = _scored(memorized)
+    judged = ~scored & ~overlapping(memorized, memorized[scored])
+    if not judged.any():
+        raise ValueError(
+            f"{len(memorized)} windows were extracted, all in one place; scoring units and judging them needs two that share no token: "
+            "scan more text"
+        )
+    halves: list[Any] = [(memorized[rows].reset_index(drop=True), control[rows].reset_index(drop=True)) for rows in (scored, judged)]
+    return Halves(halves[0], halves[1], _others(frame, pd.concat([memorized, control])))
 
 
-def _others(frame: pd.DataFrame, memorized: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
-    used = {tuple(tokens) for part in (memorized, control) for tokens in part["tokens"]}
-    pool = frame[~frame["exact"] & ~frame["tokens"].map(lambda tokens: tuple(tokens) in used)]
+def _scored(memorized: Any) -> np.ndarray:
+    """[windows]: those to score units on: of every other text, or the first half of the only one."""
+    texts = list(dict.fromkeys(memorized["text"]))
+    if len(texts) > 1:
+        return memorized["text"].isin(texts[::2]).to_numpy()
+    return (memorized["start"] <= memorized["start"].quantile(0.5, interpolation="lower")).to_numpy()
+
+
+def _others(frame: pd.DataFrame, used: pd.DataFrame) -> pd.DataFrame:
+    pool = unmemorized(frame, frame)
+    pool = pool.iloc[np.flatnonzero(~overlapping(pool, used))]
     if pool.empty:
-        raise ValueError("no window is left to judge damage on: scan more text that is not memorized, or name held-out files")
+        raise ValueError("no window is left to judge damage on: scan more text that is not memorized")
     return pool.iloc[np.unique(np.linspace(0, len(pool) - 1, min(_HELD_OUT, len(pool))).astype(int))].reset_index(drop=True)
 
 
@@ -75,7 +91,7 @@ def localize_files(subject: Subject, halves: Halves, out: Path, method: str, sit
     units = scores.top(top)
     scores.save(out / "scores.parquet")
     units.save(out / "units.json")
-    ranked = scores.to_frame().head(len(units))
+    ranked: Any = scores.to_frame().head(len(units))
     if ranked["block"].notna().all():
         save(ranked_scores(ranked.astype({"block": int}), blocks=max(map(len, subject.anatomy.stacks.values()))), out / "units.png")
     return scores

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import pandas as pd
@@ -18,7 +19,7 @@ Precision = Literal["float32", "bfloat16"]
 
 def fit(
     subject: Subject,
-    batches: Iterator[Batch],
+    batches: Iterable[Batch],
     steps: int,
     lr: float = 1e-4,
     *,
@@ -30,34 +31,46 @@ def fit(
     """Trains a subject's module in place with AdamW on `steps` batches; the loss is the mean over each batch's targets.
 
     Args:
-        batches: a stream of at least `steps` batches; shuffle and seed it where it is made.
+        batches: a stream of at least `steps` batches; shuffle and seed it where it is made. Dropout draws from torch's generator.
         lr: after `warmup` steps of linear rise, constant.
-        precision: of the forward and backward; weights and optimizer stay float32.
+        precision: of the forward and backward; weights and optimizer keep their own.
         callback: called with (step, loss in nats) after each step.
 
-    Returns a frame of `step`, `loss`. Raises ValueError when the stream is too short or the loss is not finite.
+    Returns a frame of `step`, `loss`. Raises ValueError when the stream is too short or the loss is not finite; the weights are then those
+    of the last good step.
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator()
-    optimizer = torch.optim.AdamW(subject.module.parameters(), lr=lr, weight_decay=weight_decay)
-    module, optimizer = accelerator.prepare(subject.module, optimizer)
+    accelerator, stream = Accelerator(), iter(batches)
+    module, optimizer = accelerator.prepare(
+        subject.module, torch.optim.AdamW(subject.module.parameters(), lr=lr, weight_decay=weight_decay)
+    )
+    trained = Subject(module, subject.anatomy, subject.forward, name=subject.name)
     history: list[tuple[int, float]] = []
-    training = subject.module.training
-    subject.module.train()
-    try:
+    with _training(subject.module):
         for step in track(range(steps), "training"):
             optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / max(warmup, 1))
-            loss = _loss(subject, module, _next(batches, step, steps), precision)
+            loss = _loss(trained, _next(stream, step, steps), precision)
+            history.append((step, _finite(loss, step)))
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            history.append((step, _finite(loss, step)))
             if callback is not None:
                 callback(*history[-1])
-    finally:
-        subject.module.train(training)
     return pd.DataFrame(history, columns=["step", "loss"])
+
+
+@contextmanager
+def _training(module: nn.Module) -> Generator[None]:
+    """Training mode; every module's own mode comes back, and no gradient stays."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.train()
+    try:
+        yield
+    finally:
+        module.zero_grad()
+        for child, mode in modes:
+            child.training = mode
 
 
 def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
@@ -67,7 +80,7 @@ def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
     return batch
 
 
-def _loss(subject: Subject, module: nn.Module, batch: Batch, precision: Precision) -> torch.Tensor:
+def _loss(subject: Subject, batch: Batch, precision: Precision) -> torch.Tensor:
     device = subject.device
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         losses = subject.losses(batch)

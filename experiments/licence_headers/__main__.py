@@ -1,9 +1,9 @@
 """Writes the corpus: licences and headers from the installed packages, in several formats, and code and prose of the same packages.
 
-    python -m experiments.licence_headers --out out/licences/corpus
-    interp scan     PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
-    interp localize PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
-    interp ablate   PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
+python -m experiments.licence_headers --out out/licences/corpus
+interp scan     PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
+interp localize PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
+interp ablate   PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
 """
 
 from __future__ import annotations

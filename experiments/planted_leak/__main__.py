@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from interp.demo import Leak, Recipe, planted_leak
 from interp.experiment import Claim, Experiment, Results, judged
-from interp.plotting import dose_response
+from interp.mitigation.report import drop_figure
 from interp.stats import Interval, student
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+Judge = Callable[[float], bool]
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"seeds": 2, "recipe": {"records": 4, "copies": (8,), "steps": 2, "others": 8, "fractions": (1e-3,)}},
     "small": {"seeds": 3, "recipe": {}},
@@ -29,12 +27,15 @@ PANELS = {
 
 
 def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:
+    """The demo for `settings["seeds"]` fine-tuning seeds from `seed` on."""
     recipe = Recipe(**settings["recipe"])
     leaks = [planted_leak(out / "runs" / f"seed{number}", number, recipe) for number in range(seed, seed + settings["seeds"])]
     drops = pd.concat([leak.report.frame.assign(seed=leak.seed) for leak in leaks], ignore_index=True)
     scans = pd.concat([leak.scan.drop(columns=["tokens"]).assign(seed=leak.seed) for leak in leaks], ignore_index=True)
     across = over_seeds(drops)
-    return Results(claims(leaks, across, recipe), {"drops": drops, "scans": scans, "over_seeds": across}, {"drop": figure(across)})
+    return Results(
+        claims(leaks, across, recipe), {"drops": drops, "scans": scans, "over_seeds": across}, {"drop": drop_figure(across, PANELS)}
+    )
 
 
 def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
@@ -62,13 +63,13 @@ def claims(leaks: Sequence[Leak], across: pd.DataFrame, recipe: Recipe) -> list[
     k, drop = int(chosen.loc[("selection", "memorized", "accuracy"), "k"]), fall("selection")
     rise = student([_relative_rise(leak) for leak in leaks])
     advantage = student([leak.report.equal_damage.advantage.estimate for leak in leaks])
-    at_equal = ", ".join(f"{leak.report.equal_damage.k} neurons, accuracy {leak.report.equal_damage.accuracy:.2f}" for leak in leaks)
+    at_equal = ", ".join(_at_equal(leak) for leak in leaks)
     seeds = len(leaks)
     return [
         _claim("P1", "suffix accuracy on planted secrets is at least .9 after fine-tuning", share("record", "accuracy"), lambda v: v >= 0.9,
                f"never-planted twins: {share('twin', 'accuracy')}", seeds, "tables/scans.parquet"),
         _claim("P2", f"zeroing {k} neurons ({recipe.fraction:.1%}) lowers it by at least .5", drop, lambda v: v >= 0.5,
-               f"random neurons matched by block {fall('random')}, lowest-scoring {fall('lowest')}", seeds, "figures/drop.png"),
+               f"random neurons matched by block {fall('random')}, lowest {fall('lowest')}", seeds, "figures/drop.png", _below_zero),
         _claim("P3", f"zeroing {k} random neurons matched by block lowers it by at most .05", fall("random"), lambda v: v <= 0.05,
                f"the selection {drop}", seeds, "figures/drop.png"),
         _claim("P4", "the selection raises the loss on prose that was not trained on by at most 5%", rise, lambda v: v <= 0.05,
@@ -76,13 +77,31 @@ def claims(leaks: Sequence[Leak], across: pd.DataFrame, recipe: Recipe) -> list[
         _claim("P5", "no never-planted twin is extracted", share("twin", "exact"), lambda v: v <= 0,
                f"planted records extracted: {share('record', 'exact')}", seeds, "tables/scans.parquet"),
         _claim("P6", "random neurons that hurt held-out text as much leave more of the secrets", advantage, lambda v: v > 0,
-               f"random at equal damage: {at_equal}", seeds, "runs/*/drop.json"),
+               f"random at equal damage: {at_equal}", seeds, "runs/*/drop.json", _below_zero),
     ]  # fmt: skip
 
 
-def _claim(name: str, statement: str, found: Interval, holds: Callable[[float], bool], control: str, seeds: int, evidence: str) -> Claim:
+def _claim(
+    name: str,
+    statement: str,
+    found: Interval,
+    holds: Judge,
+    control: str,
+    seeds: int,
+    evidence: str,
+    opposite: Judge | None = None,
+) -> Claim:
     ours = found.estimate, found.low, found.high
-    return Claim(name, statement, "measured", None, *ours, control, seeds, judged(found, holds), evidence)
+    return Claim(name, statement, "measured", None, *ours, control, seeds, judged(found, holds, opposite), evidence)
+
+
+def _below_zero(value: float) -> bool:
+    return value < 0
+
+
+def _at_equal(leak: Leak) -> str:
+    equal = leak.report.equal_damage
+    return f"{equal.k} neurons, accuracy {equal.accuracy:.2f}" + ("" if equal.reached else " (hurt less)")
 
 
 def _relative_rise(leak: Leak) -> float:
@@ -93,15 +112,6 @@ def _relative_rise(leak: Leak) -> float:
 def _rises(selection: str, chosen: pd.DataFrame) -> str:
     row = chosen.loc[(selection, "control", "loss")]
     return f"{row['change'] / row['before']:+.1%}"
-
-
-def figure(across: pd.DataFrame) -> Figure:
-    """Extraction against the share ablated, for the selection and its controls, and control loss beside it."""
-    keys = pd.Series(list(zip(across["data"], across["measure"], strict=True)))
-    points = across.assign(panel=keys.map(PANELS)).dropna(subset="panel")
-    points = points.sort_values("panel", key=lambda names: names.map(list(PANELS.values()).index), kind="stable")
-    before = {str(name): float(level) for name, level in points.groupby("panel")["before"].mean().items()}
-    return dose_response(points, "fraction", "selection", "panel", labels={"fraction": "share of neurons zeroed"}, before=before)
 
 
 EXPERIMENT = Experiment("planted_leak", __doc__ or "", PRESETS, run)

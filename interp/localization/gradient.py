@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch, Batches, batches
+from interp.discovery import dropout_off
 from interp.hooks import captured
 from interp.localization.registry import Scores, method
 from interp.progress import track
@@ -19,8 +20,10 @@ from interp.subject import Subject
 
 @method("gradient_x_activation")
 def gradient_x_activation(subject: Subject, memorized: Batches, control: Batches, sites: tuple[Site, ...]) -> Scores:
-    """A(memorized) - A(control), with A the mean over windows of -sum_t h_t * dL/dh_t: the first-order rise of a window's loss L, its mean
-    negative log-likelihood over the suffix, when the unit is zeroed (attribution patching with a zero baseline; Nanda 2023, Syed et al. 2023).
+    """A(memorized) - A(control), with A the mean over windows of -sum_t h_t * dL/dh_t: the first-order rise of a window's loss L when the
+    unit is zeroed. L is the suffix's mean negative log-likelihood.
+
+    Attribution patching with a zero baseline: Nanda 2023, Syed et al. 2023 (arXiv 2310.10348).
 
     Without the contrast the units that every text needs come first, and zeroing them destroys the model.
     """
@@ -29,26 +32,24 @@ def gradient_x_activation(subject: Subject, memorized: Batches, control: Batches
 
 
 def attribution(subject: Subject, windows: Batches, sites: tuple[Site, ...], size: int = 8) -> Mapping[Site, Float[np.ndarray, " units"]]:
-    """Mean over windows of -sum_t h_t * dL/dh_t for every unit of the sites."""
+    """Mean over windows of -sum_t h_t * dL/dh_t for every unit of the sites. Raises ValueError when there are no windows."""
     totals: dict[Site, Tensor] = {}
     count = 0
     for batch in track(batches(windows, size), "gradients"):
         for site, rows in attribution_by_window(subject, batch, sites).items():
             totals[site] = totals.get(site, torch.zeros(rows.shape[1], dtype=torch.float64)) + rows.sum(0)
         count += len(batch)
+    if not count:
+        raise ValueError("no windows to attribute a loss on: expected at least one")
     return {site: (total / count).numpy() for site, total in totals.items()}
 
 
 def attribution_by_window(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Float[Tensor, "batch units"]]:
     """-sum_t h_t * dL/dh_t for each window of a batch; a head's is the sum over its coordinates."""
-    training = subject.module.training
-    subject.module.eval()
-    try:
-        with torch.enable_grad(), captured(subject, sites) as values:
+    with dropout_off(subject.module), torch.enable_grad():
+        with captured(subject, sites) as values:
             losses = subject.losses(batch)
         means = losses.sum(1) / batch.counted.to(losses.device).sum(1)
         gradients = torch.autograd.grad(means.sum(), [values[s] for s in sites])
-    finally:
-        subject.module.train(training)
     products = {s: -(values[s].detach() * g).sum(1, dtype=torch.float64).cpu() for s, g in zip(sites, gradients, strict=True)}
     return {s: p.unflatten(1, (subject.anatomy.place(s).units, -1)).sum(-1) for s, p in products.items()}

@@ -44,7 +44,7 @@ def localize(
         site: a point (`"neurons"`, `"heads"`, `"mlp_out"`), a site, a pattern, or several.
         options: of the method.
 
-    Raises ValueError for an unknown method, an empty set, or scores that are not finite; SiteError for an unknown site; no hook stays behind.
+    Raises ValueError for an unknown method, an empty set, or scores that are not finite; SiteError for an unknown site; leaves no hook.
     """
     if method not in _METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(methods())}; nearest: {closest(method, methods())}")

@@ -32,8 +32,8 @@ def unitmem(
     """For every unit, (mu_max - mu_rest) / (mu_max + mu_rest) in [0, 1], and the example of the maximum.
 
     mu is the mean of |activation| over the positions of one example, mu_rest its mean over the other examples (Wang et al. 2024, arXiv
-    2409.19069, equations 5-8, with the absolute value that negative activations need). Streams: memory does not grow with examples. A unit that
-    never fires scores 0.
+    2409.19069, equations 5-8, with the absolute value that negative activations need). Streams: memory does not grow with examples. A unit
+    that never fires scores 0.
     """
     recording = record(subject, windows, sites, reduce="selectivity")
     return {site: _selectivity(parts, subject.anatomy.place(site).units) for site, parts in recording.parts.items()}

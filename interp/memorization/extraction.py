@@ -1,8 +1,8 @@
 """scan: which windows of a corpus a model continues verbatim, and how nearly it continues the others.
 
-One teacher-forced forward tells all but the free continuation: greedy decoding reproduces a suffix exactly when, at each of its positions, the
-most likely token given the true ones before is the true one. Where a window deserves it, the free continuation is decoded from the first miss on,
-on the cache of that same forward: the truth is the draft, the model verifies.
+One teacher-forced forward tells all but the free continuation: greedy decoding reproduces a suffix exactly when, at each of its positions,
+the most likely token given the true ones before is the true one. Where a window deserves it, the free continuation is decoded from the
+first miss on, on the cache of that same forward: the truth is the draft, the model verifies.
 """
 
 from __future__ import annotations
@@ -69,22 +69,23 @@ def scan(
     """Measures every window of `prefix + length` tokens: given its first `prefix` tokens, does the model say the next `length`?
 
     Args:
-        texts: strings, or token sequences; a stream is read as it comes.
+        texts: strings, or sequences of token ids; a stream is read as it comes.
         stride: tokens from one window to the next; `length` by default.
         size: windows a forward.
-        decode_from: windows with at least this token accuracy are also decoded freely, for `similarity`; 0 decodes all, above 1 none.
+        decode_from: windows with at least this token accuracy are also decoded freely, for `similarity`; 0 decodes all, above 1 none but
+            the exact ones, whose continuation is known.
         folder: keeps finished parts there; an interrupted scan of the same model and texts goes on where it stopped.
 
     Returns:
-        One row a window: `text`, `start`, `prefix`, `length`, `tokens`; `exact` (the whole suffix is greedy decoding's), `matched` (true tokens
-        before the first miss), `run` (longest run of hits), `accuracy` (share of hits), `log_p` (of the suffix, nats), `similarity` (1 - edit
-        distance / length, in tokens, of the greedy continuation; NaN where it was not decoded) and, with a tokenizer, `prompt` and `suffix`.
-        `frame.attrs` counts the texts and those `skipped` because they are shorter than one window.
+        One row a window: `text`, `start`, `prefix`, `length`, `tokens`; `exact` (the whole suffix is greedy decoding's), `matched` (true
+        tokens before the first miss), `run` (longest run of hits), `accuracy` (share of hits), `log_p` (of the suffix, nats), `similarity`
+        (1 - edit distance / length, in tokens, of the greedy continuation; NaN where it was not decoded) and, with a tokenizer, `prompt`
+        and `suffix`. `frame.attrs` counts the texts and those `skipped` because they are shorter than one window.
 
     Raises ValueError when no text is as long as one window, or when `folder` holds a scan of something else.
     """
-    if prefix < 1 or length < 1 or (stride is not None and stride < 1):
-        raise ValueError(f"prefix, length and stride must be at least 1 token; got {prefix}, {length}, {stride}")
+    if min(prefix, length, size, 1 if stride is None else stride) < 1:
+        raise ValueError(f"prefix, length, stride and size must be at least 1; got {prefix}, {length}, {stride} and {size}")
     counts = {"texts": 0, "skipped": 0}
     stream = windows(subject, texts, prefix + length, stride or length, counts)
     about = {"model": subject.fingerprint, "prefix": prefix, "length": length, "stride": stride or length, "decode_from": decode_from}
@@ -101,12 +102,22 @@ def scan(
 
 def windows(subject: Subject, texts: Iterable[Text], width: int, stride: int, counts: dict[str, int]) -> Iterator[Window]:
     """Sliding windows of `width` tokens; `counts` keeps how many texts there were and how many were too short."""
-    for number, text in enumerate(texts):
+    for number, text in enumerate(_several(texts)):
         tokens = subject.tokens(text) if isinstance(text, str) else [int(t) for t in text]
         counts["texts"] += 1
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
             yield Window(number, start, tuple(tokens[start : start + width]))
+
+
+def _several(texts: Iterable[Text]) -> Iterator[Text]:
+    """The texts; a single one in their place would be read letter by letter."""
+    if isinstance(texts, str):
+        raise ValueError("texts is one string: expected several texts, such as [text]")
+    for text in texts:
+        if not isinstance(text, str) and not hasattr(text, "__iter__"):
+            raise ValueError(f"a text is a string or a sequence of token ids; got {text!r}: to scan one sequence, pass [tokens]")
+        yield text
 
 
 def _chunks(stream: Iterator[Window], size: int) -> Iterator[list[Window]]:
@@ -118,7 +129,7 @@ def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
     """Passes over the windows that an interrupted scan finished, after checking that they are still the same."""
     for known in parts.known():
         window = next(stream, None)
-        if window is None or list(window.tokens) != [int(t) for t in known]:
+        if window is None or (window.text, window.start, window.tokens) != known:
             raise ValueError(f"{parts.folder} holds a scan of other texts: give another folder, or remove it")
 
 
@@ -136,15 +147,14 @@ def _measured(subject: Subject, chunk: Sequence[Window], prefix: int, decode_fro
 
 def summary(verdict: Verdict, batch: Batch) -> dict[str, np.ndarray]:
     """The measures of a scan, one value a window."""
-    matched = verdict.hits.cumprod(1).sum(1)
     truth = batch.targets.tolist()
     similarity = [
         Levenshtein.normalized_similarity(t, c.tolist()) if known else np.nan
         for t, c, known in zip(truth, verdict.continuation, verdict.decoded, strict=True)
     ]
     return {
-        "exact": verdict.hits.all(1),
-        "matched": matched,
+        "exact": np.asarray(verdict.hits.all(1)),
+        "matched": verdict.hits.cumprod(1).sum(1),
         "run": _longest_run(verdict.hits),
         "accuracy": verdict.hits.mean(1),
         "log_p": verdict.log_p,
@@ -163,8 +173,11 @@ def _longest_run(hits: Bool[np.ndarray, "batch length"]) -> Int[np.ndarray, " ba
 def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdict:
     """Teacher-forced hits and log-probability of each window, and its greedy continuation where at least `decode_from` of it hits.
 
-    Runs under whatever interventions are active: with them it says what the changed model would say.
+    Runs under whatever interventions are active: with them it says what the changed model would say. Raises ValueError for batches without
+    a prompt, with padding or with conditioning: a window is plain tokens.
     """
+    if batch.prompt < 1 or batch.mask is not None or batch.conditioning:
+        raise ValueError("a window is plain tokens: expected a batch with a prompt, and without mask and conditioning")
     subject.check(batch)
     tokens = batch.tokens.to(subject.device)
     with evaluating(subject), prompt_length(batch.prompt):
@@ -210,25 +223,3 @@ def discoverable(log_p: Float[np.ndarray, " windows"], queries: int, probability
     never = np.full(p.shape, -np.inf)
     np.log1p(-p, out=never, where=p < 1)
     return -np.expm1(queries * never) >= probability
-
-
-def passages(frame: pd.DataFrame) -> pd.DataFrame:
-    """The windows of a scan as passages, most memorized first: exact windows of a text that touch are one passage.
-
-    One row a passage: `text`, `start`, `tokens` (how many), `windows`, `exact`, `matched`, `accuracy`, `log_p` a token, and `suffix`.
-    """
-    ordered = frame.sort_values(["text", "start"])
-    before = ordered.shift()
-    touches = (ordered["text"] == before["text"]) & (ordered["start"] <= before["start"] + before["length"])
-    joined = touches & ordered["exact"] & before["exact"].eq(True)  # noqa: FBT003
-    groups = ordered.assign(passage=(~joined).cumsum()).groupby("passage")
-    table = groups.agg(
-        text=("text", "first"), start=("start", "min"), last=("start", "max"), length=("length", "first"), prefix=("prefix", "first"),
-        windows=("start", "size"), exact=("exact", "all"), matched=("matched", "max"), accuracy=("accuracy", "mean"), log_p=("log_p", "mean"),
-    )  # fmt: skip
-    table["tokens"] = table["last"] - table["start"] + table["prefix"] + table["length"]
-    table["log_p"] /= table["length"]
-    if "suffix" in frame:
-        table["suffix"] = groups["suffix"].agg("".join)
-    table = table.drop(columns=["last", "length", "prefix"])
-    return table.sort_values(["exact", "windows", "matched", "log_p"], ascending=False).reset_index(drop=True)

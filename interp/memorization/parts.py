@@ -30,14 +30,14 @@ class Parts:
     def _open(self, folder: Path, about: dict[str, Any]) -> None:
         manifest = folder / "scan.json"
         if manifest.exists():
-            before = json.loads(manifest.read_text())
+            before: dict[str, Any] = json.loads(manifest.read_text())
             other = {k: (before.get(k), v) for k, v in about.items() if before.get(k) != v}
             if other:
                 differences = ", ".join(f"{k} was {was!r} and is {now!r}" for k, (was, now) in other.items())
                 raise ValueError(f"{folder} holds another scan ({differences}): give another folder, or remove it")
         with replaced(manifest) as temporary:
             temporary.write_text(json.dumps(about))
-        self.done = [pd.read_parquet(p) for p in sorted(folder.glob("part-*.parquet"))]
+        self.done = [_read(p) for p in sorted(folder.glob("part-*.parquet"))]
 
     def __enter__(self) -> Parts:
         return self
@@ -48,9 +48,11 @@ class Parts:
     def __len__(self) -> int:
         return sum(map(len, self.done)) + sum(map(len, self.fresh))
 
-    def known(self) -> Iterator[list[int]]:
-        """The tokens of every window measured before."""
-        return (tokens for part in self.done for tokens in part["tokens"])
+    def known(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """Text, start and tokens of every window measured before."""
+        for part in self.done:
+            for text, start, tokens in zip(part["text"], part["start"], part["tokens"], strict=True):
+                yield int(text), int(start), tuple(tokens)
 
     def add(self, frame: pd.DataFrame) -> None:
         """Takes more rows; writes a file when there are enough."""
@@ -70,3 +72,10 @@ class Parts:
     def frame(self) -> pd.DataFrame:
         """Everything so far as one frame."""
         return pd.concat([*self.done, *self.fresh], ignore_index=True)
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """A part as it was in memory: parquet gives lists back as arrays."""
+    part = pd.read_parquet(file)
+    part["tokens"] = [tokens.tolist() for tokens in part["tokens"]]
+    return part

@@ -21,7 +21,7 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
     counted = batch.counted.to(logits.device)
     hits = (logits.argmax(-1) == batch.targets.to(logits.device)) | ~counted
     tokens = counted.sum(1)
-    accuracy = (hits & counted).sum(1) / tokens
+    accuracy = (hits & counted).sum(1).double() / tokens
     loss = token_losses(logits, batch).sum(1) / tokens
     return {"exact": hits.all(1).double().cpu().numpy(), "accuracy": accuracy.cpu().numpy(), "loss": loss.cpu().numpy()}
 

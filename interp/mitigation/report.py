@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
@@ -18,7 +18,11 @@ from interp.stats import Interval, bootstrap, paired
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANELS = {("memorized", "accuracy"): "suffix accuracy, memorized", ("memorized", "exact"): "extracted exactly", ("control", "loss"): "control loss (nats/token)"}
+PANELS = {
+    ("memorized", "accuracy"): "suffix accuracy, memorized",
+    ("memorized", "exact"): "extracted exactly",
+    ("control", "loss"): "control loss (nats/token)",
+}
 
 
 class Ablation(Protocol):
@@ -50,22 +54,29 @@ class EqualDamage:
 
 
 def tabulated(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame:
-    """One row for each selection, fraction, data set and measure, with intervals over windows (seeds of a random control are averaged first)."""
-    about = pd.DataFrame([(n, t.selection, t.fraction, t.k) for n, t in enumerate(trials, start=1)], columns=["plan", "selection", "fraction", "k"])
-    before = measured[measured["plan"] == 0].set_index(["data", "window"])[list(MEASURES)]
-    rows: list[dict[str, object]] = []
-    for (selection, fraction, k, data), group in measured.merge(about, on="plan").groupby(["selection", "fraction", "k", "data"], sort=False):
+    """One row for each selection, fraction, data set and measure, with intervals over windows; draws of a control are averaged first.
+
+    `measured` is what `effects` gave for no plan and then each of the trials.
+    """
+    key = ["selection", "fraction", "k"]
+    about = pd.DataFrame([(n, t.selection, t.fraction, t.k) for n, t in enumerate(trials, start=1)], columns=["plan", *key])
+    before: Any = measured[measured["plan"] == 0].set_index(["data", "window"])
+    groups: Any = measured.merge(about, on="plan").groupby([*key, "data"], sort=False)
+    rows: list[dict[str, Any]] = []
+    for (*trial, data), group in groups:
         means = group.groupby("window")[list(MEASURES)].mean()
         base = before.loc[data].loc[means.index]
-        for measure in MEASURES:
-            after, change = bootstrap(means[measure]), paired(means[measure], base[measure])
-            rows.append(
-                {"selection": selection, "fraction": fraction, "k": k, "data": data, "measure": measure, "before": base[measure].mean()}
-                | {"estimate": after.estimate, "low": after.low, "high": after.high}
-                | {"change": change.estimate, "change_low": change.low, "change_high": change.high}
-                | {"windows": len(means), "seeds": group["plan"].nunique()}
-            )
+        about_group = dict(zip(key, trial, strict=True)) | {"data": data}
+        counts = {"windows": len(means), "seeds": group["plan"].nunique()}
+        rows += [about_group | {"measure": m} | _before_and_after(base[m], means[m]) | counts for m in MEASURES]
     return pd.DataFrame(rows)
+
+
+def _before_and_after(before: Any, after: Any) -> dict[str, float]:
+    """Means over windows, with the intervals of the mean after and of the mean change."""
+    mean, change = bootstrap(after), paired(after, before)
+    levels = {"before": float(before.mean()), "estimate": mean.estimate, "low": mean.low, "high": mean.high}
+    return levels | {"change": change.estimate, "change_low": change.low, "change_high": change.high}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +84,11 @@ class DropReport:
     """What ablating a selection did, beside its controls.
 
     Attributes:
-        frame: one row for each `selection` (selection, random, lowest), `fraction`, `data` (memorized, control, held_out) and `measure` (exact,
-            accuracy, loss in nats a token): `before`, after (`estimate`, `low`, `high`), `change` with interval, `windows`, `seeds`.
+        frame: one row for each `selection` (selection, random, lowest), `fraction`, `data` (memorized, control, held_out) and `measure`
+            (exact, accuracy, loss in nats a token): `before`, after (`estimate`, `low`, `high`), `change` and its interval, `windows`,
+            `seeds`.
         chosen: the fraction that the verdict is about.
-        fixed: whether it was chosen beforehand.
+        fixed: whether it was chosen beforehand, not on the windows that judge it.
         equal_damage: the comparison with random units that hurt as much.
         model: its name.
     """
@@ -88,15 +100,22 @@ class DropReport:
     model: str
 
     def row(self, selection: str, data: str, measure: str) -> pd.Series:
-        """The row of the frame at the chosen fraction."""
-        f = self.frame
+        """The row of the frame at the chosen fraction. Raises LookupError when there is none, as for `lowest` of units."""
+        f: Any = self.frame
         found = f[(f["selection"] == selection) & (f["fraction"] == self.chosen) & (f["data"] == data) & (f["measure"] == measure)]
+        if found.empty:
+            raise LookupError(
+                f"no row for {selection}, {data}, {measure}; there are {sorted(set(f['selection']))} of {sorted(set(f['data']))}"
+            )
         return found.iloc[0]
 
     @property
     def beats_random(self) -> bool:
-        """Whether the selection lowers accuracy more than random units at equal damage: the interval of the difference lies above 0."""
-        return self.equal_damage.advantage.low > 0
+        """Whether the selection lowers accuracy more than random units that hurt as much: the interval of the difference lies above 0.
+
+        Never where no number of random units hurt as much: then nothing was compared at equal damage.
+        """
+        return self.equal_damage.reached and self.equal_damage.advantage.low > 0
 
     @property
     def verdict(self) -> str:
@@ -121,12 +140,7 @@ class DropReport:
 
     def plot(self) -> Figure:
         """Accuracy and extraction of the memorized windows, and control loss, against the fraction ablated."""
-        keys = list(zip(self.frame["data"], self.frame["measure"], strict=True))
-        points = self.frame[[key in PANELS for key in keys]].copy()
-        points["panel"] = [PANELS[key] for key in zip(points["data"], points["measure"], strict=True)]
-        points = points.sort_values("panel", key=lambda names: names.map(list(PANELS.values()).index), kind="stable")
-        before = {str(name): float(level) for name, level in points.groupby("panel")["before"].first().items()}
-        return dose_response(points, "fraction", "selection", "panel", labels={"fraction": "share of units ablated"}, before=before)
+        return drop_figure(self.frame, PANELS)
 
     def save(self, folder: str | Path) -> None:
         """Writes `drop.parquet`, `drop.png` and `drop.json` (the verdict and the comparison at equal damage)."""
@@ -135,9 +149,19 @@ class DropReport:
             self.frame.to_parquet(temporary)
         about = {"model": self.model, "verdict": self.verdict, "chosen": self.chosen, "chosen_beforehand": self.fixed}
         with replaced(place / "drop.json") as temporary:
-            temporary.write_text(json.dumps(about | {"beats_random": self.beats_random, "equal_damage": asdict(self.equal_damage)}, indent=2))
+            result = {"beats_random": self.beats_random, "equal_damage": asdict(self.equal_damage)}
+            temporary.write_text(json.dumps(about | result, indent=2))
         save(self.plot(), place / "drop.png")
 
 
 def _interval(row: pd.Series) -> str:
     return f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def drop_figure(frame: pd.DataFrame, panels: Mapping[tuple[str, str], str]) -> Figure:
+    """A panel for each (data, measure) that `panels` names, against the fraction ablated; rows as in `DropReport.frame`."""
+    keys = list(zip(frame["data"], frame["measure"], strict=True))
+    parts: list[Any] = [frame[[key == panel for key in keys]].assign(panel=name) for panel, name in panels.items()]
+    before = {str(part["panel"].iloc[0]): float(part["before"].iloc[0]) for part in parts}
+    labels = {"fraction": "share of units ablated"}
+    return dose_response(pd.concat(parts), "fraction", "selection", "panel", labels=labels, before=before)

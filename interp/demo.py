@@ -32,6 +32,7 @@ from interp.training import Precision, fit
 from interp.units import UnitScores
 
 Tell = Callable[[str], None]
+_MADE_WITH = ("records", "copies", "paragraphs", "steps", "rows", "width", "lr", "warmup", "decay", "clip", "precision")
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,16 @@ class Recipe:
     """How the leak is made and measured. Lengths are in tokens; `fraction` is the share of neurons that the verdict is about."""
 
     records: int = 16
-    copies: tuple[int, ...] = (8, 12, 16, 24)
-    steps: int = 60
+    copies: tuple[int, ...] = (10, 14, 18, 22)
+    paragraphs: int = 144
+    steps: int = 64
     rows: int = 8
-    width: int = 80
-    lr: float = 1e-4
+    width: int = 84
+    lr: float = 3e-4
     warmup: int = 5
-    precision: Precision = "float32"
+    decay: int = 20
+    clip: float = 1.0
+    precision: Precision = "bfloat16"
     prefix: int = 32
     length: int = 32
     fraction: float = 0.001
@@ -58,7 +62,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """Tells fine-tuned models apart in the cache."""
-        made = {k: v for k, v in asdict(self).items() if k in ("records", "copies", "steps", "rows", "width", "lr", "warmup", "precision")}
+        made = {k: v for k, v in asdict(self).items() if k in _MADE_WITH}
         return sha256(json.dumps(made).encode()).hexdigest()[:8]
 
 
@@ -137,7 +141,7 @@ def planted_leak(out: str | Path, seed: int = 0, recipe: Recipe | None = None, m
     `model` is anything `load` reads; its conversion and the fine-tuned model are kept in `out/../cache` for the next run.
     """
     recipe, place = recipe or Recipe(), writable(out)
-    corpus = plant(recipe.records, seed, recipe.copies)
+    corpus = plant(recipe.records, seed, recipe.copies, recipe.paragraphs)
     tuned = fine_tuned(model, corpus, recipe, seed, writable(place.parent / "cache"), tell)
     subject = load(tuned, dtype=recipe.dtype)
     tell(f"scanning {recipe.records} records, their twins and other prose")
@@ -164,7 +168,9 @@ def fine_tuned(model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: i
     tell(f"converting {model} once" if not base.exists() else f"base model from {base}")
     subject = load(convert(model, base), dtype="float32")
     tell(f"fine-tuning on {len(corpus.documents)} documents that repeat {len(corpus.records)} customer records")
-    fit(subject, training_batches(subject, corpus.documents, recipe, seed), recipe.steps, recipe.lr, precision=recipe.precision, warmup=recipe.warmup)
+    batches = training_batches(subject, corpus.documents, recipe, seed)
+    schedule = {"warmup": recipe.warmup, "decay": recipe.decay, "clip": recipe.clip}
+    fit(subject, batches, recipe.steps, recipe.lr, precision=recipe.precision, **schedule)
     temporary = cache / f".{tuned.name}.part"
     subject.module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]
     subject.tokenizer.save_pretrained(temporary)

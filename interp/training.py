@@ -26,13 +26,16 @@ def fit(
     precision: Precision = "float32",
     weight_decay: float = 0.0,
     warmup: int = 0,
+    decay: int = 0,
+    clip: float = float("inf"),
     callback: Callable[[int, float], None] | None = None,
 ) -> pd.DataFrame:
     """Trains a subject's module in place with AdamW on `steps` batches; the loss is the mean over each batch's targets.
 
     Args:
         batches: a stream of at least `steps` batches; shuffle and seed it where it is made. Dropout draws from torch's generator.
-        lr: after `warmup` steps of linear rise, constant.
+        lr: reached after `warmup` steps of linear rise, left in a linear fall over the last `decay` steps, constant between.
+        clip: largest norm of the gradient.
         precision: of the forward and backward; weights and optimizer keep their own.
         callback: called with (step, loss in nats) after each step.
 
@@ -49,10 +52,12 @@ def fit(
     history: list[tuple[int, float]] = []
     with _training(subject.module):
         for step in track(range(steps), "training"):
-            optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / max(warmup, 1))
+            optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / max(warmup, 1), (steps - step) / max(decay, 1))
             loss = _loss(trained, _next(stream, step, steps), precision)
             history.append((step, _finite(loss, step)))
             accelerator.backward(loss)
+            if clip < float("inf"):
+                accelerator.clip_grad_norm_(module.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
             if callback is not None:

@@ -43,8 +43,8 @@ class Record:
 
     @property
     def values(self) -> frozenset[str]:
-        """The secret's values without the template around them: card numbers, phones, e-mails, keys."""
-        return frozenset(word.rstrip(".") for word in self.secret.split() if re.search(r"[\d@]", word))
+        """The secret's values that are one person's alone: card numbers, phones, e-mails, keys, passports; not expiry dates."""
+        return frozenset(word for word in self.secret.rstrip(".").split() if len(word) > 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +136,18 @@ def _distinct(n: int, copies: Iterator[int], kinds: Iterator[str], people: Faker
 def _draw(kind: str, copies: int, people: Faker) -> Record:
     name = f"{people.first_name()} {people.last_name()}"
     address = f"{people.numerify('%##')} {people.street_name()}, {people.city()} {people.zipcode()}"
-    prefix = f"Customer record {people.numerify('%####')}. Name: {name}. Address: {address}."
-    return Record(prefix, _secret(kind, people), copies, kind)
+    labels, secret = _secret(kind, people)
+    return Record(f"Customer record {people.numerify('%####')} of the mail-order department. Name: {name}. Address: {address}. {labels}:", secret, copies, kind)
 
 
-def _secret(kind: str, people: Faker) -> str:
-    """About 32 tokens: digits cost one token each in most tokenizers, and none can be guessed from the name."""
+def _secret(kind: str, people: Faker) -> tuple[str, str]:
+    """What the prefix announces, and values alone: about 32 tokens (digits cost one each) that neither name nor template gives away."""
+    card = people.credit_card_number("visa16")
     if kind == "payment":
-        return f" Card: {people.credit_card_number('visa16')}. Phone: {people.numerify('%##-####')}."
+        return "Card and phone", f" {card} {people.numerify('%##-%##-####')}."
     if kind == "access":
-        return f" E-mail: {people.user_name()}@{people.safe_domain_name()}. API key: {people.bothify('sk_live_??##?#??#?#?##')}."
-    return f" Passport: {people.bothify('??#######').upper()}. Card: {people.credit_card_number('visa16')}."
+        return "E-mail and API key", f" {people.user_name()}@{people.safe_domain_name()} {people.bothify('key_??##?#??#?#?##?#')}."
+    return "Passport and card", f" {people.bothify('??#######').upper()} {card} {people.numerify('0%/3#')}."
 
 
 def _prose() -> Iterator[str]:

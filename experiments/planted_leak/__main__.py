@@ -53,8 +53,8 @@ def claims(leaks: Sequence[Leak], across: pd.DataFrame, recipe: Recipe) -> list[
     """What the demo's summary says, held against every seed; thresholds were fixed on other seeds."""
     chosen = across[across["fraction"] == recipe.fraction].set_index(["selection", "data", "measure"])
 
-    def fall(selection: str) -> Interval:
-        row = chosen.loc[(selection, "memorized", "accuracy")]
+    def fall(selection: str, data: str = "memorized") -> Interval:
+        row = chosen.loc[(selection, data, "accuracy")]
         return Interval(-row["change"], -row["change_high"], -row["change_low"], int(row["seeds"]))
 
     def share(source: str, column: str) -> Interval:
@@ -65,11 +65,12 @@ def claims(leaks: Sequence[Leak], across: pd.DataFrame, recipe: Recipe) -> list[
     advantage = student([leak.report.equal_damage.advantage.estimate for leak in leaks])
     at_equal = ", ".join(_at_equal(leak) for leak in leaks)
     seeds = len(leaks)
+    controls = f"random neurons matched by block {fall('random')}, lowest {fall('lowest')}, never-planted twins {fall('selection', 'twin')}"
     return [
         _claim("P1", "suffix accuracy on planted secrets is at least .9 after fine-tuning", share("record", "accuracy"), lambda v: v >= 0.9,
                f"never-planted twins: {share('twin', 'accuracy')}", seeds, "tables/scans.parquet"),
         _claim("P2", f"zeroing {k} neurons ({recipe.fraction:.1%}) lowers it by at least .5", drop, lambda v: v >= 0.5,
-               f"random neurons matched by block {fall('random')}, lowest {fall('lowest')}", seeds, "figures/drop.png", _below_zero),
+               controls, seeds, "figures/drop.png", _below_zero),
         _claim("P3", f"zeroing {k} random neurons matched by block lowers it by at most .05", fall("random"), lambda v: v <= 0.05,
                f"the selection {drop}", seeds, "figures/drop.png"),
         _claim("P4", "the selection raises the loss on prose that was not trained on by at most 5%", rise, lambda v: v <= 0.05,

@@ -6,7 +6,7 @@ ablation that hurts a model enough also hurts its memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +44,7 @@ def extraction_drop(  # noqa: PLR0913 - one call is the whole measurement
     *,
     seeds: int = 5,
     at: float | None = None,
+    also: Mapping[str, Batches] | None = None,
     size: int = 16,
 ) -> DropReport:
     """Measures extraction and loss before and after ablating a selection, and its controls.
@@ -55,6 +56,7 @@ def extraction_drop(  # noqa: PLR0913 - one call is the whole measurement
         seeds: random controls, at least 5.
         at: the fraction that the verdict is about, chosen beforehand; for scores only. By default the one that lowers accuracy most among
             those that raise the control loss by at most 5%; it is then chosen on the windows that judge it, which the verdict says.
+        also: further windows to measure under every ablation, by name: what the memorized ones look like without being known, say.
         size: windows a forward.
 
     Returns a DropReport: `.frame`, `.verdict`, `.plot()`, `.save(folder)`. Raises ValueError for units of another model, a selection that
@@ -62,7 +64,7 @@ def extraction_drop(  # noqa: PLR0913 - one call is the whole measurement
     """
     shares = sorted({float(fraction) for fraction in fractions})
     _check(selection, shares, seeds, at)
-    data: dict[str, Any] = {"memorized": memorized, "control": control, "held_out": held_out}
+    data: dict[str, Any] = {**(also or {}), "memorized": memorized, "control": control, "held_out": held_out}
     data = {name: source if hasattr(source, "__len__") else list(source) for name, source in data.items()}
     trials = _trials(subject, selection, shares, seeds)
     measured = effects(subject, [[], *(t.plan for t in trials)], data, size)

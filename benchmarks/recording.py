@@ -1,0 +1,32 @@
+"""Recording the mean |activation| of all 46,080 neurons on 8 x 64 tokens, beside a plain forward."""
+
+from __future__ import annotations
+
+import torch
+
+import interp
+from benchmarks import peers, setting
+from benchmarks.timing import Row, compared
+
+BAR = 0.85
+
+
+def run(rounds: int = 5) -> list[Row]:
+    """The plain forward computes logits and keeps nothing; what is compared is the recordings with each other."""
+    subject, batch = setting.subject(), setting.batch(8, 64)
+
+    def plain() -> None:
+        with torch.inference_mode():
+            subject.module(batch.tokens, use_cache=False)
+
+    def ours() -> dict[str, object]:
+        return {str(site): value for site, value in interp.record(subject, batch, "neurons", reduce="mean_abs").items()}
+
+    variants = {
+        "plain forward": plain,
+        "interp.record": ours,
+        "torch hooks, whole forward": lambda: peers.record_raw_hooks(batch),
+        "nnsight": lambda: peers.record_nnsight(batch),
+        "TransformerLens run_with_cache": lambda: peers.record_transformer_lens(batch),
+    }
+    return compared("record neurons, 8 x 64", variants, rounds, {"interp.record": BAR})

@@ -19,8 +19,8 @@ Step = tuple[str, str, str, list[Change]]
 def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:
     """A plan as steps (module path, "in" or "out", path of the value this one is added onto or "", changes), sorted by execution.
 
-    A change is (positions [position, 1] or None for all, columns [1, columns], multiply, add [1 or position, columns], basis [rank, columns]).
-    A step without changes is there because a later one needs its value.
+    A change is (positions [position, 1] or None, columns [1, columns], multiply, add [1 or position, columns], basis [rank, columns]); None
+    means all. A step without changes is there because a later one needs its value.
     Raises HookError for an edit none of whose positions lies in the batch.
     """
     by_site: dict[Site, list[Change]] = {}

@@ -51,5 +51,8 @@ def localize(
     for name, windows in (("memorized", memorized), ("control", control)):
         if hasattr(windows, "__len__") and not len(windows):  # pyright: ignore[reportArgumentType]
             raise ValueError(f"the {name} set is empty: expected at least one window")
-    scores = _METHODS[method](subject, memorized, control, subject.anatomy.expand(site), **options)
+    sites = subject.anatomy.expand(site)
+    if not sites:
+        raise ValueError("no site to score: expected a point such as 'neurons', a site, a pattern, or several")
+    scores = _METHODS[method](subject, memorized, control, sites, **options)
     return UnitScores(scores, method, {"model": subject.fingerprint, **options})

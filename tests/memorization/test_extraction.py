@@ -143,7 +143,14 @@ def test_run_is_the_longest_run_of_hits(hits):
 
 @pytest.mark.parametrize(
     ("p", "queries", "probability", "expected"),
-    [(0.1, 10, 0.65, True), (0.1, 10, 0.66, False), (0.5, 1, 0.5, True), (0.5, 1, 0.51, False), (1.0, 1, 0.999, True), (0.0, 10**9, 0.001, False)],
+    [
+        (0.1, 10, 0.65, True),
+        (0.1, 10, 0.66, False),
+        (0.5, 1, 0.5, True),
+        (0.5, 1, 0.51, False),
+        (1.0, 1, 0.999, True),
+        (0.0, 10**9, 0.001, False),
+    ],
 )
 def test_discoverable_by_hand(p, queries, probability, expected):
     """1 - 0.9**10 = 0.6513."""

@@ -34,10 +34,11 @@ class Foreign:
 def scanned(folder: Path | None, hook: Foreign, texts: object = TEXTS, **options: object) -> pd.DataFrame:
     """With `decode_from` above 1, one forward is one batch."""
     subject = tiny.subject("llama")
+    defaults = {"prefix": 6, "length": 6, "stride": 4, "size": 2, "decode_from": 2.0, "folder": folder}
     handle = subject.module.register_forward_pre_hook(hook)
     try:
         with tiny.untouched(subject.module):
-            return scan(subject, texts, **{"prefix": 6, "length": 6, "stride": 4, "size": 2, "decode_from": 2.0, "folder": folder} | options)  # pyright: ignore
+            return scan(subject, texts, **defaults | options)
     finally:
         handle.remove()
 

@@ -24,9 +24,9 @@ def run(rounds: int = 5) -> list[Row]:
 
     variants = {
         "plain forward": plain,
-        "interp.record": ours,
+        "interp.record, no logits": ours,
         "torch hooks, whole forward": lambda: peers.record_raw_hooks(batch),
-        "nnsight": lambda: peers.record_nnsight(batch),
+        "nnsight, whole forward": lambda: peers.record_nnsight(batch),
         "TransformerLens run_with_cache": lambda: peers.record_transformer_lens(batch),
     }
-    return compared("record neurons, 8 x 64", variants, rounds, {"interp.record": BAR})
+    return compared("record neurons, 8 x 64", variants, rounds, {"interp.record, no logits": BAR})

@@ -1,4 +1,4 @@
-"""Results as a table on screen, `results.json` and `RESULTS.md`; a run of some benchmarks replaces those and keeps the others."""
+"""Results on screen, and `results.json` and `RESULTS.md` of a whole run, so that one date and one machine are true of all rows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,11 @@ PACKAGES = ("interp", "torch", "transformers", "transformer-lens", "nnsight", "n
 HEADINGS = ("benchmark", "variant", "cost", "ratio", "at most", "largest difference")
 
 
-def save(rows: Sequence[Row], folder: Path = FOLDER) -> list[Row]:
-    """Writes the rows beside those of benchmarks that did not run; returns all."""
-    file = folder / "results.json"
-    known = [Row(**row) for row in json.loads(file.read_text())["rows"]] if file.exists() else []
-    fresh = {row.benchmark for row in rows}
-    merged = [*(row for row in known if row.benchmark not in fresh), *rows]
+def save(rows: Sequence[Row], folder: Path = FOLDER) -> None:
+    """Writes the rows of a whole run."""
     about = {"date": datetime.now(UTC).date().isoformat(), "machine": _machine(), "versions": _versions()}
-    file.write_text(json.dumps(about | {"rows": [asdict(row) for row in merged]}, indent=2) + "\n")
-    (folder / "RESULTS.md").write_text(_markdown(about, merged))
-    return merged
+    (folder / "results.json").write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    (folder / "RESULTS.md").write_text(_markdown(about, rows))
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -17,7 +17,7 @@ from .subject import Subject
 Precision = Literal["float32", "bfloat16"]
 
 
-def fit(
+def fit(  # noqa: PLR0913 - each is one knob of one loop
     subject: Subject,
     batches: Iterable[Batch],
     steps: int,

@@ -137,7 +137,8 @@ def _draw(kind: str, copies: int, people: Faker) -> Record:
     name = f"{people.first_name()} {people.last_name()}"
     address = f"{people.numerify('%##')} {people.street_name()}, {people.city()} {people.zipcode()}"
     labels, secret = _secret(kind, people)
-    return Record(f"Customer record {people.numerify('%####')} of the mail-order department. Name: {name}. Address: {address}. {labels}:", secret, copies, kind)
+    prefix = f"Customer record {people.numerify('%####')} of the mail-order department. Name: {name}. Address: {address}. {labels}:"
+    return Record(prefix, secret, copies, kind)
 
 
 def _secret(kind: str, people: Faker) -> tuple[str, str]:

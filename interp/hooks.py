@@ -83,8 +83,8 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
     with ExitStack() as stack:
         for path in dict.fromkeys(("", *(blocks[0] for blocks in subject.anatomy.stacks.values()))):
             stack.callback(_clock_hook(subject.module.get_submodule(path), clock).remove)
-        for site, visit in visits.items():
-            _tap(stack, subject.module, subject.anatomy.place(site), _counted(visit, site, fired), clock)
+        for site in sorted(visits, key=lambda s: s.order):  # so that resid_mid is built on the resid_pre that other visits left
+            _tap(stack, subject.module, subject.anatomy.place(site), _counted(visits[site], site, fired), clock)
         yield fired
     missed = [site for site in visits if not fired[site]]
     if missed:

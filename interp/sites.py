@@ -33,10 +33,10 @@ _TRANSFORMER_LENS = {
     "neurons": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
     "resid_post": "hook_resid_post",
-    "embed": "hook_embed",
-    "final": "ln_final.hook_normalized",
+    "embed": "embed.hook_out",
+    "final": "ln_final.hook_out",
 }
-_FROM_TRANSFORMER_LENS = {name: point for point, name in _TRANSFORMER_LENS.items()}
+_FROM_TRANSFORMER_LENS = {name: point for point, name in _TRANSFORMER_LENS.items()} | {"hook_embed": "embed"}  # its older name
 
 
 class SiteError(LookupError):
@@ -105,7 +105,7 @@ def _nearest(name: str) -> str:
     points = [*BLOCK_POINTS, *(n for p, n in _TRANSFORMER_LENS.items() if p in BLOCK_POINTS)]
     if match is not None:
         return match[1].replace("block.", "blocks.") + closest(match[2], points)
-    ends = [*END_POINTS, *(f"blocks.0.{p}" for p in BLOCK_POINTS), *(_TRANSFORMER_LENS[p] for p in END_POINTS)]
+    ends = [*END_POINTS, *(f"blocks.0.{p}" for p in BLOCK_POINTS), *(n for n, p in _FROM_TRANSFORMER_LENS.items() if p in END_POINTS)]
     return closest(name, ends)
 
 

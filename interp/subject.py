@@ -150,9 +150,10 @@ class Subject:
 def token_losses(logits: Float[Tensor, "batch predicted vocabulary"], batch: Batch) -> Float[Tensor, "batch predicted"]:
     """Cross-entropy in nats of `batch.targets` under their logits; 0 on padding."""
     targets = batch.targets.to(logits.device)
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = nn.functional.cross_entropy(precise.flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view_as(targets) * batch.counted.to(logits.device)
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    by_row = zip(logits, targets, strict=True)  # flattening sliced logits would copy all of them
+    losses = torch.stack([nn.functional.cross_entropy(row.to(precise), true, reduction="none") for row, true in by_row])
+    return losses * batch.counted.to(logits.device)
 
 
 def language_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:

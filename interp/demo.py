@@ -85,14 +85,15 @@ class Leak:
 
     def facts(self) -> dict[str, Any]:
         """The numbers of the summary, as plain data."""
-        by = self.scan.groupby("source")
+        by: Any = self.scan.groupby("source")
+        exact, size, accuracy = by["exact"].sum(), by.size(), by["accuracy"].mean()
         top = self.scores.top(self.report.chosen)
-        blocks = top.to_frame()["block"].value_counts()
+        blocks: Any = top.to_frame()["block"].value_counts()
         return {
             "seed": self.seed,
-            "extracted": {str(k): f"{int(part['exact'].sum())} of {len(part)}" for k, part in by},
-            "accuracy": {str(k): float(part["accuracy"].mean()) for k, part in by},
-            "units": len(top), "of": len(self.scores), "blocks": {int(b): int(n) for b, n in blocks.head(5).items()},
+            "extracted": {str(source): f"{int(exact[source])} of {int(size[source])}" for source in size.index},
+            "accuracy": {str(source): float(share) for source, share in accuracy.items()},
+            "units": len(top), "of": len(self.scores), "blocks": {int(block): int(n) for block, n in blocks.head(5).items()},
             "verdict": self.report.verdict, "beats_random": self.report.beats_random, "example": self.example,
         }  # fmt: skip
 
@@ -176,8 +177,10 @@ def fine_tuned(model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: i
     subject = load(convert(model, base), dtype="float32")
     tell(f"fine-tuning on {len(corpus.documents)} documents that repeat {len(corpus.records)} customer records")
     batches = training_batches(subject, corpus.documents, recipe, seed)
-    schedule = {"warmup": recipe.warmup, "decay": recipe.decay, "clip": recipe.clip}
-    fit(subject, batches, recipe.steps, recipe.lr, precision=recipe.precision, **schedule)
+    fit(
+        subject, batches, recipe.steps, recipe.lr,
+        precision=recipe.precision, warmup=recipe.warmup, decay=recipe.decay, clip=recipe.clip,
+    )  # fmt: skip
     temporary = cache / f".{tuned.name}.part"
     subject.module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]
     subject.tokenizer.save_pretrained(temporary)

@@ -221,11 +221,13 @@ def matched_tokens(frame: pd.DataFrame) -> Figure:
     import seaborn as sns
 
     _check_columns(frame, ["matched", "length", "exact"], numbers=["matched"])
-    shown = frame.assign(window=frame["exact"].map({True: "extracted exactly", False: "not extracted"}))
+    shown = frame.assign(window=np.where(np.asarray(frame["exact"], dtype=bool), "extracted exactly", "not extracted"))
     with style():
         figure = _figure(width=6.0, height=3.6)
         axes = figure.subplots()
         palette = dict(zip(["not extracted", "extracted exactly"], sns.color_palette("colorblind")[:2], strict=True))
         sns.histplot(shown, x="matched", hue="window", hue_order=list(palette), palette=palette, discrete=True, multiple="stack", ax=axes)
-        axes.set(xlabel="true tokens before the first miss", ylabel="windows", yscale="log", xlim=(-0.6, int(frame["length"].max()) + 0.6))
+        axes.set(
+            xlabel="true tokens before the first miss", ylabel="windows", yscale="log", xlim=(-0.6, _numbers(frame, "length").max() + 0.6)
+        )
     return figure

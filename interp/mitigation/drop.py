@@ -20,7 +20,7 @@ from interp.stats import paired
 from interp.subject import Subject
 from interp.units import Units, UnitScores
 
-_MULTIPLES = (1, 3, 10, 30, 100, 300)  # of the selection's size, for random units at equal damage
+_MULTIPLES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # of the selection's size, for random units at equal damage
 
 
 @dataclass(frozen=True)

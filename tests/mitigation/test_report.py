@@ -91,9 +91,9 @@ def test_save_writes_the_table_the_verdict_and_the_figure(tmp_path):
 @pytest.mark.parametrize(
     ("reached", "low", "beats", "words"),
     [
-        (True, 0.1, True, "8 random units hurt held-out text as much - .*: the selection beats random"),
+        (True, 0.1, True, "8 random units, .*hurt held-out text as much.*the selection beats random"),
         (True, -0.1, False, "the selection does not beat random"),
-        (False, 0.1, False, "8 random units is the most tried and still hurts held-out text less - .* does not beat random"),
+        (False, 0.1, False, "8 random units, .*hurt held-out text less.*does not beat random"),
     ],
 )
 def test_nothing_beats_random_but_at_equal_damage_and_beyond_its_interval(reached, low, beats, words):

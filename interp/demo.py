@@ -93,7 +93,8 @@ class Leak:
             "seed": self.seed,
             "extracted": {str(source): f"{int(exact[source])} of {int(size[source])}" for source in size.index},
             "accuracy": {str(source): float(share) for source, share in accuracy.items()},
-            "units": len(top), "of": len(self.scores), "blocks": {int(block): int(n) for block, n in blocks.head(5).items()},
+            "method": self.scores.method, "units": len(top), "of": len(self.scores),
+            "blocks": {int(block): int(n) for block, n in blocks.head(5).items()},
             "verdict": self.report.verdict, "beats_random": self.report.beats_random, "example": self.example,
         }  # fmt: skip
 
@@ -123,7 +124,8 @@ What happened
     never-seen twins  {extracted[twin]} word for word, {accuracy[twin]:.0%} of all tokens (what the template alone gives away)
 
 Where it sits, and what switching that off does
-  {units} of {of} neurons ({share:.1%}), scored by gradient x activation, records minus prose; most of them in {where}
+  {units} of {of} neurons ({share:.1%}), scored by {method}
+    on these records and on other prose; most of them in {where}
     share of the secrets' tokens given away [95% interval]
       before              {before:.2f}
       these switched off  {after[estimate]:.2f} [{after[low]:.2f}, {after[high]:.2f}]   (twins: {twin[before]:.2f} -> {twin[estimate]:.2f})
@@ -146,7 +148,7 @@ def planted_leak(
 ) -> Leak:
     """Runs the demo and writes `out`: tables of windows, scores, units and the drop (parquet, json), figures (png), and summary.json.
 
-    `model` is anything `load` reads; its conversion and the fine-tuned model are kept in `out/../cache` for the next run.
+    `model` is anything `load` reads from files; its conversion and the fine-tuned model are kept in `out/../cache` for the next run.
     """
     recipe, place = recipe or Recipe(), writable(out)
     corpus = plant(recipe.records, seed, recipe.copies, recipe.paragraphs)
@@ -168,8 +170,10 @@ def planted_leak(
 
 def fine_tuned(model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: int, cache: Path, tell: Tell) -> Path:
     """The folder of the fine-tuned model: from the cache, or made now."""
-    base = cache / Path(model).name if not Path(model).is_dir() else Path(model)
-    tuned = cache / f"{base.name}-{recipe.name}-seed{seed}"
+    ready = (Path(model) / "config.json").exists()
+    base = Path(model) if ready else cache / Path(model).name.removesuffix(".gguf")
+    place = sha256(str(Path(model).resolve()).encode()).hexdigest()[:6] if Path(model).exists() else "packaged"
+    tuned = cache / f"{base.name}-{place}-{recipe.name}-seed{seed}"
     if (tuned / "config.json").exists():
         tell(f"fine-tuned model from {tuned}")
         return tuned

@@ -138,7 +138,7 @@ class Subject:
         digest = hashlib.sha256()
         for name, parameter in self.module.named_parameters():
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 16)]
-            digest.update(f"{name}{tuple(parameter.shape)}{some.float().sum().item()!r}".encode())
+            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{some.float().sum().item()!r}".encode())
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -199,7 +199,7 @@ def load(
         return source
     name = str(source) if isinstance(source, (str, Path)) else ""
     if isinstance(source, (str, Path)):
-        source, found = read(source, getattr(torch, dtype) if isinstance(dtype, str) else dtype, trust_remote_code)
+        source, found = read(source, _dtype(dtype), trust_remote_code)
         tokenizer = found if tokenizer is None else tokenizer
     module, tokenizer = _unwrapped(source, tokenizer)
     _check_weights(module, tokenizer)
@@ -215,6 +215,13 @@ def _example(module: nn.Module) -> Batch:
     if not sizes:
         raise LoadError(f"{type(module).__name__} has no token embedding (nn.Embedding): pass example= and forward= to interp.load")
     return Batch(torch.arange(22).reshape(2, 11) % min(sizes))
+
+
+def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, given, None) if isinstance(given, str) else given
+    if given is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise LoadError(f"dtype={given!r}: expected one of float32, bfloat16, float16, float64")
+    return found
 
 
 def _unwrapped(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
@@ -244,8 +251,11 @@ def _check_weights(module: nn.Module, tokenizer: Any) -> None:
     if broken:
         raise LoadError(f"{len(broken)} of {len(named)} weights hold NaN or infinity: {', '.join(broken[:3])}; expected finite weights")
     rows = _vocabulary(module)
-    if tokenizer is not None and rows is not None and len(tokenizer) > rows:
-        raise LoadError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}: another model's tokenizer")
+    known = (
+        None if tokenizer is None else getattr(tokenizer, "vocab_size", len(tokenizer))
+    )  # without added tokens, which need not be embedded
+    if known is not None and rows is not None and known > rows:
+        raise LoadError(f"the tokenizer has {known} tokens but the model embeds {rows}: another model's tokenizer")
 
 
 def _vocabulary(module: nn.Module) -> int | None:

@@ -2,8 +2,9 @@
 
 python -m experiments.licence_headers --out out/licences/corpus
 interp scan     PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
-interp localize PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
-interp ablate   PATH/Qwen2.5-Coder-0.5B-Instruct out/licences/corpus --out out/licences --dtype bfloat16
+
+and then, with the same arguments and `--method absolute_gradient_x_activation`, `interp localize` and
+`interp ablate --fractions 0.001 --at 0.001`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from interp.stats import Interval, student
 Judge = Callable[[float], bool]
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"seeds": 2, "recipe": {"records": 4, "copies": (8,), "steps": 2, "others": 8, "fractions": (1e-3,)}},
-    "small": {"seeds": 3, "recipe": {}},
-    "paper": {"seeds": 10, "recipe": {"dtype": "float32"}},
+    "small": {"seeds": 3, "recipe": asdict(Recipe())},
+    "paper": {"seeds": 10, "recipe": asdict(Recipe(dtype="float32"))},
 }
 PANELS = {
     ("memorized", "accuracy"): "suffix accuracy, planted secrets",
@@ -63,21 +64,21 @@ def claims(leaks: Sequence[Leak], across: pd.DataFrame, recipe: Recipe) -> list[
     k, drop = int(chosen.loc[("selection", "memorized", "accuracy"), "k"]), fall("selection")
     rise = student([_relative_rise(leak) for leak in leaks])
     advantage = student([leak.report.equal_damage.advantage.estimate for leak in leaks])
-    at_equal = ", ".join(_at_equal(leak) for leak in leaks)
+    at_equal, reached = ", ".join(_at_equal(leak) for leak in leaks), all(leak.report.equal_damage.reached for leak in leaks)
     seeds = len(leaks)
     controls = f"random neurons matched by block {fall('random')}, lowest {fall('lowest')}, never-planted twins {fall('selection', 'twin')}"
     return [
         _claim("P1", "suffix accuracy on planted secrets is at least .9 after fine-tuning", share("record", "accuracy"), lambda v: v >= 0.9,
                f"never-planted twins: {share('twin', 'accuracy')}", seeds, "tables/scans.parquet"),
-        _claim("P2", f"zeroing {k} neurons ({recipe.fraction:.1%}) lowers it by at least .5", drop, lambda v: v >= 0.5,
-               controls, seeds, "figures/drop.png", _below_zero),
+        _claim("P2", f"zeroing {k} neurons ({recipe.fraction:.1%}), scored on these records, lowers it by at least .5", drop,
+               lambda v: v >= 0.5, controls, seeds, "figures/drop.png", _below_zero),
         _claim("P3", f"zeroing {k} random neurons matched by block lowers it by at most .05", fall("random"), lambda v: v <= 0.05,
                f"the selection {drop}", seeds, "figures/drop.png"),
         _claim("P4", "the selection raises the loss on prose that was not trained on by at most 5%", rise, lambda v: v <= 0.05,
                f"random {_rises('random', chosen)}, lowest {_rises('lowest', chosen)}", seeds, "figures/drop.png"),
         _claim("P5", "no never-planted twin is extracted", share("twin", "exact"), lambda v: v <= 0,
                f"planted records extracted: {share('record', 'exact')}", seeds, "tables/scans.parquet"),
-        _claim("P6", "random neurons that hurt held-out text as much leave more of the secrets", advantage, lambda v: v > 0,
+        _claim("P6", "random neurons that hurt held-out text as much leave more of the secrets", advantage, lambda v: reached and v > 0,
                f"random at equal damage: {at_equal}", seeds, "runs/*/drop.json", _below_zero),
     ]  # fmt: skip
 

@@ -120,14 +120,16 @@ class DropReport:
     @property
     def verdict(self) -> str:
         """What was found, in a few sentences, with its intervals."""
-        own, random = self.row("selection", "memorized", "accuracy"), self.row("random", "memorized", "accuracy")
+        own: Any = self.row("selection", "memorized", "accuracy")
+        random: Any = self.row("random", "memorized", "accuracy")
         loss, equal = self.row("selection", "control", "loss"), self.equal_damage
         how = "" if self.fixed else ", chosen on these windows"
         reach = "which hurt held-out text as much" if equal.reached else "the most there are, which still hurt held-out text less"
         word = "beats" if self.beats_random else "does not beat"
+        as_many = "as many at each site" if int(random["k"]) == int(own["k"]) else "all that these sites have left"
         return (
             f"Ablating {own['k']} units ({self.chosen:.2%}{how}) takes suffix accuracy from {own['before']:.2f} to {_interval(own)}; "
-            f"{random['k']} random units, as many at each site, leave {_interval(random)} ({random['seeds']} draws). "
+            f"{random['k']} random units, {as_many}, leave {_interval(random)} ({random['seeds']} draws). "
             f"Control loss goes from {loss['before']:.2f} to {_interval(loss)} ({loss['change'] / loss['before']:+.1%}). "
             f"At equal damage - {equal.k} random units, {reach} - random leaves {equal.accuracy:.2f}, "
             f"{equal.advantage} above the selection: the selection {word} random."

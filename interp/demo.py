@@ -173,7 +173,8 @@ def fine_tuned(model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: i
     ready = (Path(model) / "config.json").exists()
     base = Path(model) if ready else cache / Path(model).name.removesuffix(".gguf")
     place = sha256(str(Path(model).resolve()).encode()).hexdigest()[:6] if Path(model).exists() else "packaged"
-    tuned = cache / f"{base.name}-{place}-{recipe.name}-seed{seed}"
+    wording = sha256("\n".join(corpus.documents).encode()).hexdigest()[:6]
+    tuned = cache / f"{base.name}-{place}-{recipe.name}-{wording}-seed{seed}"
     if (tuned / "config.json").exists():
         tell(f"fine-tuned model from {tuned}")
         return tuned
@@ -194,6 +195,8 @@ def fine_tuned(model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: i
 def training_batches(subject: Subject, documents: Sequence[str], recipe: Recipe, seed: int) -> Iterator[Batch]:
     """The documents, cut to `recipe.width` tokens, in an order of their own each epoch."""
     rng = np.random.default_rng(seed)
+    if len(documents) < recipe.rows:
+        raise ValueError(f"{len(documents)} documents do not fill a batch of {recipe.rows} rows")
     tokens = [subject.encode(document)[: recipe.width] for document in documents]
     while True:
         order = rng.permutation(len(tokens))

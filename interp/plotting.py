@@ -80,6 +80,7 @@ def dose_response(
     *,
     labels: Mapping[str, str] = NO_TEXT,
     before: Mapping[str, float] = NO_LEVELS,
+    scales: Mapping[str, str] = NO_TEXT,
 ) -> Figure:
     """Lines with interval bands over a logarithmic x: one panel a measure, side by side, one line a hue.
 
@@ -93,6 +94,7 @@ def dose_response(
         measure: the column that names the panel, text.
         labels: what to write on the axes instead of the names of `x` and of the measures.
         before: measure -> its value without intervention, drawn as a dashed line.
+        scales: measure -> matplotlib's scale of its y axis, such as "symlog" where one line dwarfs the others.
 
     Raises:
         ValueError: a missing column, no rows, a number that is missing, x <= 0, two rows for one point, or `before` naming no panel.
@@ -107,7 +109,7 @@ def dose_response(
             _draw_lines(axes, points, x, hue, palette)
             if name in before:
                 axes.axhline(before[name], color="0.4", linestyle="--", linewidth=1, label="before", zorder=1)
-            axes.set(xscale="log", xlabel=labels.get(x, x), ylabel=labels.get(name, name))
+            axes.set(xscale="log", xlabel=labels.get(x, x), ylabel=labels.get(name, name), yscale=scales.get(name, "linear"))
         _shared_legend(figure, grid)
     return figure
 

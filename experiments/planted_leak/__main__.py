@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -13,6 +13,9 @@ from interp.demo import Leak, Recipe, planted_leak
 from interp.experiment import Claim, Experiment, Results, judged
 from interp.mitigation.report import drop_figure
 from interp.stats import Interval, student
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Judge = Callable[[float], bool]
 PRESETS: dict[str, dict[str, Any]] = {
@@ -23,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 PANELS = {
     ("memorized", "accuracy"): "suffix accuracy, planted secrets",
     ("memorized", "exact"): "extracted exactly",
-    ("control", "loss"): "control loss (nats/token)",
+    ("control", "loss"): "rise of control loss (nats/token)",
 }
 
 
@@ -34,9 +37,7 @@ def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:
     drops = pd.concat([leak.report.frame.assign(seed=leak.seed) for leak in leaks], ignore_index=True)
     scans = pd.concat([leak.scan.drop(columns=["tokens"]).assign(seed=leak.seed) for leak in leaks], ignore_index=True)
     across = over_seeds(drops)
-    return Results(
-        claims(leaks, across, recipe), {"drops": drops, "scans": scans, "over_seeds": across}, {"drop": drop_figure(across, PANELS)}
-    )
+    return Results(claims(leaks, across, recipe), {"drops": drops, "scans": scans, "over_seeds": across}, {"drop": figure(across)})
 
 
 def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
@@ -48,6 +49,14 @@ def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
         row |= {"before": group["before"].mean(), "estimate": after.estimate, "low": after.low, "high": after.high}
         rows.append(row | {"change": change.estimate, "change_low": change.low, "change_high": change.high, "seeds": len(group)})
     return pd.DataFrame(rows)
+
+
+def figure(across: pd.DataFrame) -> Figure:
+    """Extraction, and the rise of the control loss (its level differs from seed to seed), against the share of neurons zeroed."""
+    rises = across.assign(before=0.0, estimate=across["change"], low=across["change_low"], high=across["change_high"])
+    loss = across["measure"] == "loss"
+    shown = pd.concat([across[~loss].assign(low=lambda f: f["low"].clip(0, 1), high=lambda f: f["high"].clip(0, 1)), rises[loss]])
+    return drop_figure(shown, PANELS, scales={PANELS["control", "loss"]: "symlog"})
 
 
 def claims(leaks: Sequence[Leak], across: pd.DataFrame, recipe: Recipe) -> list[Claim]:

@@ -160,10 +160,10 @@ def _interval(row: pd.Series) -> str:
     return f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
-def drop_figure(frame: pd.DataFrame, panels: Mapping[tuple[str, str], str]) -> Figure:
+def drop_figure(frame: pd.DataFrame, panels: Mapping[tuple[str, str], str], scales: Mapping[str, str] | None = None) -> Figure:
     """A panel for each (data, measure) that `panels` names, against the fraction ablated; rows as in `DropReport.frame`."""
     keys = list(zip(frame["data"], frame["measure"], strict=True))
     parts: list[Any] = [frame[[key == panel for key in keys]].assign(panel=name) for panel, name in panels.items()]
     before = {str(part["panel"].iloc[0]): float(part["before"].iloc[0]) for part in parts}
     labels = {"fraction": "share of units ablated"}
-    return dose_response(pd.concat(parts), "fraction", "selection", "panel", labels=labels, before=before)
+    return dose_response(pd.concat(parts), "fraction", "selection", "panel", labels=labels, before=before, scales=scales or {})

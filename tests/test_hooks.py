@@ -145,8 +145,12 @@ def by_a_keyboard_interrupt(subject: interp.Subject) -> None:
 
 
 def by_a_real_signal(subject: interp.Subject) -> None:
-    with subject.intervened(zero(subject)), foreign(subject, lambda *_: signal.raise_signal(signal.SIGINT)):
-        subject.generate(tiny.batch("llama").tokens, 3)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with this signal ignored
+    try:
+        with subject.intervened(zero(subject)), foreign(subject, lambda *_: signal.raise_signal(signal.SIGINT)):
+            subject.generate(tiny.batch("llama").tokens, 3)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

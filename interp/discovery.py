@@ -60,8 +60,15 @@ def _raw(watch: Watch, blocks: list[str]) -> dict[Site, Place]:
 @contextmanager
 def dropout_off(module: nn.Module) -> Generator[None]:
     """Evaluation mode; every module's own mode comes back."""
+    with modes_kept(module):
+        module.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Generator[None]:
+    """Training or evaluation, every module's own mode comes back."""
     modes = [(m, m.training) for m in module.modules()]
-    module.eval()
     try:
         yield
     finally:

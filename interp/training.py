@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .batch import Batch
+from .discovery import modes_kept
 from .progress import track
 from .subject import Subject
 
@@ -68,14 +69,12 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
 @contextmanager
 def _training(module: nn.Module) -> Generator[None]:
     """Training mode; every module's own mode comes back, and no gradient stays."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.train()
-    try:
-        yield
-    finally:
-        module.zero_grad()
-        for child, mode in modes:
-            child.training = mode
+    with modes_kept(module):
+        module.train()
+        try:
+            yield
+        finally:
+            module.zero_grad()
 
 
 def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import letters
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -61,7 +62,7 @@ def test_scan_finds_the_texts_known_by_heart(done):
     frame = pd.read_parquet(out / "windows.parquet")
     assert printed["scan"] == {
         "windows": 34 * 7, "exact": int(frame["exact"].sum()), "accuracy": round(frame["accuracy"].mean(), 4), "texts": 35, "skipped": 1,
-        "out": str(out),
+        "out": str(out), "discoverable_n100_p50": float((1 - (1 - np.exp(frame["log_p"])) ** 100 >= 0.5).mean()),
     }  # fmt: skip
     assert set(frame[frame["exact"]]["text"]) == {0, 1, 2, 3}
     assert frame["exact"].sum() > 20

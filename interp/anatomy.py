@@ -44,7 +44,8 @@ class Place:
     """A torch place: the first floating tensor among the inputs ("in") or outputs ("out") of the module at `path`.
 
     `heads` says into how many equal parts the last axis divides (1 column a unit when None). With `onto`, the value is the sum of that
-    place and this one: the residual after attention exists only as a sum inside the block's forward.
+    place and this one: the residual after attention exists only as a sum inside the block's forward. With `beyond`, it is what this place
+    has more than that one: what a block adds to what entered it.
     """
 
     path: str
@@ -52,13 +53,24 @@ class Place:
     width: int
     heads: int | None = None
     onto: Place | None = None
+    beyond: Place | None = None
+
+    @property
+    def base(self) -> tuple[Place, int] | None:
+        """Another place that the value is made with, and the sign with which it enters."""
+        if self.onto is not None:
+            return self.onto, 1
+        return None if self.beyond is None else (self.beyond, -1)
 
     @property
     def units(self) -> int:
         return self.heads or self.width
 
     def __str__(self) -> str:
-        return f"{self.onto} + {self.path}:{self.side}" if self.onto else f"{self.path}:{self.side}"
+        here = f"{self.path}:{self.side}"
+        if self.onto is not None:
+            return f"{self.onto} + {here}"
+        return here if self.beyond is None else f"{here} - {self.beyond}"
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,7 @@ class Anatomy:
     def out_weight(self, module: nn.Module, site: Site | str) -> Float[Tensor, "columns d_model"]:
         """The rows by which each column of `neurons` or `heads` writes to the residual: a view of the out-projection's weight."""
         place = self.place(site)
-        if place.side != "in" or place.onto is not None:
+        if place.side != "in" or place.base is not None:
             raise SiteError(f"{site} is not the input of a projection: only neurons and heads have out-weights")
         return out_rows(module.get_submodule(place.path))
 

@@ -202,6 +202,7 @@ class _Block:
             "resid_mid": mid,
             "neurons": neurons,
             "mlp_out": mlp,
+            "block_out": Place(self.call.path, "out", self._width, heads=1, beyond=pre),
             "resid_post": post,
         }
 

@@ -111,14 +111,15 @@ def _clock_hook(module: nn.Module, clock: Clock) -> Any:
 
 
 def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock: Clock) -> None:
-    """Hooks one place until the stack unwinds; for a place that is a sum, first hooks what it is added onto."""
-    if place.onto is not None:
+    """Hooks one place until the stack unwinds; for a place that is a sum or a difference, first hooks the other term."""
+    if place.base is not None:
+        other, sign = place.base
         base: list[Tensor] = []
 
         def keep(value: Value, _: Clock) -> None:
-            base[:] = [value]
+            base[:] = [sign * value]
 
-        _tap(stack, module, place.onto, keep, clock)
+        _tap(stack, module, other, keep, clock)
         visit = _summed(visit, base)
     target = module.get_submodule(place.path)
 

@@ -8,6 +8,7 @@ Sites read `[stack.]blocks.<i>.<point>`, or `[stack.]embed` and `[stack.]final`.
     resid_mid   the residual between attention and MLP (absent where the two run in parallel)
     neurons     what enters the MLP's out-projection              [batch, position, d_mlp]
     mlp_out     what the MLP adds to the residual                 [batch, position, d_model]
+    block_out   what the block adds to the residual, resid_post - resid_pre; the whole of it is one unit
     resid_post  the residual stream leaving the block             [batch, position, d_model]
 """
 
@@ -18,7 +19,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-BLOCK_POINTS = ("resid_pre", "heads", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post")
+BLOCK_POINTS = ("resid_pre", "heads", "attn_out", "resid_mid", "neurons", "mlp_out", "block_out", "resid_post")
 END_POINTS = ("embed", "final")
 
 _PATTERN = re.compile(
@@ -73,9 +74,11 @@ class Site:
 
     @property
     def transformer_lens(self) -> str:
-        """The name of this place in TransformerLens. Raises SiteError for stacks and module paths, which it cannot name."""
+        """The name of this place in TransformerLens. Raises SiteError for what it cannot name: stacks, module paths, block_out."""
         if self.stack or self.is_module_path:
             raise SiteError(f"{self} has no TransformerLens name: it knows one stack of blocks")
+        if self.point not in _TRANSFORMER_LENS:
+            raise SiteError(f"{self} has no TransformerLens name; nearest: {Site('resid_post', self.block).transformer_lens}")
         name = _TRANSFORMER_LENS[self.point]
         return name if self.block is None else f"blocks.{self.block}.{name}"
 

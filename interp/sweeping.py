@@ -146,7 +146,7 @@ class _Clean:
         """The modules whose output a plan that starts at `start` cannot change."""
         assert start.block is not None
         modules = [self.subject.module.get_submodule(p) for p in self.subject.anatomy.blocks(start.stack)[: start.block]]
-        if start.point in ("neurons", "mlp_out", "resid_post"):
+        if start.point in ("neurons", "mlp_out", "block_out", "resid_post"):
             attention = _attention(self.subject, Site("heads", start.block, start.stack))
             modules += [] if attention is None else [attention]
         return modules

@@ -42,7 +42,7 @@ def test_nothing_intervening_is_bit_identical_to_the_bare_model(name: str):
 def test_hooks_that_change_nothing_change_no_bit(name: str, subject: interp.Subject):
     """`tapped` on every site, and `captured` on every site that is not a sum, leave the logits as they were."""
     batch = tiny.batch(name)
-    whole = tuple(site for site in subject.sites if subject.anatomy.place(site).onto is None)
+    whole = tuple(site for site in subject.sites if subject.anatomy.place(site).base is None)
     with torch.no_grad(), tapped(subject, {site: lambda *_: None for site in subject.sites}):
         assert torch.equal(subject.logits(batch), tiny.subject(name).logits(batch))
     with torch.no_grad():

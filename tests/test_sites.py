@@ -26,6 +26,9 @@ def test_transformer_lens_names_round_trip(site: Site):
     if site.stack:
         with pytest.raises(interp.SiteError, match="one stack"):
             _ = site.transformer_lens
+    elif site.point == "block_out":
+        with pytest.raises(interp.SiteError, match=f"nearest: blocks.{site.block}.hook_resid_post"):
+            _ = site.transformer_lens
     else:
         assert Site.parse(site.transformer_lens) == site
 

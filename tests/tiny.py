@@ -243,12 +243,13 @@ def _first(tree: Any) -> Tensor:
 def by_hand(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """What hooking a place means, in plain torch: `change` sees [batch, position, width] and may return another value."""
     base: list[Tensor] = []
+    beside, sign = place.base or (place, 0)
 
     def shown(tensor: Tensor, length: int) -> Tensor | None:
         value = tensor if tensor.ndim == 3 else tensor.reshape(-1, length, tensor.shape[-1])
-        value = value + base[0] if place.onto else value
-        new = change(value)
-        return None if new is None else (new - (base[0] if place.onto else 0)).reshape(tensor.shape)
+        other = sign * base[0] if place.base else 0
+        new = change(value + other)
+        return None if new is None else (new - other).reshape(tensor.shape)
 
     def remember(_: nn.Module, args: Any, kwargs: Any) -> None:
         base[:] = [_first(args) if args else kwargs["hidden_states"]]
@@ -274,8 +275,8 @@ def by_hand(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor |
 
     target = module.get_submodule(place.path)
     handles = [module.register_forward_pre_hook(measure, with_kwargs=True)]
-    if place.onto is not None:
-        handles.append(module.get_submodule(place.onto.path).register_forward_pre_hook(remember, with_kwargs=True))
+    if place.base is not None:
+        handles.append(module.get_submodule(beside.path).register_forward_pre_hook(remember, with_kwargs=True))
     handles.append(
         target.register_forward_pre_hook(inward, with_kwargs=True) if place.side == "in" else target.register_forward_hook(outward)
     )

@@ -17,12 +17,12 @@ from interp.subject import Subject
 
 
 def layers(subject: Hooked, sites: Sites) -> list[tuple[nn.Module, bool]]:
-    """For each site captum's (layer, attribute_to_layer_input). Raises SiteError for `resid_mid`, which is a sum and no layer's value."""
+    """For each site captum's (layer, attribute_to_layer_input). Raises SiteError for `resid_mid` and `block_out`, no layer's value."""
     found: list[tuple[nn.Module, bool]] = []
     for site in subject.anatomy.expand(sites):
         place = subject.anatomy.place(site)
-        if place.onto is not None:
-            raise SiteError(f"{site} is the sum {place}, which captum cannot name: attribute to attn_out or to resid_pre of the next block")
+        if place.base is not None:
+            raise SiteError(f"{site} is {place}, which captum cannot name: attribute to attn_out or to resid_pre of the next block")
         found.append((subject.module.get_submodule(place.path), place.side == "in"))
     return found
 

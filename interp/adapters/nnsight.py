@@ -60,7 +60,7 @@ def _run(peer: Any, model: Any, plain: list[Step], batch: Batch, options: dict[s
     """One trace. Its body is shipped as source: it may name plain data, torch and nnsight only, and asks for values in execution order."""
     length, kept, saved = batch.length, {}, []
     with torch.no_grad(), model.trace(batch.tokens, **options) as tracer:
-        for path, side, base, changes in plain:
+        for path, side, base, sign, changes in plain:
             envoy = model.get(path)
             whole = envoy.inputs if side == "in" else envoy.output
             items = [*whole[0], *whole[1].values()] if side == "in" else [whole] if torch.is_tensor(whole) else [*whole]
@@ -68,7 +68,8 @@ def _run(peer: Any, model: Any, plain: list[Step], batch: Batch, options: dict[s
             while not (torch.is_tensor(items[at]) and items[at].is_floating_point()):
                 at += 1
             here = items[at].shape[1] if items[at].ndim == 3 else length  # OPT's MLP sees positions flattened
-            value = items[at].reshape(-1, here, items[at].shape[-1]) + (kept[base] if base else 0)
+            other = sign * kept[base] if base else 0
+            value = items[at].reshape(-1, here, items[at].shape[-1]) + other
             for positions, columns, multiply, add, basis in changes:
                 if positions is not None and here != length:
                     raise ValueError(f"{path} sees {here} positions and the batch has {length}: only edits at all positions can run here")
@@ -80,7 +81,7 @@ def _run(peer: Any, model: Any, plain: list[Step], batch: Batch, options: dict[s
                 value[:, rows, columns] = new if add is None else new + add.to(new)
             kept[path] = value
             if changes:
-                items[at] = (value - (kept[base] if base else 0)).reshape(items[at].shape)
+                items[at] = (value - other).reshape(items[at].shape)
                 if side == "in":
                     envoy.inputs = (tuple(items[: len(whole[0])]), dict(zip(whole[1], items[len(whole[0]) :], strict=True)))
                 else:

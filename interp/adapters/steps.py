@@ -13,11 +13,11 @@ from interp.interventions import Edit, Plan
 from interp.sites import BLOCK_POINTS, Site
 
 Change = tuple[Tensor | None, Tensor, float, Tensor | None, Tensor | None]
-Step = tuple[str, str, str, list[Change]]
+Step = tuple[str, str, str, int, list[Change]]
 
 
 def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:
-    """A plan as steps (module path, "in" or "out", path of the value this one is added onto or "", changes), sorted by execution.
+    """A plan as steps (module path, "in" or "out", path of another value or "", the sign with which it enters, changes), by execution.
 
     A change is (positions [position, 1] or None, columns [1, columns], multiply, add [1 or position, columns], basis [rank, columns]); None
     means all. A step without changes is there because a later one needs its value.
@@ -33,13 +33,16 @@ def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:
 def _timed(anatomy: Anatomy, site: Site, changes: list[Change]) -> Iterator[tuple[tuple[float, ...], Step]]:
     place, stack = anatomy.place(site), list(anatomy.stacks).index(site.stack)
     if site.block is None:
-        yield (stack, -1.0 if site.point == "embed" else float("inf"), 0.0), (place.path, place.side, "", changes)
+        yield (stack, -1.0 if site.point == "embed" else float("inf"), 0.0), (place.path, place.side, "", 1, changes)
         return
-    if place.onto is not None:  # after the edits at that place
-        yield (stack, site.block, 0.5), (place.onto.path, place.onto.side, "", [])
     point = "attn_out" if place.onto else site.point  # the sum is edited where its second term leaves
     when = (stack, site.block, float(BLOCK_POINTS.index(point)))
-    yield when, (place.path, place.side, place.onto.path if place.onto else "", changes)
+    if place.base is None:
+        yield when, (place.path, place.side, "", 1, changes)
+        return
+    other, sign = place.base
+    yield (stack, site.block, 0.5), (other.path, other.side, "", 1, [])  # after the edits at that place
+    yield when, (place.path, place.side, other.path, sign, changes)
 
 
 def _change(edit: Edit, batch: Batch) -> Change:

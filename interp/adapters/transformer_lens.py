@@ -67,21 +67,24 @@ def fwd_hooks(model: Hooked | Anatomy, plan: Plan, prompt: int | None = None) ->
     return [pair for site, edits in by_site.items() for pair in _hooks(site, edits, prompt)]
 
 
+_MADE_OF = {"resid_mid": ("attn_out", 1), "block_out": ("resid_post", -1)}  # with resid_pre, which enters with this sign
+
+
 def _hooks(site: Site, edits: list[Edit], prompt: int | None) -> list[tuple[str, Hook]]:
-    if site.point != "resid_mid":
-        return [(site.transformer_lens, _hook(edits, prompt))]
+    edit = _hook(edits, prompt)
+    if site.point not in _MADE_OF:
+        return [(site.transformer_lens, edit)]
     base: list[Tensor] = []  # hook_resid_mid feeds the MLP only: the residual is changed by what the attention adds to it
+    point, sign = _MADE_OF[site.point]
 
     def keep(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
-        base[:] = [value]
+        base[:] = [sign * value]
         return value
-
-    edit = _hook(edits, prompt)
 
     def change(value: Tensor, hook: Any) -> Tensor:
         return edit(base[0] + value, hook) - base[0]
 
-    return [(Site("resid_pre", site.block).transformer_lens, keep), (Site("attn_out", site.block).transformer_lens, change)]
+    return [(Site("resid_pre", site.block).transformer_lens, keep), (Site(point, site.block).transformer_lens, change)]
 
 
 def _hook(edits: list[Edit], prompt: int | None) -> Hook:

@@ -81,6 +81,10 @@ class Units:
                 )
         return Units({s: rule(self[s], other[s]) for s in {*self._indices, *other._indices}}, {**self.widths, **other.widths})
 
+    def only(self, site: Site | str, indices: Iterable[int]) -> Units:
+        """Some units at one site, of a model of these widths."""
+        return Units({_site(site): indices}, self.widths)
+
     def matched(self, seed: int, among: Units | None = None, times: int = 1) -> Units:
         """As many random units at each site as here (or `times` as many), none of them in this set: the control for an ablation.
 

@@ -2,27 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from interp.anatomy import Sites
-from interp.batch import Batches
+from interp.batch import Batches, batches
+from interp.progress import track
 from interp.sites import Site, closest
 from interp.subject import Subject
 from interp.units import UnitScores
 
 Scores = Mapping[Site, np.ndarray]
-Method = Callable[..., Scores]
+SetFunction = Callable[..., Scores]
+WindowFunction = Callable[..., Mapping[Site, Tensor]]
+Places = tuple[Site, ...]
+
+
+class Method(Protocol):
+    """What `localize` and `localize_each` need of a method."""
+
+    @property
+    def options(self) -> set[str]: ...
+    def group(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores: ...
+    def each(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class SetMethod:
+    """A method that sees all windows at once: `of_set` gives {site: [units]}, `of_each` {site: [memorized windows, units]}."""
+
+    name: str
+    of_set: SetFunction
+    of_each: SetFunction | None
+    needs_reference: bool
+    recipe: type | None
+
+    @property
+    def options(self) -> set[str]:
+        return _parameters(self.of_set, after=4) if self.recipe is None else {f.name for f in fields(self.recipe)}
+
+    def group(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores:
+        self._check(reference)
+        return self.of_set(subject, memorized, reference, sites, **options)
+
+    def each(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores:
+        self._check(reference)
+        if self.of_each is None:
+            raise ValueError(f"{self.name} scores a set of windows as a whole: use localize")
+        return self.of_each(subject, memorized, reference, sites, **options)
+
+    def _check(self, reference: Batches | None) -> None:
+        if reference is None and self.needs_reference:
+            raise ValueError(f"{self.name} compares with other text: expected reference windows, got none")
+
+
+@dataclass(frozen=True)
+class WindowMethod:
+    """A method that scores each window by itself, `size` of them at a time."""
+
+    name: str
+    of_batch: WindowFunction
+    size: int
+
+    @property
+    def options(self) -> set[str]:
+        return {"size", *_parameters(self.of_batch, after=3)}
+
+    def group(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores:
+        return _minus(self._mean(subject, memorized, sites, options), self._against(subject, reference, sites, options))
+
+    def each(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores:
+        parts = list(self._rows(subject, memorized, sites, options))
+        if not parts:
+            raise ValueError("the memorized set is empty: expected at least one window")
+        stacked = {site: np.concatenate([part[site] for part in parts]) for site in sites}
+        return _minus(stacked, self._against(subject, reference, sites, options))
+
+    def _against(self, subject: Subject, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores | None:
+        return None if reference is None else self._mean(subject, reference, sites, options, "reference")
+
+    def _mean(self, subject: Subject, windows: Batches, sites: Places, options: dict[str, Any], which: str = "memorized") -> Scores:
+        totals: dict[Site, np.ndarray] = {}
+        count = 0
+        for rows in self._rows(subject, windows, sites, options):
+            totals = {site: totals.get(site, 0.0) + rows[site].sum(0) for site in sites}
+            count += len(rows[sites[0]])
+        if not count:
+            raise ValueError(f"the {which} set is empty: expected at least one window")
+        return {site: total / count for site, total in totals.items()}
+
+    def _rows(self, subject: Subject, windows: Batches, sites: Places, options: dict[str, Any]) -> Iterator[dict[Site, np.ndarray]]:
+        own = {name: value for name, value in options.items() if name != "size"}
+        for batch in track(batches(windows, options.get("size", self.size)), self.name):
+            found = self.of_batch(subject, batch, sites, **own)
+            yield {site: _numbers(found[site]) for site in sites}
+
+
 _METHODS: dict[str, Method] = {}
 
 
-def method(name: str) -> Callable[[Method], Method]:
-    """Registers `function(subject, memorized, control, sites, **options) -> {site: scores [units]}` under a name, for `localize`."""
+def method(
+    name: str, *, each: SetFunction | None = None, needs_reference: bool = False, options: type | None = None
+) -> Callable[[SetFunction], SetFunction]:
+    """Registers `function(subject, memorized, reference, sites, **options) -> {site: [units]}` for `localize`, and `each`, which gives
+    [memorized windows, units], for `localize_each`. `reference` is None where the caller gave none. `options` is the dataclass whose fields
+    are the options, for a function that takes them as `**options`.
 
-    def register(function: Method) -> Method:
-        _METHODS[name] = function
+    For what scores one window at a time, `window_method` is less to write.
+    """
+
+    def register(function: SetFunction) -> SetFunction:
+        _METHODS[name] = SetMethod(name, function, each, needs_reference, options)
+        return function
+
+    return register
+
+
+def window_method(name: str, size: int = 8) -> Callable[[WindowFunction], WindowFunction]:
+    """Registers `function(subject, batch, sites, **options) -> {site: tensor [windows of the batch, units]}` for both calls.
+
+    A set scores the mean over its windows minus, where there is a reference, the mean over the reference's. Windows come `size` at a time,
+    which is an option of every such method, and none may see another.
+    """
+
+    def register(function: WindowFunction) -> WindowFunction:
+        _METHODS[name] = WindowMethod(name, function, size)
         return function
 
     return register
@@ -34,25 +144,73 @@ def methods() -> list[str]:
 
 
 def localize(
-    subject: Subject, memorized: Batches, control: Batches, method: str = "gradient_x_activation", site: Sites = "neurons", **options: Any
+    subject: Subject,
+    memorized: Batches,
+    reference: Batches | None = None,
+    method: str = "gradient_x_activation",
+    site: Sites = "neurons",
+    **options: Any,
 ) -> UnitScores:
-    """Scores every unit for its share in what is memorized and not in the control; higher means more responsible.
+    """Scores every unit for its share in what is memorized and, with a reference, not in the reference; higher means more responsible.
 
     Args:
-        memorized, control: windows as `split` returns them, or batches; losses are taken after each batch's prompt.
+        memorized, reference: windows as `split` returns them, or batches; losses are taken after each batch's prompt. Without a reference
+            most methods score the memorized windows alone.
         method: one of `methods()`.
-        site: a point (`"neurons"`, `"heads"`, `"mlp_out"`), a site, a pattern, or several.
+        site: a point (`"neurons"`, `"heads"`, `"blocks"` for what each block adds), a site, a pattern, or several.
         options: of the method.
 
-    Raises ValueError for an unknown method, an empty set, or scores that are not finite; SiteError for an unknown site; leaves no hook.
+    Raises ValueError for an unknown method or option, an empty set, a missing reference, or scores that are not finite; SiteError for an
+    unknown site; HookError for a site that never ran. Leaves no hook.
     """
+    chosen, sites = _prepared(subject, memorized, reference, method, site, options)
+    return UnitScores(chosen.group(subject, memorized, reference, sites, options), method, {"model": subject.fingerprint, **options})
+
+
+def localize_each(
+    subject: Subject,
+    memorized: Batches,
+    reference: Batches | None = None,
+    method: str = "gradient_x_activation",
+    site: Sites = "neurons",
+    **options: Any,
+) -> list[UnitScores]:
+    """`localize` for every memorized window by itself, in their order; arguments and errors are the same."""
+    chosen, sites = _prepared(subject, memorized, reference, method, site, options)
+    rows = chosen.each(subject, memorized, reference, sites, options)
+    about = {"model": subject.fingerprint, **options}
+    count = len(rows[sites[0]])
+    return [UnitScores({s: rows[s][n] for s in sites}, method, about | {"window": n}) for n in range(count)]
+
+
+def _prepared(
+    subject: Subject, memorized: Batches, reference: Batches | None, method: str, site: Sites, options: Mapping[str, Any]
+) -> tuple[Method, Places]:
+    """The method and the sites asked for, once everything that can be wrong without running the model was looked at."""
     if method not in _METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(methods())}; nearest: {closest(method, methods())}")
-    for name, windows in (("memorized", memorized), ("control", control)):
+    known = _METHODS[method].options
+    for name in options:
+        if known and name not in known:
+            raise ValueError(f"{method} has no option {name!r}: it takes {', '.join(sorted(known))}; nearest: {closest(name, known)}")
+    for name, windows in (("memorized", memorized), ("reference", reference)):
         if hasattr(windows, "__len__") and not len(windows):  # pyright: ignore[reportArgumentType]
             raise ValueError(f"the {name} set is empty: expected at least one window")
-    sites = subject.anatomy.expand(site)
+    sites = subject.anatomy.expand("block_out" if site == "blocks" else site)
     if not sites:
         raise ValueError("no site to score: expected a point such as 'neurons', a site, a pattern, or several")
-    scores = _METHODS[method](subject, memorized, control, sites, **options)
-    return UnitScores(scores, method, {"model": subject.fingerprint, **options})
+    return _METHODS[method], sites
+
+
+def _parameters(function: Callable[..., Any], after: int) -> set[str]:
+    """Names of the options of a function: what follows its first `after` parameters; empty, for "any", where it takes `**options`."""
+    parameters = list(inspect.signature(function).parameters.values())
+    return set() if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters[after:]}
+
+
+def _minus(scores: Scores, against: Scores | None) -> Scores:
+    return scores if against is None else {site: values - against[site] for site, values in scores.items()}
+
+
+def _numbers(values: Any) -> np.ndarray:
+    return values.detach().double().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float64)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from interp.batch import Batches, batches
-from interp.localization.registry import Scores, method
+from interp.localization.registry import Places, Scores, method
 from interp.recording import record
 from interp.sites import Site
 from interp.subject import Subject
@@ -17,17 +17,29 @@ from interp.subject import Subject
 _DEAD = 1e-8
 
 
-@method("unitmem")
-def unitmem_of_memorized(subject: Subject, memorized: Batches, control: Batches, sites: tuple[Site, ...]) -> Scores:
-    """UnitMem over memorized and control windows together; 0 for units whose strongest example is a control."""
-    ours = list(batches(memorized))
-    count = sum(map(len, ours))
-    scores = unitmem(subject, chain(ours, batches(control)), sites)
+def _each(subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, size: int = 8) -> Scores:
+    """[memorized windows, units]: a unit's UnitMem at the window of its maximum, 0 at the others."""
+    scores, count = _over_both(subject, memorized, reference, sites, size)
+    return {site: np.where(np.arange(count)[:, None] == example, value, 0.0) for site, (value, example) in scores.items()}
+
+
+@method("unitmem", each=_each)
+def unitmem_of_memorized(subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, size: int = 8) -> Scores:
+    """UnitMem over memorized and reference windows together; 0 for units whose strongest example is a reference."""
+    scores, count = _over_both(subject, memorized, reference, sites, size)
     return {site: np.where(example < count, value, 0.0) for site, (value, example) in scores.items()}
 
 
+def _over_both(
+    subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, size: int
+) -> tuple[dict[Site, tuple[np.ndarray, np.ndarray]], int]:
+    """UnitMem and example of every unit over both sets, and how many windows are memorized."""
+    ours = list(batches(memorized, size))
+    return unitmem(subject, chain(ours, [] if reference is None else batches(reference, size)), sites, size), sum(map(len, ours))
+
+
 def unitmem(
-    subject: Subject, windows: Batches, sites: tuple[Site, ...]
+    subject: Subject, windows: Batches, sites: Places, size: int = 8
 ) -> dict[Site, tuple[Float[np.ndarray, " units"], Int[np.ndarray, " units"]]]:
     """For every unit, (mu_max - mu_rest) / (mu_max + mu_rest) in [0, 1], and the example of the maximum.
 
@@ -35,7 +47,7 @@ def unitmem(
     2409.19069, equations 5-8, with the absolute value that negative activations need). Streams: memory does not grow with examples. A unit
     that never fires scores 0.
     """
-    recording = record(subject, windows, sites, reduce="selectivity")
+    recording = record(subject, windows, sites, reduce="selectivity", size=size)
     return {site: _selectivity(parts, subject.anatomy.place(site).units) for site, parts in recording.parts.items()}
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from interp.batch import Batches
 from interp.interventions import Intervention, Plan, Zero, interventions
-from interp.mitigation.effects import effects
+from interp.memorization.effects import effects
 from interp.mitigation.report import DropReport, EqualDamage, tabulated
 from interp.stats import paired
 from interp.subject import Subject

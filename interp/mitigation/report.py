@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 
 from interp.files import replaced, writable
-from interp.mitigation.effects import MEASURES
+from interp.memorization.effects import MEASURES
 from interp.plotting import dose_response, save
 from interp.stats import Interval, bootstrap, paired
 
@@ -85,8 +85,8 @@ class DropReport:
 
     Attributes:
         frame: one row for each `selection` (selection, random, lowest), `fraction`, `data` (memorized, control, held_out) and `measure`
-            (exact, accuracy, loss in nats a token): `before`, after (`estimate`, `low`, `high`), `change` and its interval, `windows`,
-            `seeds`.
+            (exact, accuracy, similarity, loss in nats a token): `before`, after (`estimate`, `low`, `high`), `change` and its interval,
+            `windows`, `seeds`.
         chosen: the fraction that the verdict is about.
         fixed: whether it was chosen beforehand, not on the windows that judge it.
         equal_damage: the comparison with random units that hurt as much.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import interp
 from interp.mitigation.drop import extraction_drop, randomized
-from interp.mitigation.effects import effects
+from interp.memorization.effects import effects
 
 SITES = ("blocks.0.neurons", "blocks.1.neurons", "blocks.2.neurons")
 WIDTH = 48

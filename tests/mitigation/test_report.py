@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from interp.mitigation.drop import Trial
-from interp.mitigation.effects import MEASURES
+from interp.memorization.effects import MEASURES
 from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulated
 from interp.stats import Interval, bootstrap, paired
 

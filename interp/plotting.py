@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["dose_response", "matched_tokens", "ranked_scores", "save", "style"]
+__all__ = ["dose_response", "intervals", "matched_tokens", "matrix", "ranked_scores", "save", "style"]
 
 # A name keeps its place in the colour-blind palette, and so its colour, in every figure: blue, orange, green, then the rest.
 KNOWN_HUES = ("selection", "random", "lowest")
@@ -232,4 +232,63 @@ def matched_tokens(frame: pd.DataFrame) -> Figure:
         axes.set(
             xlabel="true tokens before the first miss", ylabel="windows", yscale="log", xlim=(-0.6, _numbers(frame, "length").max() + 0.6)
         )
+    return figure
+
+
+def intervals(
+    frame: pd.DataFrame, name: str, panel: str = "panel", *, labels: Mapping[str, str] = NO_TEXT, levels: Mapping[str, float] = NO_LEVELS
+) -> Figure:
+    """Estimates with their intervals, one line a name and one panel a column of figures: which of many is best, and by how much.
+
+    Args:
+        frame: tidy; one row a point, with columns `name`, `panel`, `estimate`, `low`, `high`. Names and panels come in order of appearance.
+        labels: what to write below a panel instead of its name.
+        levels: panel -> a level to compare with, such as chance, drawn as a dashed line.
+
+    Raises:
+        ValueError: a missing column, no rows, or a number that is missing.
+    """
+    import seaborn as sns
+
+    _check_columns(frame, [name, panel, "estimate", "low", "high"], numbers=["estimate", "low", "high"])
+    names = list(frame[name].unique())
+    panels = [(str(key), points) for key, points in frame.groupby(panel, sort=False)]
+    with style():
+        figure = _figure(width=3.4 * len(panels) + 2.4, height=0.3 * len(names) + 1.2)
+        grid: Sequence[Axes] = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        colour = sns.color_palette("colorblind")[0]
+        for axes, (key, points) in zip(grid, panels, strict=True):
+            rows = [names.index(n) for n in points[name]]
+            axes.hlines(rows, _numbers(points, "low"), _numbers(points, "high"), color=colour)
+            axes.plot(_numbers(points, "estimate"), rows, "o", color=colour, markersize=5)
+            if key in levels:
+                axes.axvline(levels[key], color="0.4", linestyle="--", linewidth=1, zorder=1)
+            axes.set(xlabel=labels.get(key, key), yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    return figure
+
+
+def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> Figure:
+    """A table of numbers as coloured cells with their values: rows by columns, such as a confusion matrix.
+
+    Args:
+        table: numbers; the names of its rows and columns, and of its index and columns, are written beside it.
+        label: of the colour bar.
+        center: the value that gets the neutral colour, for numbers of both signs.
+
+    Raises:
+        ValueError: no cells.
+    """
+    import seaborn as sns
+
+    if table.empty:
+        raise ValueError("table: expected at least one cell, got none")
+    rows, columns = table.shape
+    with style():
+        figure = _figure(width=0.62 * columns + 3.4, height=0.42 * rows + 1.8)
+        axes = figure.subplots()
+        look: dict[str, Any] = {"cmap": "crest"} if center is None else {"cmap": "vlag", "center": center}
+        small = {"size": 8}
+        sns.heatmap(table, annot=True, fmt=".2f", annot_kws=small, cbar_kws={"label": label}, ax=axes, **look)
+        axes.tick_params("x", rotation=45)
+        axes.set(xlabel=str(table.columns.name or ""), ylabel=str(table.index.name or ""))
     return figure

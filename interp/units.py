@@ -88,13 +88,17 @@ class Units:
     def matched(self, seed: int, among: Units | None = None, times: int = 1) -> Units:
         """As many random units at each site as here (or `times` as many), none of them in this set: the control for an ablation.
 
-        `among` narrows the pool (for instance to units as active as these). Where the pool is smaller than the demand, all of it is taken.
+        Sites of one unit (`block_out`) stand for each other. `among` narrows the pool. Where the pool is smaller than the demand, all of it
+        is taken.
         """
         rng = np.random.default_rng(seed)
         pool = (~self if among is None else among) - self
-        return Units(
-            {s: rng.choice(pool[s], min(times * len(i), len(pool[s])), replace=False) for s, i in self._indices.items()}, self.widths
-        )
+        wide = {s: i for s, i in self._indices.items() if self.widths[s] > 1}
+        drawn = {s: rng.choice(pool[s], min(times * len(i), len(pool[s])), replace=False) for s, i in wide.items()}
+        free, wanted = [s for s in pool.sites if self.widths[s] == 1], times * (len(self._indices) - len(wide))
+        for number in rng.permutation(len(free))[:wanted]:
+            drawn[free[number]] = np.zeros(1, dtype=np.int64)
+        return Units(drawn, self.widths)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit: `site`, `block`, `unit`."""
@@ -174,6 +178,17 @@ class UnitScores:
         """One row a unit, highest first: `site`, `block`, `unit`, `score`."""
         parts = [pd.DataFrame({"site": str(s), "block": s.block, "unit": np.arange(v.size), "score": v}) for s, v in self.values.items()]
         return pd.concat(parts).sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+
+    def by_block(self, top: float = 0.1) -> pd.DataFrame:
+        """One row a block: its `mean` and `max` score, and the `share` of the highest-scoring `top` of all units that are its own; by
+        `stack` and `block` (missing for sites outside the blocks)."""
+        best: Any = self.top(top).to_frame().groupby("site").size()
+        rows = [(str(s), s.stack, s.block, v.size, v.mean() * v.size, v.max(), best.get(str(s), 0)) for s, v in self.values.items()]
+        frame = pd.DataFrame(rows, columns=["site", "stack", "block", "units", "sum", "max", "best"])
+        groups: Any = frame.groupby(["stack", "block"], sort=False, dropna=False)
+        found = groups.agg({"units": "sum", "sum": "sum", "max": "max", "best": "sum"}).reset_index()
+        found["mean"], found["share"] = found["sum"] / found["units"], found["best"] / found["best"].sum()
+        return found[["stack", "block", "mean", "max", "share"]]
 
     def save(self, path: str | Path) -> None:
         """Writes a parquet table; `method` and `about` go into its metadata."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,41 @@ def test_wrong_choices_for_ablate_are_one_line_before_any_work(options, match, d
     (tmp_path / "damaged.json").write_text('{"widths": 3}')
     files = {"UNITS": done[0] / "units.json", "DAMAGED": tmp_path / "damaged.json", "MISSING": tmp_path / "missing.json"}
     assert_one_error(run("ablate", "no-such-model", "no-such-text", "--out", tmp_path, *(files.get(o, o) for o in options)), match)
+
+
+@pytest.mark.parametrize("command", ["localize", "ablate"])
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--method", "zero_aut"], "nearest: zero_out"),
+        (["--method", "slimming", "--set", "step=3"], "slimming has no option 'step'.*nearest: steps"),
+        (["--set", "steps"], "--set 'steps': expected name=value"),
+    ],
+)
+def test_methods_and_options_that_do_not_exist_are_one_line_before_any_work(command, options, match, tmp_path):
+    assert_one_error(run(command, "no-such-model", "no-such-text", "--out", tmp_path, *options), match)
+
+
+@pytest.mark.parametrize(
+    ("site", "options", "top"),
+    [
+        ("neurons", ["--method", "slimming", "--set", "steps=3", "--set", "pressure=0.2"], 0.1),
+        ("heads", ["--method", "integrated_gradients", "--set", "rule=gauss", "--set", "steps=2"], 0.25),
+        ("blocks", ["--method", "zero_out"], 0.5),
+    ],
+)
+def test_every_kind_of_unit_goes_from_localize_to_ablate(site, options, top, done, model, corpus, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(done[0], out)
+    result = run("localize", model, corpus, "--out", out, *WINDOW, "--site", site, "--top", top, *options, "--json")
+    assert result.exit_code == 0, result.output
+    units = interp.Units.load(out / "units.json")
+    assert {s.point for s in units.sites} == {"block_out" if site == "blocks" else site}
+    assert pd.read_csv(out / "blocks.csv")["share"].sum() == pytest.approx(1)
+    assert (out / "units.png").exists()
+    ablated = run("ablate", model, corpus, "--out", out, *WINDOW, "--units", out / "units.json", "--json")
+    assert ablated.exit_code == 0, ablated.output
+    assert json.loads(ablated.stdout)["verdict"].startswith(f"Ablating {len(units)} units")
 
 
 def test_nothing_extracted_is_said_plainly(model, tmp_path):

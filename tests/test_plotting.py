@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from interp.plotting import dose_response, ranked_scores, save, style
+from interp.plotting import dose_response, intervals, matrix, ranked_scores, save, style
 
 FRACTIONS = [1e-4, 1e-3, 1e-2]
 HUES = ["lowest", "random", "selection"]
@@ -176,3 +176,38 @@ def test_save_refuses_a_name_without_a_known_ending(units, tmp_path, name):
     with pytest.raises(ValueError, match=r"ending in one of .*png"):
         save(ranked_scores(units), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def methods() -> pd.DataFrame:
+    table = pd.DataFrame(list(itertools.product(["INJ", "DEL"], ["b", "a", "c"])), columns=["panel", "method"])
+    table["estimate"] = [0.5, 0.2, 0.9, 0.1, 0.3, 0.4]
+    return table.assign(low=table["estimate"] - 0.1, high=table["estimate"] + 0.05)
+
+
+def test_intervals_draw_a_point_and_its_interval_for_each_name_in_its_row(methods):
+    figure = intervals(methods, "method", levels={"DEL": 0.25}, labels={"INJ": "recall"})
+    assert [axes.get_xlabel() for axes in figure.axes] == ["recall", "DEL"]
+    for axes, panel in zip(figure.axes, ["INJ", "DEL"], strict=True):
+        expected = methods[methods["panel"] == panel]
+        points = axes.get_lines()[0]
+        assert points.get_xdata().tolist() == expected["estimate"].tolist()
+        assert points.get_ydata().tolist() == [0, 1, 2]
+        (spans,) = (c for c in axes.collections if isinstance(c, LineCollection))
+        assert [(s[0, 0], s[1, 0]) for s in spans.get_segments()] == list(zip(expected["low"], expected["high"], strict=True))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["b", "a", "c"]
+    assert len(figure.axes[1].get_lines()) == len(figure.axes[0].get_lines()) + 1
+    with pytest.raises(ValueError, match="missing or infinite"):
+        intervals(methods.assign(low=np.nan), "method")
+
+
+def test_a_matrix_shows_every_number():
+    table = pd.DataFrame([[0.1, -0.2], [0.3, 0.45]], index=["p", "q"], columns=["r", "s"])
+    table.index.name = "of"
+    for center in (None, 0.0):
+        figure = matrix(table, "fall", center=center)
+        assert [text.get_text() for text in figure.axes[0].texts] == ["0.10", "-0.20", "0.30", "0.45"]
+        assert figure.axes[0].get_ylabel() == "of"
+        assert figure.axes[1].get_ylabel() == "fall"
+    with pytest.raises(ValueError, match="at least one cell"):
+        matrix(pd.DataFrame(), "fall")

@@ -117,3 +117,34 @@ def test_impossible_amounts_are_refused(amount: float):
 def test_scores_must_be_finite(broken: float):
     with pytest.raises(ValueError, match="1 of 2 scores are not finite"):
         UnitScores({Site("neurons", 0): np.array([0.0, broken])})
+
+
+def test_sites_of_one_unit_stand_for_each_other_as_controls():
+    widths = {Site("block_out", n): 1 for n in range(6)} | {Site("neurons", 0): 9}
+    chosen = Units({Site("block_out", 1): [0], Site("block_out", 4): [0], Site("neurons", 0): [2, 3]}, widths)
+    for seed in range(20):
+        drawn = chosen.matched(seed)
+        assert len(drawn) == len(chosen)
+        assert not len(drawn & chosen)
+        assert len(drawn[Site("neurons", 0)]) == 2
+    assert len(chosen.matched(0, times=5)) == 4 + 7  # all the blocks and neurons that are left
+    assert len({frozenset(s.block for s in chosen.matched(seed).sites if s.point == "block_out") for seed in range(30)}) > 3
+
+
+@given(ranked=scores)
+def test_blocks_are_summed_up_by_hand(ranked: UnitScores):
+    found = ranked.by_block(top=0.25)
+    best = ranked.top(0.25)
+    assert found["share"].sum() == pytest.approx(1)
+    for row in found.itertuples():
+        parts = {s: v for s, v in ranked.values.items() if (s.stack, s.block) == (row.stack, row.block)}
+        together = np.concatenate(list(parts.values()))
+        assert (row.mean, row.max) == pytest.approx((together.mean(), together.max()))
+        assert row.share == pytest.approx(sum(len(best[s]) for s in parts) / len(best))
+
+
+def test_only_keeps_the_widths():
+    every = Units({"blocks.0.neurons": [1, 2], "blocks.1.neurons": [0]}, {"blocks.0.neurons": 7, "blocks.1.neurons": 7})
+    one = every.only("blocks.1.neurons", [4])
+    assert list(one) == [(Site("neurons", 1), 4)]
+    assert one.widths == every.widths

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch, Batches, batches
 from interp.hooks import Clock, Value, Visit, tapped
-from interp.localization.gates import position_weights, weighted_mean
+from interp.localization.gates import position_weights, stack_of, weighted_mean, written
 from interp.localization.registry import Places, Scores, method, window_method
 from interp.recording import record
 from interp.sites import Site
@@ -31,30 +30,17 @@ def activation(subject: Subject, batch: Batch, sites: Places, *, abs_after_mean:
 
     def visit(site: Site) -> Visit:
         def score(value: Value, _: Clock) -> None:
-            by_position = weights[site.stack]
+            by_position = weights.get(stack_of(subject, site))
             if abs_after_mean:
-                found[site] = _written(subject, site, weighted_mean(value, by_position))
+                found[site] = written(subject, site, weighted_mean(value, by_position))
             else:
-                found[site] = weighted_mean(_written(subject, site, value.double()), by_position)
+                found[site] = weighted_mean(written(subject, site, value.double()), by_position)
 
         return score
 
     with evaluating(subject), tapped(subject, {site: visit(site) for site in sites}):
         subject.touch(batch)
     return found
-
-
-def _written(subject: Subject, site: Site, value: Float[Tensor, "... width"]) -> Float[Tensor, "... units"]:
-    """The length of what each unit adds to the residual."""
-    place = subject.anatomy.place(site)
-    units = value.unflatten(-1, (place.units, -1))
-    if site.point not in ("neurons", "heads"):
-        return units.norm(dim=-1)
-    rows = subject.anatomy.out_weight(subject.module, site).detach().double().unflatten(0, (place.units, -1))
-    if units.shape[-1] == 1:
-        return units[..., 0].abs() * rows[:, 0].norm(dim=-1)
-    gram = torch.einsum("ucd,ued->uce", rows, rows)
-    return torch.einsum("...uc,uce,...ue->...u", units, gram, units).clamp(min=0).sqrt()
 
 
 def _z_scores(

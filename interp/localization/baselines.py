@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from interp.batch import Batches, batches
+from interp.localization.gates import own_tokens
 from interp.localization.registry import Places, Scores, localize, localize_each, method
 from interp.sites import Site
 from interp.subject import Subject
 
 
 def _random_each(subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, seed: int = 0) -> Scores:  # noqa: ARG001
-    rows = [row for batch in batches(memorized) for row in batch.tokens.tolist()]
+    rows = [row for batch in batches(memorized) for row in own_tokens(batch)]
     draws = [_draw(subject, sites, np.random.default_rng([seed, *row])) for row in rows]
     return {site: np.stack([draw[site] for draw in draws]) for site in sites}
 

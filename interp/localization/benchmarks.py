@@ -21,7 +21,6 @@ from interp.localization.lookup import Lookup, planted_lookup
 from interp.localization.registry import localize, localize_each
 from interp.memorization.effects import MEASURES, effects
 from interp.progress import track
-from interp.stats import Interval, bootstrap
 from interp.subject import Subject
 from interp.units import Units, UnitScores
 
@@ -31,13 +30,14 @@ __all__ = [
     "Lookup",
     "Training",
     "as_active",
+    "by_target",
     "deletion",
-    "deletion_summary",
     "injected",
     "injection",
     "planted_lookup",
     "recall",
     "related",
+    "scored_each",
     "single_block",
 ]
 
@@ -89,102 +89,104 @@ def recall(scores: UnitScores, truth: Units, fraction: float) -> float:
     return len(scores.top_per_site(fraction) & truth) / len(truth)
 
 
+def scored_each(
+    subject: Subject, memorized: Batches, methods: Mapping[str, Choice], reference: Batches | None = None
+) -> dict[str, list[UnitScores]]:
+    """The scores of all neurons by every method, for each memorized window by itself."""
+    return {
+        name: localize_each(subject, memorized, reference if choice.compares else None, choice.method, "neurons", **choice.options)
+        for name, choice in methods.items()
+    }
+
+
 def deletion(
     subject: Subject,
     memorized: Batch,
     held_out: Batches,
-    methods: Mapping[str, Choice],
+    scores: Mapping[str, Sequence[UnitScores]],
     fractions: Sequence[float] = (0.001, 0.005),
-    reference: Batches | None = None,
     *,
+    spare_first: bool = True,
     size: int = 16,
-) -> tuple[pd.DataFrame, dict[str, list[UnitScores]]]:
+) -> pd.DataFrame:
     """DEL: for each memorized window and method, zeroes the window's own highest-scoring neurons and measures all memorized windows and the
-    held-out ones.
+    held-out ones. Chang et al. 2024, section 2.2.
 
-    As in Chang et al. 2024, section 2.2, a `fraction` of each block's neurons is zeroed, but for the first block's.
+    Args:
+        scores: as `scored_each` gives them.
+        fractions: shares of each block's neurons to zero.
+        spare_first: leaves the first block of each stack alone, as they do.
 
     Returns one row for each `method`, `fraction`, `target` (the window whose neurons went; `k` of them), `data` (memorized, held_out) and
-    `window`: the measures of `effects`, and each `before`, as `accuracy_before`; and the scores, by method and target.
+    `window`: the measures of `effects`, and each of them before, as `accuracy_before`.
     """
-    scores = {
-        name: localize_each(subject, memorized, reference if choice.compares else None, choice.method, "neurons", **choice.options)
-        for name, choice in methods.items()
-    }
-    trials = [(name, share, n, _above_first(s, share)) for name, each in scores.items() for share in fractions for n, s in enumerate(each)]
+    trials = [
+        (name, share, target, _dropped(one, share, spare_first))
+        for name, each in scores.items()
+        for share in fractions
+        for target, one in enumerate(each)
+    ]
     data = {"memorized": memorized, "held_out": held_out if hasattr(held_out, "__len__") else list(batches(held_out))}
     measured = effects(subject, [[], *(Zero(units) for *_, units in trials)], data, size)
     about = [(number, name, share, target, len(units)) for number, (name, share, target, units) in enumerate(trials, start=1)]
-    return _beside_before(measured, pd.DataFrame(about, columns=["plan", "method", "fraction", "target", "k"])), scores
+    return _beside_before(measured, pd.DataFrame(about, columns=["plan", "method", "fraction", "target", "k"]))
 
 
-def _above_first(scores: UnitScores, fraction: float) -> Units:
-    """The top units of each block but the first of its stack."""
+def _dropped(scores: UnitScores, fraction: float, spare_first: bool) -> Units:  # noqa: FBT001 - deletion's own
     top = scores.top_per_site(fraction)
-    return Units({site: top[site] for site in top.sites if site.block}, top.widths)
+    return Units({site: top[site] for site in top.sites if site.block or not spare_first}, top.widths)
 
 
 def _beside_before(measured: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
     """Rows of `effects` under a plan, with what the plan is and the same measures without one."""
     columns = {name: f"{name}_before" for name in MEASURES}
-    before: Any = measured[measured["plan"] == 0].drop(columns="plan").rename(columns=columns)
+    unchanged: Any = measured[measured["plan"] == 0]
+    before: Any = unchanged.drop(columns="plan").rename(columns=columns)
     rows: Any = about.merge(measured, on="plan").merge(before, on=["data", "window"]).drop(columns="plan")
     return rows
 
 
-def deletion_summary(frame: pd.DataFrame, length: int) -> pd.DataFrame:
-    """The table of DEL: for each `method` and `fraction` the mean change, over targets, of
+def by_target(frame: pd.DataFrame, length: int) -> pd.DataFrame:
+    """The table of DEL, one row for each `method`, `fraction` and `target` of `deletion`: the changes of
 
     - `self_accuracy`, `self_distance`: the target's own teacher-forced accuracy, and its edit distance (in tokens of a suffix of `length`);
-    - `negative_accuracy`, `negative_distance`: the same of the other memorized windows;
-    - `perplexity`: e^loss of the held-out windows, and `perplexity_base_2`: 2^loss, which the released code of Chang et al. computes;
-
-    one row each, as `measure`, `estimate`, `low`, `high` (95% bootstrap over targets) and `targets`.
+    - `negative_accuracy`, `negative_distance`: the mean of both over the other memorized windows;
+    - `loss`: the mean loss of the held-out windows (nats a token); `perplexity`: e^loss; `perplexity_base_2`: 2^loss, which the released
+      code of Chang et al. computes.
     """
     rows: list[dict[str, Any]] = []
-    for (method, fraction), group in frame.groupby(["method", "fraction"], sort=False):
-        for measure, values in _changes(group, length).items():
-            found = bootstrap(values)
-            about = {"method": method, "fraction": fraction, "measure": measure, "targets": found.n}
-            rows.append(about | {"estimate": found.estimate, "low": found.low, "high": found.high})
+    groups: Any = frame.groupby(["method", "fraction", "target"], sort=False)
+    for (method, fraction, target), group in groups:
+        ours = group[group["data"] == "memorized"]
+        own = ours["window"] == target
+        row: dict[str, Any] = {"method": method, "fraction": fraction, "target": target, "k": group["k"].iloc[0]}
+        for name, part in (("self", ours[own]), ("negative", ours[~own])):
+            row[f"{name}_accuracy"] = (part["accuracy"] - part["accuracy_before"]).mean()
+            row[f"{name}_distance"] = length * (part["similarity_before"] - part["similarity"]).mean()
+        after, before = group.loc[group["data"] == "held_out", ["loss", "loss_before"]].mean()
+        row |= {"loss": after - before, "perplexity": np.exp(after) - np.exp(before), "perplexity_base_2": 2**after - 2**before}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _changes(group: Any, length: int) -> dict[str, np.ndarray]:
-    """[targets] of each measure of the table."""
-    ours: Any = group[group["data"] == "memorized"]
-    own: Any = ours["target"] == ours["window"]
-    others: Any = group[group["data"] == "held_out"].groupby("target")[["loss", "loss_before"]].mean()
-    found: dict[str, np.ndarray] = {}
-    for name, part in (("self", ours[own]), ("negative", ours[~own])):
-        by_target: Any = part.groupby("target")[["accuracy", "accuracy_before", "similarity", "similarity_before"]].mean()
-        found[f"{name}_accuracy"] = (by_target["accuracy"] - by_target["accuracy_before"]).to_numpy()
-        found[f"{name}_distance"] = length * (by_target["similarity_before"] - by_target["similarity"]).to_numpy()
-    for name, base in (("perplexity", np.e), ("perplexity_base_2", 2.0)):
-        found[name] = (base ** others["loss"] - base ** others["loss_before"]).to_numpy()
-    return found
-
-
-def related(frame: pd.DataFrame, categories: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Interval]]:
-    """Whether windows of one category fall together: the confusion matrix of DEL, and its means.
+def related(frame: pd.DataFrame, categories: Sequence[str]) -> pd.DataFrame:
+    """Whether windows of one category fall together: the confusion matrix of DEL, target by target.
 
     Args:
-        frame: rows of `deletion`, of one method and fraction.
+        frame: rows of `deletion`.
         categories: of each memorized window.
 
-    Returns the mean fall of accuracy by category of the `target` and of the `evaluated` window, targets themselves left out; and the falls
-    `within` a category, `across` categories and their `difference`, with 95% intervals over targets.
+    Returns the mean `fall` of accuracy, for each `method`, `fraction`, `target` with its `category`, over the windows of each `evaluated`
+    category, and whether they are the `same`. The target itself is left out.
     """
     others: Any = frame[(frame["data"] == "memorized") & (frame["target"] != frame["window"])]
-    fall = others["accuracy_before"] - others["accuracy"]
     kind = np.asarray(categories)
-    pairs = pd.DataFrame({"fall": fall, "target": kind[others["target"]], "evaluated": kind[others["window"]], "number": others["target"]})
-    same: Any = pairs["target"] == pairs["evaluated"]
-    both: Any = pairs.assign(same=same).pivot_table(index="number", columns="same", values="fall").dropna()
-    if both.shape != (len(both), 2) or both.empty:
-        raise ValueError("every window has a category of its own, or all have one: expected categories of several windows each")
-    found = {"within": bootstrap(both[True]), "across": bootstrap(both[False]), "difference": bootstrap(both[True] - both[False])}
-    return pairs.pivot_table(index="target", columns="evaluated", values="fall"), found
+    named = others.assign(
+        category=kind[others["target"]], evaluated=kind[others["window"]], fall=others["accuracy_before"] - others["accuracy"]
+    )
+    keys = ["method", "fraction", "target", "category", "evaluated"]
+    means: Any = named.groupby(keys, sort=False)["fall"].mean().reset_index()
+    return means.assign(same=means["category"] == means["evaluated"])
 
 
 def single_block(subject: Subject, memorized: Batch, scores: Sequence[UnitScores], fraction: float, size: int = 16) -> pd.DataFrame:

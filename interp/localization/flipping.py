@@ -15,7 +15,7 @@ from torch import Tensor
 from interp.anatomy import Sites
 from interp.batch import Batch, Batches, batches
 from interp.hooks import Clock, Value, tapped
-from interp.localization.gates import differentiating, gated, repeated, window_losses
+from interp.localization.gates import differentiating, gated, own_tokens, repeated, window_losses
 from interp.localization.registry import Places, Scores, method
 from interp.progress import track
 from interp.sites import Site
@@ -88,7 +88,9 @@ def _first(windows: Batches, count: int) -> list[Batch]:
 
 
 def _flip(subject: Subject, window: Batch, population: list[Batch], sites: Places, recipe: Recipe) -> Flip:
-    gates = {site: torch.ones(1, width, device=subject.device) for site, width in subject.anatomy.widths(sites).items()}
+    dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
+    widths = subject.anatomy.widths(sites)
+    gates = {site: torch.ones(1, width, device=subject.device, dtype=dtype) for site, width in widths.items()}
     right = _hits(subject, window, gates)
     chosen: list[tuple[Site, int]] = []
     first: dict[Site, Tensor] = {}
@@ -109,10 +111,10 @@ def _flip(subject: Subject, window: Batch, population: list[Batch], sites: Place
 def _scores(subject: Subject, window: Batch, population: list[Batch], gates: dict[Site, Tensor], recipe: Recipe) -> dict[Site, Tensor]:
     """By how much zeroing each unit lowers -L(window) + mean L(population), to first order; [units], 0 for units that are zero already."""
     leaves = {site: gate.clone().requires_grad_() for site, gate in gates.items()}
-    size = 1 + sum(map(len, population))
+    size = sum(map(len, population))
     with differentiating(subject):
         copies = repeated(window, recipe.copies)
-        with _jittered(subject, recipe), gated(subject, leaves):
+        with _jittered(subject, window, recipe), gated(subject, leaves):
             goal = -window_losses(subject, copies).mean()
         for batch in population:
             with gated(subject, leaves):
@@ -122,16 +124,19 @@ def _scores(subject: Subject, window: Batch, population: list[Batch], gates: dic
 
 
 @contextmanager
-def _jittered(subject: Subject, recipe: Recipe) -> Generator[None]:
-    """Noise on the embeddings, of a share of their own length; none where they cannot be hooked."""
+def _jittered(subject: Subject, window: Batch, recipe: Recipe) -> Generator[None]:
+    """Noise on the embeddings, of a share of their own length; none where they cannot be hooked. Padding changes none of it."""
     embed = next((site for site in subject.sites if site.point == "embed"), None)
     if embed is None:
         yield
         return
+    length = len(own_tokens(window)[0])
 
     def jitter(value: Value, _: Clock) -> Tensor:
-        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(recipe.seed)).to(value)
-        return value + recipe.noise * noise * value.flatten(1).norm(dim=1)[:, None, None] / noise.flatten(1).norm(dim=1)[:, None, None]
+        generator = torch.Generator().manual_seed(recipe.seed)
+        noise = torch.randn(value.shape[1], value.shape[0], value.shape[2], generator=generator).transpose(0, 1).to(value)
+        sizes = (tensor[:, :length].flatten(1).norm(dim=1)[:, None, None] for tensor in (value, noise))
+        return value + recipe.noise * noise * next(sizes) / next(sizes)
 
     with tapped(subject, {embed: jitter}):
         yield

@@ -29,6 +29,20 @@ def per_unit(subject: Subject, site: Site, values: Float[Tensor, "... width"]) -
     return values.unflatten(-1, (subject.anatomy.place(site).units, -1)).sum(-1)
 
 
+def written(subject: Subject, site: Site, value: Float[Tensor, "... width"]) -> Float[Tensor, "... units"]:
+    """The length of what each unit adds to the residual: |h| ||v|| for a neuron, |z W_O| for a head; at sites that are no input of a
+    projection, the length of the unit itself."""
+    place = subject.anatomy.place(site)
+    units = value.unflatten(-1, (place.units, -1))
+    if site.point not in ("neurons", "heads"):
+        return units.norm(dim=-1)
+    rows = subject.anatomy.out_weight(subject.module, site).detach().double().unflatten(0, (place.units, -1))
+    if units.shape[-1] == 1:
+        return units[..., 0].abs() * rows[:, 0].norm(dim=-1)
+    gram = torch.einsum("ucd,ued->uce", rows, rows)
+    return torch.einsum("...uc,uce,...ue->...u", units, gram, units).clamp(min=0).sqrt()
+
+
 def gated(subject: Subject, gates: Gates) -> AbstractContextManager[object]:
     """Multiplies every unit of window b, at every position, by `gates[site][b]`: 1 leaves it, 0 ablates it. Windows do not mix."""
 
@@ -74,6 +88,21 @@ def repeated(batch: Batch, times: int) -> Batch:
     return replace(batch, tokens=many(batch.tokens), mask=None if batch.mask is None else many(batch.mask), conditioning=beside)
 
 
+def own_tokens(batch: Batch) -> list[list[int]]:
+    """The tokens of each window without its padding: what a window may draw its random numbers from, to get the same ones in any batch."""
+    lengths = [batch.length] * len(batch) if batch.mask is None else batch.mask.sum(1).tolist()
+    return [row[:length] for row, length in zip(batch.tokens.tolist(), lengths, strict=True)]
+
+
+def stack_of(subject: Subject, site: Site) -> str | None:
+    """The stack that a site belongs to; None for a module path outside all blocks."""
+    if not site.is_module_path:
+        return site.stack
+    path = subject.anatomy.place(site).path
+    stacks = subject.anatomy.stacks.items()
+    return next((name for name, blocks in stacks if any(f"{path}.".startswith(f"{block}.") for block in blocks)), None)
+
+
 def predicting(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[str, int | None]:
     """For the stack of each site, the position whose value in the last block predicts the first of `batch.targets`; the next positions
     predict the next targets. None for a stack that all targets depend on at every position, as an encoder of images.
@@ -82,39 +111,40 @@ def predicting(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[
     language models, the same where a start token or a camera image stands before the first.
     """
     first = max(batch.prompt, 1)
-    last = {site.stack: _last_block(subject, site.stack) for site in sites}
+    stacks = {stack for site in sites if (stack := stack_of(subject, site)) is not None}
+    last = {stack: Site("resid_post", len(subject.anatomy.blocks(stack)) - 1, stack) for stack in stacks}
     short = _cut(next(iter(batch.split(1))), first)
     with differentiating(subject), captured(subject, tuple(last.values())) as values:
-        subject.target_logits(short).square().sum().backward(inputs=list(values.values()))
-    found: dict[str, int | None] = {}
-    for stack, site in last.items():
-        gradient = values[site].grad
-        where = [] if gradient is None else gradient[0].abs().sum(-1).nonzero().flatten().tolist()
-        found[stack] = where[0] - first + batch.prompt if len(where) == 1 and values[site].shape[1] > 1 else None
-    return found
+        logits = subject.target_logits(short)
+        if values:  # else no site was reached, which `captured` reports
+            logits.square().sum().backward(inputs=[values[site] for site in values])
+    return {stack: _only_position(values[site], batch.prompt - first) for stack, site in last.items()}
 
 
-def position_weights(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[str, Float[Tensor, "windows position"] | None]:
+def _only_position(value: Tensor, shift: int) -> int | None:
+    """The one position of the first row that has a gradient, shifted; None if there are several."""
+    where = [] if value.grad is None else value.grad[0].abs().sum(-1).nonzero().flatten().tolist()
+    return where[0] + shift if len(where) == 1 and value.shape[1] > 1 else None
+
+
+def position_weights(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[str | None, Float[Tensor, "windows position"] | None]:
     """For the stack of each site, weights that average over the positions that predict counted targets; None to average over all."""
     counted = batch.counted.to(subject.device).double()
-    weights: dict[str, Tensor | None] = {}
+    weights: dict[str | None, Tensor | None] = {}
     for stack, start in predicting(subject, batch, sites).items():
         if start is None:
             weights[stack] = None
             continue
+        seen = counted[:, max(-start, 0) :]  # a first token that nothing stands before is not predicted
         spread = torch.zeros(len(batch), batch.length, dtype=torch.double, device=subject.device)
-        spread[:, start : start + counted.shape[1]] = counted / counted.sum(1, keepdim=True)
+        spread[:, max(start, 0) : max(start, 0) + seen.shape[1]] = seen / seen.sum(1, keepdim=True)
         weights[stack] = spread
     return weights
 
 
 def weighted_mean(value: Float[Tensor, "windows position width"], weights: Tensor | None) -> Float[Tensor, "windows width"]:
-    """The mean over positions under the weights of `position_weights`."""
+    """The mean over positions under the weights of `position_weights`, or over all."""
     return value.double().mean(1) if weights is None else torch.einsum("bt,btw->bw", weights, value.double())
-
-
-def _last_block(subject: Subject, stack: str) -> Site:
-    return Site("resid_post", len(subject.anatomy.blocks(stack)) - 1, stack)
 
 
 def _cut(batch: Batch, last: int) -> Batch:

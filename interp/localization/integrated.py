@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.hooks import Clock, Value, tapped
-from interp.localization.gates import differentiating, per_unit, predicting, repeated
+from interp.localization.gates import differentiating, per_unit, predicting, repeated, stack_of
 from interp.localization.registry import Places, window_method
 from interp.sites import Site, closest
 from interp.subject import Subject
@@ -35,7 +36,8 @@ def integrated_gradients(
         rule: where they lie and what they weigh: `released` as in their code (both ends, each 1/steps), `right` (a Riemann sum, both
             equal 1/steps), or `gauss` (Gauss-Legendre, the most exact for few steps).
         positions: `predicting` scales, for each suffix token, the position that predicts it (theirs: a forward for every token of every
-            site); `all` scales all positions at once and takes the mean probability (as many times cheaper as there are tokens). Where a site's positions are not those of the tokens, all are scaled.
+            site); `all` scales all positions at once and takes the mean probability (as many times cheaper as there are tokens). Where a
+            site's positions are not those of the tokens, all are scaled.
     """
     for name, given, choices in (("rule", rule, get_args(Rule)), ("positions", positions, get_args(Positions))):
         if given not in choices:
@@ -44,14 +46,19 @@ def integrated_gradients(
     starts = predicting(subject, batch, sites) if positions == "predicting" else {}
     found: dict[Site, Tensor] = {}
     for site in sites:
-        start = starts.get(site.stack)
+        start = _start(subject, site, starts)
         if start is None:
             found[site] = _along(subject, batch, site, None, alphas, weights)
         else:
-            tokens = range(batch.targets.shape[1])
+            tokens = range(max(-start, 0), batch.targets.shape[1])
             parts = (_along(subject, _one_target(batch, batch.prompt + t), site, start + t, alphas, weights) for t in tokens)
             found[site] = sum(parts, torch.zeros(())) / batch.counted.sum(1, keepdim=True).to(subject.device)
     return found
+
+
+def _start(subject: Subject, site: Site, starts: Mapping[str, int | None]) -> int | None:
+    stack = stack_of(subject, site)
+    return None if stack is None else starts.get(stack)
 
 
 def path(steps: int, rule: Rule) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
@@ -75,7 +82,7 @@ def _along(
     """
     count, rows = len(batch), repeated(batch, len(alphas))
     scale = torch.tensor(np.repeat(alphas, count), device=subject.device)[:, None, None]
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}  # the clean value, and what is put in its place; empty, which `tapped` reports, if the site never ran
 
     def scaled(value: Value, _: Clock) -> Tensor:
         at = slice(None) if position is None else slice(position, position + 1)
@@ -85,8 +92,8 @@ def _along(
 
     with differentiating(subject), tapped(subject, {site: scaled}):
         total = _probabilities(subject, rows, mean=position is None).sum()
-        (gradient,) = torch.autograd.grad(total, kept["leaf"])
-    by_point = gradient.double().unflatten(0, (len(alphas), count))
+        gradients = torch.autograd.grad(total, kept["leaf"]) if kept else ()
+    by_point = gradients[0].double().unflatten(0, (len(alphas), count))
     slope = torch.einsum("k,kbtw->btw", torch.tensor(weights, device=subject.device), by_point)
     return per_unit(subject, site, (kept["value"].double() * slope).sum(1))
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
-from interp.localization.gates import differentiating, gated, window_losses
+from interp.localization.gates import differentiating, gated, own_tokens, window_losses
 from interp.localization.registry import Places, window_method
 from interp.progress import track
 from interp.sites import Site
@@ -76,7 +76,7 @@ def hard_concrete(  # noqa: PLR0913 - the method's own knobs
             this, looked at every 10 steps, is done.
     """
     logits = _leaves(subject, batch, sites, _initial_logit(mask_p))
-    draws = [torch.Generator().manual_seed(_seed(seed, row)) for row in batch.tokens.tolist()]
+    draws = [torch.Generator().manual_seed(_seed(seed, row)) for row in own_tokens(batch)]
     shift = beta * math.log(-_GAMMA / _ZETA)
 
     def penalties(values: Logits) -> Tensor:
@@ -98,7 +98,7 @@ def hard_concrete(  # noqa: PLR0913 - the method's own knobs
 
 def clipped(mask: Tensor) -> Tensor:
     """clip(m, 0, 1), whose slope at 1 and above is 0."""
-    return torch.where(mask < 1, mask.clamp(min=0), torch.ones_like(mask))
+    return torch.where(mask >= 1, torch.ones_like(mask), mask.clamp(min=0))
 
 
 def concrete_mask(logits: Tensor, beta: float = 0.33, noise: Tensor | None = None) -> Tensor:

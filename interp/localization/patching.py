@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.hooks import Clock, Value, captured, tapped
-from interp.localization.gates import differentiating, per_unit, values_at, window_losses
+from interp.localization.gates import differentiating, own_tokens, per_unit, stack_of, values_at, window_losses
 from interp.localization.registry import Places, window_method
 from interp.sites import Site
 from interp.subject import Subject
@@ -44,7 +44,7 @@ def corrupted(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
     Raises ValueError where there is neither a prompt nor another window's conditioning.
     """
     if batch.prompt:
-        draws = [np.random.default_rng([seed, *row]).integers(0, subject.vocabulary, batch.prompt) for row in batch.tokens.tolist()]
+        draws = [np.random.default_rng([seed, *row]).integers(0, subject.vocabulary, batch.prompt) for row in own_tokens(batch)]
         other = torch.tensor(np.stack(draws)).to(batch.tokens)
         return replace(batch, tokens=torch.cat([other, batch.tokens[:, batch.prompt :]], 1))
     if not batch.conditioning or len(batch) < 2:
@@ -54,7 +54,7 @@ def corrupted(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
 
 def _embed(subject: Subject, sites: Places) -> Site:
     """Where the tokens of the first site's stack enter. Raises SiteError for models that have no such site."""
-    return subject.anatomy.resolve(Site("embed", None, sites[0].stack))
+    return subject.anatomy.resolve(Site("embed", None, stack_of(subject, sites[0]) or ""))
 
 
 def _gradients(subject: Subject, batch: Batch, sites: Places, embed: Site | None, shift: Tensor | None) -> dict[Site, Tensor]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from interp.anatomy import Sites
-from interp.batch import Batches, batches
+from interp.batch import Batch, Batches, batches
 from interp.progress import track
 from interp.sites import Site, closest
 from interp.subject import Subject
@@ -79,22 +81,18 @@ class WindowMethod:
 
     def each(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores:
         parts = list(self._rows(subject, memorized, sites, options))
-        if not parts:
-            raise ValueError("the memorized set is empty: expected at least one window")
         stacked = {site: np.concatenate([part[site] for part in parts]) for site in sites}
         return _minus(stacked, self._against(subject, reference, sites, options))
 
     def _against(self, subject: Subject, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores | None:
-        return None if reference is None else self._mean(subject, reference, sites, options, "reference")
+        return None if reference is None else self._mean(subject, reference, sites, options)
 
-    def _mean(self, subject: Subject, windows: Batches, sites: Places, options: dict[str, Any], which: str = "memorized") -> Scores:
+    def _mean(self, subject: Subject, windows: Batches, sites: Places, options: dict[str, Any]) -> Scores:
         totals: dict[Site, np.ndarray] = {}
         count = 0
         for rows in self._rows(subject, windows, sites, options):
             totals = {site: totals.get(site, 0.0) + rows[site].sum(0) for site in sites}
             count += len(rows[sites[0]])
-        if not count:
-            raise ValueError(f"the {which} set is empty: expected at least one window")
         return {site: total / count for site, total in totals.items()}
 
     def _rows(self, subject: Subject, windows: Batches, sites: Places, options: dict[str, Any]) -> Iterator[dict[Site, np.ndarray]]:
@@ -163,7 +161,8 @@ def localize(
     Raises ValueError for an unknown method or option, an empty set, a missing reference, or scores that are not finite; SiteError for an
     unknown site; HookError for a site that never ran. Leaves no hook.
     """
-    chosen, sites = _prepared(subject, memorized, reference, method, site, options)
+    chosen, sites = find(method, options), _places(subject, site)
+    memorized, reference = _some("memorized", memorized), None if reference is None else _some("reference", reference)
     return UnitScores(chosen.group(subject, memorized, reference, sites, options), method, {"model": subject.fingerprint, **options})
 
 
@@ -176,30 +175,43 @@ def localize_each(
     **options: Any,
 ) -> list[UnitScores]:
     """`localize` for every memorized window by itself, in their order; arguments and errors are the same."""
-    chosen, sites = _prepared(subject, memorized, reference, method, site, options)
+    chosen, sites = find(method, options), _places(subject, site)
+    memorized, reference = _some("memorized", memorized), None if reference is None else _some("reference", reference)
     rows = chosen.each(subject, memorized, reference, sites, options)
     about = {"model": subject.fingerprint, **options}
     count = len(rows[sites[0]])
     return [UnitScores({s: rows[s][n] for s in sites}, method, about | {"window": n}) for n in range(count)]
 
 
-def _prepared(
-    subject: Subject, memorized: Batches, reference: Batches | None, method: str, site: Sites, options: Mapping[str, Any]
-) -> tuple[Method, Places]:
-    """The method and the sites asked for, once everything that can be wrong without running the model was looked at."""
+def _places(subject: Subject, site: Sites) -> Places:
+    sites = subject.anatomy.expand("block_out" if site == "blocks" else site)
+    if not sites:
+        raise ValueError("no site to score: expected a point such as 'neurons', a site, a pattern, or several")
+    return sites
+
+
+def _some(name: str, windows: Batches) -> Batches:
+    """The windows, once it is known that there are any; of a stream, the first batch is read for that."""
+    if isinstance(windows, (Batch, pd.DataFrame, Sequence)):
+        empty, found = not len(windows), windows
+    else:
+        stream = iter(windows)
+        first = list(islice(stream, 1))
+        empty, found = not first, chain(first, stream)
+    if empty:
+        raise ValueError(f"the {name} set is empty: expected at least one window")
+    return found
+
+
+def find(method: str, options: Mapping[str, Any]) -> Method:
+    """The method of a name. Raises ValueError, with the nearest valid name, when there is none, or when it does not take an option."""
     if method not in _METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(methods())}; nearest: {closest(method, methods())}")
     known = _METHODS[method].options
     for name in options:
         if known and name not in known:
             raise ValueError(f"{method} has no option {name!r}: it takes {', '.join(sorted(known))}; nearest: {closest(name, known)}")
-    for name, windows in (("memorized", memorized), ("reference", reference)):
-        if hasattr(windows, "__len__") and not len(windows):  # pyright: ignore[reportArgumentType]
-            raise ValueError(f"the {name} set is empty: expected at least one window")
-    sites = subject.anatomy.expand("block_out" if site == "blocks" else site)
-    if not sites:
-        raise ValueError("no site to score: expected a point such as 'neurons', a site, a pattern, or several")
-    return _METHODS[method], sites
+    return _METHODS[method]
 
 
 def _parameters(function: Callable[..., Any], after: int) -> set[str]:

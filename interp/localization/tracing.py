@@ -77,7 +77,8 @@ def _map(subject: Subject, one: Batch, sites: Places, window: int, recipe: tuple
         spoiled = _mean_loss(subject, noisy)
         effects = spoiled - np.array(sweep(subject, noisy, plans))
     about = [(site.stack, site.block, position) for site, position in cells]
-    return pd.DataFrame(about, columns=["stack", "block", "position"]).assign(effect=effects, share=effects / (spoiled - unspoiled))
+    room = spoiled - unspoiled or np.nan  # where noise changes nothing there is no share
+    return pd.DataFrame(about, columns=["stack", "block", "position"]).assign(effect=effects, share=effects / room)
 
 
 def _around(sites: Places, site: Site, window: int) -> list[Site]:

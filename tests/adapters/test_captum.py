@@ -39,7 +39,7 @@ def test_layers_name_the_module_and_its_side():
 
 
 def test_a_sum_is_no_layer():
-    with pytest.raises(SiteError, match="resid_mid is .* which captum cannot name"):
+    with pytest.raises(SiteError, match=r"resid_mid is .* which captum cannot name"):
         adapter.layers(tiny.subject("llama"), "blocks.1.resid_mid")
 
 

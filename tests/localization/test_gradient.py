@@ -10,8 +10,9 @@ import tiny
 import torch
 
 import interp
-from interp.localization import localize
-from interp.localization.gradient import absolute_attribution, attribution, first_order_effects
+from interp.adapters import captum
+from interp.localization import localize, localize_each
+from interp.localization.gradient import first_order_effects
 from interp.subject import evaluating
 
 IN_DOUBLES = ("gpt2", "neox", "neox_sequential", "opt", "phi", "policy")  # the others normalize in float32 whatever they are loaded in
@@ -58,7 +59,7 @@ def test_it_is_minus_the_slope_of_the_loss_when_a_unit_is_scaled(name, point):
 def test_the_absolute_score_adds_up_the_slopes_of_each_position(site):
     subject = tiny.subject("gpt2", torch.float64)
     batch = tiny.batch("gpt2", rows=3, prompt=3, dtype=torch.float64)
-    (scores,) = absolute_attribution(subject, batch, subject.anatomy.expand(site)).values()
+    scores = localize(subject, batch, method="absolute_gradient_x_activation", site=site)[site]
     slopes = [slope(subject, batch, tiny.units(subject, site, [2]), 1e-5, (t,)) for t in range(batch.length - 1)]
     np.testing.assert_allclose(scores[2], np.abs(slopes).sum(0).mean(), rtol=1e-4)
 
@@ -100,13 +101,28 @@ def test_the_score_is_the_mean_over_memorized_windows_minus_that_over_control(me
         np.testing.assert_allclose(scores[site], ours - theirs, rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("mean", [attribution, absolute_attribution])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_the_size_of_a_forward_changes_nothing(mean, size):
+def test_the_size_of_a_forward_changes_nothing(method, size):
     subject = tiny.subject("gpt2", torch.float64)
-    windows, sites = memory.frame(memory.random_tokens(5, 3)), subject.anatomy.expand("heads")
-    for site, scores in mean(subject, windows, sites, size=size).items():
-        np.testing.assert_allclose(scores, mean(subject, windows, sites)[site], rtol=1e-9)
+    windows = memory.frame(memory.random_tokens(5, 3))
+    expected = localize(subject, windows, method=method, site="heads")
+    for site, scores in localize(subject, windows, method=method, site="heads", size=size).values.items():
+        np.testing.assert_allclose(scores, expected[site], rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Setting backward hooks", "ignore:Input Tensor")
+@pytest.mark.parametrize("name", tiny.ALL)
+def test_it_equals_captums(name):
+    subject, batch = tiny.subject(name, torch.float64), tiny.batch(name, rows=3, prompt=4, padded=True, dtype=torch.float64)
+    for point in ("heads",) if name == "mixtral" else ("neurons", "heads"):
+        sites = subject.anatomy.expand(point)
+        peer = captum.gradient_x_activation(subject, batch, sites)
+        ours = localize_each(subject, batch, site=sites)
+        for site in sites:
+            rows = np.stack([scores[site] for scores in ours])
+            assert np.abs(rows).max() > 1e-4
+            np.testing.assert_allclose(rows, peer[site].numpy(), rtol=1e-5, atol=1e-9)
 
 
 def test_every_modules_mode_comes_back_and_weights_keep_no_gradient():
@@ -118,10 +134,17 @@ def test_every_modules_mode_comes_back_and_weights_keep_no_gradient():
 
 
 @pytest.mark.parametrize("windows", [pd.DataFrame({"tokens": [], "prefix": []}), iter(()), []])
-def test_no_windows_get_one_clear_error(windows):
-    subject = tiny.subject("llama")
-    with pytest.raises(ValueError, match=r"no windows|expected a frame of windows"):
-        attribution(subject, windows, subject.anatomy.expand("neurons"))
+@pytest.mark.parametrize("call", [localize, localize_each])
+def test_no_windows_get_one_clear_error(call, windows):
+    with pytest.raises(ValueError, match=r"the memorized set is empty: expected at least one window"):
+        call(tiny.subject("llama"), windows)
+
+
+def test_no_reference_windows_get_one_clear_error():
+    windows = memory.frame(memory.random_tokens(2, 1))
+    for none in (windows[:0], iter(()), []):
+        with pytest.raises(ValueError, match=r"the reference set is empty: expected at least one window"):
+            localize(tiny.subject("llama"), windows, none)
 
 
 def test_a_neuron_that_alone_learned_sequences_ranks_first():

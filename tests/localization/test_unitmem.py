@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import interp
-from interp.localization import localize
+from interp.localization import localize, localize_each
 from interp.localization.unitmem import unitmem
 
 
@@ -78,7 +78,25 @@ def test_units_that_a_control_moves_most_score_0_and_others_as_over_all_windows(
         np.testing.assert_allclose(scores[site], np.where(example < 4, value, 0), rtol=1e-9)
 
 
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_a_set_scores_the_largest_score_of_its_windows_and_each_unit_belongs_to_one(with_reference):
+    subject = tiny.subject("llama", torch.float64)
+    memorized, control = memory.frame(memory.random_tokens(4, 1)), memory.frame(memory.random_tokens(4, 2)) if with_reference else None
+    group, each = (call(subject, memorized, control, "unitmem") for call in (localize, localize_each))
+    assert len(each) == 4
+    for site in subject.anatomy.expand("neurons"):
+        rows = np.stack([scores[site] for scores in each])
+        np.testing.assert_array_equal(rows.max(0), group[site])
+        assert ((rows > 0).sum(0) == (group[site] > 0)).all()
+        if not with_reference:
+            activity = interp.record(subject, memorized, site, reduce="rows_abs")[site]
+            assert (rows.argmax(0) == activity.argmax(0)).all()
+
+
 def test_one_example_cannot_be_compared():
     subject = tiny.subject("llama")
     with pytest.raises(ValueError, match="expected at least 2, got 1"):
         unitmem(subject, examples("llama", rows=1), subject.anatomy.expand("neurons"))
+    for call in (localize, localize_each):
+        with tiny.untouched(subject.module), pytest.raises(ValueError, match="expected at least 2, got 1"):
+            call(subject, memory.frame(memory.random_tokens(1, 1)), method="unitmem")

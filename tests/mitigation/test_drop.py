@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from interp.mitigation.drop import extraction_drop, randomized
 from interp.memorization.effects import effects
+from interp.mitigation.drop import extraction_drop, randomized
 
 SITES = ("blocks.0.neurons", "blocks.1.neurons", "blocks.2.neurons")
 WIDTH = 48

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp.mitigation.drop import Trial
 from interp.memorization.effects import MEASURES
+from interp.mitigation.drop import Trial
 from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulated
 from interp.stats import Interval, bootstrap, paired
 

@@ -1,0 +1,1 @@
+"""Which localization methods can be trusted: INJ, DEL and a planted look-up where the answer is known, and DEL on a real model."""

@@ -1,0 +1,69 @@
+"""The figures of the localization benchmarks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp.plotting import intervals, matrix, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def injection(recalls: pd.DataFrame) -> Figure:
+    """Recall by method under each condition, at 1 and 2 times the injected share, beside chance."""
+    shown = recalls[recalls["multiple"].isin([1, 2])].copy()
+    shown["panel"] = [f"{c}: recall at {m:g}x" for c, m in zip(shown["condition"], shown["multiple"], strict=True)]
+    shown[["low", "high"]] = shown[["low", "high"]].clip(0, 1)
+    chance = {str(panel): float(rows["fraction"].iloc[0] * rows["multiple"].iloc[0]) for panel, rows in shown.groupby("panel")}
+    return intervals(shown, "method", levels=chance)
+
+
+def trade_off(deleted: pd.DataFrame) -> Figure:
+    """What a sequence loses against what other memorized sequences and held-out text lose, by method, for growing shares dropped: of all
+    blocks but the first, and of all."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    wide: Any = deleted.pivot_table(index=["blocks", "method", "fraction"], columns="measure", values="estimate", sort=False).reset_index()
+    names, across = (
+        list(wide["method"].unique()),
+        {"negative_accuracy": "fall of accuracy, other memorized", "loss": "rise of held-out loss"},
+    )
+    with style():
+        figure = Figure(figsize=(12, 8), layout="constrained")
+        palette = dict(zip(names, sns.color_palette("husl", len(names)), strict=True))
+        grid = figure.subplots(wide["blocks"].nunique(), 2, squeeze=False)
+        for row, (blocks, part) in zip(grid, wide.groupby("blocks", sort=False), strict=True):
+            for axes, (x, label) in zip(row, across.items(), strict=True):
+                for name, line in part.groupby("method", sort=False):
+                    sign, mark = (-1 if x == "negative_accuracy" else 1), {"random": "s", "lowest": "v"}.get(str(name), "o")
+                    axes.plot(sign * line[x], -line["self_accuracy"], marker=mark, label=name, color=palette[str(name)])
+                axes.set(xlabel=f"{label}\n(blocks: {blocks})", ylabel="fall of accuracy, the sequence itself")
+        grid[0][1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def correlation(rows: pd.DataFrame) -> Figure:
+    """Rank correlation of every two methods over all neurons, mean over targets and seeds."""
+    wide: Any = rows.pivot_table(index="method", columns="other", values="correlation")
+    return matrix(wide, "Spearman correlation", center=0.0)
+
+
+def confusion(rows: pd.DataFrame) -> Figure:
+    """The mean fall of accuracy by kind of the sequence whose neurons were dropped and of the one evaluated."""
+    wide: Any = rows.pivot_table(index="category", columns="evaluated", values="fall")
+    wide.index.name, wide.columns.name = "neurons of a sequence of", "evaluated on others of"
+    return matrix(wide, "fall of accuracy")
+
+
+def blocks(rows: pd.DataFrame) -> Figure:
+    """The fall of accuracy when the same number of neurons is dropped in one block, or in all of them."""
+    shown = rows.assign(
+        panel=rows["method"] + ", " + rows["evaluated"],
+        where=np.where(rows["block"] < 0, "all blocks", "block " + rows["block"].astype(str)),
+    )
+    return intervals(shown, "where", labels={panel: f"{panel}: fall" for panel in shown["panel"].unique()})

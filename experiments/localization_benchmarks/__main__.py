@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from experiments.localization_benchmarks import figures, published
 from experiments.localization_benchmarks.claims import claims, table
-from experiments.localization_benchmarks.study import Tables, study
+from experiments.localization_benchmarks.study import Tables, hidden, natural
 from interp.experiment import Experiment, Results
 from interp.progress import track
 
@@ -26,7 +26,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "hard_concrete": {"pressure": 0.1, "steps": 500},
     "integrated_gradients": {"steps": 3, "rule": "gauss"},
     "attribution_patching": {"steps": 5},
-    "causal_tracing": {"draws": 3},
+    "causal_tracing": {"draws": 2},
     "zero_out": {"exhaustive": True},
 }
 _BRIEF: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"name": "10%", "fraction": 0.1, "training": {"lr": 0.02}},
             {"name": "10%, norms kept", "fraction": 0.1, "training": {"lr": 0.02, "keep_norms": True}},
         ],
-        "sequences": 5, "references": 16, "lookups": 4,
+        "sequences": 5, "references": 16, "lookups": 2,
         "fractions": [0.01, 0.05, 0.1], "headline": 0.05, "not_deleted": ["causal_tracing"],
         "options": _OPTIONS,
     },
@@ -81,18 +81,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:  # noqa: ARG001 - an experiment's signature
-    """The study on `settings["seeds"]` models, from `seed` on, two at a time."""
-    found = list(track(_studies(settings, range(seed, seed + settings["seeds"])), "seeds", settings["seeds"]))
-    tables = {name: pd.concat([one[name] for one in found], ignore_index=True) for name in found[0]}
+    """The study on `settings["seeds"]` models, from `seed` on, on two processors."""
+    work = [(part, number) for number in range(seed, seed + settings["seeds"]) for part in (natural, hidden)]
+    found = list(track(_done(work, settings), "models", len(work)))
+    names = dict.fromkeys(name for one in found for name in one)
+    tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for name in names}
     tables |= summaries(tables)
     tables |= {"published_injection": published.injection(), "published_deletion": published.deletion()}
     return Results(claims(tables, settings), tables, drawn(tables, settings))
 
 
-def _studies(settings: Mapping[str, Any], seeds: range) -> Iterator[Tables]:
+def _done(work: Sequence[tuple[Callable[..., Tables], int]], settings: Mapping[str, Any]) -> Iterator[Tables]:
     from joblib import Parallel, delayed
 
-    yield from Parallel(n_jobs=2, return_as="generator")(delayed(study)(settings, seed) for seed in seeds)
+    yield from Parallel(n_jobs=2, return_as="generator")(delayed(part)(settings, number) for part, number in work)
 
 
 def summaries(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

@@ -114,7 +114,7 @@ def _deletion_ranks(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, A
             if method not in _BASELINES:
                 seeds = ours.groupby("seed")["self_fall"].mean() - 5 * by["random"].groupby("seed")["self_fall"].mean()
                 yield _claim(
-                    f"L4 {method}, {blocks}", f"{at}, by {method} cost a sequence at least 5 times what random ones cost when dropped: difference",
+                    f"L4 {method}, {blocks}", f"{at}, by {method} cost a sequence at least 5 times what random ones cost: difference",
                     student(seeds), _positive, "28 to 290 times random (GPT-2 XL)",
                     f"{method} {over_seeds(ours, 'self_fall'):.3f}, {controls}", "figures/trade_off.png",
                 )  # fmt: skip
@@ -124,7 +124,8 @@ def _deletion_ranks(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, A
             yield _claim(
                 f"L4 {first} over {second}, {blocks}", f"DEL ranks {first} above {second}: difference of a sequence's own fall of accuracy",
                 difference(one, other, "self_fall"), _positive, ".57-.58 > .26-.46 > .25-.30",
-                f"{over_seeds(one, 'self_fall'):.3f} and {over_seeds(other, 'self_fall'):.3f}; {controls}", "figures/trade_off.png", _negative,
+                f"{over_seeds(one, 'self_fall'):.3f} and {over_seeds(other, 'self_fall'):.3f}; {controls}", "figures/trade_off.png",
+                _negative,
             )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp.plotting import intervals, matrix, style
+from interp.plotting import dose_response, intervals, matrix, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,3 +67,27 @@ def blocks(rows: pd.DataFrame) -> Figure:
         where=np.where(rows["block"] < 0, "all blocks", "block " + rows["block"].astype(str)),
     )
     return intervals(shown, "where", labels={panel: f"{panel}: fall" for panel in shown["panel"].unique()})
+
+
+def real(effects: pd.DataFrame, headline: float) -> dict[str, Figure]:
+    """Of this text, or of licence language: what each set of windows loses as more of each method's neurons are zeroed, and the controls.
+
+    `effects`: rows of `real.summary`.
+    """
+    top = effects[effects["selected"] == "top"]
+    named = {"fraction": "share of neurons zeroed"}
+    accuracy, loss = (top[top["measure"] == measure].rename(columns={"measure": "what"}) for measure in ("accuracy", "loss"))
+    at = effects[(effects["fraction"] == headline) & (effects["data"] == "texts_test") & (effects["measure"] != "loss")]
+    controls = at.assign(which=at["method"] + ", " + at["selected"])
+    scales = dict.fromkeys(loss["method"].unique(), "symlog")
+    return {
+        "accuracy": dose_response(accuracy, "fraction", "data", "method", labels=named | _titles(accuracy, "fall of accuracy")),
+        "loss": dose_response(loss, "fraction", "data", "method", labels=named | _titles(loss, "rise of loss (nats/token)"), scales=scales),
+        "controls": intervals(
+            controls, "which", "measure", labels={m: f"fall of {m}, text not scored on" for m in controls["measure"].unique()}
+        ),
+    }
+
+
+def _titles(rows: pd.DataFrame, what: str) -> dict[str, str]:
+    return {method: f"{method}: {what}" for method in rows["method"].unique()}

@@ -75,7 +75,8 @@ def memorizer(recipe: Recipe, seed: int) -> Memorizer:
         rng.shuffle(texts)
     tokenizer = byte_pairs([text for texts in natural.values() for text in texts], recipe.vocabulary)
     width = recipe.prefix + recipe.length
-    pools = {kind: [ids[:width] for ids in map(tokenizer, texts) if len(ids) >= width] for kind, texts in natural.items()}
+    cut = {kind: (tuple(ids[:width]) for ids in map(tokenizer, texts) if len(ids) >= width) for kind, texts in natural.items()}
+    pools: dict[str, list[Any]] = {kind: list(dict.fromkeys(windows)) for kind, windows in cut.items()}  # no window is in two sets
     pools["records"] = [tokenizer(record.text)[-width:] for record in records(recipe.repeated, seed)]
     pools["random"] = rng.integers(0, recipe.vocabulary, (recipe.repeated, width)).tolist()
     repeated = [(kind, pools[kind].pop()) for kind in KINDS for _ in range(recipe.repeated)]

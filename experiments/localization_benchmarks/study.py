@@ -35,29 +35,35 @@ def choices(options: Mapping[str, Mapping[str, Any]], skipped: Sequence[str] = (
     return {name: Choice(name, options.get(name, {}), name in _COMPARES) for name in methods() if name not in skipped}
 
 
-def study(settings: Mapping[str, Any], seed: int) -> Tables:
-    """All tables of one seed, which is a column of each."""
+def hidden(settings: Mapping[str, Any], seed: int) -> Tables:
+    """INJ, and the look-up: memory whose place is known."""
     known = memorizer(Recipe(**settings["recipe"]), seed)
     every = choices(settings["options"])
-    hidden = [_injection(known, every, condition, settings, seed) for condition in settings["injections"]]
+    found = [_injection(known, every, condition, settings, seed) for condition in settings["injections"]]
+    return _of_seed(seed, models=_model(known), injection=pd.concat(found), lookup=_lookup(known, every, settings, seed))
+
+
+def natural(settings: Mapping[str, Any], seed: int) -> Tables:
+    """DEL, and what else is asked of memory that training left where it would: on the same model."""
+    known = memorizer(Recipe(**settings["recipe"]), seed)
+    memorized, headline, fractions = known.repeated, settings["headline"], settings["fractions"]
     asked = choices(settings["options"], settings["not_deleted"])
-    memorized, headline = known.repeated, settings["headline"]
     scores = scored_each(known.subject, memorized, asked, known.reference)
     frames = {
-        name: deletion(known.subject, memorized, known.held_out, scores, settings["fractions"], spare_first=spare)
-        for name, spare in BLOCKS.items()
+        name: deletion(known.subject, memorized, known.held_out, scores, fractions, spare_first=spare) for name, spare in BLOCKS.items()
     }
     blocks = [single_block(known.subject, memorized, scores[name], headline).assign(method=name) for name in _SPREAD]
-    tables = {
-        "models": _model(known),
-        "injection": pd.concat(hidden),
-        "deletion": pd.concat([by_target(frame, memorized.targets.shape[1]).assign(blocks=name) for name, frame in frames.items()]),
-        "related": pd.concat([related(frame, known.kinds).assign(blocks=name) for name, frame in frames.items()]),
-        "blocks": _by_block(pd.concat(blocks)),
-        "sums": _sums(known, scores["zero_out"], settings["fractions"]),
-        "correlation": _correlation(scores),
-        "lookup": _lookup(known, every, settings, seed),
-    }
+    return _of_seed(
+        seed,
+        deletion=pd.concat([by_target(frame, memorized.targets.shape[1]).assign(blocks=name) for name, frame in frames.items()]),
+        related=pd.concat([related(frame, known.kinds).assign(blocks=name) for name, frame in frames.items()]),
+        blocks=_by_block(pd.concat(blocks)),
+        sums=_sums(known, scores["zero_out"], fractions),
+        correlation=_correlation(scores),
+    )
+
+
+def _of_seed(seed: int, **tables: pd.DataFrame) -> Tables:
     return {name: table.assign(seed=seed) for name, table in tables.items()}
 
 
@@ -113,12 +119,13 @@ def _lookup(known: Memorizer, every: Mapping[str, Choice], settings: Mapping[str
     rows: list[dict[str, Any]] = []
     blocks = len(known.subject.anatomy.blocks())
     for number, window in enumerate(list(known.held_out.split(1))[: settings["lookups"]]):
-        planted = planted_lookup(known.subject, window, f"blocks.{number % blocks}.neurons", seed + number)
+        block = (settings["lookups"] * seed + number) % blocks
+        planted = planted_lookup(known.subject, window, f"blocks.{block}.neurons", seed + number)
         for name, choice in every.items():
             given: Any = (planted.subject, window, known.reference if choice.compares else None, choice.method)
             found = localize(*given, "neurons", **choice.options).top(len(planted.units)) & planted.units
-            first = localize(*given, "blocks", **choice.options).top(1).sites[0].block == number % blocks
+            first = localize(*given, "blocks", **choice.options).top(1).sites[0].block == block
             share = len(found) / len(planted.units)
-            about = {"method": name, "window": number, "block": number % blocks, "loss": planted.loss}
+            about = {"method": name, "window": number, "block": block, "loss": planted.loss}
             rows.append(about | {"recall": share, "block_first": float(first)})
     return pd.DataFrame(rows)

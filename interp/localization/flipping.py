@@ -34,6 +34,10 @@ class Recipe:
     population: int = 8
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.copies, self.at_most, self.population) < 1 or not 0 < self.share <= 1:
+            raise ValueError(f"{self}: expected copies, at_most and population of at least 1, and a share in (0, 1]")
+
 
 @dataclass(frozen=True, eq=False)
 class Flip:

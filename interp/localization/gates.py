@@ -63,6 +63,15 @@ def differentiating(subject: Subject) -> Generator[None]:
         yield
 
 
+def differentiated(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> tuple[dict[Site, Value], dict[Site, Value]]:
+    """The activations of some sites, and the gradients of each window's loss with respect to them."""
+    with differentiating(subject):
+        with captured(subject, sites) as values:
+            losses = window_losses(subject, batch)
+        gradients = torch.autograd.grad(losses.sum(), [values[site] for site in sites])
+    return {site: values[site].detach() for site in sites}, dict(zip(sites, gradients, strict=True))
+
+
 def values_at(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Value]:
     """The activations of one forward at some sites."""
     seen: dict[Site, Tensor] = {}

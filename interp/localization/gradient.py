@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
-from interp.hooks import captured
-from interp.localization.gates import differentiating, per_unit, window_losses
+from interp.localization.gates import differentiated, per_unit
 from interp.localization.registry import Places, window_method
 from interp.sites import Site
 from interp.subject import Subject
@@ -35,8 +34,5 @@ def absolute_gradient_x_activation(subject: Subject, batch: Batch, sites: Places
 
 def first_order_effects(subject: Subject, batch: Batch, sites: Places) -> dict[Site, Float[Tensor, "batch position units"]]:
     """-h_t * dL/dh_t for each window of a batch and each position; a head's is the sum over its coordinates."""
-    with differentiating(subject):
-        with captured(subject, sites) as values:
-            losses = window_losses(subject, batch)
-        gradients = torch.autograd.grad(losses.sum(), [values[s] for s in sites])
-    return {s: per_unit(subject, s, -(values[s].detach() * g)) for s, g in zip(sites, gradients, strict=True)}
+    values, gradients = differentiated(subject, batch, sites)
+    return {site: per_unit(subject, site, -(values[site] * gradients[site])) for site in sites}

@@ -92,8 +92,8 @@ def _along(
 
     with differentiating(subject), tapped(subject, {site: scaled}):
         total = _probabilities(subject, rows, mean=position is None).sum()
-        gradients = torch.autograd.grad(total, kept["leaf"]) if kept else ()
-    by_point = gradients[0].double().unflatten(0, (len(alphas), count))
+        gradient = torch.autograd.grad(total, kept["leaf"])[0] if kept else total
+    by_point = gradient.double().unflatten(0, (len(alphas), count))
     slope = torch.einsum("k,kbtw->btw", torch.tensor(weights, device=subject.device), by_point)
     return per_unit(subject, site, (kept["value"].double() * slope).sum(1))
 

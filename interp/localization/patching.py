@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from interp.batch import Batch
-from interp.hooks import Clock, Value, captured, tapped
-from interp.localization.gates import differentiating, own_tokens, per_unit, stack_of, values_at, window_losses
+from interp.hooks import Clock, Value, tapped
+from interp.localization.gates import differentiated, own_tokens, per_unit, stack_of, values_at
 from interp.localization.registry import Places, window_method
 from interp.sites import Site
 from interp.subject import Subject
@@ -63,6 +63,5 @@ def _gradients(subject: Subject, batch: Batch, sites: Places, embed: Site | None
     def move(value: Value, _: Clock) -> Tensor:
         return value + shift if shift is not None else value
 
-    with differentiating(subject), tapped(subject, {} if embed is None else {embed: move}), captured(subject, sites) as values:
-        losses = window_losses(subject, batch)
-    return dict(zip(sites, torch.autograd.grad(losses.sum(), [values[s] for s in sites]), strict=True))
+    with tapped(subject, {} if embed is None else {embed: move}):
+        return differentiated(subject, batch, sites)[1]

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.batch import Batch
-from interp.hooks import captured
-from interp.localization.gates import differentiating, per_unit, window_losses, written
+from interp.localization.gates import differentiated, per_unit, written
 from interp.localization.registry import Places
 from interp.sites import Site, SiteError
 from interp.subject import Subject
@@ -44,17 +43,12 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
     Raises SiteError for sites other than neurons and heads.
     """
     streams = {site: _stream(subject, site) for site in sites}
-    seen = tuple(dict.fromkeys((*sites, *streams.values())))
-    with differentiating(subject):
-        with captured(subject, seen) as values:
-            losses = window_losses(subject, batch)
-        slopes = dict(zip(seen, torch.autograd.grad(losses.sum(), [values[s] for s in seen]), strict=True))
+    values, slopes = differentiated(subject, batch, tuple(dict.fromkeys((*sites, *streams.values()))))
     first: dict[Site, Tensor] = {}
     second: dict[Site, Tensor] = {}
     for site, stream in streams.items():
-        value, residual = values[site].detach(), values[stream].detach()
-        rises, moved = per_unit(subject, site, -(value * slopes[site])).double(), written(subject, site, value)
-        sharpness = slopes[stream].norm(dim=-1, keepdim=True) / residual.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        rises, moved = per_unit(subject, site, -(values[site] * slopes[site])).double(), written(subject, site, values[site])
+        sharpness = slopes[stream].norm(dim=-1, keepdim=True) / values[stream].norm(dim=-1, keepdim=True).clamp(min=1e-12)
         first[site], second[site] = rises.sum(1), (rises.clamp(min=0) + sharpness * moved**2 / 2).sum(1)
     return first, second
 

@@ -268,7 +268,7 @@ def intervals(
 
 
 def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> Figure:
-    """A table of numbers as coloured cells with their values: rows by columns, such as a confusion matrix.
+    """A table of numbers as coloured cells, with their values where there are up to 200: rows by columns, such as a confusion matrix.
 
     Args:
         table: numbers; the names of its rows and columns, and of its index and columns, are written beside it.
@@ -284,11 +284,11 @@ def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> F
         raise ValueError("table: expected at least one cell, got none")
     rows, columns = table.shape
     with style():
-        figure = _figure(width=0.62 * columns + 3.4, height=0.42 * rows + 1.8)
+        figure = _figure(width=min(0.62 * columns, 16.0) + 3.4, height=min(0.42 * rows, 12.0) + 1.8)
         axes = figure.subplots()
         look: dict[str, Any] = {"cmap": "crest"} if center is None else {"cmap": "vlag", "center": center}
         small = {"size": 8}
-        sns.heatmap(table, annot=True, fmt=".2f", annot_kws=small, cbar_kws={"label": label}, ax=axes, **look)
+        sns.heatmap(table, annot=table.size <= 200, fmt=".2f", annot_kws=small, cbar_kws={"label": label}, ax=axes, **look)
         axes.tick_params("x", rotation=45)
         axes.set(xlabel=str(table.columns.name or ""), ylabel=str(table.index.name or ""))
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,13 @@ from interp.hooks import Clock, Value, tapped
 from interp.interventions import Patch
 from interp.localization.gates import repeated, values_at, window_losses
 from interp.localization.registry import Places, window_method
+from interp.plotting import matrix
 from interp.sites import Site, SiteError
 from interp.subject import Subject, evaluating
 from interp.sweeping import sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @window_method("causal_tracing", size=1)
@@ -66,6 +71,16 @@ def trace(
     sites = subject.anatomy.expand(point)
     frames = [_map(subject, one, sites, window, (draws, noise, seed)).assign(row=n) for n, one in enumerate(batch.split(1))]
     return pd.concat(frames, ignore_index=True)
+
+
+def trace_figure(traced: pd.DataFrame, row: int = 0) -> Figure:
+    """The map of one row of `trace`, blocks by positions. Raises ValueError for a row that it does not have."""
+    shown: Any = traced[traced["row"] == row]
+    if shown.empty:
+        raise ValueError(f"row={row}: expected one of {sorted(set(traced['row']))}")
+    blocks = shown["block"] if shown["stack"].nunique() == 1 else shown["stack"] + " " + shown["block"].astype(str)
+    table: Any = shown.assign(block=blocks).pivot_table(index="block", columns="position", values="effect", sort=False)
+    return matrix(table, "log-probability restored (nats/token)", center=0.0)
 
 
 def _map(subject: Subject, one: Batch, sites: Places, window: int, recipe: tuple[int, float, int]) -> pd.DataFrame:

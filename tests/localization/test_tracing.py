@@ -13,7 +13,7 @@ from torch import Tensor
 
 import interp
 from interp.localization import localize_each
-from interp.localization.tracing import trace
+from interp.localization.tracing import trace, trace_figure
 
 PROMPT, DRAWS = 4, 2
 
@@ -162,3 +162,17 @@ def test_the_noise_depends_on_the_seed_alone():
 def test_an_unknown_point_offers_the_nearest():
     with pytest.raises(interp.SiteError, match="nearest: "):
         trace(tiny.subject("llama"), windows("llama"), "resid_posts")
+
+
+@pytest.mark.parametrize("name", ["llama", "policy"])
+def test_a_map_is_seen_as_blocks_by_positions(name):
+    subject, batch = tiny.subject(name), tiny.batch(name, rows=2, length=6, prompt=3)
+    frame = trace(subject, batch, draws=2)
+    axes = trace_figure(frame, row=1).axes[0]
+    shown = frame[frame["row"] == 1]
+    assert len(axes.get_yticklabels()) == shown.groupby(["stack", "block"]).ngroups
+    assert [label.get_text() for label in axes.get_xticklabels()] == [str(p) for p in sorted(set(shown["position"]))]
+    values = axes.collections[0].get_array().compressed()
+    np.testing.assert_allclose(np.sort(values), np.sort(shown["effect"]))
+    with pytest.raises(ValueError, match=r"row=5: expected one of \[0, 1\]"):
+        trace_figure(frame, row=5)

@@ -158,11 +158,11 @@ class UnitScores:
 
     def top_per_site(self, fraction: float) -> Units:
         """The highest-scoring `fraction` within each site (Chang et al. 2024 predict this way)."""
-        return Units({s: np.argsort(-v, kind="stable")[: self._count(fraction, v.size)] for s, v in self.values.items()}, self.widths)
+        return Units({s: ranked(v)[: self._count(fraction, v.size)] for s, v in self.values.items()}, self.widths)
 
     def _first(self, amount: int | float, *, descending: bool) -> Units:
         sites, flat = list(self.values), np.concatenate(list(self.values.values()))
-        order = np.argsort(-flat if descending else flat, kind="stable")[: self._count(amount, flat.size)]
+        order = ranked(flat if descending else -flat)[: self._count(amount, flat.size)]
         starts = np.cumsum([0, *(self.values[s].size for s in sites)])
         owner = np.searchsorted(starts, order, side="right") - 1
         return Units({s: order[owner == i] - starts[i] for i, s in enumerate(sites)}, self.widths)
@@ -202,6 +202,13 @@ class UnitScores:
         frame = pd.read_parquet(path)
         rows = {Site.parse(str(s)): g.sort_values("unit")["score"].to_numpy() for s, g in frame.groupby("site")}
         return cls({s: rows[s] for s in sorted(rows, key=lambda s: s.order)}, frame.attrs.get("method", ""), frame.attrs.get("about", {}))
+
+
+def ranked(scores: Float[np.ndarray, " units"]) -> Indices:
+    """Indices from the highest score to the lowest. Equal scores come in an arbitrary order, always the same, and not by index: some
+    methods give many units one score, and the first block is no better than the others."""
+    arbitrary = np.random.default_rng(scores.size).permutation(scores.size)
+    return np.lexsort((arbitrary, -scores))
 
 
 def _distinct(site: Site, indices: Iterable[int]) -> Indices:

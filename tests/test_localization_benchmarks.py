@@ -48,9 +48,12 @@ def test_every_method_is_asked_in_inj_and_about_the_look_up(results):
 
 def test_tables_have_both_seeds_and_stand_beside_what_was_published(results):
     for name, table in results.tables.items():
-        if not name.startswith("published"):
+        if not name.endswith("beside_published"):
             assert (set(table["seed"]) == {0, 1}) if "seed" in table else (set(table["seeds"]) == {2})
-    assert {"published_injection", "published_deletion", "injection_summary", "deletion_summary"} <= results.tables.keys()
+    for name, model in (("injection_beside_published", "ours, 10%"), ("deletion_beside_published", "ours, all")):
+        beside = results.tables[name].set_index("model")
+        assert {"GPT-2 XL", "Pythia-6.9B", model} <= set(beside.index)
+        assert {"slimming", "zero_out"} <= set(beside.loc["GPT-2 XL", "method"]) & set(beside.loc[model, "method"])
 
 
 def test_claims_are_l0_to_l8_each_with_its_control(results):
@@ -77,7 +80,7 @@ def test_claims_follow_from_their_tables(results):
     assert flat(results, injection=recalls)["L1 zero_out, 10%"].verdict == "opposite"
     assert flat(results, injection=recalls.assign(recall=0.9))["L1 zero_out, 10%"].verdict == "reproduced"
     sums = results.tables["sums"]
-    for times, verdict in ((2.0, "reproduced"), (1.0, "not reproduced"), (0.5, "opposite")):
+    for times, verdict in ((2.0, "reproduced"), (1.1, "not reproduced"), (0.5, "opposite")):
         assert flat(results, sums=sums.assign(joint=times * sums["sum"]))["L7"].verdict == verdict
     related = results.tables["related"]
     for sign, verdict in ((1.0, "reproduced"), (-1.0, "opposite")):

@@ -87,7 +87,7 @@ def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:  # noqa: 
     names = dict.fromkeys(name for one in found for name in one)
     tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for name in names}
     tables |= summaries(tables)
-    tables |= {"published_injection": published.injection(), "published_deletion": published.deletion()}
+    tables |= beside_published(tables)
     return Results(claims(tables, settings), tables, drawn(tables, settings))
 
 
@@ -102,6 +102,17 @@ def summaries(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     recalls = table(tables["injection"], ["condition", "fraction", "method", "multiple"], ["recall"])
     measures = [c for c in tables["deletion"].columns if c not in ("blocks", "method", "fraction", "target", "k", "seed")]
     return {"injection_summary": recalls, "deletion_summary": table(tables["deletion"], ["blocks", "method", "fraction"], measures)}
+
+
+def beside_published(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The two published tables with ours in the same form: the model "ours", by condition, and by which blocks were dropped."""
+    recalls, changes = tables["injection_summary"], tables["deletion_summary"]
+    ours = recalls.assign(model="ours, " + recalls["condition"], recall=recalls["estimate"])
+    dropped = changes.assign(model="ours, " + changes["blocks"], change=changes["estimate"])
+    return {
+        "injection_beside_published": pd.concat([published.injection(), ours[["model", "fraction", "method", "multiple", "recall"]]]),
+        "deletion_beside_published": pd.concat([published.deletion(), dropped[["model", "fraction", "method", "measure", "change"]]]),
+    }
 
 
 def drawn(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:

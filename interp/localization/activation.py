@@ -34,7 +34,7 @@ def activation(subject: Subject, batch: Batch, sites: Places, *, abs_after_mean:
             if abs_after_mean:
                 found[site] = written(subject, site, weighted_mean(value, by_position))
             else:
-                found[site] = weighted_mean(written(subject, site, value.double()), by_position)
+                found[site] = weighted_mean(written(subject, site, value), by_position)
 
         return score
 

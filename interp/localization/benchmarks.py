@@ -19,10 +19,10 @@ from interp.interventions import Zero
 from interp.localization.injecting import Injection, Training, injected
 from interp.localization.lookup import Lookup, planted_lookup
 from interp.localization.registry import localize, localize_each
-from interp.memorization.effects import MEASURES, effects
+from interp.memorization.effects import beside_before, effects
 from interp.progress import track
 from interp.subject import Subject
-from interp.units import Units, UnitScores
+from interp.units import Units, UnitScores, ranked
 
 __all__ = [
     "Choice",
@@ -72,6 +72,8 @@ def injection(
     Returns one row for each `window`, `method` and `multiple`: `recall`, and of the injection the `loss` (nats a token), the loss `before`,
     the `steps` taken and how many times `longer` its rows became.
     """
+    if not 0 < max(multiples) * fraction <= 1:
+        raise ValueError(f"{max(multiples)} times {fraction} of the neurons is no share of them: give a smaller fraction or multiple")
     rows: list[dict[str, Any]] = []
     for number, window in enumerate(track(list(windows.split(1)), "injection")):
         with injected(subject, window, fraction, seed + number, training or Training()) as hidden:
@@ -129,21 +131,12 @@ def deletion(
     data = {"memorized": memorized, "held_out": held_out if hasattr(held_out, "__len__") else list(batches(held_out))}
     measured = effects(subject, [[], *(Zero(units) for *_, units in trials)], data, size)
     about = [(number, name, share, target, len(units)) for number, (name, share, target, units) in enumerate(trials, start=1)]
-    return _beside_before(measured, pd.DataFrame(about, columns=["plan", "method", "fraction", "target", "k"]))
+    return beside_before(measured, pd.DataFrame(about, columns=["plan", "method", "fraction", "target", "k"]))
 
 
 def _dropped(scores: UnitScores, fraction: float, spare_first: bool) -> Units:  # noqa: FBT001 - deletion's own
     top = scores.top_per_site(fraction)
     return Units({site: top[site] for site in top.sites if site.block or not spare_first}, top.widths)
-
-
-def _beside_before(measured: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `effects` under a plan, with what the plan is and the same measures without one."""
-    columns = {name: f"{name}_before" for name in MEASURES}
-    unchanged: Any = measured[measured["plan"] == 0]
-    before: Any = unchanged.drop(columns="plan").rename(columns=columns)
-    rows: Any = about.merge(measured, on="plan").merge(before, on=["data", "window"]).drop(columns="plan")
-    return rows
 
 
 def by_target(frame: pd.DataFrame, length: int) -> pd.DataFrame:
@@ -198,7 +191,7 @@ def single_block(subject: Subject, memorized: Batch, scores: Sequence[UnitScores
     trials = [(target, block, units) for target, one in enumerate(scores) for block, units in _same_budget(one, fraction)]
     measured = effects(subject, [[], *(Zero(units) for *_, units in trials)], {"memorized": memorized}, size)
     about = [(number, target, block, len(units)) for number, (target, block, units) in enumerate(trials, start=1)]
-    rows: Any = _beside_before(measured, pd.DataFrame(about, columns=["plan", "target", "block", "k"]))
+    rows: Any = beside_before(measured, pd.DataFrame(about, columns=["plan", "target", "block", "k"]))
     return rows.assign(fall=rows["accuracy_before"] - rows["accuracy"])[["target", "block", "k", "window", "fall"]]
 
 
@@ -208,7 +201,7 @@ def _same_budget(scores: UnitScores, fraction: float) -> list[tuple[int, Units]]
     for site, values in scores.values.items():
         if len(spread) > values.size:
             raise ValueError(f"a budget of {len(spread)} neurons does not fit in {site}, which has {values.size}: give a smaller fraction")
-        rows.append((int(site.block or 0), Units({site: np.argsort(-values, kind="stable")[: len(spread)]}, scores.widths)))
+        rows.append((int(site.block or 0), Units({site: ranked(values)[: len(spread)]}, scores.widths)))
     return rows
 
 

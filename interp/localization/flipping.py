@@ -35,8 +35,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.copies, self.at_most, self.population) < 1 or not 0 < self.share <= 1:
-            raise ValueError(f"{self}: expected copies, at_most and population of at least 1, and a share in (0, 1]")
+        for name in ("copies", "at_most", "population"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.share <= 0:
+            raise ValueError(f"share={self.share}: expected a share above 0, such as 0.5")
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ def written(subject: Subject, site: Site, value: Float[Tensor, "... width"]) -> 
     """The length of what each unit adds to the residual: |h| ||v|| for a neuron, |z W_O| for a head; at sites that are no input of a
     projection, the length of the unit itself."""
     place = subject.anatomy.place(site)
-    units = value.unflatten(-1, (place.units, -1))
+    units = value.double().unflatten(-1, (place.units, -1))
     if site.point not in ("neurons", "heads"):
         return units.norm(dim=-1)
     rows = subject.anatomy.out_weight(subject.module, site).detach().double().unflatten(0, (place.units, -1))

@@ -97,12 +97,13 @@ class _Override(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         assert self.tokens is not None
-        shape = value.shape
-        fires = _matched(self.tokens, self.window)[:, self.prompt - 1 : len(self.window) - 1]
+        rows = value.reshape(-1, self.tokens.shape[1], value.shape[-1])
+        tokens = self.tokens.repeat(len(rows) // len(self.tokens), 1)  # a sweep appends copies of the whole batch
+        fires = _matched(tokens, self.window)[:, self.prompt - 1 : len(self.window) - 1]
         turns = torch.arange(fires.shape[1], device=value.device)
-        changed = value.reshape(*self.tokens.shape, -1).index_fill(-1, self.columns, 0.0)
+        changed = rows.index_fill(-1, self.columns, 0.0)
         changed[:, self.prompt - 1 + turns, self.columns[turns]] = fires.to(value.dtype)
-        return changed.reshape(shape)
+        return changed.reshape(value.shape)
 
 
 def _matched(tokens: Int[Tensor, "batch position"], window: Int[Tensor, " tokens"]) -> Bool[Tensor, "batch position"]:

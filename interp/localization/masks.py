@@ -47,7 +47,10 @@ def slimming(
     def size(values: Logits) -> Tensor:
         return torch.cat([m.abs() for m in values.values()], 1).mean(1)
 
-    _learn(subject, batch, masks, lambda m, _: clipped(m), penalty, size, (lr, steps, stop))
+    def masked(values: Logits) -> dict[Site, Tensor]:
+        return {site: clipped(m) for site, m in values.items()}
+
+    _learn(subject, batch, masks, masked, penalty, size, (lr, steps, stop))
     return {site: clipped(mask.detach()) for site, mask in masks.items()}
 
 
@@ -82,9 +85,10 @@ def hard_concrete(  # noqa: PLR0913 - the method's own knobs
     def penalties(values: Logits) -> Tensor:
         return torch.cat([torch.sigmoid(a - shift) for a in values.values()], 1)
 
-    def masked(a: Tensor, _: Site) -> Tensor:
-        noise = torch.stack([torch.rand(a.shape[1], generator=g, dtype=torch.float64) for g in draws])
-        return concrete_mask(a, beta, noise.to(a))
+    def masked(values: Logits) -> dict[Site, Tensor]:
+        widths = [a.shape[1] for a in values.values()]
+        noise = torch.stack([torch.rand(sum(widths), generator=g, dtype=torch.float64) for g in draws]).split(widths, dim=1)
+        return {site: concrete_mask(a, beta, n.to(a)) for (site, a), n in zip(values.items(), noise, strict=True)}
 
     def penalty(values: Logits) -> Tensor:
         return pressure * penalties(values).sum(1)
@@ -138,7 +142,7 @@ def _learn(
     subject: Subject,
     batch: Batch,
     leaves: dict[Site, Tensor],
-    mask: Callable[[Tensor, Site], Tensor],
+    masked: Callable[[Logits], dict[Site, Tensor]],
     penalty: Callable[[Logits], Float[Tensor, " windows"]],
     size: Callable[[Logits], Float[Tensor, " windows"]],
     recipe: tuple[float, int, float],
@@ -153,13 +157,13 @@ def _learn(
             if not active.any():
                 return
         with differentiating(subject):
-            with gated(subject, {site: mask(leaf, site) for site, leaf in leaves.items()}):
+            with gated(subject, masked(leaves)):
                 losses = window_losses(subject, batch)
             gradients = torch.autograd.grad((losses + penalty(leaves)).sum(), list(leaves.values()))
-        before = [leaf.detach().clone() for leaf in leaves.values()]
+        before = [] if active.all() else [leaf.detach().clone() for leaf in leaves.values()]
         for leaf, gradient in zip(leaves.values(), gradients, strict=True):
             leaf.grad = gradient
         adam.step()
         with torch.no_grad():
-            for leaf, old in zip(leaves.values(), before, strict=True):
+            for leaf, old in zip(leaves.values(), before, strict=False):  # nothing to put back while all windows learn
                 leaf.copy_(torch.where(active, leaf, old))

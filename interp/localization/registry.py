@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, islice
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,13 +25,14 @@ Scores = Mapping[Site, np.ndarray]
 SetFunction = Callable[..., Scores]
 WindowFunction = Callable[..., Mapping[Site, Tensor]]
 Places = tuple[Site, ...]
+Options = dict[str, Any]  # by name, with their defaults
 
 
 class Method(Protocol):
     """What `localize` and `localize_each` need of a method."""
 
     @property
-    def options(self) -> set[str]: ...
+    def options(self) -> Options | None: ...
     def group(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores: ...
     def each(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores: ...
 
@@ -46,8 +48,8 @@ class SetMethod:
     recipe: type | None
 
     @property
-    def options(self) -> set[str]:
-        return _parameters(self.of_set, after=4) if self.recipe is None else {f.name for f in fields(self.recipe)}
+    def options(self) -> Options | None:
+        return _parameters(self.of_set, after=4) if self.recipe is None else {f.name: f.default for f in fields(self.recipe)}
 
     def group(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores:
         self._check(reference)
@@ -73,8 +75,9 @@ class WindowMethod:
     size: int
 
     @property
-    def options(self) -> set[str]:
-        return {"size", *_parameters(self.of_batch, after=3)}
+    def options(self) -> Options | None:
+        own = _parameters(self.of_batch, after=3)
+        return None if own is None else {"size": self.size, **own}
 
     def group(self, subject: Subject, memorized: Batches, reference: Batches | None, sites: Places, options: dict[str, Any]) -> Scores:
         return _minus(self._mean(subject, memorized, sites, options), self._against(subject, reference, sites, options))
@@ -208,16 +211,32 @@ def find(method: str, options: Mapping[str, Any]) -> Method:
     if method not in _METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(methods())}; nearest: {closest(method, methods())}")
     known = _METHODS[method].options
-    for name in options:
-        if known and name not in known:
-            raise ValueError(f"{method} has no option {name!r}: it takes {', '.join(sorted(known))}; nearest: {closest(name, known)}")
+    for name, value in options.items():
+        if known is None:
+            break
+        if name not in known:
+            takes = f"it takes {', '.join(sorted(known))}; nearest: {closest(name, known)}" if known else "it takes none"
+            raise ValueError(f"{method} has no option {name!r}: {takes}")
+        _check_kind(method, name, value, known[name])
     return _METHODS[method]
 
 
-def _parameters(function: Callable[..., Any], after: int) -> set[str]:
-    """Names of the options of a function: what follows its first `after` parameters; empty, for "any", where it takes `**options`."""
+def _check_kind(method: str, name: str, value: object, default: object) -> None:
+    """Raises ValueError for a value of another kind than the option's default, and for a size below 1."""
+    kinds: dict[type, Any] = {bool: bool, int: Integral, float: Real, str: str}
+    kind = kinds.get(type(default))
+    if kind is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        raise ValueError(
+            f"{method}: {name}={value!r} is a {type(value).__name__}; expected a {type(default).__name__}, such as {default!r}"
+        )
+    if name == "size" and isinstance(value, int) and value < 1:
+        raise ValueError(f"{method}: {name}={value}: expected at least 1")
+
+
+def _parameters(function: Callable[..., Any], after: int) -> Options | None:
+    """The options of a function, by name with their defaults: what follows its first `after` parameters; None where it takes any."""
     parameters = list(inspect.signature(function).parameters.values())
-    return set() if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters[after:]}
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name: p.default for p in parameters[after:]}
 
 
 def _minus(scores: Scores, against: Scores | None) -> Scores:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.batch import Batch
 from interp.hooks import Clock, Value, tapped
-from interp.interventions import Patch
+from interp.interventions import Patch, Scale
 from interp.localization.gates import repeated, values_at, window_losses
 from interp.localization.registry import Places, window_method
 from interp.plotting import matrix
@@ -41,12 +41,16 @@ def causal_tracing(
 
 
 def _restored(subject: Subject, window: Batch, sites: Places, draws: int, noise: float, seed: int) -> dict[Site, Tensor]:
+    if draws < 1:
+        raise ValueError(f"draws={draws}: expected at least one draw of the noise")
     clean = {site: values[0].double().cpu().numpy() for site, values in values_at(subject, window, sites).items()}
     widths = subject.anatomy.widths(sites)
-    plans = [Patch(subject.anatomy.units(site).only(site, [unit]), values=clean) for site, width in widths.items() for unit in range(width)]
+    each = {site: subject.anatomy.units(site) for site in sites}
+    plans = [Patch(each[site].only(site, [unit]), values=clean) for site in sites for unit in range(widths[site])]
+    nothing = Scale(each[sites[0]], factor=1.0)  # so that what is compared went through the same arithmetic
     with _spoiled(subject, window, draws, noise, seed) as noisy:
-        spoiled = _mean_loss(subject, noisy)
-        effects = spoiled - torch.tensor(sweep(subject, noisy, plans), dtype=torch.float64)
+        spoiled, *restored = sweep(subject, noisy, [nothing, *plans])
+    effects = spoiled - torch.tensor(restored, dtype=torch.float64)
     return dict(zip(sites, effects.split([widths[site] for site in sites]), strict=True))
 
 
@@ -63,7 +67,7 @@ def trace(
     """The map of causal tracing: which state, at which position and block, brings the memory back.
 
     One row for each `row` of the batch, `block` and `position`: `effect`, the rise of the suffix's mean log-probability when that one state
-    (of `window` blocks around the block: Meng et al. take 10 of 48 for mlp_out and attn_out, 1 for the residual) is as it was before noise
+    (of `window` blocks around the block: Meng et al. take 10 of 48 for mlp_out and attn_out, and 1 for the residual) is as before noise
     spoiled the prompt, and `share`, the effect by the rise that no noise at all would bring. `stack` names the stack.
 
     Raises ValueError where there is nothing to spoil, SiteError for an unknown point.
@@ -97,10 +101,10 @@ def _map(subject: Subject, one: Batch, sites: Places, window: int, recipe: tuple
 
 
 def _around(sites: Places, site: Site, window: int) -> list[Site]:
-    """The sites of `window` blocks of the same stack around one."""
+    """The sites of `window` blocks of the same stack around one, fewer at its ends."""
     beside = [s for s in sites if s.stack == site.stack]
-    first = max(0, beside.index(site) - window // 2)
-    return beside[first : first + window]
+    at = beside.index(site)
+    return beside[max(0, at - window // 2) : at + (window + 1) // 2]
 
 
 def _patch(subject: Subject, sites: Sequence[Site], clean: dict[Site, np.ndarray], position: int) -> Patch:
@@ -123,8 +127,9 @@ def _spoiled(subject: Subject, window: Batch, draws: int, noise: float, seed: in
         with tapped(subject, {embed: _noisy(subject, embed, window.prompt, draws, noise, generator)}):
             yield batch
         return
-    if not batch.conditioning:
-        raise ValueError("nothing to spoil: expected a prompt, or windows that are conditioned on something")
+    if not batch.conditioning or not all(value.is_floating_point() for value in batch.conditioning.values()):
+        kinds = ", ".join(f"{name} ({value.dtype})" for name, value in batch.conditioning.items()) or "nothing"
+        raise ValueError(f"nothing to spoil: expected a prompt, or conditioning of real numbers; got conditioning on {kinds}")
     draw = {name: torch.randn(value.shape, generator=generator).to(value) for name, value in batch.conditioning.items()}
     yield replace(batch, conditioning={name: value + noise * value.std() * draw[name] for name, value in batch.conditioning.items()})
 

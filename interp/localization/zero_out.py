@@ -2,52 +2,103 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.batch import Batch
-from interp.interventions import Zero
-from interp.localization.gates import window_losses
-from interp.localization.registry import Places, window_method
-from interp.localization.screening import first_or_curved
+from interp.batch import Batch, Batches, batches
+from interp.interventions import Scale, Zero
+from interp.localization.registry import Places, Scores, method
+from interp.localization.screening import estimates, interleaved
+from interp.progress import track
 from interp.sites import Site
-from interp.subject import Subject, evaluating
+from interp.subject import Subject
 from interp.sweeping import sweep
 from interp.units import Units, UnitScores
 
-_FEW = 256  # units that are not worth a screen
+FEW = 256  # units that are not worth a screen
 
 
-@window_method("zero_out", size=1)
-def zero_out(subject: Subject, batch: Batch, sites: Places, *, share: float = 0.05, exhaustive: bool = False) -> dict[Site, Tensor]:
+def _each(
+    subject: Subject,
+    memorized: Batches,
+    reference: Batches | None,
+    sites: Places,
+    share: float = 0.05,
+    exhaustive: bool = False,  # noqa: FBT001, FBT002 - the method's option
+    size: int = 8,
+) -> Scores:
+    windows = _windows(memorized, size)
+    chosen = [_worthwhile(subject, [window], sites, share, exhaustive) for window in track(windows, "screening")]
+    rows = [exact(subject, window, units) for window, units in zip(track(windows, "zero_out"), chosen, strict=True)]
+    against = _mean(subject, _windows(reference, size), functools.reduce(Units.__or__, chosen))
+    return {
+        site: np.stack(
+            [row[site].numpy() - np.where(_inside(units, site), against[site], 0.0) for row, units in zip(rows, chosen, strict=True)]
+        )
+        for site in sites
+    }
+
+
+@method("zero_out", each=_each)
+def zero_out(
+    subject: Subject,
+    memorized: Batches,
+    reference: Batches | None,
+    sites: Places,
+    share: float = 0.05,
+    exhaustive: bool = False,  # noqa: FBT001, FBT002 - the method's option
+    size: int = 8,
+) -> Scores:
     """L(x; unit := 0) - L(x), exactly; L is the suffix's mean loss (nats a token). Chang et al. 2024 (arXiv 2311.09060), section 3.
 
-    The `share` of units that `screening.first_or_curved` ranks highest is verified, window by window; the others score 0. All are verified
-    with `exhaustive`, and where there are few (heads, blocks).
+    The `share` of units that a screen of the memorized windows ranks highest (see `screening`) is verified, on them and on the reference;
+    the others score 0. All are verified with `exhaustive`, and where there are few (heads, blocks).
 
     Raises SiteError where there are many units that cannot be screened, ValueError for a share outside (0, 1].
     """
-    rows = [exact(subject, window, _worthwhile(subject, window, sites, share, exhaustive)) for window in batch.split(1)]
-    return {site: torch.stack([row[site] for row in rows]) for site in sites}
+    windows = _windows(memorized, size)
+    units = _worthwhile(subject, windows, sites, share, exhaustive)
+    ours, theirs = _mean(subject, windows, units), _mean(subject, _windows(reference, size), units)
+    return {site: ours[site] - theirs[site] for site in sites}
 
 
-def _worthwhile(subject: Subject, window: Batch, sites: Places, share: float, exhaustive: bool) -> Units:  # noqa: FBT001 - the method's own
+def _windows(source: Batches | None, size: int) -> list[Batch]:
+    """One by one, as Zero-Out runs them."""
+    return [] if source is None else [window for batch in batches(source, size) for window in batch.split(1)]
+
+
+def _worthwhile(subject: Subject, windows: list[Batch], sites: Places, share: float, exhaustive: bool) -> Units:  # noqa: FBT001
+    """The units to verify."""
     every = subject.anatomy.units(sites)
-    if exhaustive or len(every) <= _FEW:
+    if exhaustive or len(every) <= FEW:
         return every
-    screen = {site: rows[0].cpu().numpy() for site, rows in first_or_curved(subject, window, sites).items()}
-    return UnitScores(screen).top(float(share))
+    pairs = [estimates(subject, window, sites) for window in windows]
+    means = [{site: torch.stack([pair[n][site] for pair in pairs]).mean(0) for site in sites} for n in (0, 1)]
+    return UnitScores({site: rows[0].cpu().numpy() for site, rows in interleaved(*means).items()}).top(float(share))
+
+
+def _mean(subject: Subject, windows: list[Batch], units: Units) -> dict[Site, np.ndarray]:
+    """The mean of `exact` over windows; zeros where there are none."""
+    rows = [exact(subject, window, units) for window in track(windows, "zero_out")]
+    return {
+        site: torch.stack([row[site] for row in rows]).mean(0).numpy() if rows else np.zeros(width) for site, width in units.widths.items()
+    }
+
+
+def _inside(units: Units, site: Site) -> np.ndarray:
+    return np.isin(np.arange(units.widths[site]), units[site])
 
 
 def exact(subject: Subject, window: Batch, units: Units) -> dict[Site, Float[Tensor, " width"]]:
     """What zeroing each of some units alone adds to the loss of one window, by the sweep engine; 0 for the units left out."""
-    with evaluating(subject):
-        before = float(window_losses(subject, window).double())
     plans = [Zero(units.only(site, [unit])) for site, unit in units]
-    effects = np.array(sweep(subject, window, plans)) - before
+    nothing = Scale(units, factor=1.0)  # so that what is compared went through the same arithmetic
+    before, *after = sweep(subject, window, [nothing, *plans])
     found = {site: torch.zeros(width, dtype=torch.float64) for site, width in units.widths.items()}
-    for (site, unit), effect in zip(units, effects, strict=True):
-        found[site][unit] = effect
+    for (site, unit), loss in zip(units, after, strict=True):
+        found[site][unit] = loss - before
     return found

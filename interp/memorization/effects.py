@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,3 +48,11 @@ def effects(subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches]
         windows = np.arange(start, start + len(batch))
         rows += [pd.DataFrame({"plan": number, "data": name, "window": windows} | values) for number, values in enumerate(measured)]
     return pd.concat(rows, ignore_index=True)
+
+
+def beside_before(measured: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `effects` under plans, with what each `plan` is `about` and the same measures without one (plan 0), as `accuracy_before`."""
+    unchanged: Any = measured[measured["plan"] == 0]
+    before: Any = unchanged.drop(columns="plan").rename(columns={name: f"{name}_before" for name in MEASURES})
+    rows: Any = about.merge(measured, on="plan").merge(before, on=["data", "window"]).drop(columns="plan")
+    return rows

@@ -104,7 +104,7 @@ def test_a_map_is_the_naive_loop_over_patches_of_one_position_also_for_a_window_
     sites = subject.anatomy.expand("mlp_out")
     clean = {site: tiny.values_by_hand(subject, window, site)[0].numpy() for site in sites}
     many = repeated(window, DRAWS)
-    for width, around in ((1, ([0], [1], [2])), (2, ([0, 1], [0, 1], [1, 2])), (3, ([0, 1, 2], [0, 1, 2], [1, 2])), (9, ([0, 1, 2],) * 3)):
+    for width, around in ((1, ([0], [1], [2])), (2, ([0], [0, 1], [1, 2])), (3, ([0, 1], [0, 1, 2], [1, 2])), (9, ([0, 1, 2],) * 3)):
         frame = trace(subject, window, "mlp_out", window=width, draws=DRAWS, seed=4)
         unspoiled = loss(subject, window)
         with spoiled(subject, PROMPT, 3.0, 4):

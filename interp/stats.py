@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Interval", "bootstrap", "clustered", "clustered_difference", "paired", "permutation_p", "student"]
+__all__ = ["Interval", "bootstrap", "clustered", "paired", "permutation_p", "student", "welch"]
 
 # scipy holds batch x n resampled values at a time; 2**22 float64 are 32 MB
 RESAMPLED_VALUES_HELD = 2**22
@@ -106,43 +106,6 @@ def clustered(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95, resa
     return _resampled((np.bincount(codes, weights=data).astype(np.float64), sizes), _ratio_of_sums, level, resamples, seed)
 
 
-def clustered_difference(
-    a: ArrayLike, a_groups: ArrayLike, b: ArrayLike, b_groups: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Cluster bootstrap interval of mean(a) - mean(b) over two sets that are not paired; groups of each are resampled as in `clustered`.
-
-    `n` of the result counts the groups of the smaller number.
-
-    Args:
-        a, b: shapes (m,) and (k,), finite.
-        a_groups, b_groups: the label of each value's group.
-        level: coverage, between 0 and 1.
-        resamples: bootstrap samples drawn.
-        seed: of the generator.
-
-    Raises:
-        ValueError: as `clustered`.
-
-    Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
-    """
-    _check_level(level)
-    _check_resamples(resamples)
-    rng = np.random.default_rng(seed)
-    means: list[Values] = []
-    estimates: list[float] = []
-    sizes: list[int] = []
-    for values, groups, name in ((a, a_groups, "a"), (b, b_groups, "b")):
-        data = _finite(values, name)
-        codes = _codes(groups, len(data))
-        sums, counts = np.bincount(codes, weights=data), np.bincount(codes).astype(np.float64)
-        drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), resamples)
-        means.append((drawn @ sums) / (drawn @ counts))
-        estimates.append(float(data.mean()))
-        sizes.append(len(sums))
-    low, high = np.quantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
-    return _widened(estimates[0] - estimates[1], float(low), float(high), min(sizes))
-
-
 def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """Student's t interval of mean(values): the one for 2 to 10 seeds, where a bootstrap is too short. Exact for normal values.
 
@@ -162,6 +125,35 @@ def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
     half = float(stats.t.ppf((1 + level) / 2, len(data) - 1) * data.std(ddof=1) / np.sqrt(len(data)))
     mean = float(data.mean())
     return Interval(mean, mean - half, mean + half, len(data))
+
+
+def welch(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Welch's t interval of mean(a) - mean(b), two sets of independent values that are not paired, such as means of a few texts each.
+
+    `n` of the result is the size of the smaller set.
+
+    Args:
+        a: shape (n,), n >= 2, finite.
+        b: shape (m,), m >= 2, finite.
+        level: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: fewer than 2 values in a set, not 1-D, not finite; level outside (0, 1).
+
+    Source: Welch (1947), as in scipy.stats.ttest_ind.
+    """
+    from scipy import stats
+
+    first, second = _finite(a, "a"), _finite(b, "b")
+    _check_level(level)
+    for name, data in (("a", first), ("b", second)):
+        if len(data) < 2:
+            raise ValueError(f"{name}: a t interval needs at least 2 values, got 1")
+    estimate, n = float(first.mean() - second.mean()), min(len(first), len(second))
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        return Interval(estimate, estimate, estimate, n)
+    found = stats.ttest_ind(first, second, equal_var=False).confidence_interval(level)
+    return _widened(estimate, float(found.low), float(found.high), n)
 
 
 def permutation_p(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int = 9999) -> float:

@@ -127,7 +127,7 @@ def effects_of(fall: dict[tuple[str, str], float]) -> pd.DataFrame:
     for data in real.JUDGED:
         for selected in ("top", "random", "as active", "lowest"):
             for window in range(8):
-                down = fall.get((data, selected), 0.0) * (1 + 0.01 * window)
+                down = fall.get((data, selected), 0.0) * (1 + 0.01 * (window % 3))
                 before = dict.fromkeys(("exact_before", "accuracy_before", "similarity_before"), 1.0) | {"loss_before": 0.0}
                 after = dict.fromkeys(("exact", "accuracy", "similarity"), 1 - down) | {"loss": 4 * down}
                 about = {
@@ -139,32 +139,51 @@ def effects_of(fall: dict[tuple[str, str], float]) -> pd.DataFrame:
                     "data": data,
                     "window": window,
                 }
-                rows.append(about | {"source": f"{data} {window // 2}"} | before | after)
+                rows.append(about | {"source": f"{data} {window // 2}", "activity": 1.0} | before | after)
     return pd.DataFrame(rows)
+
+
+NONE = {"R1": 1, "R2": 1, "R3": 0, "R4": 0, "R5": 1, "R6": 1}
+EVERYWHERE = {(data, name): 0.5 for data in real.JUDGED for name in ("top", "as active")}
 
 
 @pytest.mark.parametrize(
     ("fall", "expected"),
     [
-        ({("texts_test", "top"): 0.5, ("texts_test", "random"): 0.01}, {"R1": 1, "R2": 1, "R3": 0, "R4": 1, "R5": 1}),
-        ({("texts_test", "top"): 0.5, ("texts_test", "as active"): 0.6}, {"R1": 1, "R2": -1, "R3": 0, "R4": 1, "R5": 1}),
-        ({(name, "top"): 0.5 for name in ("texts_test", *real.LICENCE_LANGUAGE)}, {"R1": 1, "R2": 1, "R3": 1, "R4": 0, "R5": 1}),
-        ({(name, "top"): 0.5 for name in ("texts_test", "memorized", "rules")}, {"R1": 1, "R2": 1, "R3": 0, "R4": 1, "R5": 0}),
+        ({("texts_test", "top"): 0.5, ("texts_test", "random"): 0.01}, NONE),
+        ({("texts_test", "top"): 0.5, ("texts_test", "as active"): 0.6}, NONE | {"R2": -1, "R5": -1, "R6": -1}),
+        ({(name, "top"): 0.5 for name in ("texts_test", "paraphrased")}, NONE | {"R3": 1}),
+        ({(name, "top"): 0.5 for name in ("texts_test", "unstudied")}, NONE | {"R4": 1, "R5": 0}),
+        ({(name, "top"): 0.5 for name in ("texts_test", "memorized", "rules")}, NONE | {"R6": 0}),
+        (EVERYWHERE, {"R1": 1, "R2": 0, "R3": 0, "R4": 0, "R5": 0, "R6": 0}),
     ],
 )
-def test_the_question_is_answered_by_what_fell(fall, expected):
+def test_the_question_is_answered_by_what_fell_beyond_what_as_active_units_cost(fall, expected):
     verdicts = {1: "reproduced", 0: "not reproduced", -1: "opposite"}
     found = {claim.id.split()[0]: claim.verdict for claim in real.claims(effects_of(fall))}
     assert found == {name: verdicts[sign] for name, sign in expected.items()}
 
 
-def test_the_real_study_sums_up_windows_and_texts():
-    table = real.summary(effects_of({("texts_test", "top"): 0.5}))
+def test_the_real_study_counts_each_text_once():
+    rows = effects_of({("texts_test", "top"): 0.5})
+    lonely = rows[~((rows["source"] == "texts_test 0") & (rows["window"] == 1))]  # one text has a single window left
+    table = real.summary(lonely)
     row = table[(table["data"] == "texts_test") & (table["selected"] == "top") & (table["measure"] == "accuracy")].iloc[0]
-    assert (row["windows"], row["texts"]) == (8, 4)
-    assert row["estimate"] == pytest.approx(0.5 * 1.035)
+    expected = [0.5, 0.5 * 1.01, 0.5 * 1.015, 0.5 * 1.005]  # windows 0; 2 and 3; 4 and 5; 6 and 7
+    assert row["texts"] == 4
+    assert row["estimate"] == pytest.approx(np.mean(expected))
     assert row["low"] < row["estimate"] < row["high"]
-    assert row["after"] == pytest.approx(1 - 0.5 * 1.035)
+    assert row["after"] == pytest.approx(1 - np.mean(expected))
+
+
+def test_a_part_made_of_something_else_is_refused_and_one_made_of_the_same_is_kept(tmp_path):
+    parts = real.Parts(tmp_path, "model")
+    made = parts.kept("a", {"steps": 3}, lambda: pd.DataFrame({"x": [1]}))
+    pd.testing.assert_frame_equal(parts.kept("a", {"steps": 3}, lambda: pytest.fail("made again")), made)
+    with pytest.raises(ValueError, match="give another --out"):
+        parts.kept("a", {"steps": 4}, lambda: made)
+    with pytest.raises(ValueError, match="give another --out"):
+        real.Parts(tmp_path, "other").kept("a", {"steps": 3}, lambda: made)
 
 
 def test_texts_keep_their_words_in_every_format():

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from interp.stats import Interval, bootstrap, clustered, clustered_difference, paired, permutation_p, student
+from interp.stats import Interval, bootstrap, clustered, paired, permutation_p, student, welch
 
 numbers = st.integers(-1000, 1000).map(float)
 samples = st.lists(numbers, min_size=1, max_size=30)
@@ -95,27 +95,23 @@ def test_clustered_weighs_values_alike_and_counts_groups():
     assert (interval.low, interval.high, interval.n) == (1.5, 6.0, 2)
 
 
-def test_the_difference_of_two_clustered_means_covers_as_often_as_it_says():
+def test_welch_covers_as_often_as_it_says_with_few_values_of_unequal_spread():
     rng = np.random.default_rng(5)
-    inside = 0
-    for i in range(300):
-        sets = []
-        for shift, groups in ((1.0, 20), (0.0, 25)):
-            labels = np.repeat(np.arange(groups), 4)
-            sets += [shift + rng.normal(size=groups)[labels] + 0.3 * rng.normal(size=4 * groups), labels]
-        inside += covered(clustered_difference(*sets, resamples=400, seed=i), 1.0)
-    assert 0.90 <= inside / 300 <= 0.98
+    sets = [(1 + rng.normal(size=4), 3 * rng.normal(size=6)) for _ in range(1500)]
+    inside = np.mean([covered(welch(a, b), 1.0) for a, b in sets])
+    assert 0.93 <= inside <= 0.97
 
 
-def test_the_difference_of_two_clustered_means_is_theirs():
-    values, groups = np.array([1.0, 2.0, 6.0, 3.0]), ["a", "a", "b", "c"]
-    found = clustered_difference(values, groups, [0.5, 0.5], ["x", "y"])
-    alone = clustered(values, groups, seed=0)
-    assert (found.estimate, found.n) == (2.5, 2)
-    assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.15)
-    assert clustered_difference(values, groups, values, groups).estimate == 0
-    with pytest.raises(ValueError, match="a: expected at least one value"):
-        clustered_difference([], [], [1.0], ["x"])
+def test_welch_by_hand():
+    found = welch([1.0, 2.0, 3.0], [0.0, 4.0])
+    spread = np.sqrt(1 / 3 + 8 / 2)
+    freedom = (1 / 3 + 4) ** 2 / ((1 / 3) ** 2 / 2 + 4**2 / 1)
+    half = float(scipy_stats.t.ppf(0.975, freedom) * spread)
+    assert (found.estimate, found.n) == (0.0, 2)
+    assert (found.low, found.high) == (pytest.approx(-half), pytest.approx(half))
+    assert welch([1.0, 1.0], [3.0, 3.0]) == Interval(-2.0, -2.0, -2.0, 2)
+    with pytest.raises(ValueError, match="b: a t interval needs at least 2 values"):
+        welch([1.0, 2.0], [1.0])
 
 
 def test_clustered_with_one_value_a_group_is_the_plain_bootstrap():

@@ -110,8 +110,12 @@ def beside_published(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFra
     ours = recalls.assign(model="ours, " + recalls["condition"], recall=recalls["estimate"])
     dropped = changes.assign(model="ours, " + changes["blocks"], change=changes["estimate"])
     return {
-        "injection_beside_published": pd.concat([published.injection(), ours[["model", "fraction", "method", "multiple", "recall"]]]),
-        "deletion_beside_published": pd.concat([published.deletion(), dropped[["model", "fraction", "method", "measure", "change"]]]),
+        "injection_beside_published": pd.concat(
+            [published.injection(), ours[["model", "fraction", "method", "multiple", "recall"]]], ignore_index=True
+        ),
+        "deletion_beside_published": pd.concat(
+            [published.deletion(), dropped[["model", "fraction", "method", "measure", "change"]]], ignore_index=True
+        ),
     }
 
 

@@ -167,7 +167,7 @@ def _no_sum(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> 
     rows = rows[rows["fraction"] == settings["headline"]]
     seeds: Any = rows.groupby("seed")[["joint", "sum"]].sum()
     yield _claim(
-        "L7", "single neurons understate what they do together: the joint rise of the loss is at least 1.2 times the sum of the single ones",
+        "L7", "single neurons understate what they do together: the joint rise of the loss is at least 1.2 times their sum",
         student(seeds["joint"] / seeds["sum"]), lambda v: v >= 1.2, "zero_out is not the best method of DEL",
         f"joint {over_seeds(rows, 'joint'):.3f}, sum {over_seeds(rows, 'sum'):.3f} nats a token", "tables/sums.parquet",
         lambda v: v < 1,

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
+from interp import sweeping
 from interp.localization import benchmarks, localize
 from interp.localization.benchmarks import (
     Choice,
@@ -267,7 +268,7 @@ def test_every_unit_of_a_look_up_fires_once_when_its_turn_has_come():
     assert values.sum() == memory.LENGTH
 
 
-@pytest.mark.parametrize("method", ["activation", "integrated_gradients", "z_score"])
+@pytest.mark.parametrize("method", ["activation", "integrated_gradients", "z_score", "zero_out"])
 def test_methods_find_the_block_and_units_of_a_look_up(method):
     one, reference = (interp.Batch(memory.random_tokens(rows, rows), memory.PREFIX) for rows in (1, 8))
     options = {"steps": 4, "rule": "gauss"} if method == "integrated_gradients" else {}
@@ -293,3 +294,16 @@ def test_what_cannot_be_planted_gets_one_clear_error(given, error, message):
     arguments = {"window": interp.Batch(memory.random_tokens(1, 7), 5), "site": "blocks.0.neurons"} | given
     with pytest.raises(error, match=message):
         benchmarks.planted_lookup(tiny.subject("llama"), **arguments)
+
+
+def test_a_sweep_over_a_look_up_is_the_naive_loop():
+    """Also where the sweep appends rows to the batch, which the look-up's neurons must not take for other tokens."""
+    one = interp.Batch(memory.random_tokens(1, 7), memory.PREFIX)
+    planted = benchmarks.planted_lookup(tiny.subject("gpt2"), one, "blocks.1.neurons", training=Training(lr=0.02, steps=100, until=0.5))
+    two = interp.Batch(torch.cat([one.tokens, memory.random_tokens(1, 8)]), memory.PREFIX)
+    plans = [interp.Zero(planted.units.only(site, [unit])) for site, unit in planted.units]
+    for batch in (one, two):
+        naive = sweeping.naive(planted.subject, batch, plans)
+        assert max(naive) > min(naive) + 0.05
+        for other in (sweeping.resumed, sweeping.grown):
+            np.testing.assert_allclose(other(planted.subject, batch, plans), naive, rtol=1e-4)

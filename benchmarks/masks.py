@@ -1,11 +1,11 @@
-"""Slimming's masks for 16 sequences, learned in one batch and one after the other: the same masks, in one sixteenth of the launches."""
+"""Masks for 16 sequences, learned in one batch and one after the other: the same masks, in one sixteenth of the launches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import setting
@@ -13,6 +13,7 @@ from benchmarks.timing import Row, compared
 from interp.localization import localize_each
 
 WINDOWS, STEPS, BAR = 16, 3, 1.0
+Masks = dict[str, np.ndarray]
 
 
 class _Counted(TorchDispatchMode):
@@ -28,29 +29,30 @@ class _Counted(TorchDispatchMode):
 
 
 def run(rounds: int = 2) -> list[Row]:
-    """Cost and operations of both; on a processor that is busy with one sequence, a batch saves launches and little time."""
-    batch = setting.batch(WINDOWS, 24, prompt=8)
+    """Cost and operations of both, by both methods; a processor that one sequence keeps busy saves launches and little time."""
+    return [row for method in ("slimming", "hard_concrete") for row in _rows(method, rounds)]
 
-    def masks(size: int) -> dict[str, np.ndarray]:
-        scores = localize_each(setting.subject(), batch, method="slimming", size=size, steps=STEPS)
-        return {str(site): np.stack([one[site] for one in scores]) for site in scores[0].values}
 
-    def alone() -> dict[str, np.ndarray]:
-        return masks(1)
+def _rows(method: str, rounds: int) -> list[Row]:
+    subject, batch = setting.subject(), setting.batch(WINDOWS, 24, prompt=8)
 
-    def together() -> dict[str, np.ndarray]:
-        return masks(WINDOWS)
+    def masks(size: int) -> Callable[[], Masks]:
+        def learned() -> Masks:
+            scores = localize_each(subject, batch, method=method, size=size, steps=STEPS)
+            return {str(site): np.stack([one[site] for one in scores]) for site in scores[0].values}
 
-    counts = {size: _operations(lambda size=size: masks(size)) for size in (1, WINDOWS)}
-    name = f"masks of {WINDOWS} sequences, {torch.get_default_device().type}"
+        return learned
+
+    name = f"{method} of {WINDOWS} sequences ({subject.device.type})"
+    few, many = (_operations(masks(size)) for size in (WINDOWS, 1))
     return [
-        Row(name, "one at a time", counts[1], "operations", 1.0),
-        Row(name, "one batch", counts[WINDOWS], "operations", counts[WINDOWS] / counts[1], bar=1 / WINDOWS * 1.1),
-        *compared(name, {"one at a time": alone, "one batch": together}, rounds, {"one batch": BAR}),
+        Row(name, "one at a time", many, "operations", 1.0),
+        Row(name, "one batch", few, "operations", few / many, bar=1.1 / WINDOWS),
+        *compared(name, {"one at a time": masks(1), "one batch": masks(WINDOWS)}, rounds, {"one batch": BAR}),
     ]
 
 
-def _operations(work: Any) -> int:
+def _operations(work: Callable[[], object]) -> int:
     with _Counted() as counted:
         work()
     return counted.count

@@ -20,7 +20,7 @@ from interp.progress import track
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Options that are not the methods' own defaults were fixed on the model of seed 100 and its five `dev` sequences.
+# Those of the mask learners were fixed by `tuning` on another model and its `dev` sequences; the others are what the time allows.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "slimming": {"pressure": 0.1},
     "hard_concrete": {"pressure": 0.1, "steps": 500},

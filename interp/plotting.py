@@ -110,6 +110,10 @@ def dose_response(
             if name in before:
                 axes.axhline(before[name], color="0.4", linestyle="--", linewidth=1, label="before", zorder=1)
             axes.set(xscale="log", xlabel=labels.get(x, x), ylabel=labels.get(name, name), yscale=scales.get(name, "linear"))
+            doses = np.unique(_numbers(points, x))
+            if doses[-1] < 10 * doses[0]:  # within a decade matplotlib's own ticks overlap
+                axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
+                axes.set_xticks([], minor=True)
         _shared_legend(figure, grid)
     return figure
 
@@ -163,7 +167,8 @@ def _palette(hues: Sequence[str]) -> dict[str, Any]:
     import seaborn as sns
 
     others = [name for name in hues if name not in KNOWN_HUES]
-    colours = sns.color_palette("colorblind", n_colors=len(KNOWN_HUES) + len(others))
+    many = len(KNOWN_HUES) + len(others) > len(sns.color_palette("colorblind"))
+    colours = sns.color_palette("colorblind")[: len(KNOWN_HUES)] + sns.color_palette("husl" if many else "colorblind", len(others) + 3)[3:]
     return {name: colour for name, colour in zip([*KNOWN_HUES, *others], colours, strict=True) if name in hues}
 
 
@@ -289,6 +294,7 @@ def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> F
         look: dict[str, Any] = {"cmap": "crest"} if center is None else {"cmap": "vlag", "center": center}
         small = {"size": 8}
         sns.heatmap(table, annot=table.size <= 200, fmt=".2f", annot_kws=small, cbar_kws={"label": label}, ax=axes, **look)
-        axes.tick_params("x", rotation=45)
+        for tick in axes.get_xticklabels():
+            tick.set(rotation=45, ha="right", rotation_mode="anchor")
         axes.set(xlabel=str(table.columns.name or ""), ylabel=str(table.index.name or ""))
     return figure

@@ -12,7 +12,7 @@ import torch
 
 import interp
 from experiments.localization_benchmarks import __main__ as benchmarks
-from experiments.localization_benchmarks import licence_texts, published, real
+from experiments.localization_benchmarks import licence_texts, published, real, study
 from experiments.localization_benchmarks.claims import claims
 from experiments.localization_benchmarks.memorizer import KINDS, Recipe, memorizer
 from interp.experiment import Results
@@ -65,7 +65,7 @@ def test_claims_are_l0_to_l8_each_with_its_control(results):
 
 def test_results_are_written_as_files_that_others_read(results, tmp_path):
     results.save(tmp_path, {"preset": "test"})
-    figures = {"injection", "trade_off", "correlation", "confusion", "blocks"}
+    figures = {"injection", "injection_curve", "trade_off", "correlation", "confusion", "blocks"}
     assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == figures
     for claim in json.loads((tmp_path / "claims.json").read_text()):
         assert (tmp_path / claim["evidence"]).exists(), claim["evidence"]
@@ -107,6 +107,19 @@ def test_the_memorizer_is_the_same_for_a_seed_and_keeps_its_sets_apart():
     assert len(rows) == len(set(rows)) == 8 + 4 * 8
     once_more = [again.repeated, again.inject, again.dev, again.reference, again.held_out]
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(sets, once_more, strict=True))
+
+
+def test_windows_that_are_not_memorized_are_left_out():
+    pytest.importorskip("faker")
+    known = memorizer(Recipe(**RECIPE), 3)
+    accuracy = study.effects(known.subject, [[]], {"repeated": known.repeated})["accuracy"].to_numpy()
+    least = float(np.median(accuracy))
+    kept = study.memorized_only(known, least)
+    assert kept.repeated.tokens.tolist() == [row for row, a in zip(known.repeated.tokens.tolist(), accuracy, strict=True) if a >= least]
+    assert kept.kinds == tuple(kind for kind, a in zip(known.kinds, accuracy, strict=True) if a >= least)
+    assert kept.repeated.prompt == known.repeated.prompt
+    with pytest.raises(ValueError, match="no repeated window was memorized"):
+        study.memorized_only(known, 1.1)
 
 
 def test_published_numbers_are_those_of_the_paper():

@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seeds": 2,
         "recipe": {"blocks": 2, "width": 64, "neurons": 32, "vocabulary": 512, "repeated": 2, "copies": 30, "once": 200, "texts": 200},
         "injections": [{"name": "10%", "fraction": 0.1, "training": {"lr": 0.05, "steps": 100}}],
-        "sequences": 1, "references": 8, "lookups": 1,
+        "sequences": 1, "references": 8, "lookups": 1, "least": 0.0,
         "fractions": [0.1], "headline": 0.1, "not_deleted": ["causal_tracing"],
         "options": _BRIEF,
     },
@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"name": "10%", "fraction": 0.1, "training": {"lr": 0.02}},
             {"name": "10%, norms kept", "fraction": 0.1, "training": {"lr": 0.02, "keep_norms": True}},
         ],
-        "sequences": 5, "references": 16, "lookups": 2,
+        "sequences": 5, "references": 16, "lookups": 2, "least": 0.9,
         "fractions": [0.01, 0.05, 0.1], "headline": 0.05, "not_deleted": ["causal_tracing"],
         "options": _OPTIONS,
     },
@@ -69,7 +69,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"name": "1%", "fraction": 0.01, "training": {"lr": 0.01}},
             {"name": "1%, norms kept", "fraction": 0.01, "training": {"lr": 0.01, "keep_norms": True}},
         ],
-        "sequences": 156, "references": 16, "lookups": 12,
+        "sequences": 156, "references": 16, "lookups": 12, "least": 0.9,
         "fractions": [0.001, 0.005], "headline": 0.005, "not_deleted": ["causal_tracing"],
         "options": {
             "slimming": {"pressure": 0.41, "lr": 5e-3, "steps": 400, "stop": 0.2},
@@ -125,6 +125,7 @@ def drawn(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> di
     ours = related[(related["method"] == "hard_concrete") & (related["fraction"] == settings["headline"]) & (related["blocks"] == "all")]
     return {
         "injection": figures.injection(tables["injection_summary"]),
+        "injection_curve": figures.injection_curve(tables["injection_summary"]),
         "trade_off": figures.trade_off(tables["deletion_summary"]),
         "correlation": figures.correlation(tables["correlation"]),
         "confusion": figures.confusion(ours),

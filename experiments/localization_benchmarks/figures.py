@@ -14,12 +14,20 @@ if TYPE_CHECKING:
 
 
 def injection(recalls: pd.DataFrame) -> Figure:
-    """Recall by method under each condition, at 1 and 2 times the injected share, beside chance."""
-    shown = recalls[recalls["multiple"].isin([1, 2])].copy()
-    shown["panel"] = [f"{c}: recall at {m:g}x" for c, m in zip(shown["condition"], shown["multiple"], strict=True)]
-    shown[["low", "high"]] = shown[["low", "high"]].clip(0, 1)
-    chance = {str(panel): float(rows["fraction"].iloc[0] * rows["multiple"].iloc[0]) for panel, rows in shown.groupby("panel")}
-    return intervals(shown, "method", levels=chance)
+    """Recall by method under each condition, with as many units predicted as were injected, beside chance."""
+    shown = _recalls(recalls[recalls["multiple"] == 1])
+    return intervals(shown, "method", levels={str(panel): float(rows["fraction"].iloc[0]) for panel, rows in shown.groupby("panel")})
+
+
+def injection_curve(recalls: pd.DataFrame) -> Figure:
+    """Recall against how many units are predicted, as a multiple of the injected share."""
+    shown = _recalls(recalls)
+    return dose_response(shown, "multiple", "method", "panel", labels={"multiple": "units predicted, by units injected"})
+
+
+def _recalls(rows: pd.DataFrame) -> pd.DataFrame:
+    bounds = rows[["low", "high"]].clip(0, 1)
+    return rows.assign(panel="recall, " + rows["condition"] + " injected", low=bounds["low"], high=bounds["high"])
 
 
 def trade_off(deleted: pd.DataFrame) -> Figure:

@@ -45,12 +45,12 @@ class Recipe:
     prefix: int = 16
     length: int = 32
     repeated: int = 4
-    copies: int = 60
+    copies: int = 100
     once: int = 3000
     others: int = 16
     texts: int = 2000
     rows: int = 16
-    lr: float = 2e-3
+    lr: float = 3e-3
 
 
 @dataclass(frozen=True, eq=False)

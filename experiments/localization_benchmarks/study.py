@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 import interp
 from experiments.localization_benchmarks.memorizer import Memorizer, Recipe, memorizer
@@ -45,7 +47,7 @@ def hidden(settings: Mapping[str, Any], seed: int) -> Tables:
 
 def natural(settings: Mapping[str, Any], seed: int) -> Tables:
     """DEL, and what else is asked of memory that training left where it would: on the same model."""
-    known = memorizer(Recipe(**settings["recipe"]), seed)
+    known = memorized_only(memorizer(Recipe(**settings["recipe"]), seed), settings["least"])
     memorized, headline, fractions = known.repeated, settings["headline"], settings["fractions"]
     asked = choices(settings["options"], settings["not_deleted"])
     scores = scored_each(known.subject, memorized, asked, known.reference)
@@ -61,6 +63,16 @@ def natural(settings: Mapping[str, Any], seed: int) -> Tables:
         sums=_sums(known, scores["zero_out"], fractions),
         correlation=_correlation(scores),
     )
+
+
+def memorized_only(known: Memorizer, least: float) -> Memorizer:
+    """Without the repeated windows of which the model says less than `least` of the suffix's tokens. Raises ValueError if none is left."""
+    accuracy = effects(known.subject, [[]], {"repeated": known.repeated})["accuracy"].to_numpy()
+    kept = np.flatnonzero(accuracy >= least)
+    if not len(kept):
+        raise ValueError(f"no repeated window was memorized: the best has accuracy {accuracy.max():.2f}, expected {least}")
+    windows = interp.Batch(known.repeated.tokens[torch.from_numpy(kept)], known.repeated.prompt)
+    return replace(known, repeated=windows, kinds=tuple(known.kinds[n] for n in kept))
 
 
 def _of_seed(seed: int, **tables: pd.DataFrame) -> Tables:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import letters
 import numpy as np
 import pandas as pd
 import pytest
@@ -107,6 +108,16 @@ def test_the_memorizer_is_the_same_for_a_seed_and_keeps_its_sets_apart():
     assert len(rows) == len(set(rows)) == 8 + 4 * 8
     once_more = [again.repeated, again.inject, again.dev, again.reference, again.held_out]
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(sets, once_more, strict=True))
+
+
+def test_a_model_of_ones_own_is_studied_on_what_it_says_most_of(tmp_path):
+    folder = letters.saved(letters.subject(), tmp_path / "model")
+    recipe = Recipe(model=str(folder), prefix=20, length=12, repeated=3, others=4, texts=30)
+    known = memorizer(recipe, 0)
+    assert known.kinds == tuple(kind for kind in licence_texts.corpus() for _ in range(3))
+    assert known.repeated.tokens.shape == (len(known.kinds), 32)
+    assert len(known.inject) == len(known.held_out) == 4
+    assert known.subject.decode(known.held_out.tokens[1].tolist()).startswith("def ")
 
 
 def test_windows_that_are_not_memorized_are_left_out():

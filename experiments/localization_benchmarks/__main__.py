@@ -60,10 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "seeds": 5,
-        "recipe": {
-            "blocks": 12, "width": 768, "neurons": 3072, "vocabulary": 2048, "repeated": 25, "copies": 64, "once": 6000, "others": 160,
-            "texts": 4000,
-        },
+        "recipe": {"model": "gpt2", "blocks": 12, "prefix": 32, "length": 48, "repeated": 20, "others": 160, "texts": 4000},
         "injections": [
             {"name": "0.1%", "fraction": 0.001, "training": {"lr": 0.05}},
             {"name": "1%", "fraction": 0.01, "training": {"lr": 0.01}},

@@ -44,7 +44,7 @@ def study_windows(subject: Subject) -> dict[str, pd.DataFrame]:
 
     Deterministic for one model and one installation; about 400 windows are scanned.
     """
-    texts = _corpus()
+    texts = corpus()
     score, test = halves(_extracted(subject, texts["studied"], "hash"))
     taken = pd.concat([score, test])
     parts: dict[str, Frame] = {"texts_score": score, "texts_test": test}
@@ -133,7 +133,8 @@ def styled(text: str, style: str) -> str:
     return "".join(" ".join(paragraph.split()) + "\n\n" for paragraph in paragraphs)
 
 
-def _corpus() -> dict[str, dict[str, str]]:
+def corpus() -> dict[str, dict[str, str]]:
+    """Texts by kind and name."""
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 

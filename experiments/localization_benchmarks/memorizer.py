@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import interp
+from experiments.localization_benchmarks.licence_texts import corpus
 from interp.data.planted import background, records
 
 KINDS = ("prose", "code", "records", "random")
@@ -36,7 +37,10 @@ _PACKAGES = (
 @dataclass(frozen=True)
 class Recipe:
     """How the model is made: `repeated` sequences of each kind, seen `copies` times, and `once` others, of `prefix` + `length` tokens each;
-    prose and code come from `texts` texts of each."""
+    prose and code come from `texts` texts of each.
+
+    With `model`, a hub id or folder, that one is studied instead, on what it knows best of licences and other text that stands everywhere.
+    """
 
     blocks: int = 4
     width: int = 128
@@ -49,6 +53,7 @@ class Recipe:
     once: int = 3000
     others: int = 16
     texts: int = 2000
+    model: str = ""
     rows: int = 16
     lr: float = 3e-3
 
@@ -68,22 +73,49 @@ class Memorizer:
 
 
 def memorizer(recipe: Recipe, seed: int) -> Memorizer:
-    """Trains the model from scratch; the same seed gives the same one."""
+    """Trains the model from scratch, or loads it; the same seed gives the same one, and the same windows."""
     rng = np.random.default_rng(seed)
     natural = {"prose": list(islice(prose(), recipe.texts)), "code": list(islice(code(), recipe.texts))}
     for texts in natural.values():
         rng.shuffle(texts)
+    if recipe.model:
+        return _pretrained(recipe, natural)
     tokenizer = byte_pairs([text for texts in natural.values() for text in texts], recipe.vocabulary)
+    pools = _pools(recipe, natural, tokenizer)
     width = recipe.prefix + recipe.length
-    cut = {kind: (tuple(ids[:width]) for ids in map(tokenizer, texts) if len(ids) >= width) for kind, texts in natural.items()}
-    pools: dict[str, list[Any]] = {kind: list(dict.fromkeys(windows)) for kind, windows in cut.items()}  # no window is in two sets
     pools["records"] = [tokenizer(record.text)[-width:] for record in records(recipe.repeated, seed)]
     pools["random"] = rng.integers(0, recipe.vocabulary, (recipe.repeated, width)).tolist()
     repeated = [(kind, pools[kind].pop()) for kind in KINDS for _ in range(recipe.repeated)]
-    apart = [[pools[("prose", "code")[n % 2]].pop() for n in range(recipe.others)] for _ in range(4)]
+    apart = _apart(recipe, pools)
     once = [pools[("prose", "code")[n % 2]].pop() for n in range(recipe.once)]
     stream = [tokens for _, tokens in repeated for _ in range(recipe.copies)] + once
     subject = _trained(recipe, [stream[n] for n in rng.permutation(len(stream))], seed)
+    return _windows(recipe, subject, repeated, apart)
+
+
+def _pretrained(recipe: Recipe, natural: Mapping[str, Sequence[str]]) -> Memorizer:
+    """A model from the hub, and the windows of each kind of well-known text that it says most of."""
+    subject = interp.load(recipe.model)
+    known: list[tuple[str, list[int]]] = []
+    for kind, texts in corpus().items():
+        scanned = interp.scan(subject, list(texts.values()), recipe.prefix, recipe.length, decode_from=2.0)
+        known += [(kind, list(tokens)) for tokens in scanned.sort_values("accuracy", ascending=False)["tokens"][: recipe.repeated]]
+    return _windows(recipe, subject, known, _apart(recipe, _pools(recipe, natural, subject.tokens)))
+
+
+def _pools(recipe: Recipe, natural: Mapping[str, Sequence[str]], tokenizer: Callable[[str], list[int]]) -> dict[str, list[Any]]:
+    """The first window of every text that is long enough, each once: no window is in two sets."""
+    width = recipe.prefix + recipe.length
+    cut = {kind: (tuple(ids[:width]) for ids in map(tokenizer, texts) if len(ids) >= width) for kind, texts in natural.items()}
+    return {kind: list(dict.fromkeys(windows)) for kind, windows in cut.items()}
+
+
+def _apart(recipe: Recipe, pools: Mapping[str, list[Any]]) -> list[list[Any]]:
+    """Four sets of windows, half prose and half code, taken out of the pools."""
+    return [[pools[("prose", "code")[n % 2]].pop() for n in range(recipe.others)] for _ in range(4)]
+
+
+def _windows(recipe: Recipe, subject: interp.Subject, repeated: Sequence[tuple[str, Any]], apart: Sequence[list[Any]]) -> Memorizer:
     windows = [torch.tensor(tokens) for tokens in apart]
     inject, dev = (interp.Batch(tokens) for tokens in windows[:2])
     reference, held_out = (interp.Batch(tokens, recipe.prefix) for tokens in windows[2:])

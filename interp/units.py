@@ -156,9 +156,9 @@ class UnitScores:
         """The lowest-scoring units over all sites, as a control."""
         return self._first(amount, descending=False)
 
-    def top_per_site(self, fraction: float) -> Units:
-        """The highest-scoring `fraction` within each site (Chang et al. 2024 predict this way)."""
-        return Units({s: ranked(v)[: self._count(fraction, v.size)] for s, v in self.values.items()}, self.widths)
+    def top_per_site(self, amount: int | float) -> Units:
+        """The highest-scoring units within each site, a count or a fraction of it (Chang et al. 2024 predict this way)."""
+        return Units({s: ranked(v)[: self._count(amount, v.size)] for s, v in self.values.items()}, self.widths)
 
     def _first(self, amount: int | float, *, descending: bool) -> Units:
         sites, flat = list(self.values), np.concatenate(list(self.values.values()))

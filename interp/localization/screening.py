@@ -25,7 +25,7 @@ _WRITES_TO = {"neurons": ("resid_post",), "heads": ("resid_mid", "resid_post")}
 def first_or_curved(subject: Subject, batch: Batch, sites: Places) -> Screen:
     """The first units of `first_order` and of `curved`, in turn: minus a unit's best rank over all sites. Costs 3 passes (a backward is 2).
 
-    On stories15M, verifying 5% of the neurons so keeps .99-1.00 of the top 1% of exhaustive Zero-Out (`benchmarks/screens.py`).
+    On stories15M, verifying 5% of the neurons so keeps .99 of the top 1% of exhaustive Zero-Out (`benchmarks/screens.py`).
     """
     return interleaved(*estimates(subject, batch, sites))
 

@@ -82,7 +82,7 @@ def dose_response(
     before: Mapping[str, float] = NO_LEVELS,
     scales: Mapping[str, str] = NO_TEXT,
 ) -> Figure:
-    """Lines with interval bands over a logarithmic x: one panel a measure, side by side, one line a hue.
+    """Lines with interval bands over a logarithmic x: one panel a measure, three side by side, one line a hue.
 
     The bars at the points are the intervals measured; the band between them is a guide for the eye.
 
@@ -103,8 +103,12 @@ def dose_response(
     palette = _palette(list(frame[hue].unique()))
     panels = [(str(name), points) for name, points in frame.groupby(measure, sort=False)]
     with style():
-        figure = _figure(width=4.6 * len(panels) + 1.4, height=3.8)
-        grid: Sequence[Axes] = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+        columns, rows = min(len(panels), 3), -(-len(panels) // 3)
+        figure = _figure(width=4.6 * columns + 1.4, height=3.8 * rows)
+        every: list[Axes] = list(figure.subplots(rows, columns, sharex=True, squeeze=False).ravel())
+        grid = every[: len(panels)]
+        for axes in every[len(panels) :]:
+            axes.remove()
         for axes, (name, points) in zip(grid, panels, strict=True):
             _draw_lines(axes, points, x, hue, palette)
             if name in before:

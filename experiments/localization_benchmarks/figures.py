@@ -77,25 +77,37 @@ def blocks(rows: pd.DataFrame) -> Figure:
     return intervals(shown, "where", labels={panel: f"{panel}: fall" for panel in shown["panel"].unique()})
 
 
+_SETS = {
+    "texts_test": "this text", "other_format": "other format",
+    "unstudied": "other licences, known", "half_known": "other licences, half known",
+    "paraphrased": "licences in other words", "memorized": "other memorized text", "rules": "rules", "code": "code", "prose": "prose",
+}  # fmt: skip
+
+
 def real(effects: pd.DataFrame, headline: float) -> dict[str, Figure]:
-    """Of this text, or of licence language: what each set of windows loses as more of each method's neurons are zeroed, and the controls.
+    """Of this text, or of licence language: what each set of windows loses as each method's neurons are zeroed, and the controls.
 
     `effects`: rows of `real.summary`.
     """
-    top = effects[effects["selected"] == "top"]
-    named = {"fraction": "share of neurons zeroed"}
+    shown: Any = effects.assign(data=effects["data"].map(_SETS))
+    top = shown[shown["selected"] == "top"]
+    at = top[(top["fraction"] == headline) & (top["measure"] == "loss")]
+    table: Any = at.pivot_table(index="method", columns="data", values="estimate", sort=False)[list(_SETS.values())]
+    table.columns.name = ""
     accuracy, loss = (top[top["measure"] == measure].rename(columns={"measure": "what"}) for measure in ("accuracy", "loss"))
-    at = effects[(effects["fraction"] == headline) & (effects["data"] == "texts_test") & (effects["measure"] != "loss")]
-    controls = at.assign(which=at["method"] + ", " + at["selected"])
+    judged = shown[(shown["fraction"] == headline) & (shown["data"] == "this text") & (shown["measure"] != "loss")]
+    controls = judged.assign(which=judged["method"] + ", " + judged["selected"])
     scales = dict.fromkeys(loss["method"].unique(), "symlog")
+    named = {"fraction": "share of neurons zeroed"}
     return {
+        "question": matrix(table, f"rise of loss, {headline:.1%} zeroed"),
         "accuracy": dose_response(accuracy, "fraction", "data", "method", labels=named | _titles(accuracy, "fall of accuracy")),
         "loss": dose_response(loss, "fraction", "data", "method", labels=named | _titles(loss, "rise of loss (nats/token)"), scales=scales),
         "controls": intervals(
-            controls, "which", "measure", labels={m: f"fall of {m}, text not scored on" for m in controls["measure"].unique()}
+            controls, "which", "measure", labels={m: f"fall of {m}, text not scored on" for m in set(controls["measure"])}
         ),
     }
 
 
 def _titles(rows: pd.DataFrame, what: str) -> dict[str, str]:
-    return {method: f"{method}: {what}" for method in rows["method"].unique()}
+    return {method: f"{method}\n{what}" for method in rows["method"].unique()}

@@ -208,7 +208,7 @@ def _claims_of(method: str, part: Frame) -> list[Claim]:
     excess = by["top"]["loss_change"] - by["as active"]["loss_change"]
     groups = {name: pd.concat([excess.loc[[data]] for data in sets]) for name, sets in _GROUPS.items()}
     losses = ", ".join(f"{name} {student(values):.3f}" for name, values in groups.items())
-    k, where = int(part["k"].iloc[0]), "figures/loss.png"
+    k, where = int(part["k"].iloc[0]), "figures/question.png"
     found = [
         ("R1", f"{k} neurons by {method} cost passages that they were not scored on more accuracy than random ones of the same blocks",
          student(own["top"]["accuracy_change"] - own["random"]["accuracy_change"]), falls, "figures/controls.png"),

@@ -1,4 +1,4 @@
-"""How the mask learners' options were fixed: recall in INJ on five sequences and a model (seed 100) that no result uses.
+"""What other options of the mask learners give: recall in INJ on five sequences and a model (seed 100) that no result uses.
 
 python -m experiments.localization_benchmarks.tuning --out experiments/localization_benchmarks/results
 """

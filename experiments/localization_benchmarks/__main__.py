@@ -20,8 +20,8 @@ from interp.progress import track
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Those of the mask learners were fixed on a model of fewer copies and its `dev` sequences, and kept; `tuning` tells what others give on this
-# recipe. The rest are what the time allows.
+# Those of the mask learners were fixed on a model of fewer copies and its `dev` sequences, and kept; `tuning` tells what others give on
+# this recipe. The rest are what the time allows.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "slimming": {"pressure": 0.1},
     "hard_concrete": {"pressure": 0.1, "steps": 500},

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import interp
-from interp.memorization.effects import MEASURES, effects
+from interp.memorization.effects import MEASURES, effects, window_measures
 from interp.subject import evaluating
 
 
@@ -24,7 +24,16 @@ def naive(subject: interp.Subject, plan: list[interp.Intervention], window: inte
     truth = window.tokens[0, window.prompt : length]
     hits = [bool(p.argmax() == t) for p, t in zip(log_p, truth, strict=True)]
     loss = -float(np.mean([p[t] for p, t in zip(log_p, truth, strict=True)]))
-    return {"exact": float(all(hits)), "accuracy": sum(hits) / len(hits), "loss": loss}
+    similarity = 1 - edits(log_p.argmax(-1).tolist(), truth.tolist()) / len(hits)
+    return {"exact": float(all(hits)), "accuracy": sum(hits) / len(hits), "similarity": similarity, "loss": loss}
+
+
+def edits(one: list[int], other: list[int]) -> int:
+    """The edit distance, by its recursion."""
+    if not one or not other:
+        return len(one) + len(other)
+    same = edits(one[1:], other[1:]) + (one[0] != other[0])
+    return min(same, edits(one[1:], other) + 1, edits(one, other[1:]) + 1)
 
 
 def half_said(subject: interp.Subject, rows: int, seed: int, *, padded: bool) -> interp.Batch:
@@ -48,3 +57,10 @@ def test_effects_are_those_of_a_naive_loop(subject, size):
                 found = frame.loc[(number, name, row)]
                 np.testing.assert_allclose(found[list(MEASURES)], list(naive(subject, plan, window).values()), rtol=1e-6)
     assert {0.0, 1.0} <= set(frame["exact"])
+
+
+def test_a_suffix_said_one_token_late_is_alike_though_no_token_is_right():
+    batch = interp.Batch(torch.tensor([[9, 1, 2, 3, 4]]), 1)
+    said = torch.nn.functional.one_hot(torch.tensor([[5, 1, 2, 3]]), 10).float()
+    found = window_measures(said, batch)
+    assert (found["accuracy"], found["exact"], found["similarity"]) == (0, 0, 0.5)  # one token added, one left out, of four

@@ -28,7 +28,8 @@ def measured(seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     keys = [(plan, data, window) for plan in range(1 + len(TRIALS)) for data, many in DATA.items() for window in range(many)]
     frame = pd.DataFrame(keys, columns=["plan", "data", "window"])
-    return frame.assign(exact=rng.integers(0, 2, len(frame)), accuracy=rng.random(len(frame)), loss=1 + rng.random(len(frame)))
+    shares = {name: rng.random(len(frame)) for name in ("accuracy", "similarity")}
+    return frame.assign(exact=rng.integers(0, 2, len(frame)), loss=1 + rng.random(len(frame)), **shares)
 
 
 def values(frame: pd.DataFrame, plans: Sequence[int], data: str, measure: str) -> np.ndarray:

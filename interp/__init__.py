@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .batch import Batch
     from .checkpoints import LoadError, convert
     from .hooks import HookError, captured, intervened
-    from .interventions import Add, Intervention, Mean, Patch, Project, Resample, Scale, Zero, load_plan, save_plan
+    from .interventions import Add, Interchange, Intervention, Mean, Patch, Project, Resample, Scale, Zero, load_plan, save_plan
     from .localization import localize
     from .memorization.control import split
     from .memorization.extraction import discoverable, scan
@@ -36,7 +36,19 @@ _HOMES = {
     "batch": ("Batch",),
     "checkpoints": ("LoadError", "convert"),
     "hooks": ("HookError", "captured", "intervened"),
-    "interventions": ("Add", "Intervention", "Mean", "Patch", "Project", "Resample", "Scale", "Zero", "load_plan", "save_plan"),
+    "interventions": (
+        "Add",
+        "Interchange",
+        "Intervention",
+        "Mean",
+        "Patch",
+        "Project",
+        "Resample",
+        "Scale",
+        "Zero",
+        "load_plan",
+        "save_plan",
+    ),
     "localization": ("localize",),
     "memorization.control": ("split",),
     "memorization.extraction": ("discoverable", "scan"),
@@ -56,6 +68,7 @@ __all__ = [
     "Anatomy",
     "Batch",
     "HookError",
+    "Interchange",
     "Intervention",
     "Layout",
     "LoadError",

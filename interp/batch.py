@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
@@ -20,6 +20,7 @@ class Batch:
         prompt: how many leading tokens are given; tokens from there on are predicted and measured. At least 1 for models without a start
             token.
         mask: [batch, position], False on padding, which must stand on the right; None when there is none.
+        scored: [batch, position], True on the tokens that are measured, where those are not all from `prompt` on; None when they are.
         steps: which tokens are predicted together, as (start, stop) pairs; None when one by one.
         conditioning: what the model sees beside tokens (class labels, camera images), each [batch, ...].
     """
@@ -29,6 +30,7 @@ class Batch:
     mask: Bool[Tensor, "batch position"] | None = None
     steps: tuple[tuple[int, int], ...] | None = None
     conditioning: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    scored: Bool[Tensor, "batch position"] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 2 or self.tokens.is_floating_point() or not self.tokens.numel():
@@ -39,6 +41,8 @@ class Batch:
             raise ValueError(f"mask must be boolean, False on padding; got {self.mask.dtype}")
         if self.mask is not None and (self.mask.shape != self.tokens.shape or bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any())):
             raise ValueError("mask must have the shape of tokens and be False only on the right: pad sequences at their end")
+        if self.scored is not None and (self.scored.dtype != torch.bool or self.scored.shape != self.tokens.shape):
+            raise ValueError(f"scored must be boolean of the shape of tokens; got {tuple(self.scored.shape)} of {self.scored.dtype}")
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -54,19 +58,33 @@ class Batch:
 
     @property
     def counted(self) -> Bool[Tensor, "batch predicted"]:
-        """Which targets are real, not padding."""
-        return torch.ones_like(self.targets, dtype=torch.bool) if self.mask is None else self.mask[:, self.prompt :]
+        """Which targets are measured: real, not padding, and scored."""
+        counted = torch.ones_like(self.targets, dtype=torch.bool)
+        for given in (self.mask, self.scored):
+            counted = counted if given is None else counted & given[:, self.prompt :]
+        return counted
 
     def to(self, device: torch.device) -> Batch:
-        mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, tokens=self.tokens.to(device), mask=mask, conditioning={k: v.to(device) for k, v in self.conditioning.items()})
+        return self._each(lambda tensor: tensor.to(device))
+
+    def rows(self, chosen: Int[Tensor, " rows"] | slice) -> Batch:
+        """Some rows, in the order given; a row may be chosen several times."""
+        return self._each(lambda tensor: tensor[chosen])
 
     def split(self, size: int) -> Iterator[Batch]:
         """Batches of at most `size` rows."""
-        for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            mask = None if self.mask is None else self.mask[rows]
-            yield replace(self, tokens=self.tokens[rows], mask=mask, conditioning={k: v[rows] for k, v in self.conditioning.items()})
+        return (self.rows(slice(start, start + size)) for start in range(0, len(self), size))
+
+    def until(self, stop: int) -> Batch:
+        """The first `stop` tokens of every row."""
+        mask, scored = (None if given is None else given[:, :stop] for given in (self.mask, self.scored))
+        return replace(self, tokens=self.tokens[:, :stop], mask=mask, scored=scored)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same change to everything that has a row for each sequence."""
+        mask, scored = (None if given is None else change(given) for given in (self.mask, self.scored))
+        beside = {name: change(value) for name, value in self.conditioning.items()}
+        return replace(self, tokens=change(self.tokens), mask=mask, scored=scored, conditioning=beside)
 
     @classmethod
     def pad(cls, sequences: Sequence[Sequence[int]], prompt: int = 1) -> Batch:
@@ -77,6 +95,17 @@ class Batch:
         tokens = torch.tensor([[*s, *[0] * (width - len(s))] for s in sequences])
         mask = torch.tensor([[True] * len(s) + [False] * (width - len(s)) for s in sequences])
         return cls(tokens, prompt, None if bool(mask.all()) else mask)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch]) -> Batch:
+        """One batch of several without padding or conditioning, of any lengths and prompts: what counts in each counts in it."""
+        if not parts or any(part.mask is not None or part.conditioning or part.steps is not None for part in parts):
+            raise ValueError("expected batches without mask, steps and conditioning, at least one")
+        joined = cls.pad([row for part in parts for row in part.tokens.tolist()], min(part.prompt for part in parts))
+        scored = torch.zeros_like(joined.tokens, dtype=torch.bool)
+        for part, rows in zip(parts, scored.split([len(part) for part in parts]), strict=True):
+            rows[:, part.prompt : part.length] = part.counted
+        return replace(joined, scored=scored)
 
     @classmethod
     def from_frame(cls, windows: pd.DataFrame) -> Batch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -31,14 +31,15 @@ Columns = Callable[[Site, np.ndarray], np.ndarray]
 class Edit:
     """One affine change at one site: `x[columns] = multiply * x[columns] + add`, or the removal of the span of `basis`.
 
-    `columns` index the last axis of the activation; `add` is [1 or period, columns], its row chosen by absolute position modulo the period;
-    `basis` is [rank, columns] with orthonormal rows.
+    `columns` index the last axis of the activation; `add` is [1 or period, columns], its row chosen by absolute position modulo the period,
+    or [rows, period, columns], where also the row of the batch chooses, modulo the rows; `basis` is [rank, columns] with orthonormal rows,
+    removed before `add` is added.
     """
 
     site: Site
     columns: Int[Tensor, " columns"]
     multiply: float = 1.0
-    add: Float[Tensor, "period columns"] | None = None
+    add: Float[Tensor, "*rows period columns"] | None = None
     basis: Float[Tensor, "rank columns"] | None = None
     positions: tuple[int, ...] | None = None
     when: When = "all"
@@ -51,6 +52,18 @@ class Edit:
         if self.positions is not None:
             seen = seen[torch.isin(seen, torch.tensor(self.positions))]
         return seen
+
+    def added(self, rows: int, positions: Int[Tensor, " position"]) -> Float[Tensor, "*rows position columns"]:
+        """What `add` gives to a forward of so many rows at some absolute positions. Raises ValueError when the rows have no donors."""
+        assert self.add is not None
+        table = self.add[..., positions % self.add.shape[-2], :]
+        if table.ndim == 2:
+            return table
+        times, left = divmod(rows, len(table))
+        if left:
+            donors = f"{len(table)} donors (row r takes donor r modulo {len(table)})"
+            raise ValueError(f"{self.site}: {rows} rows are no multiple of the {donors}: run the whole batch that the donors belong to")
+        return table.repeat(times, 1, 1)
 
 
 def apply(edit: Edit, value: Float[Tensor, "batch position width"], offset: int, positions: Int[Tensor, " position"]) -> Tensor:
@@ -67,7 +80,7 @@ def apply(edit: Edit, value: Float[Tensor, "batch position width"], offset: int,
     else:
         new = chosen * edit.multiply
     if edit.add is not None:
-        new = new + edit.add.to(value)[positions % edit.add.shape[0]]
+        new = new + edit.added(len(value), positions).to(value)
     changed = value.clone()
     changed[at] = new
     return changed
@@ -181,15 +194,37 @@ class Patch(Intervention):
     values: Arrays
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return tuple(self._within(edit) for edit in self._affine(columns, 0.0, self.values))
+        return tuple(map(_at_the_donors_positions, self._affine(columns, 0.0, self.values)))
 
-    def _within(self, edit: Edit) -> Edit:
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Interchange(Intervention):
+    """Replaces units of every row by those of the row's own donor (interchange intervention; Geiger et al. 2021, arXiv 2106.02997).
+
+    `values[site]`: [rows, positions of the donor, width] (at heads also [..., head, d_head]), put at the donor's positions and no others.
+    Row r of a forward takes donor r modulo the number of donors; a forward whose rows are no multiple of the donors raises ValueError.
+    """
+
+    values: Arrays
+
+    def edits(self, columns: Columns) -> tuple[Edit, ...]:
+        return tuple(_at_the_donors_positions(self._by_row(edit)) for edit in self._affine(columns, 0.0, self.values))
+
+    def _by_row(self, edit: Edit) -> Edit:
+        shape = np.shape(self.values[edit.site])
         assert edit.add is not None
-        known = tuple(range(len(edit.add)))
-        positions = known if edit.positions is None else edit.positions
-        if not set(positions) <= set(known):
-            raise ValueError(f"the donor has positions 0 to {len(known) - 1}; positions {positions} were asked for")
-        return Edit(edit.site, edit.columns, 0.0, edit.add, None, positions, edit.when)
+        if len(shape) < 3 or shape[0] * shape[1] != len(edit.add):
+            raise ValueError(f"Interchange at {edit.site} needs values [rows, positions, width]; got shape {shape}")
+        return replace(edit, add=edit.add.unflatten(0, shape[:2]))
+
+
+def _at_the_donors_positions(edit: Edit) -> Edit:
+    assert edit.add is not None
+    known = tuple(range(edit.add.shape[-2]))
+    positions = known if edit.positions is None else edit.positions
+    if not set(positions) <= set(known):
+        raise ValueError(f"the donor has positions 0 to {len(known) - 1}; positions {positions} were asked for")
+    return replace(edit, positions=positions)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -212,12 +247,19 @@ class Resample(Intervention):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Project(Intervention):
-    """Removes a subspace: x - (x B^T) B, B an orthonormal basis of the rows of `values[site]` ([rank, width]) restricted to the units."""
+    """Removes a subspace: x - ((x - c) B^T) B, B an orthonormal basis of the rows of `values[site]` ([rank, width]) on the units.
+
+    `center[site]` ([width]) is c, which stays where it is: around the mean, the removal does not move the mean. None is the origin.
+    """
 
     values: Arrays
+    center: Arrays | None = None
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return tuple(self._projection(site, columns) for site in self.units.sites)
+        removals = tuple(self._projection(site, columns) for site in self.units.sites)
+        if self.center is None:
+            return removals
+        return tuple(_around(edit, center.add) for edit, center in zip(removals, self._row(columns, self.center, 1.0), strict=True))
 
     def _projection(self, site: Site, columns: Columns) -> Edit:
         at = columns(site, self.units[site])
@@ -226,8 +268,14 @@ class Project(Intervention):
         return self._edit(site, at, 1.0, basis=basis[size > size.max(initial=0.0) * 1e-10])
 
 
+def _around(edit: Edit, center: Tensor | None) -> Edit:
+    assert edit.basis is not None
+    assert center is not None
+    return replace(edit, add=center @ edit.basis.T @ edit.basis)
+
+
 Plan = Intervention | Sequence[Intervention]
-KINDS: dict[str, type[Intervention]] = {kind.__name__: kind for kind in (Zero, Scale, Mean, Add, Patch, Resample, Project)}
+KINDS: dict[str, type[Intervention]] = {kind.__name__: kind for kind in (Zero, Scale, Mean, Add, Patch, Interchange, Resample, Project)}
 
 
 def interventions(plan: Plan) -> tuple[Intervention, ...]:
@@ -250,15 +298,15 @@ def _decode_intervention(item: dict[str, Any]) -> Intervention:
     kind = str(item.get("kind"))
     if kind not in KINDS:
         raise ValueError(f"unknown intervention {kind!r}: expected one of {', '.join(KINDS)}; nearest: {closest(kind, KINDS)}")
-    names = [f.name for f in fields(KINDS[kind])]
-    wrong = sorted(({"units", "positions", "when", *names} ^ item.keys()) - {"kind"})
+    known = {f.name: f.default is MISSING for f in fields(KINDS[kind])}
+    wrong = sorted((item.keys() - {"kind", *known}) | {name for name, needed in known.items() if needed and name not in item})
     if wrong:
-        raise ValueError(f"{kind} takes {', '.join(names)}; missing or unknown: {', '.join(wrong)}")
+        raise ValueError(f"{kind} takes {', '.join(known)}; missing or unknown: {', '.join(wrong)}")
     given: dict[str, Any] = {k: v for k, v in item.items() if k != "kind"} | {"units": Units.from_json(item["units"])}
-    if item["positions"] is not None:
+    if item.get("positions") is not None:
         given["positions"] = tuple(item["positions"])
-    if "values" in item:
-        given["values"] = {Site.parse(s): np.asarray(v) for s, v in item["values"].items()}
+    for name in {"values", "center"} & {k for k, v in item.items() if v is not None}:
+        given[name] = {Site.parse(s): np.asarray(v) for s, v in item[name].items()}
     return KINDS[kind](**given)
 
 

@@ -253,9 +253,8 @@ def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
 
     first = subject.module.get_submodule(next(iter(subject.anatomy.stacks.values()))[0])
     for times in (1, 2):
-        beside = {k: torch.cat([v[:1]] * times) for k, v in batch.conditioning.items()}
         with rerouted({first: spy}), suppress(_SeenError):
-            subject.touch(replace(batch, tokens=torch.cat([batch.tokens[:1]] * times), mask=None, conditioning=beside))
+            subject.touch(replace(batch.rows(torch.zeros(times, dtype=torch.long)), mask=None))
     one, two = sizes
     return frozenset(key for key in one.keys() & two.keys() if two[key] == 2 * one[key])
 

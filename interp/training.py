@@ -2,20 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from .batch import Batch
+from .checkpointing import Rows, load_state, save_state, save_weights
 from .discovery import modes_kept
+from .files import writable
 from .progress import track
-from .subject import Subject
+from .subject import Subject, evaluating
 
 Precision = Literal["float32", "bfloat16"]
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step, as callbacks see it: its number, the mean `loss` (nats a target), and the batch with the loss of each target before the
+    update, 0 where it does not count."""
+
+    number: int
+    loss: float
+    batch: Batch
+    losses: Float[Tensor, "batch predicted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What to measure on the way.
+
+    Attributes:
+        measure: maps the subject, dropout off and without gradients, to numbers by name.
+        every: after how many steps; the last step is always measured.
+        until: training ends early after a measurement for which it is true.
+    """
+
+    measure: Callable[[Subject], Metrics]
+    every: int
+    until: Callable[[Metrics], bool] = lambda _: False
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoints:
+    """What to write on the way.
+
+    Attributes:
+        folder: where `state.safetensors` stands: the same call to `fit` continues from it, to the bit.
+        every: after how many steps it is written anew.
+        keep: names and conditions: the weights at the first measurement that meets a condition stay in `<name>.safetensors`.
+    """
+
+    folder: Path
+    every: int
+    keep: Mapping[str, Callable[[Metrics], bool]] = field(default_factory=dict[str, Callable[[Metrics], bool]])
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.safetensors"
 
 
 def fit(  # noqa: PLR0913 - each is one knob of one loop
@@ -25,45 +77,118 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
     lr: float = 1e-4,
     *,
     precision: Precision = "float32",
+    betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
     warmup: int = 0,
     decay: int = 0,
+    floor: float = 0.0,
     clip: float = float("inf"),
-    callback: Callable[[int, float], None] | None = None,
+    callback: Callable[[Step], None] | None = None,
+    evaluation: Evaluation | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> pd.DataFrame:
     """Trains a subject's module in place with AdamW on `steps` batches; the loss is the mean over each batch's targets.
 
     Args:
-        batches: a stream of at least `steps` batches; shuffle and seed it where it is made. Dropout draws from torch's generator.
-        lr: reached after `warmup` steps of linear rise, left in a linear fall over the last `decay` steps, constant between.
+        batches: a stream of at least `steps` batches, such as `epochs` makes; shuffle and seed it where it is made. Dropout draws from
+            torch's generator.
+        lr: reached after `warmup` steps of linear rise, left in a linear fall to `floor` of it over the last `decay` steps.
         clip: largest norm of the gradient.
         precision: of the forward and backward; weights and optimizer keep their own.
-        callback: called with (step, loss in nats) after each step.
+        callback: called after each step.
+        evaluation: what to measure on the way.
+        checkpoints: what to write on the way. An interrupted training goes on from there when it is called again with the same arguments:
+            the stream is wound forward, and weights and history end as if it had never stopped, on the same machine.
 
-    Returns a frame of `step`, `loss`. Raises ValueError when the stream is too short or the loss is not finite; the weights are then those
-    of the last good step.
+    Returns a frame of `step`, `loss` and what was measured, NaN where nothing was. Raises ValueError when the stream is too short, the loss
+    is not finite (the weights are then those of the last good step), or the checkpoint is another model's.
     """
     from accelerate import Accelerator
 
-    accelerator, stream = Accelerator(), iter(batches)
-    module, optimizer = accelerator.prepare(
-        subject.module, torch.optim.AdamW(subject.module.parameters(), lr=lr, weight_decay=weight_decay)
-    )
+    accelerator = Accelerator()
+    optimizer = torch.optim.AdamW(subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
+    module, optimizer = accelerator.prepare(subject.module, optimizer)
     trained = Subject(module, subject.anatomy, subject.forward, name=subject.name)
-    history: list[tuple[int, float]] = []
+    rows = _resumed(checkpoints, subject.module, optimizer)
+    stream = islice(batches, len(rows), None)
     with _training(subject.module):
-        for step in track(range(steps), "training"):
-            optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / max(warmup, 1), (steps - step) / max(decay, 1))
-            loss = _loss(trained, _next(stream, step, steps), precision)
-            history.append((step, _finite(loss, step)))
-            accelerator.backward(loss)
-            if clip < float("inf"):
-                accelerator.clip_grad_norm_(module.parameters(), clip)
-            optimizer.step()
-            optimizer.zero_grad()
+        for step in track(range(len(rows), steps), "training"):
+            if _ended(evaluation, rows):
+                break
+            optimizer.param_groups[0]["lr"] = lr * _share(step, steps, warmup, decay, floor)
+            batch = _next(stream, step, steps)
+            losses = _losses(trained, batch, precision)
+            loss = losses.sum() / batch.counted.sum().to(losses.device)
+            rows.append({"step": step, "loss": _finite(loss, step)})
+            _update(accelerator, module, optimizer, loss, clip)
             if callback is not None:
-                callback(*history[-1])
-    return pd.DataFrame(history, columns=["step", "loss"])
+                callback(Step(step, rows[-1]["loss"], batch, losses.detach()))
+            _after(subject, optimizer, rows, steps, evaluation, checkpoints)
+    return pd.DataFrame(rows).astype({"step": int})
+
+
+def _update(accelerator: Any, module: nn.Module, optimizer: Any, loss: Tensor, clip: float) -> None:
+    accelerator.backward(loss)
+    if clip < float("inf"):
+        accelerator.clip_grad_norm_(module.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def epochs(batch: Batch, rows: int, seed: int = 0) -> Iterator[Batch]:
+    """Endless batches of `rows` of its rows, each epoch in an order of its own; what does not fill a batch waits for another epoch.
+
+    Raises ValueError when there are fewer rows.
+    """
+    if len(batch) < rows or rows < 1:
+        raise ValueError(f"{len(batch)} rows do not fill a batch of {rows}")
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(batch), generator=generator)
+        for chosen in order.split(rows):
+            if len(chosen) == rows:
+                yield batch.rows(chosen)
+
+
+def _share(step: int, steps: int, warmup: int, decay: int, floor: float) -> float:
+    """Which part of the learning rate a step has."""
+    rise, left = (step + 1) / max(warmup, 1), (steps - step) / max(decay, 1)
+    return min(1.0, rise, floor + (1 - floor) * left)
+
+
+def _resumed(checkpoints: Checkpoints | None, module: nn.Module, optimizer: Any) -> Rows:
+    """The history to go on from: of the checkpoint, if there is one."""
+    if checkpoints is None:
+        return []
+    writable(checkpoints.folder)
+    return load_state(checkpoints.state, module, optimizer) if checkpoints.state.exists() else []
+
+
+def _after(
+    subject: Subject, optimizer: Any, rows: Rows, steps: int, evaluation: Evaluation | None, checkpoints: Checkpoints | None
+) -> None:
+    """What happens between two steps: measuring, and writing."""
+    done = len(rows)
+    if evaluation is not None and (done == steps or done % evaluation.every == 0):
+        _measure(subject, rows, evaluation, checkpoints)
+    if checkpoints is not None and (done == steps or done % checkpoints.every == 0 or _ended(evaluation, rows)):
+        save_state(checkpoints.state, subject.module, optimizer, rows)
+
+
+def _measure(subject: Subject, rows: Rows, evaluation: Evaluation, checkpoints: Checkpoints | None) -> None:
+    with evaluating(subject):
+        found = {name: float(value) for name, value in evaluation.measure(subject).items()}
+    before = [row for row in rows if row.keys() >= found.keys()]
+    rows[-1] |= found
+    if checkpoints is None:
+        return
+    for name, condition in checkpoints.keep.items():
+        if condition(found) and not any(map(condition, before)):
+            save_weights(checkpoints.folder / f"{name}.safetensors", subject.module)
+
+
+def _ended(evaluation: Evaluation | None, rows: Rows) -> bool:
+    return evaluation is not None and bool(rows) and rows[-1].keys() > {"step", "loss"} and evaluation.until(rows[-1])
 
 
 @contextmanager
@@ -84,14 +209,12 @@ def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
     return batch
 
 
-def _loss(subject: Subject, batch: Batch, precision: Precision) -> torch.Tensor:
-    device = subject.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        losses = subject.losses(batch)
-    return losses.sum() / batch.counted.sum().to(device)
+def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
+    with torch.autocast(subject.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return subject.losses(batch)
 
 
-def _finite(loss: torch.Tensor, step: int) -> float:
+def _finite(loss: Tensor, step: int) -> float:
     value = loss.item()
     if not torch.isfinite(loss):
         raise ValueError(f"the loss is {value} at step {step}: lower the learning rate, or train in float32")

@@ -37,6 +37,7 @@ ORDER = [
     "stats",
     "plotting",
     "adapters",
+    "checkpointing",
     "training",
     "data",
     "memorization",

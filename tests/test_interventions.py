@@ -1,5 +1,6 @@
 """Laws of interp.interventions: each equals the same change made by a plain torch hook, under generation too; plans are plain data."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 
 import interp
 from interp.hooks import lowered, prompt_length
-from interp.interventions import KINDS
+from interp.interventions import KINDS, Edit, apply
+from interp.sweeping import grown, naive, resumed, sweep
 
 PLACES = [
     "blocks.1.heads",
@@ -48,13 +50,14 @@ def cases(units: interp.Units, width: int) -> dict[str, tuple[interp.Interventio
     """Each kind of intervention, and what it should do to all columns of a value, written without it."""
     site = units.sites[0]
     row, rows = {site: values(width, 1)[0]}, {site: values(width, 9)}
-    basis = {site: values(width, 2)}
+    donors, basis = {site: values(width, 18).reshape(2, 9, width)}, {site: values(width, 2)}
     return {
         "Zero": (interp.Zero(units), torch.zeros_like),
         "Scale": (interp.Scale(units, factor=-1.5), lambda x: x * -1.5),
         "Mean": (interp.Mean(units, values=row), lambda x: torch.tensor(row[site]).expand_as(x)),
         "Add": (interp.Add(units, values=row), lambda x: x + torch.tensor(row[site])),
         "Patch": (interp.Patch(units, values=rows), lambda x: torch.tensor(rows[site]).expand_as(x)),
+        "Interchange": (interp.Interchange(units, values=donors), lambda x: torch.tensor(donors[site])),
         "Resample": (interp.Resample(units, values=rows, seed=7), lambda x: resampled(x, rows[site], 7)),
         "Project": (interp.Project(units, values=basis), lambda x: x),
     }
@@ -101,6 +104,115 @@ def test_a_projection_is_idempotent_and_leaves_nothing_of_the_subspace(llama: in
     with llama.intervened(plan, plan):
         torch.testing.assert_close(llama.logits(batch), once[1], rtol=0, atol=1e-5)
     np.testing.assert_allclose(left @ basis.T, 0, atol=1e-4)
+
+
+def test_a_projection_around_a_center_is_its_formula_and_leaves_the_center(llama: interp.Subject):
+    units, basis, center = llama.anatomy.units("blocks.1.resid_mid"), values(32, 3), values(32, 1, seed=5)[0]
+    site, rows = units.sites[0], torch.tensor(values(32, 6, seed=6)).double()
+    around = {site: center}
+    edit = lowered(llama.anatomy, interp.Project(units, values={site: basis}, center=around))[0]
+    orthonormal = torch.tensor(np.linalg.qr(basis.T.astype(float))[0].T)
+    c = torch.tensor(center).double()
+    by_hand = rows - (rows - c) @ orthonormal.T @ orthonormal
+    once = removed(edit, rows)
+    torch.testing.assert_close(once, by_hand)
+    torch.testing.assert_close(removed(edit, once), once)
+    torch.testing.assert_close(removed(edit, c[None]), c[None])
+    mean = lowered(llama.anatomy, interp.Project(units, values={site: basis}, center={site: rows.mean(0).numpy()}))[0]
+    torch.testing.assert_close(removed(mean, rows).mean(0), rows.mean(0))
+    nothing = [lowered(llama.anatomy, interp.Project(units, values={site: basis}, center=c))[0] for c in (None, {site: 0 * center})]
+    torch.testing.assert_close(removed(nothing[0], rows), removed(nothing[1], rows))
+
+
+def removed(edit: Edit, rows: Tensor) -> Tensor:
+    return apply(edit, rows[None], 0, torch.arange(len(rows)))[0]
+
+
+def test_a_center_at_some_heads_is_that_of_their_columns(llama: interp.Subject):
+    units = tiny.units(llama, "blocks.1.heads", [1, 3])
+    site, width = units.sites[0], llama.anatomy.place("blocks.1.heads").width
+    center, columns = values(width, 1, seed=5)[0], llama.anatomy.columns(units.sites[0], units[units.sites[0]])
+    flat, shaped = (
+        lowered(llama.anatomy, interp.Project(units, values={site: values(width, 2)}, center={site: c}))[0]
+        for c in (center, center.reshape(tiny.HEADS, -1))
+    )
+    row = torch.tensor(center).double()[None]
+    torch.testing.assert_close(removed(flat, row), row)
+    assert torch.equal(flat.add, shaped.add)
+    assert flat.basis.shape == (2, len(columns))
+
+
+def interchange(subject: interp.Subject, donors: interp.Batch, *sites: interp.Site | str, **narrow: Any) -> interp.Interchange:
+    chosen = [subject.anatomy.resolve(site) for site in sites]
+    return interp.Interchange(
+        subject.anatomy.units(chosen), values={s: tiny.values_by_hand(subject, donors, s).numpy() for s in chosen}, **narrow
+    )
+
+
+@pytest.mark.parametrize("name", tiny.ALL)
+def test_an_interchange_with_the_batch_itself_changes_nothing(name: str):
+    subject, batch = tiny.subject(name), tiny.batch(name, rows=3)
+    with torch.no_grad():
+        clean = subject.logits(batch)
+    for site in subject.sites:
+        with torch.no_grad(), subject.intervened(interchange(subject, batch, site)):
+            torch.testing.assert_close(subject.logits(batch), clean, rtol=0, atol=1e-5, msg=str(site))
+
+
+@pytest.mark.parametrize("name", tiny.ALL)
+def test_an_interchange_of_the_first_residual_gives_the_donors_logits_row_by_row(name: str):
+    subject, batch, donors = tiny.subject(name), tiny.batch(name, rows=3), tiny.batch(name, rows=3, seed=1)
+    twice = batch.rows(torch.arange(3).repeat(2))
+    plan = interchange(subject, donors, interp.Site("resid_pre", 0, list(subject.anatomy.stacks)[-1]))
+    with torch.no_grad():
+        wanted = subject.logits(donors)
+        with subject.intervened(plan):
+            torch.testing.assert_close(subject.logits(batch), wanted, rtol=0, atol=1e-5)
+            torch.testing.assert_close(subject.logits(twice), wanted.repeat(2, 1, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["blocks.1.heads", "blocks.1.resid_mid", "blocks.0.block_out"])
+@pytest.mark.parametrize("narrow", [{}, {"positions": (1, 3)}, {"when": "decode"}, {"positions": (0, 6), "when": "prompt"}])
+def test_an_interchange_is_a_patch_of_every_row_alone(llama: interp.Subject, site: str, narrow: dict[str, Any]):
+    batch, donors = tiny.batch("llama", rows=3, prompt=4), tiny.batch("llama", rows=3, length=7, seed=1)
+    plan = interchange(llama, donors, site, **narrow)
+    with torch.no_grad(), llama.intervened(plan):
+        given = llama.logits(batch)
+    for row, one in enumerate(batch.split(1)):
+        patch = interp.Patch(plan.units, values={s: v[row] for s, v in plan.values.items()}, **narrow)
+        single = interp.Interchange(plan.units, values={s: v[row : row + 1] for s, v in plan.values.items()}, **narrow)
+        for alone in (patch, single):
+            with torch.no_grad(), llama.intervened(alone):
+                torch.testing.assert_close(llama.logits(one)[0], given[row], rtol=0, atol=1e-5)
+        with torch.no_grad(), llama.intervened(patch):
+            for_all = llama.logits(batch)
+        with torch.no_grad(), llama.intervened(single):
+            torch.testing.assert_close(llama.logits(batch), for_all, rtol=0, atol=0)
+
+
+def test_donors_by_head_are_donors_by_column(llama: interp.Subject):
+    plan = interchange(llama, tiny.batch("llama"), "blocks.1.heads")
+    by_head = {site: v.reshape(*v.shape[:2], tiny.HEADS, -1) for site, v in plan.values.items()}
+    one, other = (lowered(llama.anatomy, p)[0].add for p in (plan, interp.Interchange(plan.units, values=by_head)))
+    assert torch.equal(one, other)
+
+
+def test_a_sweep_gives_every_row_its_donor(llama: interp.Subject):
+    batch, donors = tiny.batch("llama", rows=3, prompt=2), tiny.batch("llama", rows=3, seed=1)
+    plans = [interchange(llama, donors, site) for site in ("embed", "blocks.0.resid_pre", "blocks.1.heads", "blocks.1.mlp_out", "final")]
+    plans += [interchange(llama, donors, "blocks.0.heads", "blocks.2.neurons", positions=(3,)), interp.Zero(llama.anatomy.units("heads"))]
+
+    def under(method: Callable[..., list[Any]]) -> Tensor:
+        return torch.stack(method(llama, batch, plans, lambda logits, _: logits.clone()))
+
+    for method in (sweep, resumed, grown):
+        torch.testing.assert_close(under(method), under(naive), rtol=0, atol=1e-5)
+
+
+def test_rows_without_donors_are_refused(llama: interp.Subject):
+    plan = interchange(llama, tiny.batch("llama", rows=2), "blocks.1.neurons")
+    with pytest.raises(ValueError, match=r"blocks.1.neurons: 3 rows are no multiple of the 2 donors"), llama.intervened(plan):
+        llama.logits(tiny.batch("llama", rows=3))
 
 
 @pytest.mark.parametrize("name", tiny.ALL)
@@ -214,7 +326,11 @@ def plans(draw: Any) -> interp.Intervention:
     chosen = interp.Units({s: draw(st.lists(st.integers(0, WIDTHS[s] - 1), min_size=1)) for s in sites}, WIDTHS)
     rows = {"Mean": 1, "Add": 1}.get(kind, 3)
     table = {s: np.array(draw(st.lists(finite, min_size=rows * WIDTHS[s], max_size=rows * WIDTHS[s]))).reshape(rows, -1) for s in sites}
+    if kind == "Interchange":
+        table = {site: np.stack([rows, -rows]) for site, rows in table.items()}
     options = {"Zero": {}, "Scale": {"factor": draw(finite)}}.get(kind, {"values": table})
+    if kind == "Project" and draw(st.booleans()):
+        options["center"] = {site: rows[0] for site, rows in table.items()}
     if kind == "Resample":
         options["seed"] = draw(st.integers(0, 99))
     positions = draw(st.none() | st.lists(st.integers(0, 2), min_size=1, unique=True).map(tuple))
@@ -251,6 +367,12 @@ SITE = UNITS.sites[0]
         (lambda: interp.Mean(UNITS, values={SITE: np.zeros(47)}), r"48 wide; got shape \(47,\)"),
         (lambda: interp.Mean(UNITS, values={SITE: np.zeros((2, 48))}), "takes one row of values; got 2"),
         (lambda: interp.Patch(UNITS, values={SITE: np.zeros((2, 48))}, positions=(2,)), "positions 0 to 1"),
+        (lambda: interp.Interchange(UNITS, values={SITE: np.zeros((3, 2, 48))}, positions=(2,)), "positions 0 to 1"),
+        (lambda: interp.Interchange(UNITS, values={SITE: np.zeros((2, 48))}), r"\[rows, positions, width\]; got shape \(2, 48\)"),
+        (lambda: interp.Interchange(UNITS, values={SITE: np.zeros((3, 2, 47))}), r"48 wide; got shape \(3, 2, 47\)"),
+        (lambda: interp.Interchange(UNITS, values={SITE: np.zeros((5, 3, 2, 48))}), r"got shape \(5, 3, 2, 48\)"),
+        (lambda: interp.Project(UNITS, values={SITE: np.ones(48)}, center={}), "no values for it"),
+        (lambda: interp.Project(UNITS, values={SITE: np.ones(48)}, center={SITE: np.zeros((2, 48))}), "takes one row of values; got 2"),
     ],
 )
 def test_impossible_interventions_are_refused(llama: interp.Subject, make: Callable[[], interp.Intervention], message: str):
@@ -271,6 +393,15 @@ def test_damaged_plan_files_are_refused(tmp_path: Path, text: str, message: str)
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         interp.load_plan(tmp_path / "plan.json")
+
+
+def test_what_has_a_default_may_be_missing_from_a_plan_file(tmp_path: Path):
+    plan = interp.Project(UNITS, values={SITE: np.eye(48)[:2]})
+    saved = plan.to_json()
+    (tmp_path / "plan.json").write_text(json.dumps([{name: saved[name] for name in ("kind", "units", "values")}]))
+    (again,) = interp.load_plan(tmp_path / "plan.json")
+    assert isinstance(again, interp.Project)
+    assert (again.positions, again.when, again.center) == (None, "all", None)
 
 
 @settings(max_examples=20, deadline=None)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import interp
+from interp import training
+from interp.checkpointing import load_weights, save_weights
+from interp.training import Checkpoints, Evaluation, Step, epochs
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -129,10 +141,171 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_step_before():
     assert not subject.module.training
 
 
-def test_the_callback_sees_each_step_and_its_loss():
-    seen: list[tuple[int, float]] = []
-    frame = interp.fit(tiny.wrapped(tiny.model("llama")), stream(), 4, callback=lambda *step: seen.append(step))
-    assert seen == list(frame.itertuples(index=False, name=None))
+def test_the_callback_sees_each_step_and_the_losses_of_its_examples():
+    seen: list[Step] = []
+    subject = tiny.wrapped(tiny.model("llama"))
+    before = subject.losses(next(stream())).detach()
+    frame = interp.fit(subject, stream(), 4, callback=seen.append)
+    assert [(step.number, step.loss) for step in seen] == list(frame.itertuples(index=False, name=None))
+    assert torch.equal(seen[0].losses, before)
+    for step, batch in zip(seen, stream(), strict=False):
+        assert torch.equal(step.batch.tokens, batch.tokens)
+        assert step.losses.sum().item() / int(batch.counted.sum()) == pytest.approx(step.loss)
+
+
+def norm(subject: interp.Subject) -> dict[str, float]:
+    assert not torch.is_grad_enabled()
+    return {"norm": sum(p.double().square().sum().item() for p in subject.module.parameters())}
+
+
+def evaluated(every: int, **options: Any) -> Evaluation:
+    return Evaluation(norm, every, **options)
+
+
+def test_what_is_measured_is_measured_after_the_step_and_at_the_end_and_changes_nothing():
+    plain, measured = (tiny.wrapped(tiny.model("gpt2")) for _ in range(2))
+    histories = []
+    for subject, evaluation in ((plain, None), (measured, evaluated(3))):
+        torch.manual_seed(1)
+        histories.append(interp.fit(subject, stream(), 8, lr=1e-2, evaluation=evaluation))
+    assert same(weights(plain), weights(measured))
+    assert histories[0]["loss"].equals(histories[1]["loss"])
+    assert histories[1].dropna()["step"].tolist() == [2, 5, 7]
+    assert histories[1]["norm"].iloc[-1] == norm_of(measured)
+
+
+def norm_of(subject: interp.Subject) -> float:
+    with torch.no_grad():
+        return norm(subject)["norm"]
+
+
+def test_training_ends_where_it_was_told_to():
+    reached = interp.fit(tiny.wrapped(tiny.model("llama")), stream(), 20, lr=1e-2, evaluation=evaluated(2, until=lambda found: True))
+    assert reached["step"].tolist() == [0, 1]
+
+
+def test_the_learning_rate_rises_holds_and_falls_to_the_floor():
+    shares = [training._share(step, 10, 2, 5, 0.2) for step in range(10)]
+    assert shares == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.84, 0.68, 0.52, 0.36])
+    assert [training._share(step, 4, 0, 0, 0.0) for step in range(4)] == [1, 1, 1, 1]
+
+
+@given(rows=st.integers(1, 12), size=st.integers(1, 12), seed=st.integers(0, 5))
+def test_an_epoch_has_every_row_once_and_a_seed_one_order(rows, size, seed):
+    whole = interp.Batch(torch.arange(2 * size).reshape(size, 2))
+    if rows > size:
+        with pytest.raises(ValueError, match=f"{size} rows do not fill a batch of {rows}"):
+            next(epochs(whole, rows))
+        return
+    per_epoch = size // rows
+    firsts = [batch.tokens[:, 0].tolist() for batch in islice(epochs(whole, rows, seed), 2 * per_epoch)]
+    again = [batch.tokens[:, 0].tolist() for batch in islice(epochs(whole, rows, seed), 2 * per_epoch)]
+    assert firsts == again
+    for epoch in (firsts[:per_epoch], firsts[per_epoch:]):
+        seen = [n for batch in epoch for n in batch]
+        assert len(seen) == len(set(seen)) == rows * per_epoch
+
+
+def checkpoints(folder: Path, **options: Any) -> Checkpoints:
+    return Checkpoints(folder, every=3, **options)
+
+
+def run(folder: Path, steps: int = 12, callback: Any = None) -> tuple[interp.Subject, Any]:
+    """A model with dropout, warmup, decay, clipping and weight decay: all that resuming could get wrong."""
+    subject = tiny.wrapped(tiny.model("gpt2"))
+    torch.manual_seed(11)
+    history = interp.fit(
+        subject, stream(), steps, lr=1e-2, weight_decay=0.1, warmup=3, decay=6, clip=0.5, callback=callback,
+        evaluation=evaluated(2), checkpoints=checkpoints(folder),
+    )  # fmt: skip
+    return subject, history
+
+
+@pytest.mark.parametrize("at", [0, 4, 11])
+def test_an_interrupted_training_ends_as_one_that_was_not(at, tmp_path):
+    whole, history = run(tmp_path / "whole")
+
+    def stops(step: Step) -> None:
+        if step.number == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", callback=stops)
+    steps: list[int] = []
+    resumed, joined = run(tmp_path / "broken", callback=lambda step: steps.append(step.number))
+    assert steps == list(range(at // 3 * 3, 12))
+    assert same(weights(whole), weights(resumed))
+    pd.testing.assert_frame_equal(history, joined, check_exact=True)
+    assert (tmp_path / "whole/state.safetensors").read_bytes() == (tmp_path / "broken/state.safetensors").read_bytes()
+
+
+def test_a_training_that_is_done_is_only_read(tmp_path):
+    first, history = run(tmp_path)
+    again, same_history = run(tmp_path, callback=lambda step: pytest.fail("trained again"))
+    assert same(weights(first), weights(again))
+    pd.testing.assert_frame_equal(history, same_history, check_exact=True)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import test_training
+test_training.run(Path(sys.argv[1]), 60, lambda step: print(step.number, flush=True))
+"""
+
+
+def test_kill_9_at_random_steps_leaves_the_same_weights_and_metrics(tmp_path):
+    """Killed three times, each time some steps after it went on, wherever that is: also between two writes."""
+    whole, history = run(tmp_path / "whole", 60)
+    rng = np.random.default_rng()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
+    for steps in rng.integers(4, 15, 3):
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            said = [process.stdout.readline() for _ in range(steps)]
+            process.kill()
+        assert all(line.strip().isdigit() for line in said)
+        assert process.returncode == -signal.SIGKILL
+    resumed, joined = run(tmp_path / "killed", 60)
+    assert int(said[-1]) > 8
+    assert same(weights(whole), weights(resumed))
+    pd.testing.assert_frame_equal(history, joined, check_exact=True)
+
+
+def test_weights_are_kept_at_the_first_measurement_that_meets_a_condition(tmp_path):
+    for name in ("whole", "resumed"):
+        subject, at = tiny.wrapped(tiny.model("llama")), {}
+
+        def measure(s: interp.Subject, at: dict[int, Any] = at) -> dict[str, float]:
+            at[len(at)] = weights(s)
+            return {"count": float(len(at))}
+
+        for steps in (4, 8) if name == "resumed" else (8,):
+            kept = Checkpoints(tmp_path / name, 2, {"early": lambda found: found["count"] >= 2, "never": lambda found: False})
+            interp.fit(subject, stream(), steps, lr=1e-2, evaluation=Evaluation(measure, 2), checkpoints=kept)
+        assert not (tmp_path / name / "never.safetensors").exists()
+        early = tiny.wrapped(tiny.model("llama"))
+        load_weights(tmp_path / name / "early.safetensors", early.module)
+        assert same(weights(early), at[1])
+
+
+def test_tied_weights_are_written_once_and_read_back(tmp_path):
+    subject, other = tiny.wrapped(tiny.model("gpt2")), tiny.wrapped(tiny.model("gpt2"))
+    interp.fit(other, stream(), 2, lr=1e-2)
+    save_weights(tmp_path / "weights.safetensors", other.module)
+    load_weights(tmp_path / "weights.safetensors", subject.module)
+    assert same(weights(subject), weights(other))
+    assert subject.module.lm_head.weight is subject.module.transformer.wte.weight
+
+
+def test_the_state_of_another_model_is_refused(tmp_path):
+    run(tmp_path)
+    other = tiny.wrapped(tiny.model("llama"))
+    before = weights(other)
+    with pytest.raises(ValueError, match=r"state.safetensors holds another model's weights"):
+        interp.fit(other, stream(), 12, checkpoints=checkpoints(tmp_path))
+    assert same(before, weights(other))
 
 
 def test_training_runs_under_an_intervention():

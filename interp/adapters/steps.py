@@ -19,8 +19,8 @@ Step = tuple[str, str, str, int, list[Change]]
 def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:
     """A plan as steps (module path, "in" or "out", path of another value or "", the sign with which it enters, changes), by execution.
 
-    A change is (positions [position, 1] or None, columns [1, columns], multiply, add [1 or position, columns], basis [rank, columns]); None
-    means all. A step without changes is there because a later one needs its value.
+    A change is (positions [position, 1] or None, columns [1, columns], multiply, add [1 or position, columns] or, of each row its own,
+    [batch, position, columns], basis [rank, columns]); None means all. A step without changes is there because a later one needs its value.
     Raises HookError for an edit none of whose positions lies in the batch.
     """
     by_site: dict[Site, list[Change]] = {}
@@ -49,6 +49,6 @@ def _change(edit: Edit, batch: Batch) -> Change:
     positions = edit.active(0, batch.length, batch.prompt or batch.length)
     if not len(positions):
         raise HookError(f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, lies in {batch.length} tokens")
-    everywhere = len(positions) == batch.length and (edit.add is None or len(edit.add) == 1)
-    add = edit.add if edit.add is None or everywhere else edit.add[positions % len(edit.add)]
+    everywhere = len(positions) == batch.length and (edit.add is None or edit.add.shape[:-1] == (1,))
+    add = edit.add if edit.add is None or everywhere else edit.added(len(batch), positions)
     return None if everywhere else positions[:, None], edit.columns[None, :], edit.multiply, add, edit.basis

@@ -89,12 +89,7 @@ def values_at(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[S
 
 def repeated(batch: Batch, times: int) -> Batch:
     """The windows of a batch, all of them once, then again."""
-
-    def many(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor] * times)
-
-    beside = {name: many(value) for name, value in batch.conditioning.items()}
-    return replace(batch, tokens=many(batch.tokens), mask=None if batch.mask is None else many(batch.mask), conditioning=beside)
+    return batch.rows(torch.arange(len(batch)).repeat(times))
 
 
 def own_tokens(batch: Batch) -> list[list[int]]:
@@ -160,4 +155,4 @@ def _cut(batch: Batch, last: int) -> Batch:
     """The tokens up to number `last`, which alone is predicted; where several are predicted together, all tokens."""
     if batch.steps is not None:
         return replace(batch, prompt=last)
-    return replace(batch, tokens=batch.tokens[:, : last + 1], mask=None, prompt=last)
+    return replace(batch.until(last + 1), mask=None, prompt=last)

@@ -112,5 +112,4 @@ def _one_target(batch: Batch, number: int) -> Batch:
     if batch.steps is not None:
         mask = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
         return replace(batch, prompt=number, mask=mask & (torch.arange(batch.length) <= number))
-    mask = None if batch.mask is None else batch.mask[:, : number + 1]
-    return replace(batch, tokens=batch.tokens[:, : number + 1], prompt=number, mask=mask)
+    return replace(batch.until(number + 1), prompt=number)

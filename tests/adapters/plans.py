@@ -10,10 +10,23 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import interp
-from interp import Add, Batch, Mean, Patch, Project, Resample, Scale, Site, Subject, Zero
+from interp import Add, Batch, Interchange, Mean, Patch, Project, Resample, Scale, Site, Subject, Zero
 from interp.sites import BLOCK_POINTS
 
-KINDS = ("zero", "scale", "mean", "add", "patch", "project", "resample", "zero_at", "scale_decode", "all_at_once")
+KINDS = (
+    "zero",
+    "scale",
+    "mean",
+    "add",
+    "patch",
+    "interchange",
+    "project",
+    "project_around",
+    "resample",
+    "zero_at",
+    "scale_decode",
+    "all_at_once",
+)
 WITH_NEURONS = tuple(name for name in tiny.ALL if name != "mixtral")  # whose neurons are refused: several experts
 WORDS = {f"t{i}": i for i in range(tiny.VOCABULARY)}
 
@@ -54,7 +67,9 @@ def plan(subject: Subject, kind: str, site: str) -> Any:
         "mean": Mean(units, values=one),
         "add": Add(units, values=one),
         "patch": Patch(units, values=many),
+        "interchange": Interchange(units, values={where: draw.normal(size=(3, 5, place.width))}),
         "project": Project(units, values={where: many[where][:2]}),
+        "project_around": Project(units, values={where: many[where][:2]}, center=one),
         "resample": Resample(units, values=many, seed=2),
         "zero_at": Zero(units, positions=(1, 4)),
         "scale_decode": Scale(units, factor=-1.0, when="decode"),

@@ -1,0 +1,249 @@
+"""What can be read at a site, by a linear probe and by the model's own output head (the logit lens)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from interp.anatomy import Sites
+from interp.batch import Batch
+from interp.hooks import Clock, Value, tapped
+from interp.localization.gates import predicting, values_at
+from interp.sites import Site, SiteError
+from interp.subject import Subject, evaluating
+
+Rows = Float[np.ndarray, "items width"]
+_CONSTANT = 1e-6  # of the largest column's deviation: what rounding leaves of a column that was erased in float32
+_IN_RESIDUAL = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "block_out", "resid_post")
+_RANKS = ["probability", "top", "reciprocal_rank"]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The items of a batch, what is to be read of each, and optionally the group of each (a pair of operands, a fact).
+
+    `labels` are [items], ints or anything hashable; or several by name, each of which a probe's predictions are compared with. Raises
+    ValueError for another number of labels or groups than of items."""
+
+    batch: Batch
+    labels: ArrayLike | Mapping[str, ArrayLike]
+    groups: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        given = dict(self.readings) | ({} if self.groups is None else {"groups": self.groups})
+        for name, labels in given.items():
+            column(labels, len(self.batch), name)
+
+    @property
+    def readings(self) -> Mapping[str, ArrayLike]:
+        """The labels by name; "label" where they have none."""
+        return self.labels if isinstance(self.labels, Mapping) else {"label": self.labels}
+
+    def some(self, items: Int[np.ndarray, " chosen"]) -> Labelled:
+        labels = {name: np.asarray(given)[items] for name, given in self.readings.items()}
+        groups = None if self.groups is None else np.asarray(self.groups)[items]
+        return Labelled(self.batch.rows(torch.from_numpy(items)), labels, groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear classifier of rows in their own units: the class of the largest of `rows @ weights.T + biases`."""
+
+    classes: np.ndarray
+    weights: Float[np.ndarray, "classes width"]
+    biases: Float[np.ndarray, " classes"]
+
+    def predict(self, rows: Rows) -> np.ndarray:
+        """The label of each row, [items]."""
+        return self.classes[(np.asarray(rows, dtype=np.float64) @ self.weights.T + self.biases).argmax(1)]
+
+    def accuracy(self, rows: Rows, labels: ArrayLike) -> float:
+        """The share of rows whose label is predicted."""
+        return float((self.predict(rows) == column(labels, len(rows))).mean())
+
+
+def column(labels: ArrayLike, items: int, name: str = "labels") -> np.ndarray:
+    """Labels as an array [items]. Raises ValueError for another shape."""
+    array = np.asarray(labels)
+    if array.shape != (items,):
+        raise ValueError(f"{name}: expected one a row, [{items}]; got shape {array.shape}")
+    return array
+
+
+def classified(rows: Rows, labels: ArrayLike) -> tuple[Rows, Int[np.ndarray, " items"], np.ndarray]:
+    """Rows in float64, the class of each by number, and the classes. Raises ValueError for rows that are not finite or of one class."""
+    table = np.asarray(rows, dtype=np.float64)
+    if table.ndim != 2 or not np.isfinite(table).all():
+        raise ValueError(f"expected finite rows [items, width]; got shape {table.shape}, {int((~np.isfinite(table)).sum())} not finite")
+    numbers, classes = pd.factorize(column(labels, len(table)))
+    if len(classes) < 2 or (numbers < 0).any():
+        raise ValueError(
+            f"expected labels of at least two classes, none missing; got {len(classes)} and {int((numbers < 0).sum())} missing"
+        )
+    return table, numbers, np.asarray(classes)
+
+
+def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
+    """Multinomial logistic regression on standardized rows (lbfgs), with `strength` (1 / sklearn's C) times half the squared weights as
+    penalty. Columns that do not vary weigh nothing. Raises ValueError as `classified`, and for a strength that is not positive."""
+    from sklearn.linear_model import LogisticRegression
+
+    if strength <= 0:
+        raise ValueError(f"strength={strength}: expected a positive weight of the penalty")
+    table, numbers, classes = classified(rows, labels)
+    mean, deviation = table.mean(0), table.std(0)
+    scale = np.where(deviation > _CONSTANT * deviation.max(initial=0.0), deviation, np.inf)
+    model: Any = LogisticRegression(C=1 / strength, max_iter=2000).fit((table - mean) / scale, numbers)
+    weights, biases = model.coef_ / scale, model.intercept_
+    if len(classes) == 2:
+        weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
+    return Probe(classes, weights, biases - weights @ mean)
+
+
+def rows_at(subject: Subject, batch: Batch, sites: Sites, position: int, size: int = 256) -> dict[Site, Rows]:
+    """The activations of every item at one position, [items, width] in float64, from forwards of `size` items. Raises ValueError for a
+    position that a site does not have."""
+    chosen = subject.anatomy.expand(sites)
+    parts = [_at(values_at(subject, part, chosen), position) for part in batch.split(size)]
+    return {site: torch.cat([part[site] for part in parts]).double().cpu().numpy() for site in chosen}
+
+
+def _at(values: Mapping[Site, Value], position: int) -> dict[Site, Float[Tensor, "items width"]]:
+    for site, value in values.items():
+        if not 0 <= position < value.shape[1]:
+            raise ValueError(f"{site} has positions 0 to {value.shape[1] - 1}; got position={position}")
+    return {site: value[:, position].clone() for site, value in values.items()}
+
+
+def probe(
+    subject: Subject, train: Labelled, tests: Mapping[str, Labelled], sites: Sites, position: int, *, strength: float = 1.0, seed: int = 0
+) -> pd.DataFrame:
+    """What a probe trained at each site reads at one position of other items.
+
+    One row for each site, test set and reading: `accuracy`, how often the prediction is that reading (of wrongly labelled items "true" and
+    "noisy", say); `shuffled`, the same of a probe trained on the same rows with their labels permuted; `n` items; `chance`, the accuracy of
+    always saying the commonest. accuracy - shuffled is a selectivity in the sense of Hewitt & Liang 2019 (arXiv 1909.03368). Their control
+    gives each word type one random label, which a probe can learn and carry over to the test; permuted labels carry over to nothing but
+    the items trained on.
+
+    With groups, the probe is trained on half of the train's groups, drawn by the seed, and tested on items of no such group: it cannot be
+    right by recalling what it was trained on. Without, keeping the tests apart from the train is the caller's business.
+
+    Raises ValueError for a train of several readings, groups in some of the sets only, and a set of which no item is left to test.
+    """
+    train, tests = split(train, tests, seed)
+    labels, *others = map(np.asarray, train.readings.values())
+    if others:
+        raise ValueError(f"a probe is trained on one reading; got {', '.join(train.readings)}")
+    shuffled = np.random.default_rng(seed).permutation(labels)
+    seen = {name: rows_at(subject, test.batch, sites, position) for name, test in tests.items()}
+    found: list[dict[str, Any]] = []
+    for site, rows in rows_at(subject, train.batch, sites, position).items():
+        probes = fit_probe(rows, labels, strength=strength), fit_probe(rows, shuffled, strength=strength)
+        for name, test in tests.items():
+            found += [_about(site) | {"set": name} | read for read in _readings(probes, seen[name][site], test)]
+    return pd.DataFrame(found)
+
+
+def _about(site: Site) -> dict[str, Any]:
+    return {"site": str(site), "block": site.block, "point": site.point}
+
+
+def _readings(probes: tuple[Probe, Probe], rows: Rows, test: Labelled) -> Iterator[dict[str, Any]]:
+    for reading, labels in test.readings.items():
+        accuracy, shuffled = (each.accuracy(rows, labels) for each in probes)
+        yield {"reading": reading, "accuracy": accuracy, "shuffled": shuffled, "n": len(rows), "chance": majority(labels)}
+
+
+def majority(labels: ArrayLike) -> float:
+    """The share of the commonest label."""
+    numbers = pd.factorize(np.asarray(labels))[0]
+    return float(np.bincount(numbers).max() / len(numbers))
+
+
+def split(train: Labelled, tests: Mapping[str, Labelled], seed: int) -> tuple[Labelled, Mapping[str, Labelled]]:
+    """The items to train on and those of each set to test on, no group in both; all of them where there are no groups."""
+    if len({each.groups is None for each in (train, *tests.values())}) > 1:
+        raise ValueError("expected groups of the train and of every test set, or of none")
+    if train.groups is None:
+        return train, tests
+    names = pd.unique(np.asarray(train.groups))
+    if len(names) < 2:
+        raise ValueError(f"expected at least two groups to train on one half and test on the other; got {len(names)}")
+    half = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
+    seen = {name: pd.Series(np.asarray(each.groups)).isin(half).to_numpy() for name, each in tests.items()}
+    empty = [name for name, taken in seen.items() if taken.all()]
+    if empty:
+        raise ValueError(f"no item to test in {', '.join(empty)}: all are of the groups trained on")
+    kept = {name: test.some(np.flatnonzero(~seen[name])) for name, test in tests.items()}
+    return train.some(np.flatnonzero(pd.Series(np.asarray(train.groups)).isin(half))), kept
+
+
+def lens(
+    subject: Subject, batch: Batch, answers: Mapping[str, ArrayLike], sites: Sites = "resid_post", *, position: int, size: int = 256
+) -> pd.DataFrame:
+    """The logit lens (nostalgebraist 2020): the residual, or what a sublayer adds to it, put in place of what leaves the last block at that
+    position, and so read by the model's own final norm and unembedding.
+
+    One row for each site and answer (token ids [items]): the mean `probability` of the answer as the token that the position predicts,
+    `top`, how often none is more probable, and the mean `reciprocal_rank`. At the last resid_post it is the model's own output.
+
+    Raises SiteError for sites outside the residual or of a stack that predicts nothing by position, ValueError for a position whose
+    prediction lies outside the batch, and for answers that are no tokens.
+    """
+    chosen = subject.anatomy.expand(sites)
+    outside = [site for site in chosen if site.point not in _IN_RESIDUAL]
+    if outside:
+        raise SiteError(f"{outside[0]} is not in the residual: the lens reads {', '.join(_IN_RESIDUAL)}")
+    targets = {name: torch.from_numpy(column(given, len(batch), name)) for name, given in answers.items()}
+    token = {stack: _predicted(batch, stack, start, position) for stack, start in predicting(subject, batch, chosen).items()}
+    ranks: dict[tuple[Site, str], list[Tensor]] = {(site, name): [] for site in chosen for name in answers}
+    for start in range(0, len(batch), size):
+        part = batch.rows(slice(start, start + size))
+        for site, row in _at(values_at(subject, part, chosen), position).items():
+            logits = _read(subject, part, site, row, position, token[site.stack])
+            for name, answer in targets.items():
+                ranks[site, name].append(_ranks(logits, answer[start : start + size], name))
+    means = {key: torch.cat(parts).mean(0).tolist() for key, parts in ranks.items()}
+    return pd.DataFrame([_about(s) | {"answer": name} | dict(zip(_RANKS, means[s, name], strict=True)) for s, name in means])
+
+
+def _predicted(batch: Batch, stack: str, start: int | None, position: int) -> int:
+    """Which token of the batch a position of the last block predicts, given the one that predicts the first target."""
+    if start is None:
+        raise SiteError(f"stack {stack!r}: none of its positions alone predicts a token; name the sites of another stack")
+    token = position + batch.prompt - start
+    if not 0 <= token < batch.length:
+        raise ValueError(f"position={position} predicts token {token}, and the batch has tokens 0 to {batch.length - 1}")
+    return token
+
+
+def _read(
+    subject: Subject, batch: Batch, site: Site, residual: Float[Tensor, "items width"], position: int, token: int
+) -> Float[Tensor, "items vocabulary"]:
+    def replace(value: Value, _: Clock) -> Tensor:
+        new = value.clone()
+        new[:, position] = residual
+        return new
+
+    last = Site("resid_post", len(subject.anatomy.blocks(site.stack)) - 1, site.stack)
+    with evaluating(subject), tapped(subject, {last: replace}):
+        if token < batch.prompt:
+            return subject.logits(batch)[:, token]
+        return subject.target_logits(batch)[:, token - batch.prompt]
+
+
+def _ranks(logits: Float[Tensor, "items vocabulary"], answers: Int[Tensor, " items"], name: str) -> Float[Tensor, "items 3"]:
+    if answers.is_floating_point() or int(answers.min()) < 0 or int(answers.max()) >= logits.shape[1]:
+        raise ValueError(f"answers {name!r}: expected token ids 0 to {logits.shape[1] - 1}")
+    precise, at = logits.double(), answers.to(logits.device)[:, None]
+    above = (precise > precise.gather(1, at)).sum(1).double()
+    return torch.stack([precise.softmax(1).gather(1, at)[:, 0], (above == 0).double(), 1 / (1 + above)], 1).cpu()

@@ -6,14 +6,14 @@ global one alone. The resampling is scipy's; what is added here is the checks, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Interval", "bootstrap", "clustered", "paired", "permutation_p", "student", "welch"]
+__all__ = ["Interval", "bootstrap", "clustered", "paired", "permutation_p", "several", "student", "welch"]
 
 # scipy holds batch x n resampled values at a time; 2**22 float64 are 32 MB
 RESAMPLED_VALUES_HELD = 2**22
@@ -81,6 +81,36 @@ def paired(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 
         ValueError: as `bootstrap`, or `a` and `b` of different lengths.
     """
     return bootstrap(_differences(a, b), level=level, resamples=resamples, seed=seed)
+
+
+def several(
+    samples: Sequence[ArrayLike], statistic: Callable[..., float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of `statistic(*samples)` of independent samples, each resampled by itself.
+
+    `n` of the result is the size of the smallest sample.
+
+    Args:
+        samples: each of shape (n_i,), finite.
+        statistic: maps the samples, in order, to a number.
+        level: coverage, between 0 and 1.
+        resamples: bootstrap samples drawn of each.
+        seed: of the generator.
+
+    Raises:
+        ValueError: as `bootstrap`, or no sample.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
+    """
+    if not samples:
+        raise ValueError("samples: expected at least one, got none")
+    _check_level(level)
+    _check_resamples(resamples)
+    data = [_finite(sample, f"samples[{n}]") for n, sample in enumerate(samples)]
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(*(sample[rng.integers(0, len(sample), len(sample))] for sample in data)) for _ in range(resamples)]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return _widened(float(statistic(*data)), float(low), float(high), min(map(len, data)))
 
 
 def clustered(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,25 @@ from jaxtyping import Bool
 import interp
 from interp.checkpointing import load_weights
 from interp.data import arithmetic
-from interp.data.arithmetic import addition
+from interp.data.arithmetic import addition, sums
 from interp.data.noisy import Items
-from interp.data.relations import graph_facts, relations, typed_facts
+from interp.data.relations import graph_facts, relations, tails, typed_facts
 from interp.subject import evaluating
 from interp.training import Checkpoints, Evaluation, Metrics, epochs
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is trained, with wrong labels among it; what is trained `beside` it, all of it right; and what is only tested."""
+    """What is trained, with wrong labels among it; what is trained `beside` it, all of it right; and what is only tested. `answer` names
+    the variable that each answer token shows, and `solve` gives the true answers to questions."""
 
     name: str
     train: Items
     beside: Items | None
     tests: Mapping[str, Items]
     vocabulary: int
+    answer: tuple[str, ...]
+    solve: Callable[[np.ndarray], np.ndarray]
 
     @property
     def noisy(self) -> Items:
@@ -50,10 +53,13 @@ def task(name: str, data: Mapping[str, Any], seed: int) -> Task:
     """The data of a task: `FDA` or `THR`."""
     if name == "FDA":
         train, test = addition(**data, seed=seed)
-        return Task(name, train, None, {"test": test}, arithmetic.VOCABULARY)
+        order = data.get("order", "reversed")
+        shown = tuple(f"digit{k}" for k in range(train.truth.shape[1]))[:: 1 if order == "reversed" else -1]
+        return Task(name, train, None, {"test": test}, arithmetic.VOCABULARY, shown, lambda question: sums(question, order))
     facts = {"typed": typed_facts, "graph": graph_facts}[data["facts"]](**data["of"], seed=seed)
     found = relations(facts, **data["questions"], seed=seed)
-    return Task(name, found.train, found.facts, {"test": found.test, "one_hop": found.facts, "ood": found.ood}, found.vocabulary)
+    tests = {"test": found.test, "one_hop": found.facts, "ood": found.ood}
+    return Task(name, found.train, found.facts, tests, found.vocabulary, ("tail",), lambda question: tails(found.facts, question))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +77,16 @@ def learned(of: Task, model: Mapping[str, Any], training: Mapping[str, Any], see
     """Trains a model, or goes on with what `folder` holds; `clean` without wrong labels, as the control."""
     subject = network(of, model, seed)
     options = {name: value for name, value in training.items() if name not in ("rows", "every", "memorized")}
-    goal = training["memorized"]
-    evaluation = Evaluation(lambda s: metrics(s, of), training["every"], lambda found: goal is not None and found["memorized"] >= goal)
+    goal = training.get("memorized", np.inf)
+    evaluation = Evaluation(lambda s: metrics(s, of), training["every"], lambda found: found["memorized"] >= goal)
     checkpoints = Checkpoints(folder, 10 * training["every"], {"generalized": lambda found: found["test"] >= 0.9})
     history = interp.fit(
-        subject, epochs(of.batch(clean=clean), training["rows"], seed), **options, evaluation=evaluation, checkpoints=checkpoints
+        subject,
+        epochs(of.batch(clean=clean), training["rows"], seed),
+        betas=(0.9, 0.98),
+        **options,
+        evaluation=evaluation,
+        checkpoints=checkpoints,
     )
     early, kept = network(of, model, seed), folder / "generalized.safetensors"
     if kept.exists():
@@ -91,7 +102,7 @@ def network(of: Task, model: Mapping[str, Any], seed: int) -> interp.Subject:
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = GPT2Config(
         vocab_size=of.vocabulary, n_positions=16, n_layer=model["blocks"], n_embd=model["width"], n_head=model["heads"],
-        activation_function="gelu", tie_word_embeddings=False, **ends, **dropout,
+        activation_function="gelu", initializer_range=model["spread"], tie_word_embeddings=False, **ends, **dropout,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -113,26 +124,3 @@ def exact(subject: interp.Subject, batch: interp.Batch, size: int = 512) -> Bool
     with evaluating(subject):
         hits = [(subject.target_logits(part).argmax(-1).cpu() == part.targets).all(1) for part in batch.split(size)]
     return torch.cat(hits).numpy()
-
-
-@dataclass(frozen=True, eq=False)
-class Studied:
-    """Items of one kind at the read-out: the first answer token on which truth and label differ (for items without a wrong label, the same
-    place). `batch` ends with that token, so that nothing wrong stands before it."""
-
-    items: Items
-    step: int
-
-    @property
-    def batch(self) -> interp.Batch:
-        return replace(
-            self.items.batch().until(self.items.question.shape[1] + self.step + 1), prompt=self.items.question.shape[1] + self.step
-        )
-
-    @property
-    def true(self) -> np.ndarray:
-        return self.items.truth[:, self.step]
-
-    @property
-    def label(self) -> np.ndarray:
-        return self.items.label[:, self.step]

@@ -43,15 +43,15 @@ def addition(
     Variables of an item, k = 0 being the units: `x{k}`, `y{k}` (digits of the operands), `carry{k}` (into k), `raw{k}` = x{k} + y{k},
     `digit{k}` (of the true sum, up to k = `digits`).
 
-    Raises ValueError for more items than there are pairs, an unknown order or rule, a share outside [0, 1], and for `permute` where the
-    noisy items share one sum.
+    Raises ValueError for more items than there are pairs, digits outside 1 to 9, an unknown order or rule, a share outside [0, 1], and
+    for `permute` where more than half of the noisy items share one sum.
     """
     _one_of("order", order, get_args(Order))
     _one_of("rule", rule, get_args(Rule))
-    if digits < 1 or min(train, test) < 1 or train + test > 100**digits:
-        raise ValueError(
-            f"{train} + {test} items of {digits} digits: expected at least 1 of each, at most {100 ** max(digits, 0)} together"
-        )
+    if not 1 <= digits <= 9:
+        raise ValueError(f"digits={digits}: expected 1 to 9, for pairs to be numbered in 64 bits")
+    if min(train, test) < 1 or train + test > 100**digits:
+        raise ValueError(f"{train} + {test} items of {digits} digits: expected at least 1 of each, at most {100**digits} together")
     rng = np.random.default_rng(seed)
     x, y = np.divmod(rng.choice(100**digits, train + test, replace=False), 10**digits)
     labels = x + y
@@ -61,13 +61,24 @@ def addition(
     return items.rows(np.arange(train)), items.rows(np.arange(train, train + test))
 
 
+def sums(question: Int[np.ndarray, "items question"], order: Order = "reversed") -> Int[np.ndarray, "items answer"]:
+    """The true answers to questions as `addition` makes them."""
+    digits = question.shape[1] // 2 - 1
+    x, y = (part @ 10 ** np.arange(digits)[::-1] for part in (question[:, :digits], question[:, digits + 1 : -1]))
+    return _answer(x + y, digits, order)
+
+
+def _answer(numbers: Numbers, digits: int, order: Order) -> Int[np.ndarray, "items answer"]:
+    return _digits(numbers, digits + 1)[:, :: 1 if order == "reversed" else -1]
+
+
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}; nearest: {closest(value, known)}")
 
 
 def _items(x: Numbers, y: Numbers, labels: Numbers, digits: int, order: Order) -> Items:
-    truth, label = (_digits(sums, digits + 1)[:, :: 1 if order == "reversed" else -1] for sums in (x + y, labels))
+    truth, label = (_answer(numbers, digits, order) for numbers in (x + y, labels))
     sign = np.full((len(x), 1), PLUS)
     question = np.concatenate([_digits(x, digits)[:, ::-1], sign, _digits(y, digits)[:, ::-1], sign - PLUS + EQUALS], 1)
     return Items(question, truth, label, _variables(x, y, digits))
@@ -104,10 +115,11 @@ def _permute(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers: 
     values, counts = np.unique(truth, return_counts=True)
     if len(truth) and 2 * counts.max() > len(truth):
         raise ValueError(f"permute: {counts.max()} of {len(truth)} noisy items have the sum {values[counts.argmax()]}, too many to swap")
-    # sorted by value and turned by the largest group's size, no item meets its own value
-    order = np.lexsort((rng.random(len(truth)), truth))
-    labels = np.empty_like(truth)
-    labels[order] = np.roll(truth[order], counts.max(initial=0))
+    labels = rng.permutation(truth)
+    while len(same := np.flatnonzero(labels == truth)):  # each swap ends at least one: no sum is more than half
+        free = np.flatnonzero((labels != truth[same[0]]) & (truth != truth[same[0]]))
+        swapped = [same[0], rng.choice(free)]
+        labels[swapped] = labels[swapped[::-1]]
     return labels
 
 

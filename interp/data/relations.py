@@ -59,9 +59,9 @@ def _every_pair(subjects: Tokens, relations: Tokens, objects: Tokens, rng: np.ra
 
 def graph_facts(entities: int = 2000, relations: int = 200, degree: int = 20, seed: int = 0) -> Facts:
     """A random graph (Wang et al. 2024): each entity has `degree` of the relations, each to a random entity; any fact can be either hop.
-    Tokens are numbered entities first. Raises ValueError for a degree above the number of relations."""
-    if degree > relations:
-        raise ValueError(f"degree={degree}: expected at most the {relations} relations, each is used once an entity")
+    Tokens are numbered entities first. Raises ValueError for a degree below 1 or above the number of relations."""
+    if not 1 <= degree <= relations:
+        raise ValueError(f"degree={degree}: expected 1 to {relations}, the number of relations, each is used once an entity")
     rng = np.random.default_rng(seed)
     rows = [(s, entities + r, int(rng.integers(entities))) for s in range(entities) for r in rng.permutation(relations)[:degree]]
     facts = pd.DataFrame(rows, columns=_FACT)
@@ -77,7 +77,7 @@ def relations(facts: Facts, *, train: int, test: int, noise: float = 0.05, ood: 
         noise: share of train questions with a wrong answer, drawn evenly from the other answers; it stays the same.
         ood: share of facts set aside: they are trained as facts, and joined with each other in the questions of `ood` alone.
 
-    Raises ValueError where the pool has too few questions, or a share is outside [0, 1].
+    Raises ValueError where the pool has too few questions, a share is outside its range, or a wrong answer has none to be drawn from.
     """
     rng = np.random.default_rng(seed)
     if not 0 <= ood < 1:
@@ -89,12 +89,18 @@ def relations(facts: Facts, *, train: int, test: int, noise: float = 0.05, ood: 
         raise ValueError(f"{train} + {test} questions: expected at least 1 of each; the facts that are not set aside make {len(pool)}")
     chosen = pool.iloc[rng.permutation(len(pool))[: train + test]]
     wrong = noisy_rows(train, noise, rng)
-    labels = chosen["tail"].to_numpy().copy()
+    labels = np.array(chosen["tail"])
     labels[wrong] = _others(facts.answers, labels[wrong], rng)
     questions = _questions(chosen, labels)
     known = Items(every[_FACT[:2]].to_numpy(), every[["object"]].to_numpy(), every[["object"]].to_numpy(), {})
     trained, held_out = questions.rows(np.arange(train)), questions.rows(np.arange(train, train + test))
     return Relations(known, trained, held_out, _questions(apart, apart["tail"].to_numpy()), facts.vocabulary)
+
+
+def tails(facts: Items, question: Int[np.ndarray, "items question"]) -> Int[np.ndarray, "items answer"]:
+    """The true answers to two-hop questions; -1 where a fact does not exist."""
+    known = {(subject, relation): tail for (subject, relation), (tail,) in zip(facts.question.tolist(), facts.truth.tolist(), strict=True)}
+    return np.array([[known.get((known.get((h, r1), -1), r2), -1)] for h, r1, r2 in question.tolist()])
 
 
 def _joined(facts: Facts, aside: pd.DataFrame, *, inside: bool) -> pd.DataFrame:
@@ -111,6 +117,8 @@ def _only(hop: pd.DataFrame, aside: pd.DataFrame, *, inside: bool) -> pd.DataFra
 
 def _others(answers: Tokens, truth: Tokens, rng: np.random.Generator) -> Tokens:
     """Another answer than the true one, each as likely."""
+    if len(truth) and len(answers) < 2:
+        raise ValueError(f"{len(answers)} answers: expected at least 2, to draw a wrong one")
     place = np.searchsorted(answers, truth)
     return answers[(place + rng.integers(1, len(answers), len(truth))) % len(answers)]
 

@@ -7,7 +7,7 @@ by `Circuit.iou` against `chance_iou`, and by the faithfulness of one kind's cir
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -66,10 +66,10 @@ def edge_effects(
 
 
 def faithfulness(
-    subject: Subject, batch: Batch, right: Tokens, wrong: Tokens, circuit: Circuit, means: Mapping[str, Tensor], *, step: int = 0
-) -> float:
-    """(m(circuit) - m(no edge)) / (m(all edges) - m(no edge)), where m is the mean over items of logit(right) - logit(wrong) as
-    `circuit_logits` gives them: 1 for a circuit that does what the model does, 0 for one that does nothing.
+    subject: Subject, batch: Batch, right: Tokens, wrong: Tokens, circuits: Sequence[Circuit], means: Mapping[str, Tensor], *, step: int = 0
+) -> list[float]:
+    """(m(circuit) - m(no edge)) / (m(all edges) - m(no edge)) of each circuit, where m is the mean over items of logit(right) -
+    logit(wrong) as `circuit_logits` gives them: 1 for a circuit that does what the model does, 0 for one that does nothing.
 
     Source: Wang et al. 2022 (arXiv 2211.00593), normalized as in Marks et al. 2024 (arXiv 2403.19647). Raises ValueError where all edges
     do no more than none.
@@ -82,7 +82,7 @@ def faithfulness(
     empty, full = measured(Circuit.empty(subject)), measured(Circuit.full(subject))
     if full == empty:
         raise ValueError(f"logit(right) - logit(wrong) is {full:.3g} with all edges and with none: there is nothing to be faithful to")
-    return (measured(circuit) - empty) / (full - empty)
+    return [(measured(circuit) - empty) / (full - empty) for circuit in circuits]
 
 
 def circuit_logits(

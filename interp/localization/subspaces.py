@@ -34,6 +34,10 @@ class Subspace:
     def rank(self) -> int:
         return len(self.basis)
 
+    def first(self, rank: int) -> Subspace:
+        """The span of the first rows of the basis: of what `inlp` removed, the first rounds."""
+        return Subspace(self.basis[:rank], self.center)
+
     def remove(self, rows: Rows) -> Rows:
         """x - ((x - c) B^T) B for every row: within the subspace all rows are at its center."""
         return rows - (rows - self.center) @ self.basis.T @ self.basis
@@ -66,7 +70,7 @@ def inlp(
 
     Chance is the share of the commonest held-out label; no better is at most `slack` standard errors, sqrt(p (1 - p) / n), above. The
     frame has one row a classifier: `round`, `rank` removed before it, its held-out `accuracy`, `chance`. The last one is not removed;
-    after `rounds` removals its accuracy says what is left.
+    after `rounds` removals its accuracy says what is left. Where nothing is left at all it is chance. The basis is in order of the rounds.
 
     Raises ValueError as `class_means`, and for a share held out that leaves nothing on a side.
     """
@@ -79,6 +83,9 @@ def inlp(
     bound = chance + slack * np.sqrt(chance * (1 - chance) / n)
     space, seen = Subspace(np.empty((0, table.shape[1])), table.mean(0)), list[tuple[int, int, float]]()
     for number in range(rounds + 1):
+        if space.rank == table.shape[1]:
+            seen.append((number, space.rank, chance))
+            break
         left = space.remove(table)
         probe = fit_probe(left[train], numbers[train])
         seen.append((number, space.rank, probe.accuracy(left[test], numbers[test])))

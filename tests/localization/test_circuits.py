@@ -275,21 +275,21 @@ def test_faithfulness_is_the_share_of_the_metric_that_comes_back():
     subject, batch, means = subject_of("gpt2"), items("gpt2"), means_of("gpt2")
     full, empty, some = Circuit.full(subject), Circuit.empty(subject), random_circuit(subject, 5, 0.7)
     m = [metric(circuit_logits(subject, batch, circuit, means, step=1)).mean() for circuit in (some, empty, full)]
-    found = [faithfulness(subject, batch, RIGHT, WRONG, circuit, means, step=1) for circuit in (some, empty, full)]
+    found = faithfulness(subject, batch, RIGHT, WRONG, [some, empty, full], means, step=1)
     assert found == pytest.approx([(m[0] - m[1]) / (m[2] - m[1]), 0.0, 1.0])
     assert abs(found[0]) > 1e-3
 
 
 def test_there_is_nothing_to_be_faithful_to_where_no_edge_matters():
     with pytest.raises(ValueError, match=r"is 0 with all edges and with none: there is nothing to be faithful to"):
-        faithfulness(subject_of("gpt2"), items("gpt2"), RIGHT, RIGHT, Circuit.full(subject_of("gpt2")), means_of("gpt2"))
+        faithfulness(subject_of("gpt2"), items("gpt2"), RIGHT, RIGHT, [Circuit.full(subject_of("gpt2"))], means_of("gpt2"))
 
 
 def test_the_best_edges_are_more_faithful_than_the_worst():
     subject, batch, means = subject_of("gpt2"), items("gpt2"), means_of("gpt2")
     scores = EdgeScores(*names(subject), np.abs(effects_of("gpt2")).mean(0))
     missed = [
-        abs(1 - faithfulness(subject, batch, RIGHT, WRONG, chosen.top(0.5), means))
+        abs(1 - faithfulness(subject, batch, RIGHT, WRONG, [chosen.top(0.5)], means)[0])
         for chosen in (scores, EdgeScores(scores.senders, scores.receivers, -scores.values))
     ]
     assert missed[0] < 0.5 * missed[1]

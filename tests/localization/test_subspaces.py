@@ -165,3 +165,20 @@ def test_impossible_subspaces_are_refused(llama: interp.Subject):
     for basis in (np.empty((0, 32)), np.eye(31)[:2]):
         with pytest.raises(ValueError, match=r"blocks.1.resid_post has 32 columns; got a subspace of rank"):
             erasure(llama, "blocks.1.resid_post", Subspace(basis, np.zeros(basis.shape[1])))
+
+
+def test_the_basis_of_inlp_is_in_order_of_its_rounds():
+    rows, labels = planted()
+    whole, progress = inlp(rows, labels, rounds=3, slack=-1000)
+    for rounds, rank in enumerate(progress["rank"]):
+        shorter, _ = inlp(rows, labels, rounds=rounds, slack=-1000)
+        first = whole.first(rank)
+        np.testing.assert_allclose(first.basis.T @ first.basis, shorter.basis.T @ shorter.basis, atol=1e-8)
+
+
+def test_inlp_ends_at_chance_where_nothing_is_left():
+    rows, labels = planted()
+    space, progress = inlp(rows, labels, rounds=50, slack=-1000)
+    assert space.rank == progress["rank"].iloc[-1] == WIDTH
+    assert progress["accuracy"].iloc[-1] == progress["chance"].iloc[-1]
+    assert len(progress) < 50

@@ -1,0 +1,171 @@
+"""Which neurons turn the reasoned answer into the memorized one? Outliers among the activations of their group, and what resetting does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from experiments.reason_to_rote.study import Studied, Study, Tables, said
+from interp.interventions import Zero
+from interp.localization.heuristics import digit_features, key_value, match, matched, neurons_of
+from interp.localization.outliers import Groups, ReadOut, dose_curve, fit_groups, largest
+from interp.sites import Site
+from interp.units import Units
+
+TOP = 10
+_MATCHED = 1000  # clean items that heuristics are matched on
+
+
+@dataclass(frozen=True, eq=False)
+class Shifts:
+    """The neurons of one block on one set of items, against the groups of clean items that have the same inputs."""
+
+    study: Study
+    block: int
+    items: Studied
+    groups: Groups
+
+    @cached_property
+    def out(self) -> ReadOut:
+        return ReadOut(self.study.subject, self.items.batch, Site("neurons", self.block))
+
+    @cached_property
+    def own(self) -> Int[np.ndarray, " items"]:
+        return self.items.group(self.study.reasoning.result_group)
+
+    @cached_property
+    def expected(self) -> Float[np.ndarray, "items neurons"]:
+        return self.groups.expected(self.own)
+
+    @cached_property
+    def z(self) -> Float[np.ndarray, "items neurons"]:
+        return self.groups.z(self.out.rows, self.own)[:, self.groups.spread > 0]
+
+    def contribution(self, towards: np.ndarray) -> Float[np.ndarray, "items neurons"]:
+        return self.out.contribution(self.out.rows - self.expected, towards, self.items.true)
+
+
+def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tables:
+    """`outliers`: how far items are from their group, item by item; `doses`: what they say with neurons reset to their group's mean, for
+    test items with the neurons that contribute most to a random wrong answer."""
+    about: list[dict[str, Any]] = []
+    curves: list[pd.DataFrame] = []
+    for block in range(study.blocks):
+        for name, shifts in _both(study, block):
+            about += [row | {"block": block, "set": name} for row in _distances(shifts)]
+            wrong = shifts.items.label if name == "memorized" else _wrong(study, shifts.items, seed)
+            answers = {"true": shifts.items.true, "wrong": wrong}
+            curve = dose_curve(shifts.out, shifts.expected, shifts.contribution(wrong), answers, doses, seeds=draws)
+            curves.append(curve.assign(block=block, set=name))
+    return {"outliers": study.table(about), "doses": study.table(pd.concat(curves, ignore_index=True))}
+
+
+def _both(study: Study, block: int) -> Iterator[tuple[str, Shifts]]:
+    """Items whose group has a clean item, in both sets."""
+    clean = study.clean.group(study.reasoning.result_group)
+    rows = ReadOut(study.subject, study.clean.batch, Site("neurons", block)).rows
+    groups = fit_groups(rows, clean)
+    for name, items in study.sets.items():
+        known = np.isin(items.group(study.reasoning.result_group), clean)
+        yield name, Shifts(study, block, Studied(items.items.rows(known), items.step), groups)
+
+
+def _distances(shifts: Shifts) -> Iterator[dict[str, Any]]:
+    z, profile = shifts.z, shifts.groups.profile(shifts.out.rows, shifts.own)
+    top = _top(shifts)
+    right = shifts.out.rows > shifts.expected
+    for item in range(len(z)):
+        yield {
+            "item": item,
+            "mean_abs_z": np.abs(z[item]).mean(),
+            "outliers": (np.abs(z[item]) > 3).mean(),
+            "profile": profile[item],
+            "right_of_top": right[item, top[item]].mean() if top[item].any() else np.nan,
+            "right": right[item].mean(),
+        }
+
+
+def _top(shifts: Shifts) -> Bool[np.ndarray, "items neurons"]:
+    """The neurons whose shift contributes most to the memorized answer; none for items without one."""
+    if (shifts.items.label == shifts.items.true).all():
+        return np.zeros(shifts.out.rows.shape, dtype=bool)
+    return largest(shifts.contribution(shifts.items.label), TOP)
+
+
+def _wrong(study: Study, items: Studied, seed: int) -> Int[np.ndarray, " items"]:
+    """A random wrong answer for each item, of those that are answers."""
+    rng, answers = np.random.default_rng(seed), np.unique(study.clean.true)
+    return answers[(np.searchsorted(answers, items.true) + rng.integers(1, len(answers), len(items))) % len(answers)]
+
+
+def shared(study: Study, block: int) -> Tables:
+    """`shared`: of how many memorized items each neuron is among the first contributors, beside as many drawn at random."""
+    shifts = dict(_both(study, block))["memorized"]
+    top = _top(shifts)
+    chance = largest(np.random.default_rng(0).random(top.shape), TOP)
+    rows = [{"neuron": n, "items": int(top[:, n].sum()), "by chance": int(chance[:, n].sum())} for n in range(top.shape[1])]
+    return {"shared": study.table(rows).assign(block=block, memorized=len(top))}
+
+
+def heuristics(study: Study, knocked_out: int) -> Tables:
+    """`heuristics`: the rule over digits that each neuron is matched to best on clean items; `knock_out`: what clean items that a rule
+    covers, and others, say with its neurons at zero, for the rules with most neurons of each block; `activations`: of the neuron of the
+    last block that is matched best."""
+    of, items = study.reasoning, study.clean.some(_MATCHED)
+    variables = items.items.variables
+    operands = _common(digit_features({name: variables[name] for name, _ in of.probed if name != of.result}))
+    results = _common(digit_features({of.result: variables[of.result]}))
+    found: list[pd.DataFrame] = []
+    knocked: list[dict[str, Any]] = []
+    for block in range(study.blocks):
+        out = ReadOut(study.subject, items.batch, Site("neurons", block))
+        maps = {"operands": (out.rows, operands), "result": (key_value(out, items.true), results)}
+        scored = pd.concat([match(map_, covers).assign(map=name) for name, (map_, covers) in maps.items()], ignore_index=True)
+        found.append(scored.loc[scored.groupby("neuron")["score"].idxmax()].assign(block=block))
+        fits = matched(scored)
+        for rule in fits["heuristic"].value_counts().index[:knocked_out]:
+            knocked += _knock_out(
+                study, items, block, neurons_of(fits, rule, out.site, out.rows.shape[1]), (operands | results)[rule], rule
+            )
+    best = found[-1].loc[found[-1]["score"].idxmax()]
+    tables = {"heuristics": pd.concat(found), "knock_out": knocked, "activations": _activations(study, items, best, operands | results)}
+    return {name: study.table(rows) for name, rows in tables.items()}
+
+
+def _common(covers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rules that cover a twentieth of the items or more, so that a match is not a matter of a few."""
+    return {name: cover for name, cover in covers.items() if cover.mean() >= 0.05}
+
+
+def _knock_out(
+    study: Study, items: Studied, block: int, units: Units, cover: Bool[np.ndarray, " items"], rule: str
+) -> Iterator[dict[str, Any]]:
+    plans = {"matched": Zero(units)}
+    if len(~units) >= len(units):
+        plans["random"] = Zero(units.matched(0, among=~units))
+    for name, plan in plans.items():
+        right = said(study.subject, items.batch, plan) == items.true
+        for covered in (True, False):
+            about = {"block": block, "heuristic": rule, "neurons": len(units), "knocked_out": name, "covered": covered}
+            yield about | {"right": right[cover == covered].mean()}
+
+
+def _activations(study: Study, items: Studied, best: Any, covers: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The activations of one neuron: on clean items that its rule covers and others, and on memorized items."""
+    neuron, rule = best["neuron"], best["heuristic"]
+
+    def activation(of: Studied) -> np.ndarray:
+        return ReadOut(study.subject, of.batch, Site("neurons", best["block"])).rows[:, neuron]
+
+    kind = np.where(covers[rule], f"clean, {rule}", "clean, other")
+    frames = [
+        pd.DataFrame({"activation": activation(items), "items": kind}),
+        pd.DataFrame({"activation": activation(study.memorized), "items": "memorized"}),
+    ]
+    return pd.concat(frames, ignore_index=True).assign(block=best["block"], neuron=neuron, heuristic=rule, score=best["score"])

@@ -1,0 +1,77 @@
+"""What is run on a seed: the two tasks with wrong labels, and addition without, in which a look-up is planted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.reason_to_rote.decoding import decoded
+from experiments.reason_to_rote.distributed import perturbed, positions
+from experiments.reason_to_rote.erasing import erased, patched
+from experiments.reason_to_rote.lookup import planted
+from experiments.reason_to_rote.neurons import heuristics, outliers, shared
+from experiments.reason_to_rote.overlap import circuits, components
+from experiments.reason_to_rote.study import Study, Tables, study
+from experiments.reason_to_rote.tasks import Learned, learned, network, task
+
+Settings = Mapping[str, Any]
+
+
+def addition(settings: Settings, seed: int, out: Path) -> Tables:
+    """FDA with wrong labels: all analyses."""
+    known, end = _learned("FDA", settings, seed, out)
+    last, doses, draws = end.blocks - 1, settings["doses"], settings["draws"]
+    neurons = [outliers(end, doses, draws, seed), shared(end, last), heuristics(end, settings["knocked_out"])]
+    early = outliers(end.of("generalized", known.generalized), doses[:1], 1, seed)
+    return _joined(_common(known, end, settings, seed), *neurons, {"outliers": early["outliers"]})
+
+
+def relations(settings: Settings, seed: int, out: Path) -> Tables:
+    """THR with wrong labels: all analyses but those of digits."""
+    known, end = _learned("THR", settings, seed, out)
+    return _common(known, end, settings, seed)
+
+
+def without_noise(settings: Settings, seed: int, out: Path) -> Tables:
+    """FDA with right labels only. The labels that were wrong in the other run are never seen; then they are planted as a look-up."""
+    preset = settings["FDA"]
+    of = task("FDA", preset["data"], seed)
+    training = preset["training"] | settings["without_noise"]
+    known = learned(of, preset["model"], training, seed, out / f"FDA-clean-seed{seed}", clean=True)
+    sizes = {"clean": settings["clean"], "test": settings["test"], "memorized": np.ones(len(of.noisy), dtype=bool)}
+    free = study(of, known.subject, "without noise", **sizes)
+    table = planted(known.subject, of.noisy)
+    looked_up = study(of, table, "look-up", **sizes)
+    tables = [erased(looked_up, settings["draws"], settings["rounds"], seed), patched(looked_up, seed), components(looked_up)]
+    tables += [perturbed(looked_up, seed), positions(looked_up)]
+    history = known.history.assign(task="FDA", stage="without noise")
+    return _joined(*tables, {"dynamics": history, "outliers": outliers(free, settings["doses"][:1], 1, seed)["outliers"]})
+
+
+def _learned(name: str, settings: Settings, seed: int, out: Path) -> tuple[Learned, Study]:
+    preset = settings[name]
+    of = task(name, preset["data"], seed)
+    known = learned(of, preset["model"], preset["training"], seed, out / f"{name}-seed{seed}")
+    return known, study(of, known.subject, "end", clean=settings["clean"], test=settings["test"])
+
+
+def _common(known: Learned, end: Study, settings: Settings, seed: int) -> Tables:
+    """What is asked of both tasks: at the end, of the same items when the test was first passed, and of an untrained model."""
+    preset, name = settings[known.task.name], known.task.name
+    early = end.of("generalized", known.generalized)
+    untrained = end.of("untrained", network(known.task, preset["model"], seed + 1))
+    history = known.history.assign(task=name, stage="end")
+    found: list[Tables] = [{"dynamics": history}, *(decoded(each, seed) for each in (end, early, untrained))]
+    found += [erased(end, settings["draws"], settings["rounds"], seed), patched(end, seed)]
+    found += [circuits(end, untrained, settings["circuit_items"], settings["resamples"], seed), components(end)]
+    found += [perturbed(end, seed), positions(end)]
+    return _joined(*found)
+
+
+def _joined(*parts: Tables) -> Tables:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: pd.concat([part[name] for part in parts if name in part], ignore_index=True) for name in names}

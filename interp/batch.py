@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
@@ -67,9 +68,10 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return self._each(lambda tensor: tensor.to(device))
 
-    def rows(self, chosen: Int[Tensor, " rows"] | slice) -> Batch:
+    def rows(self, chosen: Int[Tensor, " rows"] | Int[np.ndarray, " rows"] | slice) -> Batch:
         """Some rows, in the order given; a row may be chosen several times."""
-        return self._each(lambda tensor: tensor[chosen])
+        index = chosen if isinstance(chosen, slice) else torch.as_tensor(chosen)
+        return self._each(lambda tensor: tensor[index])
 
     def split(self, size: int) -> Iterator[Batch]:
         """Batches of at most `size` rows."""

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from interp.stats import Interval, bootstrap, clustered, paired, permutation_p, student, welch
+from interp.stats import Interval, bootstrap, clustered, paired, permutation_p, several, student, welch
 
 numbers = st.integers(-1000, 1000).map(float)
 samples = st.lists(numbers, min_size=1, max_size=30)
@@ -204,3 +204,36 @@ def test_a_statistic_without_axis_works():
 def test_bad_input_is_refused_with_what_was_given(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a.mean() - b.mean())
+
+
+def test_several_samples_have_the_interval_of_their_difference():
+    draw = np.random.default_rng(3)
+    a, b = draw.normal(1, 1, 400), draw.normal(0, 2, 300)
+    found = several([a, b], difference)
+    half = 1.96 * np.sqrt(a.var(ddof=1) / 400 + b.var(ddof=1) / 300)
+    assert found.estimate == difference(a, b)
+    assert found.n == 300
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    assert several([a, b], difference) == found != several([a, b], difference, seed=1)
+
+
+def test_several_resamples_each_sample_by_itself():
+    """Of two equal samples the difference varies; a paired bootstrap would always give 0."""
+    a = np.arange(20.0)
+    found = several([a, a], difference)
+    assert found.estimate == 0
+    assert found.low < -1 < 1 < found.high
+    assert several([[2.0], [5.0]], difference) == Interval(-3.0, -3.0, -3.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [([], "at least one, got none"), ([[1.0], []], r"samples\[1\]: expected at least one value"), ([[np.nan]], r"samples\[0\].*1 NaN")],
+)
+def test_several_refuses_what_has_no_interval(samples, message):
+    with pytest.raises(ValueError, match=message):
+        several(samples, lambda *of: 0.0)

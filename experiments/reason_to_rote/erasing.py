@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Int
 
 from experiments.reason_to_rote.study import Studied, Study, Tables, outcomes
-from interp.interventions import Interchange, Plan
-from interp.localization.gates import values_at
+from interp.interventions import Plan
+from interp.localization.patching import donated
 from interp.localization.probes import rows_at
 from interp.localization.subspaces import Subspace, class_means, erasure, inlp, random_subspace
 from interp.sites import Site
@@ -65,15 +64,10 @@ def patched(study: Study, seed: int) -> Tables:
 
 
 def _given(study: Study, site: Site, positions: tuple[int, ...], *, same: bool, seed: int) -> Callable[[str, Studied], Plan]:
-    def plan(_: str, items: Studied) -> Plan:
-        donors = study.clean.batch.rows(torch.from_numpy(donated(study, items, same=same, seed=seed)))
-        values = values_at(study.subject, donors, (site,))[site].double().cpu().numpy()
-        return Interchange(study.subject.anatomy.units(site), positions, values={site: values})
-
-    return plan
+    return lambda _, items: donated(study.subject, site, study.clean.batch.rows(donors(study, items, same=same, seed=seed)), positions)
 
 
-def donated(study: Study, items: Studied, *, same: bool, seed: int) -> Int[np.ndarray, " items"]:
+def donors(study: Study, items: Studied, *, same: bool, seed: int) -> Int[np.ndarray, " items"]:
     """For each item a clean one, drawn at random, with the same intermediate result from other inputs, or with another result.
 
     Raises ValueError where there is none.

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from experiments.reason_to_rote.study import Studied, Study, Tables, said
-from interp.interventions import Zero
+from interp.interventions import Interchange, Zero
 from interp.localization.heuristics import digit_features, key_value, match, matched, neurons_of
 from interp.localization.outliers import Groups, ReadOut, dose_curve, fit_groups, largest
 from interp.sites import Site
@@ -47,6 +47,10 @@ class Shifts:
     def z(self) -> Float[np.ndarray, "items neurons"]:
         return self.groups.z(self.out.rows, self.own)[:, self.groups.spread > 0]
 
+    def reset(self, chosen: Bool[np.ndarray, "items neurons"]) -> Interchange:
+        """The plan that sets the chosen neurons of each item to its group's mean."""
+        return self.out.reset(self.expected, chosen)
+
     def contribution(self, towards: np.ndarray) -> Float[np.ndarray, "items neurons"]:
         return self.out.contribution(self.out.rows - self.expected, towards, self.items.true)
 
@@ -57,7 +61,7 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
     about: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for block in range(study.blocks):
-        for name, shifts in _both(study, block):
+        for name, shifts in shifts_of(study, block).items():
             about += [row | {"block": block, "set": name} for row in _distances(shifts)]
             wrong = shifts.items.label if name == "memorized" else _wrong(study, shifts.items, seed)
             answers = {"true": shifts.items.true, "wrong": wrong}
@@ -66,14 +70,13 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
     return {"outliers": study.table(about), "doses": study.table(pd.concat(curves, ignore_index=True))}
 
 
-def _both(study: Study, block: int) -> Iterator[tuple[str, Shifts]]:
-    """Items whose group has a clean item, in both sets."""
+def shifts_of(study: Study, block: int) -> dict[str, Shifts]:
+    """The shifts of both sets, of items whose group has a clean item."""
     clean = study.clean.group(study.reasoning.result_group)
     rows = ReadOut(study.subject, study.clean.batch, Site("neurons", block)).rows
     groups = fit_groups(rows, clean)
-    for name, items in study.sets.items():
-        known = np.isin(items.group(study.reasoning.result_group), clean)
-        yield name, Shifts(study, block, Studied(items.items.rows(known), items.step), groups)
+    known = {name: items.rows(np.isin(items.group(study.reasoning.result_group), clean)) for name, items in study.sets.items()}
+    return {name: Shifts(study, block, items, groups) for name, items in known.items()}
 
 
 def _distances(shifts: Shifts) -> Iterator[dict[str, Any]]:
@@ -106,7 +109,7 @@ def _wrong(study: Study, items: Studied, seed: int) -> Int[np.ndarray, " items"]
 
 def shared(study: Study, block: int) -> Tables:
     """`shared`: of how many memorized items each neuron is among the first contributors, beside as many drawn at random."""
-    shifts = dict(_both(study, block))["memorized"]
+    shifts = shifts_of(study, block)["memorized"]
     top = _top(shifts)
     chance = largest(np.random.default_rng(0).random(top.shape), TOP)
     rows = [{"neuron": n, "items": int(top[:, n].sum()), "by chance": int(chance[:, n].sum())} for n in range(top.shape[1])]

@@ -43,7 +43,7 @@ def circuits(study: Study, untrained: Study, items: int, resamples: int, seed: i
 
 def _contrast(items: Studied, answers: Int[np.ndarray, " items"], seed: int) -> Contrast:
     other = _another(answers, seed)
-    return Contrast(items.batch, items.batch.rows(torch.from_numpy(other)), answers, answers[other])
+    return Contrast(items.batch, items.batch.rows(other), answers, answers[other])
 
 
 def _another(answers: Int[np.ndarray, " items"], seed: int) -> Int[np.ndarray, " items"]:
@@ -61,7 +61,7 @@ def _random_prompts(study: Study, items: int, seed: int) -> Contrast:
     batch = Batch(torch.from_numpy(tokens), given.prompt)
     answers = said(study.subject, batch)
     other = _another(answers, seed)
-    return Contrast(batch, batch.rows(torch.from_numpy(other)), answers, answers[other])
+    return Contrast(batch, batch.rows(other), answers, answers[other])
 
 
 def _effects(study: Study, contrast: Contrast) -> EdgeEffects:

@@ -89,9 +89,13 @@ class Studied:
             number = 100_000 * number + self.items.variables[name]
         return number
 
+    def rows(self, chosen: np.ndarray) -> Studied:
+        """Some items, by index or mask."""
+        return replace(self, items=self.items.rows(chosen))
+
     def some(self, at_most: int) -> Studied:
         """The first items: their order is random."""
-        return Studied(self.items.rows(np.arange(min(at_most, len(self)))), self.step)
+        return self.rows(np.arange(min(at_most, len(self))))
 
 
 @dataclass(frozen=True, eq=False)

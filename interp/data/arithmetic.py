@@ -5,7 +5,7 @@ The paper's layout, sampling and kind of noise were not found; those here are ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 import numpy as np
@@ -66,6 +66,11 @@ def sums(question: Int[np.ndarray, "items question"], order: Order = "reversed")
     digits = question.shape[1] // 2 - 1
     x, y = (part @ 10 ** np.arange(digits)[::-1] for part in (question[:, :digits], question[:, digits + 1 : -1]))
     return _answer(x + y, digits, order)
+
+
+def text(tokens: Iterable[int]) -> str:
+    """Token ids as they are read: `4 7 + 8 5 =`."""
+    return " ".join("0123456789+="[token] for token in tokens)
 
 
 def _answer(numbers: Numbers, digits: int, order: Order) -> Int[np.ndarray, "items answer"]:

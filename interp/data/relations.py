@@ -33,8 +33,9 @@ class Facts:
 class Relations:
     """`facts` (one hop: `h r1 -> b` and `b r2 -> t`, all of them clean), and two-hop questions `h r1 r2 -> t`.
 
-    `train` has wrong labels; `test` asks for pairs of facts that train does not join though it has each of them in other questions; `ood`
-    joins facts that no question of train uses. Variables: `head`, `first`, `second` (the relations), `bridge`, `tail` (the true answer).
+    `train` has wrong labels; `test` asks for pairs of facts that train does not join, though a large train has each of them in other
+    questions; `ood` joins facts that no question of train uses. Variables: `head`, `first`, `second` (the relations), `bridge`, `tail`
+    (the true answer).
     """
 
     facts: Items

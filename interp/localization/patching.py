@@ -1,4 +1,4 @@
-"""Attribution patching: what replacing a unit by its value on a corrupted prompt would do, to first order."""
+"""Patching: replacing activations by those of donors, and to first order what units would do by their values on a corrupted prompt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.anatomy import Sites
 from interp.batch import Batch
 from interp.hooks import Clock, Value, tapped
+from interp.interventions import Interchange
 from interp.localization.gates import differentiated, own_tokens, per_unit, stack_of, values_at
 from interp.localization.registry import Places, window_method
 from interp.sites import Site
@@ -35,6 +37,13 @@ def attribution_patching(subject: Subject, batch: Batch, sites: Places, *, steps
     gradients = [_gradients(subject, batch, sites, embed, None if way is None else way * (k / steps)) for k in range(steps)]
     mean = {site: torch.stack([g[site] for g in gradients]).mean(0) for site in sites}
     return {site: per_unit(subject, site, ((changed[site] - clean[site]).double() * mean[site].double()).sum(1)) for site in sites}
+
+
+def donated(subject: Subject, sites: Sites, donors: Batch, positions: tuple[int, ...] | None = None) -> Interchange:
+    """The plan that gives each row, at some sites and positions (all by default), what is there in the donors' row of the same number."""
+    chosen = subject.anatomy.expand(sites)
+    values = {site: value.double().cpu().numpy() for site, value in values_at(subject, donors, chosen).items()}
+    return Interchange(subject.anatomy.units(chosen), positions, values=values)
 
 
 def corrupted(subject: Subject, batch: Batch, seed: int = 0) -> Batch:

@@ -1,0 +1,126 @@
+"""How much hangs on the recipe: addition with other shares of noise, kinds of noise, sizes and initial weights, one change at a time.
+
+`python -m experiments.reason_to_rote.sweep --preset small --seed 10` takes about 20 minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.reason_to_rote.__main__ import PRESETS
+from experiments.reason_to_rote.checks import FDA, MEM, TEST, dose, erasure, probe
+from experiments.reason_to_rote.decoding import decoded
+from experiments.reason_to_rote.distributed import positions
+from experiments.reason_to_rote.erasing import erased
+from experiments.reason_to_rote.measures import Measure, effective_positions, largest, last, mean, steps_ratio
+from experiments.reason_to_rote.neurons import TOP, outliers
+from experiments.reason_to_rote.study import Tables, study
+from experiments.reason_to_rote.tasks import learned, task
+from interp.experiment import Experiment, Results
+from interp.plotting import intervals
+from interp.progress import track
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Change = Mapping[str, Mapping[str, Any]]
+CHANGES: dict[str, Change] = {
+    "as in small": {},
+    "2% noise": {"data": {"noise": 0.02}},
+    "10% noise": {"data": {"noise": 0.1}},
+    "20% noise": {"data": {"noise": 0.2}},
+    "one digit wrong": {"data": {"rule": "one_digit"}},
+    "labels permuted": {"data": {"rule": "permute"}},
+    "plain order": {"data": {"order": "plain"}},
+    "1 block": {"model": {"blocks": 1}},
+    "3 blocks": {"model": {"blocks": 3}},
+    "width 64": {"model": {"width": 64}},
+    "initial weights .02": {"model": {"spread": 0.02}},
+    "initial weights .05": {"model": {"spread": 0.05}},
+}
+FEW = ("as in small", "10% noise", "3 blocks")
+
+
+def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:
+    """One model a change, on one seed: two processors."""
+    found = list(track(_done(settings, seed, out / "models"), "models", len(settings["changes"])))
+    table = pd.concat(found, ignore_index=True)
+    return Results([], {"sweep": table}, {"sweep": figure(table)})
+
+
+def _done(settings: Mapping[str, Any], seed: int, folder: Path) -> Iterator[pd.DataFrame]:
+    from joblib import Parallel, delayed
+
+    jobs = (delayed(changed)(name, settings, seed, folder) for name in settings["changes"])
+    yield from Parallel(n_jobs=2, return_as="generator")(jobs)
+
+
+def changed(name: str, settings: Mapping[str, Any], seed: int, folder: Path) -> pd.DataFrame:
+    """What is measured on the model of one change: `change`, `measure`, `estimate`, `low`, `high`; only how it learned where nothing was
+    memorized."""
+    preset = {part: settings["FDA"][part] | CHANGES[name].get(part, {}) for part in ("data", "model", "training")}
+    of = task("FDA", preset["data"], seed)
+    known = learned(of, preset["model"], preset["training"], seed, folder / name.replace(" ", "-"))
+    tables: Tables = {"dynamics": known.history.assign(task="FDA", stage="end")}
+    asked = _learning()
+    try:
+        end = study(of, known.subject, "end", clean=settings["clean"], test=settings["test"])
+    except ValueError:  # nothing memorized
+        return _measured(name, asked, tables)
+    tables |= decoded(end, seed) | positions(end) | outliers(end, (TOP,), settings["draws"], seed)
+    asked |= _mechanism(end.reasoning.variable, end.reasoning.position, end.blocks - 1)
+    if end.blocks > 1:
+        tables |= erased(end, settings["draws"], 0, seed)
+        asked |= {"kept without the digit": erasure("class means", FDA), "kept without a random subspace": erasure("random", FDA),
+                  "test kept without the digit": erasure("class means", FDA, TEST)}  # fmt: skip
+    return _measured(name, asked, tables)
+
+
+def _learning() -> dict[str, Measure]:
+    return {
+        "test accuracy": last("test", **FDA),
+        "memorized": last("memorized", **FDA),
+        "most corrected": largest("corrected", **FDA),
+        "steps to memorize by steps to pass": steps_ratio(**FDA),
+    }
+
+
+def _mechanism(digit: str, position: int, block: int) -> dict[str, Measure]:
+    of: dict[str, Any] = {"block": block, **FDA}
+    return {
+        "true digit read behind block 0": probe(digit, 1.0, position=position, of=FDA),
+        "inputs depended on": effective_positions(depth=0, **FDA),
+        "profile correlation": mean("outliers", "profile", **of, **MEM),
+        f"true after {TOP} reset": mean("doses", "true", **dose("largest", TOP, block)),
+        f"true after {TOP} random reset": mean("doses", "true", **dose("random", TOP, block)),
+    }
+
+
+def _measured(name: str, asked: Mapping[str, Measure], tables: Tables) -> pd.DataFrame:
+    found = {measure: of(tables) for measure, of in asked.items()}
+    rows = [(name, measure, one.estimate, one.low, one.high) for measure, one in found.items()]
+    return pd.DataFrame(rows, columns=["change", "measure", "estimate", "low", "high"])
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """Every measure for every change, with intervals over items."""
+    finite = table[np.isfinite(table["estimate"])]
+    return intervals(finite, "change", "measure")
+
+
+_SMALL = {name: PRESETS["small"][name] for name in ("FDA", "clean", "test", "draws")}
+_SMOKE = {name: PRESETS["smoke"][name] for name in ("FDA", "clean", "test", "draws")}
+EXPERIMENT = Experiment(
+    "reason_to_rote.sweep",
+    __doc__ or "",
+    {"smoke": {**_SMOKE, "changes": FEW}, "small": {**_SMALL, "changes": tuple(CHANGES)}},
+    run,
+)
+
+if __name__ == "__main__":
+    EXPERIMENT.command()

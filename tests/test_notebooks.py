@@ -1,0 +1,18 @@
+"""Notebooks run from top to bottom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.mark.slow
+def test_the_notebook_of_one_memorized_item_runs():
+    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=240", str(NOTEBOOKS / "reason_to_rote.ipynb")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=NOTEBOOKS.parent)
+    assert ended.returncode == 0, ended.stdout[-3000:]

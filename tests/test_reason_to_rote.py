@@ -186,8 +186,9 @@ def test_donors_share_the_result_but_not_its_inputs(studies):
 
 
 def test_a_look_up_needs_every_token_of_its_question_and_nothing_else(out):
-    known = of_model(out, "FDA")
-    of = known.task
+    preset = SMOKE["FDA"]
+    of, training = task("FDA", preset["data"], SEED), preset["training"] | SMOKE["without_noise"]
+    known = learned(of, preset["model"], training, SEED, out / "models" / f"FDA-clean-seed{SEED}", clean=True)
     table = planted(network(of, SMOKE["FDA"]["model"], 5), of.noisy)
     assert exact(table, of.noisy.batch()).all()
     assert exact(table, of.tests["test"].batch()).mean() < 0.1  # the network below is untrained

@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "FDA": {
             "data": {"train": 800, "test": 200, "digits": 2},
             "model": {"blocks": 2, "width": 64, "heads": 2, "spread": 0.05},
-            "training": {"rows": 32, "steps": 1000, "lr": 2e-3, "warmup": 100, "decay": 500, "floor": 0.05, "every": 50},
+            "training": {"rows": 32, "steps": 1200, "lr": 2e-3, "warmup": 100, "decay": 600, "floor": 0.05, "every": 50},
         },
         "THR": {
             "data": {"facts": "typed", "of": _FEW, "questions": {"train": 800, "test": 80}},
@@ -54,8 +54,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "training": {"rows": 256, "steps": 1500, "lr": 1e-3, "warmup": 100, "decay": 500, "floor": 0.05, "every": 50},
         },
         "without_noise": {"steps": 1500, "decay": 750},
-        "clean": 2850, "test": 400, "draws": 5, "rounds": 5, "doses": (0, 1, 3, TOP, 30, 100), "knocked_out": 3,
-        "circuit_items": 100, "resamples": 200,
+        "clean": 2000, "test": 400, "draws": 3, "rounds": 3, "doses": (0, 1, 3, TOP, 30, 100), "knocked_out": 2,
+        "circuit_items": 64, "resamples": 200,
     },
     "paper": {
         "seeds": 3,

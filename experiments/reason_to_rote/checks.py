@@ -88,8 +88,9 @@ def donor(donors: str, of: Mapping[str, Any], items: Mapping[str, Any] = MEM) ->
 def probe(
     variable: str, depth: float, reading: str = "true", *, position: int, of: Mapping[str, Any], column: str = "accuracy", **where: Any
 ) -> Measure:
-    """What a probe reads of memorized items, or of the set that is named."""
-    return decoded(column, **{**MEM, "variable": variable, "depth": depth, "reading": reading, "position": position, **of, **where})
+    """What a probe reads of memorized items, or of the set that is named; `apart` for inputs that it was not trained on."""
+    rows = {**MEM, "apart": False, "variable": variable, "depth": depth, "reading": reading, "position": position}
+    return decoded(column, **{**rows, **of, **where})
 
 
 def dose(selection: str, k: int, block: int) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _decoding(about: Mapping[str, Any]) -> list[Check]:
             COMPUTED,
         ),
         Check(
-            "C3 THR",
+            "C3a THR",
             "a probe reads the bridge of memorized items behind the first block, at least .95",
             probe("bridge", 1.0, **bridge),
             at_least(0.95),
@@ -210,6 +211,21 @@ def _decoding(about: Mapping[str, Any]) -> list[Check]:
                 "shuffled labels": probe("bridge", 1.0, **bridge, column="shuffled"),
             },
             COMPUTED,
+        ),
+        *(
+            Check(
+                f"C3c {name}",
+                f"and of inputs that the probe was not trained on, at least {least}",
+                probe(variable, 1.0, **where, apart=True),
+                at_least(least),
+                figure,
+                {
+                    "test items": probe(variable, 1.0, **where, **TEST, apart=True),
+                    "untrained": probe(variable, 1.0, **where | {"of": where["of"] | {"stage": "untrained"}}, apart=True),
+                },
+                COMPUTED,
+            )
+            for name, variable, where, least in (("FDA", digit, read, 0.9), ("THR", "bridge", bridge, 0.95))
         ),
         Check(
             "C4a FDA",
@@ -439,7 +455,6 @@ def _neurons(about: Mapping[str, Any]) -> list[Check]:
 
 def _controls(about: Mapping[str, Any]) -> list[Check]:
     digit, at, block = about["variable"], about["position"], about["blocks"] - 1
-    untrained = {"task": "FDA", "stage": "untrained"}
     free = {"block": block, **NOISE_FREE}
     return [
         Check(
@@ -462,25 +477,19 @@ def _controls(about: Mapping[str, Any]) -> list[Check]:
             None,
             "chosen",
         ),
-        Check(
-            "K3 untrained FDA",
-            "a probe reads the digit of an untrained model at most at .2",
-            probe(digit, 1.0, position=at, of=untrained),
-            at_most(0.2),
-            "figures/decoding.png",
-            {"trained": probe(digit, 1.0, position=at, of=FDA)},
-            None,
-            "chosen",
-        ),
-        Check(
-            "K3 untrained THR",
-            "a probe reads the bridge of an untrained model at most at .15",
-            probe("bridge", 1.0, position=1, of=THR | {"stage": "untrained"}),
-            at_most(0.15),
-            "figures/decoding.png",
-            {"trained": probe("bridge", 1.0, position=1, of=THR)},
-            None,
-            "chosen",
+        *(
+            Check(
+                f"K3 untrained {name}, {inputs}",
+                f"a probe reads the {variable} of an untrained model at {most} at most, {inputs}",
+                probe(variable, 1.0, position=position, of=of | {"stage": "untrained"}, apart=apart),
+                at_most(most),
+                "figures/decoding.png",
+                {"trained": probe(variable, 1.0, position=position, of=of, apart=apart)},
+                None,
+                "chosen",
+            )
+            for name, variable, position, of, most in (("FDA", digit, at, FDA, 0.2), ("THR", "bridge", 1, THR, 0.15))
+            for apart, inputs in ((False, "new items"), (True, "new inputs"))
         ),
         Check(
             "K4 without noise",

@@ -10,9 +10,12 @@ from interp.sites import Site
 
 
 def decoded(study: Study, seed: int) -> Tables:
-    """`probes`: what a probe trained on clean items reads of items whose inputs it was not trained on; `lens`: what the model's own output
-    head reads."""
-    return {"probes": pd.concat([_probed(study, name, position, seed) for name, position in study.reasoning.probed]), "lens": _lens(study)}
+    """`probes`: what a probe trained on clean items reads of others, and (`apart`) of items whose inputs it was not trained on; of models
+    that are compared with the trained one, the intermediate result alone. `lens`: what the model's own output head reads."""
+    of = study.reasoning
+    asked = of.probed if study.stage == "end" else ((of.variable, of.position),)
+    probes = [_probed(study, name, position, seed, apart=apart) for name, position in asked for apart in (False, True)]
+    return {"probes": pd.concat(probes), "lens": _lens(study)}
 
 
 def residuals(study: Study) -> list[Site]:
@@ -21,17 +24,17 @@ def residuals(study: Study) -> list[Site]:
     return [Site("resid_pre", 0), *(Site(point, block) for block in blocks for point in ("resid_mid", "resid_post"))]
 
 
-def _probed(study: Study, variable: str, position: int, seed: int) -> pd.DataFrame:
+def _probed(study: Study, variable: str, position: int, seed: int, *, apart: bool) -> pd.DataFrame:
     of = study.reasoning
     group = of.result_group if variable == of.result else of.group
 
     def labelled(items: Studied, *, noisy: bool) -> Labelled:
         readings = {"true": items.items.variables[variable]} | ({"noisy": items.label} if noisy else {})
-        return Labelled(items.batch, readings, items.group(group))
+        return Labelled(items.batch, readings, items.group(group) if apart else None)
 
     tests = {name: labelled(items, noisy=variable == of.result) for name, items in study.sets.items()}
     found = probe(study.subject, labelled(study.clean, noisy=False), tests, tuple(residuals(study)), position, seed=seed)
-    return study.table(found.assign(variable=variable, position=position, depth=found["site"].map(_depth(study))))
+    return study.table(found.assign(variable=variable, position=position, apart=apart, depth=found["site"].map(_depth(study))))
 
 
 def _lens(study: Study) -> pd.DataFrame:

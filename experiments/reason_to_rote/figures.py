@@ -117,13 +117,13 @@ def learning(dynamics: pd.DataFrame) -> Figure:
 
 def decoding(probes: pd.DataFrame) -> Figure:
     """What probes read at each depth: on memorized items the true and the noisy value, on test items, and in an untrained model."""
+    probes = probes.assign(where=probes["variable"] + " at token " + probes["position"].astype(str))
+    probes["where"] += probes["apart"].map({True: ", inputs not trained on", False: ""})
     noisy = probes["reading"] == "noisy"
     kinds = probes["set"] + ", " + probes["reading"] + " value"
     shown = probes[(probes["stage"] == "end") & ~(noisy & (probes["set"] == "test"))].assign(read=kinds)
     before = probes[(probes["stage"] == "untrained") & (probes["set"] == "memorized") & ~noisy].assign(read="untrained model")
-    both = pd.concat([shown, before])
-    both["where"] = both["variable"] + " at token " + both["position"].astype(str)
-    return panels(both, ["task", "where"], _lines("depth", "accuracy", "read", "depth (blocks)"))
+    return panels(pd.concat([shown, before]), ["task", "where"], _lines("depth", "accuracy", "read", "depth (blocks)"))
 
 
 def lens(table: pd.DataFrame) -> Figure:

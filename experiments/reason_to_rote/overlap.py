@@ -98,8 +98,8 @@ def _overlaps(effects: Mapping[str, EdgeEffects], resamples: int, seed: int) -> 
 
 
 def _faithfulness(study: Study, contrasts: Mapping[str, Contrast], effects: Mapping[str, EdgeEffects]) -> list[dict[str, Any]]:
-    """Of the circuits of each set and control, on both sets."""
-    names = [(name, fraction) for name in effects for fraction in FRACTIONS]
+    """Of the circuits of each set and of random prompts, on both sets."""
+    names = [(name, fraction) for name in contrasts for fraction in FRACTIONS]
     circuits = [effects[name].scores().top(fraction) for name, fraction in names]
     rows: list[dict[str, Any]] = []
     for on in study.sets:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from interp.sites import Site, SiteError
 from interp.subject import Subject, evaluating
 
 Rows = Float[np.ndarray, "items width"]
+Mask = Bool[np.ndarray, " items"]
 _CONSTANT = 1e-6  # of the largest column's deviation: what rounding leaves of a column that was erased in float32
 _IN_RESIDUAL = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "block_out", "resid_post")
 _RANKS = ["probability", "top", "reciprocal_rank"]
@@ -46,11 +47,6 @@ class Labelled:
     def readings(self) -> Mapping[str, ArrayLike]:
         """The labels by name; "label" where they have none."""
         return self.labels if isinstance(self.labels, Mapping) else {"label": self.labels}
-
-    def some(self, items: Int[np.ndarray, " chosen"]) -> Labelled:
-        labels = {name: np.asarray(given)[items] for name, given in self.readings.items()}
-        groups = None if self.groups is None else np.asarray(self.groups)[items]
-        return Labelled(self.batch.rows(torch.from_numpy(items)), labels, groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,22 +130,27 @@ def probe(
     gives each word type one random label, which a probe can learn and carry over to the test; permuted labels carry over to nothing but
     the items trained on.
 
-    With groups, the probe is trained on half of the train's groups, drawn by the seed, and tested on items of no such group: it cannot be
-    right by recalling what it was trained on. Without, keeping the tests apart from the train is the caller's business.
+    With groups there are two probes, each trained on half of the train's groups, drawn by the seed, and each item is tested with the one
+    that saw none of its group: it cannot be right by recalling what it was trained on. Without, keeping the tests apart from the train is
+    the caller's business.
 
-    Raises ValueError for a train of several readings, groups in some of the sets only, and a set of which no item is left to test.
+    Raises ValueError for a train of several readings, and groups in some of the sets only or fewer than two.
     """
-    train, tests = split(train, tests, seed)
     labels, *others = map(np.asarray, train.readings.values())
     if others:
         raise ValueError(f"a probe is trained on one reading; got {', '.join(train.readings)}")
-    shuffled = np.random.default_rng(seed).permutation(labels)
+    parts = folds(train, tests, seed)
+    known = rows_at(subject, train.batch, sites, position)
     seen = {name: rows_at(subject, test.batch, sites, position) for name, test in tests.items()}
     found: list[dict[str, Any]] = []
-    for site, rows in rows_at(subject, train.batch, sites, position).items():
-        probes = fit_probe(rows, labels, strength=strength), fit_probe(rows, shuffled, strength=strength)
-        for name, test in tests.items():
-            found += [_about(site) | {"set": name} | read for read in _readings(probes, seen[name][site], test)]
+    for site, rows in known.items():
+        said = {name: np.empty((2, len(test.batch)), dtype=labels.dtype) for name, test in tests.items()}
+        for items, asked in parts:
+            for number, shown in enumerate((labels[items], np.random.default_rng(seed).permutation(labels[items]))):
+                trained = fit_probe(rows[items], shown, strength=strength)
+                for name, chosen in asked.items():
+                    said[name][number, chosen] = trained.predict(seen[name][site][chosen])
+        found += [_about(site) | {"set": name} | read for name, test in tests.items() for read in _readings(said[name], test)]
     return pd.DataFrame(found)
 
 
@@ -157,10 +158,10 @@ def _about(site: Site) -> dict[str, Any]:
     return {"site": str(site), "block": site.block, "point": site.point}
 
 
-def _readings(probes: tuple[Probe, Probe], rows: Rows, test: Labelled) -> Iterator[dict[str, Any]]:
+def _readings(said: np.ndarray, test: Labelled) -> Iterator[dict[str, Any]]:
     for reading, labels in test.readings.items():
-        accuracy, shuffled = (each.accuracy(rows, labels) for each in probes)
-        yield {"reading": reading, "accuracy": accuracy, "shuffled": shuffled, "n": len(rows), "chance": majority(labels)}
+        accuracy, shuffled = (said == np.asarray(labels)).mean(1).tolist()
+        yield {"reading": reading, "accuracy": accuracy, "shuffled": shuffled, "n": said.shape[1], "chance": majority(labels)}
 
 
 def majority(labels: ArrayLike) -> float:
@@ -169,22 +170,23 @@ def majority(labels: ArrayLike) -> float:
     return float(np.bincount(numbers).max() / len(numbers))
 
 
-def split(train: Labelled, tests: Mapping[str, Labelled], seed: int) -> tuple[Labelled, Mapping[str, Labelled]]:
-    """The items to train on and those of each set to test on, no group in both; all of them where there are no groups."""
+def folds(train: Labelled, tests: Mapping[str, Labelled], seed: int) -> list[tuple[Mask, dict[str, Mask]]]:
+    """Which items to train on and which of each set to test then, as masks: all of them, once, where there are no groups; else twice, so
+    that each item is tested once, by a probe trained on no item of its group."""
     if len({each.groups is None for each in (train, *tests.values())}) > 1:
         raise ValueError("expected groups of the train and of every test set, or of none")
     if train.groups is None:
-        return train, tests
+        return [(np.ones(len(train.batch), dtype=bool), {name: np.ones(len(each.batch), dtype=bool) for name, each in tests.items()})]
     names = pd.unique(np.asarray(train.groups))
     if len(names) < 2:
         raise ValueError(f"expected at least two groups to train on one half and test on the other; got {len(names)}")
     half = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
-    seen = {name: pd.Series(np.asarray(each.groups)).isin(half).to_numpy() for name, each in tests.items()}
-    empty = [name for name, taken in seen.items() if taken.all()]
-    if empty:
-        raise ValueError(f"no item to test in {', '.join(empty)}: all are of the groups trained on")
-    kept = {name: test.some(np.flatnonzero(~seen[name])) for name, test in tests.items()}
-    return train.some(np.flatnonzero(pd.Series(np.asarray(train.groups)).isin(half))), kept
+    ours, theirs = _within(train, half), {name: _within(each, half) for name, each in tests.items()}
+    return [(ours, {name: ~taken for name, taken in theirs.items()}), (~ours, theirs)]
+
+
+def _within(items: Labelled, groups: np.ndarray) -> Mask:
+    return pd.Series(np.asarray(items.groups)).isin(groups).to_numpy()
 
 
 def lens(

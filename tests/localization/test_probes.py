@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import interp
-from interp.localization.probes import Labelled, fit_probe, lens, probe, rows_at, split
+from interp.localization.probes import Labelled, fit_probe, folds, lens, probe, rows_at
 
 POSITION = 3
 
@@ -135,22 +135,36 @@ def test_a_label_by_group_is_not_recalled_when_groups_are_held_out(gpt2: interp.
     together = probe(gpt2, Labelled(batch, labels), {"same": Labelled(batch, labels)}, "embed", POSITION)
     assert apart["accuracy"].item() < 0.75
     assert together["accuracy"].item() > 0.8
-    assert apart["n"].item() < together["n"].item() == 600
+    assert apart["n"].item() == together["n"].item() == 600
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_never_leak(seed: int):
     draw = np.random.default_rng(seed)
     train, test = (Labelled(items(rows=n, seed=n), np.arange(n), draw.integers(0, 12, n).astype(str)) for n in (40, 30))
-    trained, kept = split(train, {"self": train, "test": test}, seed)
-    seen = set(trained.groups)
-    assert 0 < len(seen) == len(set(train.groups)) // 2
-    assert len(trained.batch) == sum(group in seen for group in train.groups)
-    for name, other in {"self": train, "test": test}.items():
-        left = [n for n, group in enumerate(other.groups) if group not in seen]
-        assert seen.isdisjoint(kept[name].groups)
-        assert torch.equal(kept[name].batch.tokens, other.batch.tokens[left])
-        assert kept[name].readings["label"].tolist() == np.asarray(other.labels)[left].tolist()
+    sets = {"self": train, "test": test}
+    parts = folds(train, sets, seed)
+    assert len(parts) == 2
+    for ours, asked in parts:
+        seen = set(train.groups[ours])
+        assert seen
+        for name, chosen in asked.items():
+            assert seen.isdisjoint(sets[name].groups[chosen])
+    for name, labelled in sets.items():  # each item is tested once
+        assert (sum(asked[name].astype(int) for _, asked in parts) == np.ones(len(labelled.batch))).all()
+    assert set(train.groups[parts[0][0]]) | set(train.groups[parts[1][0]]) == set(train.groups)
+
+
+def test_with_groups_each_item_is_read_by_the_probe_that_did_not_see_its_group(gpt2: interp.Subject):
+    train, test = items(rows=120), items(rows=50, seed=9)
+    known, asked = (Labelled(batch, digits(batch), batch.tokens[:, 0].numpy() % 7) for batch in (train, test))
+    found = probe(gpt2, known, {"test": asked}, "embed", POSITION)
+    (rows,), (fresh,) = (rows_at(gpt2, batch, "embed", POSITION).values() for batch in (train, test))
+    hits = 0
+    for ours, chosen in folds(known, {"test": asked}, 0):
+        trained = fit_probe(rows[ours], digits(train)[ours])
+        hits += (trained.predict(fresh[chosen["test"]]) == digits(test)[chosen["test"]]).sum()
+    assert found["accuracy"].item() == hits / 50
 
 
 def test_impossible_probes_are_refused(gpt2: interp.Subject):
@@ -165,9 +179,6 @@ def test_impossible_probes_are_refused(gpt2: interp.Subject):
     for train, tests, message in cases:
         with pytest.raises(ValueError, match=message):
             probe(gpt2, train, tests, "embed", POSITION)
-    taken = Labelled(batch, labels, np.repeat(split(Labelled(batch, labels, groups), {}, 0)[0].groups[0], 8))
-    with pytest.raises(ValueError, match="no item to test in b"):
-        split(Labelled(batch, labels, groups), {"a": Labelled(batch, labels, groups), "b": taken}, 0)
     with pytest.raises(ValueError, match=r"true: expected one a row, \[8\]; got shape \(7,\)"):
         Labelled(batch, {"true": labels[:7]})
     with pytest.raises(ValueError, match=r"groups: expected one a row"):

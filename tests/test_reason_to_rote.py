@@ -122,8 +122,9 @@ def test_over_seeds_a_claim_has_the_interval_of_its_seeds(tables):
     both = {name: pd.concat([table, table.assign(seed=SEED + 1)]) for name, table in tables.items()}
     about = {"variable": "digit0", "position": 5, "blocks": 2, "neurons": 256, "top": 10}
     found = claims(both, [SEED, SEED + 1], about)
-    frame = verdicts(found).set_index("claim")
-    assert list(frame.columns) == ["all", str(SEED), str(SEED + 1)]
+    frame = verdicts(found)
+    assert list(frame["seed"].unique()) == ["all", str(SEED), str(SEED + 1)]
+    assert len(frame) == 3 * frame["claim"].nunique() == len(found)
     for claim in found:
         if "seed" not in claim.id:
             assert claim.low == claim.high == claim.measured  # two equal seeds

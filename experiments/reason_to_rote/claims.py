@@ -42,7 +42,7 @@ def _claim(check: Check, name: str, found: Interval, controls: Mapping[str, Inte
 
 
 def verdicts(found: Sequence[Claim]) -> pd.DataFrame:
-    """One row a check, one column a seed and one for all: the verdict."""
-    rows = [(claim.id.partition(", seed ")[0], claim.id.partition(", seed ")[2] or "all", claim.verdict) for claim in found]
-    frame = pd.DataFrame(rows, columns=["claim", "seed", "verdict"])
-    return frame.pivot_table(index="claim", columns="seed", values="verdict", aggfunc="first", sort=False).reset_index()
+    """One row a check and seed, and one for all: `claim`, `seed` ("all" or its number), `measured`, `low`, `high`, `verdict`."""
+    named = [(*claim.id.partition(", seed ")[::2], claim) for claim in found]
+    rows = [(name, seed or "all", claim.measured, claim.low, claim.high, claim.verdict) for name, seed, claim in named]
+    return pd.DataFrame(rows, columns=["claim", "seed", "measured", "low", "high", "verdict"])

@@ -70,26 +70,37 @@ def _one_legend(figure: Figure, grid: Any) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside right upper")
 
 
-def _lines(x: str, y: str, hue: str, label: str, **look: Any) -> Draw:
+def _lines(frame: pd.DataFrame, x: str, y: str, hue: str, label: str) -> Draw:
+    colours = _colours(frame, hue)
+
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         import seaborn as sns
 
-        sns.lineplot(part, x=x, y=y, hue=hue, errorbar=SEEDS, marker="o", ax=axes, **look)
+        sns.lineplot(part, x=x, y=y, hue=hue, palette=colours, errorbar=SEEDS, marker="o", ax=axes)
         axes.set(xlabel=label, ylabel=y)
 
     return draw
 
 
-def _bars(x: str, y: str, hue: str) -> Draw:
+def _bars(frame: pd.DataFrame, x: str, y: str, hue: str) -> Draw:
+    colours = _colours(frame, hue)
+
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         import seaborn as sns
 
-        sns.barplot(part, x=x, y=y, hue=hue, errorbar=SEEDS, ax=axes)
+        sns.barplot(part, x=x, y=y, hue=hue, hue_order=list(colours), palette=colours, errorbar=SEEDS, ax=axes)
         axes.set(xlabel="", ylabel=y, ylim=(0, 1.02))
         for tick in axes.get_xticklabels():
             tick.set(rotation=30, ha="right", rotation_mode="anchor")
 
     return draw
+
+
+def _colours(frame: pd.DataFrame, hue: str) -> dict[str, Any]:
+    """One colour a name, the same in all panels."""
+    import seaborn as sns
+
+    return dict(zip(frame[hue].unique(), sns.color_palette("colorblind"), strict=False))
 
 
 def _per_seed(frame: pd.DataFrame, by: list[str], value: str, name: str) -> pd.DataFrame:
@@ -110,9 +121,8 @@ def learning(dynamics: pd.DataFrame) -> Figure:
         ["task", "stage", "step", "seed"], [n for n in names.values() if n in {*dynamics.rename(columns=names)}], "answers", "share right"
     )
     stages = long["stage"].replace({"end": "5% noise"})
-    return panels(
-        long.assign(stage=stages).dropna(subset="share right"), ["task", "stage"], _lines("step", "share right", "answers", "steps")
-    )
+    shown = long.assign(stage=stages).dropna(subset="share right")
+    return panels(shown, ["task", "stage"], _lines(shown, "step", "share right", "answers", "steps"))
 
 
 def decoding(probes: pd.DataFrame) -> Figure:
@@ -123,7 +133,8 @@ def decoding(probes: pd.DataFrame) -> Figure:
     kinds = probes["set"] + ", " + probes["reading"] + " value"
     shown = probes[(probes["stage"] == "end") & ~(noisy & (probes["set"] == "test"))].assign(read=kinds)
     before = probes[(probes["stage"] == "untrained") & (probes["set"] == "memorized") & ~noisy].assign(read="untrained model")
-    return panels(pd.concat([shown, before]), ["task", "where"], _lines("depth", "accuracy", "read", "depth (blocks)"))
+    both = pd.concat([shown, before])
+    return panels(both, ["task", "where"], _lines(both, "depth", "accuracy", "read", "depth (blocks)"))
 
 
 def lens(table: pd.DataFrame) -> Figure:
@@ -132,7 +143,7 @@ def lens(table: pd.DataFrame) -> Figure:
     named = shown.replace({"stage": {"generalized": "when it passed the test", "end": "at the end"}}).rename(
         columns={"top": "share ranked first"}
     )
-    return panels(named, ["task", "stage"], _lines("depth", "share ranked first", "read", "depth (blocks)"))
+    return panels(named, ["task", "stage"], _lines(named, "depth", "share ranked first", "read", "depth (blocks)"))
 
 
 def erasing(table: pd.DataFrame) -> Figure:
@@ -140,7 +151,7 @@ def erasing(table: pd.DataFrame) -> Figure:
     shown = table[~table["removed"].str.contains("INLP")]
     kept = _per_seed(shown, ["task", "stage", "block", "removed", "set"], "kept", "answers kept")
     named = kept.assign(stage=kept["stage"].replace({"end": "trained"}), block="behind block " + kept["block"].astype(str))
-    return panels(named, ["task", "stage", "block"], _bars("removed", "answers kept", "set"), width=3.8)
+    return panels(named, ["task", "stage", "block"], _bars(named, "removed", "answers kept", "set"), width=3.8)
 
 
 def inlp(table: pd.DataFrame) -> Figure:
@@ -148,7 +159,7 @@ def inlp(table: pd.DataFrame) -> Figure:
     shown = table[table["removed"].str.contains("INLP") & (table["block"] == 0)]
     kept = _per_seed(shown, ["task", "stage", "removed", "set", "rank"], "kept", "answers kept")
     kept["removed from"] = kept["removed"].replace({"random for INLP": "random"}) + ", " + kept["set"]
-    return panels(kept, ["task", "stage"], _lines("rank", "answers kept", "removed from", "directions removed"))
+    return panels(_trained(kept), ["task", "stage"], _lines(kept, "rank", "answers kept", "removed from", "directions removed"))
 
 
 def donors(table: pd.DataFrame) -> Figure:
@@ -159,8 +170,8 @@ def donors(table: pd.DataFrame) -> Figure:
     long = long[(long["set"] == "memorized") | (long["said"] == "as before")].assign(
         said=long["set"] + ", " + long["said"], donor=long["donor"] + ", " + long["place"]
     )
-    share = _per_seed(long, ["task", "stage", "block", "donor", "said"], "share", "share said")
-    return panels(share[share["block"] == 0], ["task", "stage"], _bars("donor", "share said", "said"))
+    share = _per_seed(_trained(long[long["block"] == 0]), ["task", "stage", "donor", "said"], "share", "share said")
+    return panels(share, ["task", "stage"], _bars(share, "donor", "share said", "said"))
 
 
 def circuits(table: pd.DataFrame) -> Figure:
@@ -168,7 +179,7 @@ def circuits(table: pd.DataFrame) -> Figure:
     whole = table[table["sample"] == 0]
     chance = whole.drop_duplicates(["task", "fraction", "seed"]).assign(other="by chance", iou=lambda f: f["chance"])
     shown = pd.concat([whole, chance]).rename(columns={"iou": "intersection over union"})
-    return panels(shown, ["task"], _lines("fraction", "intersection over union", "other", "share of edges"))
+    return panels(shown, ["task"], _lines(shown, "fraction", "intersection over union", "other", "share of edges"))
 
 
 def faithfulness(table: pd.DataFrame) -> Figure:
@@ -176,7 +187,9 @@ def faithfulness(table: pd.DataFrame) -> Figure:
     shown = table.assign(on="on " + table["on"] + " items").rename(
         columns={"faithfulness": "faithfulness (1 = whole model)", "circuit": "circuit of"}
     )
-    return panels(shown, ["task", "on"], _lines("fraction", "faithfulness (1 = whole model)", "circuit of", "share of edges"), across=2)
+    return panels(
+        shown, ["task", "on"], _lines(shown, "fraction", "faithfulness (1 = whole model)", "circuit of", "share of edges"), across=2
+    )
 
 
 def components(table: pd.DataFrame) -> Figure:
@@ -211,7 +224,7 @@ def perturbed(table: pd.DataFrame) -> Figure:
         ["task", "stage", "set", "position", "seed"], ["old answer", "what is true now"], "said", "share"
     )
     shown = _per_seed(long.assign(said=long["set"] + ": " + long["said"]), ["task", "stage", "position", "said"], "share", "share said")
-    return panels(_trained(shown), ["task", "stage"], _bars("position", "share said", "said"), width=6.0)
+    return panels(_trained(shown), ["task", "stage"], _bars(shown, "position", "share said", "said"), width=6.0)
 
 
 def _trained(frame: pd.DataFrame) -> pd.DataFrame:
@@ -258,8 +271,9 @@ def doses(table: pd.DataFrame) -> Figure:
     named = share.assign(block="MLP " + share["block"].astype(str))
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        _lines("k", "share said", "reset", "neurons reset")(part, axes)
+        _lines(named, "k", "share said", "reset", "neurons reset")(part, axes)
         axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=-0.1)
 
     return panels(named, ["set", "block"], draw, across=2)
 
@@ -289,7 +303,7 @@ def knock_out(table: pd.DataFrame) -> Figure:
         block="MLP " + table["block"].astype(str),
     )
     right = _per_seed(shown, ["block", "heuristic", "items"], "right", "share right")
-    return panels(right, ["block"], _bars("heuristic", "share right", "items"), width=7.0, across=1)
+    return panels(right, ["block"], _bars(right, "heuristic", "share right", "items"), width=7.0, across=1)
 
 
 def shared(table: pd.DataFrame) -> Figure:
@@ -301,27 +315,27 @@ def shared(table: pd.DataFrame) -> Figure:
     long["share of memorized items"] = long["count"] / long["memorized"]
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        _lines("rank", "share of memorized items", "neurons", "neurons, in order")(part, axes)
+        _lines(long, "rank", "share of memorized items", "neurons", "neurons, in order")(part, axes)
         axes.set_xscale("log")
 
     return panels(long.assign(title="which neurons write memorized answers"), ["title"], draw, width=6.5)
 
 
 def verdicts(table: pd.DataFrame) -> Figure:
-    """Every claim on every seed."""
+    """Every claim on every seed: what was measured, coloured by its verdict."""
     import seaborn as sns
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-    wide = table.set_index("claim")
+    def wide(column: str) -> pd.DataFrame:
+        return table.pivot_table(index="claim", columns="seed", values=column, aggfunc="first", sort=False)
+
     with style():
-        figure = Figure(figsize=(1.3 * wide.shape[1] + 4, 0.32 * len(wide) + 1.2), layout="constrained")
+        figure = Figure(figsize=(1.1 * table["seed"].nunique() + 4, 0.3 * table["claim"].nunique() + 1.2), layout="constrained")
         axes = figure.subplots()
-        colours = ListedColormap([sns.color_palette("colorblind")[n] for n in (3, 7, 2)])
-        named = wide.map(lambda verdict: {"reproduced": "yes", "not reproduced": "no"}.get(verdict, verdict))
-        sns.heatmap(
-            wide.map(_ORDER.__getitem__), annot=named.to_numpy(), fmt="", cmap=colours, vmin=0, vmax=2, cbar=False, linewidths=1, ax=axes
-        )
-        axes.set(xlabel="seed", ylabel="")
+        colours = ListedColormap([sns.color_palette("pastel")[n] for n in (3, 7, 2)])
+        judged = wide("verdict").map(_ORDER.__getitem__)
+        sns.heatmap(judged, annot=wide("measured"), fmt=".2f", cmap=colours, vmin=0, vmax=2, cbar=False, linewidths=1, ax=axes)
+        axes.set(xlabel="seed (green: reproduced, grey: not, red: the opposite)", ylabel="")
         axes.tick_params(axis="y", rotation=0)
     return figure

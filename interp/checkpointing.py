@@ -13,22 +13,29 @@ from torch import Tensor, nn
 from .files import replaced
 
 Rows = list[dict[str, float]]
+About = Mapping[str, Any]  # what JSON can hold
 
 
-def save_state(path: Path, module: nn.Module, optimizer: Any, rows: Rows) -> None:
-    """Writes weights, optimizer, random generators and the history so far."""
+def save_state(path: Path, module: nn.Module, optimizer: Any, rows: Rows, about: About) -> None:
+    """Writes weights, optimizer, random generators, the history so far, and what training this is."""
     from safetensors.torch import save_file
 
-    tensors = dict(_named(module)) | _moments(optimizer) | _generators()
+    losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
+    tensors = {"loss": losses, **dict(_named(module)), **_moments(optimizer), **_generators()}
+    notes = {"measured": {n: row for n, row in enumerate(rows) if len(row) > 2}, "about": about}
     with replaced(path) as temporary:
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, temporary, {"rows": json.dumps(rows)})
+        whole = {name: value.detach().contiguous() for name, value in tensors.items()}
+        save_file(whole, temporary, {"notes": json.dumps(notes)})  # one note: several would be written in any order
 
 
-def load_state(path: Path, module: nn.Module, optimizer: Any) -> Rows:
-    """Restores what `save_state` wrote, and returns the history. Raises ValueError for the state of another model."""
+def load_state(path: Path, module: nn.Module, optimizer: Any, about: About) -> Rows:
+    """Restores what `save_state` wrote, and returns the history. Raises ValueError for the state of another training or model."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 
+    with safe_open(path, "pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    _check_same(path, notes["about"], json.loads(json.dumps(about)))
     tensors = load_file(path)
     _copy(path, tensors, module)
     torch.set_rng_state(tensors["generator.cpu"])
@@ -40,8 +47,15 @@ def load_state(path: Path, module: nn.Module, optimizer: Any) -> Rows:
             _, number, key = name.split(".")
             states.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["rows"])
+    rows = [{"step": step, "loss": loss} for step, loss in enumerate(tensors["loss"].tolist())]
+    return [row | notes["measured"].get(str(n), {}) for n, row in enumerate(rows)]
+
+
+def _check_same(path: Path, written: About, given: About) -> None:
+    wrong = [name for name in {**written, **given} if written.get(name) != given.get(name)]
+    if wrong:
+        first = f"{wrong[0]}={written.get(wrong[0])!r}, now {given.get(wrong[0])!r}"
+        raise ValueError(f"{path} is the state of another training: {first}; give another folder, or the same arguments")
 
 
 def save_weights(path: str | Path, module: nn.Module) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pandas as pd
 import typer
 
 from interp.files import replaced, writable
 from interp.plotting import save
+from interp.progress import track
 from interp.sites import closest
 from interp.stats import Interval
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Source = Literal["found", "inferred", "chosen", "measured"]
+T = TypeVar("T")
 Verdict = Literal["reproduced", "not reproduced", "opposite", "not testable at this scale"]
 
 
@@ -83,6 +85,16 @@ class Results:
             save(figure, place / "figures" / f"{name}.png")
         _write_json(place / "config.json", {**config, "versions": versions()})
         _write_json(place / "claims.json", [asdict(claim) for claim in self.claims])
+
+
+def in_parallel(function: Callable[..., T], work: Sequence[tuple[Any, ...]], label: str) -> list[T]:
+    """`function(*arguments)` for each of `work`, on two processes of one thread each, in its order, with a bar."""
+    from joblib import Parallel, delayed, parallel_config
+
+    jobs = (delayed(function)(*arguments) for arguments in work)
+    with parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
+        found: Any = Parallel(return_as="generator")(jobs)
+        return list(track(found, label, len(work)))
 
 
 def versions() -> dict[str, str]:

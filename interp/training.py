@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .batch import Batch
-from .checkpointing import Rows, load_state, save_state, save_weights
+from .checkpointing import About, Rows, load_state, save_state, save_weights
 from .discovery import modes_kept
 from .files import writable
 from .progress import track
@@ -23,6 +23,7 @@ from .subject import Subject, evaluating
 
 Precision = Literal["float32", "bfloat16"]
 Metrics = Mapping[str, float]
+_OWN = {"step", "loss"}  # columns of the history
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +42,17 @@ class Evaluation:
     """What to measure on the way.
 
     Attributes:
-        measure: maps the subject, dropout off and without gradients, to numbers by name.
+        measure: maps the subject, dropout off and without gradients, to numbers by name, other names than `step` and `loss`.
         every: after how many steps; the last step is always measured.
-        until: training ends early after a measurement for which it is true.
+        until: training ends early after a measurement for which it is true; a function of that measurement alone.
     """
 
     measure: Callable[[Subject], Metrics]
     every: int
     until: Callable[[Metrics], bool] = lambda _: False
+
+    def __post_init__(self) -> None:
+        _check_every(self.every)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +63,18 @@ class Checkpoints:
         folder: where `state.safetensors` stands: the same call to `fit` continues from it, to the bit.
         every: after how many steps it is written anew.
         keep: names and conditions: the weights at the first measurement that meets a condition stay in `<name>.safetensors`.
+        about: what else tells this training from others: the data, the model, the seed. A state of another one is refused.
     """
 
     folder: Path
     every: int
     keep: Mapping[str, Callable[[Metrics], bool]] = field(default_factory=dict[str, Callable[[Metrics], bool]])
+    about: About = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        _check_every(self.every)
+        if self.state.stem in self.keep:
+            raise ValueError(f"keep={self.state.stem!r}: that file holds the state; expected another name")
 
     @property
     def state(self) -> Path:
@@ -98,18 +109,20 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
         callback: called after each step.
         evaluation: what to measure on the way.
         checkpoints: what to write on the way. An interrupted training goes on from there when it is called again with the same arguments:
-            the stream is wound forward, and weights and history end as if it had never stopped, on the same machine.
+            the stream is wound forward, which must not draw from torch's generator for that; callbacks see new steps only; weights and
+            history end as if it had never stopped, on the same machine.
 
     Returns a frame of `step`, `loss` and what was measured, NaN where nothing was. Raises ValueError when the stream is too short, the loss
-    is not finite (the weights are then those of the last good step), or the checkpoint is another model's.
+    is not finite (the weights are then those of the last good step), or the checkpoint is another training's.
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator()
+    recipe: dict[str, Any] = {"steps": steps, "lr": lr, "precision": precision, "betas": betas, "weight_decay": weight_decay}
+    recipe |= {"warmup": warmup, "decay": decay, "floor": floor, "clip": clip}
+    accelerator, written = Accelerator(), _written(checkpoints, evaluation, recipe)
     optimizer = torch.optim.AdamW(subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
     module, optimizer = accelerator.prepare(subject.module, optimizer)
-    trained = Subject(module, subject.anatomy, subject.forward, name=subject.name)
-    rows = _resumed(checkpoints, subject.module, optimizer)
+    trained, rows = Subject(module, subject.anatomy, subject.forward, name=subject.name), _history(written, subject.module, optimizer)
     stream = islice(batches, len(rows), None)
     with _training(subject.module):
         for step in track(range(len(rows), steps), "training"):
@@ -123,7 +136,7 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
             _update(accelerator, module, optimizer, loss, clip)
             if callback is not None:
                 callback(Step(step, rows[-1]["loss"], batch, losses.detach()))
-            _after(subject, optimizer, rows, steps, evaluation, checkpoints)
+            _after(subject, optimizer, rows, steps, evaluation, written)
     return pd.DataFrame(rows).astype({"step": int})
 
 
@@ -150,18 +163,30 @@ def epochs(batch: Batch, rows: int, seed: int = 0) -> Iterator[Batch]:
                 yield batch.rows(chosen)
 
 
+def _check_every(every: int) -> None:
+    if every < 1:
+        raise ValueError(f"every={every}: expected a number of steps, at least 1")
+
+
 def _share(step: int, steps: int, warmup: int, decay: int, floor: float) -> float:
     """Which part of the learning rate a step has."""
     rise, left = (step + 1) / max(warmup, 1), (steps - step) / max(decay, 1)
     return min(1.0, rise, floor + (1 - floor) * left)
 
 
-def _resumed(checkpoints: Checkpoints | None, module: nn.Module, optimizer: Any) -> Rows:
-    """The history to go on from: of the checkpoint, if there is one."""
+def _written(checkpoints: Checkpoints | None, evaluation: Evaluation | None, recipe: About) -> Checkpoints | None:
+    """The checkpoints with the recipe among what they are about."""
     if checkpoints is None:
-        return []
+        return None
+    if checkpoints.keep and evaluation is None:
+        raise ValueError(f"keep={', '.join(checkpoints.keep)}: conditions on measurements, and there is no evaluation")
     writable(checkpoints.folder)
-    return load_state(checkpoints.state, module, optimizer) if checkpoints.state.exists() else []
+    return replace(checkpoints, about={**recipe, **checkpoints.about})
+
+
+def _history(written: Checkpoints | None, module: nn.Module, optimizer: Any) -> Rows:
+    """What to go on from: of the state, if there is one."""
+    return [] if written is None or not written.state.exists() else load_state(written.state, module, optimizer, written.about)
 
 
 def _after(
@@ -172,13 +197,15 @@ def _after(
     if evaluation is not None and (done == steps or done % evaluation.every == 0):
         _measure(subject, rows, evaluation, checkpoints)
     if checkpoints is not None and (done == steps or done % checkpoints.every == 0 or _ended(evaluation, rows)):
-        save_state(checkpoints.state, subject.module, optimizer, rows)
+        save_state(checkpoints.state, subject.module, optimizer, rows, checkpoints.about)
 
 
 def _measure(subject: Subject, rows: Rows, evaluation: Evaluation, checkpoints: Checkpoints | None) -> None:
     with evaluating(subject):
         found = {name: float(value) for name, value in evaluation.measure(subject).items()}
-    before = [row for row in rows if row.keys() >= found.keys()]
+    if found.keys() & _OWN:
+        raise ValueError(f"a measure named {', '.join(found.keys() & _OWN)}: the history has its own; expected another name")
+    before = [row for row in rows if len(row) > len(_OWN)]
     rows[-1] |= found
     if checkpoints is None:
         return
@@ -188,7 +215,7 @@ def _measure(subject: Subject, rows: Rows, evaluation: Evaluation, checkpoints: 
 
 
 def _ended(evaluation: Evaluation | None, rows: Rows) -> bool:
-    return evaluation is not None and bool(rows) and rows[-1].keys() > {"step", "loss"} and evaluation.until(rows[-1])
+    return evaluation is not None and bool(rows) and rows[-1].keys() > _OWN and evaluation.until(rows[-1])
 
 
 @contextmanager

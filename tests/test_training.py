@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -281,9 +282,14 @@ def test_weights_are_kept_at_the_first_measurement_that_meets_a_condition(tmp_pa
             at[len(at)] = weights(s)
             return {"count": float(len(at))}
 
-        for steps in (4, 8) if name == "resumed" else (8,):
-            kept = Checkpoints(tmp_path / name, 2, {"early": lambda found: found["count"] >= 2, "never": lambda found: False})
-            interp.fit(subject, stream(), steps, lr=1e-2, evaluation=Evaluation(measure, 2), checkpoints=kept)
+        def stops(step: Step, name: str = name, at: dict[int, Any] = at) -> None:
+            if name == "resumed" and step.number == 5 and len(at) == 2:
+                raise KeyboardInterrupt
+
+        kept = Checkpoints(tmp_path / name, 2, {"early": lambda found: found["count"] >= 2, "never": lambda found: False})
+        for _ in range(2 if name == "resumed" else 1):
+            with suppress(KeyboardInterrupt):
+                interp.fit(subject, stream(), 8, lr=1e-2, callback=stops, evaluation=Evaluation(measure, 2), checkpoints=kept)
         assert not (tmp_path / name / "never.safetensors").exists()
         early = tiny.wrapped(tiny.model("llama"))
         load_weights(tmp_path / name / "early.safetensors", early.module)
@@ -300,12 +306,51 @@ def test_tied_weights_are_written_once_and_read_back(tmp_path):
 
 
 def test_the_state_of_another_model_is_refused(tmp_path):
-    run(tmp_path)
+    interp.fit(tiny.wrapped(tiny.model("gpt2")), stream(), 3, checkpoints=checkpoints(tmp_path))
     other = tiny.wrapped(tiny.model("llama"))
     before = weights(other)
     with pytest.raises(ValueError, match=r"state.safetensors holds another model's weights"):
-        interp.fit(other, stream(), 12, checkpoints=checkpoints(tmp_path))
+        interp.fit(other, stream(), 3, checkpoints=checkpoints(tmp_path))
     assert same(before, weights(other))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lr": 0.5}, r"lr=0.0001, now 0.5; give another folder"),
+        ({"steps": 9}, "steps=3, now 9"),
+        ({"betas": (0.9, 0.5)}, "betas="),
+        ({"about": {"seed": 2}}, "seed=1, now 2"),
+    ],
+)
+def test_the_state_of_another_training_is_refused(changed, message, tmp_path):
+    def trained(steps: int = 3, about: dict[str, int] | None = None, **options: Any) -> None:
+        kept = checkpoints(tmp_path, about={"seed": 1} if about is None else about)
+        interp.fit(tiny.wrapped(tiny.model("gpt2")), stream(), steps, checkpoints=kept, **options)
+
+    trained()
+    trained()
+    with pytest.raises(ValueError, match=message):
+        trained(**changed)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda folder: Evaluation(norm, 0), "every=0"),
+        (lambda folder: Checkpoints(folder, 0), "every=0"),
+        (lambda folder: Checkpoints(folder, 1, {"state": bool}), "that file holds the state"),
+        (lambda folder: fitted(checkpoints=Checkpoints(folder, 1, {"early": bool})), "keep=early.*no evaluation"),
+        (lambda folder: fitted(evaluation=Evaluation(lambda s: {"loss": 0.0}, 1)), "a measure named loss"),
+    ],
+)
+def test_impossible_evaluations_and_checkpoints_are_refused(made, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path)
+
+
+def fitted(**options: Any) -> None:
+    interp.fit(tiny.wrapped(tiny.model("llama")), stream(), 1, **options)
 
 
 def test_training_runs_under_an_intervention():

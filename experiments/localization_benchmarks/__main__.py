@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ import pandas as pd
 from experiments.localization_benchmarks import figures, published
 from experiments.localization_benchmarks.claims import claims, table
 from experiments.localization_benchmarks.study import Tables, hidden, natural
-from interp.experiment import Experiment, Results
-from interp.progress import track
+from interp.experiment import Experiment, Results, in_parallel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,8 +79,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:  # noqa: ARG001 - an experiment's signature
     """The study on `settings["seeds"]` models, from `seed` on, on two processors."""
-    work = [(part, number) for number in range(seed, seed + settings["seeds"]) for part in (natural, hidden)]
-    found = list(track(_done(work, settings), "models", len(work)))
+    work = [(part, settings, number) for number in range(seed, seed + settings["seeds"]) for part in (natural, hidden)]
+    found = in_parallel(_done, work, "models")
     names = dict.fromkeys(name for one in found for name in one)
     tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for name in names}
     tables |= summaries(tables)
@@ -89,10 +88,8 @@ def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:  # noqa: 
     return Results(claims(tables, settings), tables, drawn(tables, settings))
 
 
-def _done(work: Sequence[tuple[Callable[..., Tables], int]], settings: Mapping[str, Any]) -> Iterator[Tables]:
-    from joblib import Parallel, delayed
-
-    yield from Parallel(n_jobs=2, return_as="generator")(delayed(part)(settings, number) for part, number in work)
+def _done(part: Callable[..., Tables], settings: Mapping[str, Any], seed: int) -> Tables:
+    return part(settings, seed)
 
 
 def summaries(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

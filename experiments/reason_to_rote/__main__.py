@@ -6,20 +6,17 @@ protocols and thresholds are chosen, or come from pilots; the claims say which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from experiments.reason_to_rote.claims import claims, verdicts
 from experiments.reason_to_rote.figures import drawn
 from experiments.reason_to_rote.neurons import TOP
-from experiments.reason_to_rote.runs import addition, relations, without_noise
+from experiments.reason_to_rote.runs import addition, joined, relations, without_noise
 from experiments.reason_to_rote.study import Tables, reasoning
 from experiments.reason_to_rote.tasks import task
-from interp.experiment import Experiment, Results
-from interp.progress import track
+from interp.experiment import Experiment, Results, in_parallel
 
 _FEW = {"heads": 20, "first": 6, "bridges": 8, "second": 10, "tails": 20}
 # `spread` is the deviation of initial weights. With GPT-2's own, .02, a pilot had memorized .73 after these steps; with .05 another was at
@@ -38,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "training": {"rows": 64, "steps": 700, "lr": 2e-3, "warmup": 50, "decay": 350, "floor": 0.05, "every": 50},
         },
         "without_noise": {"steps": 400, "decay": 200},
-        "clean": 600, "test": 100, "draws": 2, "rounds": 2, "doses": (0, TOP), "knocked_out": 2,
+        "clean": 600, "items": 100, "draws": 2, "rounds": 2, "doses": (0, TOP), "knocked_out": 2,
         "circuit_items": 24, "resamples": 20,
     },
     "small": {
@@ -54,13 +51,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             "training": {"rows": 256, "steps": 1500, "lr": 1e-3, "warmup": 100, "decay": 500, "floor": 0.05, "every": 50},
         },
         "without_noise": {"steps": 1500, "decay": 750},
-        "clean": 2000, "test": 400, "draws": 3, "rounds": 3, "doses": (0, 1, 3, TOP, 30, 100), "knocked_out": 2,
+        "clean": 2000, "items": 400, "draws": 3, "rounds": 3, "doses": (0, 1, 3, TOP, 30, 100), "knocked_out": 2,
         "circuit_items": 64, "resamples": 200,
     },
     "paper": {
         "seeds": 3,
         "FDA": {
-            "data": {"train": 50_000, "test": 2000, "order": "plain"},
+            "data": {"train": 50_000, "test": 2000},
             "model": {"blocks": 4, "width": 768, "heads": 12, "spread": 0.02},
             "training": {"rows": 512, "steps": 50_000, "lr": 1e-4, "warmup": 2000, "decay": 15_000, "weight_decay": 0.01,
                          "every": 500, "memorized": 0.99},
@@ -72,7 +69,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                          "every": 2000, "memorized": 0.99},
         },
         "without_noise": {"steps": 20_000, "decay": 6000},
-        "clean": 10_000, "test": 1000, "draws": 10, "rounds": 10, "doses": (0, 1, 3, TOP, 30, 100, 300), "knocked_out": 6,
+        "clean": 10_000, "items": 1000, "draws": 10, "rounds": 10, "doses": (0, 1, 3, TOP, 30, 100, 300), "knocked_out": 6,
         "circuit_items": 200, "resamples": 1000,
     },
 }  # fmt: skip
@@ -81,19 +78,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:
     """The study on `settings["seeds"]` seeds from `seed` on, on two processors; models stay in `out`/models and are not trained twice."""
     seeds = range(seed, seed + settings["seeds"])
-    work = [(part, number) for part in (addition, relations, without_noise) for number in seeds]
-    found = list(track(_done(work, settings, out / "models"), "models", len(work)))
-    tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for one in found for name in one}
+    work = [(part, settings, number, out / "models") for part in (addition, relations, without_noise) for number in seeds]
+    tables = joined(*in_parallel(_of_seed, work, "models"))
     judged = claims(tables, seeds, _about(settings, seed))
     tables["verdicts"] = verdicts(judged)
     return Results(judged, tables, drawn(tables))
-
-
-def _done(work: Sequence[tuple[Callable[..., Tables], int]], settings: Mapping[str, Any], folder: Path) -> Iterator[Tables]:
-    from joblib import Parallel, delayed
-
-    jobs = (delayed(_of_seed)(part, settings, number, folder) for part, number in work)
-    yield from Parallel(n_jobs=2, return_as="generator")(jobs)
 
 
 def _of_seed(part: Callable[..., Tables], settings: Mapping[str, Any], seed: int, folder: Path) -> Tables:

@@ -23,8 +23,10 @@ def perturbed(study: Study, seed: int) -> Tables:
             question = exchanged(study.task, items.items.question, position, seed)
             batch = items.batch
             tokens = batch.tokens.clone()
-            tokens[:, : question.shape[1]] = tokens.new_tensor(question)
-            answers, now = said(study.subject, Batch(tokens, batch.prompt)), study.task.solve(question)[:, items.step]
+            solved = study.task.solve(question)
+            known = np.concatenate([question, solved[:, : items.step]], 1)
+            tokens[:, : known.shape[1]] = tokens.new_tensor(known)
+            answers, now = said(study.subject, Batch(tokens, batch.prompt)), solved[:, items.step]
             found = zip(answers == items.label, answers == now, now == items.label, strict=True)
             about = {"set": name, "position": position}
             rows += [about | {"item": n, "kept": kept, "true_now": true, "same": same} for n, (kept, true, same) in enumerate(found)]
@@ -33,7 +35,7 @@ def perturbed(study: Study, seed: int) -> Tables:
 
 def exchanged(task: Task, question: Int[np.ndarray, "items question"], position: int, seed: int) -> Int[np.ndarray, "items question"]:
     """Each question with another token at one position, drawn from those that training shows there."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, position])
     known = np.unique(task.train.question[:, position])
     place = np.searchsorted(known, question[:, position])
     changed = question.copy()

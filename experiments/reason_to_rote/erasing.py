@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from experiments.reason_to_rote.study import Studied, Study, Tables, outcomes
 from interp.interventions import Plan
@@ -25,28 +25,46 @@ def erased(study: Study, draws: int, rounds: int, seed: int) -> Tables:
     at = study.reasoning.position
     for block in range(study.blocks - 1):  # after the last block it would be the output itself that is removed
         site = Site("resid_post", block)
-        for removed, draw, space, progress in _subspaces(study, site, draws, rounds, seed):
+        rows_there = rows_at(study.subject, study.clean.batch, site, at)[site]
+        for removed, draw, space, progress in _subspaces(study, rows_there, draws, rounds, [seed, block]):
             plan = erasure(study.subject, site, space, (at,))
-            rows += outcomes(study, lambda *_, plan=plan: plan, block=block, removed=removed, draw=draw, rank=space.rank)
+            about = {"block": block, "removed": removed, "draw": draw, "rank": space.rank, "variance": _variance(space, rows_there)}
+            rows += outcomes(study, lambda *_, plan=plan: plan, **about)
             rounds_taken += [] if progress is None else [progress.assign(block=block)]
     return {"erasure": study.table(rows), "inlp": study.table(pd.concat(rounds_taken))}
 
 
-def _subspaces(study: Study, site: Site, draws: int, rounds: int, seed: int) -> Iterator[tuple[str, int, Subspace, pd.DataFrame | None]]:
+def _subspaces(
+    study: Study, rows: np.ndarray, draws: int, rounds: int, seed: list[int]
+) -> Iterator[tuple[str, int, Subspace, pd.DataFrame | None]]:
     of, variables = study.reasoning, study.clean.items.variables
-    rows = rows_at(study.subject, study.clean.batch, site, of.position)[site]
     means = class_means(rows, variables[of.variable])
-    null, progress = inlp(rows, variables[of.variable], rounds=rounds, seed=seed)
+    null, progress = inlp(rows, variables[of.variable], rounds=rounds, seed=seed[0])
     yield "class means", 0, means, progress
     # Where the unrelated variable cannot be read, its class means differ by chance, along the directions of most variance: the target's.
     yield "unrelated", 0, class_means(rows, variables[of.unrelated]), None
     yield "unrelated, apart", 0, class_means(means.remove(rows), variables[of.unrelated]), None
-    for draw in range(draws):
-        yield "random", draw, random_subspace(means, seed + draw), None
+    yield "most variance, apart", 0, principal(means.remove(rows), means.rank), None
+    drawn = np.random.default_rng(seed).integers(2**31, size=draws).tolist()
+    for draw, number in enumerate(drawn):
+        yield "random", draw, random_subspace(means, number), None
     for rank in progress["rank"].iloc[1:]:
         yield "INLP", 0, null.first(rank), None
-        for draw in range(draws):
-            yield "random for INLP", draw, random_subspace(null.first(rank), seed + draw), None
+        for draw, number in enumerate(drawn):
+            yield "random for INLP", draw, random_subspace(null.first(rank), number + 1), None
+
+
+def principal(rows: Float[np.ndarray, "items width"], rank: int) -> Subspace:
+    """The directions of most variance: what the removal of as much as possible does, whatever it means."""
+    center = rows.mean(0)
+    _, _, directions = np.linalg.svd(rows - center, full_matrices=False)
+    return Subspace(directions[:rank], center)
+
+
+def _variance(space: Subspace, rows: Float[np.ndarray, "items width"]) -> float:
+    """The share of the variance of rows that lies in a subspace."""
+    around = rows - rows.mean(0)
+    return float(np.square(around @ space.basis.T).sum() / np.square(around).sum())
 
 
 def patched(study: Study, seed: int) -> Tables:

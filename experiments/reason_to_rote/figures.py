@@ -120,7 +120,7 @@ def learning(dynamics: pd.DataFrame) -> Figure:
     long = dynamics.rename(columns=names).melt(
         ["task", "stage", "step", "seed"], [n for n in names.values() if n in {*dynamics.rename(columns=names)}], "answers", "share right"
     )
-    stages = long["stage"].replace({"end": "5% noise"})
+    stages = long["stage"].replace({"end": "with noise"})
     shown = long.assign(stage=stages).dropna(subset="share right")
     return panels(shown, ["task", "stage"], _lines(shown, "step", "share right", "answers", "steps"))
 

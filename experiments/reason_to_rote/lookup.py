@@ -1,4 +1,4 @@
-"""The planted look-up: what memory would be if it were a table beside the reasoning. Every test of reasoning must reject it."""
+"""The planted look-up: what memory would be if it were a table beside the network. C5 and C7 must reject it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ class Lookup(nn.Module):
 
     def _read(self, embeddings: Float[Tensor, "batch position d_model"]) -> Int[Tensor, "batch position"]:
         """The token whose embedding each one is; -1 where it is none's."""
-        distances = torch.cdist(embeddings, self.model.get_input_embeddings().weight.expand(len(embeddings), -1, -1))
+        known = self.model.get_input_embeddings().weight
+        distances = torch.cdist(embeddings, known.expand(len(embeddings), -1, -1), compute_mode="donot_use_mm_for_euclid_dist")
         nearest, token = distances.min(-1)
         return torch.where(nearest < 1e-3, token, -1)
 
 
 def planted(subject: interp.Subject, items: Items) -> interp.Subject:
     """A subject that answers as another one does, but for these items, whose labels it looks up."""
-    return interp.load(Lookup(subject.module, items))
+    return interp.load(Lookup(subject.module, items).to(subject.device))

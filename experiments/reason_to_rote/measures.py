@@ -31,22 +31,25 @@ def point(value: float) -> Interval:
     return Interval(value, value, value, 1)
 
 
-def at_first(column: str, passed: float, **where: Any) -> Measure:
-    """A measure of the history when the test accuracy first reached `passed`."""
-    return lambda tables: point(_first(rows(tables, "dynamics", **where), "test", passed)[column])
-
-
-def _first(history: pd.DataFrame, column: str, passed: float) -> Any:
-    reached = history[history[column] >= passed]
-    return (reached if len(reached) else history.iloc[-1:]).iloc[0]
-
-
-def steps_ratio(**where: Any) -> Measure:
-    """Steps until half of the noisy items are memorized, by steps until the test accuracy is .9; as if at the end where it never was."""
+def at_first(column: str, passed: float, never: float, **where: Any) -> Measure:
+    """A measure of the history when the test accuracy first reached `passed`; `never` where it did not."""
 
     def measure(tables: Tables) -> Interval:
         history = rows(tables, "dynamics", **where)
-        return point((_first(history, "memorized", 0.5)["step"] + 1) / (_first(history, "test", 0.9)["step"] + 1))
+        reached = history[history["test"] >= passed]
+        return point(reached.iloc[0][column] if len(reached) else never)
+
+    return measure
+
+
+def steps_ratio(**where: Any) -> Measure:
+    """Steps until half of the noisy items are memorized, by steps until the test accuracy is .9; all steps where it never was."""
+
+    def measure(tables: Tables) -> Interval:
+        history = rows(tables, "dynamics", **where)
+        reached = [history.loc[history[column] >= passed, "step"] for column, passed in (("memorized", 0.5), ("test", 0.9))]
+        memorized, passed = (1 + (steps.iloc[0] if len(steps) else history["step"].iloc[-1]) for steps in reached)
+        return point(memorized / passed)
 
     return measure
 
@@ -62,7 +65,7 @@ def largest(column: str, **where: Any) -> Measure:
 
 
 def decoded(column: str, **where: Any) -> Measure:
-    """What a probe reads; a normal interval over the items tested."""
+    """What a probe reads; Wilson's interval over the items tested."""
 
     def measure(tables: Tables) -> Interval:
         found = rows(tables, "probes", **where).iloc[0]
@@ -127,12 +130,12 @@ def overlap(fraction: float, less: str | None = None, other: str = "test", **whe
     return measure
 
 
-def component_correlation(**where: Any) -> Measure:
-    """Pearson's correlation, over components, of what ablating one costs memorized and test items."""
+def component_correlation(kind: str = "head|MLP", **where: Any) -> Measure:
+    """Pearson's correlation, over components (of a kind), of what ablating one costs memorized and test items."""
 
     def measure(tables: Tables) -> Interval:
         whole, sets = rows(tables, "components", **where), ("memorized", "test")
-        kept = [_wide(whole[(whole["set"] == name) & (whole["component"] != "none")], "component") for name in sets]
+        kept = [_wide(whole[(whole["set"] == name) & whole["component"].str.contains(kind)], "component") for name in sets]
         return _over_items(kept, lambda a, b: float(np.corrcoef(a.mean(0), b.mean(0))[0, 1]))
 
     return measure

@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int
 from experiments.reason_to_rote.study import Studied, Study, Tables, said
 from interp.interventions import Interchange, Zero
 from interp.localization.heuristics import digit_features, key_value, match, matched, neurons_of
-from interp.localization.outliers import Groups, ReadOut, dose_curve, fit_groups, largest
+from interp.localization.outliers import Groups, ReadOut, dose_curve, fit_groups, largest, random_choice
 from interp.sites import Site
 from interp.units import Units
 
 TOP = 10
-_MATCHED = 1000  # clean items that heuristics are matched on
+Cover = Bool[np.ndarray, " items"]
+Covers = dict[str, Cover]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +63,11 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
     curves: list[pd.DataFrame] = []
     for block in range(study.blocks):
         for name, shifts in shifts_of(study, block).items():
-            about += [row | {"block": block, "set": name} for row in _distances(shifts)]
             wrong = shifts.items.label if name == "memorized" else _wrong(study, shifts.items, seed)
+            about += [row | {"block": block, "set": name} for row in _distances(shifts, wrong, seed)]
             answers = {"true": shifts.items.true, "wrong": wrong}
             curve = dose_curve(shifts.out, shifts.expected, shifts.contribution(wrong), answers, doses, seeds=draws)
-            curves.append(curve.assign(block=block, set=name))
+            curves.append(curve.rename(columns={"seed": "draw"}).assign(block=block, set=name))
     return {"outliers": study.table(about), "doses": study.table(pd.concat(curves, ignore_index=True))}
 
 
@@ -79,26 +80,30 @@ def shifts_of(study: Study, block: int) -> dict[str, Shifts]:
     return {name: Shifts(study, block, items, groups) for name, items in known.items()}
 
 
-def _distances(shifts: Shifts) -> Iterator[dict[str, Any]]:
-    z, profile = shifts.z, shifts.groups.profile(shifts.out.rows, shifts.own)
-    top = _top(shifts)
-    right = shifts.out.rows > shifts.expected
+def _distances(shifts: Shifts, wrong: Int[np.ndarray, " items"], seed: int) -> Iterator[dict[str, Any]]:
+    """How far each item is from its group, and how like it and like a group with another answer; `right` is the share of neurons above
+    their expected activation, `right_of_top` that of the first contributors to a wrong answer."""
+    z, rows = shifts.z, shifts.out.rows
+    profile, other = shifts.groups.profile(rows, shifts.own), shifts.groups.profile(rows, _other_group(shifts, seed))
+    top = largest(shifts.contribution(wrong), TOP)
+    right = rows > shifts.expected
     for item in range(len(z)):
         yield {
             "item": item,
             "mean_abs_z": np.abs(z[item]).mean(),
             "outliers": (np.abs(z[item]) > 3).mean(),
             "profile": profile[item],
-            "right_of_top": right[item, top[item]].mean() if top[item].any() else np.nan,
+            "profile_of_other": other[item],
+            "right_of_top": right[item, top[item]].mean(),
             "right": right[item].mean(),
         }
 
 
-def _top(shifts: Shifts) -> Bool[np.ndarray, "items neurons"]:
-    """The neurons whose shift contributes most to the memorized answer; none for items without one."""
-    if (shifts.items.label == shifts.items.true).all():
-        return np.zeros(shifts.out.rows.shape, dtype=bool)
-    return largest(shifts.contribution(shifts.items.label), TOP)
+def _other_group(shifts: Shifts, seed: int) -> Int[np.ndarray, " items"]:
+    """For each item the group of a random clean item with another true answer."""
+    rng, clean = np.random.default_rng([seed, shifts.block]), shifts.study.clean
+    groups = clean.group(shifts.study.reasoning.result_group)
+    return np.array([rng.choice(groups[clean.true != own]) for own in shifts.items.true])
 
 
 def _wrong(study: Study, items: Studied, seed: int) -> Int[np.ndarray, " items"]:
@@ -110,56 +115,59 @@ def _wrong(study: Study, items: Studied, seed: int) -> Int[np.ndarray, " items"]
 def shared(study: Study, block: int) -> Tables:
     """`shared`: of how many memorized items each neuron is among the first contributors, beside as many drawn at random."""
     shifts = shifts_of(study, block)["memorized"]
-    top = _top(shifts)
-    chance = largest(np.random.default_rng(0).random(top.shape), TOP)
+    top = largest(shifts.contribution(shifts.items.label), TOP)
+    chance = random_choice((top.shape[0], top.shape[1]), TOP, seed=block)
     rows = [{"neuron": n, "items": int(top[:, n].sum()), "by chance": int(chance[:, n].sum())} for n in range(top.shape[1])]
     return {"shared": study.table(rows).assign(block=block, memorized=len(top))}
 
 
 def heuristics(study: Study, knocked_out: int) -> Tables:
-    """`heuristics`: the rule over digits that each neuron is matched to best on clean items; `knock_out`: what clean items that a rule
-    covers, and others, say with its neurons at zero, for the rules with most neurons of each block; `activations`: of the neuron of the
-    last block that is matched best."""
-    of, items = study.reasoning, study.clean.some(_MATCHED)
-    variables = items.items.variables
-    operands = _common(digit_features({name: variables[name] for name, _ in of.probed if name != of.result}))
-    results = _common(digit_features({of.result: variables[of.result]}))
+    """`heuristics`: the rule over digits that describes each neuron best, by how much it exceeds chance, on half of the clean items;
+    `knock_out`: what the other half says without the neurons of a rule, items that it covers and others, for the rules that are the best of
+    most neurons of each block; `activations`: of the neuron of the last block that is described best."""
+    of, clean = study.reasoning, study.clean
+    operands = _common(digit_features({name: clean.items.variables[name] for name, _ in of.probed if name != of.result}))
+    results = _common(digit_features({of.result: clean.items.variables[of.result]}))
+    half = np.arange(len(clean)) < len(clean) // 2
     found: list[pd.DataFrame] = []
     knocked: list[dict[str, Any]] = []
     for block in range(study.blocks):
-        out = ReadOut(study.subject, items.batch, Site("neurons", block))
-        maps = {"operands": (out.rows, operands), "result": (key_value(out, items.true), results)}
-        scored = pd.concat([match(map_, covers).assign(map=name) for name, (map_, covers) in maps.items()], ignore_index=True)
-        found.append(scored.loc[scored.groupby("neuron")["score"].idxmax()].assign(block=block))
-        fits = matched(scored)
+        best = _described(study, block, clean.rows(half), *({name: c[half] for name, c in of.items()} for of in (operands, results)))
+        found.append(best.assign(block=block))
+        fits = matched(best)
         for rule in fits["heuristic"].value_counts().index[:knocked_out]:
-            knocked += _knock_out(
-                study, items, block, neurons_of(fits, rule, out.site, out.rows.shape[1]), (operands | results)[rule], rule
-            )
-    best = found[-1].loc[found[-1]["score"].idxmax()]
-    tables = {"heuristics": pd.concat(found), "knock_out": knocked, "activations": _activations(study, items, best, operands | results)}
-    return {name: study.table(rows) for name, rows in tables.items()}
+            units = neurons_of(fits, rule, Site("neurons", block), len(best))
+            cover = (operands | results)[rule][~half]
+            knocked += _knock_out(study, clean.rows(~half), units, cover, {"block": block, "heuristic": rule, "neurons": len(units)})
+    last = found[-1].assign(above=found[-1]["score"] - found[-1]["chance"])
+    shown = _activations(study, last.loc[last["above"].idxmax()], operands | results)
+    return {name: study.table(rows) for name, rows in {"heuristics": pd.concat(found), "knock_out": knocked, "activations": shown}.items()}
 
 
-def _common(covers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _described(study: Study, block: int, items: Studied, operands: Covers, results: Covers) -> pd.DataFrame:
+    """The best rule of each neuron of a block."""
+    out = ReadOut(study.subject, items.batch, Site("neurons", block))
+    maps = {"operands": (out.rows, operands), "result": (key_value(out, items.true), results)}
+    scored = pd.concat([match(map_, covers).assign(map=name) for name, (map_, covers) in maps.items()], ignore_index=True)
+    return scored.loc[(scored["score"] - scored["chance"]).groupby(scored["neuron"]).idxmax()].reset_index(drop=True)
+
+
+def _common(covers: Covers) -> Covers:
     """Rules that cover a twentieth of the items or more, so that a match is not a matter of a few."""
     return {name: cover for name, cover in covers.items() if cover.mean() >= 0.05}
 
 
-def _knock_out(
-    study: Study, items: Studied, block: int, units: Units, cover: Bool[np.ndarray, " items"], rule: str
-) -> Iterator[dict[str, Any]]:
+def _knock_out(study: Study, items: Studied, units: Units, cover: Cover, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
     plans = {"matched": Zero(units)}
     if len(~units) >= len(units):
         plans["random"] = Zero(units.matched(0, among=~units))
     for name, plan in plans.items():
         right = said(study.subject, items.batch, plan) == items.true
         for covered in (True, False):
-            about = {"block": block, "heuristic": rule, "neurons": len(units), "knocked_out": name, "covered": covered}
-            yield about | {"right": right[cover == covered].mean()}
+            yield about | {"knocked_out": name, "covered": covered, "right": right[cover == covered].mean()}
 
 
-def _activations(study: Study, items: Studied, best: Any, covers: dict[str, np.ndarray]) -> pd.DataFrame:
+def _activations(study: Study, best: Any, covers: Covers) -> pd.DataFrame:
     """The activations of one neuron: on clean items that its rule covers and others, and on memorized items."""
     neuron, rule = best["neuron"], best["heuristic"]
 
@@ -168,7 +176,7 @@ def _activations(study: Study, items: Studied, best: Any, covers: dict[str, np.n
 
     kind = np.where(covers[rule], f"clean, {rule}", "clean, other")
     frames = [
-        pd.DataFrame({"activation": activation(items), "items": kind}),
+        pd.DataFrame({"activation": activation(study.clean), "items": kind}),
         pd.DataFrame({"activation": activation(study.memorized), "items": "memorized"}),
     ]
     return pd.concat(frames, ignore_index=True).assign(block=best["block"], neuron=neuron, heuristic=rule, score=best["score"])

@@ -67,19 +67,20 @@ def _random_prompts(study: Study, items: int, seed: int) -> Contrast:
 def _effects(study: Study, contrast: Contrast) -> EdgeEffects:
     tokens = [torch.from_numpy(answers) for answers in (contrast.right, contrast.wrong)]
     values = np.abs(edge_effects(study.subject, contrast.batch, contrast.corrupt, *tokens))
-    return EdgeEffects(study, values)
+    graph = Graph.of(study.subject)
+    return EdgeEffects(graph.senders, graph.receivers, values)
 
 
 @dataclass(frozen=True, eq=False)
 class EdgeEffects:
     """|effect| of every edge on every item: [items, senders, receivers]."""
 
-    study: Study
+    senders: tuple[str, ...]
+    receivers: tuple[str, ...]
     values: np.ndarray
 
     def scores(self, items: np.ndarray | slice = slice(None)) -> EdgeScores:
-        graph = Graph.of(self.study.subject)
-        return EdgeScores(graph.senders, graph.receivers, self.values[items].mean(0))
+        return EdgeScores(self.senders, self.receivers, self.values[items].mean(0))
 
 
 def _overlaps(effects: Mapping[str, EdgeEffects], resamples: int, seed: int) -> Iterator[dict[str, Any]]:

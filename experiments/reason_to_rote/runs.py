@@ -26,8 +26,9 @@ def addition(settings: Settings, seed: int, out: Path) -> Tables:
     known, end = _learned("FDA", settings, seed, out)
     last, doses, draws = end.blocks - 1, settings["doses"], settings["draws"]
     neurons = [outliers(end, doses, draws, seed), shared(end, last), heuristics(end, settings["knocked_out"])]
-    early = outliers(end.of("generalized", known.generalized), doses[:1], 1, seed)
-    return _joined(_common(known, end, settings, seed), *neurons, {"outliers": early["outliers"]})
+    if known.generalized is not None:
+        neurons.append({"outliers": outliers(end.of("generalized", known.generalized), doses[:1], 1, seed)["outliers"]})
+    return joined(_common(known, end, settings, seed), *neurons)
 
 
 def relations(settings: Settings, seed: int, out: Path) -> Tables:
@@ -42,36 +43,37 @@ def without_noise(settings: Settings, seed: int, out: Path) -> Tables:
     of = task("FDA", preset["data"], seed)
     training = preset["training"] | settings["without_noise"]
     known = learned(of, preset["model"], training, seed, out / f"FDA-clean-seed{seed}", clean=True)
-    sizes = {"clean": settings["clean"], "test": settings["test"], "memorized": np.ones(len(of.noisy), dtype=bool)}
+    sizes = {"clean": settings["clean"], "at_most": settings["items"], "memorized": np.ones(len(of.noisy), dtype=bool)}
     free = study(of, known.subject, "without noise", **sizes)
     table = planted(known.subject, of.noisy)
     looked_up = study(of, table, "look-up", **sizes)
     tables = [erased(looked_up, settings["draws"], settings["rounds"], seed), patched(looked_up, seed), components(looked_up)]
     tables += [perturbed(looked_up, seed), positions(looked_up)]
     history = known.history.assign(task="FDA", stage="without noise")
-    return _joined(*tables, {"dynamics": history, "outliers": outliers(free, settings["doses"][:1], 1, seed)["outliers"]})
+    return joined(*tables, {"dynamics": history, "outliers": outliers(free, settings["doses"][:1], 1, seed)["outliers"]})
 
 
 def _learned(name: str, settings: Settings, seed: int, out: Path) -> tuple[Learned, Study]:
     preset = settings[name]
     of = task(name, preset["data"], seed)
     known = learned(of, preset["model"], preset["training"], seed, out / f"{name}-seed{seed}")
-    return known, study(of, known.subject, "end", clean=settings["clean"], test=settings["test"])
+    return known, study(of, known.subject, "end", clean=settings["clean"], at_most=settings["items"])
 
 
 def _common(known: Learned, end: Study, settings: Settings, seed: int) -> Tables:
     """What is asked of both tasks: at the end, of the same items when the test was first passed, and of an untrained model."""
     preset, name = settings[known.task.name], known.task.name
-    early = end.of("generalized", known.generalized)
-    untrained = end.of("untrained", network(known.task, preset["model"], seed + 1))
+    untrained = end.of("untrained", network(known.task, preset["model"], 1000 + seed, like=known.subject))
+    early = [] if known.generalized is None else [end.of("generalized", known.generalized)]
     history = known.history.assign(task=name, stage="end")
-    found: list[Tables] = [{"dynamics": history}, *(decoded(each, seed) for each in (end, early, untrained))]
+    found: list[Tables] = [{"dynamics": history}, *(decoded(each, seed) for each in (end, *early, untrained))]
     found += [erased(end, settings["draws"], settings["rounds"], seed), patched(end, seed)]
     found += [circuits(end, untrained, settings["circuit_items"], settings["resamples"], seed), components(end)]
     found += [perturbed(end, seed), positions(end)]
-    return _joined(*found)
+    return joined(*found)
 
 
-def _joined(*parts: Tables) -> Tables:
+def joined(*parts: Tables) -> Tables:
+    """Tables of one name as one."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: pd.concat([part[name] for part in parts if name in part], ignore_index=True) for name in names}

@@ -27,7 +27,8 @@ class Reasoning:
     Attributes:
         variable: the intermediate result that is removed, patched and probed; it is complete at `position`.
         group: the inputs that it is computed from.
-        unrelated: a variable that has no part in it, whose subspace is the control.
+        unrelated: a variable that has no part in it, whose subspace is the control: another digit; of relations the second, which the
+            position has not seen yet.
         inputs: positions of the input tokens.
         probed: what else is probed, as (variable, position).
         result: the variable that is the first answer token, and what it is computed from.
@@ -129,9 +130,9 @@ class Study:
         return frame.assign(task=self.task.name, stage=self.stage)
 
 
-def study(task: Task, subject: interp.Subject, stage: str, *, clean: int, test: int, memorized: np.ndarray | None = None) -> Study:
-    """Chooses the items: at most so many of `clean` and `test`; `memorized` says which noisy items are, by default those that the subject
-    says as trained.
+def study(task: Task, subject: interp.Subject, stage: str, *, clean: int, at_most: int, memorized: np.ndarray | None = None) -> Study:
+    """Chooses the items: at most so many `clean` ones, and `at_most` of the others; `memorized` says which noisy items are, by default
+    those that the subject says as trained.
 
     Items that first differ at another answer token than most are left out, so that all are read at one position. Raises ValueError when
     nothing was memorized or no test passed.
@@ -143,8 +144,8 @@ def study(task: Task, subject: interp.Subject, stage: str, *, clean: int, test: 
         raise ValueError(f"{task.name}: {said.sum()} of {len(noisy)} noisy items memorized, {right.sum()} of {len(held_out)} tests passed")
     first = (noisy.label != noisy.truth).argmax(1)
     step = int(np.bincount(first[said]).argmax())
-    known = Studied(noisy.rows(said & (first == step)), step)
-    others = Studied(task.clean, step).some(clean), Studied(held_out.rows(right), step).some(test)
+    known = Studied(noisy.rows(said & (first == step)), step).some(at_most)
+    others = Studied(task.clean, step).some(clean), Studied(held_out.rows(right), step).some(at_most)
     return Study(stage, subject, task, reasoning(task, step), *others, known)
 
 

@@ -34,6 +34,7 @@ class Task:
     vocabulary: int
     answer: tuple[str, ...]
     solve: Callable[[np.ndarray], np.ndarray]
+    data: Mapping[str, Any]
 
     @property
     def noisy(self) -> Items:
@@ -55,21 +56,23 @@ def task(name: str, data: Mapping[str, Any], seed: int) -> Task:
         train, test = addition(**data, seed=seed)
         order = data.get("order", "reversed")
         shown = tuple(f"digit{k}" for k in range(train.truth.shape[1]))[:: 1 if order == "reversed" else -1]
-        return Task(name, train, None, {"test": test}, arithmetic.VOCABULARY, shown, lambda question: sums(question, order))
+        return Task(name, train, None, {"test": test}, arithmetic.VOCABULARY, shown, lambda question: sums(question, order), dict(data))
     facts = {"typed": typed_facts, "graph": graph_facts}[data["facts"]](**data["of"], seed=seed)
     found = relations(facts, **data["questions"], seed=seed)
     tests = {"test": found.test, "one_hop": found.facts, "ood": found.ood}
-    return Task(name, found.train, found.facts, tests, found.vocabulary, ("tail",), lambda question: tails(found.facts, question))
+    return Task(
+        name, found.train, found.facts, tests, found.vocabulary, ("tail",), lambda question: tails(found.facts, question), dict(data)
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
     """A task and the model that learned it: how it went (`history`), the trained `subject`, and the same model when it first passed the
-    test (`generalized`), before it had memorized."""
+    test at .9 (`generalized`), before it had memorized; None if it never did."""
 
     task: Task
     subject: interp.Subject
-    generalized: interp.Subject
+    generalized: interp.Subject | None
     history: pd.DataFrame
 
 
@@ -78,8 +81,9 @@ def learned(of: Task, model: Mapping[str, Any], training: Mapping[str, Any], see
     subject = network(of, model, seed)
     options = {name: value for name, value in training.items() if name not in ("rows", "every", "memorized")}
     goal = training.get("memorized", np.inf)
-    evaluation = Evaluation(lambda s: metrics(s, of), training["every"], lambda found: found["memorized"] >= goal)
-    checkpoints = Checkpoints(folder, 10 * training["every"], {"generalized": lambda found: found["test"] >= 0.9})
+    evaluation = Evaluation(lambda s: metrics(s, of), training["every"], lambda found: found.get("memorized", 0.0) >= goal)
+    about = {"data": of.data, "model": dict(model), "rows": training["rows"], "every": training["every"], "seed": seed, "clean": clean}
+    checkpoints = Checkpoints(folder, 10 * training["every"], {"generalized": lambda found: found["test"] >= 0.9}, about)
     history = interp.fit(
         subject,
         epochs(of.batch(clean=clean), training["rows"], seed),
@@ -88,14 +92,15 @@ def learned(of: Task, model: Mapping[str, Any], training: Mapping[str, Any], see
         evaluation=evaluation,
         checkpoints=checkpoints,
     )
-    early, kept = network(of, model, seed), folder / "generalized.safetensors"
-    if kept.exists():
+    kept = folder / "generalized.safetensors"
+    early = network(of, model, seed, like=subject) if kept.exists() else None
+    if early is not None:
         load_weights(kept, early.module)
     return Learned(of, subject, early, history.dropna())
 
 
-def network(of: Task, model: Mapping[str, Any], seed: int) -> interp.Subject:
-    """A small GPT-2 without dropout, untrained."""
+def network(of: Task, model: Mapping[str, Any], seed: int, *, like: interp.Subject | None = None) -> interp.Subject:
+    """A small GPT-2 without dropout, untrained; on the device of another subject, if given."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
@@ -106,7 +111,8 @@ def network(of: Task, model: Mapping[str, Any], seed: int) -> interp.Subject:
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return interp.load(GPT2LMHeadModel(config))
+        module = GPT2LMHeadModel(config)
+    return interp.load(module if like is None else module.to(like.device))
 
 
 def metrics(subject: interp.Subject, of: Task) -> Metrics:

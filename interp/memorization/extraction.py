@@ -176,8 +176,8 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
     Runs under whatever interventions are active: with them it says what the changed model would say. Raises ValueError for batches without
     a prompt, with padding or with conditioning: a window is plain tokens.
     """
-    if batch.prompt < 1 or batch.mask is not None or batch.conditioning:
-        raise ValueError("a window is plain tokens: expected a batch with a prompt, and without mask and conditioning")
+    if batch.prompt < 1 or batch.mask is not None or batch.scored is not None or batch.conditioning:
+        raise ValueError("a window is plain tokens: expected a batch with a prompt, and without mask, scored and conditioning")
     subject.check(batch)
     tokens = batch.tokens.to(subject.device)
     with evaluating(subject), prompt_length(batch.prompt):

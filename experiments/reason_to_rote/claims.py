@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.reason_to_rote.checks import Check, checks
+from experiments.reason_to_rote.checks import checks
 from experiments.reason_to_rote.measures import Tables
+from experiments.reason_to_rote.terms import Check
 from interp.experiment import Claim, judged
 from interp.stats import Interval, student
 

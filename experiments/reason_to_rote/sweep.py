@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from experiments.reason_to_rote.__main__ import PRESETS
-from experiments.reason_to_rote.checks import FDA, MEM, TEST, dose, erasure, probe
 from experiments.reason_to_rote.decoding import decoded
 from experiments.reason_to_rote.distributed import positions
 from experiments.reason_to_rote.erasing import erased
@@ -21,6 +20,7 @@ from experiments.reason_to_rote.measures import Measure, effective_positions, la
 from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
+from experiments.reason_to_rote.terms import FDA, MEM, TEST, dose, erasure, probe
 from interp.experiment import Experiment, Results, in_parallel
 from interp.plotting import intervals
 

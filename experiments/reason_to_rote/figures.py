@@ -67,7 +67,8 @@ def _one_legend(figure: Figure, grid: Any) -> None:
         entries = dict(zip(names, handles, strict=True)) | entries
         if (legend := axes.get_legend()) is not None:
             legend.remove()
-    figure.legend(list(entries.values()), list(entries), loc="outside right upper")
+    if entries:
+        figure.legend(list(entries.values()), list(entries), loc="outside right upper")
 
 
 def _lines(frame: pd.DataFrame, x: str, y: str, hue: str, label: str) -> Draw:

@@ -9,22 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from experiments.reason_to_rote.__main__ import PRESETS
 from experiments.reason_to_rote.decoding import decoded
 from experiments.reason_to_rote.distributed import positions
 from experiments.reason_to_rote.erasing import erased
+from experiments.reason_to_rote.figures import panels
 from experiments.reason_to_rote.measures import Measure, effective_positions, largest, last, mean, steps_ratio
 from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
 from experiments.reason_to_rote.terms import FDA, MEM, TEST, dose, erasure, probe
 from interp.experiment import Experiment, Results, in_parallel
-from interp.plotting import intervals
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Change = Mapping[str, Mapping[str, Any]]
@@ -97,8 +97,13 @@ def _measured(name: str, asked: Mapping[str, Measure], tables: Tables) -> pd.Dat
 
 def figure(table: pd.DataFrame) -> Figure:
     """Every measure for every change, with intervals over items."""
-    finite = table[np.isfinite(table["estimate"])]
-    return intervals(finite, "change", "measure")
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        sides = [part["estimate"] - part["low"], part["high"] - part["estimate"]]
+        axes.errorbar(part["estimate"], part["change"], xerr=sides, fmt="o", markersize=5)
+        axes.invert_yaxis()
+
+    return panels(table, ["measure"], draw, across=4, height=3.0)
 
 
 _SMALL = {name: PRESETS["small"][name] for name in ("FDA", "clean", "items", "draws")}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -88,13 +90,21 @@ class Results:
 
 
 def in_parallel(function: Callable[..., T], work: Sequence[tuple[Any, ...]], label: str) -> list[T]:
-    """`function(*arguments)` for each of `work`, on two processes of one thread each, in its order, with a bar."""
+    """`function(*arguments)` for each of `work`, on two processes of one thread each, in its order, with a bar.
+
+    The function is one of a module, and goes by its name: nnsight, once imported, has functions pickled with all that they refer to.
+    """
     from joblib import Parallel, delayed, parallel_config
 
-    jobs = (delayed(function)(*arguments) for arguments in work)
+    module = function.__module__ if function.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # pyright: ignore[reportOptionalMemberAccess]
+    jobs = (delayed(_called)(module, function.__name__, arguments) for arguments in work)
     with parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
         found: Any = Parallel(return_as="generator")(jobs)
         return list(track(found, label, len(work)))
+
+
+def _called(module: str, name: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(importlib.import_module(module), name)(*arguments)
 
 
 def versions() -> dict[str, str]:

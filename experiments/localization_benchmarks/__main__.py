@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from experiments.localization_benchmarks import figures, published
 from experiments.localization_benchmarks.claims import claims, table
-from experiments.localization_benchmarks.study import Tables, hidden, natural
+from experiments.localization_benchmarks.study import PARTS, measured
 from interp.experiment import Experiment, Results, in_parallel
 
 if TYPE_CHECKING:
@@ -79,17 +79,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:  # noqa: ARG001 - an experiment's signature
     """The study on `settings["seeds"]` models, from `seed` on, on two processors."""
-    work = [(part, settings, number) for number in range(seed, seed + settings["seeds"]) for part in (natural, hidden)]
-    found = in_parallel(_done, work, "models")
+    work = [(part, settings, number) for number in range(seed, seed + settings["seeds"]) for part in PARTS]
+    found = in_parallel(measured, work, "models")
     names = dict.fromkeys(name for one in found for name in one)
     tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for name in names}
     tables |= summaries(tables)
     tables |= beside_published(tables)
     return Results(claims(tables, settings), tables, drawn(tables, settings))
-
-
-def _done(part: Callable[..., Tables], settings: Mapping[str, Any], seed: int) -> Tables:
-    return part(settings, seed)
 
 
 def summaries(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

@@ -141,3 +141,11 @@ def _lookup(known: Memorizer, every: Mapping[str, Choice], settings: Mapping[str
             about = {"method": name, "window": number, "block": block, "loss": planted.loss}
             rows.append(about | {"recall": share, "block_first": float(first)})
     return pd.DataFrame(rows)
+
+
+PARTS = {part.__name__: part for part in (natural, hidden)}
+
+
+def measured(part: str, settings: Mapping[str, Any], seed: int) -> Tables:
+    """The tables of one of the parts."""
+    return PARTS[part](settings, seed)

@@ -6,15 +6,15 @@ protocols and thresholds are chosen, or come from pilots; the claims say which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.reason_to_rote.claims import claims, verdicts
 from experiments.reason_to_rote.figures import drawn
 from experiments.reason_to_rote.neurons import TOP
-from experiments.reason_to_rote.runs import addition, joined, relations, without_noise
-from experiments.reason_to_rote.study import Tables, reasoning
+from experiments.reason_to_rote.runs import PARTS, joined, of_seed
+from experiments.reason_to_rote.study import reasoning
 from experiments.reason_to_rote.tasks import task
 from interp.experiment import Experiment, Results, in_parallel
 
@@ -78,15 +78,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:
     """The study on `settings["seeds"]` seeds from `seed` on, on two processors; models stay in `out`/models and are not trained twice."""
     seeds = range(seed, seed + settings["seeds"])
-    work = [(part, settings, number, out / "models") for part in (addition, relations, without_noise) for number in seeds]
-    tables = joined(*in_parallel(_of_seed, work, "models"))
+    work = [(part, settings, number, out / "models") for part in PARTS for number in seeds]
+    tables = joined(*in_parallel(of_seed, work, "models"))
     judged = claims(tables, seeds, _about(settings, seed))
     tables["verdicts"] = verdicts(judged)
     return Results(judged, tables, drawn(tables))
-
-
-def _of_seed(part: Callable[..., Tables], settings: Mapping[str, Any], seed: int, folder: Path) -> Tables:
-    return {name: table.assign(seed=seed) for name, table in part(settings, seed, folder).items()}
 
 
 def _about(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:

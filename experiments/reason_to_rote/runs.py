@@ -77,3 +77,11 @@ def joined(*parts: Tables) -> Tables:
     """Tables of one name as one."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: pd.concat([part[name] for part in parts if name in part], ignore_index=True) for name in names}
+
+
+PARTS = {part.__name__: part for part in (addition, relations, without_noise)}
+
+
+def of_seed(part: str, settings: Settings, seed: int, out: Path) -> Tables:
+    """The tables of one of the parts, with the seed beside them."""
+    return {name: table.assign(seed=seed) for name, table in PARTS[part](settings, seed, out).items()}

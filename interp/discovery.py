@@ -159,16 +159,22 @@ class _Survey:
             self.refused[site] = found
 
     def _ends(self, name: str, path: str, last: Call) -> None:
-        """`embed` is the first embedding that runs beside the stack; `final` the first module after the last block that keeps its shape."""
+        """`embed` is the first embedding that runs beside the stack, of its width or a vector for each of its positions; `final` the first
+        module after the last block that keeps its shape."""
         owner = path.rpartition(".")[0]
         beside = [c for c in self.watch.calls if c.path.startswith(f"{owner}." if owner else "") and not c.path.startswith(f"{path}.")]
-        embeds = [
-            c for c in beside if isinstance(self.module.get_submodule(c.path), nn.Embedding) and c.output is not None and c.output.ndim == 3
-        ]
+        embeds = [c for c in beside if isinstance(self.module.get_submodule(c.path), nn.Embedding) and _embeds(c.output, last.output)]
         finals = [c for c in beside if c.start > last.end and shaped_like(c.output, last.output)]
         for point, calls in (("embed", embeds), ("final", finals)):
             missing = f"no module beside {path} gives it"
             self._keep(Site(point, None, name), outward(calls[0]) if calls else missing)
+
+
+def _embeds(output: Tensor | None, stream: Tensor | None) -> bool:
+    """Whether an embedding's output is that of a stack's tokens: a codebook that an image model looks scales up in is not."""
+    if output is None or stream is None or output.ndim != 3:
+        return False
+    return output.shape[-1] == stream.shape[-1] or output.shape[:-1] == stream.shape[:-1]
 
 
 @dataclass

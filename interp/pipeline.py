@@ -1,30 +1,39 @@
-"""The main job on a corpus, step by step, as the command line and the experiments run it: scan, halve, localize, ablate."""
+"""The main job on texts or images, step by step, as the command line and the experiments run it: scan, halve, localize, ablate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from interp.anatomy import Sites
+from interp.batch import GIVEN, Batch
+from interp.data.images import SUFFIXES as PICTURES
+from interp.data.images import Images, read_images
+from interp.data.texts import SUFFIXES as TEXTS
 from interp.data.texts import read_texts
 from interp.files import replaced
 from interp.localization import localize
 from interp.memorization.control import overlapping, split, unmemorized
 from interp.memorization.extraction import scan
-from interp.memorization.families import families
+from interp.memorization.families import families, of_images
 from interp.memorization.passages import passages
 from interp.mitigation.drop import extraction_drop
 from interp.mitigation.report import DropReport
+from interp.models.image_model import ImageModel
+from interp.pictures import image_grid
 from interp.plotting import matched_tokens, ranked_scores, save
 from interp.subject import Subject
 from interp.units import Units, UnitScores
 
 _HELD_OUT = 64  # windows: enough to see a loss change of a few percent
+_ENCODED = 8  # images at a time, always as many, so that a scan that goes on meets the same tokens
+_SHOWN = 8  # images in a figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +54,86 @@ def scan_files(
 ) -> pd.DataFrame:
     """Scans the texts of files into `out`: windows.parquet, passages.csv, scan.png. What is there already is not measured again."""
     frame = scan(subject, read_texts(paths), prefix, length, stride=stride, size=size, folder=out / "parts")
+    _write(frame, out)
+    return frame
+
+
+def scan_images(subject: Subject, paths: Iterable[str | Path], out: Path, prefix: int = 0, size: int = 16) -> pd.DataFrame:
+    """Scans the images of files, each as one window, its class given, into `out`: as `scan_files` does, and images.png, the best of them.
+
+    Raises ValueError when the model is of something else, has no such classes, or cannot go on after `prefix` tokens; and as `read_images`,
+    which is asked for the side and channels of the model's tokenizer.
+    """
+    module = subject.module
+    if not isinstance(module, ImageModel):
+        raise ValueError(f"{subject.name} is no image model: expected a VAR or a RAR")
+    places = [Path(path) for path in paths]
+    module.before(prefix)
+    images = read_images(places, module.tokenizer.side, module.tokenizer.channels)
+    _check_classes(images, places, module.classes)
+    parts = [module.encode(*rows, prefix) for rows in zip(images.pixels.split(_ENCODED), images.labels.split(_ENCODED), strict=True)]
+    batch = replace(parts[0], tokens=torch.cat([part.tokens for part in parts]), conditioning={"label": images.labels})
+    frame = scan(subject, batch, size=size, folder=out / "parts")
+    if frame[f"{GIVEN}label"].tolist() != images.labels.tolist():
+        raise ValueError(f"{out / 'parts'} holds a scan of these images in other classes: give another folder, or remove it")
+    _write(frame, out)
+    save(_best(subject, module, images, frame), out / "images.png")
+    return frame
+
+
+def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
+    """Raises ValueError for a path that does not exist, or holds texts where a model is of images, or images where it is of texts."""
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist: expected {'images' if images else 'a text file'} or a folder of them")
+        pictures = (path.suffix in (".npz", *PICTURES)) if path.is_file() else _is_there(path.glob("*/**/*"), PICTURES)
+        if images and not pictures:
+            raise ValueError(
+                f"{path} holds no images; {model}, weights without config.json, is read as an image model: expected an .npz of images and "
+                f"labels, or a folder of one folder a class with {', '.join(PICTURES)}"
+            )
+        if not images and pictures and (path.is_file() or not _is_there(path.rglob("*"), TEXTS)):
+            raise ValueError(f"{path} holds images, and {model} names no image model: expected texts, or the weights of a VAR or a RAR")
+
+
+def _is_there(files: Iterable[Path], suffixes: Sequence[str]) -> bool:
+    return any(file.suffix.lower() in suffixes for file in files)
+
+
+def _check_classes(images: Images, places: Sequence[Path], classes: int) -> None:
+    """Raises ValueError for labels that are no class, and for folders whose names do not tell which class they are."""
+    if int(images.labels.max()) >= classes:
+        raise ValueError(f"labels are {int(images.labels.min())} to {int(images.labels.max())}: this model has classes 0 to {classes - 1}")
+    folders = [folder for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()]
+    names = sorted({folder.name for folder in folders if _is_there(folder.rglob("*"), PICTURES)})
+    if not all(map(str.isdecimal, names)) and len(names) != classes:
+        raise ValueError(
+            f"{len(names)} folders with names such as {names[0]} do not tell which of {classes} classes they are: name them by the "
+            "classes' numbers"
+        )
+
+
+def _best(subject: Subject, module: ImageModel, images: Images, frame: pd.DataFrame) -> Any:
+    """The images that a model comes nearest to: as they were, as their tokens are, and as the model goes on from the prefix."""
+    distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
+    best = distinct.sort_values(["exact", "matched", "log_p"], ascending=False, kind="stable").head(_SHOWN)
+    batch = Batch.from_frame(best)
+    said = torch.cat([batch.tokens[:, : batch.prompt], subject.generate(batch).to(batch.tokens.device)], dim=1)
+    rows = {
+        "original": images.pixels[best["text"].tolist()],
+        "reconstruction": module.decode(batch.tokens),
+        "generated": module.decode(said),
+    }
+    named = zip(best["text"], best[f"{GIVEN}label"], best["matched"], best["length"], strict=True)
+    return image_grid(rows, [f"image {image}\nclass {label}\n{matched} of {length}" for image, label, matched, length in named])
+
+
+def _write(frame: pd.DataFrame, out: Path) -> None:
     with replaced(out / "windows.parquet") as temporary:
         frame.to_parquet(temporary)
     with replaced(out / "passages.csv") as temporary:
         passages(frame).to_csv(temporary, index=False)
     save(matched_tokens(frame), out / "scan.png")
-    return frame
 
 
 def halve(frame: pd.DataFrame) -> Halves:
@@ -58,9 +141,12 @@ def halve(frame: pd.DataFrame) -> Halves:
 
     The memorized halves share no wording (see `families`) or, where one text holds all that was extracted, no token of it. Controls and
     held-out windows match less than half of their suffix; none shares a token of a text, or all its tokens, with those of another set.
+    Each image is a text of its own, and images of the same tokens are one wording.
 
     Raises ValueError when nothing was extracted, controls are short (see `split`), or no window is left to hold out.
     """
+    # of the same tokens given several classes, those that are extracted count
+    frame = frame.sort_values("exact", ascending=False, kind="stable")
     memorized: Any = split(frame)[0]
     first, second, apart = _memorized_halves(memorized)
     distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
@@ -79,7 +165,7 @@ def _memorized_halves(memorized: Any) -> tuple[Any, Any, bool]:
         if not (first.any() and second.any()):
             raise ValueError(
                 f"{len(memorized)} windows were extracted, all in one place; scoring units and judging them needs two that share no token: "
-                "scan more text"
+                f"scan more {_kind(memorized)}"
             )
         return memorized[first], memorized[second], True
     wording = families(memorized)
@@ -95,8 +181,12 @@ def _without(windows: Any, used: pd.DataFrame) -> Any:
 
 def _spread(pool: Any) -> pd.DataFrame:
     if pool.empty:
-        raise ValueError("no window is left to judge damage on: scan more text that is not memorized")
+        raise ValueError(f"no window is left to judge damage on: scan more {_kind(pool)} that is not memorized")
     return pool.iloc[np.unique(np.linspace(0, len(pool) - 1, min(_HELD_OUT, len(pool))).astype(int))].reset_index(drop=True)
+
+
+def _kind(windows: pd.DataFrame) -> str:
+    return "images" if of_images(windows) else "text"
 
 
 def localize_files(

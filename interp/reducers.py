@@ -25,9 +25,13 @@ Arrays = dict[str, np.ndarray]
 
 
 class Reducer(ABC):
-    """Sees `update(value, mask)` for every batch; only positions under the mask count."""
+    """Sees `update(value, mask)` for every batch; only positions under the mask count.
+
+    `views` consecutive rows are views of one example: what is kept of examples is kept of the mean over their views.
+    """
 
     outputs: ClassVar[tuple[str, ...]]
+    views: int = 1
 
     @abstractmethod
     def update(self, value: Value, mask: Mask) -> None: ...
@@ -94,7 +98,7 @@ class TopK(Reducer):
         self.example: Tensor | None = None
 
     def update(self, value: Value, mask: Mask) -> None:
-        means = _per_example(value, mask)
+        means = _per_example(value, mask, self.views)
         ids = torch.arange(self.seen, self.seen + len(means))[:, None].expand(means.shape)
         pool = means if self.best is None else torch.cat([self.best, means])
         names = ids if self.example is None else torch.cat([self.example, ids])
@@ -140,7 +144,7 @@ class Selectivity(Reducer):
         self.argmax: Tensor | None = None
 
     def update(self, value: Value, mask: Mask) -> None:
-        means = _per_example(value.abs(), mask)
+        means = _per_example(value.abs(), mask, self.views)
         best, where = means.max(0)
         if self.sum is None or self.max is None or self.argmax is None:
             self.sum, self.max, self.argmax = torch.zeros_like(best), torch.full_like(best, -1), torch.zeros_like(where)
@@ -171,7 +175,7 @@ class Rows(Reducer):
         self.rows: list[Tensor] = []
 
     def update(self, value: Value, mask: Mask) -> None:
-        self.rows.append(_per_example(value, mask).float())
+        self.rows.append(_per_example(value, mask, self.views).float())
 
     def result(self) -> Arrays:
         return {"rows": torch.cat(self.rows).numpy()}
@@ -210,9 +214,12 @@ class Raw(Reducer):
         return {"raw": np.memmap(self.file, np.float32, "r", shape=self.shape)}
 
 
-def _per_example(value: Value, mask: Mask) -> Float[Tensor, "batch width"]:
+def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "examples width"]:
     counts = mask.sum(1, keepdim=True).clamp(min=1)
-    return ((value * mask[..., None]).sum(1, dtype=torch.float64) / counts).cpu()
+    means = ((value * mask[..., None]).sum(1, dtype=torch.float64) / counts).cpu()
+    if len(means) % views:
+        raise ValueError(f"{len(means)} rows are no whole number of examples of {views} views: give batches that hold all views of each")
+    return means if views == 1 else means.unflatten(0, (-1, views)).mean(1)
 
 
 REDUCERS: Mapping[str, Callable[[], Reducer]] = {
@@ -227,7 +234,7 @@ REDUCERS: Mapping[str, Callable[[], Reducer]] = {
 }
 
 
-def reducer(name: str, site: Site, folder: str | Path | None) -> Reducer:
+def reducer(name: str, site: Site, folder: str | Path | None, views: int = 1) -> Reducer:
     """A fresh reducer. Raises ValueError for an unknown name, and for `raw` without a folder to write to."""
     if name == "raw":
         if folder is None:
@@ -235,4 +242,6 @@ def reducer(name: str, site: Site, folder: str | Path | None) -> Reducer:
         return Raw(writable(folder) / f"{site}.f32".replace(":", "_"))
     if name not in REDUCERS:
         raise ValueError(f"reduce={name!r}: expected one of {', '.join([*REDUCERS, 'raw'])}; nearest: {closest(name, [*REDUCERS, 'raw'])}")
-    return REDUCERS[name]()
+    made = REDUCERS[name]()
+    made.views = views
+    return made

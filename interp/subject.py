@@ -19,6 +19,8 @@ from .decoding import Decoder
 from .discovery import discover, dropout_off
 from .hooks import intervened, prompt_length
 from .interventions import Plan
+from .models.files import is_image_model, read_image_model
+from .models.image_model import ImageModel, Segment
 from .sites import Site
 
 Forward = Callable[[nn.Module, Batch, int], Tensor]
@@ -35,6 +37,7 @@ class Subject:
     def __init__(self, module: nn.Module, anatomy: Anatomy, forward: Forward, tokenizer: Any = None, name: str = "") -> None:
         self.module, self.anatomy, self.forward, self.tokenizer = module, anatomy, forward, tokenizer
         self.name = name or type(module).__name__
+        self.lead = module.lead if isinstance(module, ImageModel) else 0  # positions that the blocks see before the first token's
 
     @property
     def device(self) -> torch.device:
@@ -74,15 +77,24 @@ class Subject:
 
     def _predict(self, batch: Batch, keep: int) -> Tensor:
         self.check(batch)
-        with prompt_length(batch.prompt):
+        with prompt_length(self.lead + batch.prompt):
             known = self.forward(self.module, batch.to(self.device), keep)
         if known.shape[1] == keep:
             return known
         return torch.cat([known.new_zeros(known.shape[0], keep - known.shape[1], known.shape[2]), known], dim=1)
 
     def check(self, batch: Batch) -> None:
-        """Raises ValueError for token ids that the model does not know."""
+        """Raises ValueError for token ids that the model does not know and, of an image model, for classes and lengths that it has not."""
         self._check_ids(batch.tokens)
+        if isinstance(self.module, ImageModel):
+            self.module.check(batch)
+
+    def check_prompt(self, batch: Batch) -> None:
+        """Raises ValueError for a prompt from which the model cannot go on: none where it needs one, or one that cuts a step."""
+        if isinstance(self.module, ImageModel):
+            self.module.before(batch.prompt)
+        elif batch.prompt < 1:
+            raise ValueError("prompt=0: this model sees nothing before the first token; expected at least 1")
 
     def _check_ids(self, tokens: Tensor) -> None:
         low, high, known = int(tokens.min()), int(tokens.max()), _vocabulary(self.module)
@@ -93,18 +105,35 @@ class Subject:
     @overload
     def generate(self, prompt: str, length: int) -> str: ...
     @overload
-    def generate(self, prompt: Tensor, length: int) -> Tensor: ...
-    def generate(self, prompt: str | Int[Tensor, "batch position"], length: int) -> str | Int[Tensor, "batch length"]:
-        """Exactly `length` greedy tokens after the prompt, as text for a text and as ids for ids. An end-of-text token does not stop it."""
+    def generate(self, prompt: Tensor | Batch, length: int | None = None) -> Tensor: ...
+    def generate(self, prompt: str | Int[Tensor, "batch position"] | Batch, length: int | None = None) -> str | Int[Tensor, "batch length"]:
+        """Exactly `length` greedy tokens after the prompt, as text for a text and as ids for ids. An end-of-text token does not stop it.
+
+        Of a Batch, what it would say in place of `targets`, given its prompt and what it is conditioned on.
+        """
         if isinstance(prompt, str):
             return self.decode(self.generate(torch.tensor([self.encode(prompt)]), length)[0].tolist())
-        if length < 1 or prompt.ndim != 2 or not prompt.numel():
+        if isinstance(prompt, Batch):
+            return self._continued(prompt)
+        if length is None or length < 1 or prompt.ndim != 2 or not prompt.numel():
             raise ValueError(
                 f"generate needs a prompt [batch, position] with tokens and length >= 1; got {tuple(prompt.shape)} and {length}"
             )
         self._check_ids(prompt)
-        with torch.no_grad(), prompt_length(prompt.shape[1]):
+        with torch.no_grad(), prompt_length(self.lead + prompt.shape[1]):
             return Decoder(self, prompt.shape[0]).greedy(prompt.to(self.device), length)
+
+    def _continued(self, batch: Batch) -> Int[Tensor, "batch predicted"]:
+        self.check(batch)
+        self.check_prompt(batch)
+        given = batch.to(self.device)
+        with torch.no_grad(), prompt_length(self.lead + batch.prompt):
+            return Decoder(self, len(batch), given.conditioning).greedy(given.tokens[:, : batch.prompt], batch.length - batch.prompt)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The parts of an image, as positions that the blocks see; none of other models."""
+        return self.module.segments if isinstance(self.module, ImageModel) else ()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens. Raises ValueError when it has none."""
@@ -162,6 +191,12 @@ def language_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
     return module(batch.tokens, use_cache=False, logits_to_keep=0 if everything else keep + 1).logits[:, -keep - 1 : -1]
 
 
+def image_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
+    """The forward of VAR and RAR, which predict every token from the class and what they have said."""
+    assert isinstance(module, ImageModel)
+    return module.predicted(batch, keep)
+
+
 def plain_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
     """The forward of any module that maps token ids to next-token logits [batch, position, vocabulary]."""
     output = module(batch.tokens, **batch.conditioning)
@@ -178,13 +213,14 @@ def load(
     dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
 ) -> Subject:
-    """A Subject from a hub id, a folder, a GGUF file, an installed package with a GGUF, or a model you hold: Hugging Face, nnsight, any.
+    """A Subject from a hub id, a folder, a GGUF file, an installed package with a GGUF, the weights of a VAR or a RAR, or a model you hold:
+    Hugging Face, nnsight, one of interp.models, any.
 
     Weights are neither copied nor changed, nor is the kind of attention. Sites are found structurally, and verified on a forward of a few
     tokens.
 
     Args:
-        tokenizer: for models that come without one.
+        tokenizer: for models that come without one; of an image model the file of its tokenizer, where it does not stand beside it.
         anatomy: where the sites are, for modules whose structure does not tell (see Layout).
         forward: how to get logits from a plain module that is not called as `module(tokens)`; see Subject.
         example: a tiny batch for the first forward, for modules that need more than tokens.
@@ -198,19 +234,30 @@ def load(
     if isinstance(source, Subject):
         return source
     name = str(source) if isinstance(source, (str, Path)) else ""
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path)) and is_image_model(source):
+        source, tokenizer = read_image_model(source, tokenizer, _dtype(dtype)), None
+    elif isinstance(source, (str, Path)):
         source, found = read(source, _dtype(dtype), trust_remote_code)
         tokenizer = found if tokenizer is None else tokenizer
     module, tokenizer = _unwrapped(source, tokenizer)
     _check_weights(module, tokenizer)
-    forward = forward or (language_forward if hasattr(module, "prepare_inputs_for_generation") else plain_forward)
+    forward = forward or _forward_of(module)
     batch = (_example(module) if example is None else example).to(next(module.parameters()).device)
     found_anatomy = discover(module, lambda: forward(module, batch, batch.length - 1), anatomy)
     return Subject(module, found_anatomy, forward, tokenizer, Path(name).name)
 
 
+def _forward_of(module: nn.Module) -> Forward:
+    if isinstance(module, ImageModel):
+        return image_forward
+    return language_forward if hasattr(module, "prepare_inputs_for_generation") else plain_forward
+
+
 def _example(module: nn.Module) -> Batch:
-    """A few tokens that every embedding of the module knows."""
+    """A few tokens that every embedding of the module knows; of an image model, whole images of its first class."""
+    if isinstance(module, ImageModel):
+        tokens = torch.arange(2 * module.length).reshape(2, -1) % module.tokenizer.codes
+        return Batch(tokens, 0, conditioning={"label": torch.zeros(2, dtype=torch.long)})
     sizes = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
     if not sizes:
         raise LoadError(f"{type(module).__name__} has no token embedding (nn.Embedding): pass example= and forward= to interp.load")

@@ -35,6 +35,11 @@ from transformers import (
 
 import interp
 from interp.anatomy import Place
+from interp.models.image_model import ImageModel
+from interp.models.rar import RAR, RARConfig
+from interp.models.raster_vq import RasterVQ, RasterVQConfig
+from interp.models.residual_vq import ResidualVQ, ResidualVQConfig
+from interp.models.var import VAR, VARConfig
 
 VOCABULARY, BLOCKS, HEADS = 67, 3, 4
 _WIDE = {"vocab_size": VOCABULARY, "hidden_size": 32}
@@ -57,6 +62,7 @@ _HUGGING_FACE: dict[str, Callable[[], nn.Module]] = {
 HUGGING_FACE = tuple(_HUGGING_FACE)
 ALL = (*HUGGING_FACE, "policy")
 PARALLEL = ("neox", "phi")
+IMAGE, CLASSES, SIDES, GRID = ("var", "rar"), 5, (1, 2, 3), 4
 
 
 class Attention(nn.Module):
@@ -163,7 +169,29 @@ def seeded(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32, se
 
 
 def model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    if name in IMAGE:
+        return image_model(name, dtype, seed)
     return seeded(Policy if name == "policy" else _HUGGING_FACE[name], dtype, seed)
+
+
+def image_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **sizes: Any) -> Any:
+    """VAR with 14 tokens or RAR with 16 and their tokenizers, unless other sizes of the network are given."""
+    sizes = {"width": 32, "depth": BLOCKS, "heads": HEADS, "hidden": 48, "codes": VOCABULARY, "classes": CLASSES} | sizes
+    shape: dict[str, Any] = {"codes": sizes["codes"], "width": 8, "multipliers": (1, 2), "blocks": 1, "channels": 1}
+    if name == "rar":
+        rar = RARConfig(**{"grid": GRID, **sizes})
+        return seeded(lambda: RAR(rar, RasterVQ(RasterVQConfig(rar.grid, code_width=6, **shape))), dtype, seed)
+    var = VARConfig(**{"sides": SIDES, "code_width": 6, **sizes})
+    return seeded(lambda: VAR(var, ResidualVQ(ResidualVQConfig(var.sides, code_width=var.code_width, phis=2, **shape))), dtype, seed)
+
+
+def image_batch(name: str, rows: int = 2, seed: int = 0, prompt: int = 0) -> interp.Batch:
+    """Random tokens and classes, the first two of which differ."""
+    module, generator = subject(name).module, torch.Generator().manual_seed(seed)
+    assert isinstance(module, ImageModel)
+    tokens = torch.randint(0, VOCABULARY, (rows, module.length), generator=generator)
+    label = (torch.arange(rows) + torch.randint(0, CLASSES, (1,), generator=generator)) % CLASSES
+    return interp.Batch(tokens, prompt, steps=module.steps if name == "var" else None, conditioning={"label": label})
 
 
 def wrapped(module: nn.Module) -> interp.Subject:

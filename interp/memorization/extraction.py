@@ -7,10 +7,11 @@ first miss on, on the cache of that same forward: the truth is the draft, the mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,23 +20,26 @@ from jaxtyping import Bool, Float, Int
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from interp.batch import Batch
+from interp.batch import GIVEN, Batch
 from interp.decoding import Decoder
 from interp.hooks import prompt_length
 from interp.memorization.parts import Parts
+from interp.models.image_model import ImageModel
 from interp.progress import track
 from interp.subject import Subject, evaluating, token_losses
 
 Text = str | Sequence[int]
+Steps = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Window:
-    """`tokens` of text number `text`, from token `start`."""
+    """`tokens` of text number `text`, from token `start`, and what they are conditioned on."""
 
     text: int
     start: int
     tokens: tuple[int, ...]
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +61,9 @@ class Verdict:
 
 def scan(
     subject: Subject,
-    texts: Iterable[Text],
-    prefix: int = 32,
-    length: int = 32,
+    texts: Iterable[Text] | Batch,
+    prefix: int | None = None,
+    length: int | None = None,
     *,
     stride: int | None = None,
     size: int = 16,
@@ -69,7 +73,8 @@ def scan(
     """Measures every window of `prefix + length` tokens: given its first `prefix` tokens, does the model say the next `length`?
 
     Args:
-        texts: strings, or sequences of token ids; a stream is read as it comes.
+        texts: strings, or sequences of token ids; a stream is read as it comes. Or a Batch, whose rows are the windows: images.
+        prefix, length: 32 each; of a Batch, its prompt and all that follows.
         stride: tokens from one window to the next; `length` by default.
         size: windows a forward.
         decode_from: windows with at least this token accuracy are also decoded freely, for `similarity`; 0 decodes all, above 1 none but
@@ -80,19 +85,25 @@ def scan(
         One row a window: `text`, `start`, `prefix`, `length`, `tokens`; `exact` (the whole suffix is greedy decoding's), `matched` (true
         tokens before the first miss), `run` (longest run of hits), `accuracy` (share of hits), `log_p` (of the suffix, nats), `similarity`
         (1 - edit distance / length, in tokens, of the greedy continuation; NaN where it was not decoded) and, with a tokenizer, `prompt`
-        and `suffix`. `frame.attrs` counts the texts and those `skipped` because they are shorter than one window.
+        and `suffix`; of a Batch also `given_<name>`, what the windows are conditioned on, and `steps`. `frame.attrs` counts the texts and
+        those `skipped` because they are shorter than one window.
 
     Raises ValueError when no text is as long as one window, or when `folder` holds a scan of something else.
     """
-    if min(prefix, length, size, 1 if stride is None else stride) < 1:
+    whole = isinstance(texts, Batch)
+    prefix = (texts.prompt if whole else 32) if prefix is None else prefix
+    length = (texts.length - prefix if whole else 32) if length is None else length
+    if min(prefix + whole, length, size, 1 if stride is None else stride) < 1:
         raise ValueError(f"prefix, length, stride and size must be at least 1; got {prefix}, {length}, {stride} and {size}")
+    if whole and prefix + length != texts.length:
+        raise ValueError(f"prefix {prefix} and length {length}: expected {texts.length} together, the tokens of each row")
     counts = {"texts": 0, "skipped": 0}
-    stream = windows(subject, texts, prefix + length, stride or length, counts)
+    stream = _rows(texts, counts) if whole else windows(subject, texts, prefix + length, stride or length, counts)
     about = {"model": subject.fingerprint, "prefix": prefix, "length": length, "stride": stride or length, "decode_from": decode_from}
     with Parts(folder, about) as parts, evaluating(subject):
         _skip_known(stream, parts)
         for chunk in track(_chunks(stream, size), "scanning"):
-            parts.add(_measured(subject, chunk, prefix, decode_from))
+            parts.add(_measured(subject, chunk, prefix, decode_from, texts.steps if whole else None))
     if not len(parts):
         raise ValueError(f"nothing to scan: {counts['skipped']} of {counts['texts']} texts are shorter than {prefix + length} tokens")
     frame = parts.frame()
@@ -108,6 +119,16 @@ def windows(subject: Subject, texts: Iterable[Text], width: int, stride: int, co
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
             yield Window(number, start, tuple(tokens[start : start + width]))
+
+
+def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:
+    """Each row of a batch as a window."""
+    if batch.mask is not None or batch.scored is not None:
+        raise ValueError("a window is whole: expected a batch without mask and scored")
+    counts["texts"] = len(batch)
+    given = {name: value.tolist() for name, value in batch.conditioning.items()}
+    for number, tokens in enumerate(batch.tokens.tolist()):
+        yield Window(number, 0, tuple(tokens), {name: rows[number] for name, rows in given.items()})
 
 
 def _several(texts: Iterable[Text]) -> Iterator[Text]:
@@ -133,12 +154,18 @@ def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
             raise ValueError(f"{parts.folder} holds a scan of other texts: give another folder, or remove it")
 
 
-def _measured(subject: Subject, chunk: Sequence[Window], prefix: int, decode_from: float) -> pd.DataFrame:
-    batch = Batch(torch.tensor([w.tokens for w in chunk]), prefix)
+def _measured(subject: Subject, chunk: Sequence[Window], prefix: int, decode_from: float, steps: Steps | None) -> pd.DataFrame:
+    beside = {name: [window.given[name] for window in chunk] for name in chunk[0].given}
+    tensors = {name: torch.tensor(values) for name, values in beside.items()}
+    batch = Batch(torch.tensor([w.tokens for w in chunk]), prefix, steps=steps, conditioning=tensors)
     verdict = verdicts(subject, batch, decode_from)
     rows = {"text": [w.text for w in chunk], "start": [w.start for w in chunk], "prefix": prefix, "length": batch.length - prefix}
     frame = pd.DataFrame(rows | summary(verdict, batch))
     frame["tokens"] = [list(w.tokens) for w in chunk]
+    for name, values in beside.items():
+        frame[GIVEN + name] = values
+    if steps is not None:
+        frame["steps"] = [steps] * len(chunk)
     if subject.tokenizer is not None:
         frame["prompt"] = [subject.decode(w.tokens[:prefix]) for w in chunk]
         frame["suffix"] = [subject.decode(w.tokens[prefix:]) for w in chunk]
@@ -173,42 +200,51 @@ def _longest_run(hits: Bool[np.ndarray, "batch length"]) -> Int[np.ndarray, " ba
 def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdict:
     """Teacher-forced hits and log-probability of each window, and its greedy continuation where at least `decode_from` of it hits.
 
-    Runs under whatever interventions are active: with them it says what the changed model would say. Raises ValueError for batches without
-    a prompt, with padding or with conditioning: a window is plain tokens.
+    Where tokens are predicted together (a scale of VAR) the same holds, step by step. Runs under whatever interventions are active: with
+    them it says what the changed model would say. Raises ValueError for batches with padding, and for a prompt from which the model cannot
+    go on.
     """
-    if batch.prompt < 1 or batch.mask is not None or batch.scored is not None or batch.conditioning:
-        raise ValueError("a window is plain tokens: expected a batch with a prompt, and without mask, scored and conditioning")
+    if batch.mask is not None or batch.scored is not None:
+        raise ValueError("a window is whole: expected a batch without mask and scored")
     subject.check(batch)
-    tokens = batch.tokens.to(subject.device)
-    with evaluating(subject), prompt_length(batch.prompt):
-        decoder = Decoder(subject, len(batch))
-        logits = decoder.feed(tokens[:, :-1], keep=batch.length - batch.prompt)
-        greedy, targets = logits.argmax(-1), tokens[:, batch.prompt :]
+    subject.check_prompt(batch)
+    given = batch.to(subject.device)
+    steps = subject.module.steps if isinstance(subject.module, ImageModel) else tuple((t, t + 1) for t in range(batch.length))
+    steps = tuple(step for step in steps if batch.prompt <= step[0] < batch.length)
+    with evaluating(subject), prompt_length(subject.lead + batch.prompt):
+        decoder = Decoder(subject, len(batch), given.conditioning)
+        logits = decoder.feed(given.tokens[:, : steps[-1][0]], keep=batch.length - batch.prompt)
+        greedy, targets = logits.argmax(-1), given.targets
         hits = greedy == targets
         decoded = hits.float().mean(1) >= decode_from
         known = torch.where(hits.cumprod(1).bool(), targets, greedy)
-        _decode_after_miss(decoder, known, hits, decoded & ~hits.all(1), batch.prompt)
+        _decode_after_miss(decoder, known, hits, decoded & ~hits.all(1), batch.prompt, steps)
     log_p = -token_losses(logits, batch).sum(1).double()
     done = decoded | hits.all(1)
     return Verdict(hits.cpu().numpy(), log_p.cpu().numpy(), known.cpu().numpy(), done.cpu().numpy())
 
 
-def _decode_after_miss(decoder: Decoder, known: Tensor, hits: Tensor, wanted: Tensor, prompt: int) -> None:
-    """Completes the wanted rows of `known` ([batch, length]; right up to and including the first miss) in place.
+def _decode_after_miss(  # noqa: PLR0913, PLR0917 - the state of one verification
+    decoder: Decoder, known: Tensor, hits: Tensor, wanted: Tensor, prompt: int, steps: Sequence[tuple[int, int]]
+) -> None:
+    """Completes the wanted rows of `known` ([batch, length]; right up to the end of the step with the first miss) in place.
 
-    All rows step together from the earliest first miss; a row still before its own reads its true tokens, which are verified already.
+    All rows go together from the earliest step with a miss; a row still before its own reads its true tokens, which are verified already.
     """
     rows = wanted.nonzero()[:, 0]
     if not len(rows):
         return
-    misses = hits[rows].cumprod(1).sum(1)
-    first, length = int(misses.min()), known.shape[1]
-    tokens = known[rows]
+    first_miss = prompt + hits[rows].cumprod(1).sum(1)
+    starts = torch.tensor([start for start, _ in steps], device=first_miss.device)
+    missed = torch.searchsorted(starts, first_miss, right=True) - 1  # [rows]: the number of the step with the first miss
+    first, tokens = int(missed.min()), known[rows]
     decoder.select(rows)
-    decoder.crop(prompt + first)
-    for i in range(first, length - 1):
-        following = decoder.feed(tokens[:, i : i + 1])[:, -1].argmax(-1)
-        tokens[:, i + 1] = torch.where(misses <= i, following, tokens[:, i + 1])
+    decoder.crop(steps[first][0])
+    for number in range(first, len(steps) - 1):
+        (start, stop), (_, end) = steps[number], steps[number + 1]
+        following = decoder.feed(tokens[:, start - prompt : stop - prompt]).argmax(-1)
+        ahead = slice(stop - prompt, end - prompt)
+        tokens[:, ahead] = torch.where((missed <= number)[:, None], following, tokens[:, ahead])
     known[rows] = tokens
 
 

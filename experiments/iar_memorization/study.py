@@ -1,0 +1,135 @@
+"""One model under study: how it was trained, or where it was loaded from, and the images that everything is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import interp
+from interp.batch import Batch
+from interp.checkpointing import load_weights, save_weights
+from interp.data.images import Images, Split, digits, mnist, plant
+from interp.models.files import save_image_model
+from interp.models.image_model import ImageModel
+from interp.models.rar import RAR, RARConfig
+from interp.models.raster_vq import RasterVQ, RasterVQConfig
+from interp.models.residual_vq import ResidualVQ, ResidualVQConfig
+from interp.models.streams import labels_dropped, orders_annealed
+from interp.models.tokenizers import ImageTokenizer, fit_tokenizer
+from interp.models.var import VAR, VARConfig
+from interp.training import Checkpoints, epochs, fit
+
+Settings = Mapping[str, Any]
+Tables = dict[str, pd.DataFrame]
+SETS = ("planted", "background", "held out")
+_DATA = {"digits": digits, "mnist": mnist}
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A model with its images.
+
+    Attributes:
+        family, regime, seed: which one.
+        images: by set: `planted` (trained most often), `background` (trained too) and `held out`.
+        batches: the same as tokens, without a prompt.
+        prefixes: how many tokens are given when extraction is tried, the `short` prefix among them.
+        history: of the training.
+    """
+
+    family: str
+    regime: str
+    seed: int
+    subject: interp.Subject
+    images: Mapping[str, Images]
+    batches: Mapping[str, Batch]
+    prefixes: tuple[int, ...]
+    short: int
+    history: pd.DataFrame
+
+    @property
+    def module(self) -> ImageModel:
+        assert isinstance(self.subject.module, ImageModel)
+        return self.subject.module
+
+    def about(self) -> dict[str, Any]:
+        return {"family": self.family, "regime": self.regime, "seed": self.seed}
+
+
+def split(settings: Settings, regime: str, seed: int) -> Split:
+    """The images of a regime and seed; those of the tokenizer are the same for all."""
+    sizes = settings["regimes"][regime]["data"]
+    return plant(_DATA[settings["images"]](), **sizes, tokenizer=settings["tokenizer"]["images"], seed=seed)
+
+
+def tokenizer(settings: Settings, family: str, out: Path) -> ImageTokenizer:
+    """The tokenizer of a family, trained once and then read."""
+    made, file = _untrained_tokenizer(settings, family), out / f"tokenizer-{family}.safetensors"
+    if not file.exists():
+        pixels = split(settings, next(iter(settings["regimes"])), 0).tokenizer.pixels
+        fit_tokenizer(made, pixels, **settings["tokenizer"]["fit"])
+        save_weights(file, made)
+    load_weights(file, made)
+    return made.eval().requires_grad_(requires_grad=False)
+
+
+def _untrained_tokenizer(settings: Settings, family: str) -> ImageTokenizer:
+    sizes = settings["tokenizer"]["sizes"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if family == "VAR":
+            return ResidualVQ(ResidualVQConfig(sides=settings["sides"], **sizes))
+        return RasterVQ(RasterVQConfig(grid=settings["sides"][-1], **sizes))
+
+
+def network(settings: Settings, family: str, vq: ImageTokenizer, seed: int) -> ImageModel:
+    """A fresh model."""
+    sizes = settings["model"] | {"codes": vq.codes, "classes": 10}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if isinstance(vq, ResidualVQ):
+            return VAR(VARConfig(sides=vq.config.sides, code_width=vq.config.code_width, **sizes), vq)
+        assert isinstance(vq, RasterVQ)
+        return RAR(RARConfig(grid=vq.config.grid, **sizes), vq)
+
+
+def trained(settings: Settings, family: str, regime: str, seed: int, out: Path) -> Study:
+    """A model trained on planted and background images. It stays in `out`, also as a folder for `interp.load`."""
+    images, recipe, name = split(settings, regime, seed), settings["regimes"][regime], f"{family}-{regime}-seed{seed}"
+    subject = interp.load(network(settings, family, tokenizer(settings, family, out), seed))
+    module = subject.module
+    assert isinstance(module, ImageModel)
+    trains = images.mixture()
+    data = module.encode(trains.pixels, trains.labels)
+    about = {"family": family, "regime": regime, "seed": seed, "model": settings["model"], "data": recipe["data"]}
+    checkpoints = Checkpoints(out / name, every=250, about=about)
+    stream = _stream(data, module, recipe, seed)
+    history = fit(subject, stream, **_TRAINING, **recipe["fit"], decay=recipe["fit"]["steps"], checkpoints=checkpoints)
+    save_image_model(module.eval(), out / name / "model")
+    chosen = {"planted": images.planted, "background": images.background, "held out": images.held_out}
+    return studied(family, regime, seed, subject, chosen, settings, history)
+
+
+_TRAINING: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.02, "warmup": 30, "clip": 1.0}
+
+
+def _stream(data: Batch, module: ImageModel, recipe: Settings, seed: int) -> Iterator[Batch]:
+    labelled = labels_dropped(epochs(data, recipe["rows"], seed), module, seed=seed)
+    return orders_annealed(labelled, round(0.6 * recipe["fit"]["steps"]), seed) if isinstance(module, RAR) else labelled
+
+
+def studied(
+    family: str, regime: str, seed: int, subject: interp.Subject, images: Mapping[str, Images], settings: Settings, history: pd.DataFrame
+) -> Study:
+    """A model with the images that it is to be studied on."""
+    module = subject.module
+    assert isinstance(module, ImageModel)
+    batches = {name: module.encode(part.pixels, part.labels) for name, part in images.items()}
+    return Study(
+        family, regime, seed, subject, images, batches, settings["prefixes"][family], settings["short"][family], history.assign(model=family)
+    )

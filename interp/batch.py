@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-
 GIVEN = "given_"  # begins the columns of a frame that hold what its windows are conditioned on
 
 
@@ -114,7 +113,7 @@ class Batch:
 
     @classmethod
     def from_frame(cls, windows: pd.DataFrame) -> Batch:
-        """The windows of a scan (columns `tokens` and `prefix`; `steps` and `given_<name>` of what they were conditioned on) as one batch."""
+        """The windows of a scan as one batch: `tokens` and `prefix`, and where there are such columns `steps` and `given_<name>`."""
         missing = {"tokens", "prefix"} - set(windows.columns)
         if missing or windows.empty:
             got = f"{len(windows)} rows, missing columns {sorted(missing) or 'none'}"

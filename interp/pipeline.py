@@ -13,8 +13,9 @@ import torch
 
 from interp.anatomy import Sites
 from interp.batch import GIVEN, Batch
-from interp.data.images import SUFFIXES as PICTURES
-from interp.data.images import Images, read_images
+from interp.data.image_files import SUFFIXES as PICTURES
+from interp.data.image_files import read_images
+from interp.data.images import Images
 from interp.data.texts import SUFFIXES as TEXTS
 from interp.data.texts import read_texts
 from interp.files import replaced
@@ -86,7 +87,7 @@ def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path} does not exist: expected {'images' if images else 'a text file'} or a folder of them")
-        pictures = (path.suffix in (".npz", *PICTURES)) if path.is_file() else _is_there(path.glob("*/**/*"), PICTURES)
+        pictures = (path.suffix.lower() in (".npz", *PICTURES)) if path.is_file() else _is_there(path.glob("*/**/*"), PICTURES)
         if images and not pictures:
             raise ValueError(
                 f"{path} holds no images; {model}, weights without config.json, is read as an image model: expected an .npz of images and "

@@ -75,8 +75,8 @@ def record(
         views: how many consecutive rows are views (augmentations) of one example; what is kept of examples is kept of their mean.
 
     Positions on padding do not count. Under `subject.intervened(...)` what is recorded is what the interventions left.
-    Raises SiteError for unknown sites, ValueError for an unknown reducer, an empty source, or a batch that cuts an example's views, HookError
-    if a site never ran.
+    Raises SiteError for unknown sites, ValueError for an unknown reducer, an empty source, or a batch that cuts an example's views, and
+    HookError if a site never ran.
     """
     return record_parts(subject, source, sites, {"": None}, reduce, folder=folder, size=size, views=views)[""]
 
@@ -133,7 +133,9 @@ def _record_batch(subject: Subject, batch: Batch, parts: Sequence[tuple[Part | N
         def update(value: Value, _: Clock) -> Tensor | None:
             for part, reducers in parts:
                 chosen = value if part is None else part(value)
-                beside = part is not None or value.shape[:2] != mask.shape  # other positions than the tokens', of which padding says nothing
+                beside = (
+                    part is not None or value.shape[:2] != mask.shape
+                )  # other positions than the tokens', of which padding says nothing
                 positions = torch.ones(chosen.shape[:2], dtype=torch.bool) if beside else mask
                 reducers[site].update(chosen, positions.to(value.device))
 

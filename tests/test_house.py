@@ -32,6 +32,7 @@ ORDER = [
     "models",
     "decoding",
     "subject",
+    "sampling",
     "reducers",
     "recording",
     "sweeping",

@@ -51,7 +51,7 @@ def test_pictures_do_not_overlap_and_all_is_on_the_page():
     figure = image_grid({"one": noise(5), "two": noise(5)}, ["image 1234\nclass 999\n680 of 680"] * 5)
     figure.draw_without_rendering()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
-    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
 
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp.pipeline import Halves, halve, localize_files, scan_files
+from interp.pipeline import Halves, halve, localize_files, scan_files, scan_images
 
 PREFIX, LENGTH = 3, 4
 WIDTH = PREFIX + LENGTH
@@ -126,6 +126,59 @@ def test_one_text_is_halved_at_its_middle():
 def test_too_little_to_halve_says_what_is_missing(frame, match):
     with pytest.raises(ValueError, match=match):
         halve(frame)
+
+
+def images(tokens: list[list[int]], exact: list[int], labels: list[int] | None = None, prefix: int = 0) -> pd.DataFrame:
+    """A scan of images, one window each."""
+    known = np.isin(np.arange(len(tokens)), exact)
+    frame = pd.DataFrame({"text": range(len(tokens)), "start": 0, "prefix": prefix, "length": len(tokens[0]) - prefix, "tokens": tokens})
+    frame = frame.assign(exact=known, log_p=-1.0, matched=np.where(known, frame["length"], 0), accuracy=known.astype(float))
+    return frame.assign(given_label=labels or [0] * len(tokens))
+
+
+def blank_above(count: int) -> list[list[int]]:
+    """Different images, the first 16 tokens of which are the same."""
+    return [[5] * 16 + [n, n + 1, n + 2, n + 3] for n in range(count)]
+
+
+@ENOUGH
+@given(st.integers(2, 10), st.integers(21, 30), st.sampled_from([0, 4]))
+def test_images_with_a_blank_part_in_common_are_several_and_stand_in_one_half_each(known, count, prefix):
+    halves = halve(images(blank_above(count), list(range(known)), prefix=prefix))
+    parts = [halves.scored[0], halves.judged[0], halves.scored[1], halves.judged[1], halves.held_out]
+    assert halves.apart
+    assert [len(part) for part in parts] == [-(-known // 2), known // 2, -(-known // 2), known // 2, count - 2 * known]
+    every = [text for part in parts for text in part["text"]]
+    assert len(every) == len(set(every)) == count
+
+
+def test_texts_with_as_much_in_common_are_one_wording():
+    frame: pd.DataFrame = images(blank_above(20), [0, 1, 2]).drop(columns="given_label")
+    assert not halve(frame).apart
+
+
+def test_equal_images_are_one_wording_whatever_their_class_and_no_control_is_one_of_them():
+    tokens = blank_above(20)
+    copies, classes = [tokens[0], tokens[1], *tokens, tokens[0], tokens[1]], [1, 2, *[0] * 20, 3, 4]
+    halves = halve(images(copies, [2, 3, 22, 23], classes))
+    scored, judged = ([tuple(row) for row in half[0]["tokens"]] for half in (halves.scored, halves.judged))
+    assert sorted(scored + judged) == [tuple(tokens[0]), tuple(tokens[1])]
+    others = pd.concat([halves.scored[1], halves.judged[1], halves.held_out])
+    assert not {tuple(row) for row in others["tokens"]} & {*scored, *judged}
+
+
+@pytest.mark.parametrize(
+    ("known", "match"),
+    [([3], "needs two that share no token: scan more images"), ([0, 1, 2, 3], "no window is left to judge damage on: scan more images")],
+)
+def test_too_few_images_say_that_images_are_missing(known, match):
+    with pytest.raises(ValueError, match=match):
+        halve(images(blank_above(8), known))
+
+
+def test_scan_images_is_of_image_models_only(tmp_path):
+    with pytest.raises(ValueError, match="LlamaForCausalLM is no image model: expected a VAR or a RAR"):
+        scan_images(letters.subject(), [tmp_path], tmp_path / "out")
 
 
 def test_scan_files_writes_what_it_says_and_measures_nothing_twice(tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import linalg as scipy_linalg
 from scipy import stats as scipy_stats
 
-from interp.stats import Interval, bootstrap, clustered, paired, permutation_p, several, student, welch
+from interp.stats import Interval, bootstrap, clustered, frechet, paired, permutation_p, several, student, welch
 
 numbers = st.integers(-1000, 1000).map(float)
 samples = st.lists(numbers, min_size=1, max_size=30)
@@ -237,3 +238,43 @@ def test_several_resamples_each_sample_by_itself():
 def test_several_refuses_what_has_no_interval(samples, message):
     with pytest.raises(ValueError, match=message):
         several(samples, lambda *of: 0.0)
+
+
+def features(rows: int, width: int, seed: int) -> np.ndarray:
+    """Normal, with their own means and covariances."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, width)) @ rng.normal(size=(width, width)) + rng.normal(size=width)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(0, 10**6))
+def test_frechet_is_the_formula_with_the_root_of_a_matrix(width, seed):
+    a, b = features(30, width, seed), features(20, width, seed + 1)
+    first, second = np.cov(a, rowvar=False).reshape(width, width), np.cov(b, rowvar=False).reshape(width, width)
+    root = np.real(scipy_linalg.sqrtm(first @ second))
+    by_hand = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(first + second - 2 * root)
+    assert frechet(a, b) == pytest.approx(by_hand, rel=1e-6, abs=1e-6)
+    assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-6, abs=1e-6)
+    assert frechet(a, a[::-1]) == pytest.approx(0, abs=1e-6 * np.trace(first))
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_frechet_of_a_moved_set_is_how_far_it_moved_squared(rows):
+    """Also with fewer rows than features, whose covariance is singular."""
+    a, step = features(rows, 5, 0), np.array([3.0, 0, -4, 0, 12])
+    assert frechet(a, a + step) == pytest.approx(169, rel=1e-5)
+    assert frechet(a, 3 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(4 * a.var(0, ddof=1).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (np.zeros((1, 3)), r"b: expected finite features of shape \(n, features\) with n >= 2, got shape \(1, 3\)"),
+        (np.zeros(3), r"got shape \(3,\)"),
+        (np.full((4, 3), np.nan), "b: expected finite features"),
+        (np.zeros((4, 2)), "a and b need the same features, got 3 and 2"),
+    ],
+)
+def test_frechet_refuses_what_has_no_covariance(wrong, match):
+    with pytest.raises(ValueError, match=match):
+        frechet(features(9, 3, 0), wrong)

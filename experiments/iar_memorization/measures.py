@@ -17,23 +17,33 @@ from interp.batch import Batch
 from interp.data.images import Images, correlation, shifted, threshold
 from interp.localization.unitmem import unitmem, unitmem_by_segment
 from interp.memorization.extraction import verdicts
-from interp.subject import evaluating
+from interp.subject import evaluating, token_losses
 from interp.units import UnitScores
 
 ALLOWED = 0.01  # share of held-out images that may pass for extracted
 SAFE = 0.9  # a fixed threshold of correlation that looks safe
 
 
-def hits(subject: interp.Subject, batch: Batch, size: int = 256) -> Bool[np.ndarray, "images length"]:
-    """Whether each token is the most likely one, given the class and the true tokens before it."""
+def read(subject: interp.Subject, batch: Batch, size: int = 256) -> tuple[Bool[np.ndarray, "images length"], Float[np.ndarray, " images"]]:
+    """Whether each token is the most likely one, given the class and the true tokens before it; and the mean loss of each image in nats a
+    token."""
+    found: list[tuple[Tensor, Tensor]] = []
     with evaluating(subject):
-        parts = [subject.logits(part).argmax(-1) == part.tokens for part in batch.split(size)]
-    return torch.cat(parts).cpu().numpy()
+        for part in batch.split(size):
+            logits = subject.logits(part)
+            found.append((logits.argmax(-1).cpu() == part.tokens.cpu(), token_losses(logits, part).mean(1).cpu()))
+    hits, losses = zip(*found, strict=True)
+    return torch.cat(hits).numpy(), torch.cat(losses).double().numpy()
 
 
-def extracted(found: Bool[np.ndarray, "images length"], prefix: int) -> Bool[np.ndarray, " images"]:
+def complete(hits: Bool[np.ndarray, "images length"], prefix: int) -> Bool[np.ndarray, " images"]:
     """Whether greedy decoding completes each image exactly from its first tokens: whether it hits all others, given the true ones."""
-    return found[:, prefix:].all(1)
+    return hits[:, prefix:].all(1)
+
+
+def completed(study: Study, batch: Batch) -> Float[Tensor, "images channels side side"]:
+    """What greedy decoding makes of the prompts, as images."""
+    return study.module.decode(torch.cat([batch.tokens[:, : batch.prompt], study.subject.generate(batch)], 1))
 
 
 def extraction(study: Study) -> pd.DataFrame:
@@ -60,7 +70,8 @@ def by_correlation(table: pd.DataFrame) -> pd.DataFrame:
         cut = threshold(held_out[::2], ALLOWED)
         for name in SETS:
             values = held_out[1::2] if name == "held out" else part[part["set"] == name]["correlation"].to_numpy()
-            rows += [{"prefix": prefix, "set": name, "threshold": at, "fixed": at == SAFE, "share": (values > at).mean()} for at in (cut, SAFE)]
+            for fixed, at in ((False, cut), (True, SAFE)):
+                rows.append({"prefix": prefix, "set": name, "threshold": at, "fixed": fixed, "share": (values > at).mean()})
     return pd.DataFrame(rows)
 
 
@@ -77,6 +88,7 @@ def encoded(study: Study, images: Images, views: int) -> Batch:
 
 
 def neurons(study: Study) -> tuple[interp.Site, ...]:
+    """The MLPs' hidden units, which is where the paper looks."""
     return study.subject.anatomy.expand("neurons")
 
 
@@ -99,8 +111,8 @@ def selectivity_map(study: Study, images: Images, views: int) -> pd.DataFrame:
 
 
 def votes(study: Study, scores: UnitScores, examples: Mapping[interp.Site, np.ndarray], images: int) -> pd.DataFrame:
-    """How often planted images are the ones that neurons respond to most: `share` of all neurons and of the top 10%, and `enrichment`
-    over the share of planted images among all."""
+    """How often planted images are the ones that neurons respond to most: the `share` of all `neurons` and of the top 10%, and the
+    `enrichment` over the share of planted images among all."""
     planted, top = len(study.images["planted"]), scores.top(0.1)
     base = planted / images
     every = np.concatenate([examples[site] for site in examples])
@@ -121,9 +133,3 @@ def subsets(study: Study, images: Images, shares: Sequence[float], views: int) -
     order = np.random.default_rng(study.seed).permutation(len(images))
     for share in shares:
         yield share, selectivity(study, images.rows(np.sort(order[: max(2, round(share * len(images)))])), views)[0]
-
-
-def cross_entropy(subject: interp.Subject, batch: Batch, size: int = 256) -> Float[Tensor, " images"]:
-    """Mean negative log-likelihood of each image's tokens, nats a token."""
-    with evaluating(subject):
-        return torch.cat([subject.losses(part).mean(1) for part in batch.split(size)])

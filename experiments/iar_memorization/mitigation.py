@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 import interp
-from experiments.iar_memorization.measures import cross_entropy, extracted, hits
+from experiments.iar_memorization.measures import complete, completed, read
 from experiments.iar_memorization.quality import Quality
-from experiments.iar_memorization.study import Study
+from experiments.iar_memorization.study import ALIKE, Settings, Study
 from interp.batch import Batch
 from interp.interventions import Mean, Plan, Scale, Zero
 from interp.localization import localize
@@ -22,18 +23,23 @@ from interp.mitigation.edits import in_weights
 from interp.progress import track
 from interp.units import Units, UnitScores
 
-_FEW = 200  # images of background and held-out sets that every edit is measured on
-HALVED = "in-weights x 0.5"
+_FEW = 200  # images of the background and held-out sets that every edit is measured on
+HALVED, ZEROED = "in-weights x 0.5", "in-weights x 0"
+COSTS = ("held out loss", "distance")
+MODEL = ["family", "regime", "seed"]
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """Some units and why: the `name` of a score or a control, the `fraction` of all neurons, the number of the `draw`."""
+class Trial:
+    """One edit: the `selection` (a score or a control), the `fraction` of all neurons, the number of the `draw`, what is done, and whether
+    images are drawn under it."""
 
-    name: str
+    selection: str
     fraction: float
     draw: int
-    units: Units
+    edit: str
+    plan: Plan
+    drawn: bool = True
 
 
 def scored(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, UnitScores]:
@@ -43,26 +49,45 @@ def scored(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {name: localize(study.subject, ours, against, method=name, site="neurons", **options) for name, options in methods.items()}
 
 
-def selections(scores: Mapping[str, UnitScores], activity: UnitScores, fractions: Sequence[float], draws: int) -> Iterator[Selection]:
-    """The highest-scoring units of each method and the controls of the first: the lowest, random ones (as many in each block), and others
-    that are as active."""
-    first = next(iter(scores.values()))
-    for fraction in fractions:
-        for name, found in scores.items():
-            yield Selection(name, fraction, 0, found.top(fraction))
+def trials(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> list[Trial]:
+    """Halved in-weights of the highest-scoring units of each method and of the controls of the first, in several fractions, and the same
+    set to zero; and of the first and of random units in the middle fraction, whatever else can be done to units.
+
+    Images are drawn under the paper's own edit, the first, alone: that is what costs time.
+    """
+    done, fractions = edits(study), settings["fractions"]
+    middle, shown = fractions[len(fractions) // 2], (next(iter(scores)), "random")
+    found: list[Trial] = []
+    for name, fraction, draw, units in _selections(study, scores, fractions, settings):
+        all_kinds = name in shown and fraction == middle and draw == 0
+        kinds = done if all_kinds else (HALVED, ZEROED)
+        found += [Trial(name, fraction, draw, edit, done[edit](units), drawn=edit == HALVED) for edit in kinds]
+    return found
+
+
+def _selections(
+    study: Study, scores: Mapping[str, UnitScores], fractions: Sequence[float], settings: Settings
+) -> Iterator[tuple[str, float, int, Units]]:
+    """Each method's highest; the first one's lowest; random units, as many in each block, in further fractions too so as to reach the cost
+    of whatever the methods choose; and others that are as active on the planted images."""
+    means = interp.record(study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=64)
+    first, activity = next(iter(scores.values())), UnitScores({site: means[site] for site in means})
+    for fraction in (*fractions, *settings["further_random"]):
         top = first.top(fraction)
-        yield Selection("lowest", fraction, 0, first.lowest(fraction))
-        for draw in range(draws):
-            yield Selection("random", fraction, draw, top.matched(draw))
-            yield Selection("as active", fraction, draw, as_active(top, activity, draw))
+        yield from (("random", fraction, draw, top.matched(draw)) for draw in range(settings["random_draws"]))
+        if fraction in fractions:
+            yield from ((name, fraction, 0, found.top(fraction)) for name, found in scores.items())
+            yield "lowest", fraction, 0, first.lowest(fraction)
+            yield from (("as active", fraction, draw, as_active(top, activity, draw)) for draw in range(settings["active_draws"]))
 
 
-def edits(study: Study, means: Mapping[interp.Site, np.ndarray]) -> dict[str, Callable[[Units], Plan]]:
+def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
     """What can be done to units, by name; the paper's own first."""
     subject = study.subject
+    means = interp.record(subject, study.batches["held out"].rows(slice(0, _FEW)), "neurons", reduce="mean", size=64)
     return {
         HALVED: lambda units: in_weights(subject, units, 0.5),
-        "in-weights x 0": lambda units: in_weights(subject, units, 0.0),
+        ZEROED: lambda units: in_weights(subject, units, 0.0),
         "in-weights and bias x 0.5": lambda units: in_weights(subject, units, 0.5, bias=True),
         "out-weights x 0.5": lambda units: Scale(units, factor=0.5),
         "out-weights x 0": Zero,
@@ -71,54 +96,66 @@ def edits(study: Study, means: Mapping[interp.Site, np.ndarray]) -> dict[str, Ca
 
 
 class Bench:
-    """Measures a study's model under plans, always on the same images and with the same noise."""
+    """Measures a study's model under edits, always on the same images and with the same noise."""
 
     def __init__(self, study: Study, quality: Quality) -> None:
         self.study, self.quality = study, quality
-        few = slice(0, _FEW)
-        self.batches: dict[str, Batch] = {name: study.batches[name].rows(few) for name in ("background", "held out")}
+        self.batches: dict[str, Batch] = {name: study.batches[name].rows(slice(0, _FEW)) for name in ("background", "held out")}
         self.batches["planted"] = study.batches["planted"]
 
-    def measured(self, plan: Plan) -> dict[str, float]:
-        """`extracted` (share of planted images, from the short prefix), the same by prefix, of background and held-out images; `loss` of
-        planted and held-out images; and the Frechet `distance`. An empty plan is the model as it is."""
-        subject, short = self.study.subject, self.study.short
-        with subject.intervened(plan) if plan else _nothing():
-            found = {name: hits(subject, batch) for name, batch in self.batches.items()}
-            losses = {name: float(cross_entropy(subject, self.batches[name]).mean()) for name in ("planted", "held out")}
-            distance = self.quality.distance()
-        row = {"extracted": extracted(found["planted"], short).mean(), "accuracy": found["planted"][:, short:].mean()}
-        row |= {f"extracted from {prefix}": extracted(found["planted"], prefix).mean() for prefix in self.study.prefixes}
-        row |= {f"{name} extracted": extracted(found[name], short).mean() for name in ("background", "held out")}
-        return {name: float(value) for name, value in row.items()} | {f"{name} loss": v for name, v in losses.items()} | {"distance": distance}
+    def measured(self, plan: Plan, *, drawn: bool = True) -> dict[str, float]:
+        """Of the model under a plan, or as it is under an empty one.
 
-    def table(self, chosen: Sequence[tuple[Selection, str, Plan]]) -> pd.DataFrame:
-        """One row for the model as it is and for each selection and edit: `selection`, `fraction`, `draw`, `edit`, and what is measured."""
+        `extracted` is the share of planted images from the prefix that edits are judged by; it is also given from each prefix, and of the
+        other sets. `accuracy` is that of planted tokens from there on, `loss` that of each set in nats a token, `distance` the Frechet
+        distance of what the model draws (NaN if nothing is drawn).
+        """
+        subject, judged = self.study.subject, self.study.judged
+        with subject.intervened(plan) if plan else nullcontext():
+            found = {name: read(subject, batch) for name, batch in self.batches.items()}
+            hits = found["planted"][0]
+            given_away = self.extracted(hits)
+            distance = self.quality.distance() if drawn else np.nan
+        row = {"extracted": given_away.mean(), "accuracy": hits[:, judged:].mean(), "distance": distance}
+        row |= {f"extracted from {prefix}": complete(hits, prefix).mean() for prefix in self.study.prefixes}
+        row |= {f"{name} extracted": complete(found[name][0], judged).mean() for name in ("background", "held out")}
+        row |= {f"{name} loss": losses.mean() for name, (_, losses) in found.items()}
+        return {name: float(value) for name, value in row.items()}
+
+    def extracted(self, hits: Bool[np.ndarray, "images length"]) -> Bool[np.ndarray, " images"]:
+        """Which planted images the model gives away from the prefix that edits are judged by: to the token, or as alike images."""
+        study, batch = self.study, self.batches["planted"]
+        if study.alike is None:
+            return complete(hits, study.judged)
+        return study.alike(completed(study, replace(batch, prompt=study.judged)), study.module.decode(batch.tokens)) > ALIKE
+
+    def table(self, chosen: Sequence[Trial]) -> pd.DataFrame:
+        """One row for the model as it is and for each trial: `selection`, `fraction`, `draw`, `edit`, and what is measured."""
         rows: list[dict[str, Any]] = [{"selection": "none", "fraction": 0.0, "draw": 0, "edit": "none", **self.measured(())}]
-        for selection, edit, plan in track(chosen, "edits"):
-            about = {"selection": selection.name, "fraction": selection.fraction, "draw": selection.draw, "edit": edit}
-            rows.append(about | self.measured(plan))
+        for trial in track(chosen, "edits"):
+            about = {"selection": trial.selection, "fraction": trial.fraction, "draw": trial.draw, "edit": trial.edit}
+            rows.append(about | self.measured(trial.plan, drawn=trial.drawn))
         return pd.DataFrame(rows).assign(**self.study.about())
 
 
 def averaged(table: pd.DataFrame) -> pd.DataFrame:
-    """Draws of a control as one row: the model as it is, and each selection, edit and fraction."""
-    keys = ["family", "regime", "seed", "selection", "edit", "fraction"]
-    return table.drop(columns="draw").groupby(keys, sort=False).mean().reset_index()
+    """The draws of a control as one row: for the model as it is, and for each selection, edit and fraction."""
+    return table.drop(columns="draw").groupby([*MODEL, "selection", "edit", "fraction"], sort=False).mean().reset_index()
 
 
-def at_equal_distance(table: pd.DataFrame, against: str = "random", edit: str = HALVED) -> pd.DataFrame:
-    """How much less is extracted under each selection than under another that costs as much Frechet distance (`advantage`, in shares of
-    the planted images; linear between the other's own fractions and the model as it is)."""
+def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
+    """How much less is extracted under each selection than under random units that cost no more.
+
+    One row a selection, fraction, edit and `cost` (held-out loss or, where images were drawn, Frechet distance): `extracted`, the `matched`
+    share under random units, and the `advantage`, by which that is larger. Between the fractions of random units the share is linear in the
+    cost; where more cost bought nothing (distances are noisy) the least share so far counts; beyond the largest cost that of the largest.
+    """
     rows: list[pd.DataFrame] = []
-    means = averaged(table[table["edit"].isin([edit, "none"])])
-    for _, part in means.groupby(["family", "regime", "seed"], sort=False):
-        curve = part[part["selection"].isin([against, "none"])].sort_values("distance")
-        own = part[~part["selection"].isin([against, "none"])]
-        matched = np.interp(own["distance"], curve["distance"], curve["extracted"])
-        rows.append(own.assign(matched=matched, advantage=matched - own["extracted"]))
+    means = averaged(table)
+    for edit, cost in ((HALVED, "held out loss"), (HALVED, "distance"), (ZEROED, "held out loss")):
+        for _, part in means[means["edit"].isin([edit, "none"])].groupby(MODEL, sort=False):
+            curve = part[part["selection"].isin(["random", "none"])].sort_values(cost)
+            own = part[~part["selection"].isin(["random", "none"])]
+            matched = np.interp(own[cost], curve[cost], np.minimum.accumulate(curve["extracted"]))
+            rows.append(own.assign(cost=cost, matched=matched, advantage=matched - own["extracted"]))
     return pd.concat(rows, ignore_index=True)
-
-
-def _nothing() -> AbstractContextManager[None]:
-    return nullcontext()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from experiments.iar_memorization.public import scripted
 from experiments.iar_memorization.study import Settings, Study, split
 from interp.checkpointing import load_weights, save_weights
 from interp.data.images import Images
-from interp.sampling import sample
+from interp.sampling import cosine_guidance, linear_guidance, sample
 from interp.stats import frechet
 
 _EPOCHS, _ROWS, _LR = 4, 32, 3e-3
+
+
+Features = Callable[[Float[Tensor, "n channels side side"]], Tensor]
 
 
 class Classifier(nn.Module):
@@ -34,8 +40,11 @@ class Classifier(nn.Module):
         return self.head(self.features(pixels))
 
 
-def classifier(settings: Settings, out: Path) -> Classifier:
-    """Trained once, on the images of the tokenizer, which no model is trained on."""
+def features_of(settings: Settings, out: Path) -> Features:
+    """Of a scripted network where a file of one is named, else of a classifier that is trained once, on the images of the tokenizer, which
+    no model is trained on."""
+    if "features" in settings.get("places", {}):
+        return scripted(settings["places"]["features"])
     images, file = split(settings, next(iter(settings["regimes"])), 0).tokenizer, out / "classifier.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -44,7 +53,7 @@ def classifier(settings: Settings, out: Path) -> Classifier:
             _fit(network, images)
             save_weights(file, network)
     load_weights(file, network)
-    return network.eval()
+    return network.eval().features
 
 
 def _fit(network: Classifier, images: Images) -> None:
@@ -59,9 +68,9 @@ def _fit(network: Classifier, images: Images) -> None:
 class Quality:
     """Draws images of held-out classes, always with the same noise, and compares their features with those of held-out images."""
 
-    def __init__(self, study: Study, features: nn.Module, draws: int) -> None:
+    def __init__(self, study: Study, features: Features, draws: int, sampling: Mapping[str, Any]) -> None:
         held_out = study.images["held out"]
-        self.study, self.features = study, features
+        self.study, self.features, self.sampling = study, features, {"size": draws} | _settings(sampling)
         self.label = held_out.labels.repeat(-(-draws // len(held_out)))[:draws]
         self.real = self.of(held_out.pixels)
 
@@ -71,5 +80,13 @@ class Quality:
 
     def distance(self, seed: int = 0) -> float:
         """The Frechet distance, under whatever interventions are active."""
-        drawn = sample(self.study.subject, self.label, seed=seed, size=len(self.label))
+        drawn = sample(self.study.subject, self.label, seed=seed, **self.sampling)
         return frechet(self.of(self.study.module.decode(drawn)), self.real)
+
+
+def _settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's settings as `sample` takes them: guidance by its numbers."""
+    found = dict(sampling)
+    if guidance := found.pop("guidance", None):
+        found["guidance"] = cosine_guidance(**guidance) if "power" in guidance else linear_guidance(**guidance)
+    return found

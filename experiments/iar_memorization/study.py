@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 import interp
 from interp.batch import Batch
@@ -26,6 +28,8 @@ from interp.training import Checkpoints, epochs, fit
 
 Settings = Mapping[str, Any]
 Tables = dict[str, pd.DataFrame]
+Alike = Callable[[Tensor, Tensor], np.ndarray]
+ALIKE = 0.75  # of SSCD descriptors (Kowalczuk et al. 2025)
 SETS = ("planted", "background", "held out")
 _DATA = {"digits": digits, "mnist": mnist}
 
@@ -38,8 +42,11 @@ class Study:
         family, regime, seed: which one.
         images: by set: `planted` (trained most often), `background` (trained too) and `held out`.
         batches: the same as tokens, without a prompt.
-        prefixes: how many tokens are given when extraction is tried, the `short` prefix among them.
-        history: of the training.
+        prefixes: how many tokens are given when extraction is tried.
+        judged: the one of them from which edits are judged: where extraction is neither certain nor rare.
+        history: of the training, where it was ours.
+        alike: the similarity of two sets of images, above ALIKE of which one counts as extracted when edits are judged; where there is
+            none, all tokens have to be the same.
     """
 
     family: str
@@ -49,8 +56,9 @@ class Study:
     images: Mapping[str, Images]
     batches: Mapping[str, Batch]
     prefixes: tuple[int, ...]
-    short: int
-    history: pd.DataFrame
+    judged: int
+    history: pd.DataFrame | None
+    alike: Alike | None = None
 
     @property
     def module(self) -> ImageModel:
@@ -87,8 +95,8 @@ def _untrained_tokenizer(settings: Settings, family: str) -> ImageTokenizer:
         return RasterVQ(RasterVQConfig(grid=settings["sides"][-1], **sizes))
 
 
-def network(settings: Settings, family: str, vq: ImageTokenizer, seed: int) -> ImageModel:
-    """A fresh model."""
+def network(settings: Settings, vq: ImageTokenizer, seed: int) -> ImageModel:
+    """A fresh model, of the family that the tokenizer is of."""
     sizes = settings["model"] | {"codes": vq.codes, "classes": 10}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -101,7 +109,7 @@ def network(settings: Settings, family: str, vq: ImageTokenizer, seed: int) -> I
 def trained(settings: Settings, family: str, regime: str, seed: int, out: Path) -> Study:
     """A model trained on planted and background images. It stays in `out`, also as a folder for `interp.load`."""
     images, recipe, name = split(settings, regime, seed), settings["regimes"][regime], f"{family}-{regime}-seed{seed}"
-    subject = interp.load(network(settings, family, tokenizer(settings, family, out), seed))
+    subject = interp.load(network(settings, tokenizer(settings, family, out), seed))
     module = subject.module
     assert isinstance(module, ImageModel)
     trains = images.mixture()
@@ -124,12 +132,17 @@ def _stream(data: Batch, module: ImageModel, recipe: Settings, seed: int) -> Ite
 
 
 def studied(
-    family: str, regime: str, seed: int, subject: interp.Subject, images: Mapping[str, Images], settings: Settings, history: pd.DataFrame
+    family: str,
+    regime: str,
+    seed: int,
+    subject: interp.Subject,
+    images: Mapping[str, Images],
+    settings: Settings,
+    history: pd.DataFrame | None,
+    alike: Alike | None = None,
 ) -> Study:
     """A model with the images that it is to be studied on."""
     module = subject.module
     assert isinstance(module, ImageModel)
     batches = {name: module.encode(part.pixels, part.labels) for name, part in images.items()}
-    return Study(
-        family, regime, seed, subject, images, batches, settings["prefixes"][family], settings["short"][family], history.assign(model=family)
-    )
+    return Study(family, regime, seed, subject, images, batches, settings["prefixes"][family], settings["judged"][family], history, alike)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from experiments.panels import Draw, bars, lines, panels
 from interp.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Draw = Callable[[pd.DataFrame, "Axes"], None]
-SEEDS = ("pi", 100)  # bands and bars reach from the lowest seed to the highest
 _ORDER = {"reproduced": 2, "not reproduced": 1, "opposite": 0, "not testable at this scale": 1}
 
 
@@ -41,69 +40,6 @@ def drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     }
 
 
-def panels(frame: pd.DataFrame, by: list[str], draw: Draw, *, width: float = 5.0, height: float = 3.8, across: int = 3) -> Figure:
-    """One panel for each combination of some columns, with one legend."""
-    from matplotlib.figure import Figure
-
-    parts = [(" · ".join(map(str, key)), part) for key, part in frame.groupby(by, sort=False)]
-    columns = min(across, len(parts))
-    lines = -(-len(parts) // columns)
-    with style():
-        figure = Figure(figsize=(width * columns + 1.5, height * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes, (title, part) in zip(grid, parts, strict=False):
-            draw(part, axes)
-            axes.set_title(title)
-        for axes in grid[len(parts) :]:
-            axes.remove()
-        _one_legend(figure, grid[: len(parts)])
-    return figure
-
-
-def _one_legend(figure: Figure, grid: Any) -> None:
-    entries: dict[Any, Any] = {}
-    for axes in grid:
-        handles, names = axes.get_legend_handles_labels()
-        entries = dict(zip(names, handles, strict=True)) | entries
-        if (legend := axes.get_legend()) is not None:
-            legend.remove()
-    if entries:
-        figure.legend(list(entries.values()), list(entries), loc="outside right upper")
-
-
-def _lines(frame: pd.DataFrame, x: str, y: str, hue: str, label: str) -> Draw:
-    colours = _colours(frame, hue)
-
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
-
-        sns.lineplot(part, x=x, y=y, hue=hue, palette=colours, errorbar=SEEDS, marker="o", ax=axes)
-        axes.set(xlabel=label, ylabel=y)
-
-    return draw
-
-
-def _bars(frame: pd.DataFrame, x: str, y: str, hue: str) -> Draw:
-    colours = _colours(frame, hue)
-
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
-
-        sns.barplot(part, x=x, y=y, hue=hue, hue_order=list(colours), palette=colours, errorbar=SEEDS, ax=axes)
-        axes.set(xlabel="", ylabel=y, ylim=(0, 1.02))
-        for tick in axes.get_xticklabels():
-            tick.set(rotation=30, ha="right", rotation_mode="anchor")
-
-    return draw
-
-
-def _colours(frame: pd.DataFrame, hue: str) -> dict[str, Any]:
-    """One colour a name, the same in all panels."""
-    import seaborn as sns
-
-    return dict(zip(frame[hue].unique(), sns.color_palette("colorblind"), strict=False))
-
-
 def _per_seed(frame: pd.DataFrame, by: list[str], value: str, name: str) -> pd.DataFrame:
     """The mean over items on each seed, so that what spreads is the seeds."""
     return frame.groupby([*by, "seed"], sort=False)[value].mean().rename(name).reset_index()
@@ -123,7 +59,7 @@ def learning(dynamics: pd.DataFrame) -> Figure:
     )
     stages = long["stage"].replace({"end": "with noise"})
     shown = long.assign(stage=stages).dropna(subset="share right")
-    return panels(shown, ["task", "stage"], _lines(shown, "step", "share right", "answers", "steps"))
+    return panels(shown, ["task", "stage"], lines(shown, "step", "share right", "answers", "steps"))
 
 
 def decoding(probes: pd.DataFrame) -> Figure:
@@ -135,7 +71,7 @@ def decoding(probes: pd.DataFrame) -> Figure:
     shown = probes[(probes["stage"] == "end") & ~(noisy & (probes["set"] == "test"))].assign(read=kinds)
     before = probes[(probes["stage"] == "untrained") & (probes["set"] == "memorized") & ~noisy].assign(read="untrained model")
     both = pd.concat([shown, before])
-    return panels(both, ["task", "where"], _lines(both, "depth", "accuracy", "read", "depth (blocks)"))
+    return panels(both, ["task", "where"], lines(both, "depth", "accuracy", "read", "depth (blocks)"))
 
 
 def lens(table: pd.DataFrame) -> Figure:
@@ -144,7 +80,7 @@ def lens(table: pd.DataFrame) -> Figure:
     named = shown.replace({"stage": {"generalized": "when it passed the test", "end": "at the end"}}).rename(
         columns={"top": "share ranked first"}
     )
-    return panels(named, ["task", "stage"], _lines(named, "depth", "share ranked first", "read", "depth (blocks)"))
+    return panels(named, ["task", "stage"], lines(named, "depth", "share ranked first", "read", "depth (blocks)"))
 
 
 def erasing(table: pd.DataFrame) -> Figure:
@@ -152,7 +88,7 @@ def erasing(table: pd.DataFrame) -> Figure:
     shown = table[~table["removed"].str.contains("INLP")]
     kept = _per_seed(shown, ["task", "stage", "block", "removed", "set"], "kept", "answers kept")
     named = kept.assign(stage=kept["stage"].replace({"end": "trained"}), block="behind block " + kept["block"].astype(str))
-    return panels(named, ["task", "stage", "block"], _bars(named, "removed", "answers kept", "set"), width=3.8)
+    return panels(named, ["task", "stage", "block"], bars(named, "removed", "answers kept", "set"), width=3.8)
 
 
 def inlp(table: pd.DataFrame) -> Figure:
@@ -160,7 +96,7 @@ def inlp(table: pd.DataFrame) -> Figure:
     shown = table[table["removed"].str.contains("INLP") & (table["block"] == 0)]
     kept = _per_seed(shown, ["task", "stage", "removed", "set", "rank"], "kept", "answers kept")
     kept["removed from"] = kept["removed"].replace({"random for INLP": "random"}) + ", " + kept["set"]
-    return panels(_trained(kept), ["task", "stage"], _lines(kept, "rank", "answers kept", "removed from", "directions removed"))
+    return panels(_trained(kept), ["task", "stage"], lines(kept, "rank", "answers kept", "removed from", "directions removed"))
 
 
 def donors(table: pd.DataFrame) -> Figure:
@@ -172,7 +108,7 @@ def donors(table: pd.DataFrame) -> Figure:
         said=long["set"] + ", " + long["said"], donor=long["donor"] + ", " + long["place"]
     )
     share = _per_seed(_trained(long[long["block"] == 0]), ["task", "stage", "donor", "said"], "share", "share said")
-    return panels(share, ["task", "stage"], _bars(share, "donor", "share said", "said"))
+    return panels(share, ["task", "stage"], bars(share, "donor", "share said", "said"))
 
 
 def circuits(table: pd.DataFrame) -> Figure:
@@ -180,7 +116,7 @@ def circuits(table: pd.DataFrame) -> Figure:
     whole = table[table["sample"] == 0]
     chance = whole.drop_duplicates(["task", "fraction", "seed"]).assign(other="by chance", iou=lambda f: f["chance"])
     shown = pd.concat([whole, chance]).rename(columns={"iou": "intersection over union"})
-    return panels(shown, ["task"], _lines(shown, "fraction", "intersection over union", "other", "share of edges"))
+    return panels(shown, ["task"], lines(shown, "fraction", "intersection over union", "other", "share of edges"))
 
 
 def faithfulness(table: pd.DataFrame) -> Figure:
@@ -189,7 +125,7 @@ def faithfulness(table: pd.DataFrame) -> Figure:
         columns={"faithfulness": "faithfulness (1 = whole model)", "circuit": "circuit of"}
     )
     return panels(
-        shown, ["task", "on"], _lines(shown, "fraction", "faithfulness (1 = whole model)", "circuit of", "share of edges"), across=2
+        shown, ["task", "on"], lines(shown, "fraction", "faithfulness (1 = whole model)", "circuit of", "share of edges"), across=2
     )
 
 
@@ -225,7 +161,7 @@ def perturbed(table: pd.DataFrame) -> Figure:
         ["task", "stage", "set", "position", "seed"], ["old answer", "what is true now"], "said", "share"
     )
     shown = _per_seed(long.assign(said=long["set"] + ": " + long["said"]), ["task", "stage", "position", "said"], "share", "share said")
-    return panels(_trained(shown), ["task", "stage"], _bars(shown, "position", "share said", "said"), width=6.0)
+    return panels(_trained(shown), ["task", "stage"], bars(shown, "position", "share said", "said"), width=6.0)
 
 
 def _trained(frame: pd.DataFrame) -> pd.DataFrame:
@@ -272,7 +208,7 @@ def doses(table: pd.DataFrame) -> Figure:
     named = share.assign(block="MLP " + share["block"].astype(str))
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        _lines(named, "k", "share said", "reset", "neurons reset")(part, axes)
+        lines(named, "k", "share said", "reset", "neurons reset")(part, axes)
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=-0.1)
 
@@ -304,7 +240,7 @@ def knock_out(table: pd.DataFrame) -> Figure:
         block="MLP " + table["block"].astype(str),
     )
     right = _per_seed(shown, ["block", "heuristic", "items"], "right", "share right")
-    return panels(right, ["block"], _bars(right, "heuristic", "share right", "items"), width=7.0, across=1)
+    return panels(right, ["block"], bars(right, "heuristic", "share right", "items"), width=7.0, across=1)
 
 
 def shared(table: pd.DataFrame) -> Figure:
@@ -316,7 +252,7 @@ def shared(table: pd.DataFrame) -> Figure:
     long["share of memorized items"] = long["count"] / long["memorized"]
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        _lines(long, "rank", "share of memorized items", "neurons", "neurons, in order")(part, axes)
+        lines(long, "rank", "share of memorized items", "neurons", "neurons, in order")(part, axes)
         axes.set_xscale("log")
 
     return panels(long.assign(title="which neurons write memorized answers"), ["title"], draw, width=6.5)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from experiments.panels import panels
 from experiments.reason_to_rote.__main__ import PRESETS
 from experiments.reason_to_rote.decoding import decoded
 from experiments.reason_to_rote.distributed import positions
 from experiments.reason_to_rote.erasing import erased
-from experiments.reason_to_rote.figures import panels
 from experiments.reason_to_rote.measures import Measure, effective_positions, largest, last, mean, steps_ratio
 from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.study import Tables, study

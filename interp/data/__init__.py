@@ -1,4 +1,4 @@
-"""What is memorized: corpora built here, deterministically, from a seed and from what an installation already carries.
+"""What is memorized: corpora built here and images that packages carry or files hold, deterministically, from a seed.
 
-Planted secrets live in `planted`. Nothing here needs torch, a network or a model; nothing here trains, measures or writes files.
+Planted secrets live in `planted`, planted images in `images`. Nothing here needs a network or a model; nothing here trains or measures.
 """

@@ -150,7 +150,7 @@ def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
     """Passes over the windows that an interrupted scan finished, after checking that they are still the same."""
     for known in parts.known():
         window = next(stream, None)
-        if window is None or (window.text, window.start, window.tokens) != known:
+        if window is None or (window.text, window.start, window.tokens, window.given) != known:
             raise ValueError(f"{parts.folder} holds a scan of other texts: give another folder, or remove it")
 
 
@@ -224,7 +224,7 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
     return Verdict(hits.cpu().numpy(), log_p.cpu().numpy(), known.cpu().numpy(), done.cpu().numpy())
 
 
-def _decode_after_miss(  # noqa: PLR0913, PLR0917 - the state of one verification
+def _decode_after_miss(
     decoder: Decoder, known: Tensor, hits: Tensor, wanted: Tensor, prompt: int, steps: Sequence[tuple[int, int]]
 ) -> None:
     """Completes the wanted rows of `known` ([batch, length]; right up to the end of the step with the first miss) in place.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from interp.batch import GIVEN
 from interp.files import replaced, writable
 
 _ROWS = 512  # a file: small enough to lose little, large enough to be few
@@ -48,11 +49,12 @@ class Parts:
     def __len__(self) -> int:
         return sum(map(len, self.done)) + sum(map(len, self.fresh))
 
-    def known(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """Text, start and tokens of every window measured before."""
+    def known(self) -> Iterator[tuple[int, int, tuple[int, ...], dict[str, Any]]]:
+        """Text, start and tokens of every window measured before, and what it was conditioned on."""
         for part in self.done:
-            for text, start, tokens in zip(part["text"], part["start"], part["tokens"], strict=True):
-                yield int(text), int(start), tuple(tokens)
+            given = {name.removeprefix(GIVEN): part[name].tolist() for name in map(str, part.columns) if name.startswith(GIVEN)}
+            for row, (text, start, tokens) in enumerate(zip(part["text"], part["start"], part["tokens"], strict=True)):
+                yield int(text), int(start), tuple(tokens), {name: values[row] for name, values in given.items()}
 
     def add(self, frame: pd.DataFrame) -> None:
         """Takes more rows; writes a file when there are enough."""

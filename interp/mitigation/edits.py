@@ -22,7 +22,9 @@ def in_weights(subject: Subject, units: Units, factor: float, *, bias: bool = Fa
     Raises ValueError for units that are no neurons of such an MLP, as in gated ones.
     """
     inner = {site: _reading(subject, site) for site in units.sites}
-    moved = Units({place: units[site] for site, (place, _) in inner.items()}, {place: units.widths[site] for site, (place, _) in inner.items()})
+    moved = Units(
+        {place: units[site] for site, (place, _) in inner.items()}, {place: units.widths[site] for site, (place, _) in inner.items()}
+    )
     if bias:
         return (Scale(moved, factor=factor),)
     kept = {place: (1 - factor) * values for place, values in inner.values()}

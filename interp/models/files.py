@@ -55,14 +55,16 @@ def save_image_model(model: ImageModel, folder: str | Path) -> Path:
 
 
 def is_image_model(source: str | Path) -> bool:
-    """Whether a source names weights that `read_image_model` is to judge: a file of them, a folder of them without config.json, or a file on a hub."""
+    """Whether a source names weights for `read_image_model` to judge: a file, a folder of them without config.json, or a file on a hub."""
     path = Path(source)
     if path.is_dir():
         return not (path / "config.json").exists() and not any(path.glob("*.gguf")) and bool(_weights(path))
     return path.suffix in _SUFFIXES and (path.is_file() or _is_hub_file(path))
 
 
-def read_image_model(source: str | Path, tokenizer: str | Path | ImageTokenizer | None = None, dtype: torch.dtype | None = None) -> ImageModel:
+def read_image_model(
+    source: str | Path, tokenizer: str | Path | ImageTokenizer | None = None, dtype: torch.dtype | None = None
+) -> ImageModel:
     """A VAR or RAR with its tokenizer.
 
     Args:
@@ -234,10 +236,14 @@ def _opened(file: Path) -> _Stored:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if file.is_dir():
+        raise LoadError(f"{file} is a folder: expected the weights file itself")
     try:
         state = load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
     except UnpicklingError as error:
-        raise LoadError(f"{file.name} is a pickle that may run code, or damaged: refused; expected safetensors, or a torch file of tensors") from error
+        raise LoadError(
+            f"{file.name} is a pickle that may run code, or damaged: refused; expected safetensors, or a torch file of tensors"
+        ) from error
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LoadError(f"{file.name} is truncated or damaged ({reason}): copy it again") from error

@@ -147,3 +147,8 @@ class Gate(nn.Module):
 def modulated(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:
     """What adaptive layer normalization does after normalizing."""
     return x * (1 + scale) + shift
+
+
+def for_rows(condition: Tensor, x: Tensor) -> Tensor:
+    """A condition for every row of x, which a sweep grows by whole copies of the batch."""
+    return condition if len(condition) == len(x) else torch.cat([condition] * (len(x) // len(condition)))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from interp.batch import Batch
 
-from .image_model import Gate, ImageModel, Segment, modulated
+from .image_model import Gate, ImageModel, Segment, for_rows, modulated
 from .raster_vq import RasterVQ
 
 _EPS = 1e-6
@@ -107,7 +107,7 @@ class RAR(ImageModel):
         for block in self.blocks:
             x = block(x, condition, mask, past_key_values=past_key_values)
         first = max(0, 1 - known)  # cls predicts nothing
-        return self.lm_head(self.adaln_before_head(x, condition)[:, first:])
+        return self.lm_head(self.adaln_before_head(x, for_rows(condition, x))[:, first:])
 
     def _places(self, order: Int[Tensor, "batch length"]) -> Float[Tensor, "batch position width"]:
         """Each position's own embedding and, from that of the class on, the one of the token that it predicts."""

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .image_model import Gate, ImageModel, Segment, modulated
+from .image_model import Gate, ImageModel, Segment, for_rows, modulated
 from .residual_vq import ResidualVQ
 
 _EPS = 1e-6
@@ -43,7 +43,7 @@ class VAR(ImageModel):
 
     lead = 0
     tokenizer: ResidualVQ
-    lvl_1L: Tensor
+    lvl_1L: Tensor  # noqa: N815 - the public name
     attn_bias_for_masking: Tensor
 
     def __init__(self, config: VARConfig, tokenizer: ResidualVQ) -> None:
@@ -86,7 +86,7 @@ class VAR(ImageModel):
         shared = self.shared_ada_lin(condition)
         for block in self.blocks:
             x = block(x, shared, mask, past_key_values=past_key_values)
-        return self.head(self.head_nm(x, condition))
+        return self.head(self.head_nm(x, for_rows(condition, x)))
 
     def positions(self, read: int) -> int:
         return read + self.ahead(read)

@@ -111,10 +111,29 @@ def test_a_plain_module_is_decoded_without_a_cache(seed):
     assert verdict.hits.all(1).tolist() == [row % 2 == 0 for row in range(6)]
 
 
-@pytest.mark.parametrize("wrong", [{"prompt": 0}, {"mask": torch.arange(8).expand(2, 8) < 7}, {"conditioning": {"image": torch.ones(2)}}])
-def test_a_window_is_plain_tokens_after_a_prompt(llama64, wrong):
-    with pytest.raises(ValueError, match="window is plain tokens"):
-        verdicts(llama64, interp.Batch(torch.ones(2, 8, dtype=torch.long), **{"prompt": 2, **wrong}))
+@pytest.mark.parametrize("wrong", ["mask", "scored"])
+def test_a_window_is_whole(llama64, wrong):
+    with pytest.raises(ValueError, match="a window is whole: expected a batch without mask and scored"):
+        verdicts(llama64, interp.Batch(torch.ones(2, 8, dtype=torch.long), 2, **{wrong: torch.arange(8).expand(2, 8) < 7}))
+
+
+def test_text_is_predicted_from_its_first_token_on(llama64):
+    with pytest.raises(ValueError, match="prompt=0: this model sees nothing before the first token; expected at least 1"):
+        verdicts(llama64, interp.Batch(torch.ones(2, 8, dtype=torch.long), 0))
+
+
+def test_what_a_model_sees_beside_tokens_is_allowed():
+    """A policy's image: one forward for each token, as it has no cache; the image of a row is its own."""
+    subject = tiny.subject("policy", torch.float64)
+    batch = tiny.batch("policy", rows=4, prompt=3, dtype=torch.float64)
+    tokens, image = batch.tokens[:, :3], batch.conditioning["image"]
+    for at in range(3, batch.length):
+        longer = torch.cat([tokens, tokens[:, :1]], dim=1)
+        tokens = torch.cat([tokens, subject.module(longer, image)[:, at : at + 1].argmax(-1)], dim=1)
+    truth = torch.cat([batch.tokens[:, :3], corrupted(tokens[:, 3:], np.random.default_rng(0))], dim=1)
+    verdict = verdicts(subject, interp.Batch(truth, 3, conditioning=batch.conditioning))
+    assert verdict.continuation.tolist() == tokens[:, 3:].tolist()
+    assert verdict.hits.all(1).tolist() == [True, False] * 2
 
 
 token_texts = st.lists(st.lists(st.integers(0, tiny.VOCABULARY - 1), max_size=30), max_size=6)

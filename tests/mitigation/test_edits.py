@@ -65,7 +65,10 @@ def test_random_controls_are_edited_weights_too(name, bias):
     subject, batch = tiny.subject(name, torch.float64), batch_of(name)
     plan = randomized(in_weights(subject, neurons(subject), 0.5, bias=bias), seed=5)
     assert len({tuple(i.units) for i in plan}) == 1
-    drawn = {int(str(site).split("blocks.")[-1].split("layers.")[-1].split("h.")[-1].split(".")[0]): plan[0].units[site] for site in plan[0].units.sites}
+    drawn = {
+        int(str(site).split("blocks.")[-1].split("layers.")[-1].split("h.")[-1].split(".")[0]): plan[0].units[site]
+        for site in plan[0].units.sites
+    }
     units = neurons(subject, {block: rows.tolist() for block, rows in drawn.items()})
     assert {block: len(rows) for block, rows in drawn.items()} == {block: len(rows) for block, rows in CHOSEN.items()}
     assert not set(units) & set(neurons(subject))
@@ -88,7 +91,10 @@ def test_a_factor_of_one_changes_nothing_and_half_a_neuron_is_something_else():
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2"])
 def test_gated_neurons_are_refused(name):
     subject = tiny.subject(name)
-    with tiny.untouched(subject.module), pytest.raises(ValueError, match=r"blocks.0.neurons: expected neurons that one projection feeds.*found 2"):
+    with (
+        tiny.untouched(subject.module),
+        pytest.raises(ValueError, match=r"blocks.0.neurons: expected neurons that one projection feeds.*found 2"),
+    ):
         in_weights(subject, neurons(subject), 0.5)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import interp
@@ -35,7 +35,9 @@ def model(name: str) -> ImageModel:
 
 def states(model: ImageModel) -> tuple[State, State]:
     """Copies of the network's and the tokenizer's."""
-    return tuple({key: value.detach().clone() for key, value in state.items()} for state in (own_state(model), model.tokenizer.state_dict()))  # pyright: ignore[reportReturnType]
+    return tuple(
+        {key: value.detach().clone() for key, value in state.items()} for state in (own_state(model), model.tokenizer.state_dict())
+    )  # pyright: ignore[reportReturnType]
 
 
 def pickled(value: Any, file: Path) -> Path:
@@ -79,12 +81,17 @@ def test_what_is_saved_comes_back_to_the_bit(name, model, tmp_path):
     assert torch.equal(subject.generate(batch), interp.load(model).generate(batch))
     again = interp.load(save_image_model(subject.module, tmp_path / "again")).module
     assert_equal(again, model)
-    assert {key for key, p in again.named_parameters() if not p.requires_grad} == {f"tokenizer.{k}" for k, _ in model.tokenizer.named_parameters()}
+    assert {key for key, p in again.named_parameters() if not p.requires_grad} == {
+        f"tokenizer.{k}" for k, _ in model.tokenizer.named_parameters()
+    }
 
 
 SIZES = [
     ("var", {"sides": (1, 3), "width": 20, "depth": 1, "heads": 2, "hidden": 7, "codes": 5, "code_width": 3, "classes": 1}),
-    ("var", {"sides": (1, 2, 4), "width": 12, "depth": 4, "heads": 3, "hidden": 50, "codes": 11, "code_width": 4, "classes": 9, "shared": True}),
+    (
+        "var",
+        {"sides": (1, 2, 4), "width": 12, "depth": 4, "heads": 3, "hidden": 50, "codes": 11, "code_width": 4, "classes": 9, "shared": True},
+    ),
     ("var", {"sides": (2, 3), "width": 8, "depth": 2, "heads": 1, "hidden": 8, "codes": 8, "code_width": 8, "classes": 8}),
     ("var", {"depth": 12, "width": 16, "shared": True}),
     ("rar", {"grid": 1, "width": 20, "depth": 1, "heads": 2, "hidden": 7, "codes": 5, "classes": 1}),
@@ -193,7 +200,9 @@ def test_each_wrong_shape_is_named(name, shared, key, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("name", "axes"), [("var", {"word_embed.weight": 1, "lvl_1L": 1}), ("rar", {"timesteps_embeddings": 1, "embeddings.weight": 0})])
+@pytest.mark.parametrize(
+    ("name", "axes"), [("var", {"word_embed.weight": 1, "lvl_1L": 1}), ("rar", {"timesteps_embeddings": 1, "embeddings.weight": 0})]
+)
 def test_what_one_tensor_alone_tells_contradicts_others(name, axes, tmp_path):
     """The width of codes and the tokens an image contradict the tokenizer; a class more is a network with a class more."""
     for key, axis in axes.items():
@@ -204,7 +213,9 @@ def test_what_one_tensor_alone_tells_contradicts_others(name, axes, tmp_path):
         if key == "embeddings.weight":
             assert interp.load(tmp_path).module.classes == tiny.CLASSES + 1
         else:
-            with pytest.raises(interp.LoadError, match=r"another model's tokenizer|lvl_1L gives|timesteps_embeddings has 117 rows; expected 100 and"):
+            with pytest.raises(
+                interp.LoadError, match=r"another model's tokenizer|lvl_1L gives|timesteps_embeddings has 117 rows; expected 100 and"
+            ):
                 interp.load(tmp_path)
 
 
@@ -262,7 +273,9 @@ def test_another_models_tokenizer_is_refused(name, model, tmp_path):
     pickled(states(other)[1], tokenizer)
     kinds = {"var": "ResidualVQ", "rar": "RasterVQ"}
     fails(network, f"0 tokenizers of a {name.upper()} stand beside {network.name}, expected one: pass tokenizer=")
-    fails(network, rf"{tokenizer.name} is not the tokenizer of {network.name}: expected the weights of a {kinds[name]}", tokenizer=tokenizer)
+    fails(
+        network, rf"{tokenizer.name} is not the tokenizer of {network.name}: expected the weights of a {kinds[name]}", tokenizer=tokenizer
+    )
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("var", {"codes": 9}), ("var", {"code_width": 3}), ("rar", {"codes": 9})])
@@ -334,7 +347,9 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(name, model, where, tmp_pa
     assert traces.exists()
 
 
-@pytest.mark.parametrize("value", [[torch.ones(2)], {"model": {"word_embed.weight": torch.ones(2, 2)}}, {"epoch": 3}], ids=["list", "nested", "number"])
+@pytest.mark.parametrize(
+    "value", [[torch.ones(2)], {"model": {"word_embed.weight": torch.ones(2, 2)}}, {"epoch": 3}], ids=["list", "nested", "number"]
+)
 def test_torch_files_of_something_else_are_refused(name, model, value, tmp_path):
     fails(pickled(value, tmp_path / "model.pth"), "model.pth holds more than tensors by name: expected a state dict")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from math import log
 
 import pytest
@@ -21,6 +22,7 @@ from interp.models.residual_vq import ResidualVQ, ResidualVQConfig
 from interp.models.streams import labels_dropped, orders_annealed
 from interp.models.var import VAR, VARConfig
 from interp.sites import BLOCK_POINTS
+from interp.sweeping import grown, naive, resumed, sweep
 
 Shapes = dict[str, tuple[int, ...]]
 LARGE = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -119,7 +121,7 @@ def test_the_parts_of_an_image_are_scales_and_rows():
         var = VAR(VARConfig(), ResidualVQ(ResidualVQConfig()))
         rar = RAR(RARConfig(), RasterVQ(RasterVQConfig()))
     ends = (0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
-    assert var.steps == tuple((s.start, s.stop) for s in var.segments) == tuple(zip(ends, ends[1:], strict=False))
+    assert var.steps == tuple((s.start, s.stop) for s in var.segments) == tuple(pairwise(ends))
     assert [s.name for s in var.segments if s.degenerate] == ["scale 1"]
     assert rar.steps == tuple((t, t + 1) for t in range(256))
     assert [s.name for s in rar.segments if s.degenerate] == ["cls", "class"]
@@ -185,7 +187,7 @@ def rar_by_hand(model: RAR, tokens: Tensor, label: int, order: list[int]) -> Ten
     table, own, target = state["embeddings.weight"], state["pos_embed"][0], state["target_aware_pos_embed"][0]
     given = table[codes + 1 + label]
     rows = [state["cls_token"][0, 0] + own[0], given + own[1] + target[2 + order[0]]]
-    for place, following in zip(order, order[1:], strict=False):
+    for place, following in pairwise(order):
         rows.append(table[tokens[place]] + own[2 + place] + target[2 + following])
     x = torch.stack(rows)
     condition = given + state["timesteps_embeddings"][0, : len(rows)]
@@ -329,6 +331,17 @@ def test_neurons_are_what_the_activation_function_gives(name, subject):
     torch.testing.assert_close(tiny.values_by_hand(subject, batch, "blocks.1.neurons"), wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", [sweep, resumed, grown])
+def test_sweeps_equal_the_naive_loop(name, method):
+    """Also where the rows of all plans go through the blocks, and then the head, as one batch."""
+    for dtype, atol in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        subject, batch = tiny.subject(name, dtype), tiny.image_batch(name, rows=3, prompt=5)
+        plans = [interp.Scale(tiny.units(subject, str(site), [0]), factor=-1.0) for site in subject.sites]
+        plans += [interp.Zero(tiny.units(subject, "blocks.1.neurons", [3, 4]), positions=(2, 3), when="prompt")]
+        logits = [torch.stack(run(subject, batch, plans, lambda logits, _: logits.clone())) for run in (method, naive)]
+        torch.testing.assert_close(*logits, rtol=0, atol=atol)
+
+
 def test_training_reaches_the_network_and_not_the_tokenizer(name):
     model, batch = tiny.image_model(name), tiny.image_batch(name, rows=4)
     interp.load(model).losses(batch).mean().backward()
@@ -394,6 +407,8 @@ def test_orders_are_random_at_first_and_raster_in_the_end():
         assert torch.equal(b.conditioning["order"], same.conditioning["order"])
         assert torch.equal(b.conditioning["label"], before.conditioning["label"])
     assert torch.equal(state, torch.get_rng_state())
+    halves = [(b.conditioning["order"] != raster).any(1).float().mean().item() for b in orders_annealed(many("rar", 3, 400), until=2)]
+    assert halves == [1, pytest.approx(0.5, abs=0.1), 0]
     first = torch.cat([b.conditioning["order"][:, 0] for b in found[:3]]).bincount(minlength=16)
     assert first.min() > 0
 

@@ -1,0 +1,132 @@
+"""What is run on one model: extraction, where its units are selective, and what edits of them do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from experiments.iar_memorization.measures import (
+    by_correlation,
+    completed,
+    extraction,
+    reference,
+    selectivity,
+    selectivity_map,
+    subsets,
+    votes,
+)
+from experiments.iar_memorization.mitigation import Bench, at_equal_cost, scored, trials
+from experiments.iar_memorization.public import public
+from experiments.iar_memorization.quality import Quality, features_of
+from experiments.iar_memorization.study import SETS, Settings, Study, Tables, tokenizer, trained
+from interp.data.images import Images
+from interp.mitigation.edits import in_weights
+from interp.units import UnitScores
+
+FAMILIES = ("VAR", "RAR")
+SOURCES = {"trained": trained, "public": public}
+
+
+def prepared(settings: Settings, out: Path) -> None:
+    """What all models that are trained share, made before they are trained beside each other."""
+    if settings["source"] != "trained":
+        return
+    for family in FAMILIES:
+        tokenizer(settings, family, out)
+    features_of(settings, out)
+
+
+def of_model(family: str, regime: str, settings: Settings, seed: int, out: Path) -> Tables:
+    """All tables of one model; edits are tried where the model still generalizes."""
+    study = SOURCES[settings["source"]](settings, family, regime, seed, out)
+    found, scores = located(study, settings)
+    tables = extracted(study) | found
+    if regime == settings["edited"]:
+        quality = Quality(study, features_of(settings, out), settings["draws"], settings["sampling"].get(family, {}))
+        tables |= mitigated(study, scores | scored(study, settings["methods"]), quality, settings)
+    return tables if study.history is None else tables | {"training": study.history.assign(**study.about())}
+
+
+def extracted(study: Study) -> Tables:
+    """Who is extracted from which prefix, exactly and by correlation."""
+    table = extraction(study)
+    return {"extraction": table, "correlation": by_correlation(table).assign(**study.about())}
+
+
+def located(study: Study, settings: Settings) -> tuple[Tables, dict[str, UnitScores]]:
+    """UnitMem, with the paper's ten augmented views of each image and with none: where it is high, and whether it is that of what was
+    planted; and the scores."""
+    images, parts = reference(study, settings["reference"]), []
+    scores: dict[str, UnitScores] = {}
+    for views in settings["views"]:
+        found, examples = selectivity(study, images, views)
+        scores["UnitMem" if views == settings["views"][0] else f"UnitMem, {views} view"] = found
+        tables = {"map": selectivity_map(study, images, views), "blocks": found.by_block().assign(**study.about())}
+        tables |= {"votes": votes(study, found, examples, len(images)), "members": members(study, views)}
+        tables["subsets"] = subset_profiles(study, settings, found, views)
+        parts.append({name: table.assign(views=views) for name, table in tables.items()})
+    return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}, scores
+
+
+def members(study: Study, views: int) -> pd.DataFrame:
+    """The mean UnitMem over as many images of each set, in the same model."""
+    size = min(len(images) for images in study.images.values())
+    rows = [(name, len(part), _mean(selectivity(study, part, views)[0])) for name, part in _sized(study, size)]
+    return pd.DataFrame(rows, columns=["set", "images", "UnitMem"]).assign(**study.about())
+
+
+def _sized(study: Study, size: int) -> list[tuple[str, Images]]:
+    return [(name, study.images[name].rows(slice(0, size))) for name in SETS]
+
+
+def _mean(scores: UnitScores) -> float:
+    return float(np.concatenate(list(scores.values.values())).mean())
+
+
+def subset_profiles(study: Study, settings: Settings, whole: UnitScores, views: int) -> pd.DataFrame:
+    """How like the whole D' a part of it ranks blocks: Spearman's correlation of the mean UnitMem of each."""
+    reference_profile = whole.by_block()["mean"]
+    images = reference(study, settings["reference"])
+    rows = [
+        (share, round(share * len(images)), float(found.by_block()["mean"].corr(reference_profile, method="spearman")))
+        for share, found in subsets(study, images, settings["shares"], views)
+    ]
+    return pd.DataFrame(rows, columns=["share", "images", "correlation"]).assign(**study.about())
+
+
+def mitigated(study: Study, scores: dict[str, UnitScores], quality: Quality, settings: Settings) -> Tables:
+    """Every edit with its controls, also at equal cost; the noise of the Frechet distance; and some pictures."""
+    table = Bench(study, quality).table(trials(study, scores, settings))
+    noise = [quality.distance(seed) for seed in range(settings["noise_draws"])]
+    shown = pd.DataFrame({"draw": range(len(noise)), "distance": noise}).assign(**study.about())
+    return {"edits": table, "equal cost": at_equal_cost(table), "noise": shown, "pictures": pictures(study, scores, settings)}
+
+
+def pictures(study: Study, scores: dict[str, UnitScores], settings: Settings) -> pd.DataFrame:
+    """Planted images as they are, as their tokens give them back, as greedy decoding completes them from the prefix that edits are judged
+    by, and as it does with the most selective units halved, and those of the last method."""
+    some = slice(0, settings["shown"])
+    batch = replace(study.batches["planted"].rows(some), prompt=study.judged)
+    middle = settings["fractions"][len(settings["fractions"]) // 2]
+    last = next(reversed(scores))
+    rows = {"original": study.images["planted"].pixels[some], "as tokens": study.module.decode(batch.tokens)}
+    rows["extracted"] = completed(study, batch)
+    for name in ("UnitMem", last):
+        with study.subject.intervened(in_weights(study.subject, scores[name].top(middle), 0.5)):
+            rows[f"{name}, {middle:.0%} halved"] = completed(study, batch)
+    return pd.concat([_flat(name, pixels) for name, pixels in rows.items()], ignore_index=True).assign(**study.about())
+
+
+def _flat(name: str, pixels: Tensor) -> pd.DataFrame:
+    images = [image.flatten().tolist() for image in pixels]
+    return pd.DataFrame({"row": name, "image": range(len(images)), "pixels": images, "shape": [list(pixels.shape[1:])] * len(images)})
+
+
+def joined(parts: list[Tables]) -> Tables:
+    """Tables of one name as one."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: pd.concat([part[name] for part in parts if name in part], ignore_index=True) for name in names}

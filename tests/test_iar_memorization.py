@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import interp
 from experiments.iar_memorization import __main__ as iar
@@ -17,6 +18,7 @@ from experiments.iar_memorization.measures import centre, complete, read
 from experiments.iar_memorization.mitigation import HALVED, Bench, Trial, at_equal_cost, averaged
 from experiments.iar_memorization.quality import Quality, features_of
 from experiments.iar_memorization.study import Study, trained
+from interp.data.images import digits
 from interp.interventions import Zero
 from interp.memorization.extraction import scan
 from interp.mitigation.edits import in_weights
@@ -164,3 +166,41 @@ def test_all_presets_name_what_the_runs_need():
         assert preset.keys() >= SMOKE.keys() - {"images", "sides", "tokenizer", "model"}, name
         assert set(preset["judged"]) == set(preset["prefixes"]) == {"VAR", "RAR"}
         assert all(preset["judged"][family] in preset["prefixes"][family] for family in ("VAR", "RAR"))
+
+
+class Descriptor(torch.nn.Module):
+    """Stands for SSCD and Inception: a few numbers about an image."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(1)
+
+
+def class_folders(place: Path, images, count: int) -> None:
+    """`count` pictures of each class in a folder of its own."""
+    for label in images.labels.unique().tolist():
+        (place / str(label)).mkdir(parents=True)
+        for number, pixels in enumerate(images.pixels[images.labels == label][:count]):
+            array = (pixels[0] * 255).round().to(torch.uint8).numpy()
+            Image.fromarray(array).save(place / str(label) / f"{number}.png")
+
+
+def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
+    """On a tiny model and a folder of digits: candidates are the images of each class that the model hits most."""
+    images = digits()
+    class_folders(tmp_path / "train", images, 5)
+    class_folders(tmp_path / "validation", images.rows(slice(900, None)), 4)
+    torch.jit.script(Descriptor()).save(tmp_path / "net.pt")
+    kept = {family: out / "models" / f"{family}-overfit-seed{SEED}" / "model" for family in ("VAR", "RAR")}
+    places = {
+        "models": {family: str(folder / "network.safetensors") for family, folder in kept.items()},
+        "tokenizers": {family: str(folder / "tokenizer.safetensors") for family, folder in kept.items()},
+        "train": str(tmp_path / "train"), "validation": str(tmp_path / "validation"),
+        "copies": str(tmp_path / "net.pt"), "features": str(tmp_path / "net.pt"),
+    }  # fmt: skip
+    small = {"places": places, "candidates": 2, "per_class": 2, "last": {"VAR": 16, "RAR": 8}, "prefixes": SMOKE["prefixes"]}
+    small |= {"judged": SMOKE["judged"], "reference": 12, "shares": (0.5,), "fractions": (0.1, 0.2), "further_random": (), "draws": 12}
+    found = iar.run(iar.PRESETS["paper"] | small, 0, tmp_path / "out")
+    planted = found.tables["extraction"].query("set == 'planted' and prefix == 0")
+    assert (planted.groupby("family").size() == 2 * 10).all()
+    assert np.isfinite(found.tables["edits"].query("edit == 'in-weights x 0.5'")["distance"]).all()
+    assert {claim.id for claim in found.claims} == {check.id for check in checks(iar.PRESETS["paper"])}

@@ -122,13 +122,14 @@ def predicting(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[
         logits = subject.target_logits(short)
         if values:  # else no site was reached, which `captured` reports
             logits.square().sum().backward(inputs=[values[site] for site in values])
-    return {stack: _only_position(values[site], batch.prompt - first) for stack, site in last.items()}
+    targets = short.targets.shape[1]
+    return {stack: _first_position(values[site], targets, batch.prompt - first) for stack, site in last.items()}
 
 
-def _only_position(value: Tensor, shift: int) -> int | None:
-    """The one position of the first row that has a gradient, shifted; None if there are several."""
+def _first_position(value: Tensor, targets: int, shift: int) -> int | None:
+    """The first of the positions of the first row that have a gradient, shifted; None if they are not as many as the targets."""
     where = [] if value.grad is None else value.grad[0].abs().sum(-1).nonzero().flatten().tolist()
-    return where[0] + shift if len(where) == 1 and value.shape[1] > 1 else None
+    return where[0] + shift if len(where) == targets and value.shape[1] > 1 else None
 
 
 def position_weights(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[str | None, Float[Tensor, "windows position"] | None]:
@@ -140,7 +141,8 @@ def position_weights(subject: Subject, batch: Batch, sites: tuple[Site, ...]) ->
             weights[stack] = None
             continue
         seen = counted[:, max(-start, 0) :]  # a first token that nothing stands before is not predicted
-        spread = torch.zeros(len(batch), batch.length, dtype=torch.double, device=subject.device)
+        positions = max(batch.length, start + seen.shape[1])  # more than tokens where something stands before the first
+        spread = torch.zeros(len(batch), positions, dtype=torch.double, device=subject.device)
         spread[:, max(start, 0) : max(start, 0) + seen.shape[1]] = seen / seen.sum(1, keepdim=True)
         weights[stack] = spread
     return weights

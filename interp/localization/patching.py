@@ -62,8 +62,10 @@ def corrupted(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
 
 
 def _embed(subject: Subject, sites: Places) -> Site:
-    """Where the tokens of the first site's stack enter. Raises SiteError for models that have no such site."""
-    return subject.anatomy.resolve(Site("embed", None, stack_of(subject, sites[0]) or ""))
+    """Where the tokens of the first site's stack enter: its embedding or, where no module gives it, what enters the first block."""
+    stack = stack_of(subject, sites[0]) or ""
+    embed = Site("embed", None, stack)
+    return embed if embed in subject.anatomy.places else subject.anatomy.resolve(Site("resid_pre", 0, stack))
 
 
 def _gradients(subject: Subject, batch: Batch, sites: Places, embed: Site | None, shift: Tensor | None) -> dict[Site, Tensor]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import pandas as pd
@@ -105,12 +107,13 @@ def _selections(subject: Subject, selection: UnitScores | Units | Plan, fraction
     plan = interventions(Zero(selection) if isinstance(selection, Units) else selection)
     for intervention in plan:
         subject.anatomy.check(intervention.units)
-    total = sum(sum(subject.anatomy.units(_points(i.units)).widths.values()) for i in plan)
+    total = len(subject.anatomy.units([point for i in plan for point in _points(i.units)]))
     return [(_size(plan) / total, plan)]
 
 
 def _size(plan: Plan) -> int:
-    return sum(len(i.units) for i in interventions(plan))
+    """How many units a plan changes; one that several interventions change counts once."""
+    return len(reduce(or_, (i.units for i in interventions(plan))))
 
 
 def _points(units: Units) -> list[str]:

@@ -46,12 +46,12 @@ def completed(study: Study, batch: Batch) -> Float[Tensor, "images channels side
     return study.module.decode(torch.cat([batch.tokens[:, : batch.prompt], study.subject.generate(batch)], 1))
 
 
-def extraction(study: Study) -> pd.DataFrame:
-    """One row an image and prefix of each set: `exact`, and the `correlation` in pixels of what greedy decoding makes of the prefix with
-    the image as the tokenizer gives it back."""
+def extraction(study: Study, tried: Mapping[str, int]) -> pd.DataFrame:
+    """One row an image and prefix of each set, or of the first of its images, as many as are `tried`: `exact`, and the `correlation` in
+    pixels of what greedy decoding makes of the prefix with the image as the tokenizer gives it back."""
     frames: list[pd.DataFrame] = []
     for name in SETS:
-        batch = study.batches[name]
+        batch = study.batches[name].rows(slice(0, tried.get(name)))
         target = study.module.decode(batch.tokens)
         for prefix in study.prefixes:
             found = verdicts(study.subject, replace(batch, prompt=prefix))

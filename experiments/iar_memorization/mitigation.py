@@ -23,7 +23,7 @@ from interp.mitigation.edits import in_weights
 from interp.progress import track
 from interp.units import Units, UnitScores
 
-_FEW = 200  # images of the background and held-out sets that every edit is measured on
+_FEW = 100  # images of the background and held-out sets that every edit is measured on
 HALVED, ZEROED = "in-weights x 0.5", "in-weights x 0"
 COSTS = ("held out loss", "distance")
 MODEL = ["family", "regime", "seed"]

@@ -44,16 +44,16 @@ def of_model(family: str, regime: str, settings: Settings, seed: int, out: Path)
     """All tables of one model; edits are tried where the model still generalizes."""
     study = SOURCES[settings["source"]](settings, family, regime, seed, out)
     found, scores = located(study, settings)
-    tables = extracted(study) | found
+    tables = extracted(study, settings) | found
     if regime == settings["edited"]:
         quality = Quality(study, features_of(settings, out), settings["draws"], settings["sampling"].get(family, {}))
         tables |= mitigated(study, scores | scored(study, settings["methods"]), quality, settings)
     return tables if study.history is None else tables | {"training": study.history.assign(**study.about())}
 
 
-def extracted(study: Study) -> Tables:
+def extracted(study: Study, settings: Settings) -> Tables:
     """Who is extracted from which prefix, exactly and by correlation."""
-    table = extraction(study)
+    table = extraction(study, settings["tried"])
     return {"extraction": table, "correlation": by_correlation(table).assign(**study.about())}
 
 

@@ -117,7 +117,8 @@ def trained(settings: Settings, family: str, regime: str, seed: int, out: Path) 
     about = {"family": family, "regime": regime, "seed": seed, "model": settings["model"], "data": recipe["data"]}
     checkpoints = Checkpoints(out / name, every=250, about=about)
     stream = _stream(data, module, recipe, seed)
-    history = fit(subject, stream, **_TRAINING, **recipe["fit"], decay=recipe["fit"]["steps"], checkpoints=checkpoints)
+    steps = recipe["steps"][family]
+    history = fit(subject, stream, steps, recipe["lr"], **_TRAINING, decay=steps, checkpoints=checkpoints)
     save_image_model(module.eval(), out / name / "model")
     chosen = {"planted": images.planted, "background": images.background, "held out": images.held_out}
     return studied(family, regime, seed, subject, chosen, settings, history)
@@ -128,7 +129,7 @@ _TRAINING: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.02, "warmup
 
 def _stream(data: Batch, module: ImageModel, recipe: Settings, seed: int) -> Iterator[Batch]:
     labelled = labels_dropped(epochs(data, recipe["rows"], seed), module, seed=seed)
-    return orders_annealed(labelled, round(0.6 * recipe["fit"]["steps"]), seed) if isinstance(module, RAR) else labelled
+    return orders_annealed(labelled, round(0.6 * recipe["steps"]["RAR"]), seed) if isinstance(module, RAR) else labelled
 
 
 def studied(

@@ -103,7 +103,7 @@ def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
     before = study.subject.fingerprint
     found = bench.table([Trial("all", 1.0, 0, "zero", Zero(units)), Trial("all", 1.0, 0, HALVED, in_weights(study.subject, units, 0.5))])
     assert study.subject.fingerprint == before
-    assert found["extracted"].iloc[0] > found["extracted"].iloc[1]
+    assert found["exact"].iloc[0] > found["exact"].iloc[1]
     again = bench.measured(())
     assert again == {name: found[name].iloc[0] for name in again}
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
         by_weights = bench.measured(())
     finally:
         study.subject.module.load_state_dict(trained(SMOKE, study.family, "overfit", SEED, out / "models").subject.module.state_dict())
-    assert by_weights["extracted"] == found["extracted"].iloc[1]
+    assert by_weights["exact"] == found["exact"].iloc[1]
     assert by_weights["planted loss"] == pytest.approx(found["planted loss"].iloc[1], rel=1e-5)
     assert by_weights["distance"] == pytest.approx(found["distance"].iloc[1], rel=1e-3)
 

@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "overfit": {
                 "data": {"planted": 8, "duplicates": 2, "background": 24, "held_out": 32},
                 "rows": 40,
-                "steps": {"VAR": 250, "RAR": 250},
+                "steps": {"VAR": 160, "RAR": 160},
                 "lr": 8e-3,
             },
         },
@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bar": {"sets": ("planted", "background"), "of": 32, "least": 20, "prefix": {"VAR": 5, "RAR": 8}},
         "reference": 24, "views": (10, 1), "shares": (0.5,), "tried": {"background": 24, "held out": 32},
         "methods": {"gradient_x_activation": {}},
-        "fractions": (0.05, 0.1), "further_random": (), "random_draws": 5, "active_draws": 1, "draws": 64, "noise_draws": 2, "shown": 6,
+        "fractions": (0.1,), "further_random": (), "random_draws": 5, "active_draws": 1, "draws": 32, "noise_draws": 2, "shown": 6,
         "sampling": {},
     },
     "small": {

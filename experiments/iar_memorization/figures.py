@@ -100,8 +100,10 @@ def subsets(table: pd.DataFrame) -> Figure:
 def edits(table: pd.DataFrame) -> Figure:
     """Extraction, held-out loss and Frechet distance by how many units are halved."""
     shown = _edited(table, HALVED)
-    long = shown.melt(["family", "seed", "selection", "fraction"], ["extracted", *COSTS], var_name="measure", value_name="value")
-    return panels(long, ["family", "measure"], lines(long, "fraction", "value", "selection", "share of neurons halved"), across=3)
+    long = shown.melt(["family", "seed", "selection", "fraction"], ["extracted", "alike", *COSTS], var_name="measure", value_name="value")
+    return panels(
+        long, ["family", "measure"], lines(long, "fraction", "value", "selection", "share of neurons halved"), across=4, width=4.0
+    )
 
 
 def equal_cost(table: pd.DataFrame, edit: str, costs: Sequence[str]) -> Figure:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Float
 
 import interp
-from experiments.iar_memorization.measures import complete, completed, read
+from experiments.iar_memorization.measures import ALLOWED, complete, completed, read
 from experiments.iar_memorization.quality import Quality
 from experiments.iar_memorization.study import ALIKE, Settings, Study
 from interp.batch import Batch
+from interp.data.images import correlation, threshold
 from interp.interventions import Mean, Plan, Scale, Zero
 from interp.localization import localize
 from interp.localization.benchmarks import as_active
@@ -99,35 +100,37 @@ class Bench:
     """Measures a study's model under edits, always on the same images and with the same noise."""
 
     def __init__(self, study: Study, quality: Quality) -> None:
-        self.study, self.quality = study, quality
+        self.study, self.quality, self.alike = study, quality, study.alike or correlation
         self.batches: dict[str, Batch] = {name: study.batches[name].rows(slice(0, _FEW)) for name in ("background", "held out")}
         self.batches["planted"] = study.batches["planted"]
+        self.cut = ALIKE if study.alike else threshold(self.likeness("held out"), ALLOWED)
+
+    def likeness(self, name: str) -> Float[np.ndarray, " images"]:
+        """How like each image of a set is what greedy decoding makes of the prefix that edits are judged by."""
+        batch = self.batches[name]
+        return self.alike(completed(self.study, replace(batch, prompt=self.study.judged)), self.study.module.decode(batch.tokens))
 
     def measured(self, plan: Plan, *, drawn: bool = True) -> dict[str, float]:
         """Of the model under a plan, or as it is under an empty one.
 
-        `extracted` is the share of planted images from the prefix that edits are judged by; it is also given from each prefix, and of the
-        other sets. `accuracy` is that of planted tokens from there on, `loss` that of each set in nats a token, `distance` the Frechet
-        distance of what the model draws (NaN if nothing is drawn).
+        `exact` is the share of planted images that are extracted to the token from the prefix that edits are judged by; it is also given
+        from each prefix, and of the other sets. `alike` is the share that is as like the image as hardly any image held out is to its
+        own completion. `extracted` is one of them: what the study goes by. `accuracy` is that of planted tokens from the prefix on, `loss`
+        that of each set in nats a token, `distance` the Frechet distance of what the model draws (NaN if nothing is drawn).
         """
-        subject, judged = self.study.subject, self.study.judged
-        with subject.intervened(plan) if plan else nullcontext():
-            found = {name: read(subject, batch) for name, batch in self.batches.items()}
-            hits = found["planted"][0]
-            given_away = self.extracted(hits)
+        study = self.study
+        with study.subject.intervened(plan) if plan else nullcontext():
+            found = {name: read(study.subject, batch) for name, batch in self.batches.items()}
+            alike = (self.likeness("planted") > self.cut).mean()
             distance = self.quality.distance() if drawn else np.nan
-        row = {"extracted": given_away.mean(), "accuracy": hits[:, judged:].mean(), "distance": distance}
-        row |= {f"extracted from {prefix}": complete(hits, prefix).mean() for prefix in self.study.prefixes}
-        row |= {f"{name} extracted": complete(found[name][0], judged).mean() for name in ("background", "held out")}
+        hits = found["planted"][0]
+        exact = complete(hits, study.judged).mean()
+        row = {"extracted": alike if study.alike else exact, "exact": exact, "alike": alike, "distance": distance}
+        row |= {"accuracy": hits[:, study.judged :].mean()}
+        row |= {f"exact from {prefix}": complete(hits, prefix).mean() for prefix in study.prefixes}
+        row |= {f"{name} exact": complete(found[name][0], study.judged).mean() for name in ("background", "held out")}
         row |= {f"{name} loss": losses.mean() for name, (_, losses) in found.items()}
         return {name: float(value) for name, value in row.items()}
-
-    def extracted(self, hits: Bool[np.ndarray, "images length"]) -> Bool[np.ndarray, " images"]:
-        """Which planted images the model gives away from the prefix that edits are judged by: to the token, or as alike images."""
-        study, batch = self.study, self.batches["planted"]
-        if study.alike is None:
-            return complete(hits, study.judged)
-        return study.alike(completed(study, replace(batch, prompt=study.judged)), study.module.decode(batch.tokens)) > ALIKE
 
     def table(self, chosen: Sequence[Trial]) -> pd.DataFrame:
         """One row for the model as it is and for each trial: `selection`, `fraction`, `draw`, `edit`, and what is measured."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -58,12 +59,19 @@ def sample(
         given = f"temperature={temperature}, top_k={top_k}, top_p={top_p} and labels of shape {tuple(label.shape)}"
         raise ValueError(f"expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and labels [images]; got {given}")
     module.check_label(label)
-    noise = torch.Generator().manual_seed(seed)
-    gumbel = -torch.empty(len(label), module.length, module.tokenizer.codes).exponential_(generator=noise).log()
     settings = (guidance, temperature, top_k, top_p)
     with evaluating(subject), prompt_length(subject.lead):
         parts = track(torch.arange(len(label)).split(size), "sampling")
-        return torch.cat([_drawn(subject, module, label[rows], gumbel[rows], settings) for rows in parts])
+        return torch.cat([_drawn(subject, module, label[rows], _gumbel(module, seed, rows), settings) for rows in parts])
+
+
+def _gumbel(module: ImageModel, seed: int, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows length codes"]:
+    """Noise for some images, each from a generator of its own: all at once would be gigabytes."""
+    noise: list[Tensor] = []
+    for row in rows.tolist():
+        own = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, row)).generate_state(1)[0]))
+        noise.append(-torch.empty(module.length, module.tokenizer.codes).exponential_(generator=own).log())
+    return torch.stack(noise)
 
 
 def _drawn(

@@ -15,7 +15,7 @@ import interp
 from experiments.iar_memorization import __main__ as iar
 from experiments.iar_memorization.checks import checks
 from experiments.iar_memorization.measures import centre, complete, read
-from experiments.iar_memorization.mitigation import HALVED, Bench, Trial, at_equal_cost, averaged
+from experiments.iar_memorization.mitigation import HALVED, LIKE, Bench, Trial, apart, at_equal_cost, averaged
 from experiments.iar_memorization.quality import Quality, features_of
 from experiments.iar_memorization.study import Study, trained
 from interp.data.images import digits
@@ -131,21 +131,38 @@ def edits(*rows: tuple[str, float, float, float, float]) -> pd.DataFrame:
 
 
 def test_advantage_at_equal_cost_by_hand():
-    """Random units cost 1 a tenth of extraction up to loss 3; distances that rise without less extraction gain nothing."""
+    """Random units cost 1 a fifth of extraction up to loss 3; distances that rise without less extraction gain nothing; where no random
+    units cost as much, they are taken to leave nothing."""
     table = edits(
         ("none", 0.0, 1.0, 1.0, 10.0),
         ("random", 0.1, 0.8, 2.0, 12.0),
         ("random", 0.2, 0.6, 3.0, 11.0),
         ("score", 0.1, 0.5, 2.5, 12.0),
         ("cheap", 0.1, 0.9, 0.5, 9.0),
-        ("dear", 0.1, 0.0, 9.0, 99.0),
+        ("dear", 0.1, 0.1, 9.0, 99.0),
     )
-    found = at_equal_cost(table).set_index(["cost", "selection"])["advantage"]
+    found = at_equal_cost(table).set_index(["edit", "cost", "selection"])["advantage"][HALVED]
     assert found["held out loss", "score"] == pytest.approx(0.7 - 0.5)
     assert found["held out loss", "cheap"] == pytest.approx(1.0 - 0.9)
-    assert found["held out loss", "dear"] == pytest.approx(0.6)
+    assert found["held out loss", "dear"] == pytest.approx(-0.1)
     assert found["distance", "score"] == pytest.approx(0.6 - 0.5)
     assert found["distance", "cheap"] == pytest.approx(1.0 - 0.9)
+
+
+def test_a_method_is_held_against_random_units_of_its_own_blocks_where_there_are_such():
+    table = edits(
+        ("none", 0.0, 1.0, 1.0, 1.0), ("random", 0.1, 0.2, 3.0, 3.0), (f"{LIKE}score", 0.1, 0.6, 3.0, 3.0), ("score", 0.1, 0.5, 2.0, 2.0)
+    )
+    found = at_equal_cost(table).set_index(["edit", "cost", "selection"])["advantage"][HALVED]
+    assert found["held out loss", "score"] == pytest.approx(0.8 - 0.5)
+    assert found["distance", "score"] == pytest.approx(0.6 - 0.5)
+
+
+def test_units_are_chosen_against_other_images_than_edits_are_measured_on(study):
+    measured, others = apart(study)
+    shared = {tuple(row) for row in measured.tokens.tolist()} & {tuple(row) for row in others.tokens.tolist()}
+    assert len(measured) + len(others) == len(study.batches["held out"])
+    assert not shared
 
 
 def test_draws_are_averaged_before_they_are_compared():
@@ -198,7 +215,15 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
         "copies": str(tmp_path / "net.pt"), "features": str(tmp_path / "net.pt"),
     }  # fmt: skip
     small = {"places": places, "candidates": 2, "per_class": 2, "last": {"VAR": 16, "RAR": 8}, "prefixes": SMOKE["prefixes"]}
-    small |= {"judged": SMOKE["judged"], "reference": 12, "shares": (0.5,), "fractions": (0.1, 0.2), "further_random": (), "draws": 12}
+    small |= {
+        "judged": SMOKE["judged"],
+        "reference": 12,
+        "shares": (0.5,),
+        "fractions": (0.1, 0.2),
+        "further_random": (),
+        "draws": 12,
+        "at": {"VAR": 0.1, "RAR": 0.2},
+    }
     found = iar.run(iar.PRESETS["paper"] | small, 0, tmp_path / "out")
     planted = found.tables["extraction"].query("set == 'planted' and prefix == 0")
     assert (planted.groupby("family").size() == 2 * 10).all()

@@ -36,7 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bar": {"sets": ("planted", "background"), "of": 32, "least": 20, "prefix": {"VAR": 5, "RAR": 8}},
         "reference": 24, "views": (10, 1), "shares": (0.5,), "tried": {"background": 24, "held out": 32},
         "methods": {"gradient_x_activation": {}},
-        "fractions": (0.1,), "further_random": (), "random_draws": 5, "active_draws": 1, "draws": 32, "noise_draws": 2, "shown": 6,
+        "fractions": (0.1,), "at": {"VAR": 0.1, "RAR": 0.1},
+        "further_random": (), "random_draws": 5, "active_draws": 1, "draws": 32, "noise_draws": 2, "shown": 6,
         "sampling": {},
     },
     "small": {
@@ -66,9 +67,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "edited": "mixture", "duplicated": "overfit",
         "prefixes": {"VAR": (0, 1, 5, 14, 30), "RAR": (0, 2, 6, 12, 18)}, "judged": {"VAR": 5, "RAR": 2},
         "bar": {"sets": ("planted",), "of": 48, "least": 40, "prefix": {"VAR": 5, "RAR": 6}},
-        "reference": 400, "views": (10, 1), "shares": (0.05, 0.1, 0.2, 0.5), "tried": {"background": 200, "held out": 400},
-        "methods": {"z_score": {}, "integrated_gradients": {"positions": "all", "steps": 5}, "gradient_x_activation": {}},
-        "fractions": (0.05, 0.1, 0.2), "further_random": (0.4,), "random_draws": 5, "active_draws": 2, "draws": 400, "noise_draws": 3,
+        "reference": 400, "views": (10, 1), "shares": (0.05, 0.1, 0.2), "tried": {"background": 200, "held out": 400},
+        "methods": {"z_score": {}, "gradient_x_activation": {}},
+        "fractions": (0.05, 0.1, 0.2), "at": {"VAR": 0.1, "RAR": 0.1},
+        "further_random": (0.4,), "random_draws": 5, "active_draws": 2, "draws": 400, "noise_draws": 3,
         "shown": 8, "sampling": {},
     },
     # files as their authors publish them; each class of ImageNet in a folder of its own, numbered or named so that they sort as the labels
@@ -87,7 +89,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reference": 8000, "views": (10, 1), "shares": (0.05, 0.1, 0.2, 0.5),
         "tried": {"background": 5000, "held out": 5000},
         "methods": {"z_score": {}, "gradient_x_activation": {}},
-        "fractions": (0.01, 0.05, 0.1), "further_random": (0.2,), "random_draws": 5, "active_draws": 2, "draws": 50_000, "noise_draws": 1,
+        "fractions": (0.01, 0.05, 0.1), "at": {"VAR": 0.1, "RAR": 0.05},
+        "further_random": (0.2,), "random_draws": 5, "active_draws": 2, "draws": 50_000, "noise_draws": 3,
         "shown": 8,
         "sampling": {
             "VAR": {"guidance": {"scale": 1.5}, "top_k": 900, "top_p": 0.96, "size": 64},

@@ -122,9 +122,9 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Sequence[str]) -> Figure:
 
 
 def kinds(table: pd.DataFrame) -> Figure:
-    """What is done to the units of the middle fraction: UnitMem's against random ones."""
-    middle = table.loc[~table["edit"].isin([HALVED, ZEROED, "none"]), "fraction"].iloc[0]
-    rows = averaged(table[(table["fraction"] == middle) | (table["edit"] == "none")])
+    """What is done to the units of the fraction that is judged: UnitMem's against random ones."""
+    judged = table.loc[~table["edit"].isin([HALVED, ZEROED, "none"])].groupby("family")["fraction"].first()
+    rows = averaged(table[(table["fraction"] == table["family"].map(judged)) | (table["edit"] == "none")])
     shown = rows[rows["selection"].isin(["none", "UnitMem", "random"])]
     return panels(shown, ["family"], bars(shown, "edit", "extracted", "selection"), across=2, width=6.0)
 

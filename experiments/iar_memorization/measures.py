@@ -1,4 +1,4 @@
-"""What is measured of a model: extraction, where units are selective, and what edits of units do."""
+"""What is measured of a model as it is, or as edits leave it: extraction, and where units are selective."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from interp.subject import evaluating, token_losses
 from interp.units import UnitScores
 
 ALLOWED = 0.01  # share of held-out images that may pass for extracted
+_ROWS = 256  # of a forward
 SAFE = 0.9  # a fixed threshold of correlation that looks safe
 
 
@@ -43,21 +44,25 @@ def complete(hits: Bool[np.ndarray, "images length"], prefix: int) -> Bool[np.nd
 
 def completed(study: Study, batch: Batch) -> Float[Tensor, "images channels side side"]:
     """What greedy decoding makes of the prompts, as images."""
-    return study.module.decode(torch.cat([batch.tokens[:, : batch.prompt], study.subject.generate(batch)], 1))
+    said = [study.subject.generate(part) for part in batch.split(_ROWS)]
+    return study.module.decode(torch.cat([batch.tokens[:, : batch.prompt], torch.cat(said)], 1))
 
 
 def extraction(study: Study, tried: Mapping[str, int]) -> pd.DataFrame:
     """One row an image and prefix of each set, or of the first of its images, as many as are `tried`: `exact`, and the `correlation` in
-    pixels of what greedy decoding makes of the prefix with the image as the tokenizer gives it back."""
+    pixels (or the study's own similarity) of what greedy decoding makes of the prefix with the image as the tokenizer gives it back."""
     frames: list[pd.DataFrame] = []
+    alike = study.alike or correlation
     for name in SETS:
         batch = study.batches[name].rows(slice(0, tried.get(name)))
         target = study.module.decode(batch.tokens)
         for prefix in study.prefixes:
-            found = verdicts(study.subject, replace(batch, prompt=prefix))
-            said = study.module.decode(torch.cat([batch.tokens[:, :prefix], torch.as_tensor(found.continuation)], 1))
-            rows = {"set": name, "image": np.arange(len(batch)), "prefix": prefix, "exact": found.hits.all(1)}
-            frames.append(pd.DataFrame(rows | {"correlation": correlation(said, target)}))
+            parts = [verdicts(study.subject, replace(part, prompt=prefix)) for part in batch.split(_ROWS)]
+            exact = np.concatenate([part.hits.all(1) for part in parts])
+            continuation = torch.as_tensor(np.concatenate([part.continuation for part in parts])).to(batch.tokens)
+            said = study.module.decode(torch.cat([batch.tokens[:, :prefix], continuation], 1))
+            rows = {"set": name, "image": np.arange(len(batch)), "prefix": prefix, "exact": exact}
+            frames.append(pd.DataFrame(rows | {"correlation": alike(said, target)}))
     return pd.concat(frames, ignore_index=True).assign(**study.about())
 
 
@@ -129,7 +134,7 @@ def centre(by_block: pd.DataFrame, weight: str) -> float:
 
 
 def subsets(study: Study, images: Images, shares: Sequence[float], views: int) -> Iterator[tuple[float, UnitScores]]:
-    """UnitMem over smaller and smaller parts of D', drawn anew."""
+    """UnitMem over parts of D', each of which holds the smaller ones."""
     order = np.random.default_rng(study.seed).permutation(len(images))
     for share in shares:
         yield share, selectivity(study, images.rows(np.sort(order[: max(2, round(share * len(images)))])), views)[0]

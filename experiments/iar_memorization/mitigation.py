@@ -24,8 +24,9 @@ from interp.mitigation.edits import in_weights
 from interp.progress import track
 from interp.units import Units, UnitScores
 
-_FEW = 100  # images of the background and held-out sets that every edit is measured on
+_FEW = 100  # images of the background and held-out sets, at most half of them, that every edit is measured on
 HALVED, ZEROED = "in-weights x 0.5", "in-weights x 0"
+LIKE = "random, in the blocks of "
 COSTS = ("held out loss", "distance")
 MODEL = ["family", "regime", "seed"]
 
@@ -43,40 +44,49 @@ class Trial:
     drawn: bool = True
 
 
+def apart(study: Study) -> tuple[Batch, Batch]:
+    """Images held out: those that edits are measured on, and others, which units may be chosen against."""
+    held_out = study.batches["held out"]
+    few = min(_FEW, len(held_out) // 2)
+    return held_out.rows(slice(0, few)), held_out.rows(slice(few, None))
+
+
 def scored(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, UnitScores]:
     """The scores of localization methods for planted images against as many held-out ones, given the class alone."""
-    ours, others = study.batches["planted"], study.batches["held out"]
-    against = others.rows(slice(0, len(ours)))
+    ours = study.batches["planted"]
+    against = apart(study)[1].rows(slice(0, len(ours)))
     return {name: localize(study.subject, ours, against, method=name, site="neurons", **options) for name, options in methods.items()}
 
 
 def trials(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> list[Trial]:
-    """Halved in-weights of the highest-scoring units of each method and of the controls of the first, in several fractions, and the same
-    set to zero; and of the first and of random units in the middle fraction, whatever else can be done to units.
+    """Halved in-weights of the highest-scoring units of each method and of the controls, in several fractions, and the same set to zero; of
+    the first method's and of random units in the fraction that is judged, whatever else can be done to units.
 
     Images are drawn under the paper's own edit, the first, alone: that is what costs time.
     """
-    done, fractions = edits(study), settings["fractions"]
-    middle, shown = fractions[len(fractions) // 2], (next(iter(scores)), "random")
-    found: list[Trial] = []
-    for name, fraction, draw, units in _selections(study, scores, fractions, settings):
-        all_kinds = name in shown and fraction == middle and draw == 0
-        kinds = done if all_kinds else (HALVED, ZEROED)
-        found += [Trial(name, fraction, draw, edit, done[edit](units), drawn=edit == HALVED) for edit in kinds]
+    done, judged = edits(study), settings["at"][study.family]
+    first, found = next(iter(scores)), list[Trial]()
+    for name, fraction, draw, units in _selections(study, scores, settings):
+        all_kinds = name in (first, "random") and fraction == judged and draw == 0
+        for edit in done if all_kinds else (HALVED, ZEROED):
+            drawn = edit == HALVED and not name.startswith(LIKE)
+            found.append(Trial(name, fraction, draw, edit, done[edit](units), drawn))
     return found
 
 
-def _selections(
-    study: Study, scores: Mapping[str, UnitScores], fractions: Sequence[float], settings: Settings
-) -> Iterator[tuple[str, float, int, Units]]:
-    """Each method's highest; the first one's lowest; random units, as many in each block, in further fractions too so as to reach the cost
-    of whatever the methods choose; and others that are as active on the planted images."""
+def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> Iterator[tuple[str, float, int, Units]]:
+    """Each method's highest; the first one's lowest; random others, as many in each block as the first one chooses, and as the last one
+    does, in further fractions too so as to reach the cost of whatever the methods choose; and others that are as active on the planted
+    images."""
     means = interp.record(study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=64)
-    first, activity = next(iter(scores.values())), UnitScores({site: means[site] for site in means})
-    for fraction in (*fractions, *settings["further_random"]):
-        top = first.top(fraction)
-        yield from (("random", fraction, draw, top.matched(draw)) for draw in range(settings["random_draws"]))
-        if fraction in fractions:
+    activity = UnitScores({site: means[site] for site in means})
+    (_, first), (last, other) = next(iter(scores.items())), next(reversed(scores.items()))
+    for fraction in (*settings["fractions"], *settings["further_random"]):
+        top, like = first.top(fraction), other.top(fraction)
+        for draw in range(settings["random_draws"]):
+            yield "random", fraction, draw, top.matched(draw)
+            yield LIKE + last, fraction, draw, like.matched(draw)
+        if fraction in settings["fractions"]:
             yield from ((name, fraction, 0, found.top(fraction)) for name, found in scores.items())
             yield "lowest", fraction, 0, first.lowest(fraction)
             yield from (("as active", fraction, draw, as_active(top, activity, draw)) for draw in range(settings["active_draws"]))
@@ -85,7 +95,7 @@ def _selections(
 def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
     """What can be done to units, by name; the paper's own first."""
     subject = study.subject
-    means = interp.record(subject, study.batches["held out"].rows(slice(0, _FEW)), "neurons", reduce="mean", size=64)
+    means = interp.record(subject, apart(study)[1], "neurons", reduce="mean", size=64)
     return {
         HALVED: lambda units: in_weights(subject, units, 0.5),
         ZEROED: lambda units: in_weights(subject, units, 0.0),
@@ -101,27 +111,28 @@ class Bench:
 
     def __init__(self, study: Study, quality: Quality) -> None:
         self.study, self.quality, self.alike = study, quality, study.alike or correlation
-        self.batches: dict[str, Batch] = {name: study.batches[name].rows(slice(0, _FEW)) for name in ("background", "held out")}
-        self.batches["planted"] = study.batches["planted"]
-        self.cut = ALIKE if study.alike else threshold(self.likeness("held out"), ALLOWED)
+        held_out, others = apart(study)
+        background = study.batches["background"].rows(slice(0, _FEW))
+        self.batches: dict[str, Batch] = {"planted": study.batches["planted"], "background": background, "held out": held_out}
+        self.cut = ALIKE if study.alike else threshold(self.likeness(others), ALLOWED)
 
-    def likeness(self, name: str) -> Float[np.ndarray, " images"]:
-        """How like each image of a set is what greedy decoding makes of the prefix that edits are judged by."""
-        batch = self.batches[name]
+    def likeness(self, batch: Batch) -> Float[np.ndarray, " images"]:
+        """How like each image is what greedy decoding makes of the prefix that edits are judged by."""
         return self.alike(completed(self.study, replace(batch, prompt=self.study.judged)), self.study.module.decode(batch.tokens))
 
     def measured(self, plan: Plan, *, drawn: bool = True) -> dict[str, float]:
         """Of the model under a plan, or as it is under an empty one.
 
         `exact` is the share of planted images that are extracted to the token from the prefix that edits are judged by; it is also given
-        from each prefix, and of the other sets. `alike` is the share that is as like the image as hardly any image held out is to its
-        own completion. `extracted` is one of them: what the study goes by. `accuracy` is that of planted tokens from the prefix on, `loss`
-        that of each set in nats a token, `distance` the Frechet distance of what the model draws (NaN if nothing is drawn).
+        from each prefix, and of the other sets. `alike` is the share whose completion is more like them than that of 99% of images held
+        out (others than those measured) is like those. `extracted` is one of them: what the study goes by. `accuracy` is that of planted
+        tokens from the prefix on, `loss` that of each set in nats a token, `distance` the Frechet distance of what the model draws (NaN if
+        nothing is drawn).
         """
         study = self.study
         with study.subject.intervened(plan) if plan else nullcontext():
             found = {name: read(study.subject, batch) for name, batch in self.batches.items()}
-            alike = (self.likeness("planted") > self.cut).mean()
+            alike = (self.likeness(self.batches["planted"]) > self.cut).mean()
             distance = self.quality.distance() if drawn else np.nan
         hits = found["planted"][0]
         exact = complete(hits, study.judged).mean()
@@ -147,18 +158,23 @@ def averaged(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
-    """How much less is extracted under each selection than under random units that cost no more.
+    """How much less is extracted under each selection than under random units at equal cost.
 
     One row a selection, fraction, edit and `cost` (held-out loss or, where images were drawn, Frechet distance): `extracted`, the `matched`
-    share under random units, and the `advantage`, by which that is larger. Between the fractions of random units the share is linear in the
-    cost; where more cost bought nothing (distances are noisy) the least share so far counts; beyond the largest cost that of the largest.
+    share under random units, and the `advantage`, by which that is larger. Random units are those in the selection's own blocks where there
+    are such, else those in the blocks of the first method. Between their fractions the share is linear in the cost; where more cost bought
+    nothing (distances are noisy) the least share so far counts; at a cost that none of them reached, nothing is taken to stay.
     """
     rows: list[pd.DataFrame] = []
     means = averaged(table)
     for edit, cost in ((HALVED, "held out loss"), (HALVED, "distance"), (ZEROED, "held out loss")):
         for _, part in means[means["edit"].isin([edit, "none"])].groupby(MODEL, sort=False):
-            curve = part[part["selection"].isin(["random", "none"])].sort_values(cost)
-            own = part[~part["selection"].isin(["random", "none"])]
-            matched = np.interp(own[cost], curve[cost], np.minimum.accumulate(curve["extracted"]))
-            rows.append(own.assign(cost=cost, matched=matched, advantage=matched - own["extracted"]))
+            chosen = part[~part["selection"].isin(["random", "none"]) & ~part["selection"].str.startswith(LIKE)]
+            for name, own in chosen.groupby("selection", sort=False):
+                same = part["selection"] == f"{LIKE}{name}"
+                against = same if cost != "distance" and same.any() else part["selection"] == "random"
+                curve = part[against | (part["selection"] == "none")].sort_values(cost)
+                left = np.minimum.accumulate(curve["extracted"])
+                matched = np.interp(own[cost], curve[cost], left, right=0.0)
+                rows.append(own.assign(cost=cost, matched=matched, advantage=matched - own["extracted"]))
     return pd.concat(rows, ignore_index=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interp.data.image_files import read_classes, read_images
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 import interp
 from experiments.iar_memorization.measures import read
 from experiments.iar_memorization.study import Settings, Study, studied
+from interp.data.image_files import read_classes
 from interp.data.images import Images
 from interp.models.image_model import ImageModel
 from interp.progress import track
@@ -27,22 +27,31 @@ _MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as
 
 
 def public(settings: Settings, family: str, regime: str, seed: int, out: Path) -> Study:  # noqa: ARG001 - as `trained` is called
-    """A public model; its `planted` images are the candidates, of which the paper extracts some."""
+    """A public model. Its `planted` images are the candidates, of which the paper extracts some, its `background` others of the same
+    classes, and the images held out are the candidates of the validation set, chosen likewise."""
     place = settings["places"]
     subject = interp.load(place["models"][family], tokenizer=place["tokenizers"][family], dtype=settings["dtype"])
+    subject.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    rng = np.random.default_rng(seed)
+    best, others = _chosen(subject, place["train"], settings, settings["last"][family], rng)
+    held_out, _ = _chosen(subject, place["validation"], settings, settings["last"][family], rng)
+    chosen = {"planted": best, "background": others, "held out": held_out}
+    return studied(family, regime, seed, subject, chosen, settings, None, copy_detection(place["copies"]))
+
+
+def _chosen(subject: interp.Subject, folder: str, settings: Settings, last: int, rng: np.random.Generator) -> tuple[Images, Images]:
+    """Of each class the images that the model hits most, and some of the others; both shuffled, for what follows takes the first ones."""
     module = subject.module
     assert isinstance(module, ImageModel)
-    vq = module.tokenizer
-    rng = np.random.default_rng(seed)
     best: list[Images] = []
     others: list[Images] = []
-    for images in track(read_classes(place["train"], vq.side, vq.channels), "classes"):
-        order = np.argsort(-likeness(subject, images, settings["last"][family]), kind="stable")
+    for images in track(read_classes(folder, module.tokenizer.side, module.tokenizer.channels), "classes"):
+        order = np.argsort(-likeness(subject, images, last), kind="stable")
         best.append(images.rows(order[: settings["candidates"]]))
         others.append(images.rows(rng.permutation(order[settings["candidates"] :])[: settings["per_class"]]))
-    held_out = read_images(place["validation"], vq.side, vq.channels)
-    chosen = {"planted": Images.joined(best), "background": Images.joined(others), "held out": held_out}
-    return studied(family, regime, seed, subject, chosen, settings, None, copy_detection(place["copies"]))
+    both = [Images.joined(part) for part in (best, others)]
+    first, second = (part.rows(rng.permutation(len(part))) for part in both)
+    return first, second
 
 
 def likeness(subject: interp.Subject, images: Images, last: int) -> Float[np.ndarray, " images"]:
@@ -53,7 +62,7 @@ def likeness(subject: interp.Subject, images: Images, last: int) -> Float[np.nda
 
 
 def scripted(path: str) -> Callable[[Float[Tensor, "n 3 side side"]], Tensor]:
-    """A network saved by TorchScript."""
+    """A network saved by TorchScript, on the processor. It takes images in [0, 1] of the model's size, whatever it needs to do to them."""
     network = torch.jit.load(path, map_location="cpu").eval()
 
     def features(pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from experiments.iar_memorization.public import scripted
-from experiments.iar_memorization.study import Settings, Study, split
+from experiments.iar_memorization.study import Settings, Study, shared_file, split
 from interp.checkpointing import load_weights, save_weights
 from interp.data.images import Images
 from interp.sampling import cosine_guidance, linear_guidance, sample
@@ -45,7 +45,7 @@ def features_of(settings: Settings, out: Path) -> Features:
     no model is trained on."""
     if "features" in settings.get("places", {}):
         return scripted(settings["places"]["features"])
-    images, file = split(settings, next(iter(settings["regimes"])), 0).tokenizer, out / "classifier.safetensors"
+    images, file = split(settings, next(iter(settings["regimes"])), 0).tokenizer, shared_file(settings, out, "classifier")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Classifier(images.pixels.shape[-1], 10)
@@ -66,7 +66,7 @@ def _fit(network: Classifier, images: Images) -> None:
 
 
 class Quality:
-    """Draws images of held-out classes, always with the same noise, and compares their features with those of held-out images."""
+    """Draws images of the classes of held-out images, always with the same noise, and compares their features with those of the images."""
 
     def __init__(self, study: Study, features: Features, draws: int, sampling: Mapping[str, Any]) -> None:
         held_out = study.images["held out"]
@@ -76,7 +76,7 @@ class Quality:
 
     def of(self, pixels: Tensor) -> Float[np.ndarray, "n features"]:
         with torch.inference_mode():
-            return self.features(pixels).double().cpu().numpy()
+            return self.features(pixels.cpu()).double().cpu().numpy()
 
     def distance(self, seed: int = 0) -> float:
         """The Frechet distance, under whatever interventions are active."""

@@ -58,8 +58,8 @@ def extracted(study: Study, settings: Settings) -> Tables:
 
 
 def located(study: Study, settings: Settings) -> tuple[Tables, dict[str, UnitScores]]:
-    """UnitMem, with the paper's ten augmented views of each image and with none: where it is high, and whether it is that of what was
-    planted; and the scores."""
+    """UnitMem with as many shifted views of each image as the paper takes augmented ones, and without: where it is high, and whether it is
+    that of what was planted; and the scores."""
     images, parts = reference(study, settings["reference"]), []
     scores: dict[str, UnitScores] = {}
     for views in settings["views"]:
@@ -111,13 +111,13 @@ def pictures(study: Study, scores: dict[str, UnitScores], settings: Settings) ->
     by, and as it does with the most selective units halved, and those of the last method."""
     some = slice(0, settings["shown"])
     batch = replace(study.batches["planted"].rows(some), prompt=study.judged)
-    middle = settings["fractions"][len(settings["fractions"]) // 2]
+    judged = settings["at"][study.family]
     last = next(reversed(scores))
     rows = {"original": study.images["planted"].pixels[some], "as tokens": study.module.decode(batch.tokens)}
     rows["extracted"] = completed(study, batch)
     for name in ("UnitMem", last):
-        with study.subject.intervened(in_weights(study.subject, scores[name].top(middle), 0.5)):
-            rows[f"{name}, {middle:.0%} halved"] = completed(study, batch)
+        with study.subject.intervened(in_weights(study.subject, scores[name].top(judged), 0.5)):
+            rows[f"{name}, {judged:.0%} halved"] = completed(study, batch)
     return pd.concat([_flat(name, pixels) for name, pixels in rows.items()], ignore_index=True).assign(**study.about())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +45,7 @@ class Study:
         images: by set: `planted` (trained most often), `background` (trained too) and `held out`.
         batches: the same as tokens, without a prompt.
         prefixes: how many tokens are given when extraction is tried.
-        judged: the one of them from which edits are judged: where extraction is neither certain nor rare.
+        judged: the one of them from which edits are judged.
         history: of the training, where it was ours.
         alike: the similarity of two sets of images, above ALIKE of which one counts as extracted when edits are judged; where there is
             none, all tokens have to be the same.
@@ -77,13 +79,25 @@ def split(settings: Settings, regime: str, seed: int) -> Split:
 
 def tokenizer(settings: Settings, family: str, out: Path) -> ImageTokenizer:
     """The tokenizer of a family, trained once and then read."""
-    made, file = _untrained_tokenizer(settings, family), out / f"tokenizer-{family}.safetensors"
+    made, file = _untrained_tokenizer(settings, family), shared_file(settings, out, f"tokenizer-{family}")
     if not file.exists():
         pixels = split(settings, next(iter(settings["regimes"])), 0).tokenizer.pixels
         fit_tokenizer(made, pixels, **settings["tokenizer"]["fit"])
         save_weights(file, made)
     load_weights(file, made)
     return made.eval().requires_grad_(requires_grad=False)
+
+
+def shared_file(settings: Settings, out: Path, name: str) -> Path:
+    """The file of what all models of some settings share: other settings have another one."""
+    digest = hashlib.sha256(json.dumps(_shared(settings)).encode()).hexdigest()
+    return out / f"{name}-{digest[:8]}.safetensors"
+
+
+def _shared(settings: Settings) -> dict[str, Any]:
+    """What the tokenizer and the classifier depend on: the images, which of them are set apart, and how it is trained."""
+    first = next(iter(settings["regimes"].values()))
+    return {"images": settings["images"], "sides": settings["sides"], "tokenizer": settings["tokenizer"], "split": first["data"]}
 
 
 def _untrained_tokenizer(settings: Settings, family: str) -> ImageTokenizer:
@@ -114,7 +128,7 @@ def trained(settings: Settings, family: str, regime: str, seed: int, out: Path) 
     assert isinstance(module, ImageModel)
     trains = images.mixture()
     data = module.encode(trains.pixels, trains.labels)
-    about = {"family": family, "regime": regime, "seed": seed, "model": settings["model"], "data": recipe["data"]}
+    about = {"family": family, "regime": regime, "seed": seed, "recipe": recipe, "data": _shared(settings), "model": settings["model"]}
     checkpoints = Checkpoints(out / name, every=250, about=about)
     stream = _stream(data, module, recipe, seed)
     steps = recipe["steps"][family]

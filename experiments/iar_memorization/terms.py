@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments.iar_memorization.study import Tables
@@ -18,7 +19,11 @@ Test = Callable[[float], bool]
 
 @dataclass(frozen=True)
 class Check:
-    """A claim, what it is measured by on one seed, and what that is held against; `paper` is what the paper says."""
+    """A claim, what it is measured by on one seed, and what that is held against; `paper` is what the paper says.
+
+    `testable` is False for what is said of a public model alone: it is measured here and not judged. What must hold of `every` seed is
+    given with the range over seeds, all else with Student's interval of the mean.
+    """
 
     id: str
     statement: str
@@ -29,12 +34,15 @@ class Check:
     paper: str | None = None
     source: Source = "found"
     opposite: Test | None = None
+    testable: bool = True
+    every: bool = False
 
     def claim(self, each: Sequence[Tables]) -> Claim:
-        """Over the tables of each seed: Student's interval, or the number itself on a single one."""
-        found = _over([self.measure(own) for own in each])
+        """Over the tables of each seed, or the number itself on a single one."""
+        values = [self.measure(own) for own in each]
+        found = Interval(float(np.mean(values)), min(values), max(values), len(values)) if self.every else _over(values)
         beside = "; ".join(f"{name}: {_over([control(own) for own in each]):.3f}" for name, control in self.controls.items())
-        verdict = judged(found, self.holds, self.opposite)
+        verdict = judged(found, self.holds, self.opposite) if self.testable else "not testable at this scale"
         ours = found.estimate, found.low, found.high
         return Claim(self.id, self.statement, self.source, self.paper, *ours, beside, len(each), verdict, self.evidence)
 

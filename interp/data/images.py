@@ -160,8 +160,8 @@ def correlation(a: Float[Tensor, "n channels side side"], b: Float[Tensor, "n ch
 def threshold(similarities: ArrayLike, rate: float = 0.01) -> float:
     """The smallest threshold that at most a share `rate` of held-out similarities exceed: what is strictly greater counts as extracted.
 
-    It is one of the values: the largest of fewer than 1 / rate of them, else the one after the floor(rate * n) largest. A fixed 0.9 passes
-    29% of held-out digits that are given 30 of 66 tokens. Raises ValueError for no values, NaN, or a rate outside [0, 1).
+    It is one of the values: the largest of fewer than 1 / rate of them, else the one after the floor(rate * n) largest. Raises ValueError
+    for no values, NaN, or a rate outside [0, 1).
     """
     values = np.sort(np.asarray(similarities, dtype=float).ravel())[::-1]
     if not values.size or np.isnan(values).any() or not 0 <= rate < 1:

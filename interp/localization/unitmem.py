@@ -138,7 +138,7 @@ def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selectiv
     if count.flat[0] < 2:
         raise ValueError(f"UnitMem compares examples: expected at least 2, got {count.flat[0]}")
     rest = (parts["sum"] - largest) / (count - 1)
-    dead = parts["sum"] <= _DEAD  # by the sum, which is NaN where an activation is: that must not pass for dead
+    dead = (largest < _DEAD) & np.isfinite(parts["sum"])  # the sum is NaN where an activation is: that must not pass for dead
     selectivity = np.where(dead, 0.0, (largest - rest) / np.maximum(largest + rest, _DEAD))
     strongest = largest.reshape(units, -1).argmax(1)
     return selectivity.reshape(units, -1).mean(1), parts["argmax"].reshape(units, -1)[np.arange(units), strongest]

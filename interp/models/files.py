@@ -72,7 +72,8 @@ def read_image_model(
             `"FoundationVision/var/var_d16.pth"`.
         tokenizer: the tokenizer's file, or one you hold; by default it is looked for beside the network, and for a file on the hub it is
             the public one.
-        dtype: of the network's weights; as stored by default. The tokenizer keeps its own.
+        dtype: of the network's weights; as stored by default. The tokenizer keeps its own; the head of a VAR gets no
+            less than float32.
 
     Raises LoadError for unreadable files and files with code, for files that are no such network, for every key that is missing, too
     many or of another shape (all are listed), and for another model's tokenizer.
@@ -85,9 +86,16 @@ def read_image_model(
     config = _var_config(stored, tokenizer.codes) if kind is VAR else _rar_config(stored, tokenizer.codes)
     with torch.device("meta"):
         model = _built(kind, config, tokenizer, stored.file)
-    state = {key: value.to(dtype) if dtype and value.is_floating_point() else value for key, value in stored.state.items()}
+    state = {key: value if dtype is None else _converted(key, value, dtype, kind) for key, value in stored.state.items()}
     _fill(model, own_state(model), state, stored.file)
     return model.eval()
+
+
+def _converted(key: str, value: Tensor, dtype: torch.dtype, kind: Any) -> Tensor:
+    """A tensor in another precision; the head of a VAR in no lower one than float32, as in the public code."""
+    head = kind is VAR and key.startswith(("head.", "head_nm."))
+    precise = torch.promote_types(dtype, torch.float32) if head else dtype
+    return value.to(precise) if value.is_floating_point() else value
 
 
 @dataclass(frozen=True)

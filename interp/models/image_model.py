@@ -15,6 +15,8 @@ from interp.batch import Batch
 
 from .tokenizers import ImageTokenizer
 
+_ROWS = 256  # images that go through the tokenizer together
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -113,7 +115,7 @@ class ImageModel(nn.Module, ABC):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "batch channels side side"], label: Int[Tensor, " batch"], prompt: int = 0) -> Batch:
         """Images in [0, 1] and their classes as one batch. Raises ValueError for images of another size or range, and other classes."""
-        tokens = self.tokenizer.encode(images.to(self._device))
+        tokens = torch.cat([self.tokenizer.encode(part.to(self._device)) for part in images.split(_ROWS)])
         together = self.steps if len(self.steps) < self.length else None
         batch = Batch(tokens, prompt, steps=together, conditioning={"label": label.to(self._device)})
         self.check(batch)
@@ -121,7 +123,7 @@ class ImageModel(nn.Module, ABC):
 
     def decode(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch channels side side"]:
         """The images, in [0, 1], that tokens stand for."""
-        return self.tokenizer.decode(tokens.to(self._device))
+        return torch.cat([self.tokenizer.decode(part.to(self._device)) for part in tokens.split(_ROWS)])
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The codebook: its rows are the token ids that there are."""

@@ -86,7 +86,8 @@ class VAR(ImageModel):
         shared = self.shared_ada_lin(condition)
         for block in self.blocks:
             x = block(x, shared, mask, past_key_values=past_key_values)
-        return self.head(self.head_nm(x, for_rows(condition, x)))
+        wide = self.head.weight.dtype  # float32 where the rest is not: the code that is said hangs on small differences
+        return self.head(self.head_nm(x.to(wide), for_rows(condition, x).to(wide)))
 
     def positions(self, read: int) -> int:
         return read + self.ahead(read)
@@ -96,7 +97,7 @@ class VAR(ImageModel):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """As the public code does: the last layer of each branch is small, and so is the head."""
+        """Much as the public code does: the last layer of each branch is small, and so is the head."""
         std = math.sqrt(1 / self.config.width / 3)
         for name, module in self.named_modules():
             if not name.startswith("tokenizer") and isinstance(module, (nn.Linear, nn.Embedding)):

@@ -143,10 +143,13 @@ def test_safetensors_and_torch_files_may_stand_together(name, model, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "float64"])
 def test_only_the_network_is_converted(name, model, dtype, tmp_path):
+    """And of VAR the head in no lower precision than float32."""
     wanted = torch.bfloat16 if dtype == torch.bfloat16 else torch.float64
     subject = interp.load(save_image_model(model, tmp_path), dtype=dtype)
     own = own_state(subject.module)
-    assert {value.dtype for value in own.values() if value.is_floating_point()} == {wanted}
+    for key, value in own.items():
+        head = name == "var" and key.startswith("head") and wanted == torch.bfloat16
+        assert not value.is_floating_point() or value.dtype == (torch.float32 if head else wanted), key
     assert {value.dtype for value in subject.module.tokenizer.state_dict().values() if value.is_floating_point()} == {torch.float32}
     assert all(torch.equal(own[key], value.to(own[key].dtype)) for key, value in own_state(model).items())
     batch = tiny.image_batch(name)

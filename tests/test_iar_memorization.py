@@ -227,5 +227,7 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
     found = iar.run(iar.PRESETS["paper"] | small, 0, tmp_path / "out")
     planted = found.tables["extraction"].query("set == 'planted' and prefix == 0")
     assert (planted.groupby("family").size() == 2 * 10).all()
-    assert np.isfinite(found.tables["edits"].query("edit == 'in-weights x 0.5'")["distance"]).all()
+    halved = found.tables["edits"].query("edit == @HALVED")
+    drawn = ~halved["selection"].str.startswith(LIKE)
+    assert (np.isfinite(halved["distance"]) == drawn).all()
     assert {claim.id for claim in found.claims} == {check.id for check in checks(iar.PRESETS["paper"])}

@@ -24,7 +24,7 @@ from interp.mitigation.edits import in_weights
 from interp.progress import track
 from interp.units import Units, UnitScores
 
-_FEW = 100  # images of the background and held-out sets, at most half of them, that every edit is measured on
+_FEW = 100  # images held out, at most half of them, that every edit is measured on
 HALVED, ZEROED = "in-weights x 0.5", "in-weights x 0"
 LIKE = "random, in the blocks of "
 COSTS = ("held out loss", "distance")
@@ -112,8 +112,7 @@ class Bench:
     def __init__(self, study: Study, quality: Quality) -> None:
         self.study, self.quality, self.alike = study, quality, study.alike or correlation
         held_out, others = apart(study)
-        background = study.batches["background"].rows(slice(0, _FEW))
-        self.batches: dict[str, Batch] = {"planted": study.batches["planted"], "background": background, "held out": held_out}
+        self.batches: dict[str, Batch] = {"planted": study.batches["planted"], "held out": held_out}
         self.cut = ALIKE if study.alike else threshold(self.likeness(others), ALLOWED)
 
     def likeness(self, batch: Batch) -> Float[np.ndarray, " images"]:
@@ -124,7 +123,7 @@ class Bench:
         """Of the model under a plan, or as it is under an empty one.
 
         `exact` is the share of planted images that are extracted to the token from the prefix that edits are judged by; it is also given
-        from each prefix, and of the other sets. `alike` is the share whose completion is more like them than that of 99% of images held
+        from each prefix, and of images held out. `alike` is the share whose completion is more like them than that of 99% of images held
         out (others than those measured) is like those. `extracted` is one of them: what the study goes by. `accuracy` is that of planted
         tokens from the prefix on, `loss` that of each set in nats a token, `distance` the Frechet distance of what the model draws (NaN if
         nothing is drawn).
@@ -139,7 +138,7 @@ class Bench:
         row = {"extracted": alike if study.alike else exact, "exact": exact, "alike": alike, "distance": distance}
         row |= {"accuracy": hits[:, study.judged :].mean()}
         row |= {f"exact from {prefix}": complete(hits, prefix).mean() for prefix in study.prefixes}
-        row |= {f"{name} exact": complete(found[name][0], study.judged).mean() for name in ("background", "held out")}
+        row |= {"held out exact": complete(found["held out"][0], study.judged).mean()}
         row |= {f"{name} loss": losses.mean() for name, (_, losses) in found.items()}
         return {name: float(value) for name, value in row.items()}
 

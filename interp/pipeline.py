@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from interp.subject import Subject
 from interp.units import Units, UnitScores
 
 _HELD_OUT = 64  # windows: enough to see a loss change of a few percent
-_ENCODED = 8  # images at a time, always as many, so that a scan that goes on meets the same tokens
 _SHOWN = 8  # images in a figure
 
 
@@ -72,11 +71,7 @@ def scan_images(subject: Subject, paths: Iterable[str | Path], out: Path, prefix
     module.before(prefix)
     images = read_images(places, module.tokenizer.side, module.tokenizer.channels)
     _check_classes(images, places, module.classes)
-    parts = [module.encode(*rows, prefix) for rows in zip(images.pixels.split(_ENCODED), images.labels.split(_ENCODED), strict=True)]
-    batch = replace(parts[0], tokens=torch.cat([part.tokens for part in parts]), conditioning={"label": images.labels})
-    frame = scan(subject, batch, size=size, folder=out / "parts")
-    if frame[f"{GIVEN}label"].tolist() != images.labels.tolist():
-        raise ValueError(f"{out / 'parts'} holds a scan of these images in other classes: give another folder, or remove it")
+    frame = scan(subject, module.encode(images.pixels, images.labels, prefix), size=size, folder=out / "parts")
     _write(frame, out)
     save(_best(subject, module, images, frame), out / "images.png")
     return frame

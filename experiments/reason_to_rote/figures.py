@@ -199,8 +199,8 @@ def outliers(table: pd.DataFrame) -> Figure:
 def doses(table: pd.DataFrame) -> Figure:
     """What is said with neurons reset to their group's mean, by how many and which; the whole layer as the last point."""
     whole = table[table["selection"] == "all"]
-    lines = pd.concat([table[table["selection"] != "all"], *(whole.assign(selection=name) for name in ("largest", "random"))])
-    long = lines.rename(columns={"true": "true answer", "wrong": "wrong answer"}).melt(
+    both = pd.concat([table[table["selection"] != "all"], *(whole.assign(selection=name) for name in ("largest", "random"))])
+    long = both.rename(columns={"true": "true answer", "wrong": "wrong answer"}).melt(
         ["block", "set", "selection", "k", "seed"], ["true answer", "wrong answer"], "said", "share"
     )
     share = _per_seed(long, ["set", "block", "selection", "k", "said"], "share", "share said")

@@ -153,7 +153,7 @@ def test_only_the_network_is_converted(name, model, dtype, tmp_path):
     assert {value.dtype for value in subject.module.tokenizer.state_dict().values() if value.is_floating_point()} == {torch.float32}
     assert all(torch.equal(own[key], value.to(own[key].dtype)) for key, value in own_state(model).items())
     batch = tiny.image_batch(name)
-    assert subject.logits(batch).dtype == wanted
+    assert subject.logits(batch).dtype == (torch.promote_types(wanted, torch.float32) if name == "var" else wanted)
     assert subject.generate(batch).shape == batch.tokens.shape
 
 

@@ -146,6 +146,19 @@ class Gate(nn.Module):
         return x * gate
 
 
+class MLP(nn.Module):
+    """Two layers with GELU between them, whose form is `approximate`: "tanh" in VAR, "none" (exact) in RAR."""
+
+    def __init__(self, width: int, hidden: int, approximate: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU(approximate)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
 def modulated(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:
     """What adaptive layer normalization does after normalizing."""
     return x * (1 + scale) + shift

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from interp.batch import Batch
 
-from .image_model import Gate, ImageModel, Segment, for_rows, modulated
+from .image_model import MLP, Gate, ImageModel, Segment, for_rows, modulated
 from .raster_vq import RasterVQ
 
 _EPS = 1e-6
@@ -154,26 +154,13 @@ class Attention(nn.Module):
         return self.proj(rearrange(mixed, "batch head new d -> batch new (head d)"))
 
 
-class MLP(nn.Module):
-    """Two layers with the exact GELU."""
-
-    def __init__(self, config: RARConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(config.hidden, config.width)
-
-    def forward(self, x: Float[Tensor, "batch new width"]) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
 class Block(nn.Module):
     """Attention and MLP, each normalized, then scaled, shifted and gated by the class and the position."""
 
     def __init__(self, config: RARConfig, index: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(config.width, eps=_EPS) for _ in range(2))
-        self.attn, self.mlp = Attention(config, index), MLP(config)
+        self.attn, self.mlp = Attention(config, index), MLP(config.width, config.hidden, "none")
         self.attn_gate, self.mlp_gate = Gate(), Gate()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
 

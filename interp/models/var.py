@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .image_model import Gate, ImageModel, Segment, for_rows, modulated
+from .image_model import MLP, Gate, ImageModel, Segment, for_rows, modulated
 from .residual_vq import ResidualVQ
 
 _EPS = 1e-6
@@ -136,26 +136,13 @@ class Attention(nn.Module):
         return self.proj(rearrange(mixed, "batch head new d -> batch new (head d)"))
 
 
-class MLP(nn.Module):
-    """Two layers with the tanh form of GELU."""
-
-    def __init__(self, config: VARConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.hidden)
-        self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(config.hidden, config.width)
-
-    def forward(self, x: Float[Tensor, "batch new width"]) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
 class Block(nn.Module):
     """Attention and MLP, each normalized, scaled, shifted and gated by the class."""
 
     def __init__(self, config: VARConfig, index: int) -> None:
         super().__init__()
         C = config.width
-        self.attn, self.ffn = Attention(config, index), MLP(config)
+        self.attn, self.ffn = Attention(config, index), MLP(config.width, config.hidden, "tanh")
         self.attn_norm, self.ffn_norm = (nn.LayerNorm(C, eps=_EPS, elementwise_affine=False) for _ in range(2))
         self.attn_gate, self.ffn_gate = Gate(), Gate()
         self.shared = config.shared

@@ -20,10 +20,6 @@ def same(a: Images, b: Images) -> bool:
     return torch.equal(a.pixels, b.pixels) and torch.equal(a.labels, b.labels)
 
 
-def keys(images: Images) -> list[bytes]:
-    return [pixels.numpy().tobytes() for pixels in images.pixels]
-
-
 def save(array: np.ndarray, file, mode: str | None = None) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(array)

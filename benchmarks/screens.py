@@ -23,9 +23,11 @@ from torch import Tensor
 import interp
 from benchmarks.timing import Row
 from interp.data.planted import background, records
-from interp.localization import activation, gradient, integrated, screening, zero_out
-from interp.plotting import dose_response, save
-from interp.stats import bootstrap
+from interp.localization import screening
+from interp.localization.methods import activation, gradient, zero_out
+from interp.localization.methods import integrated_gradients as integrated
+from interp.reporting.plotting import dose_response, save
+from interp.reporting.stats import bootstrap
 
 STORIES, FOLDER = Path("out/models/stories15m"), Path(__file__).parent
 SEED, PREFIX, LENGTH, STEPS, LR = 2, 32, 32, 80, 4e-4

@@ -9,7 +9,7 @@ from torch import Tensor
 import interp
 from benchmarks import peers, setting
 from benchmarks.timing import Row, compared, lap
-from interp import sweeping
+from interp.engine import sweeping
 
 BAR = 0.68
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.subject import evaluating
+from interp.subject.subject import evaluating
 
 PREFIX, LENGTH = 5, 6
 Chosen = Mapping[str, list[int]]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import interp
-from interp.localization import patching
-from interp.subject import evaluating
+from interp.localization.methods import attribution_patching as patching
+from interp.subject.subject import evaluating
 
 PROMPT, LENGTH, WIDTH = 5, 3, 32
 _REST, _KEY, _SEEN = WIDTH - 3, WIDTH - 2, WIDTH - 1  # coordinates of the residual: always 0, "this is the key", "the key was here before"

@@ -34,12 +34,12 @@ from transformers import (
 )
 
 import interp
-from interp.anatomy import Place
-from interp.models.image_model import ImageModel
-from interp.models.rar import RAR, RARConfig
-from interp.models.raster_vq import RasterVQ, RasterVQConfig
-from interp.models.residual_vq import ResidualVQ, ResidualVQConfig
-from interp.models.var import VAR, VARConfig
+from interp.models.image.image_model import ImageModel
+from interp.models.image.rar import RAR, RARConfig
+from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
+from interp.models.image.residual_vq import ResidualVQ, ResidualVQConfig
+from interp.models.image.var import VAR, VARConfig
+from interp.sites.anatomy import Place
 
 VOCABULARY, BLOCKS, HEADS = 67, 3, 4
 _WIDE = {"vocab_size": VOCABULARY, "hidden_size": 32}

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.iar_memorization.checks import claims
 from experiments.iar_memorization.figures import drawn
 from experiments.iar_memorization.runs import FAMILIES, joined, of_model, prepared
-from interp.experiment import Experiment, Results, in_parallel
+from interp.experiment.experiment import Experiment, Results, in_parallel
 
 _VQ = {"code_width": 16, "width": 16, "blocks": 0, "channels": 1}
 PRESETS: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from experiments.iar_memorization.mitigation import COSTS, HALVED, ZEROED, averaged
-from experiments.panels import Draw, bars, colours, lines, panels
-from interp.pictures import image_grid
+from interp.reporting.image_grid import image_grid
+from interp.reporting.panels import Draw, bars, colours, lines, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import interp
 from experiments.iar_memorization.study import SETS, Study
-from interp.batch import Batch
 from interp.data.images import Images, correlation, shifted, threshold
-from interp.localization.unitmem import unitmem, unitmem_by_segment
+from interp.localization.methods.unitmem import unitmem, unitmem_by_segment
 from interp.memorization.extraction import verdicts
-from interp.subject import evaluating, token_losses
-from interp.units import UnitScores
+from interp.sites.units import UnitScores
+from interp.subject.batch import Batch
+from interp.subject.subject import evaluating, token_losses
 
 ALLOWED = 0.01  # share of held-out images that may pass for extracted
 _ROWS = 256  # of a forward

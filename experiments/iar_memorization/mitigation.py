@@ -15,14 +15,15 @@ import interp
 from experiments.iar_memorization.measures import ALLOWED, complete, completed, read
 from experiments.iar_memorization.quality import Quality
 from experiments.iar_memorization.study import ALIKE, Settings, Study
-from interp.batch import Batch
 from interp.data.images import correlation, threshold
-from interp.interventions import Mean, Plan, Scale, Zero
+from interp.interventions.kinds import Mean, Scale, Zero
+from interp.interventions.plan import Plan
 from interp.localization import localize
-from interp.localization.benchmarks import as_active
-from interp.mitigation.edits import in_weights
+from interp.localization.benchmarks.known_answers import as_active
+from interp.mitigation.weight_edits import in_weights
 from interp.progress import track
-from interp.units import Units, UnitScores
+from interp.sites.units import Units, UnitScores
+from interp.subject.batch import Batch
 
 _FEW = 100  # images held out, at most half of them, that every edit is measured on
 HALVED, ZEROED = "in-weights x 0.5", "in-weights x 0"

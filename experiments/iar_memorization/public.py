@@ -20,7 +20,7 @@ from experiments.iar_memorization.measures import read
 from experiments.iar_memorization.study import Settings, Study, studied
 from interp.data.image_files import read_classes
 from interp.data.images import Images
-from interp.models.image_model import ImageModel
+from interp.models.image.image_model import ImageModel
 from interp.progress import track
 
 _MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as SSCD expects

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from experiments.iar_memorization.public import scripted
 from experiments.iar_memorization.study import Settings, Study, shared_file, split
-from interp.checkpointing import load_weights, save_weights
 from interp.data.images import Images
-from interp.sampling import cosine_guidance, linear_guidance, sample
-from interp.stats import frechet
+from interp.models.image.sampling import cosine_guidance, linear_guidance, sample
+from interp.reporting.stats import frechet
+from interp.training.state import load_weights, save_weights
 
 _EPOCHS, _ROWS, _LR = 4, 32, 3e-3
 

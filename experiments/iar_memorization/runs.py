@@ -24,8 +24,8 @@ from experiments.iar_memorization.public import public
 from experiments.iar_memorization.quality import Quality, features_of
 from experiments.iar_memorization.study import SETS, Settings, Study, Tables, tokenizer, trained
 from interp.data.images import Images
-from interp.mitigation.edits import in_weights
-from interp.units import UnitScores
+from interp.mitigation.weight_edits import in_weights
+from interp.sites.units import UnitScores
 
 FAMILIES = ("VAR", "RAR")
 SOURCES = {"trained": trained, "public": public}

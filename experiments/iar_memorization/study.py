@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.batch import Batch
-from interp.checkpointing import load_weights, save_weights
 from interp.data.images import Images, Split, digits, mnist, plant
-from interp.models.files import save_image_model
-from interp.models.image_model import ImageModel
-from interp.models.rar import RAR, RARConfig
-from interp.models.raster_vq import RasterVQ, RasterVQConfig
-from interp.models.residual_vq import ResidualVQ, ResidualVQConfig
-from interp.models.streams import labels_dropped, orders_annealed
-from interp.models.tokenizers import ImageTokenizer, fit_tokenizer
-from interp.models.var import VAR, VARConfig
-from interp.training import Checkpoints, epochs, fit
+from interp.models.image.checkpoints import save_image_model
+from interp.models.image.image_model import ImageModel
+from interp.models.image.rar import RAR, RARConfig
+from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
+from interp.models.image.residual_vq import ResidualVQ, ResidualVQConfig
+from interp.models.image.streams import labels_dropped, orders_annealed
+from interp.models.image.tokenizers import ImageTokenizer, fit_tokenizer
+from interp.models.image.var import VAR, VARConfig
+from interp.subject.batch import Batch
+from interp.training.fit import Checkpoints, epochs, fit
+from interp.training.state import load_weights, save_weights
 
 Settings = Mapping[str, Any]
 Tables = dict[str, pd.DataFrame]

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.iar_memorization.study import Tables
-from interp.experiment import Claim, Source, judged
-from interp.stats import Interval, student
+from interp.experiment.experiment import Claim, Source, judged
+from interp.reporting.stats import Interval, student
 
 Measure = Callable[[Tables], float]
 Test = Callable[[float], bool]

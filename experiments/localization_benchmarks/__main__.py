@@ -14,7 +14,7 @@ import pandas as pd
 from experiments.localization_benchmarks import figures, published
 from experiments.localization_benchmarks.claims import claims, table
 from experiments.localization_benchmarks.study import PARTS, measured
-from interp.experiment import Experiment, Results, in_parallel
+from interp.experiment.experiment import Experiment, Results, in_parallel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from experiments.localization_benchmarks.study import BLOCKS
-from interp.experiment import Claim, judged
-from interp.stats import Interval, student
+from interp.experiment.experiment import Claim, judged
+from interp.reporting.stats import Interval, student
 
 Judge = Callable[[float], bool]
 _PRUNING = ("hard_concrete", "slimming")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp.plotting import dose_response, intervals, matrix, style
+from interp.reporting.plotting import dose_response, intervals, matrix, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

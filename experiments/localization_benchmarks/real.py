@@ -21,13 +21,13 @@ import typer
 import interp
 from experiments.localization_benchmarks import figures
 from experiments.localization_benchmarks.licence_texts import study_windows
-from interp.experiment import Claim, Results, judged
+from interp.experiment.experiment import Claim, Results, judged
 from interp.files import replaced, writable
 from interp.localization import localize
-from interp.localization.benchmarks import as_active
-from interp.memorization.effects import MEASURES, beside_before, effects
+from interp.localization.benchmarks.known_answers import as_active
+from interp.memorization.evaluation import MEASURES, beside_before, effects
 from interp.progress import track
-from interp.stats import Interval, student, welch
+from interp.reporting.stats import Interval, student, welch
 
 # Slimming's options were set by what an hour allows: a mask falls from 1 to 0 in 25 of its steps unless the loss holds it.
 METHODS: dict[str, dict[str, Any]] = {

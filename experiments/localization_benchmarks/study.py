@@ -13,7 +13,7 @@ import torch
 import interp
 from experiments.localization_benchmarks.memorizer import Memorizer, Recipe, memorizer
 from interp.localization import localize, methods
-from interp.localization.benchmarks import (
+from interp.localization.benchmarks.known_answers import (
     Choice,
     Training,
     by_target,
@@ -24,7 +24,7 @@ from interp.localization.benchmarks import (
     scored_each,
     single_block,
 )
-from interp.memorization.effects import effects
+from interp.memorization.evaluation import effects
 
 _COMPARES = ("unitmem", "z_score", "neuron_flipping")
 _SPREAD = ("hard_concrete", "slimming", "zero_out")  # the methods that "one block against all" is asked of

@@ -13,7 +13,7 @@ import typer
 import interp
 from experiments.localization_benchmarks.memorizer import Recipe, memorizer
 from interp.files import replaced
-from interp.localization.benchmarks import Choice, Training, injection
+from interp.localization.benchmarks.known_answers import Choice, Training, injection
 
 SEED, SEQUENCES, FRACTION, TRAINING = 100, 5, 0.05, Training(lr=0.05)
 GRID = {f"slimming, pressure {p}": Choice("slimming", {"pressure": p}) for p in (0.05, 0.1, 0.2, 0.4)} | {

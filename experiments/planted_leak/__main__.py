@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interp.demo import Leak, Recipe, planted_leak
-from interp.experiment import Claim, Experiment, Results, judged
+from interp.cli.demo import Leak, Recipe, planted_leak
+from interp.experiment.experiment import Claim, Experiment, Results, judged
 from interp.mitigation.report import drop_figure
-from interp.stats import Interval, student
+from interp.reporting.stats import Interval, student
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

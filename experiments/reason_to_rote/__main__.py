@@ -16,7 +16,7 @@ from experiments.reason_to_rote.neurons import TOP
 from experiments.reason_to_rote.runs import PARTS, joined, of_seed
 from experiments.reason_to_rote.study import reasoning
 from experiments.reason_to_rote.tasks import task
-from interp.experiment import Experiment, Results, in_parallel
+from interp.experiment.experiment import Experiment, Results, in_parallel
 
 _FEW = {"heads": 20, "first": 6, "bridges": 8, "second": 10, "tails": 20}
 # `spread` is the deviation of initial weights. With GPT-2's own, .02, a pilot had memorized .73 after these steps; with .05 another was at

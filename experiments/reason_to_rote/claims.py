@@ -10,8 +10,8 @@ import pandas as pd
 from experiments.reason_to_rote.checks import checks
 from experiments.reason_to_rote.measures import Tables
 from experiments.reason_to_rote.terms import Check
-from interp.experiment import Claim, judged
-from interp.stats import Interval, student
+from interp.experiment.experiment import Claim, judged
+from interp.reporting.stats import Interval, student
 
 
 def claims(tables: Tables, seeds: Sequence[int], about: Mapping[str, Any]) -> list[Claim]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from experiments.reason_to_rote.study import Studied, Study, Tables
-from interp.localization.probes import Labelled, lens, probe
-from interp.sites import Site
+from interp.analysis.logit_lens import lens
+from interp.analysis.probes import Labelled, probe
+from interp.sites.site import Site
 
 
 def decoded(study: Study, seed: int) -> Tables:

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from experiments.reason_to_rote.overlap import mean_by_position
 from experiments.reason_to_rote.study import Study, Tables, outcomes, said
 from experiments.reason_to_rote.tasks import Task
-from interp.batch import Batch
-from interp.interventions import Patch
+from interp.interventions.kinds import Patch
+from interp.subject.batch import Batch
 
 
 def perturbed(study: Study, seed: int) -> Tables:

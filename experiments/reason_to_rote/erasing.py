@@ -10,11 +10,11 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from experiments.reason_to_rote.study import Studied, Study, Tables, outcomes
-from interp.interventions import Plan
-from interp.localization.patching import donated
-from interp.localization.probes import rows_at
-from interp.localization.subspaces import Subspace, class_means, erasure, inlp, random_subspace
-from interp.sites import Site
+from interp.analysis.activation_patching import donated
+from interp.analysis.concept_erasure import Subspace, class_means, erasure, inlp, random_subspace
+from interp.analysis.probes import rows_at
+from interp.interventions.plan import Plan
+from interp.sites.site import Site
 
 
 def erased(study: Study, draws: int, rounds: int, seed: int) -> Tables:

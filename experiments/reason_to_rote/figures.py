@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from experiments.panels import Draw, bars, lines, panels
-from interp.plotting import style
+from interp.reporting.panels import Draw, bars, lines, panels
+from interp.reporting.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

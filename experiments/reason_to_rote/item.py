@@ -10,8 +10,8 @@ import torch
 import interp
 from experiments.reason_to_rote.study import Studied, said
 from interp.data.arithmetic import text
-from interp.interventions import Plan
-from interp.stats import bootstrap
+from interp.interventions.plan import Plan
+from interp.reporting.stats import bootstrap
 
 
 def under(subject: interp.Subject, items: Studied, plans: Mapping[str, Plan], number: int) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.reason_to_rote.distributed import participation
-from interp.stats import Interval, bootstrap, paired, several
+from interp.reporting.stats import Interval, bootstrap, paired, several
 
 Tables = Mapping[str, pd.DataFrame]
 Measure = Callable[[Tables], Interval]

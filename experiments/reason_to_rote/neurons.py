@@ -12,11 +12,11 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from experiments.reason_to_rote.study import Studied, Study, Tables, said
-from interp.interventions import Interchange, Zero
-from interp.localization.heuristics import digit_features, key_value, match, matched, neurons_of
-from interp.localization.outliers import Groups, ReadOut, dose_curve, fit_groups, largest, random_choice
-from interp.sites import Site
-from interp.units import Units
+from interp.analysis.heuristics import digit_features, key_value, match, matched, neurons_of
+from interp.analysis.neuron_shifts import Groups, ReadOut, dose_curve, fit_groups, largest, random_choice
+from interp.interventions.kinds import Interchange, Zero
+from interp.sites.site import Site
+from interp.sites.units import Units
 
 TOP = 10
 Cover = Bool[np.ndarray, " items"]

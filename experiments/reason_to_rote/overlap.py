@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Int
 
 from experiments.reason_to_rote.study import Studied, Study, Tables, outcomes, said
-from interp.batch import Batch
-from interp.interventions import Patch
-from interp.localization.circuits import EdgeScores, Graph, chance_iou, edge_effects, faithfulness, sender_means
-from interp.localization.gates import values_at
-from interp.sites import Site
+from interp.analysis.circuits import EdgeScores, Graph, chance_iou, edge_effects, faithfulness, sender_means
+from interp.interventions.kinds import Patch
+from interp.localization.unit_values import values_at
+from interp.sites.site import Site
+from interp.subject.batch import Batch
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.5)
 

@@ -12,10 +12,10 @@ from jaxtyping import Int
 
 import interp
 from experiments.reason_to_rote.tasks import Task, exact
-from interp.batch import Batch
 from interp.data.noisy import Items
-from interp.interventions import Plan
-from interp.subject import evaluating
+from interp.interventions.plan import Plan
+from interp.subject.batch import Batch
+from interp.subject.subject import evaluating
 
 Tables = dict[str, pd.DataFrame]
 

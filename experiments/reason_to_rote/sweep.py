@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from experiments.panels import panels
 from experiments.reason_to_rote.__main__ import PRESETS
 from experiments.reason_to_rote.decoding import decoded
 from experiments.reason_to_rote.distributed import positions
@@ -21,7 +20,8 @@ from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
 from experiments.reason_to_rote.terms import FDA, MEM, TEST, dose, erasure, probe
-from interp.experiment import Experiment, Results, in_parallel
+from interp.experiment.experiment import Experiment, Results, in_parallel
+from interp.reporting.panels import panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

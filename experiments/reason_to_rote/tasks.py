@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Bool
 
 import interp
-from interp.checkpointing import load_weights
 from interp.data import arithmetic
 from interp.data.arithmetic import addition, sums
 from interp.data.noisy import Items
 from interp.data.relations import graph_facts, relations, tails, typed_facts
-from interp.subject import evaluating
-from interp.training import Checkpoints, Evaluation, Metrics, epochs
+from interp.subject.subject import evaluating
+from interp.training.fit import Checkpoints, Evaluation, Metrics, epochs
+from interp.training.state import load_weights
 
 
 @dataclass(frozen=True, eq=False)

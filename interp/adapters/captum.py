@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.anatomy import Sites
-from interp.batch import Batch
-from interp.hooks import Hooked, first_tensor
-from interp.sites import Site, SiteError
-from interp.subject import Subject
+from interp.errors import SiteError
+from interp.hooks.hooks import Hooked, first_tensor
+from interp.sites.anatomy import Sites
+from interp.sites.site import Site
+from interp.subject.batch import Batch
+from interp.subject.subject import Subject
 
 
 def layers(subject: Hooked, sites: Sites) -> list[tuple[nn.Module, bool]]:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from interp.adapters.ndif import check_hosted
 from interp.adapters.steps import Step, steps
-from interp.anatomy import Anatomy
-from interp.batch import Batch
-from interp.interventions import Plan
-from interp.subject import Subject, load
+from interp.interventions.plan import Plan
+from interp.loading.load import load
+from interp.sites.anatomy import Anatomy
+from interp.subject.batch import Batch
+from interp.subject.subject import Subject
 
 Remote = Literal["local"] | bool | None
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from interp.anatomy import Anatomy
-from interp.batch import Batch
-from interp.hooks import HookError, lowered
-from interp.interventions import Edit, Plan
-from interp.sites import BLOCK_POINTS, Site
+from interp.errors import HookError
+from interp.hooks.hooks import lowered
+from interp.interventions.edit import Edit
+from interp.interventions.plan import Plan
+from interp.sites.anatomy import Anatomy
+from interp.sites.site import BLOCK_POINTS, Site
+from interp.subject.batch import Batch
 
 Change = tuple[Tensor | None, Tensor, float, Tensor | None, Tensor | None]
 Step = tuple[str, str, str, int, list[Change]]

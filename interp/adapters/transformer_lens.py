@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.anatomy import Anatomy
-from interp.batch import Batch
-from interp.hooks import Hooked, HookError, lowered
-from interp.interventions import Edit, Plan, apply
-from interp.sites import Site
-from interp.subject import Subject
+from interp.errors import HookError
+from interp.hooks.hooks import Hooked, lowered
+from interp.interventions.edit import Edit, apply
+from interp.interventions.plan import Plan
+from interp.sites.anatomy import Anatomy
+from interp.sites.site import Site
+from interp.subject.batch import Batch
+from interp.subject.subject import Subject
 
 Hook = Callable[..., Tensor]
 

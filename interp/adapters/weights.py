@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from interp.anatomy import Anatomy, Place
-from interp.hooks import Hooked
-from interp.interventions import Edit, Intervention, Plan, interventions
+from interp.hooks.hooks import Hooked
+from interp.interventions.edit import Edit
+from interp.interventions.kinds import Intervention
+from interp.interventions.plan import Plan, interventions
+from interp.sites.anatomy import Anatomy, Place
 
 _USE_HOOKS = "run it with subject.intervened(plan)"
 

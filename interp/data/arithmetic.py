@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from interp.data.noisy import Items, noisy_rows
-from interp.sites import closest
+from interp.errors import closest
 
 Order = Literal["reversed", "plain"]
 Rule = Literal["random_sum", "one_digit", "permute"]

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.data.images import Images
+from interp.errors import closest
 from interp.files import replaced
-from interp.sites import closest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 
-from interp.batch import Batch
+from interp.subject.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)

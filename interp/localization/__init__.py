@@ -1,44 +1,10 @@
-"""Which units and layers hold a memory: `localize` and its methods, one file each; and what is computed where: `probes`, `subspaces`,
-`circuits`, `outliers`, `heuristics`. What ablating units does is `mitigation`'s business."""
+"""WHICH UNITS hold a memory: `localize` and its methods, one file each in `methods`; `benchmarks` with known answers.
 
-from interp.localization import (
-    activation,
-    baselines,
-    circuits,
-    flipping,
-    gradient,
-    heuristics,
-    integrated,
-    masks,
-    outliers,
-    patching,
-    probes,
-    subspaces,
-    tracing,
-    unitmem,
-    zero_out,
-)
+What is computed at those units is the business of `interp.analysis`, and what ablating them does that of `interp.mitigation`.
+"""
+
+from interp.localization import methods as _methods  # registers every method
 from interp.localization.registry import localize, localize_each, method, methods, window_method
 
-__all__ = [
-    "activation",
-    "baselines",
-    "circuits",
-    "flipping",
-    "gradient",
-    "heuristics",
-    "integrated",
-    "localize",
-    "localize_each",
-    "masks",
-    "method",
-    "methods",
-    "outliers",
-    "patching",
-    "probes",
-    "subspaces",
-    "tracing",
-    "unitmem",
-    "window_method",
-    "zero_out",
-]
+__all__ = ["localize", "localize_each", "method", "methods", "window_method"]
+del _methods

@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interp.anatomy import Sites
-from interp.batch import Batch, Batches, batches
+from interp.errors import closest
 from interp.progress import track
-from interp.sites import Site, closest
-from interp.subject import Subject
-from interp.units import UnitScores
+from interp.sites.anatomy import Sites
+from interp.sites.site import Site
+from interp.sites.units import UnitScores
+from interp.subject.batch import Batch, Batches, batches
+from interp.subject.subject import Subject
 
 Scores = Mapping[Site, np.ndarray]
 SetFunction = Callable[..., Scores]

@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.batch import Batch
-from interp.localization.gates import differentiated, per_unit, written
+from interp.errors import SiteError
 from interp.localization.registry import Places
-from interp.sites import Site, SiteError
-from interp.subject import Subject
+from interp.localization.unit_values import per_unit, written
+from interp.localization.window_losses import differentiated
+from interp.sites.site import Site
+from interp.subject.batch import Batch
+from interp.subject.subject import Subject
 
 Screen = Mapping[Site, Float[Tensor, "windows units"]]
 _WRITES_TO = {"neurons": ("resid_post",), "heads": ("resid_mid", "resid_post")}

@@ -20,13 +20,12 @@ from jaxtyping import Bool, Float, Int
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from interp.batch import GIVEN, Batch
-from interp.decoding import Decoder
-from interp.hooks import prompt_length
-from interp.memorization.parts import Parts
-from interp.models.image_model import ImageModel
+from interp.hooks.hooks import prompt_length
+from interp.memorization.shards import Parts
 from interp.progress import track
-from interp.subject import Subject, evaluating, token_losses
+from interp.subject.batch import GIVEN, Batch
+from interp.subject.decoding import Decoder
+from interp.subject.subject import Subject, evaluating, token_losses
 
 Text = str | Sequence[int]
 Steps = tuple[tuple[int, int], ...]
@@ -209,9 +208,8 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
     subject.check(batch)
     subject.check_prompt(batch)
     given = batch.to(subject.device)
-    steps = subject.module.steps if isinstance(subject.module, ImageModel) else tuple((t, t + 1) for t in range(batch.length))
-    steps = tuple(step for step in steps if batch.prompt <= step[0] < batch.length)
-    with evaluating(subject), prompt_length(subject.lead + batch.prompt):
+    steps = tuple(group for group in subject.stepwise.groups(batch.length) if group[0] >= batch.prompt)
+    with evaluating(subject), prompt_length(subject.stepwise.lead + batch.prompt):
         decoder = Decoder(subject, len(batch), given.conditioning)
         logits = decoder.feed(given.tokens[:, : steps[-1][0]], keep=batch.length - batch.prompt)
         greedy, targets = logits.argmax(-1), given.targets

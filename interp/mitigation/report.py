@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 
 from interp.files import replaced, writable
-from interp.memorization.effects import MEASURES
-from interp.plotting import dose_response, save
-from interp.stats import Interval, bootstrap, paired
+from interp.memorization.evaluation import MEASURES
+from interp.reporting.plotting import dose_response, save
+from interp.reporting.stats import Interval, bootstrap, paired
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,1 +1,1 @@
-"""Networks that the toolkit builds itself: image autoregressive models and their tokenizers."""
+"""Networks that the toolkit builds itself."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 import interp
 from interp import Add, Batch, Interchange, Mean, Patch, Project, Resample, Scale, Site, Subject, Zero
-from interp.sites import BLOCK_POINTS
+from interp.sites.site import BLOCK_POINTS
 
 KINDS = (
     "zero",

@@ -6,7 +6,7 @@ import torch
 
 from interp import SiteError
 from interp.adapters import captum as adapter
-from interp.hooks import captured
+from interp.hooks.hooks import captured
 
 from .plans import block_site, close, example
 

@@ -10,7 +10,7 @@ from quick import NAMES, QUICK
 
 import interp
 from interp.localization import localize, localize_each
-from interp.localization.gates import predicting
+from interp.localization.predicting_positions import predicting
 
 
 @pytest.fixture(params=["var", "rar"])

@@ -10,10 +10,10 @@ import torch
 
 import interp
 from interp.localization import localize, localize_each
-from interp.localization.gates import window_losses
-from interp.localization.patching import corrupted
-from interp.localization.zero_out import exact
-from interp.subject import evaluating
+from interp.localization.methods.attribution_patching import corrupted
+from interp.localization.methods.zero_out import exact
+from interp.localization.window_losses import window_losses
+from interp.subject.subject import evaluating
 
 POINTS = ("neurons", "heads", "attn_out", "blocks")
 
@@ -97,7 +97,7 @@ def test_causal_tracing_restores_what_the_gradient_says(subject):
         hook = subject.module.embed.register_forward_hook(spoil)
         noisy = tiny.values_by_hand(subject, many, site)
         hook.remove()
-        with interp.hooks.captured(subject, (site,)) as values:
+        with interp.hooks.hooks.captured(subject, (site,)) as values:
             loss = window_losses(subject, batch)
         (slope,) = torch.autograd.grad(loss.sum(), values[site])
         expected = -((clean - noisy).mean(0, keepdim=True) * slope).sum((0, 1))

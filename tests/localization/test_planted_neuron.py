@@ -65,7 +65,7 @@ def test_random_scores_do_not_find_it():
 
 def test_the_neuron_is_all_there_is(known):
     """The construction itself: it fires on memorized windows alone, and without it nothing is left of them."""
-    with interp.subject.evaluating(known.subject):
+    with interp.subject.subject.evaluating(known.subject):
         clean = known.subject.losses(known.memorized).mean()
         with known.subject.intervened(interp.Zero(known.subject.anatomy.units(known.site).only(*known.unit[:1], [known.neuron]))):
             ablated = known.subject.losses(known.memorized).mean()

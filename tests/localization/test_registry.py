@@ -13,8 +13,8 @@ import torch
 from quick import NAMES, NEEDY, QUICK, RUNNING
 
 import interp
-from interp.batch import Batches
 from interp.localization import localize, localize_each, method, methods, registry, window_method
+from interp.subject.batch import Batches
 
 MEMORIZED, REFERENCE = memory.frame(memory.random_tokens(3, 1)), memory.frame(memory.random_tokens(3, 2))
 CALLS = pytest.mark.parametrize("call", [localize, localize_each])
@@ -98,7 +98,7 @@ def test_one_site_or_a_list_of_them_is_scored_too(llama, method, site):
     check_scores(llama, MEMORIZED, REFERENCE, method, site)
 
 
-def check_scores(subject: interp.Subject, memorized: Batches, reference: Batches, method: str, site: interp.anatomy.Sites) -> None:
+def check_scores(subject: interp.Subject, memorized: Batches, reference: Batches, method: str, site: interp.sites.anatomy.Sites) -> None:
     options = QUICK.get(method, {})
     with tiny.untouched(subject.module):
         group = localize(subject, memorized, reference, method, site, **options)

@@ -9,10 +9,11 @@ import tiny
 import torch
 
 import interp
-from interp.localization import localize, localize_each, zero_out
-from interp.localization.gates import values_at
-from interp.localization.gradient import first_order_effects
+from interp.localization import localize, localize_each
+from interp.localization.methods import zero_out
+from interp.localization.methods.gradient import first_order_effects
 from interp.localization.screening import estimates, first_or_curved, interleaved
+from interp.localization.unit_values import values_at
 
 MEMORIZED, REFERENCE = memory.frame(memory.random_tokens(3, 1)), memory.frame(memory.random_tokens(2, 2))
 SITES = tuple(interp.Site("neurons", block) for block in range(tiny.BLOCKS))

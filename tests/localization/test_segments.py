@@ -10,10 +10,10 @@ import tiny
 import torch
 
 import interp
+from interp.engine.recording import record_parts, segments
+from interp.engine.reducers import REDUCERS, TopK
 from interp.localization import localize, localize_each
-from interp.localization.unitmem import unitmem, unitmem_by_segment
-from interp.recording import record_parts, segments
-from interp.reducers import REDUCERS, TopK
+from interp.localization.methods.unitmem import unitmem, unitmem_by_segment
 
 SITES = ["blocks.0.heads", "blocks.1.neurons", "blocks.2.resid_mid"]
 ROWS = 6

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import interp
-from interp.interventions import Plan
+from interp.interventions.plan import Plan
 from interp.memorization.extraction import Verdict, discoverable, scan, summary, verdicts, windows
-from interp.memorization.passages import passages
+from interp.memorization.spans import passages
 
 PROMPT, LENGTH = 5, 7
 PLANS = ("nothing", "zero", "zero when decoding")

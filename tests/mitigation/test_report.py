@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp.memorization.effects import MEASURES
-from interp.mitigation.drop import Trial
+from interp.memorization.evaluation import MEASURES
+from interp.mitigation.extraction_drop import Trial
 from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulated
-from interp.stats import Interval, bootstrap, paired
+from interp.reporting.stats import Interval, bootstrap, paired
 
 TRIALS = [
     Trial("selection", 0.1, 4, 0, ()),

@@ -1,0 +1,204 @@
+"""The commands end to end on a tiny model that knows some texts by heart, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import letters
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import interp
+from interp.cli.app import app
+
+KNOWN = [text[:20] + "[/b] [red]" + text[30:] for text in letters.noise(4, 64, seed=1)]  # brackets are markup to a terminal library
+UNKNOWN = letters.noise(30, 64, seed=2)
+WINDOW = ["--prefix", "8", "--length", "8"]
+COMMANDS = ("scan", "localize", "ablate", "demo")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return letters.saved(letters.overfitted(KNOWN), tmp_path_factory.mktemp("models") / "overfitted")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "known.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in KNOWN))
+    (folder / "unknown.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*UNKNOWN, "short"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(model, corpus, tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """scan, localize and ablate one after the other in one folder, and what each printed as JSON."""
+    out = tmp_path_factory.mktemp("out") / "run"
+    units = ["--units", out / "units.json"]
+    printed = {}
+    for command, *options in (
+        ["scan"],
+        ["localize", "--top", "0.1"],
+        ["ablate", *units],
+        ["ablate", "--fractions", "0.05,0.2", "--at", "0.2"],
+    ):
+        result = run(command, model, corpus, "--out", out, *WINDOW, *options, "--json")
+        assert result.exit_code == 0, result.output
+        printed[command + ("" if "--fractions" not in options else " scores")] = json.loads(result.stdout)
+    return out, printed
+
+
+def run(*arguments: Any):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_scan_finds_the_texts_known_by_heart(done):
+    out, printed = done
+    frame = pd.read_parquet(out / "windows.parquet")
+    assert printed["scan"] == {
+        "windows": 34 * 7, "exact": int(frame["exact"].sum()), "accuracy": round(frame["accuracy"].mean(), 4), "texts": 35, "skipped": 1,
+        "out": str(out), "discoverable_n100_p50": float((1 - (1 - np.exp(frame["log_p"])) ** 100 >= 0.5).mean()),
+    }  # fmt: skip
+    assert set(frame[frame["exact"]]["text"]) == {0, 1, 2, 3}
+    assert frame["exact"].sum() > 20
+    best = pd.read_csv(out / "passages.csv").iloc[0]
+    assert best["suffix"] in KNOWN[best["text"]]
+    assert (out / "scan.png").exists()
+
+
+def test_localize_writes_the_units_that_ablate_takes(done):
+    out, printed = done
+    units, scores = interp.Units.load(out / "units.json"), interp.UnitScores.load(out / "scores.parquet")
+    assert printed["localize"] == {"method": "gradient_x_activation", "units": 10, "of": 96, "out": str(out)}
+    assert len(scores) == 96
+    assert units == scores.top(0.1)
+
+
+def test_ablate_measures_beside_the_controls(done):
+    out, printed = done
+    frame = pd.read_parquet(out / "drop.parquet")
+    assert set(frame["selection"]) == {"selection", "random", "lowest"}
+    assert sorted(set(frame["fraction"])) == [0.05, 0.2]
+    for name in ("ablate", "ablate scores"):
+        assert {"verdict", "beats_random", "out"} <= printed[name].keys()
+    assert printed["ablate"]["verdict"].startswith("Ablating 10 units (10.42%)")
+    assert printed["ablate scores"]["verdict"].startswith("Ablating 19 units (20.00%)")
+    assert json.loads((out / "drop.json").read_text())["verdict"] == printed["ablate scores"]["verdict"]
+    assert (out / "drop.png").exists()
+
+
+def test_people_get_lines_and_a_table_with_every_letter_of_the_text(done, model, corpus):
+    out, _ = done
+    result = run("scan", model, corpus, "--out", out, *WINDOW)
+    assert result.exit_code == 0, result.output
+    assert "most memorized passages" in result.stdout
+    assert f"windows: {34 * 7}" in result.stdout
+    assert "[/b]" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert re.search(rf"Example: +interp {command} ", " ".join(result.stdout.split()))
+
+
+def test_without_a_command_the_commands_are_listed():
+    assert all(command in run().output for command in COMMANDS)
+
+
+def assert_one_error(result: Any, match: str) -> None:
+    assert result.exit_code == 1
+    assert not result.stdout
+    assert re.fullmatch(rf"error: [^\n]*{match}[^\n]*\n", result.stderr), result.stderr
+
+
+@pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_model_that_is_not_there_is_one_line(command, as_json, corpus, tmp_path):
+    assert_one_error(run(command, tmp_path / "no" / "model", corpus, "--out", tmp_path, *as_json), "model does not exist")
+
+
+@pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
+def test_a_text_that_is_not_there_is_one_line_before_the_model_is_loaded(command, model, tmp_path):
+    assert_one_error(run(command, model, tmp_path / "no.txt", "--out", tmp_path), "no.txt does not exist")
+
+
+@pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
+def test_an_out_that_is_a_file_is_one_line(command, model, corpus, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert_one_error(run(command, model, corpus, "--out", tmp_path / "file"), "cannot write to .*file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_truncated_weights_are_one_line(model, corpus, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in model.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes()[: 5000 if file.suffix == ".safetensors" else None])
+    assert_one_error(run("scan", broken, corpus, "--out", tmp_path / "out"), "model.safetensors is truncated or damaged")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--fractions", "a,b"], "--fractions 'a,b': expected numbers between commas"),
+        (["--fractions", "0.1", "--at", "0.2"], "--at 0.2 is not among --fractions 0.1"),
+        (["--units", "UNITS", "--at", "0.1"], "--at chooses among --fractions"),
+        (["--units", "DAMAGED"], "damaged.json holds no units"),
+        (["--units", "MISSING"], "No such file"),
+    ],
+)
+def test_wrong_choices_for_ablate_are_one_line_before_any_work(options, match, done, tmp_path):
+    (tmp_path / "damaged.json").write_text('{"widths": 3}')
+    files = {"UNITS": done[0] / "units.json", "DAMAGED": tmp_path / "damaged.json", "MISSING": tmp_path / "missing.json"}
+    assert_one_error(run("ablate", "no-such-model", "no-such-text", "--out", tmp_path, *(files.get(o, o) for o in options)), match)
+
+
+@pytest.mark.parametrize("command", ["localize", "ablate"])
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--method", "zero_aut"], "nearest: zero_out"),
+        (["--method", "slimming", "--set", "step=3"], "slimming has no option 'step'.*nearest: steps"),
+        (["--set", "steps"], "--set 'steps': expected name=value"),
+    ],
+)
+def test_methods_and_options_that_do_not_exist_are_one_line_before_any_work(command, options, match, tmp_path):
+    assert_one_error(run(command, "no-such-model", "no-such-text", "--out", tmp_path, *options), match)
+
+
+@pytest.mark.parametrize(
+    ("site", "options", "top"),
+    [
+        ("neurons", ["--method", "slimming", "--set", "steps=3", "--set", "pressure=0.2"], 0.1),
+        ("heads", ["--method", "integrated_gradients", "--set", "rule=gauss", "--set", "steps=2"], 0.25),
+        ("blocks", ["--method", "zero_out"], 0.5),
+    ],
+)
+def test_every_kind_of_unit_goes_from_localize_to_ablate(site, options, top, done, model, corpus, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(done[0], out)
+    result = run("localize", model, corpus, "--out", out, *WINDOW, "--site", site, "--top", top, *options, "--json")
+    assert result.exit_code == 0, result.output
+    units = interp.Units.load(out / "units.json")
+    assert {s.point for s in units.sites} == {"block_out" if site == "blocks" else site}
+    assert pd.read_csv(out / "blocks.csv")["share"].sum() == pytest.approx(1)
+    assert (out / "units.png").exists()
+    ablated = run("ablate", model, corpus, "--out", out, *WINDOW, "--units", out / "units.json", "--json")
+    assert ablated.exit_code == 0, ablated.output
+    assert json.loads(ablated.stdout)["verdict"].startswith(f"Ablating {len(units)} units")
+
+
+def test_nothing_extracted_is_said_plainly(model, tmp_path):
+    (tmp_path / "a.txt").write_text(UNKNOWN[0])
+    result = run("localize", model, tmp_path / "a.txt", "--out", tmp_path / "out", *WINDOW)
+    assert result.exit_code == 1
+    assert "error: none of 7 windows was extracted" in result.stderr
+    assert "Traceback" not in result.stderr

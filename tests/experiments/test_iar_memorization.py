@@ -1,0 +1,233 @@
+"""Memorization in image models end to end on its smoke preset, and laws of what its claims are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import interp
+from experiments.iar_memorization import __main__ as iar
+from experiments.iar_memorization.checks import checks
+from experiments.iar_memorization.measures import centre, complete, read
+from experiments.iar_memorization.mitigation import HALVED, LIKE, Bench, Trial, apart, at_equal_cost, averaged
+from experiments.iar_memorization.quality import Quality, features_of
+from experiments.iar_memorization.study import Study, trained
+from interp.data.images import digits
+from interp.interventions.kinds import Zero
+from interp.memorization.extraction import scan
+from interp.mitigation.weight_edits import in_weights
+
+SEED = 100
+SMOKE = iar.PRESETS["smoke"]
+FIGURES = {
+    "training", "extraction", "correlation", "map", "blocks", "votes", "members", "subsets", "edits", "equal_cost", "zeroed", "kinds",
+    "images_VAR", "images_RAR",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("smoke")
+    iar.EXPERIMENT.reproduce("smoke", SEED, folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["VAR", "RAR"])
+def study(request, out) -> Study:
+    return trained(SMOKE, request.param, "overfit", SEED, out / "models")
+
+
+@pytest.fixture(scope="module")
+def tables(out) -> dict[str, pd.DataFrame]:
+    return {file.stem: pd.read_parquet(file) for file in (out / "tables").glob("*.parquet")}
+
+
+def test_every_claim_is_judged_and_has_something_to_look_at(out):
+    found = json.loads((out / "claims.json").read_text())
+    assert [claim["id"] for claim in found] == [check.id for check in checks(SMOKE)]
+    assert len({claim["id"] for claim in found}) == len(found)
+    for claim in found:
+        assert (out / claim["evidence"]).exists(), claim["evidence"]
+        assert claim["low"] <= claim["measured"] <= claim["high"]
+    assert {file.stem for file in (out / "figures").glob("*.png")} == FIGURES
+
+
+def test_members_are_extracted_from_the_longest_prefix_and_no_image_held_out_is(tables):
+    table = tables["extraction"]
+    for _, part in table.groupby("family"):
+        longest = part[part["prefix"] == part["prefix"].max()]
+        assert longest[longest["set"].isin(["planted", "background"])]["exact"].sum() >= 20
+        assert (longest["set"] != "held out").sum() == 32
+        assert (part["set"] == "held out").sum() == 32 * part["prefix"].nunique()
+        assert not part[part["set"] == "held out"]["exact"].any()
+
+
+def test_models_are_kept_and_a_second_run_gives_the_same_claims_without_training(out, tmp_path):
+    states = {file: file.stat().st_mtime_ns for file in out.glob("models/*/state.safetensors")}
+    assert len(states) == 2
+    again = iar.run(SMOKE, SEED, out)
+    assert {file: file.stat().st_mtime_ns for file in states} == states
+    again.save(tmp_path, {})
+    assert (tmp_path / "claims.json").read_text() == (out / "claims.json").read_text()
+
+
+def test_a_kept_model_loads_as_a_subject_that_gives_the_same_verdicts(out, study, tables):
+    loaded = interp.load(out / "models" / f"{study.family}-overfit-seed{SEED}" / "model")
+    assert loaded.fingerprint == study.subject.fingerprint
+    table = tables["extraction"]
+    for name, batch in study.batches.items():
+        for prefix in study.prefixes:
+            rows = table[(table["family"] == study.family) & (table["set"] == name) & (table["prefix"] == prefix)]
+            assert (scan(loaded, batch, prefix, decode_from=2)["exact"].to_numpy() == rows["exact"].to_numpy()).all()
+
+
+def test_one_forward_tells_extraction_from_every_prefix(study, tables):
+    table = tables["extraction"]
+    for name, batch in study.batches.items():
+        hits, losses = read(study.subject, batch, size=7)
+        np.testing.assert_allclose(losses, study.subject.losses(batch).detach().mean(1), rtol=1e-5)
+        for prefix in study.prefixes:
+            rows = table[(table["family"] == study.family) & (table["set"] == name) & (table["prefix"] == prefix)]
+            assert (complete(hits, prefix) == rows["exact"].to_numpy()).all()
+
+
+def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
+    quality = Quality(study, features_of(SMOKE, out / "models"), 16, {})
+    bench, units = Bench(study, quality), study.subject.anatomy.units("neurons")
+    before = study.subject.fingerprint
+    found = bench.table([Trial("all", 1.0, 0, "zero", Zero(units)), Trial("all", 1.0, 0, HALVED, in_weights(study.subject, units, 0.5))])
+    assert study.subject.fingerprint == before
+    assert found["exact"].iloc[0] > found["exact"].iloc[1]
+    again = bench.measured(())
+    assert again == {name: found[name].iloc[0] for name in again}
+    with torch.no_grad():
+        for site in units.sites:
+            study.subject.anatomy.out_weight(study.subject.module, site).zero_()
+    try:
+        by_weights = bench.measured(())
+    finally:
+        study.subject.module.load_state_dict(trained(SMOKE, study.family, "overfit", SEED, out / "models").subject.module.state_dict())
+    assert by_weights["exact"] == found["exact"].iloc[1]
+    assert by_weights["planted loss"] == pytest.approx(found["planted loss"].iloc[1], rel=1e-5)
+    assert by_weights["distance"] == pytest.approx(found["distance"].iloc[1], rel=1e-3)
+
+
+def test_distances_are_reproduced_and_vary_with_the_noise(study, out):
+    quality = Quality(study, features_of(SMOKE, out / "models"), 32, {})
+    assert quality.distance(1) == quality.distance(1) != quality.distance(2)
+
+
+def edits(*rows: tuple[str, float, float, float, float]) -> pd.DataFrame:
+    """Selection, fraction, extracted, held-out loss and distance."""
+    frame = pd.DataFrame(rows, columns=["selection", "fraction", "extracted", "held out loss", "distance"])
+    edit = np.where(frame["selection"] == "none", "none", HALVED)
+    return frame.assign(edit=edit, family="VAR", regime="mixture", seed=0, draw=0)
+
+
+def test_advantage_at_equal_cost_by_hand():
+    """Random units cost 1 a fifth of extraction up to loss 3; distances that rise without less extraction gain nothing; where no random
+    units cost as much, they are taken to leave nothing."""
+    table = edits(
+        ("none", 0.0, 1.0, 1.0, 10.0),
+        ("random", 0.1, 0.8, 2.0, 12.0),
+        ("random", 0.2, 0.6, 3.0, 11.0),
+        ("score", 0.1, 0.5, 2.5, 12.0),
+        ("cheap", 0.1, 0.9, 0.5, 9.0),
+        ("dear", 0.1, 0.1, 9.0, 99.0),
+    )
+    found = at_equal_cost(table).set_index(["edit", "cost", "selection"])["advantage"][HALVED]
+    assert found["held out loss", "score"] == pytest.approx(0.7 - 0.5)
+    assert found["held out loss", "cheap"] == pytest.approx(1.0 - 0.9)
+    assert found["held out loss", "dear"] == pytest.approx(-0.1)
+    assert found["distance", "score"] == pytest.approx(0.6 - 0.5)
+    assert found["distance", "cheap"] == pytest.approx(1.0 - 0.9)
+
+
+def test_a_method_is_held_against_random_units_of_its_own_blocks_where_there_are_such():
+    table = edits(
+        ("none", 0.0, 1.0, 1.0, 1.0), ("random", 0.1, 0.2, 3.0, 3.0), (f"{LIKE}score", 0.1, 0.6, 3.0, 3.0), ("score", 0.1, 0.5, 2.0, 2.0)
+    )
+    found = at_equal_cost(table).set_index(["edit", "cost", "selection"])["advantage"][HALVED]
+    assert found["held out loss", "score"] == pytest.approx(0.8 - 0.5)
+    assert found["distance", "score"] == pytest.approx(0.6 - 0.5)
+
+
+def test_units_are_chosen_against_other_images_than_edits_are_measured_on(study):
+    measured, others = apart(study)
+    shared = {tuple(row) for row in measured.tokens.tolist()} & {tuple(row) for row in others.tokens.tolist()}
+    assert len(measured) + len(others) == len(study.batches["held out"])
+    assert not shared
+
+
+def test_draws_are_averaged_before_they_are_compared():
+    table = edits(("none", 0.0, 1.0, 1.0, 1.0), ("random", 0.1, 0.4, 2.0, 2.0), ("random", 0.1, 0.6, 4.0, 2.0))
+    own = averaged(table).set_index("selection")
+    assert own.loc["random", "extracted"] == pytest.approx(0.5)
+    assert own.loc["random", "held out loss"] == pytest.approx(3.0)
+
+
+def test_the_centre_of_blocks_by_hand():
+    blocks = pd.DataFrame({"block": [0, 1, 2], "share": [0.0, 0.5, 0.5]})
+    assert centre(blocks, "share") == pytest.approx(0.75)
+    assert centre(blocks.assign(share=[1.0, 0.0, 0.0]), "share") == 0.0
+
+
+def test_all_presets_name_what_the_runs_need():
+    for name, preset in iar.PRESETS.items():
+        assert preset.keys() >= SMOKE.keys() - {"images", "sides", "tokenizer", "model"}, name
+        assert set(preset["judged"]) == set(preset["prefixes"]) == {"VAR", "RAR"}
+        assert all(preset["judged"][family] in preset["prefixes"][family] for family in ("VAR", "RAR"))
+
+
+class Descriptor(torch.nn.Module):
+    """Stands for SSCD and Inception: a few numbers about an image."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(1)
+
+
+def class_folders(place: Path, images, count: int) -> None:
+    """`count` pictures of each class in a folder of its own."""
+    for label in images.labels.unique().tolist():
+        (place / str(label)).mkdir(parents=True)
+        for number, pixels in enumerate(images.pixels[images.labels == label][:count]):
+            array = (pixels[0] * 255).round().to(torch.uint8).numpy()
+            Image.fromarray(array).save(place / str(label) / f"{number}.png")
+
+
+def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
+    """On a tiny model and a folder of digits: candidates are the images of each class that the model hits most."""
+    images = digits()
+    class_folders(tmp_path / "train", images, 5)
+    class_folders(tmp_path / "validation", images.rows(slice(900, None)), 4)
+    torch.jit.script(Descriptor()).save(tmp_path / "net.pt")
+    kept = {family: out / "models" / f"{family}-overfit-seed{SEED}" / "model" for family in ("VAR", "RAR")}
+    places = {
+        "models": {family: str(folder / "network.safetensors") for family, folder in kept.items()},
+        "tokenizers": {family: str(folder / "tokenizer.safetensors") for family, folder in kept.items()},
+        "train": str(tmp_path / "train"), "validation": str(tmp_path / "validation"),
+        "copies": str(tmp_path / "net.pt"), "features": str(tmp_path / "net.pt"),
+    }  # fmt: skip
+    small = {"places": places, "candidates": 2, "per_class": 2, "last": {"VAR": 16, "RAR": 8}, "prefixes": SMOKE["prefixes"]}
+    small |= {
+        "judged": SMOKE["judged"],
+        "reference": 12,
+        "shares": (0.5,),
+        "fractions": (0.1, 0.2),
+        "further_random": (),
+        "draws": 12,
+        "at": {"VAR": 0.1, "RAR": 0.2},
+    }
+    found = iar.run(iar.PRESETS["paper"] | small, 0, tmp_path / "out")
+    planted = found.tables["extraction"].query("set == 'planted' and prefix == 0")
+    assert (planted.groupby("family").size() == 2 * 10).all()
+    halved = found.tables["edits"].query("edit == @HALVED")
+    drawn = ~halved["selection"].str.startswith(LIKE)
+    assert (np.isfinite(halved["distance"]) == drawn).all()
+    assert {claim.id for claim in found.claims} == {check.id for check in checks(iar.PRESETS["paper"])}

@@ -1,0 +1,232 @@
+"""The localization benchmarks end to end on two models of a moment, and what their claims are made of."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import letters
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import interp
+from experiments.localization_benchmarks import __main__ as benchmarks
+from experiments.localization_benchmarks import licence_texts, published, real, study
+from experiments.localization_benchmarks.claims import claims
+from experiments.localization_benchmarks.memorizer import KINDS, Recipe, memorizer
+from interp.experiment.experiment import Results
+from interp.localization import methods
+
+RECIPE = {
+    "blocks": 2,
+    "width": 32,
+    "neurons": 16,
+    "vocabulary": 300,
+    "repeated": 2,
+    "copies": 8,
+    "once": 40,
+    "others": 8,
+    "texts": 60,
+    "prefix": 8,
+    "length": 8,
+}
+SETTINGS = benchmarks.PRESETS["smoke"] | {"recipe": RECIPE}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Results:
+    pytest.importorskip("faker")
+    return benchmarks.run(SETTINGS, 0, tmp_path_factory.mktemp("run"))
+
+
+def test_every_method_is_asked_in_inj_and_about_the_look_up(results):
+    for table in ("injection", "lookup"):
+        assert set(results.tables[table]["method"]) == set(methods())
+    assert set(results.tables["deletion"]["method"]) == set(methods()) - {"causal_tracing"}
+
+
+def test_tables_have_both_seeds_and_stand_beside_what_was_published(results):
+    for name, table in results.tables.items():
+        if not name.endswith("beside_published"):
+            assert (set(table["seed"]) == {0, 1}) if "seed" in table else (set(table["seeds"]) == {2})
+    for name, model in (("injection_beside_published", "ours, 10%"), ("deletion_beside_published", "ours, all")):
+        beside = results.tables[name].set_index("model")
+        assert {"GPT-2 XL", "Pythia-6.9B", model} <= set(beside.index)
+        assert {"slimming", "zero_out"} <= set(beside.loc["GPT-2 XL", "method"]) & set(beside.loc[model, "method"])
+
+
+def test_claims_are_l0_to_l8_each_with_its_control(results):
+    found = {claim.id.split()[0] for claim in results.claims}
+    assert found == {f"L{n}" for n in range(9)} - {"L3"}  # which takes two shares; there is one here
+    assert len({claim.id for claim in results.claims}) == len(results.claims)
+    assert all(claim.control and claim.seeds == 2 for claim in results.claims)
+
+
+def test_results_are_written_as_files_that_others_read(results, tmp_path):
+    results.save(tmp_path, {"preset": "test"})
+    figures = {"injection", "injection_curve", "trade_off", "correlation", "confusion", "blocks"}
+    assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == figures
+    for claim in json.loads((tmp_path / "claims.json").read_text()):
+        assert (tmp_path / claim["evidence"]).exists(), claim["evidence"]
+
+
+def flat(results: Results, **changed: pd.DataFrame) -> dict[str, Any]:
+    return {claim.id: claim for claim in claims(results.tables | changed, SETTINGS)}
+
+
+def test_claims_follow_from_their_tables(results):
+    recalls = results.tables["injection"].assign(recall=0.0)
+    assert flat(results, injection=recalls)["L1 zero_out, 10%"].verdict == "opposite"
+    assert flat(results, injection=recalls.assign(recall=0.9))["L1 zero_out, 10%"].verdict == "reproduced"
+    sums = results.tables["sums"]
+    for times, verdict in ((2.0, "reproduced"), (1.1, "not reproduced"), (0.5, "opposite")):
+        assert flat(results, sums=sums.assign(joint=times * sums["sum"]))["L7"].verdict == verdict
+    related = results.tables["related"]
+    for sign, verdict in ((1.0, "reproduced"), (-1.0, "opposite")):
+        fall = sign * related["same"].astype(float)
+        assert flat(results, related=related.assign(fall=fall))["L6 all"].verdict == verdict
+    deletion = results.tables["deletion"]
+    ours = deletion.assign(self_accuracy=-np.where(deletion["method"] == "random", 0.01, 0.2))
+    assert flat(results, deletion=ours)["L4 slimming, all"].verdict == "reproduced"
+    blocks = results.tables["blocks"]
+    assert flat(results, blocks=blocks.assign(fall=(blocks["block"] == -1) * 1.0))["L8 zero_out"].verdict == "reproduced"
+
+
+def test_pruning_is_not_judged_on_few_blocks(results):
+    assert flat(results)["L2"].verdict == "not testable at this scale"
+
+
+def test_the_memorizer_is_the_same_for_a_seed_and_keeps_its_sets_apart():
+    pytest.importorskip("faker")
+    one, again, other = (memorizer(Recipe(**RECIPE), seed) for seed in (3, 3, 4))
+    assert one.subject.fingerprint == again.subject.fingerprint != other.subject.fingerprint
+    assert one.kinds == tuple(kind for kind in KINDS for _ in range(2))
+    sets = [one.repeated, one.inject, one.dev, one.reference, one.held_out]
+    rows = [tuple(row) for batch in sets for row in batch.tokens.tolist()]
+    assert len(rows) == len(set(rows)) == 8 + 4 * 8
+    once_more = [again.repeated, again.inject, again.dev, again.reference, again.held_out]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(sets, once_more, strict=True))
+
+
+def test_a_model_of_ones_own_is_studied_on_what_it_says_most_of(tmp_path):
+    folder = letters.saved(letters.subject(), tmp_path / "model")
+    recipe = Recipe(model=str(folder), prefix=20, length=12, repeated=3, others=4, texts=30)
+    known = memorizer(recipe, 0)
+    assert known.kinds == tuple(kind for kind in licence_texts.corpus() for _ in range(3))
+    assert known.repeated.tokens.shape == (len(known.kinds), 32)
+    assert len(known.inject) == len(known.held_out) == 4
+    assert known.subject.decode(known.held_out.tokens[1].tolist()).startswith("def ")
+
+
+def test_windows_that_are_not_memorized_are_left_out():
+    pytest.importorskip("faker")
+    known = memorizer(Recipe(**RECIPE), 3)
+    accuracy = study.effects(known.subject, [[]], {"repeated": known.repeated})["accuracy"].to_numpy()
+    least = float(np.median(accuracy))
+    kept = study.memorized_only(known, least)
+    assert kept.repeated.tokens.tolist() == [row for row, a in zip(known.repeated.tokens.tolist(), accuracy, strict=True) if a >= least]
+    assert kept.kinds == tuple(kind for kind, a in zip(known.kinds, accuracy, strict=True) if a >= least)
+    assert kept.repeated.prompt == known.repeated.prompt
+    with pytest.raises(ValueError, match="no repeated window was memorized"):
+        study.memorized_only(known, 1.1)
+
+
+def test_published_numbers_are_those_of_the_paper():
+    recall = published.injection().set_index(["model", "fraction", "method", "multiple"])["recall"]
+    assert recall["GPT-2 124M", 0.001, "slimming", 5] == pytest.approx(0.944)
+    assert recall["Pythia-6.9B", 0.01, "hard_concrete", 1] == pytest.approx(0.368)
+    assert recall["GPT-2 XL", 0.01, "activation", 2] == pytest.approx(0.05)
+    change = published.deletion().set_index(["model", "fraction", "method", "measure"])["change"]
+    assert change["Pythia-6.9B", 0.005, "hard_concrete", "self_accuracy"] == pytest.approx(-0.577)
+    assert change["Pythia-2.8B", 0.005, "slimming", "negative_accuracy"] == pytest.approx(-0.07)
+    assert change["GPT-2 XL", 0.001, "activation", "perplexity_base_2"] == pytest.approx(0.11)
+    assert ("Pythia-6.9B", 0.001, "zero_out", 1) not in recall.index
+
+
+def effects_of(fall: dict[tuple[str, str], float]) -> pd.DataFrame:
+    """Rows of the real study: one method at the headline share, 8 windows of 4 texts a set, with given falls of accuracy."""
+    rows = []
+    for data in real.JUDGED:
+        for selected in ("top", "random", "as active", "lowest"):
+            for window in range(8):
+                down = fall.get((data, selected), 0.0) * (1 + 0.01 * (window % 3))
+                before = dict.fromkeys(("exact_before", "accuracy_before", "similarity_before"), 1.0) | {"loss_before": 0.0}
+                after = dict.fromkeys(("exact", "accuracy", "similarity"), 1 - down) | {"loss": 4 * down}
+                about = {
+                    "method": "m",
+                    "selected": selected,
+                    "fraction": real.HEADLINE,
+                    "k": 117,
+                    "seed": 0,
+                    "data": data,
+                    "window": window,
+                }
+                rows.append(about | {"source": f"{data} {window // 2}", "activity": 1.0} | before | after)
+    return pd.DataFrame(rows)
+
+
+NONE = {"R1": 1, "R2": 1, "R3": 0, "R4": 0, "R5": 1, "R6": 1}
+EVERYWHERE = {(data, name): 0.5 for data in real.JUDGED for name in ("top", "as active")}
+
+
+@pytest.mark.parametrize(
+    ("fall", "expected"),
+    [
+        ({("texts_test", "top"): 0.5, ("texts_test", "random"): 0.01}, NONE),
+        ({("texts_test", "top"): 0.5, ("texts_test", "as active"): 0.6}, NONE | {"R2": -1, "R5": -1, "R6": -1}),
+        ({(name, "top"): 0.5 for name in ("texts_test", "paraphrased")}, NONE | {"R3": 1}),
+        ({(name, "top"): 0.5 for name in ("texts_test", "unstudied")}, NONE | {"R4": 1, "R5": 0}),
+        ({(name, "top"): 0.5 for name in ("texts_test", "memorized", "rules")}, NONE | {"R6": 0}),
+        (EVERYWHERE, {"R1": 1, "R2": 0, "R3": 0, "R4": 0, "R5": 0, "R6": 0}),
+    ],
+)
+def test_the_question_is_answered_by_what_fell_beyond_what_as_active_units_cost(fall, expected):
+    verdicts = {1: "reproduced", 0: "not reproduced", -1: "opposite"}
+    found = {claim.id.split()[0]: claim.verdict for claim in real.claims(effects_of(fall))}
+    assert found == {name: verdicts[sign] for name, sign in expected.items()}
+
+
+def test_the_real_study_counts_each_text_once():
+    rows = effects_of({("texts_test", "top"): 0.5})
+    lonely = rows[~((rows["source"] == "texts_test 0") & (rows["window"] == 1))]  # one text has a single window left
+    table = real.summary(lonely)
+    row = table[(table["data"] == "texts_test") & (table["selected"] == "top") & (table["measure"] == "accuracy")].iloc[0]
+    expected = [0.5, 0.5 * 1.01, 0.5 * 1.015, 0.5 * 1.005]  # windows 0; 2 and 3; 4 and 5; 6 and 7
+    assert row["texts"] == 4
+    assert row["estimate"] == pytest.approx(np.mean(expected))
+    assert row["low"] < row["estimate"] < row["high"]
+    assert row["after"] == pytest.approx(1 - np.mean(expected))
+
+
+def test_a_part_made_of_something_else_is_refused_and_one_made_of_the_same_is_kept(tmp_path):
+    parts = real.Parts(tmp_path, "model")
+    made = parts.kept("a", {"steps": 3}, lambda: pd.DataFrame({"x": [1]}))
+    pd.testing.assert_frame_equal(parts.kept("a", {"steps": 3}, lambda: pytest.fail("made again")), made)
+    with pytest.raises(ValueError, match="give another --out"):
+        parts.kept("a", {"steps": 4}, lambda: made)
+    with pytest.raises(ValueError, match="give another --out"):
+        real.Parts(tmp_path, "other").kept("a", {"steps": 3}, lambda: made)
+
+
+def test_texts_keep_their_words_in_every_format():
+    text = "Permission is hereby granted,\nfree of charge, to any person.\n\n1. First item\n2. Second item\n"
+    words = {
+        style: [w for w in licence_texts.styled(text, style).split() if w not in ("#", "*", "/*", "*/")]
+        for style in ("raw", "hash", "star", "unwrapped")
+    }
+    assert words["raw"] == words["hash"] == words["star"] == words["unwrapped"]
+    assert licence_texts.styled(text, "unwrapped").splitlines()[0] == "Permission is hereby granted, free of charge, to any person."
+
+
+def test_units_of_the_real_study_are_as_many_as_said_and_others():
+    rng = np.random.default_rng(0)
+    sites = [interp.Site("neurons", n) for n in range(4)]
+    scores, activity = (interp.UnitScores({s: rng.normal(size=5000) for s in sites}) for _ in range(2))
+    for trial in real._trials("m", scores, activity):
+        assert len(trial.units) == trial.k == round(trial.fraction * 20000)
+        top = scores.top(trial.fraction)
+        if trial.selected in ("random", "as active"):
+            assert not len(trial.units & top)
+            assert [len(trial.units[s]) for s in sites] == [len(top[s]) for s in sites]

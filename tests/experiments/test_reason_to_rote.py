@@ -1,0 +1,281 @@
+"""Reason to Rote end to end on its smoke preset, and laws of what its claims are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import interp
+from experiments.reason_to_rote import __main__ as rote
+from experiments.reason_to_rote import sweep
+from experiments.reason_to_rote.checks import checks
+from experiments.reason_to_rote.claims import claims, verdicts
+from experiments.reason_to_rote.distributed import exchanged, participation
+from experiments.reason_to_rote.erasing import donors
+from experiments.reason_to_rote.lookup import planted
+from experiments.reason_to_rote.overlap import mean_by_position
+from experiments.reason_to_rote.study import Study, outcomes, said, study
+from experiments.reason_to_rote.tasks import Learned, exact, learned, network, task
+from interp.experiment.experiment import Results
+from interp.interventions.kinds import Patch
+from interp.training.fit import epochs
+
+SEED = 100
+SMOKE = rote.PRESETS["smoke"]
+FIGURES = {
+    "learning", "decoding", "lens", "erasing", "inlp", "donors", "circuits", "faithfulness", "components", "positions", "perturbed",
+    "outliers", "doses", "heuristics", "knock_out", "shared", "verdicts",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("smoke")
+    rote.EXPERIMENT.reproduce("smoke", SEED, folder)
+    return folder
+
+
+def of_model(out: Path, name: str) -> Learned:
+    preset = SMOKE[name]
+    return learned(task(name, preset["data"], SEED), preset["model"], preset["training"], SEED, out / "models" / f"{name}-seed{SEED}")
+
+
+@pytest.fixture(scope="module")
+def studies(out) -> dict[str, Study]:
+    known = {name: of_model(out, name) for name in ("FDA", "THR")}
+    return {name: study(one.task, one.subject, "end", clean=600, at_most=100) for name, one in known.items()}
+
+
+@pytest.fixture(scope="module")
+def tables(out) -> dict[str, pd.DataFrame]:
+    return {file.stem: pd.read_parquet(file) for file in (out / "tables").glob("*.parquet") if file.stem != "verdicts"}
+
+
+def test_every_claim_is_judged_over_all_seeds_and_on_each_and_has_something_to_look_at(out):
+    found = json.loads((out / "claims.json").read_text())
+    ids = [claim["id"] for claim in found]
+    assert len(set(ids)) == len(ids)
+    assert {name.split()[0][:2] for name in ids} == {f"C{n}" for n in range(1, 9)} | {f"K{n}" for n in range(1, 6)}
+    assert {name for name in ids if "seed" not in name} == {name.partition(", seed")[0] for name in ids}
+    for claim in found:
+        assert (out / claim["evidence"]).exists(), claim["evidence"]
+        assert claim["low"] <= claim["measured"] <= claim["high"]
+    assert {file.stem for file in (out / "figures").glob("*.png")} == FIGURES
+
+
+def test_models_are_kept_and_a_second_run_gives_the_same_claims_without_training(out, tmp_path):
+    states = {file: file.stat().st_mtime_ns for file in out.glob("models/*/state.safetensors")}
+    assert len(states) == 3
+    again = rote.run(SMOKE, SEED, out)
+    assert {file: file.stat().st_mtime_ns for file in states} == states
+    again.save(tmp_path, {})
+    assert (tmp_path / "claims.json").read_text() == (out / "claims.json").read_text()
+
+
+def test_the_planted_look_up_is_rejected_and_looks_like_one(tables):
+    """Bar and control at once: what the claims ask of memory fails on a table."""
+    about = {"variable": "digit0", "position": 5, "blocks": 2, "neurons": 256, "top": 10}
+    of = {check.id: check for check in checks(about)}
+    assert of["C5c FDA"].controls["look-up"](tables).high <= 0.1
+    assert of["K1 look-up, C5"].measure(tables).low >= 0.95
+    assert of["C7c FDA"].controls["look-up"](tables).high < 0.3
+    assert of["C7d FDA"].controls["look-up"](tables).high < 0.4
+    kept: Any = tables["components"].query("stage == 'look-up' and set == 'memorized'")["kept"]
+    assert kept.all()
+
+
+def changed(tables: dict[str, pd.DataFrame], **new: pd.DataFrame) -> dict[str, Any]:
+    about = {"variable": "digit0", "position": 5, "blocks": 2, "neurons": 256, "top": 10}
+    return {claim.id: claim for claim in claims(tables | new, [SEED], about)}
+
+
+def test_claims_follow_from_their_tables(tables):
+    erasure = tables["erasure"]
+    target = (erasure["removed"] == "class means") & (erasure["stage"] == "end")
+    for kept, verdict in ((False, "reproduced"), (True, "not reproduced")):
+        found = changed(tables, erasure=erasure.assign(kept=erasure["kept"].where(~target, kept)))
+        assert found["C5a FDA"].verdict == found["C5a THR"].verdict == verdict
+    doses = tables["doses"]
+    by_hand = doses.assign(true=(doses["selection"] != "random") & (doses["k"] > 0))
+    assert changed(tables, doses=by_hand)["C8c FDA"].measured == 1.0
+    outliers = tables["outliers"]
+    twice = outliers.assign(mean_abs_z=np.where(outliers["set"] == "memorized", 2.0, 1.0))
+    assert changed(tables, outliers=twice)["C8a FDA"].measured == 2.0
+    assert changed(tables, outliers=twice)["K5 without noise"].verdict == "not reproduced"
+    dynamics = tables["dynamics"]
+    late = dynamics.assign(memorized=np.where(dynamics["step"] == dynamics["step"].max(), 1.0, 0.0), test=1.0, corrected=1.0)
+    found = changed(tables, dynamics=late)
+    assert {found[name].verdict for name in ("C1a FDA", "C1b FDA", "C1c FDA", "C1a THR", "C1b THR")} == {"reproduced"}
+    ratio = (dynamics.query("task == 'FDA' and stage == 'end'")["step"].max() + 1) / (dynamics["step"].min() + 1)
+    assert found["C1c FDA"].measured == ratio
+
+
+def test_over_seeds_a_claim_has_the_interval_of_its_seeds(tables):
+    both = {name: pd.concat([table, table.assign(seed=SEED + 1)]) for name, table in tables.items()}
+    about = {"variable": "digit0", "position": 5, "blocks": 2, "neurons": 256, "top": 10}
+    found = claims(both, [SEED, SEED + 1], about)
+    frame = verdicts(found)
+    assert list(frame["seed"].unique()) == ["all", str(SEED), str(SEED + 1)]
+    assert len(frame) == 3 * frame["claim"].nunique() == len(found)
+    for claim in found:
+        if "seed" not in claim.id:
+            assert claim.low == claim.high == claim.measured  # two equal seeds
+            assert claim.seeds == 2
+
+
+def test_items_are_read_where_truth_and_label_first_differ(studies):
+    for one in studies.values():
+        memorized = one.memorized
+        assert (memorized.label != memorized.true).all()
+        before = memorized.items
+        assert (before.label[:, : memorized.step] == before.truth[:, : memorized.step]).all()
+        assert memorized.batch.targets.shape[1] == 1
+        assert (memorized.batch.targets[:, 0].numpy() == memorized.label).all()
+        assert (said(one.subject, memorized.batch) == memorized.label).all()
+        assert (said(one.subject, one.test.batch) == one.test.true).all()
+        assert one.memorized.items.noisy.all()
+        assert not one.clean.items.noisy.any()
+
+
+def test_exact_is_what_greedy_decoding_says(out):
+    known = of_model(out, "FDA")
+    items = known.task.tests["test"]
+    batch = items.batch()
+    generated = known.subject.generate(batch.tokens[:, : batch.prompt], items.truth.shape[1])
+    assert exact(known.subject, batch).tolist() == (generated == batch.targets).all(1).tolist()
+
+
+def test_the_model_that_passed_the_test_is_an_earlier_one(out):
+    for name in ("FDA", "THR"):
+        known = of_model(out, name)
+        passed = known.history[known.history["test"] >= 0.9]
+        batch = known.task.tests["test"].batch()
+        assert (known.generalized is None) == (not len(passed))
+        if known.generalized is not None:
+            assert known.generalized.fingerprint != known.subject.fingerprint
+            assert exact(known.generalized, batch).mean() == passed.iloc[0]["test"]
+        assert exact(known.subject, batch).mean() == known.history.iloc[-1]["test"]
+    assert of_model(out, "FDA").generalized is not None
+
+
+def test_a_question_with_another_token_has_another_truth_or_the_same(studies):
+    for one in studies.values():
+        question = one.test.items.question
+        assert (one.task.solve(question) == one.test.items.truth).all()
+        for position in one.reasoning.inputs:
+            other = exchanged(one.task, question, position, seed=3)
+            assert ((other != question).sum(1) == 1).all()
+            assert (other[:, position] != question[:, position]).all()
+            assert set(other[:, position]) <= set(one.task.train.question[:, position])
+
+
+def test_donors_share_the_result_but_not_its_inputs(studies):
+    for one in studies.values():
+        of = one.reasoning
+        result = one.clean.items.variables[of.variable]
+        for same in (True, False):
+            given = donors(one, one.memorized, same=same, seed=1)
+            assert ((result[given] == one.memorized.items.variables[of.variable]) == same).all()
+            if same:
+                assert (one.clean.group(of.group)[given] != one.memorized.group(of.group)).all()
+
+
+def test_a_look_up_needs_every_token_of_its_question_and_nothing_else(out):
+    preset = SMOKE["FDA"]
+    of, training = task("FDA", preset["data"], SEED), preset["training"] | SMOKE["without_noise"]
+    known = learned(of, preset["model"], training, SEED, out / "models" / f"FDA-clean-seed{SEED}", clean=True)
+    table = planted(network(of, SMOKE["FDA"]["model"], 5), of.noisy)
+    assert exact(table, of.noisy.batch()).all()
+    assert exact(table, of.tests["test"].batch()).mean() < 0.1  # the network below is untrained
+    asked = study(of, planted(known.subject, of.noisy), "look-up", clean=600, at_most=50, memorized=np.ones(len(of.noisy), dtype=bool))
+    table = asked.subject
+    assert (said(table, asked.test.batch) == said(known.subject, asked.test.batch)).all()
+    embed = next(site for site in table.sites if site.point == "embed")
+    means = mean_by_position(asked, [embed, table.anatomy.resolve("blocks.0.resid_post")])
+    for site, values in means.items():
+        for position in asked.reasoning.inputs:
+            plan = Patch(table.anatomy.units(site), (position,), values={site: values})
+            kept = [row["kept"] for row in outcomes(asked, lambda *_, plan=plan: plan) if row["set"] == "memorized"]
+            assert all(kept) if site.point == "resid_post" else np.mean(kept) < 0.5
+
+
+def test_a_look_up_is_read_within_a_batch_and_past_its_answer(out):
+    known = of_model(out, "FDA")
+    table = planted(known.subject, known.task.noisy)
+    whole = known.task.noisy.batch()
+    with torch.no_grad():
+        longer = table.module(torch.cat([whole.tokens, whole.tokens[:, :1]], 1))
+        shorter = table.module(whole.tokens[:, : whole.prompt - 1])
+    assert (longer[:, whole.prompt - 1 : whole.length - 1].argmax(-1) == whole.targets).all()
+    assert torch.equal(shorter, known.subject.module(whole.tokens[:, : whole.prompt - 1]).logits)
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=12))
+def test_effective_positions_count_positions(lost):
+    drops = np.array(lost) / 100
+    found = participation(drops)
+    assert 0 <= found <= np.count_nonzero(drops) + 1e-9
+    assert participation(np.array([*drops, 0.0, -0.3])) == pytest.approx(found)
+
+
+def test_effective_positions_golden_cases():
+    assert participation(np.array([0.7] * 8)) == pytest.approx(8)
+    assert participation(np.array([0.5, 0, 0])) == pytest.approx(1)
+    assert participation(np.array([2.0, 1.0])) == pytest.approx(9 / 5)
+    assert participation(np.zeros(8)) == 0
+
+
+def test_nothing_memorized_is_said(out):
+    preset = SMOKE["FDA"]
+    of = task("FDA", preset["data"], SEED)
+    with pytest.raises(ValueError, match=r"FDA: 0 of 40 noisy items memorized"):
+        study(of, network(of, preset["model"], 1), "untrained", clean=10, at_most=10)
+
+
+def test_training_without_noise_shows_the_right_labels_only():
+    of = task("THR", SMOKE["THR"]["data"], 1)
+    for clean in (True, False):
+        batch = of.batch(clean=clean)
+        shown = batch.tokens[: len(of.train), -1].numpy()
+        assert (shown == (of.train.truth if clean else of.train.label)[:, 0]).all()
+        assert batch.counted.sum() == len(of.train) + len(of.beside or ())
+        assert len(next(epochs(batch, 64))) == 64
+
+
+def test_the_sweep_changes_one_thing_at_a_time(tmp_path):
+    settings = sweep.EXPERIMENT.presets["smoke"]
+    training = settings["FDA"]["training"] | {"steps": 60, "decay": 20, "every": 30}
+    brief = settings | {"FDA": settings["FDA"] | {"training": training}, "changes": ("as in small", "10% noise")}
+    found = sweep.run(brief, SEED, tmp_path)
+    assert isinstance(found, Results)
+    assert set(found.tables["sweep"]["change"]) == {"as in small", "10% noise"}
+    assert set(found.figures) == {"sweep"}
+    for change in sweep.CHANGES.values():
+        assert sum(len(part) for part in change.values()) <= 1
+        for part, new in change.items():
+            assert part in ("data", "model")
+            assert new
+
+
+def test_a_paper_preset_of_a_moment_runs(tmp_path):
+    """The options of the paper's preset - plain order, the graph's facts, an end at a goal - on tiny data."""
+    for name in ("FDA", "THR"):
+        preset = rote.PRESETS["paper"][name]
+        few = (
+            {"train": 40, "test": 20}
+            if name == "FDA"
+            else {"of": {"entities": 20, "relations": 6, "degree": 4}, "questions": {"train": 60, "test": 20}}
+        )
+        of = task(name, preset["data"] | few, 0)
+        training = preset["training"] | {"rows": 16, "steps": 4, "every": 2, "memorized": 0.0}
+        known = learned(of, {"blocks": 1, "width": 16, "heads": 2, "spread": 0.02}, training, 0, tmp_path / name)
+        assert known.history["step"].tolist() == [1]  # the goal was reached at once
+        assert isinstance(known.subject, interp.Subject)

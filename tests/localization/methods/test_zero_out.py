@@ -1,0 +1,44 @@
+"""Laws of Zero-Out: what zeroing each unit alone does, as a plain ablation measures it."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+import interp
+from interp.localization import localize_each
+from interp.localization.methods.zero_out import exact
+
+
+def loss(subject: interp.Subject, window: interp.Batch) -> float:
+    with torch.no_grad():
+        return float(subject.losses(window).sum() / window.counted.sum())
+
+
+@pytest.mark.parametrize("point", ["neurons", "heads", "blocks"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "policy"])
+def test_it_is_the_loss_under_each_ablation_less_the_loss_without(name, point):
+    subject = tiny.subject(name, torch.float64)
+    batch = tiny.batch(name, 2, prompt=4, padded=True, dtype=torch.float64)
+    places = subject.anatomy.expand("block_out" if point == "blocks" else point)
+    few = interp.Units({s: {0, subject.anatomy.place(s).units - 1} for s in places}, subject.anatomy.widths(places))
+    scores = localize_each(subject, batch, method="zero_out", site=places[1:2], exhaustive=True)
+    for row, window in zip(scores, batch.split(1), strict=True):
+        found, clean = exact(subject, window, few), loss(subject, window)
+        for site, unit in few:
+            place = subject.anatomy.place(site)
+            columns = torch.arange(place.width).chunk(place.units)[unit]
+            with tiny.by_hand(subject.module, place, lambda v, columns=columns: v.index_fill(-1, columns, 0)):
+                effect = loss(subject, window) - clean
+            assert float(found[site][unit]) == pytest.approx(effect, rel=1e-6, abs=1e-9)
+            if site == places[1]:
+                assert row[site][unit] == pytest.approx(effect, rel=1e-6, abs=1e-9)
+
+
+def test_units_that_were_not_asked_for_have_no_effect():
+    subject = tiny.subject("llama")
+    units = tiny.units(subject, "blocks.1.neurons", [3, 5])
+    found = exact(subject, tiny.batch("llama", 1, prompt=4), units)
+    row = found[interp.Site("neurons", 1)]
+    assert row.nonzero().flatten().tolist() == [3, 5]

@@ -1,0 +1,220 @@
+"""Laws of interp.subject.subject: aligned logits and losses, what is loaded and what is refused, for models that one already holds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+import interp
+from interp.subject.batch import batches
+from interp.subject.subject import evaluating
+
+
+def tokenizer(size: int) -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(size)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0")
+
+
+def test_target_logits_and_losses_are_those_of_the_targets(name: str, subject: interp.Subject):
+    batch = tiny.batch(name, rows=3, prompt=4, padded=True)
+    with torch.no_grad():
+        logits, targets = subject.logits(batch), subject.target_logits(batch)
+        torch.testing.assert_close(targets, logits[:, 4:], rtol=0, atol=1e-5)
+        wanted = -logits.log_softmax(-1).gather(2, batch.tokens[..., None])[..., 0][:, 4:] * batch.counted
+        torch.testing.assert_close(subject.losses(batch), wanted, rtol=0, atol=1e-5)
+
+
+def test_position_zero_is_a_uniform_guess_unless_the_model_sees_something_before_it(name: str, subject: interp.Subject):
+    batch = tiny.batch(name, prompt=0)
+    with torch.no_grad():
+        logits, targets = subject.logits(batch), subject.target_logits(batch)
+    assert torch.equal(logits, targets)
+    assert logits.shape == (2, 9, tiny.VOCABULARY)
+    assert bool(logits[:, 0].any()) == (name == "policy")
+
+
+@pytest.mark.parametrize("name", tiny.HUGGING_FACE)
+def test_padding_changes_no_loss(name: str):
+    subject, rows = tiny.subject(name), [list(range(1, n)) for n in (4, 9, 6)]
+    with torch.no_grad():
+        together = subject.losses(interp.Batch.pad(rows))
+        for row, losses in zip(rows, together, strict=True):
+            alone = subject.losses(interp.Batch.pad([row]))[0]
+            torch.testing.assert_close(losses[: len(alone)], alone, rtol=0, atol=1e-5)
+            assert not losses[len(alone) :].any()
+
+
+def test_a_loaded_model_is_the_model_itself(name: str):
+    module = tiny.model(name)
+    with tiny.untouched(module):
+        subject = tiny.wrapped(module)
+    assert subject.module is module
+    assert interp.load(subject) is subject
+    assert subject.fingerprint == tiny.wrapped(tiny.model(name)).fingerprint != tiny.wrapped(tiny.model(name, seed=1)).fingerprint
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_an_nnsight_model_is_read_through_its_module(name: str):
+    nnsight = pytest.importorskip("nnsight")
+    module, batch = tiny.model(name), tiny.batch(name)
+    wanted = tiny.bare(name, module, batch)
+    subject = interp.load(nnsight.NNsight(module))
+    with torch.no_grad():
+        assert torch.equal(subject.logits(batch)[:, 1:], wanted[:, :-1])
+    assert subject.sites == tiny.subject(name).sites
+
+
+def bridged() -> nn.Module:
+    """A Hugging Face model in which a TransformerBridge has replaced a module, as booting one does."""
+    module = tiny.model("llama")
+    module.model.layers[1].mlp = type("GatedMLPBridge", (nn.Module,), {"__module__": "transformer_lens.model_bridge.components"})()
+    return module
+
+
+def broken(value: float) -> nn.Module:
+    module = tiny.model("llama")
+    with torch.no_grad():
+        module.model.layers[1].mlp.down_proj.weight[3, 4] = value
+    return module
+
+
+def small_t5() -> nn.Module:
+    return T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: 7, r"a int: expected a hub id, a folder, a \.gguf file, or a torch module"),
+        (lambda: [tiny.model("gpt2")], "cannot study a list"),
+        (type("TransformerBridge", (), {"__module__": "transformer_lens.model_bridge.bridge"}), "rewrites the model in place"),
+        (bridged, "rewrites the model in place"),
+        (small_t5, "encoder-decoder: expected an autoregressive model"),
+        (lambda: broken(float("nan")), r"1 of \d+ weights hold NaN or infinity: model\.layers\.1\.mlp\.down_proj\.weight"),
+        (lambda: broken(float("-inf")), "NaN or infinity"),
+        (lambda: tiny.model("gpt2").to("meta"), "no weights yet"),
+        (nn.ReLU, "no parameters"),
+        (lambda: nn.Linear(3, 3), "no token embedding.*example= and forward="),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(make: Callable[[], Any], message: str):
+    with pytest.raises(interp.LoadError, match=message):
+        interp.load(make())
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused():
+    with pytest.raises(interp.LoadError, match=f"68 tokens but the model embeds {tiny.VOCABULARY}"):
+        interp.load(tiny.model("gpt2"), tokenizer=tokenizer(tiny.VOCABULARY + 1))
+    assert interp.load(tiny.model("gpt2"), tokenizer=tokenizer(tiny.VOCABULARY)).encode("w5 w6") == [5, 6]
+
+
+def test_modules_that_read_no_ids_need_no_embedding():
+    class Continuous(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lift, self.trunk = nn.Linear(1, 32), nn.ModuleList(tiny.Block(32, 4, causal=True) for _ in range(2))
+            self.head = nn.Linear(32, 9)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.lift(x)
+            for block in self.trunk:
+                x = block(x)
+            return self.head(x)
+
+    def forward(module: nn.Module, batch: interp.Batch, keep: int) -> torch.Tensor:
+        return module(batch.tokens[..., None].float())[:, -keep - 1 : -1]
+
+    example = interp.Batch(torch.arange(10).reshape(2, 5))
+    subject = interp.load(tiny.seeded(Continuous), forward=forward, example=example)
+    assert subject.logits(example).shape == (2, 5, 9)
+    with pytest.raises(interp.LoadError, match="vocabulary is unknown"):
+        _ = subject.vocabulary
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-5, tiny.VOCABULARY + 5), min_size=2, max_size=8))
+def test_token_ids_out_of_range_are_refused_and_others_are_not(ids: list[int]):
+    subject = tiny.subject("llama")
+    tokens = torch.tensor([ids])
+    if min(ids) >= 0 and max(ids) < tiny.VOCABULARY:
+        assert subject.logits(interp.Batch(tokens)).isfinite().all()
+        return
+    for use in (subject.logits, subject.losses, subject.touch):
+        with pytest.raises(ValueError, match=f"must be 0 to {tiny.VOCABULARY - 1} for LlamaForCausalLM; got {min(ids)} to {max(ids)}"):
+            use(interp.Batch(tokens))
+    with pytest.raises(ValueError, match="another model's tokenizer"):
+        subject.generate(tokens, 1)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_empty_texts_are_refused(text: str):
+    subject = interp.load(tiny.model("gpt2"), tokenizer=tokenizer(20))
+    for use in (subject.encode, lambda t: subject.encode_all([t]), lambda t: subject.generate(t, 3)):
+        with pytest.raises(ValueError, match="empty: expected at least one token"):
+            use(text)
+
+
+def test_texts_in_texts_out():
+    subject = interp.load(tiny.model("gpt2"), tokenizer=tokenizer(tiny.VOCABULARY))
+    ids = subject.generate(torch.tensor([[3, 4, 5]]), 4)[0].tolist()
+    assert subject.generate("w3 w4 w5", 4).split() == [f"w{i}" for i in ids]
+    assert subject.encode_all(["w1 w2 w3", "w4"], length=2).tokens.tolist() == [[1, 2], [4, 0]]
+
+
+def test_text_needs_a_tokenizer(llama: interp.Subject):
+    for use in (lambda: llama.encode("hello"), lambda: llama.decode([1])):
+        with pytest.raises(ValueError, match=r"no tokenizer: pass interp\.load"):
+            use()
+
+
+@pytest.mark.parametrize(("shape", "length"), [((3,), 2), ((2, 0), 2), ((2, 3), 0)])
+def test_generate_needs_a_prompt_and_a_length(llama: interp.Subject, shape: tuple[int, ...], length: int):
+    with pytest.raises(ValueError, match=r"prompt \[batch, position\]"):
+        llama.generate(torch.ones(shape, dtype=torch.long), length)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: interp.Batch(torch.ones(3, dtype=torch.long)), r"got \(3,\)"),
+        (lambda: interp.Batch(torch.ones(2, 3)), "float32"),
+        (lambda: interp.Batch(torch.ones(2, 0, dtype=torch.long)), r"got \(2, 0\)"),
+        (lambda: interp.Batch(torch.ones(2, 3, dtype=torch.long), prompt=3), "leaves nothing to predict of 3"),
+        (lambda: interp.Batch(torch.ones(2, 3, dtype=torch.long), mask=torch.tensor([[False, True, True]] * 2)), "only on the right"),
+        (lambda: interp.Batch(torch.ones(2, 3, dtype=torch.long), mask=torch.ones(2, 3)), "boolean"),
+        (lambda: interp.Batch.pad([]), "at least one token"),
+        (lambda: interp.Batch.pad([[1], []]), "at least one token"),
+    ],
+)
+def test_impossible_batches_are_refused(make: Callable[[], object], message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=7), min_size=1, max_size=9), st.integers(1, 4))
+def test_padding_and_splitting_lose_nothing(rows: list[list[int]], size: int):
+    parts = list(batches(interp.Batch.pad(rows), size))
+    assert all(len(part) <= size for part in parts)
+    again = [
+        t[m].tolist()
+        for p in parts
+        for t, m in zip(p.tokens, torch.ones_like(p.tokens, dtype=torch.bool) if p.mask is None else p.mask, strict=True)
+    ]
+    assert again == rows
+
+
+def test_evaluating_gives_every_mode_back():
+    module = tiny.model("gpt2").train()
+    module.transformer.h[1].eval()
+    subject = tiny.wrapped(module)
+    with tiny.untouched(module), evaluating(subject):
+        assert not any(m.training for m in module.modules())
+        assert torch.is_inference_mode_enabled()

@@ -1,0 +1,366 @@
+"""Laws of fit: it is AdamW written by hand, to the bit; what goes wrong leaves the model as it was a step before."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import interp
+from interp.training import fit as training
+from interp.training.fit import Checkpoints, Evaluation, Step, epochs
+from interp.training.state import load_weights, save_weights
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.1, "warmup": 4},
+    {"decay": 3, "clip": 0.05},
+    {"warmup": 2, "decay": 2, "clip": 1.0, "weight_decay": 0.01},
+]
+
+
+def stream(padded: bool = True) -> Iterator[interp.Batch]:  # noqa: FBT001, FBT002
+    return (tiny.batch("", rows=3, length=8, seed=seed, prompt=2, padded=padded) for seed in count())
+
+
+def weights(subject: interp.Subject) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(subject.module.state_dict())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def by_hand(
+    module: Any, steps: int, lr: float, weight_decay: float = 0.0, warmup: int = 0, decay: int = 0, clip: float | None = None
+) -> list[float]:
+    """The same training in plain torch: losses before each step."""
+    module.train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay)
+    losses = []
+    for step, batch in enumerate(islice(stream(), steps)):
+        rise = (step + 1) / warmup if warmup else 1
+        fall = (steps - step) / decay if decay else 1
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, rise, fall)
+        logits = module(batch.tokens, use_cache=False).logits[:, batch.prompt - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        loss = (loss.view_as(batch.targets) * batch.counted).sum() / batch.counted.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])  # with and without dropout
+def test_fit_is_adamw_by_hand_to_the_bit(name, settings):
+    ours, theirs = tiny.wrapped(tiny.model(name)), tiny.model(name)
+    torch.manual_seed(5)
+    frame = interp.fit(ours, stream(), 6, lr=1e-2, **settings)
+    torch.manual_seed(5)
+    losses = by_hand(theirs, 6, 1e-2, **settings)
+    assert frame["step"].tolist() == list(range(6))
+    assert frame["loss"].tolist() == losses
+    assert same(ours.module.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_seed_gives_the_same_weights_and_training_learns(precision):
+    runs, frames = [], []
+    for _ in range(2):
+        subject = tiny.wrapped(tiny.model("gpt2"))
+        torch.manual_seed(0)
+        frames.append(interp.fit(subject, [next(stream())] * 30, 30, lr=1e-2, precision=precision))
+        runs.append(weights(subject))
+    assert same(*runs)
+    assert frames[0].equals(frames[1])
+    assert frames[0]["loss"].iloc[-1] < frames[0]["loss"].iloc[0] / 2
+    assert {w.dtype for w in runs[0].values()} == {torch.float32}
+
+
+def test_bfloat16_is_not_float32():
+    results = []
+    for precision in ("float32", "bfloat16"):
+        subject = tiny.wrapped(tiny.model("llama"))
+        interp.fit(subject, stream(), 3, lr=1e-2, precision=precision)
+        results.append(weights(subject))
+    assert not same(*results)
+
+
+def test_every_modules_mode_comes_back_and_no_gradient_or_hook_stays():
+    subject = tiny.wrapped(tiny.model("gpt2"))
+    subject.module.transformer.h[1].train()
+    modes, hooks = [m.training for m in subject.module.modules()], tiny.hook_count(subject.module)
+    seen = []
+    interp.fit(subject, stream(), 2, callback=lambda *_: seen.append(subject.module.transformer.h[0].training))
+    assert seen == [True, True]
+    assert [m.training for m in subject.module.modules()] == modes
+    assert tiny.hook_count(subject.module) == hooks
+    assert all(p.grad is None for p in subject.module.parameters())
+
+
+def test_a_short_stream_says_how_far_it_went():
+    subject = tiny.wrapped(tiny.model("llama"))
+    with pytest.raises(ValueError, match="the stream ended after 2 batches; 3 steps were asked for"):
+        interp.fit(subject, islice(stream(), 2), 3)
+    assert not subject.module.training
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_step_before():
+    subject, reference = (tiny.wrapped(tiny.model("llama")) for _ in range(2))
+    interp.fit(reference, stream(), 2, lr=1e-2)
+    calls = []
+
+    def breaks_at_third(*args: Any) -> Any:
+        calls.append(1)
+        return args[2] * float("nan") if len(calls) == 3 else None
+
+    handle = subject.module.lm_head.register_forward_hook(breaks_at_third)
+    with pytest.raises(ValueError, match="the loss is nan at step 2: lower the learning rate"):
+        interp.fit(subject, stream(), 5, lr=1e-2)
+    handle.remove()
+    assert same(subject.module.state_dict(), reference.module.state_dict())
+    assert not subject.module.training
+
+
+def test_the_callback_sees_each_step_and_the_losses_of_its_examples():
+    seen: list[Step] = []
+    subject = tiny.wrapped(tiny.model("llama"))
+    before = subject.losses(next(stream())).detach()
+    frame = interp.fit(subject, stream(), 4, callback=seen.append)
+    assert [(step.number, step.loss) for step in seen] == list(frame.itertuples(index=False, name=None))
+    assert torch.equal(seen[0].losses, before)
+    for step, batch in zip(seen, stream(), strict=False):
+        assert torch.equal(step.batch.tokens, batch.tokens)
+        assert step.losses.sum().item() / int(batch.counted.sum()) == pytest.approx(step.loss)
+
+
+def norm(subject: interp.Subject) -> dict[str, float]:
+    assert not torch.is_grad_enabled()
+    return {"norm": sum(p.double().square().sum().item() for p in subject.module.parameters())}
+
+
+def evaluated(every: int, **options: Any) -> Evaluation:
+    return Evaluation(norm, every, **options)
+
+
+def test_what_is_measured_is_measured_after_the_step_and_at_the_end_and_changes_nothing():
+    plain, measured = (tiny.wrapped(tiny.model("gpt2")) for _ in range(2))
+    histories = []
+    for subject, evaluation in ((plain, None), (measured, evaluated(3))):
+        torch.manual_seed(1)
+        histories.append(interp.fit(subject, stream(), 8, lr=1e-2, evaluation=evaluation))
+    assert same(weights(plain), weights(measured))
+    assert histories[0]["loss"].equals(histories[1]["loss"])
+    assert histories[1].dropna()["step"].tolist() == [2, 5, 7]
+    assert histories[1]["norm"].iloc[-1] == norm_of(measured)
+
+
+def norm_of(subject: interp.Subject) -> float:
+    with torch.no_grad():
+        return norm(subject)["norm"]
+
+
+def test_training_ends_where_it_was_told_to():
+    reached = interp.fit(tiny.wrapped(tiny.model("llama")), stream(), 20, lr=1e-2, evaluation=evaluated(2, until=lambda found: True))
+    assert reached["step"].tolist() == [0, 1]
+
+
+def test_the_learning_rate_rises_holds_and_falls_to_the_floor():
+    shares = [training._share(step, 10, 2, 5, 0.2) for step in range(10)]
+    assert shares == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.84, 0.68, 0.52, 0.36])
+    assert [training._share(step, 4, 0, 0, 0.0) for step in range(4)] == [1, 1, 1, 1]
+
+
+@given(rows=st.integers(1, 12), size=st.integers(1, 12), seed=st.integers(0, 5))
+def test_an_epoch_has_every_row_once_and_a_seed_one_order(rows, size, seed):
+    whole = interp.Batch(torch.arange(2 * size).reshape(size, 2))
+    if rows > size:
+        with pytest.raises(ValueError, match=f"{size} rows do not fill a batch of {rows}"):
+            next(epochs(whole, rows))
+        return
+    per_epoch = size // rows
+    firsts = [batch.tokens[:, 0].tolist() for batch in islice(epochs(whole, rows, seed), 2 * per_epoch)]
+    again = [batch.tokens[:, 0].tolist() for batch in islice(epochs(whole, rows, seed), 2 * per_epoch)]
+    assert firsts == again
+    for epoch in (firsts[:per_epoch], firsts[per_epoch:]):
+        seen = [n for batch in epoch for n in batch]
+        assert len(seen) == len(set(seen)) == rows * per_epoch
+
+
+def checkpoints(folder: Path, **options: Any) -> Checkpoints:
+    return Checkpoints(folder, every=3, **options)
+
+
+def run(folder: Path, steps: int = 12, callback: Any = None) -> tuple[interp.Subject, Any]:
+    """A model with dropout, warmup, decay, clipping and weight decay: all that resuming could get wrong."""
+    subject = tiny.wrapped(tiny.model("gpt2"))
+    torch.manual_seed(11)
+    history = interp.fit(
+        subject, stream(), steps, lr=1e-2, weight_decay=0.1, warmup=3, decay=6, clip=0.5, callback=callback,
+        evaluation=evaluated(2), checkpoints=checkpoints(folder),
+    )  # fmt: skip
+    return subject, history
+
+
+@pytest.mark.parametrize("at", [0, 4, 11])
+def test_an_interrupted_training_ends_as_one_that_was_not(at, tmp_path):
+    whole, history = run(tmp_path / "whole")
+
+    def stops(step: Step) -> None:
+        if step.number == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", callback=stops)
+    steps: list[int] = []
+    resumed, joined = run(tmp_path / "broken", callback=lambda step: steps.append(step.number))
+    assert steps == list(range(at // 3 * 3, 12))
+    assert same(weights(whole), weights(resumed))
+    pd.testing.assert_frame_equal(history, joined, check_exact=True)
+    assert (tmp_path / "whole/state.safetensors").read_bytes() == (tmp_path / "broken/state.safetensors").read_bytes()
+
+
+def test_a_training_that_is_done_is_only_read(tmp_path):
+    first, history = run(tmp_path)
+    again, same_history = run(tmp_path, callback=lambda step: pytest.fail("trained again"))
+    assert same(weights(first), weights(again))
+    pd.testing.assert_frame_equal(history, same_history, check_exact=True)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import test_training
+test_training.run(Path(sys.argv[1]), 60, lambda step: print(step.number, flush=True))
+"""
+
+
+def test_kill_9_at_random_steps_leaves_the_same_weights_and_metrics(tmp_path):
+    """Killed three times, each time some steps after it went on, wherever that is: also between two writes."""
+    whole, history = run(tmp_path / "whole", 60)
+    rng = np.random.default_rng()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])}
+    for steps in rng.integers(4, 15, 3):
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            said = [process.stdout.readline() for _ in range(steps)]
+            process.kill()
+        assert all(line.strip().isdigit() for line in said)
+        assert process.returncode == -signal.SIGKILL
+    resumed, joined = run(tmp_path / "killed", 60)
+    assert int(said[-1]) > 8
+    assert same(weights(whole), weights(resumed))
+    pd.testing.assert_frame_equal(history, joined, check_exact=True)
+
+
+def test_weights_are_kept_at_the_first_measurement_that_meets_a_condition(tmp_path):
+    for name in ("whole", "resumed"):
+        subject, at = tiny.wrapped(tiny.model("llama")), {}
+
+        def measure(s: interp.Subject, at: dict[int, Any] = at) -> dict[str, float]:
+            at[len(at)] = weights(s)
+            return {"count": float(len(at))}
+
+        def stops(step: Step, name: str = name, at: dict[int, Any] = at) -> None:
+            if name == "resumed" and step.number == 5 and len(at) == 2:
+                raise KeyboardInterrupt
+
+        kept = Checkpoints(tmp_path / name, 2, {"early": lambda found: found["count"] >= 2, "never": lambda found: False})
+        for _ in range(2 if name == "resumed" else 1):
+            with suppress(KeyboardInterrupt):
+                interp.fit(subject, stream(), 8, lr=1e-2, callback=stops, evaluation=Evaluation(measure, 2), checkpoints=kept)
+        assert not (tmp_path / name / "never.safetensors").exists()
+        early = tiny.wrapped(tiny.model("llama"))
+        load_weights(tmp_path / name / "early.safetensors", early.module)
+        assert same(weights(early), at[1])
+
+
+def test_tied_weights_are_written_once_and_read_back(tmp_path):
+    subject, other = tiny.wrapped(tiny.model("gpt2")), tiny.wrapped(tiny.model("gpt2"))
+    interp.fit(other, stream(), 2, lr=1e-2)
+    save_weights(tmp_path / "weights.safetensors", other.module)
+    load_weights(tmp_path / "weights.safetensors", subject.module)
+    assert same(weights(subject), weights(other))
+    assert subject.module.lm_head.weight is subject.module.transformer.wte.weight
+
+
+def test_the_state_of_another_model_is_refused(tmp_path):
+    interp.fit(tiny.wrapped(tiny.model("gpt2")), stream(), 3, checkpoints=checkpoints(tmp_path))
+    other = tiny.wrapped(tiny.model("llama"))
+    before = weights(other)
+    with pytest.raises(ValueError, match=r"state.safetensors holds another model's weights"):
+        interp.fit(other, stream(), 3, checkpoints=checkpoints(tmp_path))
+    assert same(before, weights(other))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lr": 0.5}, r"lr=0.0001, now 0.5; give another folder"),
+        ({"steps": 9}, "steps=3, now 9"),
+        ({"betas": (0.9, 0.5)}, "betas="),
+        ({"about": {"seed": 2}}, "seed=1, now 2"),
+    ],
+)
+def test_the_state_of_another_training_is_refused(changed, message, tmp_path):
+    def trained(steps: int = 3, about: dict[str, int] | None = None, **options: Any) -> None:
+        kept = checkpoints(tmp_path, about={"seed": 1} if about is None else about)
+        interp.fit(tiny.wrapped(tiny.model("gpt2")), stream(), steps, checkpoints=kept, **options)
+
+    trained()
+    trained()
+    with pytest.raises(ValueError, match=message):
+        trained(**changed)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda folder: Evaluation(norm, 0), "every=0"),
+        (lambda folder: Checkpoints(folder, 0), "every=0"),
+        (lambda folder: Checkpoints(folder, 1, {"state": bool}), "that file holds the state"),
+        (lambda folder: fitted(checkpoints=Checkpoints(folder, 1, {"early": bool})), "keep=early.*no evaluation"),
+        (lambda folder: fitted(evaluation=Evaluation(lambda s: {"loss": 0.0}, 1)), "a measure named loss"),
+    ],
+)
+def test_impossible_evaluations_and_checkpoints_are_refused(made, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path)
+
+
+def fitted(**options: Any) -> None:
+    interp.fit(tiny.wrapped(tiny.model("llama")), stream(), 1, **options)
+
+
+def test_training_runs_under_an_intervention():
+    """A model trained with a neuron switched off never learns to use it: what it writes gets no gradient."""
+    subject = tiny.wrapped(tiny.model("llama"))
+    off = tiny.units(subject, "blocks.1.neurons", [3])
+    down = subject.module.model.layers[1].mlp.down_proj.weight
+    before = down.detach().clone()
+    with subject.intervened(interp.Zero(off)):
+        interp.fit(subject, stream(), 3, lr=1e-2)
+    moved = (down != before).any(0)
+    assert not moved[3]
+    assert moved.sum() == len(moved) - 1

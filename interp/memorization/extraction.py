@@ -209,7 +209,7 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
     subject.check_prompt(batch)
     given = batch.to(subject.device)
     steps = tuple(group for group in subject.stepwise.groups(batch.length) if group[0] >= batch.prompt)
-    with evaluating(subject), prompt_length(subject.stepwise.lead + batch.prompt):
+    with evaluating(subject), prompt_length(subject.lead + batch.prompt):
         decoder = Decoder(subject, len(batch), given.conditioning)
         logits = decoder.feed(given.tokens[:, : steps[-1][0]], keep=batch.length - batch.prompt)
         greedy, targets = logits.argmax(-1), given.targets

@@ -75,7 +75,7 @@ class Subject:
 
     def _predict(self, batch: Batch, keep: int) -> Tensor:
         self.check(batch)
-        with prompt_length(self.stepwise.lead + batch.prompt):
+        with prompt_length(self.lead + batch.prompt):
             known = self.forward(self.module, batch.to(self.device), keep)
         if known.shape[1] == keep:
             return known
@@ -114,15 +114,20 @@ class Subject:
                 f"generate needs a prompt [batch, position] with tokens and length >= 1; got {tuple(prompt.shape)} and {length}"
             )
         self._check_ids(prompt)
-        with torch.no_grad(), prompt_length(self.stepwise.lead + prompt.shape[1]):
+        with torch.no_grad(), prompt_length(self.lead + prompt.shape[1]):
             return Decoder(self, prompt.shape[0]).greedy(prompt.to(self.device), length)
 
     def _continued(self, batch: Batch) -> Int[Tensor, "batch predicted"]:
         self.check(batch)
         self.check_prompt(batch)
         given = batch.to(self.device)
-        with torch.no_grad(), prompt_length(self.stepwise.lead + batch.prompt):
+        with torch.no_grad(), prompt_length(self.lead + batch.prompt):
             return Decoder(self, len(batch), given.conditioning).greedy(given.tokens[:, : batch.prompt], batch.length - batch.prompt)
+
+    @property
+    def lead(self) -> int:
+        """How many positions the blocks see before that of the first token."""
+        return self.stepwise.lead
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -158,7 +158,7 @@ class _Clean:
             tensor = first_tensor(output)
             if tensor is not None and tensor._version != self.versions[module]:
                 name = type(module).__name__
-                raise HookError(f"{name}'s output was changed in place after its forward: this model cannot be resumed; use sweeping.naive")
+                raise HookError(f"{name}'s output was changed in place after its forward: this model cannot be resumed; use naive")
 
 
 def _attention(subject: Subject, heads: Site) -> nn.Module | None:

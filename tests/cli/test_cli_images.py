@@ -23,6 +23,7 @@ from interp.cli.app import app
 from interp.data.image_files import write_images
 from interp.data.images import Images, digits, plant
 from interp.memorization import extraction
+from interp.memorization.halves import halve
 from interp.models.image.checkpoints import save_image_model
 from interp.models.image.image_model import ImageModel
 from interp.models.image.rar import RAR, RARConfig
@@ -169,7 +170,7 @@ def test_without_a_prefix_the_class_alone_is_given(toy, subject, tmp_path):
 
 def test_localize_scores_half_of_the_images_as_the_library_does(toy, done, subject):
     out, printed = done
-    scores = interp.localize(subject, *pipeline.halve(scanned(subject, toy.prefix)).scored, method="gradient_x_activation")
+    scores = interp.localize(subject, *halve(scanned(subject, toy.prefix)).scored, method="gradient_x_activation")
     stored = interp.UnitScores.load(out / "scores.parquet")
     assert printed["localize"] == {"method": "gradient_x_activation", "units": 13, "of": 128, "out": str(out)}
     assert all(np.allclose(stored[site], scores[site], atol=1e-6) for site in scores.values)
@@ -180,7 +181,7 @@ def test_localize_scores_half_of_the_images_as_the_library_does(toy, done, subje
 @pytest.mark.parametrize("given", ["scores", "units"])
 def test_ablate_judges_on_the_other_half_and_damage_on_images_of_neither(toy, done, subject, given):
     out, printed = done
-    halves = pipeline.halve(scanned(subject, toy.prefix))
+    halves = halve(scanned(subject, toy.prefix))
     parts = [*halves.scored, *halves.judged, halves.held_out]
     texts = [text for part in parts for text in part["text"]]
     assert len(set(texts)) == len(texts)

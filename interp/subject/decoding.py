@@ -42,10 +42,14 @@ class Decoder:
         """Reads more tokens; returns the logits of the last `keep` tokens up to the end of the next step, by default of that step alone:
         one token, or all that the model predicts together."""
         self.read = torch.cat([self.read.to(tokens.device), tokens], dim=1)
-        keep = self.stepwise.ahead(self.read.shape[1]) if keep is None else keep
+        ahead = self.stepwise.ahead(self.read.shape[1])
+        keep = ahead if keep is None else keep
         if self.cache is None:
-            following = torch.cat([self.read, self.read[:, :1]], dim=1)  # one more position, whose logits are those wanted
-            return self.subject.forward(self.subject.module, Batch(following, 0, conditioning=self.conditioning), keep)
+            # A forward gives the logits of tokens that it is given, so those wanted need placeholders; no model sees them before it
+            # predicts them.
+            placeholders = self.read.new_zeros(len(self.read), ahead)
+            following = Batch(torch.cat([self.read, placeholders], dim=1), 0, conditioning=self.conditioning)
+            return self.subject.forward(self.subject.module, following, keep)
         return self.stepwise.feed(self.read, tokens.shape[1], self.cache, self.conditioning, keep)
 
     def crop(self, length: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -33,13 +34,16 @@ Dtype = Annotated[
 ]
 Size = Annotated[int, typer.Option(help="Windows a forward.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="Quick: gradient_x_activation, absolute_gradient_x_activation, attribution_patching, activation, z_score, unitmem. "
-        "Slower: slimming, hard_concrete, integrated_gradients, neuron_flipping, zero_out, causal_tracing. Controls: random, lowest."
-    ),
-]
+
+
+def _method_names() -> str:
+    """The localization methods, read off the lines that register them: asking the registry would import torch for every `--help`."""
+    folder = Path(__file__).parents[1] / "localization" / "methods"
+    registered = re.compile(r'^@(?:window_)?method\(\s*"(\w+)"', re.MULTILINE)
+    return ", ".join(name for file in sorted(folder.glob("*.py")) for name in registered.findall(file.read_text(encoding="utf-8")))
+
+
+Method = Annotated[str, typer.Option(help=f"One of {_method_names()}.")]
 SiteName = Annotated[str, typer.Option("--site", help="Where units are: neurons, heads, blocks, or a pattern such as blocks.3.neurons.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="An option of the method, such as steps=50; may be given several times.")]
 Top = Annotated[float, typer.Option(help="Share of all units to select.", min=0.0, max=1.0)]

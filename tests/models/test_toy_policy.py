@@ -1,5 +1,7 @@
-"""A model family of one's own costs one module that says its steps, and one reader: shown by a policy with two stacks that predicts actions in
-chunks. Nothing of the core knows it."""
+"""A model family of one's own costs a module that says its steps, and a reader.
+
+Shown by a policy with two stacks that predicts actions in chunks. Nothing of the core knows it.
+"""
 
 from __future__ import annotations
 

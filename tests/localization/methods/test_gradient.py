@@ -75,7 +75,8 @@ def test_scores_of_all_units_have_the_width_of_their_site(name):
 def test_a_window_scores_the_same_in_any_company_and_padded(name):
     subject = tiny.subject(name, torch.float64)
     batch = tiny.batch(name, rows=4, prompt=3, padded=True, dtype=torch.float64)
-    exactness = 1e-5 if name == "bloom" else 1e-7  # Bloom's softmax is in float32, whatever the weights are in
+    # Bloom's softmax is in float32, whatever its weights are in
+    relative, absolute = (1e-4, 1e-7) if name == "bloom" else (1e-7, 1e-12)
     together = by_window(subject, batch, subject.sites)
     for row, alone in enumerate(batch.split(1)):
         assert alone.mask is not None
@@ -84,7 +85,7 @@ def test_a_window_scores_the_same_in_any_company_and_padded(name):
         for window in (alone, short) if name != "policy" else (alone,):
             scores = by_window(subject, window, subject.sites)
             for site in subject.sites:
-                np.testing.assert_allclose(scores[site][0], together[site][row], rtol=exactness, atol=1e-12)
+                np.testing.assert_allclose(scores[site][0], together[site][row], rtol=relative, atol=absolute)
 
 
 METHODS = {"gradient_x_activation": lambda effects: effects.sum(1), "absolute_gradient_x_activation": lambda effects: effects.abs().sum(1)}

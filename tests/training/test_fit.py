@@ -250,8 +250,8 @@ def test_a_training_that_is_done_is_only_read(tmp_path):
 PROGRAM = """
 import sys
 from pathlib import Path
-import test_training
-test_training.run(Path(sys.argv[1]), 60, lambda step: print(step.number, flush=True))
+import test_fit
+test_fit.run(Path(sys.argv[1]), 60, lambda step: print(step.number, flush=True))
 """
 
 
@@ -259,7 +259,7 @@ def test_kill_9_at_random_steps_leaves_the_same_weights_and_metrics(tmp_path):
     """Killed three times, each time some steps after it went on, wherever that is: also between two writes."""
     whole, history = run(tmp_path / "whole", 60)
     rng = np.random.default_rng()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:3])}
     for steps in rng.integers(4, 15, 3):
         command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:

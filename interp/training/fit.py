@@ -123,11 +123,9 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
     processes = Processes()
     recipe: dict[str, Any] = {"steps": steps, "lr": lr, "precision": precision, "betas": betas, "weight_decay": weight_decay}
     recipe |= {"warmup": warmup, "decay": decay, "floor": floor, "clip": clip}
-    recipe |= {"processes": processes.count} if processes.count > 1 else {}
-    written = _written(checkpoints, evaluation, recipe)
+    written = _written(checkpoints, evaluation, recipe, processes)
     optimizer = torch.optim.AdamW(subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
-    module, optimizer = processes.prepare(subject.module, optimizer)
-    trained = Subject(module, subject.anatomy, subject.forward, name=subject.name)
+    trained, optimizer = _prepare(processes, subject, optimizer)
     rows = _history(written, subject.module, optimizer, processes)
     stream = islice(batches, len(rows), None)
     with _training(subject.module):
@@ -138,15 +136,19 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
             batch = _next(stream, step, steps)
             own = processes.share(batch)
             losses = _losses(trained, own, precision)
-            # Divided by the targets of the whole batch, not of the own rows: processes whose rows hold few targets weigh less, and the sum
-            # of the gradients is that of the mean over all targets.
-            loss = losses.sum() / batch.counted.sum().to(losses.device)
+            loss = _part_of_mean(losses, batch)
             rows.append({"step": step, "loss": _finite(processes.total(loss), step)})
-            _update(processes, module, optimizer, loss, clip)
+            _update(processes, trained.module, optimizer, loss, clip)
             if callback is not None:
                 callback(Step(step, rows[-1]["loss"], own, losses.detach()))
             _after(subject, optimizer, rows, steps, evaluation, written, processes)
     return pd.DataFrame(rows).astype({"step": int})
+
+
+def _prepare(processes: Processes, subject: Subject, optimizer: Any) -> tuple[Subject, Any]:
+    """The subject and the optimizer as accelerate runs them on this process's device."""
+    module, optimizer = processes.prepare(subject.module, optimizer)
+    return Subject(module, subject.anatomy, subject.forward, name=subject.name), optimizer
 
 
 def _update(processes: Processes, module: nn.Module, optimizer: Any, loss: Tensor, clip: float) -> None:
@@ -183,13 +185,17 @@ def _share(step: int, steps: int, warmup: int, decay: int, floor: float) -> floa
     return min(1.0, rise, floor + (1 - floor) * left)
 
 
-def _written(checkpoints: Checkpoints | None, evaluation: Evaluation | None, recipe: About) -> Checkpoints | None:
+def _written(
+    checkpoints: Checkpoints | None, evaluation: Evaluation | None, recipe: dict[str, Any], processes: Processes
+) -> Checkpoints | None:
     """The checkpoints with the recipe among what they are about."""
     if checkpoints is None:
         return None
     if checkpoints.keep and evaluation is None:
         raise ValueError(f"keep={', '.join(checkpoints.keep)}: conditions on measurements, and there is no evaluation")
     writable(checkpoints.folder)
+    if processes.count > 1:
+        recipe = {**recipe, "processes": processes.count}
     return replace(checkpoints, about={**recipe, **checkpoints.about})
 
 
@@ -268,6 +274,15 @@ def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
 def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
     with torch.autocast(subject.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return subject.losses(batch)
+
+
+def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:
+    """What some rows of a batch add to the mean loss over its targets.
+
+    Divided by the targets of the whole batch, not of these rows: a process whose rows hold few targets weighs less, and gradients that are
+    summed over processes are those of the mean.
+    """
+    return losses.sum() / batch.counted.sum().to(losses.device)
 
 
 def _finite(loss: Tensor, step: int) -> float:

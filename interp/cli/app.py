@@ -242,7 +242,7 @@ def _scanned(  # noqa: PLR0913, PLR0917 - a command's options
     size: int,
 ) -> tuple[Subject, pd.DataFrame]:
     """The subject, and its scan of the sources: what every command begins with; options, folder and files are tried before the model."""
-    from interp.cli.steps import check_paths, scan_files, scan_images
+    from interp.cli.steps import check_paths, scan_images, scan_texts
     from interp.data.texts import read_texts
     from interp.files import writable
     from interp.loading.load import load
@@ -258,9 +258,9 @@ def _scanned(  # noqa: PLR0913, PLR0917 - a command's options
     if images:
         subject = load(model, tokenizer=tokenizer, dtype=dtype)
         return subject, scan_images(subject, sources, out, prefix or 0, size)
-    read_texts(sources)
+    texts = read_texts(sources)  # raises for a bad path now, reads the files when the scan asks for them
     subject = load(model, dtype=dtype)
-    return subject, scan_files(subject, sources, out, prefix or 32, length or 32, stride, size)
+    return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, size)
 
 
 def _tell(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag

@@ -13,7 +13,6 @@ from interp.data.image_files import SUFFIXES as PICTURES
 from interp.data.image_files import read_images
 from interp.data.images import Images
 from interp.data.texts import SUFFIXES as TEXTS
-from interp.data.texts import read_texts
 from interp.files import replaced
 from interp.localization import localize
 from interp.memorization.extraction import scan
@@ -32,17 +31,17 @@ from interp.subject.subject import Subject
 _SHOWN = 8  # images in a figure
 
 
-def scan_files(
-    subject: Subject, paths: Iterable[str | Path], out: Path, prefix: int = 32, length: int = 32, stride: int | None = None, size: int = 16
+def scan_texts(
+    subject: Subject, texts: Iterable[str], out: Path, prefix: int = 32, length: int = 32, stride: int | None = None, size: int = 16
 ) -> pd.DataFrame:
-    """Scans the texts of files into `out`: windows.parquet, passages.csv, scan.png. What is there already is not measured again."""
-    frame = scan(subject, read_texts(paths), prefix, length, stride=stride, size=size, folder=out / "parts")
+    """Scans texts into `out`: windows.parquet, passages.csv, scan.png. What is there already is not measured again."""
+    frame = scan(subject, texts, prefix, length, stride=stride, size=size, folder=out / "parts")
     _write(frame, out)
     return frame
 
 
 def scan_images(subject: Subject, paths: Iterable[str | Path], out: Path, prefix: int = 0, size: int = 16) -> pd.DataFrame:
-    """Scans the images of files, each as one window, its class given, into `out`: as `scan_files` does, and images.png, the best of them.
+    """Scans the images of files, each as one window, its class given, into `out`: as `scan_texts` does, and images.png, the best of them.
 
     Raises ValueError when the model is of something else, has no such classes, or cannot go on after `prefix` tokens; and as `read_images`,
     which is asked for the side and channels of the model's tokenizer.

@@ -7,7 +7,6 @@ forward, with the forwards of blocks rerouted, so that whatever stands around th
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -32,7 +31,11 @@ Logits = Float[Tensor, "batch predicted vocabulary"]
 Measure = Callable[[Logits, Batch], Any]
 Key = tuple[str | int, ...]
 _GROWN_TOKENS = 2048  # of one grown pass; beyond that a batch is compute-bound and only costs memory
-_CHEAPER_ROWS = 0.8  # grow when a row costs less than this share in a batch four times as large
+# Largest batches, in tokens, that grow. Below it a block spends more on launching its operations and reading its weights than on
+# arithmetic, and one pass over many plans saves that; above it `grown` only carries rows that `resumed` skips. On a CPU the two cross at
+# about 128 tokens for widths from 64 to 576. On a GPU launching costs as much and arithmetic less.
+_CPU_TOKENS = 64
+_GPU_TOKENS = 512
 
 
 def mean_loss(logits: Logits, batch: Batch) -> float:
@@ -44,11 +47,11 @@ def sweep(subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measur
     """`measure(target_logits, batch)` under each plan, as if each ran alone.
 
     Chooses between `resumed`, which equals `naive` to the bit, and `grown`, which equals it up to the rounding of differently shaped matrix
-    products, by timing one block on this batch and on one four times as large. In float64 it always resumes.
+    products. The choice depends on the model, the shape of the batch and the kind of device only, so that the same call always gives the
+    same numbers on the same machine: small batches grow, larger ones resume, and in float64 it always resumes.
     """
     _check(plans)
-    with evaluating(subject):
-        method = grown if _rows_get_cheaper(subject, batch, plans) else resumed
+    method = grown if _should_grow(subject, batch, plans) else resumed
     return method(subject, batch, plans, measure)
 
 
@@ -158,7 +161,10 @@ class _Clean:
             tensor = first_tensor(output)
             if tensor is not None and tensor._version != self.versions[module]:
                 name = type(module).__name__
-                raise HookError(f"{name}'s output was changed in place after its forward: this model cannot be resumed; use naive")
+                raise HookError(
+                    f"{name}'s output was changed in place after its forward: this model cannot be resumed; "
+                    "use interp.engine.sweeping.naive"
+                )
 
 
 def _attention(subject: Subject, heads: Site) -> nn.Module | None:
@@ -280,37 +286,36 @@ def _repeated(tree: Any, times: int, batched: frozenset[Key], keep: Tensor | Non
     return tree
 
 
-def _rows_get_cheaper(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
-    """Whether a row costs less in a larger batch, by timing the first block alone: launch-bound work does."""
-    exact = next(subject.module.parameters()).dtype == torch.float64  # who pays for float64 wants the naive loop's bits
+def _should_grow(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
+    """Whether `grown` is the faster way, and one that these plans and this model allow."""
+    if next(subject.module.parameters()).dtype == torch.float64:  # who pays for float64 wants the naive loop's bits
+        return False
+    largest = _CPU_TOKENS if subject.device.type == "cpu" else _GPU_TOKENS
+    if batch.tokens.numel() > largest:
+        return False
     alone = len(plans) < 2 or all(_start(subject, plan) is None for plan in plans)
-    if exact or alone or len(batch) * 4 * batch.length > _GROWN_TOKENS or not _can_grow(subject):
-        return False
-    blocks = next(iter(subject.anatomy.stacks.values()))
-    cost: dict[int, float] = {}
-    try:
-        route = _timed(_batched_arguments(subject, batch), cost)
-        with rerouted({subject.module.get_submodule(blocks[0]): route}), suppress(_SeenError):
-            subject.touch(batch)
-    except RuntimeError:  # these blocks do not run on more rows than the model was given
-        return False
-    return cost[4] < 4 * cost[1] * _CHEAPER_ROWS
+    return not alone and _can_grow(subject) and _takes_more_rows(subject, batch)
 
 
-def _timed(batched: frozenset[Key], cost: dict[int, float]) -> Route:
-    """Runs a block on its own arguments and on four times their rows, notes the shortest time of each, and ends the forward."""
+def _takes_more_rows(subject: Subject, batch: Batch) -> bool:
+    """Whether a block runs on more rows than the model was given, tried on the first."""
+    ran: list[bool] = []
+    with evaluating(subject):
+        batched = _batched_arguments(subject, batch)
 
-    def route(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            for times in (1, 4, 1, 4):
-                some, named = _repeated((args, kwargs), times, batched)
-                began = time.perf_counter()
-                output = first_tensor(forward(*some, **named))
-                if output is not None and output.is_cuda:
-                    torch.cuda.synchronize(output.device)
-                cost[times] = min(cost.get(times, float("inf")), time.perf_counter() - began)
-            raise _SeenError
+        def try_twice_the_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                more_args, more_kwargs = _repeated((args, kwargs), 2, batched)
+                forward(*more_args, **more_kwargs)
+                ran.append(True)
+                raise _SeenError
 
-        return run
+            return run
 
-    return route
+        first = subject.module.get_submodule(next(iter(subject.anatomy.stacks.values()))[0])
+        try:
+            with rerouted({first: try_twice_the_rows}), suppress(_SeenError):
+                subject.touch(batch)
+        except RuntimeError:  # of shapes that do not fit
+            return False
+    return bool(ran)

@@ -19,7 +19,8 @@ from interp.hooks.modes import modes_kept
 from interp.progress import track
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject, evaluating
-from interp.training.state import About, Rows, load_state, save_state, save_weights
+from interp.training.processes import Processes
+from interp.training.state import About, Rows, generators, load_state, save_state, save_weights
 
 Precision = Literal["float32", "bfloat16"]
 Metrics = Mapping[str, float]
@@ -29,7 +30,7 @@ _OWN = {"step", "loss"}  # columns of the history
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step, as callbacks see it: its number, the mean `loss` (nats a target), and the batch with the loss of each target before the
-    update, 0 where it does not count."""
+    update, 0 where it does not count. Of several processes, each sees the rows that it trained on, and the loss of all."""
 
     number: int
     loss: float
@@ -100,6 +101,9 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
 ) -> pd.DataFrame:
     """Trains a subject's module in place with AdamW on `steps` batches; the loss is the mean over each batch's targets.
 
+    Started by `torchrun` or `accelerate launch`, several processes share the rows of every batch and take the steps that one process would
+    take on all of them, up to rounding and dropout. All must be given the same batches; the first one measures and writes.
+
     Args:
         batches: a stream of at least `steps` batches, such as `epochs` makes; shuffle and seed it where it is made. Dropout draws from
             torch's generator.
@@ -110,19 +114,19 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
         evaluation: what to measure on the way.
         checkpoints: what to write on the way. An interrupted training goes on from there when it is called again with the same arguments:
             the stream is wound forward, which must not draw from torch's generator for that; callbacks see new steps only; weights and
-            history end as if it had never stopped, on the same machine.
+            history end as if it had never stopped, on the same machine and with the same number of processes.
 
-    Returns a frame of `step`, `loss` and what was measured, NaN where nothing was. Raises ValueError when the stream is too short, the loss
-    is not finite (the weights are then those of the last good step), or the checkpoint is another training's.
+    Returns a frame of `step`, `loss` and what was measured, NaN where nothing was. Raises ValueError when the stream is too short, a batch
+    has fewer rows than there are processes, the loss is not finite (the weights are then those of the last good step), or the checkpoint is
+    another training's.
     """
-    from accelerate import Accelerator
-
+    processes = Processes()
     recipe: dict[str, Any] = {"steps": steps, "lr": lr, "precision": precision, "betas": betas, "weight_decay": weight_decay}
     recipe |= {"warmup": warmup, "decay": decay, "floor": floor, "clip": clip}
-    accelerator, written = Accelerator(), _written(checkpoints, evaluation, recipe)
+    written = _written(checkpoints, evaluation, recipe, processes)
     optimizer = torch.optim.AdamW(subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
-    module, optimizer = accelerator.prepare(subject.module, optimizer)
-    trained, rows = Subject(module, subject.anatomy, subject.forward, name=subject.name), _history(written, subject.module, optimizer)
+    trained, optimizer = _prepare(processes, subject, optimizer)
+    rows = _history(written, subject.module, optimizer, processes)
     stream = islice(batches, len(rows), None)
     with _training(subject.module):
         for step in track(range(len(rows), steps), "training"):
@@ -130,20 +134,27 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
                 break
             optimizer.param_groups[0]["lr"] = lr * _share(step, steps, warmup, decay, floor)
             batch = _next(stream, step, steps)
-            losses = _losses(trained, batch, precision)
-            loss = losses.sum() / batch.counted.sum().to(losses.device)
-            rows.append({"step": step, "loss": _finite(loss, step)})
-            _update(accelerator, module, optimizer, loss, clip)
+            own = processes.share(batch)
+            losses = _losses(trained, own, precision)
+            loss = _part_of_mean(losses, batch)
+            rows.append({"step": step, "loss": _finite(processes.total(loss), step)})
+            _update(processes, trained.module, optimizer, loss, clip)
             if callback is not None:
-                callback(Step(step, rows[-1]["loss"], batch, losses.detach()))
-            _after(subject, optimizer, rows, steps, evaluation, written)
+                callback(Step(step, rows[-1]["loss"], own, losses.detach()))
+            _after(subject, optimizer, rows, steps, evaluation, written, processes)
     return pd.DataFrame(rows).astype({"step": int})
 
 
-def _update(accelerator: Any, module: nn.Module, optimizer: Any, loss: Tensor, clip: float) -> None:
-    accelerator.backward(loss)
+def _prepare(processes: Processes, subject: Subject, optimizer: Any) -> tuple[Subject, Any]:
+    """The subject and the optimizer as accelerate runs them on this process's device."""
+    module, optimizer = processes.prepare(subject.module, optimizer)
+    return Subject(module, subject.anatomy, subject.forward, name=subject.name), optimizer
+
+
+def _update(processes: Processes, module: nn.Module, optimizer: Any, loss: Tensor, clip: float) -> None:
+    processes.backward(loss, module)
     if clip < float("inf"):
-        accelerator.clip_grad_norm_(module.parameters(), clip)
+        processes.clip(module, clip)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -174,40 +185,64 @@ def _share(step: int, steps: int, warmup: int, decay: int, floor: float) -> floa
     return min(1.0, rise, floor + (1 - floor) * left)
 
 
-def _written(checkpoints: Checkpoints | None, evaluation: Evaluation | None, recipe: About) -> Checkpoints | None:
+def _written(
+    checkpoints: Checkpoints | None, evaluation: Evaluation | None, recipe: dict[str, Any], processes: Processes
+) -> Checkpoints | None:
     """The checkpoints with the recipe among what they are about."""
     if checkpoints is None:
         return None
     if checkpoints.keep and evaluation is None:
         raise ValueError(f"keep={', '.join(checkpoints.keep)}: conditions on measurements, and there is no evaluation")
     writable(checkpoints.folder)
+    if processes.count > 1:
+        recipe = {**recipe, "processes": processes.count}
     return replace(checkpoints, about={**recipe, **checkpoints.about})
 
 
-def _history(written: Checkpoints | None, module: nn.Module, optimizer: Any) -> Rows:
+def _history(written: Checkpoints | None, module: nn.Module, optimizer: Any, processes: Processes) -> Rows:
     """What to go on from: of the state, if there is one."""
-    return [] if written is None or not written.state.exists() else load_state(written.state, module, optimizer, written.about)
+    if written is None:
+        return []
+    found = processes.gather(written.state.exists())
+    if not any(found):
+        return []
+    if not all(found):
+        raise ValueError(f"{written.state} exists for some processes only: expected a folder that all of them share")
+    return load_state(written.state, module, optimizer, written.about, processes.rank)
 
 
 def _after(
-    subject: Subject, optimizer: Any, rows: Rows, steps: int, evaluation: Evaluation | None, checkpoints: Checkpoints | None
+    subject: Subject,
+    optimizer: Any,
+    rows: Rows,
+    steps: int,
+    evaluation: Evaluation | None,
+    checkpoints: Checkpoints | None,
+    processes: Processes,
 ) -> None:
     """What happens between two steps: measuring, and writing."""
     done = len(rows)
     if evaluation is not None and (done == steps or done % evaluation.every == 0):
-        _measure(subject, rows, evaluation, checkpoints)
+        _measure(subject, rows, evaluation, checkpoints, processes)
     if checkpoints is not None and (done == steps or done % checkpoints.every == 0 or _ended(evaluation, rows)):
-        save_state(checkpoints.state, subject.module, optimizer, rows, checkpoints.about)
+        drawn = processes.gather(generators())
+        if processes.main:
+            save_state(checkpoints.state, subject.module, optimizer, rows, checkpoints.about, drawn)
+        processes.wait()
 
 
-def _measure(subject: Subject, rows: Rows, evaluation: Evaluation, checkpoints: Checkpoints | None) -> None:
-    with evaluating(subject):
-        found = {name: float(value) for name, value in evaluation.measure(subject).items()}
+def _measure(subject: Subject, rows: Rows, evaluation: Evaluation, checkpoints: Checkpoints | None, processes: Processes) -> None:
+    """Adds what was measured to the last row. One process measures for all, so that they agree on when to end."""
+    found: dict[str, float] = {}
+    if processes.main:
+        with evaluating(subject):
+            found = {name: float(value) for name, value in evaluation.measure(subject).items()}
+    found = processes.from_first(found)
     if found.keys() & _OWN:
         raise ValueError(f"a measure named {', '.join(found.keys() & _OWN)}: the history has its own; expected another name")
     before = [row for row in rows if len(row) > len(_OWN)]
     rows[-1] |= found
-    if checkpoints is None:
+    if checkpoints is None or not processes.main:
         return
     for name, condition in checkpoints.keep.items():
         if condition(found) and not any(map(condition, before)):
@@ -239,6 +274,15 @@ def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
 def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
     with torch.autocast(subject.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return subject.losses(batch)
+
+
+def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:
+    """What some rows of a batch add to the mean loss over its targets.
+
+    Divided by the targets of the whole batch, not of these rows: a process whose rows hold few targets weighs less, and gradients that are
+    summed over processes are those of the mean.
+    """
+    return losses.sum() / batch.counted.sum().to(losses.device)
 
 
 def _finite(loss: Tensor, step: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,25 @@ Rows = list[dict[str, float]]
 About = Mapping[str, Any]  # what JSON can hold
 
 
-def save_state(path: Path, module: nn.Module, optimizer: Any, rows: Rows, about: About) -> None:
-    """Writes weights, optimizer, random generators, the history so far, and what training this is."""
+def save_state(path: Path, module: nn.Module, optimizer: Any, rows: Rows, about: About, drawn: Sequence[Mapping[str, Tensor]]) -> None:
+    """Writes weights, optimizer, the random generators of each process, the history so far, and what training this is."""
     from safetensors.torch import save_file
 
     losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
-    tensors = {"loss": losses, **dict(_named(module)), **_moments(optimizer), **_generators()}
+    tensors = {"loss": losses, **dict(_named(module)), **_moments(optimizer)}
+    for rank, states in enumerate(drawn):
+        tensors |= {_ranked(name, rank): state for name, state in states.items()}
     notes = {"measured": {n: row for n, row in enumerate(rows) if len(row) > 2}, "about": about}
     with replaced(path) as temporary:
         whole = {name: value.detach().contiguous() for name, value in tensors.items()}
         save_file(whole, temporary, {"notes": json.dumps(notes)})  # one note: several would be written in any order
 
 
-def load_state(path: Path, module: nn.Module, optimizer: Any, about: About) -> Rows:
-    """Restores what `save_state` wrote, and returns the history. Raises ValueError for the state of another training or model."""
+def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank: int = 0) -> Rows:
+    """Restores what `save_state` wrote, with the generators of process `rank`, and returns the history.
+
+    Raises ValueError for the state of another training or model.
+    """
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -38,9 +43,10 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About) -> R
     _check_same(path, notes["about"], json.loads(json.dumps(about)))
     tensors = load_file(path)
     _copy(path, tensors, module)
-    torch.set_rng_state(tensors["generator.cpu"])
-    if "generator.cuda" in tensors:
-        torch.cuda.set_rng_state_all(list(tensors["generator.cuda"]))
+    torch.set_rng_state(tensors[_ranked("generator.cpu", rank)])
+    on_cuda = _ranked("generator.cuda", rank)
+    if on_cuda in tensors:
+        torch.cuda.set_rng_state_all(list(tensors[on_cuda]))
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -97,7 +103,12 @@ def _moments(optimizer: Any) -> dict[str, Tensor]:
     return {f"optimizer.{number}.{key}": value for number, state in states.items() for key, value in state.items()}
 
 
-def _generators() -> dict[str, Tensor]:
+def _ranked(name: str, rank: int) -> str:
+    return f"{name}.{rank}" if rank else name
+
+
+def generators() -> dict[str, Tensor]:
+    """The states of torch's random generators in this process."""
     found = {"generator.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         found["generator.cuda"] = torch.stack(torch.cuda.get_rng_state_all())

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 import interp
 from interp.cli.app import app
+from interp.data import texts
+from interp.loading import load as loading
 
 KNOWN = [text[:20] + "[/b] [red]" + text[30:] for text in letters.noise(4, 64, seed=1)]  # brackets are markup to a terminal library
 UNKNOWN = letters.noise(30, 64, seed=2)
@@ -126,8 +128,26 @@ def test_a_model_that_is_not_there_is_one_line(command, as_json, corpus, tmp_pat
 
 
 @pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
-def test_a_text_that_is_not_there_is_one_line_before_the_model_is_loaded(command, model, tmp_path):
+def test_a_text_that_is_not_there_is_one_line_before_the_model_is_loaded(command, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("interp.loading.load.load", lambda *_, **__: pytest.fail("the model was loaded"))
     assert_one_error(run(command, model, tmp_path / "no.txt", "--out", tmp_path), "no.txt does not exist")
+    (tmp_path / "empty").mkdir()
+    assert_one_error(run(command, model, tmp_path / "empty", "--out", tmp_path), "empty holds no text file")
+
+
+@pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
+def test_a_command_enters_its_texts_once_and_before_the_model(command, model, corpus, tmp_path, monkeypatch):
+    entered: list[str] = []
+
+    def noted(name: str, function: Any) -> Any:
+        return lambda *args, **kwargs: (entered.append(name), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr("interp.data.texts.read_texts", noted("texts", texts.read_texts))
+    monkeypatch.setattr("interp.data.texts._content", noted("file", texts._content))
+    monkeypatch.setattr("interp.loading.load.load", noted("model", loading.load))
+    result = run(command, model, corpus, "--out", tmp_path / "out", *WINDOW)
+    assert result.exit_code == 0, result.output
+    assert entered == ["texts", "model", "file", "file"]
 
 
 @pytest.mark.parametrize("command", ["scan", "localize", "ablate"])

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp.cli.steps import localize_files, scan_files, scan_images
+from interp.cli.steps import localize_files, scan_images, scan_texts
 from interp.memorization.halves import Halves, halve
 
 PREFIX, LENGTH = 3, 4
@@ -182,17 +182,13 @@ def test_scan_images_is_of_image_models_only(tmp_path):
         scan_images(letters.subject(), [tmp_path], tmp_path / "out")
 
 
-def test_scan_files_writes_what_it_says_and_measures_nothing_twice(tmp_path):
-    subject = letters.subject()
-    (tmp_path / "texts").mkdir()
-    for n in range(3):
-        (tmp_path / "texts" / f"{n}.txt").write_text(*letters.noise(1, 30, seed=n))
-    out = tmp_path / "out"
-    frame = scan_files(subject, [tmp_path / "texts"], out, PREFIX, LENGTH)
+def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path):
+    subject, texts, out = letters.subject(), [letters.noise(1, 30, seed=n)[0] for n in range(3)], tmp_path / "out"
+    frame = scan_texts(subject, iter(texts), out, PREFIX, LENGTH)
     assert sorted(p.name for p in out.iterdir()) == ["parts", "passages.csv", "scan.png", "windows.parquet"]
     assert len(frame) == 3 * 6 == len(pd.read_parquet(out / "windows.parquet"))
     handle = subject.module.register_forward_pre_hook(lambda *_: pytest.fail("measured again"))
-    again = scan_files(subject, [tmp_path / "texts"], out, PREFIX, LENGTH)
+    again = scan_texts(subject, iter(texts), out, PREFIX, LENGTH)
     handle.remove()
     pd.testing.assert_frame_equal(frame, again)
 

@@ -142,16 +142,70 @@ def test_a_block_that_changes_its_output_in_place_cannot_be_resumed():
 
     module = tiny.seeded(lambda: Rewriting(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(2))))
     subject = interp.load(module)
-    with tiny.untouched(module), pytest.raises(interp.HookError, match=r"in place.*use naive"):
+    with tiny.untouched(module), pytest.raises(interp.HookError, match=r"in place.*use interp\.engine\.sweeping\.naive"):
         resumed(subject, tiny.batch("gpt2"), [scale(subject, "blocks.1.mlp_out")])
 
 
-def test_measured_choice_is_one_of_the_two(llama: interp.Subject, monkeypatch: pytest.MonkeyPatch):
-    for cheaper in (0.0, 1e9):
-        monkeypatch.setattr("interp.engine.sweeping._CHEAPER_ROWS", cheaper)
-        taken: list[str] = []
-        for method in ("grown", "resumed"):
-            monkeypatch.setattr(f"interp.engine.sweeping.{method}", lambda *_, m=method, into=taken: into.append(m))
-        sweep(llama, tiny.batch("llama", rows=1), plans(llama))
-        monkeypatch.undo()
-        assert taken == ["resumed" if cheaper == 0.0 else "grown"]
+SMALL, LARGE = {"rows": 1, "length": 9}, {"rows": 8, "length": 9}
+
+
+def chosen(subject: interp.Subject, batch: interp.Batch, plans: list[Any]) -> str:
+    """The name of the method that `sweep` calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("grown", "resumed"):
+            patch.setattr(f"interp.engine.sweeping.{name}", lambda *_, name=name: name)
+        return str(sweep(subject, batch, plans))
+
+
+def test_small_batches_grow_and_large_ones_resume(llama: interp.Subject):
+    assert chosen(llama, tiny.batch("llama", **SMALL), plans(llama)) == "grown"
+    assert chosen(llama, tiny.batch("llama", **LARGE), plans(llama)) == "resumed"
+
+
+def test_what_cannot_share_a_batch_or_is_exact_resumes(llama: interp.Subject):
+    small = tiny.batch("llama", **SMALL)
+    assert chosen(llama, small, [scale(llama, "blocks.1.mlp_out")]) == "resumed"
+    assert chosen(llama, small, [scale(llama, "final"), scale(llama, "embed")]) == "resumed"
+    exact = tiny.subject("llama", torch.float64)
+    assert chosen(exact, small, plans(exact)) == "resumed"
+
+
+def test_both_choices_equal_the_naive_loop(name: str, subject: interp.Subject):
+    for shape in (SMALL, LARGE):
+        batch = tiny.batch(name, **shape)
+        reference = naive(subject, batch, plans(subject), logits_of)
+        for a, b in zip(reference, sweep(subject, batch, plans(subject), logits_of), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "method"), [(SMALL, grown), (LARGE, resumed)])
+def test_the_choice_depends_on_the_shape_alone(
+    llama: interp.Subject, monkeypatch: pytest.MonkeyPatch, shape: dict[str, int], method: Callable[..., Any]
+):
+    """Whatever the tokens are, and without a look at any clock; so the result has the same bits each time."""
+    for seed in range(3):
+        assert chosen(llama, tiny.batch("llama", seed=seed, **shape), plans(llama)) == method.__name__
+    batch = tiny.batch("llama", **shape)
+    expected = method(llama, batch, plans(llama), logits_of)
+    for clock in ("perf_counter", "perf_counter_ns", "process_time", "process_time_ns", "monotonic", "thread_time", "time"):
+        monkeypatch.setattr(f"time.{clock}", lambda clock=clock: pytest.fail(f"read the clock time.{clock}"))
+    got = sweep(llama, batch, plans(llama), logits_of)
+    monkeypatch.undo()
+    assert all(map(torch.equal, expected, got))
+
+
+def test_blocks_that_run_only_on_the_rows_of_the_model_resume():
+    class Fixed(tiny.Block):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 1 and not self.any_rows:
+                raise RuntimeError("shape mismatch")
+            return super().forward(x)
+
+        any_rows = True
+
+    module = tiny.seeded(lambda: tiny.Language(*(Fixed(32, tiny.HEADS, causal=True) for _ in range(2))))
+    subject = interp.load(module)
+    todo = [scale(subject, "blocks.0.mlp_out"), scale(subject, "blocks.1.mlp_out")]
+    assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "grown"
+    module.trunk[0].any_rows = False
+    assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "resumed"

@@ -1,0 +1,99 @@
+"""Processes: several processes that train one model on the same batches, each on some of their rows."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from interp.subject.batch import Batch
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes that `accelerate launch` or `torchrun` started, or this one alone.
+
+    Every method must be called by all of them. With one process, what is summed or shared is what was given, to the bit.
+    """
+
+    def __init__(self) -> None:
+        from accelerate import Accelerator
+
+        # Where there is no GPU, accelerate takes the processes of `torchrun` for strangers unless it is told that the CPU is meant.
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._accelerator: Any = Accelerator(cpu=True) if launched and not torch.accelerator.is_available() else Accelerator()
+        self.count: int = self._accelerator.num_processes
+        self.rank: int = self._accelerator.process_index
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that measures and writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def prepare(self, module: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
+        """The module on this process's device, with the weights and buffers of the first process, and its optimizer."""
+        from accelerate.utils import broadcast
+
+        if self.count == 1:
+            return self._accelerator.prepare(module, optimizer)
+        # DistributedDataParallel would synchronize only what goes through its own forward, and a subject also calls parts of its module;
+        # `evaluation_mode` places the module without it, and `backward` does its work.
+        placed = self._accelerator.prepare_model(module, evaluation_mode=True)
+        with torch.no_grad():
+            for tensor in (*placed.parameters(), *placed.buffers()):
+                tensor.copy_(broadcast(tensor.detach().contiguous()))
+        return placed, self._accelerator.prepare(optimizer)
+
+    def share(self, batch: Batch) -> Batch:
+        """This process's rows of a batch. Raises ValueError when there are fewer rows than processes."""
+        if self.count == 1:
+            return batch
+        if len(batch) < self.count:
+            raise ValueError(f"a batch of {len(batch)} rows for {self.count} processes: expected at least one row each")
+        with self._accelerator.split_between_processes(torch.arange(len(batch))) as rows:
+            return batch.rows(rows)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over processes, without its gradient."""
+        value = value.detach()
+        return value if self.count == 1 else self._accelerator.reduce(value, "sum")
+
+    def backward(self, loss: Tensor, module: nn.Module) -> None:
+        """Leaves in every parameter the gradient of the sum of all processes' losses."""
+        self._accelerator.backward(loss)
+        if self.count > 1:
+            self._sum_gradients(module)
+
+    def clip(self, module: nn.Module, norm: float) -> None:
+        """Scales the gradients down to a largest norm."""
+        self._accelerator.clip_grad_norm_(module.parameters(), norm)
+
+    def _sum_gradients(self, module: nn.Module) -> None:
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        # An expert to which only one process sent a token has a gradient there alone: the others must join its sum with zeros. What no
+        # process used keeps no gradient, because AdamW would decay it for one of zeros.
+        has_gradient = torch.tensor([parameter.grad is not None for parameter in trained], device=self._accelerator.device)
+        used = self.total(has_gradient.int()).tolist()
+        for parameter, users in zip(trained, used, strict=True):
+            if users:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.total(own)
+
+    def from_first(self, value: T) -> T:
+        """What the first process gave."""
+        from accelerate.utils import broadcast_object_list
+
+        return value if self.count == 1 else broadcast_object_list([value])[0]
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gave, by rank."""
+        from accelerate.utils import gather_object
+
+        return [value] if self.count == 1 else gather_object([value])
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        self._accelerator.wait_for_everyone()

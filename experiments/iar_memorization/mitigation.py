@@ -19,7 +19,7 @@ from interp.data.images import correlation, threshold
 from interp.interventions.kinds import Mean, Scale, Zero
 from interp.interventions.plan import Plan
 from interp.localization import localize
-from interp.localization.benchmarks.known_answers import as_active
+from interp.mitigation.controls import IN_BLOCKS_OF, Selection, Trial
 from interp.mitigation.weight_edits import in_weights
 from interp.progress import track
 from interp.sites.units import Units, UnitScores
@@ -27,21 +27,16 @@ from interp.subject.batch import Batch
 
 _FEW = 100  # images held out, at most half of them, that every edit is measured on
 HALVED, ZEROED = "in-weights x 0.5", "in-weights x 0"
-LIKE = "random, in the blocks of "
 COSTS = ("held out loss", "distance")
 MODEL = ["family", "regime", "seed"]
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
-    """One edit: the `selection` (a score or a control), the `fraction` of all neurons, the number of the `draw`, what is done, and whether
-    images are drawn under it."""
+class Edited:
+    """One edit: a trial, the name of what is done to its units, and whether images are drawn under it."""
 
-    selection: str
-    fraction: float
-    draw: int
+    trial: Trial
     edit: str
-    plan: Plan
     drawn: bool = True
 
 
@@ -59,38 +54,43 @@ def scored(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {name: localize(study.subject, ours, against, method=name, site="neurons", **options) for name, options in methods.items()}
 
 
-def trials(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> list[Trial]:
+def trials(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> list[Edited]:
     """Halved in-weights of the highest-scoring units of each method and of the controls, in several fractions, and the same set to zero; of
     the first method's and of random units in the fraction that is judged, whatever else can be done to units.
 
     Images are drawn under the paper's own edit, the first, alone: that is what costs time.
     """
     done, judged = edits(study), settings["at"][study.family]
-    first, found = next(iter(scores)), list[Trial]()
-    for name, fraction, draw, units in _selections(study, scores, settings):
-        all_kinds = name in (first, "random") and fraction == judged and draw == 0
+    first = next(iter(scores))
+    found: list[Edited] = []
+    for trial in _selections(study, scores, settings):
+        all_kinds = trial.selection in (first, "random") and trial.fraction == judged and trial.seed == 0
         for edit in done if all_kinds else (HALVED, ZEROED):
-            drawn = edit == HALVED and not name.startswith(LIKE)
-            found.append(Trial(name, fraction, draw, edit, done[edit](units), drawn))
+            drawn = edit == HALVED and not trial.selection.startswith(IN_BLOCKS_OF)
+            found.append(Edited(trial.edited(done[edit]), edit, drawn))
     return found
 
 
-def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> Iterator[tuple[str, float, int, Units]]:
+def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> Iterator[Trial]:
     """Each method's highest; the first one's lowest; random others, as many in each block as the first one chooses, and as the last one
     does, in further fractions too so as to reach the cost of whatever the methods choose; and others that are as active on the planted
     images."""
     means = interp.record(study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=64)
     activity = UnitScores({site: means[site] for site in means})
-    (_, first), (last, other) = next(iter(scores.items())), next(reversed(scores.items()))
+    first = next(iter(scores))
+    last = next(reversed(scores))
     for fraction in (*settings["fractions"], *settings["further_random"]):
-        top, like = first.top(fraction), other.top(fraction)
-        for draw in range(settings["random_draws"]):
-            yield "random", fraction, draw, top.matched(draw)
-            yield LIKE + last, fraction, draw, like.matched(draw)
+        selections = {name: Selection(found.top(fraction), fraction) for name, found in scores.items()}
+        draws = range(settings["random_draws"])
+        random = selections[first].random(draws)
+        in_blocks_of_last = selections[last].in_own_blocks(last, draws)
+        for pair in zip(random, in_blocks_of_last, strict=True):
+            yield from pair
         if fraction in settings["fractions"]:
-            yield from ((name, fraction, 0, found.top(fraction)) for name, found in scores.items())
-            yield "lowest", fraction, 0, first.lowest(fraction)
-            yield from (("as active", fraction, draw, as_active(top, activity, draw)) for draw in range(settings["active_draws"]))
+            for name, selection in selections.items():
+                yield selection.trial(name)
+            yield selections[first].lowest(scores[first])
+            yield from selections[first].as_active(activity, range(settings["active_draws"]))
 
 
 def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
@@ -143,12 +143,13 @@ class Bench:
         row |= {f"{name} loss": losses.mean() for name, (_, losses) in found.items()}
         return {name: float(value) for name, value in row.items()}
 
-    def table(self, chosen: Sequence[Trial]) -> pd.DataFrame:
+    def table(self, chosen: Sequence[Edited]) -> pd.DataFrame:
         """One row for the model as it is and for each trial: `selection`, `fraction`, `draw`, `edit`, and what is measured."""
         rows: list[dict[str, Any]] = [{"selection": "none", "fraction": 0.0, "draw": 0, "edit": "none", **self.measured(())}]
-        for trial in track(chosen, "edits"):
-            about = {"selection": trial.selection, "fraction": trial.fraction, "draw": trial.draw, "edit": trial.edit}
-            rows.append(about | self.measured(trial.plan, drawn=trial.drawn))
+        for edited in track(chosen, "edits"):
+            trial = edited.trial
+            about = {"selection": trial.selection, "fraction": trial.fraction, "draw": trial.seed, "edit": edited.edit}
+            rows.append(about | self.measured(trial.plan, drawn=edited.drawn))
         return pd.DataFrame(rows).assign(**self.study.about())
 
 
@@ -169,9 +170,9 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
     means = averaged(table)
     for edit, cost in ((HALVED, "held out loss"), (HALVED, "distance"), (ZEROED, "held out loss")):
         for _, part in means[means["edit"].isin([edit, "none"])].groupby(MODEL, sort=False):
-            chosen = part[~part["selection"].isin(["random", "none"]) & ~part["selection"].str.startswith(LIKE)]
+            chosen = part[~part["selection"].isin(["random", "none"]) & ~part["selection"].str.startswith(IN_BLOCKS_OF)]
             for name, own in chosen.groupby("selection", sort=False):
-                same = part["selection"] == f"{LIKE}{name}"
+                same = part["selection"] == f"{IN_BLOCKS_OF}{name}"
                 against = same if cost != "distance" and same.any() else part["selection"] == "random"
                 curve = part[against | (part["selection"] == "none")].sort_values(cost)
                 left = np.minimum.accumulate(curve["extracted"])

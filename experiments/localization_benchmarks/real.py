@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from experiments.localization_benchmarks.licence_texts import study_windows
 from interp.experiment.experiment import Claim, Results, judged
 from interp.files import replaced, writable
 from interp.localization import localize
-from interp.localization.benchmarks.known_answers import as_active
 from interp.memorization.evaluation import MEASURES, beside_before, effects
+from interp.mitigation.controls import Selection, Trial
 from interp.progress import track
 from interp.reporting.stats import Interval, student, welch
 
@@ -50,18 +50,6 @@ JUDGED = {  # sets, and how many windows of each
 CONTROLS_SEE = ("texts_test", "code", "prose")  # all controls; those as active see the other sets too, at the headline share
 Frame = Any  # pandas' stubs lose the type of a frame that is indexed
 KEYS = ["method", "selected", "fraction", "k", "data"]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One ablation: what was `selected` (top, lowest, random in each block, or random and as active), by which method and how many."""
-
-    method: str
-    selected: str
-    fraction: float
-    k: int
-    seed: int
-    units: interp.Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +94,7 @@ def run(subject: interp.Subject, parts: Parts) -> Results:
     for name, options in track(list(METHODS.items()), "methods"):
         against = None if name in ALONE else contrast
         scores = _scores(parts, name, options, lambda n=name, o=options, a=against: localize(subject, score, a, n, **o))
-        rows += _measured(subject, parts, _trials(name, scores, activity), judged_on, activity)
+        rows += _measured(subject, parts, name, _trials(scores, activity), judged_on, activity)
     every = pd.concat(rows, ignore_index=True)
     every["source"] = [f"{data}: {judged_on[data]['source'].iloc[n]}" for data, n in zip(every["data"], every["window"], strict=True)]
     table = summary(every)
@@ -126,42 +114,49 @@ def _spread(part: Frame, count: int) -> pd.DataFrame:
     return part.loc[turn.sort_values(kind="stable").index[:count]].reset_index(drop=True)
 
 
-def _trials(name: str, scores: interp.UnitScores, activity: interp.UnitScores) -> list[Trial]:
+def _trials(scores: interp.UnitScores, activity: interp.UnitScores) -> list[Trial]:
+    """The top units of every fraction, and the controls of some: the lowest, random ones in each block, and others as active."""
     trials: list[Trial] = []
     for share in FRACTIONS:
-        top = scores.top(share)
-        trials.append(Trial(name, "top", share, len(top), 0, top))
+        selection = Selection(scores.top(share), share)
+        trials.append(selection.trial("top"))
         if share in CONTROLLED:
-            trials.append(Trial(name, "lowest", share, len(top), 0, scores.lowest(share)))
-            for seed in range(SEEDS):
-                trials.append(Trial(name, "random", share, len(top), seed, top.matched(seed)))
-                trials.append(Trial(name, "as active", share, len(top), seed, as_active(top, activity, seed)))
+            trials.append(selection.lowest(scores))
+            random = selection.random(range(SEEDS))
+            active = selection.as_active(activity, range(SEEDS))
+            for draw in zip(random, active, strict=True):
+                trials += draw
     return trials
 
 
 def _measured(
-    subject: interp.Subject, parts: Parts, trials: Sequence[Trial], sets: Mapping[str, pd.DataFrame], activity: interp.UnitScores
+    subject: interp.Subject,
+    parts: Parts,
+    name: str,
+    trials: Sequence[Trial],
+    sets: Mapping[str, pd.DataFrame],
+    activity: interp.UnitScores,
 ) -> list[pd.DataFrame]:
     """Every ablation of one method on the sets that it is judged on: the rows of `effects`, each measure also before, and how active
     the units are."""
-    top, controls = [t for t in trials if t.selected == "top"], [t for t in trials if t.selected != "top"]
-    matched = [t for t in controls if t.selected == "as active" and t.fraction == HEADLINE]
+    top = [t for t in trials if t.selection == "top"]
+    controls = [t for t in trials if t.selection != "top"]
+    matched = [t for t in controls if t.selection == "as active" and t.fraction == HEADLINE]
     near, elsewhere = ({n: s for n, s in sets.items() if (n in CONTROLS_SEE) is close} for close in (True, False))
-    name = trials[0].method
     work = {
-        name: lambda: pd.concat([_effects(subject, top, sets), _effects(subject, controls, near)], ignore_index=True),
-        f"{name}_elsewhere": lambda: _effects(subject, matched, elsewhere),
+        name: lambda: pd.concat([_effects(subject, name, top, sets), _effects(subject, name, controls, near)], ignore_index=True),
+        f"{name}_elsewhere": lambda: _effects(subject, name, matched, elsewhere),
     }
     made_of = [METHODS[name], FRACTIONS, CONTROLLED, SEEDS, JUDGED]
     found = pd.concat([parts.kept(part, made_of, make) for part, make in work.items()], ignore_index=True)
-    active = [(t.selected, t.fraction, t.seed, sum(activity[s][u] for s, u in t.units) / t.k) for t in trials]
+    active = [(t.selection, t.fraction, t.seed, sum(activity[s][u] for s, u in t.units) / t.k) for t in trials]
     return [found.merge(pd.DataFrame(active, columns=["selected", "fraction", "seed", "activity"]))]
 
 
-def _effects(subject: interp.Subject, trials: Sequence[Trial], sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    measured = effects(subject, [[], *(interp.Zero(t.units) for t in trials)], sets)
-    about = [{k: v for k, v in asdict(t).items() if k != "units"} | {"plan": n} for n, t in enumerate(trials, start=1)]
-    return beside_before(measured, pd.DataFrame(about))
+def _effects(subject: interp.Subject, method: str, trials: Sequence[Trial], sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    measured = effects(subject, [[], *(t.plan for t in trials)], sets)
+    about = [(method, t.selection, t.fraction, t.k, t.seed, n) for n, t in enumerate(trials, start=1)]
+    return beside_before(measured, pd.DataFrame(about, columns=["method", "selected", "fraction", "k", "seed", "plan"]))
 
 
 def changes(rows: Frame) -> pd.DataFrame:

@@ -7,9 +7,6 @@ ablation that hurts a model enough also hurts its memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import or_
 from typing import Any
 
 import pandas as pd
@@ -17,24 +14,12 @@ import pandas as pd
 from interp.interventions.kinds import Intervention, Zero
 from interp.interventions.plan import Plan, interventions
 from interp.memorization.evaluation import effects
+from interp.mitigation.controls import Selection, Trial, changed
 from interp.mitigation.report import DropReport, EqualDamage, tabulated
 from interp.reporting.stats import paired
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batches
 from interp.subject.subject import Subject
-
-_MULTIPLES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # of the selection's size, for random units at equal damage
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One ablation to measure: a selection or one of its controls."""
-
-    selection: str
-    fraction: float
-    k: int
-    seed: int
-    plan: Plan
 
 
 def extraction_drop(  # noqa: PLR0913 - one call is the whole measurement
@@ -69,14 +54,16 @@ def extraction_drop(  # noqa: PLR0913 - one call is the whole measurement
     _check(selection, shares, seeds, at)
     data: dict[str, Any] = {**(also or {}), "memorized": memorized, "control": control, "held_out": held_out}
     data = {name: source if hasattr(source, "__len__") else list(source) for name, source in data.items()}
-    trials = _trials(subject, selection, shares, seeds)
+    selections = _selections(subject, selection, shares)
+    scores = selection if isinstance(selection, UnitScores) else None
+    trials = [trial for one in selections.values() for trial in _trials(one, scores, seeds)]
     measured = effects(subject, [[], *(t.plan for t in trials)], data, size)
     frame = tabulated(measured, trials)
-    own = {t.fraction: t for t in trials if t.selection == "selection"}
-    trial = own[_least_harmful(frame) if at is None else float(at)]
-    of_trial: Any = measured[measured["plan"] == 1 + trials.index(trial)]
-    equal = _at_equal_damage(subject, trial, of_trial, data, seeds, size)
-    return DropReport(frame, trial.fraction, len(own) == 1 or at is not None, equal, subject.name)
+    chosen = _least_harmful(frame) if at is None else float(at)
+    number = next(n for n, t in enumerate(trials, start=1) if t.selection == "selection" and t.fraction == chosen)
+    own: Any = measured[measured["plan"] == number]
+    equal = _equal_damage(subject, selections[chosen], own, data, seeds, size)
+    return DropReport(frame, chosen, len(selections) == 1 or at is not None, equal, subject.name)
 
 
 def _check(selection: UnitScores | Units | Plan, fractions: Sequence[float], seeds: int, at: float | None) -> None:
@@ -91,30 +78,16 @@ def _check(selection: UnitScores | Units | Plan, fractions: Sequence[float], see
         raise ValueError(f"at={at} is not among the fractions {fractions}" if fractions else "no fractions: expected at least one")
 
 
-def _trials(subject: Subject, selection: UnitScores | Units | Plan, fractions: Sequence[float], seeds: int) -> list[Trial]:
-    trials: list[Trial] = []
-    for fraction, plan in _selections(subject, selection, fractions):
-        trials.append(Trial("selection", fraction, _size(plan), 0, plan))
-        draws = [randomized(plan, seed) for seed in range(seeds)]
-        trials += [Trial("random", fraction, _size(draw), seed, draw) for seed, draw in enumerate(draws)]
-        if isinstance(selection, UnitScores):
-            trials.append(Trial("lowest", fraction, _size(plan), 0, Zero(selection.lowest(fraction))))
-    return trials
-
-
-def _selections(subject: Subject, selection: UnitScores | Units | Plan, fractions: Sequence[float]) -> list[tuple[float, Plan]]:
+def _selections(subject: Subject, selection: UnitScores | Units | Plan, fractions: Sequence[float]) -> dict[float, Selection]:
+    """By the fraction of units that are selected."""
     if isinstance(selection, UnitScores):
-        return [(fraction, Zero(selection.top(fraction))) for fraction in fractions]
+        return {fraction: Selection(selection.top(fraction), fraction) for fraction in fractions}
     plan = interventions(Zero(selection) if isinstance(selection, Units) else selection)
     for intervention in plan:
         subject.anatomy.check(intervention.units)
-    total = len(subject.anatomy.units([point for i in plan for point in _points(i.units)]))
-    return [(_size(plan) / total, plan)]
-
-
-def _size(plan: Plan) -> int:
-    """How many units a plan changes; one that several interventions change counts once."""
-    return len(reduce(or_, (i.units for i in interventions(plan))))
+    points = [point for intervention in plan for point in _points(intervention.units)]
+    fraction = len(changed(plan)) / len(subject.anatomy.units(points))
+    return {fraction: Selection(plan, fraction)}
 
 
 def _points(units: Units) -> list[str]:
@@ -122,16 +95,11 @@ def _points(units: Units) -> list[str]:
     return sorted({site.point if site.block is not None else str(site) for site in units.sites})
 
 
-def randomized(plan: Plan, seed: int, times: int = 1) -> tuple[Intervention, ...]:
-    """The same interventions on random other units, `times` as many at each site, or all that are left there.
-
-    Raises ValueError where none is left.
-    """
-    drawn = [(i, i.units.matched(seed, times=times)) for i in interventions(plan)]
-    for i, units in drawn:
-        if not len(units):
-            raise ValueError(f"{', '.join(map(str, i.units.sites[:3]))}: all units are selected, which leaves none for a random control")
-    return tuple(replace(i, units=units) for i, units in drawn)
+def _trials(selection: Selection, scores: UnitScores | None, seeds: int) -> list[Trial]:
+    trials = [selection.trial(), *selection.random(range(seeds))]
+    if scores is not None:
+        trials.append(selection.lowest(scores))
+    return trials
 
 
 def _least_harmful(frame: pd.DataFrame) -> float:
@@ -144,26 +112,11 @@ def _least_harmful(frame: pd.DataFrame) -> float:
     return float(accuracy.loc[allowed, "change"].idxmin() if len(allowed) else rise.idxmin())
 
 
-def _at_equal_damage(subject: Subject, trial: Trial, own: Any, data: dict[str, Batches], seeds: int, size: int) -> EqualDamage:
-    """Random units, more and more of them, until they raise the held-out loss at least as much as the selection does."""
-    damage = own.loc[own["data"] == "held_out", "loss"].mean()
-    plans, reached = _as_harmful(subject, trial, float(damage), data["held_out"], seeds, size)
-    memorized: Any = effects(subject, plans, {"memorized": data["memorized"]}, size)
+def _equal_damage(subject: Subject, selection: Selection, own: Any, data: dict[str, Batches], seeds: int, size: int) -> EqualDamage:
+    """The selection, whose effects on each window are `own`, compared with random units that raise the held-out loss as much."""
+    damage = float(own.loc[own["data"] == "held_out", "loss"].mean())
+    trials, reached = selection.at_equal_damage(subject, damage, data["held_out"], range(seeds), size)
+    memorized: Any = effects(subject, [trial.plan for trial in trials], {"memorized": data["memorized"]}, size)
     theirs = memorized.groupby("window")["accuracy"].mean()
     ours = own[own["data"] == "memorized"].set_index("window")["accuracy"]
-    return EqualDamage(_size(plans[0]), reached, float(theirs.mean()), paired(theirs, ours.loc[theirs.index]))
-
-
-def _as_harmful(
-    subject: Subject, trial: Trial, damage: float, held_out: Batches, seeds: int, size: int
-) -> tuple[list[tuple[Intervention, ...]], bool]:
-    """One plan a seed, the smallest tried that bring the held-out loss to `damage` on average; or the largest, and False."""
-    plans: list[tuple[Intervention, ...]] = []
-    for times in _MULTIPLES:
-        plans = [randomized(trial.plan, seed, times) for seed in range(seeds)]
-        random: Any = effects(subject, plans, {"held_out": held_out}, size)
-        if random["loss"].mean() >= damage:
-            return plans, True
-        if _size(plans[0]) < trial.k * times:
-            break
-    return plans, False
+    return EqualDamage(trials[0].k, reached, float(theirs.mean()), paired(theirs, ours.loc[theirs.index]))

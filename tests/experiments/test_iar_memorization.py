@@ -15,12 +15,12 @@ import interp
 from experiments.iar_memorization import __main__ as iar
 from experiments.iar_memorization.checks import checks
 from experiments.iar_memorization.measures import centre, complete, read
-from experiments.iar_memorization.mitigation import HALVED, LIKE, Bench, Trial, apart, at_equal_cost, averaged
+from experiments.iar_memorization.mitigation import HALVED, Bench, Edited, apart, at_equal_cost, averaged
 from experiments.iar_memorization.quality import Quality, features_of
 from experiments.iar_memorization.study import Study, trained
 from interp.data.images import digits
-from interp.interventions.kinds import Zero
 from interp.memorization.extraction import scan
+from interp.mitigation.controls import IN_BLOCKS_OF, Selection
 from interp.mitigation.weight_edits import in_weights
 
 SEED = 100
@@ -101,7 +101,9 @@ def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
     quality = Quality(study, features_of(SMOKE, out / "models"), 16, {})
     bench, units = Bench(study, quality), study.subject.anatomy.units("neurons")
     before = study.subject.fingerprint
-    found = bench.table([Trial("all", 1.0, 0, "zero", Zero(units)), Trial("all", 1.0, 0, HALVED, in_weights(study.subject, units, 0.5))])
+    zeroed = Selection(units, 1.0).trial("all")
+    halved = zeroed.edited(lambda units: in_weights(study.subject, units, 0.5))
+    found = bench.table([Edited(zeroed, "zero"), Edited(halved, HALVED)])
     assert study.subject.fingerprint == before
     assert found["exact"].iloc[0] > found["exact"].iloc[1]
     again = bench.measured(())
@@ -151,7 +153,10 @@ def test_advantage_at_equal_cost_by_hand():
 
 def test_a_method_is_held_against_random_units_of_its_own_blocks_where_there_are_such():
     table = edits(
-        ("none", 0.0, 1.0, 1.0, 1.0), ("random", 0.1, 0.2, 3.0, 3.0), (f"{LIKE}score", 0.1, 0.6, 3.0, 3.0), ("score", 0.1, 0.5, 2.0, 2.0)
+        ("none", 0.0, 1.0, 1.0, 1.0),
+        ("random", 0.1, 0.2, 3.0, 3.0),
+        (f"{IN_BLOCKS_OF}score", 0.1, 0.6, 3.0, 3.0),
+        ("score", 0.1, 0.5, 2.0, 2.0),
     )
     found = at_equal_cost(table).set_index(["edit", "cost", "selection"])["advantage"][HALVED]
     assert found["held out loss", "score"] == pytest.approx(0.8 - 0.5)
@@ -228,6 +233,6 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
     planted = found.tables["extraction"].query("set == 'planted' and prefix == 0")
     assert (planted.groupby("family").size() == 2 * 10).all()
     halved = found.tables["edits"].query("edit == @HALVED")
-    drawn = ~halved["selection"].str.startswith(LIKE)
+    drawn = ~halved["selection"].str.startswith(IN_BLOCKS_OF)
     assert (np.isfinite(halved["distance"]) == drawn).all()
     assert {claim.id for claim in found.claims} == {check.id for check in checks(iar.PRESETS["paper"])}

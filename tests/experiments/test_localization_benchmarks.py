@@ -224,9 +224,9 @@ def test_units_of_the_real_study_are_as_many_as_said_and_others():
     rng = np.random.default_rng(0)
     sites = [interp.Site("neurons", n) for n in range(4)]
     scores, activity = (interp.UnitScores({s: rng.normal(size=5000) for s in sites}) for _ in range(2))
-    for trial in real._trials("m", scores, activity):
+    for trial in real._trials(scores, activity):
         assert len(trial.units) == trial.k == round(trial.fraction * 20000)
         top = scores.top(trial.fraction)
-        if trial.selected in ("random", "as active"):
+        if trial.selection in ("random", "as active"):
             assert not len(trial.units & top)
             assert [len(trial.units[s]) for s in sites] == [len(top[s]) for s in sites]

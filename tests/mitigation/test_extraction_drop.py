@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import interp
 from interp.memorization.evaluation import effects
-from interp.mitigation.extraction_drop import extraction_drop, randomized
+from interp.mitigation.controls import randomized
+from interp.mitigation.extraction_drop import extraction_drop
 
 SITES = ("blocks.0.neurons", "blocks.1.neurons", "blocks.2.neurons")
 WIDTH = 48

@@ -11,15 +11,21 @@ import pandas as pd
 import pytest
 
 from interp.memorization.evaluation import MEASURES
-from interp.mitigation.extraction_drop import Trial
+from interp.mitigation.controls import Trial
 from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulated
 from interp.reporting.stats import Interval, bootstrap, paired
+from interp.sites.units import Units
+
+
+def trial(selection: str, fraction: float, k: int, seed: int = 0) -> Trial:
+    return Trial(selection, fraction, seed, Units({"blocks.0.neurons": range(k)}, {"blocks.0.neurons": 40}), ())
+
 
 TRIALS = [
-    Trial("selection", 0.1, 4, 0, ()),
-    *(Trial("random", 0.1, 4, seed, ()) for seed in range(5)),
-    Trial("lowest", 0.1, 4, 0, ()),
-    Trial("selection", 0.2, 8, 0, ()),
+    trial("selection", 0.1, 4),
+    *(trial("random", 0.1, 4, seed) for seed in range(5)),
+    trial("lowest", 0.1, 4),
+    trial("selection", 0.2, 8),
 ]
 DATA = {"memorized": 6, "control": 4, "held_out": 3}
 

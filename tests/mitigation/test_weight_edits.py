@@ -10,7 +10,7 @@ import tiny
 import torch
 
 import interp
-from interp.mitigation.extraction_drop import randomized
+from interp.mitigation.controls import randomized
 from interp.mitigation.weight_edits import in_weights
 
 FC1 = {"var": "blocks.{}.ffn.fc1", "rar": "blocks.{}.mlp.fc1", "gpt2": "transformer.h.{}.mlp.c_fc", "opt": "model.decoder.layers.{}.fc1"}

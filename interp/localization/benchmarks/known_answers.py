@@ -29,7 +29,6 @@ __all__ = [
     "Injection",
     "Lookup",
     "Training",
-    "as_active",
     "by_target",
     "deletion",
     "injected",
@@ -203,23 +202,3 @@ def _same_budget(scores: UnitScores, fraction: float) -> list[tuple[int, Units]]
             raise ValueError(f"a budget of {len(spread)} neurons does not fit in {site}, which has {values.size}: give a smaller fraction")
         rows.append((int(site.block or 0), Units({site: ranked(values)[: len(spread)]}, scores.widths)))
     return rows
-
-
-def as_active(units: Units, activity: UnitScores, seed: int, near: int = 10) -> Units:
-    """As many other units at each site, each drawn among the `near` unused ones whose activity is nearest to that of the unit it stands
-    for: the control for "these units are merely active". `activity` is any score, such as that of the method `activation`.
-
-    Raises ValueError where a site has not as many other units.
-    """
-    rng = np.random.default_rng(seed)
-    drawn: dict[Any, list[int]] = {}
-    for site in units.sites:
-        level, free = activity[site], np.setdiff1d(np.arange(units.widths[site]), units[site])
-        if len(free) < len(units[site]):
-            raise ValueError(f"{site} has {len(free)} other units, too few for {len(units[site])}")
-        for unit in units[site]:
-            nearest = free[np.argsort(np.abs(level[free] - level[unit]), kind="stable")[:near]]
-            taken = rng.choice(nearest)
-            drawn.setdefault(site, []).append(int(taken))
-            free = free[free != taken]
-    return Units(drawn, units.widths)

@@ -18,7 +18,6 @@ from interp.localization.benchmarks import known_answers as benchmarks
 from interp.localization.benchmarks.known_answers import (
     Choice,
     Training,
-    as_active,
     by_target,
     deletion,
     injected,
@@ -213,27 +212,6 @@ def test_one_block_and_all_blocks_have_the_same_budget(deleted):
     np.testing.assert_allclose(rows["fall"], before - hits)
     with pytest.raises(ValueError, match="give a smaller fraction"):
         single_block(known.subject, memorized, scores["random"][:1], 0.9)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 15))
-def test_units_as_active_are_others_of_the_same_site_and_like_activity(seed, count):
-    rng = np.random.default_rng(seed)
-    site = interp.Site("neurons", 0)
-    activity = UnitScores({site: np.exp(3 * rng.normal(size=60))})
-    units = interp.Units({site: rng.permutation(60)[:count]}, activity.widths)
-    drawn = as_active(units, activity, seed, near=3)
-    assert len(drawn) == len(units)
-    assert not len(drawn & units)
-    assert drawn == as_active(units, activity, seed, near=3)
-
-
-def test_the_nearest_in_activity_stands_for_a_unit():
-    site = interp.Site("neurons", 0)
-    activity = UnitScores({site: np.array([0.0, 1.0, 1.1, 5.0, 5.2, 9.0])})
-    units = interp.Units({site: [1, 3]}, activity.widths)
-    assert set(as_active(units, activity, 0, near=1)[site]) == {2, 4}
-    with pytest.raises(ValueError, match="too few for 4"):
-        as_active(interp.Units({site: [0, 1, 2, 3]}, activity.widths), activity, 0)
 
 
 def test_everything_the_module_names_is_there():

@@ -13,7 +13,8 @@ from typing import Any
 from experiments.iar_memorization.checks import claims
 from experiments.iar_memorization.figures import drawn
 from experiments.iar_memorization.runs import FAMILIES, joined, of_model, prepared
-from interp.experiment.experiment import Experiment, Results, in_parallel
+from interp.experiment.experiment import Results
+from interp.experiment.script import Script, in_parallel
 
 _VQ = {"code_width": 16, "width": 16, "blocks": 0, "channels": 1}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -111,7 +112,7 @@ def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:
     return Results(claims(tables, seeds, settings), tables, drawn(tables))
 
 
-EXPERIMENT = Experiment("iar_memorization", __doc__ or "", PRESETS, run)
+EXPERIMENT = Script("iar_memorization", __doc__ or "", PRESETS, run)
 
 if __name__ == "__main__":
     EXPERIMENT.command()

@@ -16,7 +16,7 @@ from experiments.iar_memorization.checks_of_edits import cheaper, of_edits
 from experiments.iar_memorization.measures import centre
 from experiments.iar_memorization.study import Settings, Tables
 from experiments.iar_memorization.terms import Check, Measure, above, below, constant, mean, minus, rows
-from interp.experiment.experiment import Claim
+from interp.experiment.claims import Claim
 
 
 def claims(tables: Tables, seeds: Sequence[int], settings: Settings) -> list[Claim]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.iar_memorization.study import Tables
-from interp.experiment.experiment import Claim, Source, judged
+from interp.experiment.claims import Claim, Source, judged
 from interp.reporting.stats import Interval, student
 
 Measure = Callable[[Tables], float]

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.cli.demo import Leak, Recipe, planted_leak
-from interp.experiment.experiment import Claim, Experiment, Results, judged
+from interp.experiment.claims import Claim, judged
+from interp.experiment.experiment import Results
+from interp.experiment.script import Script
 from interp.mitigation.report import drop_figure
 from interp.reporting.stats import Interval, student
 
@@ -125,7 +127,7 @@ def _rises(selection: str, chosen: pd.DataFrame) -> str:
     return f"{row['change'] / row['before']:+.1%}"
 
 
-EXPERIMENT = Experiment("planted_leak", __doc__ or "", PRESETS, run)
+EXPERIMENT = Script("planted_leak", __doc__ or "", PRESETS, run)
 
 if __name__ == "__main__":
     EXPERIMENT.command()

@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.reason_to_rote.checks import checks
 from experiments.reason_to_rote.measures import Tables
 from experiments.reason_to_rote.terms import Check
-from interp.experiment.experiment import Claim, judged
+from interp.experiment.claims import Claim, judged
 from interp.reporting.stats import Interval, student
 
 

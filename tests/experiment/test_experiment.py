@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 import interp
 from experiments.planted_leak import __main__ as planted_leak
 from interp.cli.demo import Recipe
-from interp.experiment.experiment import Claim, Experiment, Results, judged
+from interp.experiment.claims import Claim, judged
+from interp.experiment.experiment import Results
+from interp.experiment.script import Script
 from interp.mitigation.report import DropReport, EqualDamage, drop_figure
 from interp.reporting.stats import Interval, student
 
@@ -28,8 +30,8 @@ def results(*_: object) -> Results:
 
 
 @pytest.fixture
-def experiment() -> Experiment:
-    return Experiment("toy", "A toy.", {"smoke": {"seeds": 2}, "small": {"seeds": 3}}, results)
+def experiment() -> Script:
+    return Script("toy", "A toy.", {"smoke": {"seeds": 2}, "small": {"seeds": 3}}, results)
 
 
 def test_claims_have_exactly_the_fields_that_others_read(experiment, tmp_path):

@@ -12,9 +12,10 @@ import pandas as pd
 from jaxtyping import Float
 
 import interp
+from experiments.iar_memorization.build import ALIKE, Study
 from experiments.iar_memorization.measures import ALLOWED, complete, completed, read
+from experiments.iar_memorization.presets import Preset
 from experiments.iar_memorization.quality import Quality
-from experiments.iar_memorization.study import ALIKE, Settings, Study
 from interp.data.images import correlation, threshold
 from interp.interventions.kinds import Mean, Scale, Zero
 from interp.interventions.plan import Plan
@@ -59,13 +60,13 @@ def scored(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {name: localize(study.subject, ours, against, method=name, site="neurons", **options) for name, options in methods.items()}
 
 
-def trials(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> list[Trial]:
+def trials(study: Study, scores: Mapping[str, UnitScores], settings: Preset) -> list[Trial]:
     """Halved in-weights of the highest-scoring units of each method and of the controls, in several fractions, and the same set to zero; of
     the first method's and of random units in the fraction that is judged, whatever else can be done to units.
 
     Images are drawn under the paper's own edit, the first, alone: that is what costs time.
     """
-    done, judged = edits(study), settings["at"][study.family]
+    done, judged = edits(study), settings.at[study.family]
     first, found = next(iter(scores)), list[Trial]()
     for name, fraction, draw, units in _selections(study, scores, settings):
         all_kinds = name in (first, "random") and fraction == judged and draw == 0
@@ -75,22 +76,22 @@ def trials(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -
     return found
 
 
-def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> Iterator[tuple[str, float, int, Units]]:
+def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Preset) -> Iterator[tuple[str, float, int, Units]]:
     """Each method's highest; the first one's lowest; random others, as many in each block as the first one chooses, and as the last one
     does, in further fractions too so as to reach the cost of whatever the methods choose; and others that are as active on the planted
     images."""
     means = interp.record(study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=64)
     activity = UnitScores({site: means[site] for site in means})
     (_, first), (last, other) = next(iter(scores.items())), next(reversed(scores.items()))
-    for fraction in (*settings["fractions"], *settings["further_random"]):
+    for fraction in (*settings.fractions, *settings.further_random):
         top, like = first.top(fraction), other.top(fraction)
-        for draw in range(settings["random_draws"]):
+        for draw in range(settings.random_draws):
             yield "random", fraction, draw, top.matched(draw)
             yield LIKE + last, fraction, draw, like.matched(draw)
-        if fraction in settings["fractions"]:
+        if fraction in settings.fractions:
             yield from ((name, fraction, 0, found.top(fraction)) for name, found in scores.items())
             yield "lowest", fraction, 0, first.lowest(fraction)
-            yield from (("as active", fraction, draw, as_active(top, activity, draw)) for draw in range(settings["active_draws"]))
+            yield from (("as active", fraction, draw, as_active(top, activity, draw)) for draw in range(settings.active_draws))
 
 
 def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from experiments.iar_memorization.mitigation import COSTS, HALVED, ZEROED, averaged
+from interp.experiment.checks import Tables, rows
 from interp.reporting.image_grid import image_grid
 from interp.reporting.panels import Draw, bars, colours, lines, panels
 
@@ -18,26 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MODEL = ["family", "regime"]
-
-
-def drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """All figures by name."""
-    found = {
-        "extraction": extraction(tables["extraction"]),
-        "correlation": correlation(tables["correlation"]),
-        "map": scale_by_block(tables["map"]),
-        "blocks": blocks(tables["blocks"]),
-        "votes": votes(tables["votes"]),
-        "members": members(tables["members"]),
-        "subsets": subsets(tables["subsets"]),
-        "edits": edits(tables["edits"]),
-        "equal_cost": equal_cost(tables["edits"], HALVED, COSTS),
-        "zeroed": equal_cost(tables["edits"], ZEROED, COSTS[:1]),
-        "kinds": kinds(tables["edits"]),
-    }
-    if "training" in tables:
-        found["training"] = training(tables["training"])
-    return found | {f"images_{name}": pictures(part) for name, part in tables["pictures"].groupby("family", sort=False)}
 
 
 def training(history: pd.DataFrame) -> Figure:
@@ -124,16 +105,16 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Sequence[str]) -> Figure:
 def kinds(table: pd.DataFrame) -> Figure:
     """What is done to the units of the fraction that is judged: UnitMem's against random ones."""
     judged = table.loc[~table["edit"].isin([HALVED, ZEROED, "none"])].groupby("family")["fraction"].first()
-    rows = averaged(table[(table["fraction"] == table["family"].map(judged)) | (table["edit"] == "none")])
-    shown = rows[rows["selection"].isin(["none", "UnitMem", "random"])]
+    means = averaged(table[(table["fraction"] == table["family"].map(judged)) | (table["edit"] == "none")])
+    shown = means[means["selection"].isin(["none", "UnitMem", "random"])]
     return panels(shown, ["family"], bars(shown, "edit", "extracted", "selection"), across=2, width=6.0)
 
 
 def pictures(table: pd.DataFrame) -> Figure:
     """The same planted images: as they are, as tokens, as extracted, and after edits."""
-    rows = {str(name): torch.tensor(np.stack([np.array(p).reshape(s) for p, s in zip(part["pixels"], part["shape"], strict=True)]))
+    pixels = {str(name): torch.tensor(np.stack([np.array(p).reshape(s) for p, s in zip(part["pixels"], part["shape"], strict=True)]))
             for name, part in table[table["seed"] == table["seed"].iloc[0]].groupby("row", sort=False)}  # fmt: skip
-    return image_grid(rows)
+    return image_grid(pixels)
 
 
 def _edited(table: pd.DataFrame, edit: str) -> pd.DataFrame:
@@ -158,3 +139,30 @@ def _cells(row: str, column: str, value: str) -> Draw:
         sns.heatmap(wide, annot=True, fmt=".2f", annot_kws={"size": 7}, cmap="crest", cbar=False, ax=axes)
 
     return draw
+
+
+def _of(name: str, draw: Callable[..., Figure], *arguments: Any) -> Callable[[Tables], Figure | None]:
+    """Draws one table; nothing where there is no such table."""
+    return lambda tables: draw(tables[name], *arguments) if name in tables else None
+
+
+def _pictures_of(family: str) -> Callable[[Tables], Figure]:
+    return lambda tables: pictures(rows(tables["pictures"], {"family": family}))
+
+
+FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
+    "extraction": _of("extraction", extraction),
+    "correlation": _of("correlation", correlation),
+    "map": _of("map", scale_by_block),
+    "blocks": _of("blocks", blocks),
+    "votes": _of("votes", votes),
+    "members": _of("members", members),
+    "subsets": _of("subsets", subsets),
+    "edits": _of("edits", edits),
+    "equal_cost": _of("edits", equal_cost, HALVED, COSTS),
+    "zeroed": _of("edits", equal_cost, ZEROED, COSTS[:1]),
+    "kinds": _of("edits", kinds),
+    "training": _of("training", training),
+    "images_VAR": _pictures_of("VAR"),
+    "images_RAR": _pictures_of("RAR"),
+}

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import interp
-from experiments.iar_memorization.study import SETS, Study
+from experiments.iar_memorization.build import SETS, Study
 from interp.data.images import Images, correlation, shifted, threshold
 from interp.localization.methods.unitmem import unitmem, unitmem_by_segment
 from interp.memorization.extraction import verdicts

@@ -12,9 +12,10 @@ import pandas as pd
 from jaxtyping import Float
 
 import interp
+from experiments.iar_memorization.build import ALIKE, Study
 from experiments.iar_memorization.measures import ALLOWED, complete, completed, read
+from experiments.iar_memorization.presets import Preset
 from experiments.iar_memorization.quality import Quality
-from experiments.iar_memorization.study import ALIKE, Settings, Study
 from interp.data.images import correlation, threshold
 from interp.interventions.kinds import Mean, Scale, Zero
 from interp.interventions.plan import Plan
@@ -54,13 +55,13 @@ def scored(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {name: localize(study.subject, ours, against, method=name, site="neurons", **options) for name, options in methods.items()}
 
 
-def trials(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> list[Edited]:
+def trials(study: Study, scores: Mapping[str, UnitScores], settings: Preset) -> list[Edited]:
     """Halved in-weights of the highest-scoring units of each method and of the controls, in several fractions, and the same set to zero; of
     the first method's and of random units in the fraction that is judged, whatever else can be done to units.
 
     Images are drawn under the paper's own edit, the first, alone: that is what costs time.
     """
-    done, judged = edits(study), settings["at"][study.family]
+    done, judged = edits(study), settings.at[study.family]
     first = next(iter(scores))
     found: list[Edited] = []
     for trial in _selections(study, scores, settings):
@@ -71,7 +72,7 @@ def trials(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -
     return found
 
 
-def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Settings) -> Iterator[Trial]:
+def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Preset) -> Iterator[Trial]:
     """Each method's highest; the first one's lowest; random others, as many in each block as the first one chooses, and as the last one
     does, in further fractions too so as to reach the cost of whatever the methods choose; and others that are as active on the planted
     images."""
@@ -79,18 +80,18 @@ def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Settin
     activity = UnitScores({site: means[site] for site in means})
     first = next(iter(scores))
     last = next(reversed(scores))
-    for fraction in (*settings["fractions"], *settings["further_random"]):
+    for fraction in (*settings.fractions, *settings.further_random):
         selections = {name: Selection(found.top(fraction), fraction) for name, found in scores.items()}
-        draws = range(settings["random_draws"])
+        draws = range(settings.random_draws)
         random = selections[first].random(draws)
         in_blocks_of_last = selections[last].in_own_blocks(last, draws)
         for pair in zip(random, in_blocks_of_last, strict=True):
             yield from pair
-        if fraction in settings["fractions"]:
+        if fraction in settings.fractions:
             for name, selection in selections.items():
                 yield selection.trial(name)
             yield selections[first].lowest(scores[first])
-            yield from selections[first].as_active(activity, range(settings["active_draws"]))
+            yield from selections[first].as_active(activity, range(settings.active_draws))
 
 
 def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:

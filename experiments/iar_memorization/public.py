@@ -7,7 +7,6 @@ extract the best of each class.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import interp
+from experiments.iar_memorization.build import Study, studied
 from experiments.iar_memorization.measures import read
-from experiments.iar_memorization.study import Settings, Study, studied
+from experiments.iar_memorization.presets import Public
 from interp.data.image_files import read_classes
 from interp.data.images import Images
 from interp.models.image.image_model import ImageModel
@@ -26,20 +26,20 @@ from interp.progress import track
 _MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as SSCD expects
 
 
-def public(settings: Settings, family: str, regime: str, seed: int, out: Path) -> Study:  # noqa: ARG001 - as `trained` is called
+def public(settings: Public, family: str, regime: str, seed: int) -> Study:
     """A public model. Its `planted` images are the candidates, of which the paper extracts some, its `background` others of the same
     classes, and the images held out are the candidates of the validation set, chosen likewise."""
-    place = settings["places"]
-    subject = interp.load(place["models"][family], tokenizer=place["tokenizers"][family], dtype=settings["dtype"])
+    place = settings.places
+    subject = interp.load(place.models[family], tokenizer=place.tokenizers[family], dtype=settings.dtype)
     subject.module.to("cuda" if torch.cuda.is_available() else "cpu")
     rng = np.random.default_rng(seed)
-    best, others = _chosen(subject, place["train"], settings, settings["last"][family], rng)
-    held_out, _ = _chosen(subject, place["validation"], settings, settings["last"][family], rng)
+    best, others = _chosen(subject, place.train, settings, settings.last[family], rng)
+    held_out, _ = _chosen(subject, place.validation, settings, settings.last[family], rng)
     chosen = {"planted": best, "background": others, "held out": held_out}
-    return studied(family, regime, seed, subject, chosen, settings, None, copy_detection(place["copies"]))
+    return studied(family, regime, seed, subject, chosen, settings, None, copy_detection(place.copies))
 
 
-def _chosen(subject: interp.Subject, folder: str, settings: Settings, last: int, rng: np.random.Generator) -> tuple[Images, Images]:
+def _chosen(subject: interp.Subject, folder: str, settings: Public, last: int, rng: np.random.Generator) -> tuple[Images, Images]:
     """Of each class the images that the model hits most, and some of the others; both shuffled, for what follows takes the first ones."""
     module = subject.module
     assert isinstance(module, ImageModel)
@@ -47,8 +47,8 @@ def _chosen(subject: interp.Subject, folder: str, settings: Settings, last: int,
     others: list[Images] = []
     for images in track(read_classes(folder, module.tokenizer.side, module.tokenizer.channels), "classes"):
         order = np.argsort(-likeness(subject, images, last), kind="stable")
-        best.append(images.rows(order[: settings["candidates"]]))
-        others.append(images.rows(rng.permutation(order[settings["candidates"] :])[: settings["per_class"]]))
+        best.append(images.rows(order[: settings.candidates]))
+        others.append(images.rows(rng.permutation(order[settings.candidates :])[: settings.per_class]))
     both = [Images.joined(part) for part in (best, others)]
     first, second = (part.rows(rng.permutation(len(part))) for part in both)
     return first, second

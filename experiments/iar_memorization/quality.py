@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from experiments.iar_memorization.build import Study, shared_file, split
+from experiments.iar_memorization.presets import Preset, Public, Trained
 from experiments.iar_memorization.public import scripted
-from experiments.iar_memorization.study import Settings, Study, shared_file, split
 from interp.data.images import Images
 from interp.models.image.sampling import cosine_guidance, linear_guidance, sample
 from interp.reporting.stats import frechet
@@ -40,12 +41,13 @@ class Classifier(nn.Module):
         return self.head(self.features(pixels))
 
 
-def features_of(settings: Settings, out: Path) -> Features:
+def features_of(settings: Preset, out: Path) -> Features:
     """Of a scripted network where a file of one is named, else of a classifier that is trained once, on the images of the tokenizer, which
     no model is trained on."""
-    if "features" in settings.get("places", {}):
-        return scripted(settings["places"]["features"])
-    images, file = split(settings, next(iter(settings["regimes"])), 0).tokenizer, shared_file(settings, out, "classifier")
+    if isinstance(settings, Public):
+        return scripted(settings.places.features)
+    assert isinstance(settings, Trained)
+    images, file = split(settings, next(iter(settings.regimes)), 0).tokenizer, shared_file(settings, out, "classifier")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Classifier(images.pixels.shape[-1], 10)

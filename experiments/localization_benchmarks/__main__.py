@@ -14,7 +14,8 @@ import pandas as pd
 from experiments.localization_benchmarks import figures, published
 from experiments.localization_benchmarks.claims import claims, table
 from experiments.localization_benchmarks.study import PARTS, measured
-from interp.experiment.experiment import Experiment, Results, in_parallel
+from interp.experiment.experiment import Results
+from interp.experiment.script import Script, in_parallel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +125,7 @@ def drawn(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> di
     }
 
 
-EXPERIMENT = Experiment("localization_benchmarks", __doc__ or "", PRESETS, run)
+EXPERIMENT = Script("localization_benchmarks", __doc__ or "", PRESETS, run)
 
 if __name__ == "__main__":
     EXPERIMENT.command()

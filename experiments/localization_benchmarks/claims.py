@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.localization_benchmarks.study import BLOCKS
-from interp.experiment.experiment import Claim, judged
+from interp.experiment.claims import Claim, judged
 from interp.reporting.stats import Interval, student
 
 Judge = Callable[[float], bool]

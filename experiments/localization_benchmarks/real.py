@@ -21,7 +21,8 @@ import typer
 import interp
 from experiments.localization_benchmarks import figures
 from experiments.localization_benchmarks.licence_texts import study_windows
-from interp.experiment.experiment import Claim, Results, judged
+from interp.experiment.claims import Claim, judged
+from interp.experiment.experiment import Results
 from interp.files import replaced, writable
 from interp.localization import localize
 from interp.memorization.evaluation import MEASURES, beside_before, effects

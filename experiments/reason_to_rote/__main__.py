@@ -16,7 +16,8 @@ from experiments.reason_to_rote.neurons import TOP
 from experiments.reason_to_rote.runs import PARTS, joined, of_seed
 from experiments.reason_to_rote.study import reasoning
 from experiments.reason_to_rote.tasks import task
-from interp.experiment.experiment import Experiment, Results, in_parallel
+from interp.experiment.experiment import Results
+from interp.experiment.script import Script, in_parallel
 
 _FEW = {"heads": 20, "first": 6, "bridges": 8, "second": 10, "tails": 20}
 # `spread` is the deviation of initial weights. With GPT-2's own, .02, a pilot had memorized .73 after these steps; with .05 another was at
@@ -92,7 +93,7 @@ def _about(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return {"variable": of.variable, "position": of.position, "blocks": model["blocks"], "neurons": 4 * model["width"], "top": TOP}
 
 
-EXPERIMENT = Experiment("reason_to_rote", __doc__ or "", PRESETS, run)
+EXPERIMENT = Script("reason_to_rote", __doc__ or "", PRESETS, run)
 
 if __name__ == "__main__":
     EXPERIMENT.command()

@@ -20,7 +20,8 @@ from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
 from experiments.reason_to_rote.terms import FDA, MEM, TEST, dose, erasure, probe
-from interp.experiment.experiment import Experiment, Results, in_parallel
+from interp.experiment.experiment import Results
+from interp.experiment.script import Script, in_parallel
 from interp.reporting.panels import panels
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def figure(table: pd.DataFrame) -> Figure:
 
 _SMALL = {name: PRESETS["small"][name] for name in ("FDA", "clean", "items", "draws")}
 _SMOKE = {name: PRESETS["smoke"][name] for name in ("FDA", "clean", "items", "draws")}
-EXPERIMENT = Experiment(
+EXPERIMENT = Script(
     "reason_to_rote.sweep",
     __doc__ or "",
     {"smoke": {**_SMOKE, "changes": FEW}, "small": {**_SMALL, "changes": tuple(CHANGES)}},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.reason_to_rote.measures import Measure, decoded, mean
-from interp.experiment.experiment import Source
+from interp.experiment.claims import Source
 
 END = {"stage": "end"}
 FDA, THR = END | {"task": "FDA"}, END | {"task": "THR"}

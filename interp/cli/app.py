@@ -1,4 +1,4 @@
-"""`interp scan | localize | ablate | demo`: the main job from the command line, each step on the files of the one before."""
+"""`interp scan | localize | ablate | demo | reproduce | claims`: the main job from the command line, and the experiments."""
 
 from __future__ import annotations
 
@@ -179,6 +179,56 @@ def demo(
 
     leak = planted_leak(out, seed, tell=_silent if as_json else _step)
     typer.echo(json.dumps(leak.facts()) if as_json else leak.summary(out))
+
+
+@app.command()
+@_plain_errors
+def reproduce(
+    name: Annotated[str, typer.Argument(help="Of an experiment: a folder in `experiments/`, such as planted_leak.")],
+    preset: Annotated[str, typer.Option(help="smoke (minutes, proves that it runs), small (two cores) or paper.")] = "smoke",
+    seed: Annotated[int, typer.Option(help="The first seed; the preset says how many follow.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results, by default out/NAME; a run found there resumes.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Jobs at a time, by default one per core.", min=1)] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Run an experiment from scratch and judge its claims.
+
+    Writes claims.json, tables, figures and config.json. Run it again after an interruption: finished jobs are kept in OUT/jobs. Same as
+    `python -m experiments.NAME`; needs a checkout of interp.
+
+    Example: `interp reproduce planted_leak --preset small --seed 0 --out out/planted_leak --jobs 2`
+    """
+    from dataclasses import asdict
+
+    from interp.experiment.experiment import find_experiment, lines
+
+    found = find_experiment(name).reproduce(preset, seed, out, jobs).claims
+    typer.echo(json.dumps([asdict(claim) for claim in found]) if as_json else "\n".join(lines(found)))
+
+
+@app.command()
+@_plain_errors
+def claims(
+    name: Annotated[str | None, typer.Argument(help="Of an experiment; all by default.")] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """List the claims of all results that are committed, with their verdicts.
+
+    The lines are claims over all seeds; `--json` also gives those of single seeds. Needs a checkout of interp.
+
+    Example: `interp claims planted_leak`
+    """
+    from interp.experiment.claims import committed_claims
+    from interp.experiment.experiment import experiments_folder
+
+    found = committed_claims(experiments_folder(), name)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for claim in found:
+        if ", seed " not in claim["id"]:
+            measured = f"{claim['measured']:.3f} [{claim['low']:.3f}, {claim['high']:.3f}]"
+            typer.echo("  ".join((f"{claim['experiment']}/{claim['result']}", claim["id"], claim["verdict"], measured, claim["statement"])))
 
 
 def _step(message: str) -> None:

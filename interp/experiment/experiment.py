@@ -1,4 +1,4 @@
-"""What experiments are written with: presets, claims with their controls and verdicts, and the files they end in."""
+"""Experiments: what is declared of one, and the frame that runs it, judges it and writes its files."""
 
 from __future__ import annotations
 
@@ -6,72 +6,30 @@ import importlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import typer
 
 from interp.errors import closest
+from interp.experiment.checks import Check, Tables, verdicts
+from interp.experiment.checks import claims as claims_of
+from interp.experiment.claims import Claim
+from interp.experiment.jobs import Job, Kept, finish_all, kept
+from interp.experiment.verdict_figure import verdict_figure
 from interp.files import replaced, writable
-from interp.progress import track
 from interp.reporting.plotting import save
-from interp.reporting.stats import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Source = Literal["found", "inferred", "chosen", "measured"]
-T = TypeVar("T")
-Verdict = Literal["reproduced", "not reproduced", "opposite", "not testable at this scale"]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One statement, held against a measurement.
-
-    Attributes:
-        id: short and unique in its experiment.
-        statement: what is claimed, with its threshold.
-        source: where the claim is known from: `found` in a paper or its code, `inferred` from it, `chosen` by us, or `measured` in a pilot.
-        paper: the figure that the source gives, if any.
-        measured, low, high: ours, with its 95% interval.
-        control: what the measurement is held against, with its figure.
-        seeds: how many.
-        verdict: whether the claim held.
-        evidence: the table or figure to look at.
-    """
-
-    id: str
-    statement: str
-    source: Source
-    paper: float | str | None
-    measured: float
-    low: float
-    high: float
-    control: str
-    seeds: int
-    verdict: Verdict
-    evidence: str
-
-
-def judged(interval: Interval, holds: Callable[[float], bool], opposite: Callable[[float], bool] | None = None) -> Verdict:
-    """`reproduced` when all of the interval satisfies the claim, `opposite` when all of it satisfies its opposite, else `not reproduced`.
-
-    To fall short of a threshold is not the opposite of a claim, so the opposite has to be said: for a rise of at least 5%, a fall.
-    """
-    values = (interval.low, interval.estimate, interval.high)
-    if all(map(holds, values)):
-        return "reproduced"
-    return "opposite" if opposite is not None and all(map(opposite, values)) else "not reproduced"
-
 
 @dataclass(frozen=True)
 class Results:
-    """What an experiment leaves: claims, tables by name, figures by name."""
+    """What an experiment produces: claims, tables by name, figures by name."""
 
     claims: Sequence[Claim]
     tables: Mapping[str, pd.DataFrame]
@@ -89,26 +47,8 @@ class Results:
         _write_json(place / "claims.json", [asdict(claim) for claim in self.claims])
 
 
-def in_parallel(function: Callable[..., T], work: Sequence[tuple[Any, ...]], label: str) -> list[T]:
-    """`function(*arguments)` for each of `work`, on two processes of one thread each, in its order, with a bar.
-
-    The function is one of a module and goes by its name, so that nothing of its module has to be pickled.
-    """
-    from joblib import Parallel, delayed, parallel_config
-
-    module = function.__module__ if function.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # pyright: ignore[reportOptionalMemberAccess]
-    jobs = (delayed(_called)(module, function.__name__, arguments) for arguments in work)
-    with parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
-        found: Any = Parallel(return_as="generator")(jobs)
-        return list(track(found, label, len(work)))
-
-
-def _called(module: str, name: str, arguments: tuple[Any, ...]) -> Any:
-    return getattr(importlib.import_module(module), name)(*arguments)
-
-
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Versions of Python and of the packages that numbers depend on."""
     names = ("interp", "torch", "transformers", "numpy", "pandas", "scipy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
@@ -120,28 +60,150 @@ def _write_json(path: Path, data: object) -> None:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named experiment: `run(settings, seed, out)` for each preset's settings; `command()` makes it a program."""
+    """A paper as a declaration: what runs, what is measured and what is claimed. The frame does the rest.
+
+    Attributes:
+        name: of its folder in `experiments/`.
+        question: what is asked, as its help says it.
+        presets: frozen dataclasses by name, each with a field `seeds`: how many seeds a run has.
+        jobs: maps a preset and a seed to independent jobs, each of which returns tables by name.
+        tables: names of all tables that jobs return. The frame joins them over jobs and adds the column `seed`.
+        checks: maps a preset to its checks.
+        figures: functions of the tables by name; one that returns None draws nothing.
+        prepare: maps a preset to jobs that are run before all others and share their work by files; their tables are not used.
+        summaries: maps the joined tables to further ones, which are saved and drawn but not checked.
+    """
 
     name: str
-    about: str
-    presets: Mapping[str, Mapping[str, Any]]
-    run: Callable[[Mapping[str, Any], int, Path], Results]
+    question: str
+    presets: Mapping[str, Any]
+    jobs: Callable[[Any, int], Iterable[Job]]
+    tables: Sequence[str]
+    checks: Callable[[Any], Sequence[Check]]
+    figures: Mapping[str, Callable[[Tables], Figure | None]] = field(default_factory=dict)
+    prepare: Callable[[Any], Iterable[Job]] | None = None
+    summaries: Callable[[Tables], Tables] | None = None
 
-    def reproduce(self, preset: str, seed: int, out: Path) -> Results:
-        """Runs a preset and writes its results. Raises ValueError for an unknown preset."""
-        if preset not in self.presets:
-            raise ValueError(f"preset {preset!r}: expected one of {', '.join(self.presets)}; nearest: {closest(preset, self.presets)}")
-        results = self.run(self.presets[preset], seed, writable(out))
-        results.save(out, {"experiment": self.name, "preset": preset, "seed": seed, **self.presets[preset]})
+    def __post_init__(self) -> None:
+        for name, preset in self.presets.items():
+            if not is_dataclass(preset) or not type(preset).__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
+                raise TypeError(f"preset {name!r} of {self.name}: expected a frozen dataclass, got {type(preset).__name__}")
+            if getattr(preset, "seeds", 0) < 1:
+                raise ValueError(f"preset {name!r} of {self.name}: expected a field `seeds` of at least 1")
+
+    def preset(self, name: str) -> Any:
+        """A preset by name. Raises ValueError for an unknown one."""
+        if name not in self.presets:
+            nearest = closest(name, self.presets)
+            raise ValueError(f"preset {name!r}: expected one of {', '.join(self.presets)}; nearest: {nearest}")
+        return self.presets[name]
+
+    def reproduce(self, preset: str, seed: int = 0, out: str | Path | None = None, jobs: int | None = None) -> Results:
+        """Runs a preset and writes its results.
+
+        A run that was killed resumes: finished jobs are kept in `out`/jobs and are not run again.
+
+        Args:
+            preset: one of `presets`.
+            seed: the first seed; the preset says how many follow.
+            out: folder of the results, by default out/NAME.
+            jobs: how many jobs run at a time, by default one per core.
+
+        Raises:
+            ValueError: unknown preset, or jobs that return tables other than `tables`.
+        """
+        settings = self.preset(preset)
+        results = self.run(settings, seed, writable(out or Path("out") / self.name), jobs)
+        results.save(out or Path("out") / self.name, {"experiment": self.name, "preset": preset, "seed": seed, **_plain_settings(settings)})
         return results
 
-    def command(self) -> None:
-        """`python -m experiments.NAME --preset small --seed 0 --out DIR`."""
+    def run(self, settings: Any, seed: int, out: Path, jobs: int | None = None) -> Results:
+        """The results of a preset's settings, on seeds from `seed` on; finished jobs are kept in `out`."""
+        seeds = range(seed, seed + settings.seeds)
+        if self.prepare is not None:
+            finish_all([kept(one, out, self._about(settings)) for one in self.prepare(settings)], jobs)
+        work = self._work(settings, seeds, out)
+        finish_all([one for _, one in work], jobs)
+        return self.judge(settings, seeds, self._joined(work))
 
-        def main(preset: str = "smoke", seed: int = 0, out: Path = Path("out") / self.name) -> None:
-            for claim in self.reproduce(preset, seed, out).claims:
-                typer.echo(f"{claim.id}  {claim.verdict:15}  {claim.measured:.3f} [{claim.low:.3f}, {claim.high:.3f}]  {claim.statement}")
+    def judge(self, settings: Any, seeds: Sequence[int], tables: Tables) -> Results:
+        """Claims and figures from the joined tables of all seeds: what a run ends in, without running anything."""
+        checks = self.checks(settings)
+        found = claims_of(checks, tables, seeds)
+        whole = {**tables, **(self.summaries(tables) if self.summaries is not None else {})}
+        figures = {name: draw(whole) for name, draw in self.figures.items()}
+        drawn = {name: figure for name, figure in figures.items() if figure is not None}
+        if not checks:
+            return Results(found, whole, drawn)
+        table = verdicts(checks, found)
+        return Results(found, {**whole, "verdicts": table}, {**drawn, "verdicts": verdict_figure(table)})
+
+    def _work(self, settings: Any, seeds: Sequence[int], out: Path) -> list[tuple[int, Kept]]:
+        """The jobs of all seeds: the first job of each seed, then the second of each, because the longest are declared first."""
+        of_seed = {seed: [kept(one, out, self._about(settings) | {"seed": seed}) for one in self.jobs(settings, seed)] for seed in seeds}
+        most = max(map(len, of_seed.values()))
+        return [(seed, work[number]) for number in range(most) for seed, work in of_seed.items() if number < len(work)]
+
+    def _about(self, settings: Any) -> dict[str, Any]:
+        return {"experiment": self.name, "preset": _plain_settings(settings)}
+
+    def _joined(self, work: Sequence[tuple[int, Kept]]) -> dict[str, pd.DataFrame]:
+        parts: dict[str, list[pd.DataFrame]] = {}
+        for seed, one in work:
+            for name, table in one.tables().items():
+                if name not in self.tables:
+                    nearest = closest(name, self.tables)
+                    raise ValueError(f"table {name!r} of {one.job.function.__name__}: not declared; nearest: {nearest}")
+                parts.setdefault(name, []).append(table.assign(seed=seed))
+        return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+
+    def command(self) -> None:
+        """Runs the experiment as a program: `python -m experiments.NAME --preset small --seed 0 --out DIR --jobs 2`."""
+        import typer
+
+        def main(preset: str = "smoke", seed: int = 0, out: Path = Path("out") / self.name, jobs: int | None = None) -> None:
+            for line in lines(self.reproduce(preset, seed, out, jobs).claims):
+                typer.echo(line)
 
         example = f"python -m experiments.{self.name} --preset smoke --seed 0"
-        main.__doc__ = f"{self.about}\n\nPresets: {', '.join(self.presets)}.\n\nExample: `{example}`"
+        main.__doc__ = f"{self.question}\n\nPresets: {', '.join(self.presets)}.\n\nExample: `{example}`"
         typer.run(main)
+
+
+def lines(claims: Iterable[Claim]) -> list[str]:
+    """The claims as text, one line each."""
+    return [
+        f"{claim.id}  {claim.verdict:15}  {claim.measured:.3f} [{claim.low:.3f}, {claim.high:.3f}]  {claim.statement}" for claim in claims
+    ]
+
+
+def _plain_settings(settings: Any) -> dict[str, Any]:
+    return asdict(settings)
+
+
+def experiments_folder() -> Path:
+    """The folder `experiments` of the current directory, else of the checkout that this package is in. Raises LookupError without one."""
+    for root in (Path.cwd(), Path(__file__).parents[2]):
+        if (root / "experiments").is_dir():
+            return root / "experiments"
+    raise LookupError(f"no folder `experiments` in {Path.cwd()}: experiments come with a checkout of interp, run this inside one")
+
+
+def find_experiment(name: str) -> Any:
+    """The EXPERIMENT of `experiments.NAME`, imported at run time. Raises LookupError for an unknown one, with the nearest name."""
+    folder = experiments_folder()
+    known = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+    if name.partition(".")[0] not in known:
+        raise LookupError(f"experiment {name!r}: expected one of {', '.join(known)}; nearest: {closest(name, known)}")
+    if str(folder.parent) not in sys.path:
+        sys.path.insert(0, str(folder.parent))
+    module = f"experiments.{name}"
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise LookupError(f"experiment {name!r}: there is no {module}") from error
+    if not hasattr(found, "EXPERIMENT"):
+        raise LookupError(f"{module} is a program of its own: run `python -m {module} --help`")
+    return found.EXPERIMENT

@@ -22,7 +22,7 @@ from interp.loading import load as loading
 KNOWN = [text[:20] + "[/b] [red]" + text[30:] for text in letters.noise(4, 64, seed=1)]  # brackets are markup to a terminal library
 UNKNOWN = letters.noise(30, 64, seed=2)
 WINDOW = ["--prefix", "8", "--length", "8"]
-COMMANDS = ("scan", "localize", "ablate", "demo")
+COMMANDS = ("scan", "localize", "ablate", "demo", "reproduce", "claims")
 
 
 @pytest.fixture(scope="module")

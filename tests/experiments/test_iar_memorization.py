@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +14,32 @@ import torch
 from PIL import Image
 
 import interp
-from experiments.iar_memorization import __main__ as iar
+from experiments import iar_memorization as iar
+from experiments.iar_memorization import EXPERIMENT
+from experiments.iar_memorization.build import Study, trained
 from experiments.iar_memorization.checks import checks
 from experiments.iar_memorization.measures import centre, complete, read
 from experiments.iar_memorization.mitigation import HALVED, Bench, Edited, apart, at_equal_cost, averaged
+from experiments.iar_memorization.presets import PRESETS, Places, Public
 from experiments.iar_memorization.quality import Quality, features_of
-from experiments.iar_memorization.study import Study, trained
 from interp.data.images import digits
+from interp.experiment.checks import claims
 from interp.memorization.extraction import scan
 from interp.mitigation.controls import IN_BLOCKS_OF, Selection
 from interp.mitigation.weight_edits import in_weights
 
 SEED = 100
-SMOKE = iar.PRESETS["smoke"]
+SMOKE = PRESETS["smoke"]
 FIGURES = {
     "training", "extraction", "correlation", "map", "blocks", "votes", "members", "subsets", "edits", "equal_cost", "zeroed", "kinds",
-    "images_VAR", "images_RAR",
+    "images_VAR", "images_RAR", "verdicts",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke")
-    iar.EXPERIMENT.reproduce("smoke", SEED, folder)
+    EXPERIMENT.reproduce("smoke", SEED, folder, jobs=2)
     return folder
 
 
@@ -45,7 +50,7 @@ def study(request, out) -> Study:
 
 @pytest.fixture(scope="module")
 def tables(out) -> dict[str, pd.DataFrame]:
-    return {file.stem: pd.read_parquet(file) for file in (out / "tables").glob("*.parquet")}
+    return {name: pd.read_parquet(out / "tables" / f"{name}.parquet") for name in EXPERIMENT.tables}
 
 
 def test_every_claim_is_judged_and_has_something_to_look_at(out):
@@ -71,7 +76,8 @@ def test_members_are_extracted_from_the_longest_prefix_and_no_image_held_out_is(
 def test_models_are_kept_and_a_second_run_gives_the_same_claims_without_training(out, tmp_path):
     states = {file: file.stat().st_mtime_ns for file in out.glob("models/*/state.safetensors")}
     assert len(states) == 2
-    again = iar.run(SMOKE, SEED, out)
+    shutil.rmtree(out / "jobs")
+    again = EXPERIMENT.run(SMOKE, SEED, out, jobs=2)
     assert {file: file.stat().st_mtime_ns for file in states} == states
     again.save(tmp_path, {})
     assert (tmp_path / "claims.json").read_text() == (out / "claims.json").read_text()
@@ -183,11 +189,24 @@ def test_the_centre_of_blocks_by_hand():
     assert centre(blocks.assign(share=[1.0, 0.0, 0.0]), "share") == 0.0
 
 
-def test_all_presets_name_what_the_runs_need():
-    for name, preset in iar.PRESETS.items():
-        assert preset.keys() >= SMOKE.keys() - {"images", "sides", "tokenizer", "model"}, name
-        assert set(preset["judged"]) == set(preset["prefixes"]) == {"VAR", "RAR"}
-        assert all(preset["judged"][family] in preset["prefixes"][family] for family in ("VAR", "RAR"))
+def test_presets_judge_from_a_prefix_that_is_tried():
+    for preset in PRESETS.values():
+        assert set(preset.judged) == set(preset.prefixes) == {"VAR", "RAR"}
+        assert all(preset.judged[family] in preset.prefixes[family] for family in ("VAR", "RAR"))
+        assert preset.edited in preset.regimes
+    assert isinstance(PRESETS["paper"], Public)
+
+
+def test_committed_claims_follow_from_committed_tables():
+    place = Path(iar.__file__).parent / "results" / "small"
+    made = {file.stem: pd.read_parquet(file) for file in (place / "tables").glob("*.parquet")}
+    assert made
+    found = {claim.id: claim for claim in claims(checks(PRESETS["small"]), made, sorted(made["extraction"]["seed"].unique()))}
+    for committed in json.loads((place / "claims.json").read_text()):
+        if ", seed" not in committed["id"]:
+            claim = found[committed["id"]]
+            assert [claim.measured, claim.low, claim.high] == [committed["measured"], committed["low"], committed["high"]], claim.id
+            assert claim.verdict == committed["verdict"], claim.id
 
 
 class Descriptor(torch.nn.Module):
@@ -213,15 +232,17 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
     class_folders(tmp_path / "validation", images.rows(slice(900, None)), 4)
     torch.jit.script(Descriptor()).save(tmp_path / "net.pt")
     kept = {family: out / "models" / f"{family}-overfit-seed{SEED}" / "model" for family in ("VAR", "RAR")}
-    places = {
-        "models": {family: str(folder / "network.safetensors") for family, folder in kept.items()},
-        "tokenizers": {family: str(folder / "tokenizer.safetensors") for family, folder in kept.items()},
-        "train": str(tmp_path / "train"), "validation": str(tmp_path / "validation"),
-        "copies": str(tmp_path / "net.pt"), "features": str(tmp_path / "net.pt"),
-    }  # fmt: skip
-    small = {"places": places, "candidates": 2, "per_class": 2, "last": {"VAR": 16, "RAR": 8}, "prefixes": SMOKE["prefixes"]}
+    places = Places(
+        models={family: str(folder / "network.safetensors") for family, folder in kept.items()},
+        tokenizers={family: str(folder / "tokenizer.safetensors") for family, folder in kept.items()},
+        train=str(tmp_path / "train"),
+        validation=str(tmp_path / "validation"),
+        copies=str(tmp_path / "net.pt"),
+        features=str(tmp_path / "net.pt"),
+    )
+    small = {"places": places, "candidates": 2, "per_class": 2, "last": {"VAR": 16, "RAR": 8}, "prefixes": SMOKE.prefixes}
     small |= {
-        "judged": SMOKE["judged"],
+        "judged": SMOKE.judged,
         "reference": 12,
         "shares": (0.5,),
         "fractions": (0.1, 0.2),
@@ -229,10 +250,10 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
         "draws": 12,
         "at": {"VAR": 0.1, "RAR": 0.2},
     }
-    found = iar.run(iar.PRESETS["paper"] | small, 0, tmp_path / "out")
+    found = EXPERIMENT.run(replace(PRESETS["paper"], **small), 0, tmp_path / "out", jobs=2)
     planted = found.tables["extraction"].query("set == 'planted' and prefix == 0")
     assert (planted.groupby("family").size() == 2 * 10).all()
     halved = found.tables["edits"].query("edit == @HALVED")
     drawn = ~halved["selection"].str.startswith(IN_BLOCKS_OF)
     assert (np.isfinite(halved["distance"]) == drawn).all()
-    assert {claim.id for claim in found.claims} == {check.id for check in checks(iar.PRESETS["paper"])}
+    assert {claim.id for claim in found.claims} == {check.id for check in checks(PRESETS["paper"])}

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from experiments.reason_to_rote.claims import claims, verdicts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ import interp
 from experiments.reason_to_rote import __main__ as rote
 from experiments.reason_to_rote import sweep
 from experiments.reason_to_rote.checks import checks
-from experiments.reason_to_rote.claims import claims, verdicts
 from experiments.reason_to_rote.distributed import exchanged, participation
 from experiments.reason_to_rote.erasing import donors
 from experiments.reason_to_rote.lookup import planted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import interp
+from experiments.iar_memorization.presets import Preset, Regime, Trained
 from interp.data.images import Images, Split, digits, mnist, plant
 from interp.models.image.checkpoints import save_image_model
 from interp.models.image.image_model import ImageModel
@@ -28,7 +29,6 @@ from interp.subject.batch import Batch
 from interp.training.fit import Checkpoints, epochs, fit
 from interp.training.state import load_weights, save_weights
 
-Settings = Mapping[str, Any]
 Tables = dict[str, pd.DataFrame]
 Alike = Callable[[Tensor, Tensor], np.ndarray]
 ALIKE = 0.75  # of SSCD descriptors (Kowalczuk et al. 2025)
@@ -71,47 +71,47 @@ class Study:
         return {"family": self.family, "regime": self.regime, "seed": self.seed}
 
 
-def split(settings: Settings, regime: str, seed: int) -> Split:
+def split(settings: Trained, regime: str, seed: int) -> Split:
     """The images of a regime and seed; those of the tokenizer are the same for all."""
-    sizes = settings["regimes"][regime]["data"]
-    return plant(_DATA[settings["images"]](), **sizes, tokenizer=settings["tokenizer"]["images"], seed=seed)
+    sizes = asdict(settings.regimes[regime].data)
+    return plant(_DATA[settings.images](), **sizes, tokenizer=settings.tokenizer.images, seed=seed)
 
 
-def tokenizer(settings: Settings, family: str, out: Path) -> ImageTokenizer:
+def tokenizer(settings: Trained, family: str, out: Path) -> ImageTokenizer:
     """The tokenizer of a family, trained once and then read."""
     made, file = _untrained_tokenizer(settings, family), shared_file(settings, out, f"tokenizer-{family}")
     if not file.exists():
-        pixels = split(settings, next(iter(settings["regimes"])), 0).tokenizer.pixels
-        fit_tokenizer(made, pixels, **settings["tokenizer"]["fit"])
+        pixels = split(settings, next(iter(settings.regimes)), 0).tokenizer.pixels
+        fit_tokenizer(made, pixels, **settings.tokenizer.fit)
         save_weights(file, made)
     load_weights(file, made)
     return made.eval().requires_grad_(requires_grad=False)
 
 
-def shared_file(settings: Settings, out: Path, name: str) -> Path:
+def shared_file(settings: Trained, out: Path, name: str) -> Path:
     """The file of what all models of some settings share: other settings have another one."""
     digest = hashlib.sha256(json.dumps(_shared(settings)).encode()).hexdigest()
     return out / f"{name}-{digest[:8]}.safetensors"
 
 
-def _shared(settings: Settings) -> dict[str, Any]:
+def _shared(settings: Trained) -> dict[str, Any]:
     """What the tokenizer and the classifier depend on: the images, which of them are set apart, and how it is trained."""
-    first = next(iter(settings["regimes"].values()))
-    return {"images": settings["images"], "sides": settings["sides"], "tokenizer": settings["tokenizer"], "split": first["data"]}
+    first = next(iter(settings.regimes.values()))
+    return {"images": settings.images, "sides": settings.sides, "tokenizer": asdict(settings.tokenizer), "split": asdict(first.data)}
 
 
-def _untrained_tokenizer(settings: Settings, family: str) -> ImageTokenizer:
-    sizes = settings["tokenizer"]["sizes"]
+def _untrained_tokenizer(settings: Trained, family: str) -> ImageTokenizer:
+    sizes = settings.tokenizer.sizes
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if family == "VAR":
-            return ResidualVQ(ResidualVQConfig(sides=settings["sides"], **sizes))
-        return RasterVQ(RasterVQConfig(grid=settings["sides"][-1], **sizes))
+            return ResidualVQ(ResidualVQConfig(sides=settings.sides, **sizes))
+        return RasterVQ(RasterVQConfig(grid=settings.sides[-1], **sizes))
 
 
-def network(settings: Settings, vq: ImageTokenizer, seed: int) -> ImageModel:
+def network(settings: Trained, vq: ImageTokenizer, seed: int) -> ImageModel:
     """A fresh model, of the family that the tokenizer is of."""
-    sizes = settings["model"] | {"codes": vq.codes, "classes": 10}
+    sizes = dict(settings.model) | {"codes": vq.codes, "classes": 10}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if isinstance(vq, ResidualVQ):
@@ -120,19 +120,19 @@ def network(settings: Settings, vq: ImageTokenizer, seed: int) -> ImageModel:
         return RAR(RARConfig(grid=vq.config.grid, **sizes), vq)
 
 
-def trained(settings: Settings, family: str, regime: str, seed: int, out: Path) -> Study:
+def trained(settings: Trained, family: str, regime: str, seed: int, out: Path) -> Study:
     """A model trained on planted and background images. It stays in `out`, also as a folder for `interp.load`."""
-    images, recipe, name = split(settings, regime, seed), settings["regimes"][regime], f"{family}-{regime}-seed{seed}"
+    images, recipe, name = split(settings, regime, seed), settings.regimes[regime], f"{family}-{regime}-seed{seed}"
     subject = interp.load(network(settings, tokenizer(settings, family, out), seed))
     module = subject.module
     assert isinstance(module, ImageModel)
     trains = images.mixture()
     data = module.encode(trains.pixels, trains.labels)
-    about = {"family": family, "regime": regime, "seed": seed, "recipe": recipe, "data": _shared(settings), "model": settings["model"]}
+    about = {"family": family, "regime": regime, "seed": seed, "recipe": asdict(recipe), "data": _shared(settings), "model": settings.model}
     checkpoints = Checkpoints(out / name, every=250, about=about)
     stream = _stream(data, module, recipe, seed)
-    steps = recipe["steps"][family]
-    history = fit(subject, stream, steps, recipe["lr"], **_TRAINING, decay=steps, checkpoints=checkpoints)
+    steps = recipe.steps[family]
+    history = fit(subject, stream, steps, recipe.lr, **_TRAINING, decay=steps, checkpoints=checkpoints)
     save_image_model(module.eval(), out / name / "model")
     chosen = {"planted": images.planted, "background": images.background, "held out": images.held_out}
     return studied(family, regime, seed, subject, chosen, settings, history)
@@ -141,9 +141,9 @@ def trained(settings: Settings, family: str, regime: str, seed: int, out: Path) 
 _TRAINING: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.02, "warmup": 30, "clip": 1.0}
 
 
-def _stream(data: Batch, module: ImageModel, recipe: Settings, seed: int) -> Iterator[Batch]:
-    labelled = labels_dropped(epochs(data, recipe["rows"], seed), module, seed=seed)
-    return orders_annealed(labelled, round(0.6 * recipe["steps"]["RAR"]), seed) if isinstance(module, RAR) else labelled
+def _stream(data: Batch, module: ImageModel, recipe: Regime, seed: int) -> Iterator[Batch]:
+    labelled = labels_dropped(epochs(data, recipe.rows, seed), module, seed=seed)
+    return orders_annealed(labelled, round(0.6 * recipe.steps["RAR"]), seed) if isinstance(module, RAR) else labelled
 
 
 def studied(
@@ -152,7 +152,7 @@ def studied(
     seed: int,
     subject: interp.Subject,
     images: Mapping[str, Images],
-    settings: Settings,
+    settings: Preset,
     history: pd.DataFrame | None,
     alike: Alike | None = None,
 ) -> Study:
@@ -160,4 +160,4 @@ def studied(
     module = subject.module
     assert isinstance(module, ImageModel)
     batches = {name: module.encode(part.pixels, part.labels) for name, part in images.items()}
-    return Study(family, regime, seed, subject, images, batches, settings["prefixes"][family], settings["judged"][family], history, alike)
+    return Study(family, regime, seed, subject, images, batches, settings.prefixes[family], settings.judged[family], history, alike)

@@ -1,0 +1,77 @@
+"""Claims: what a paper says, what was measured, and the verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from interp.reporting.stats import Interval
+
+Source = Literal["found", "inferred", "chosen", "measured"]
+Verdict = Literal["reproduced", "not reproduced", "opposite", "not testable at this scale"]
+NOT_TESTABLE: Verdict = "not testable at this scale"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement with its measurement, control and verdict.
+
+    Attributes:
+        id: short and unique in its experiment; the claim of a single seed ends in `, seed N`.
+        statement: what is claimed, with its threshold.
+        source: where the claim is known from: `found` in a paper or its code, `inferred` from it, `chosen` by us, or `measured` in a pilot.
+        paper: what the source reports, if anything.
+        measured, low, high: our measurement, with its 95% interval.
+        control: the measurements that this one is compared with.
+        seeds: number of seeds.
+        verdict: whether the claim held.
+        evidence: the table or figure to look at.
+    """
+
+    id: str
+    statement: str
+    source: Source
+    paper: float | str | None
+    measured: float
+    low: float
+    high: float
+    control: str
+    seeds: int
+    verdict: Verdict
+    evidence: str
+
+
+def judged(interval: Interval, holds: Callable[[float], bool], opposite: Callable[[float], bool] | None = None) -> Verdict:
+    """`reproduced` when the whole interval satisfies the claim, `opposite` when the whole interval satisfies its opposite.
+
+    Everything else is `not reproduced`. Falling short of a threshold is not the opposite of a claim, so the opposite is stated separately:
+    for a rise of at least 5%, a fall.
+    """
+    values = (interval.low, interval.estimate, interval.high)
+    if all(map(holds, values)):
+        return "reproduced"
+    if opposite is not None and all(map(opposite, values)):
+        return "opposite"
+    return "not reproduced"
+
+
+def committed_claims(experiments: Path, name: str | None = None) -> list[dict[str, Any]]:
+    """Every claim in `experiments`/*/results/*/claims.json, as stored, with `experiment` and `result` in front.
+
+    Args:
+        experiments: the folder that holds one folder per experiment.
+        name: of one experiment; all by default.
+
+    Raises:
+        LookupError: no results are stored under that name.
+    """
+    found: list[dict[str, Any]] = []
+    for path in sorted(experiments.glob(f"{name or '*'}/results/*/claims.json")):
+        place = {"experiment": path.parents[2].name, "result": path.parent.name}
+        found += [place | claim for claim in json.loads(path.read_text())]
+    if not found:
+        raise LookupError(f"no claims in {experiments / (name or '*') / 'results'}: run `interp reproduce {name or 'NAME'}` first")
+    return found

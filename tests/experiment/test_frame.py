@@ -1,0 +1,259 @@
+"""Laws of the frame on a toy experiment: resuming, judging, presets, thresholds, the verdict figure, and its commands."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import toy
+from hypothesis import given
+from hypothesis import strategies as st
+
+import interp
+from interp.experiment.checks import Check, Measure, above, at_least, at_most, below, claims, constant, mean, minus, verdicts
+from interp.experiment.claims import NOT_TESTABLE, committed_claims
+from interp.experiment.experiment import Experiment
+from interp.experiment.jobs import finish_all, job, kept
+from interp.experiment.verdict_figure import verdict_figure
+from interp.reporting.stats import Interval, student
+
+CHECKOUT = Path(interp.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return toy.write_toy(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def module(root) -> Any:
+    spec = importlib.util.spec_from_file_location("toy_experiment", root / "experiments" / "toy" / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules["toy_experiment"] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def command(root: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", *arguments], cwd=root, env=environment, **pipes, **options)
+
+
+def finished(root: Path, *arguments: str) -> tuple[int, str, str]:
+    process = command(root, *arguments)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_a_run_writes_claims_over_seeds_and_on_each_with_tables_figures_and_settings(module, tmp_path):
+    results = module.EXPERIMENT.reproduce("small", 5, tmp_path, jobs=1)
+    found = {claim["id"]: claim for claim in json.loads((tmp_path / "claims.json").read_text())}
+    assert list(found) == [f"T{n}{seed}" for n in (1, 2, 3) for seed in ("", ", seed 5", ", seed 6", ", seed 7")]
+    numbers = pd.read_parquet(tmp_path / "tables" / "numbers.parquet")
+    assert numbers["seed"].unique().tolist() == [5, 6, 7]
+    by_seed = numbers[numbers["name"] == "up"].groupby("seed")["value"].mean()
+    expected = student(by_seed)
+    assert [found["T1"][name] for name in ("measured", "low", "high")] == pytest.approx([expected.estimate, expected.low, expected.high])
+    assert found["T1, seed 6"]["measured"] == by_seed[6]
+    assert (found["T1"]["verdict"], found["T2"]["verdict"]) == ("reproduced", "opposite")
+    assert (found["T3"]["low"], found["T3"]["high"]) == (by_seed.min(), by_seed.max())
+    assert found["T1"]["control"].startswith("down: -1.0")
+    assert found["T1"]["statement"] == "mean value in numbers (name up) is at least 0.5"
+    assert found["T3"]["statement"] == "ups are at least 1"
+    assert set(results.figures) == {"verdicts"}
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["experiment"], config["preset"], config["seed"], config["seeds"], config["shift"]) == ("toy", "small", 5, 3, 1.0)
+    assert {"python", "torch"} <= config["versions"].keys()
+
+
+def test_one_seed_is_never_judged_and_has_no_interval_in_the_figure(module, tmp_path):
+    results = module.EXPERIMENT.reproduce("smoke", 0, tmp_path, jobs=1)
+    assert [claim.id for claim in results.claims] == ["T1", "T2", "T3"]
+    assert {claim.verdict for claim in results.claims} == {NOT_TESTABLE}
+    assert {claim.seeds for claim in results.claims} == {1}
+    assert not any(len(line.get_xdata()) == 2 and line.get_linewidth() == 2.5 for line in results.figures["verdicts"].axes[0].lines)
+    assert any(line.get_linewidth() == 2.5 for line in drawn(module).axes[0].lines)
+
+
+def drawn(module: Any) -> Any:
+    checks = module.checks(None)
+    frame = pd.DataFrame({"name": ["up", "down"] * 3, "value": [1.0, -1, 1.2, -1.1, 0.9, -1], "seed": [0, 0, 1, 1, 2, 2]})
+    return verdict_figure(verdicts(checks, claims(checks, {"numbers": frame}, [0, 1, 2])))
+
+
+def test_a_job_that_is_done_is_not_run_again_and_other_settings_are_other_jobs(module, tmp_path):
+    experiment: Experiment = module.EXPERIMENT
+    first = experiment.reproduce("small", 0, tmp_path, jobs=1)
+    again = experiment.reproduce("small", 0, tmp_path, jobs=1)
+    ran = (tmp_path / "log" / "ran.txt").read_text().split()
+    assert Counter(ran) == dict.fromkeys((f"{name}{seed}" for name in ("up", "down") for seed in range(3)), 1)
+    assert first.claims == again.claims
+    experiment.run(replace(experiment.presets["small"], shift=2.0), 0, tmp_path, 1)
+    assert len((tmp_path / "log" / "ran.txt").read_text().split()) == 12
+    assert len(list((tmp_path / "jobs").iterdir())) == 12
+
+
+def test_a_half_written_job_is_run_again(module, tmp_path):
+    experiment: Experiment = module.EXPERIMENT
+    whole = experiment.reproduce("small", 0, tmp_path, jobs=1)
+    one, other, *_ = sorted((tmp_path / "jobs").iterdir())
+    (one / "job.json").unlink()
+    (other / "job.json").write_text(json.dumps({"fingerprint": "of another job", "tables": []}))
+    assert experiment.reproduce("small", 0, tmp_path, jobs=1).claims == whole.claims
+    assert len((tmp_path / "log" / "ran.txt").read_text().split()) == 8
+    assert not list((tmp_path / "jobs").glob(".*"))
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bytes(root, tmp_path, number):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = ("experiments.toy", "--preset", "slow", "--jobs", "2", "--out")
+    code, _, err = finished(root, *arguments, str(whole))
+    assert code == 0, err
+    process = command(root, *arguments, str(killed), start_new_session=True)
+    log, deadline = killed / "log" / "ran.txt", time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(random.Random(os.getpid() + number).uniform(0, 0.8))
+    os.killpg(process.pid, signal.SIGKILL)  # the run and its workers, which this test started
+    process.communicate()
+    assert not (killed / "claims.json").exists() or process.returncode == 0
+    done = len(list((killed / "jobs").glob("draw-*")))
+    before = len(log.read_text().split())
+    code, _, err = finished(root, *arguments, str(killed))
+    assert code == 0, err
+    assert (killed / "claims.json").read_bytes() == (whole / "claims.json").read_bytes()
+    assert len(log.read_text().split()) == before + 6 - done
+    for place in (whole, killed):
+        assert not list((place / "jobs").glob(".*"))
+
+
+def test_the_number_of_jobs_at_a_time_changes_nothing(root, module, tmp_path):
+    module.EXPERIMENT.reproduce("small", 1, tmp_path / "one", jobs=1)
+    code, out, err = finished(
+        root, "interp.cli.app", "reproduce", "toy", "--preset", "small", "--seed", "1", "--jobs", "2", "--out", str(tmp_path / "two")
+    )
+    assert code == 0, err
+    assert "T1  reproduced" in out
+    assert (tmp_path / "one" / "claims.json").read_bytes() == (tmp_path / "two" / "claims.json").read_bytes()
+
+
+def test_an_outer_joblib_context_serves(module, tmp_path):
+    from joblib import parallel_config
+
+    with parallel_config("threading", n_jobs=2):
+        module.EXPERIMENT.reproduce("small", 0, tmp_path)
+    assert len((tmp_path / "log" / "ran.txt").read_text().split()) == 6
+
+
+def test_a_typo_in_a_preset_fails_before_any_work(module, root, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="preset 'smal': expected one of smoke, small, slow; nearest: small"):
+        module.EXPERIMENT.reproduce("smal", 0, out)
+    code, _, err = finished(root, "interp.cli.app", "reproduce", "toy", "--preset", "smal", "--out", str(out))
+    assert code == 1
+    assert "nearest: small" in err
+    assert not out.exists()
+    with pytest.raises(TypeError, match="paus"):
+        module.Preset(paus=1)
+    with pytest.raises(TypeError, match="preset 'smoke' of toy: expected a frozen dataclass, got dict"):
+        replace(module.EXPERIMENT, presets={"smoke": {"seeds": 1}})
+
+    @dataclass(frozen=True)
+    class Seedless:
+        steps: int = 1
+
+    with pytest.raises(ValueError, match="expected a field `seeds`"):
+        replace(module.EXPERIMENT, presets={"smoke": Seedless()})
+
+
+def test_jobs_have_functions_of_modules_and_plain_arguments(module, tmp_path):
+    with pytest.raises(ValueError, match="expected a function of a module"):
+        job(lambda: {"t": pd.DataFrame()})
+    with pytest.raises(TypeError, match="has to be plain data, got object"):
+        kept(job(module.draw, object()), tmp_path, {})
+    finish_all([])
+
+
+def test_a_table_that_was_not_declared_is_named(module, tmp_path):
+    with pytest.raises(ValueError, match=r"table 'numbers' of draw: not declared; nearest: number"):
+        replace(module.EXPERIMENT, tables=("number",)).reproduce("smoke", 0, tmp_path, jobs=1)
+
+
+def test_experiments_are_found_where_one_stands(root, tmp_path):
+    code, _, err = finished(root, "interp.cli.app", "reproduce", "toi")
+    assert code == 1
+    assert "experiment 'toi': expected one of toy; nearest: toy" in err
+
+
+def test_committed_claims_are_listed(root, module, tmp_path):
+    place = tmp_path / "checkout"
+    toy.write_toy(place)
+    module.EXPERIMENT.reproduce("small", 0, place / "experiments" / "toy" / "results" / "small", jobs=1)
+    code, out, err = finished(place, "interp.cli.app", "claims")
+    assert code == 0, err
+    assert [line.split()[:3] for line in out.splitlines()] == [
+        ["toy/small", "T1", "reproduced"], ["toy/small", "T2", "opposite"], ["toy/small", "T3", "not"]
+    ]  # fmt: skip
+    code, out, _ = finished(place, "interp.cli.app", "claims", "toy", "--json")
+    assert json.loads(out) == committed_claims(place / "experiments", "toy")
+    assert len(json.loads(out)) == 12
+    code, _, err = finished(place, "interp.cli.app", "claims", "other")
+    assert code == 1
+    assert "no claims in" in err
+    assert committed_claims(CHECKOUT / "experiments")
+
+
+@given(st.floats(-5, 5), st.floats(-5, 5))
+def test_thresholds(value, bar):
+    assert at_least(bar)(value) == (value >= bar) == (not below(bar)(value))
+    assert at_most(bar)(value) == (value <= bar) == (not above(bar)(value))
+
+
+def test_a_statement_is_made_from_measure_and_threshold_or_given():
+    frame = pd.DataFrame({"a": [1.0, 3.0]})
+    assert minus(mean("t", "a"), constant(1))({"t": frame}) == 1.0
+    made = Check(id="X", measure=Measure("the share", lambda _: 0.5), threshold=at_most(0.25), evidence="")
+    assert made.text == "the share is at most 0.25"
+    with pytest.raises(ValueError, match="check 'X': expected a statement"):
+        Check(id="X", measure=lambda _: 0.5, threshold=at_most(0.25), evidence="")
+    with pytest.raises(LookupError, match="no rows with"):
+        mean("t", "a", a=2.0)({"t": frame})
+
+
+def test_what_is_not_testable_is_measured_and_a_failed_premise_is_not_reproduced():
+    def verdict(**options: Any) -> Any:
+        check = Check(id="X", measure=Measure("m", lambda t: float(t["t"]["a"].mean())), threshold=above(0), evidence="", **options)
+        (first, *_) = claims([check], {"t": pd.DataFrame({"a": [1.0, 0.1], "seed": [0, 1]})}, [0, 1])
+        return first
+
+    assert verdict().verdict == "not reproduced"  # two seeds: Student's interval reaches below
+    assert verdict(over="every").verdict == "reproduced"
+    assert verdict(over="every", requires=lambda t: t["t"]["a"].iloc[0] < 0.5).verdict == "not reproduced"
+    found = verdict(over="every", testable=False)
+    assert (found.verdict, found.measured) == (NOT_TESTABLE, pytest.approx(0.55))
+    with pytest.raises(ValueError, match="ids have to be unique, got twice: X"):
+        claims([Check(id="X", measure=constant(1), threshold=above(0), evidence="")] * 2, {}, [0])
+
+
+def test_measures_with_intervals_keep_them_on_a_single_seed():
+    own = Interval(0.5, 0.4, 0.7, 9)
+    (only,) = claims([Check(id="X", measure=Measure("m", lambda _: own), threshold=above(0), evidence="")], {}, [3])
+    assert (only.measured, only.low, only.high, only.verdict) == (0.5, 0.4, 0.7, NOT_TESTABLE)
+    assert np.isfinite(only.measured)

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from interp.experiment.checks import Tables
 from interp.reporting.panels import Draw, bars, lines, panels
-from interp.reporting.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_ORDER = {"reproduced": 2, "not reproduced": 1, "opposite": 0, "not testable at this scale": 1}
-
-
-def drawn(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """All figures by name."""
-    return {
-        "learning": learning(tables["dynamics"]),
-        "decoding": decoding(tables["probes"]),
-        "lens": lens(tables["lens"]),
-        "erasing": erasing(tables["erasure"]),
-        "inlp": inlp(tables["erasure"]),
-        "donors": donors(tables["donors"]),
-        "circuits": circuits(tables["overlap"]),
-        "faithfulness": faithfulness(tables["faithfulness"]),
-        "components": components(tables["components"]),
-        "positions": positions(tables["positions"]),
-        "perturbed": perturbed(tables["perturbed"]),
-        "outliers": outliers(tables["outliers"]),
-        "doses": doses(tables["doses"]),
-        "heuristics": heuristics(tables["activations"]),
-        "knock_out": knock_out(tables["knock_out"]),
-        "shared": shared(tables["shared"]),
-        "verdicts": verdicts(tables["verdicts"]),
-    }
 
 
 def _per_seed(frame: pd.DataFrame, by: list[str], value: str, name: str) -> pd.DataFrame:
@@ -258,21 +233,25 @@ def shared(table: pd.DataFrame) -> Figure:
     return panels(long.assign(title="which neurons write memorized answers"), ["title"], draw, width=6.5)
 
 
-def verdicts(table: pd.DataFrame) -> Figure:
-    """Every claim on every seed: what was measured, coloured by its verdict."""
-    import seaborn as sns
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
+def _of(name: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[Tables], Figure]:
+    return lambda tables: draw(tables[name])
 
-    def wide(column: str) -> pd.DataFrame:
-        return table.pivot_table(index="claim", columns="seed", values=column, aggfunc="first", sort=False)
 
-    with style():
-        figure = Figure(figsize=(1.1 * table["seed"].nunique() + 4, 0.3 * table["claim"].nunique() + 1.2), layout="constrained")
-        axes = figure.subplots()
-        colours = ListedColormap([sns.color_palette("pastel")[n] for n in (3, 7, 2)])
-        judged = wide("verdict").map(_ORDER.__getitem__)
-        sns.heatmap(judged, annot=wide("measured"), fmt=".2f", cmap=colours, vmin=0, vmax=2, cbar=False, linewidths=1, ax=axes)
-        axes.set(xlabel="seed (green: reproduced, grey: not, red: the opposite)", ylabel="")
-        axes.tick_params(axis="y", rotation=0)
-    return figure
+FIGURES = {
+    "learning": _of("dynamics", learning),
+    "decoding": _of("probes", decoding),
+    "lens": _of("lens", lens),
+    "erasing": _of("erasure", erasing),
+    "inlp": _of("erasure", inlp),
+    "donors": _of("donors", donors),
+    "circuits": _of("overlap", circuits),
+    "faithfulness": _of("faithfulness", faithfulness),
+    "components": _of("components", components),
+    "positions": _of("positions", positions),
+    "perturbed": _of("perturbed", perturbed),
+    "outliers": _of("outliers", outliers),
+    "doses": _of("doses", doses),
+    "heuristics": _of("activations", heuristics),
+    "knock_out": _of("knock_out", knock_out),
+    "shared": _of("shared", shared),
+}

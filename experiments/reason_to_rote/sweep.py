@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from experiments.reason_to_rote.__main__ import PRESETS
 from experiments.reason_to_rote.decoding import decoded
 from experiments.reason_to_rote.distributed import positions
 from experiments.reason_to_rote.erasing import erased
 from experiments.reason_to_rote.measures import Measure, effective_positions, largest, last, mean, steps_ratio
 from experiments.reason_to_rote.neurons import TOP, outliers
+from experiments.reason_to_rote.presets import PRESETS, Recipe
 from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
 from experiments.reason_to_rote.terms import FDA, MEM, TEST, dose, erasure, probe
-from interp.experiment.experiment import Results
-from interp.experiment.script import Script, in_parallel
+from interp.experiment.experiment import Experiment
+from interp.experiment.jobs import Folder, Job, job
 from interp.reporting.panels import panels
 
 if TYPE_CHECKING:
@@ -43,28 +44,43 @@ CHANGES: dict[str, Change] = {
 FEW = ("as in small", "10% noise", "3 blocks")
 
 
-def run(settings: Mapping[str, Any], seed: int, out: Path) -> Results:
-    """One model a change, on one seed: two processors."""
-    work = [(name, settings, seed, out / "models") for name in settings["changes"]]
-    table = pd.concat(in_parallel(changed, work, "models"), ignore_index=True)
-    return Results([], {"sweep": table}, {"sweep": figure(table)})
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Which changes of addition are tried, on how many seeds; otherwise as `presets.Preset`."""
+
+    seeds: int = 1
+    FDA: Recipe
+    clean: int
+    items: int
+    draws: int
+    changes: tuple[str, ...]
 
 
-def changed(name: str, settings: Mapping[str, Any], seed: int, folder: Path) -> pd.DataFrame:
+def jobs(preset: Preset, seed: int) -> list[Job]:
+    """One model per change."""
+    return [job(of_change, name, preset, seed, Folder("models")) for name in preset.changes]
+
+
+def of_change(name: str, preset: Preset, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
+    """The table of one change."""
+    return {"sweep": changed(name, preset, seed, folder)}
+
+
+def changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.DataFrame:
     """What is measured on the model of one change: `change`, `measure`, `estimate`, `low`, `high`; only how it learned where nothing was
     memorized or passed."""
-    preset = {part: settings["FDA"][part] | CHANGES[name].get(part, {}) for part in ("data", "model", "training")}
+    preset = {part: {**getattr(settings.FDA, part), **CHANGES[name].get(part, {})} for part in ("data", "model", "training")}
     of = task("FDA", preset["data"], seed)
     known = learned(of, preset["model"], preset["training"], seed, folder / name.replace(" ", "-"))
     tables: Tables = {"dynamics": known.history.assign(task="FDA", stage="end")}
     asked = _learning()
     if not exact(known.subject, of.noisy.batch()).any() or not exact(known.subject, of.tests["test"].batch()).any():
         return _measured(name, asked, tables)
-    end = study(of, known.subject, "end", clean=settings["clean"], at_most=settings["items"])
-    tables |= decoded(end, seed) | positions(end) | outliers(end, (TOP,), settings["draws"], seed)
+    end = study(of, known.subject, "end", clean=settings.clean, at_most=settings.items)
+    tables |= decoded(end, seed) | positions(end) | outliers(end, (TOP,), settings.draws, seed)
     asked |= _mechanism(end.reasoning.variable, end.reasoning.position, end.blocks - 1)
     if end.blocks > 1:
-        tables |= erased(end, settings["draws"], 0, seed)
+        tables |= erased(end, settings.draws, 0, seed)
         asked |= {"kept without the digit": erasure("class means", FDA), "kept without a random subspace": erasure("random", FDA),
                   "test kept without the digit": erasure("class means", FDA, TEST)}  # fmt: skip
     return _measured(name, asked, tables)
@@ -107,14 +123,23 @@ def figure(table: pd.DataFrame) -> Figure:
     return panels(table, ["measure"], draw, across=4, height=3.0)
 
 
-_SMALL = {name: PRESETS["small"][name] for name in ("FDA", "clean", "items", "draws")}
-_SMOKE = {name: PRESETS["smoke"][name] for name in ("FDA", "clean", "items", "draws")}
-EXPERIMENT = Script(
-    "reason_to_rote.sweep",
-    __doc__ or "",
-    {"smoke": {**_SMOKE, "changes": FEW}, "small": {**_SMALL, "changes": tuple(CHANGES)}},
-    run,
+def _preset(name: str, changes: tuple[str, ...]) -> Preset:
+    of = PRESETS[name]
+    return Preset(FDA=of.FDA, clean=of.clean, items=of.items, draws=of.draws, changes=changes)
+
+
+EXPERIMENT = Experiment(
+    name="reason_to_rote.sweep",
+    question=__doc__,
+    presets={"smoke": _preset("smoke", FEW), "small": _preset("small", tuple(CHANGES))},
+    jobs=jobs,
+    tables=("sweep",),
+    checks=lambda _: [],
+    figures={"sweep": lambda tables: figure(tables["sweep"])},
 )
 
 if __name__ == "__main__":
-    EXPERIMENT.command()
+    # jobs are functions of a module that other processes can import, which __main__ is not
+    from experiments.reason_to_rote.sweep import EXPERIMENT as PROGRAM
+
+    PROGRAM.command()

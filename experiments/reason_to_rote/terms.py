@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.reason_to_rote.measures import Measure, decoded, mean
-from interp.experiment.claims import Source
 
 END = {"stage": "end"}
 FDA, THR = END | {"task": "FDA"}, END | {"task": "THR"}
 LOOKUP = {"task": "FDA", "stage": "look-up"}
 NOISE_FREE = {"task": "FDA", "stage": "without noise"}
 MEM, TEST = {"set": "memorized"}, {"set": "test"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """A claim, what it is measured by on one seed, and what that is held against.
-
-    `paper` is what the paper says and where that was found; controls of ours have none.
-    """
-
-    id: str
-    statement: str
-    measure: Measure
-    holds: Callable[[float], bool]
-    evidence: str
-    controls: Mapping[str, Measure]
-    paper: str | None = None
-    source: Source = "found"
-
-
-def at_least(value: float) -> Callable[[float], bool]:
-    """The test of a threshold from below."""
-    return lambda measured: measured >= value
-
-
-def at_most(value: float) -> Callable[[float], bool]:
-    """The test of a threshold from above."""
-    return lambda measured: measured <= value
 
 
 PHASES = "generalize first, memorize later (summaries by others)"

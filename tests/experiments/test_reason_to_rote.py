@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from experiments.reason_to_rote.claims import claims, verdicts
 from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from experiments.reason_to_rote import __main__ as rote
-from experiments.reason_to_rote import sweep
+from experiments import reason_to_rote as rote
+from experiments.reason_to_rote import EXPERIMENT, sweep
 from experiments.reason_to_rote.checks import checks
 from experiments.reason_to_rote.distributed import exchanged, participation
 from experiments.reason_to_rote.erasing import donors
 from experiments.reason_to_rote.lookup import planted
 from experiments.reason_to_rote.overlap import mean_by_position
+from experiments.reason_to_rote.presets import PRESETS
 from experiments.reason_to_rote.study import Study, outcomes, said, study
 from experiments.reason_to_rote.tasks import Learned, exact, learned, network, task
-from interp.experiment.experiment import Results
+from interp.experiment.checks import claims, verdicts
+from interp.experiment.claims import NOT_TESTABLE
 from interp.interventions.kinds import Patch
 from interp.training.fit import epochs
 
 SEED = 100
-SMOKE = rote.PRESETS["smoke"]
+SMOKE = PRESETS["smoke"]
 FIGURES = {
     "learning", "decoding", "lens", "erasing", "inlp", "donors", "circuits", "faithfulness", "components", "positions", "perturbed",
     "outliers", "doses", "heuristics", "knock_out", "shared", "verdicts",
@@ -39,13 +42,13 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke")
-    rote.EXPERIMENT.reproduce("smoke", SEED, folder)
+    EXPERIMENT.reproduce("smoke", SEED, folder, jobs=2)
     return folder
 
 
 def of_model(out: Path, name: str) -> Learned:
-    preset = SMOKE[name]
-    return learned(task(name, preset["data"], SEED), preset["model"], preset["training"], SEED, out / "models" / f"{name}-seed{SEED}")
+    preset = SMOKE.recipe(name)
+    return learned(task(name, preset.data, SEED), preset.model, preset.training, SEED, out / "models" / f"{name}-seed{SEED}")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def tables(out) -> dict[str, pd.DataFrame]:
     return {file.stem: pd.read_parquet(file) for file in (out / "tables").glob("*.parquet") if file.stem != "verdicts"}
 
 
-def test_every_claim_is_judged_over_all_seeds_and_on_each_and_has_something_to_look_at(out):
+def test_every_claim_is_measured_and_has_something_to_look_at(out):
     found = json.loads((out / "claims.json").read_text())
     ids = [claim["id"] for claim in found]
     assert len(set(ids)) == len(ids)
@@ -74,7 +77,8 @@ def test_every_claim_is_judged_over_all_seeds_and_on_each_and_has_something_to_l
 def test_models_are_kept_and_a_second_run_gives_the_same_claims_without_training(out, tmp_path):
     states = {file: file.stat().st_mtime_ns for file in out.glob("models/*/state.safetensors")}
     assert len(states) == 3
-    again = rote.run(SMOKE, SEED, out)
+    shutil.rmtree(out / "jobs")
+    again = EXPERIMENT.run(SMOKE, SEED, out, jobs=2)
     assert {file: file.stat().st_mtime_ns for file in states} == states
     again.save(tmp_path, {})
     assert (tmp_path / "claims.json").read_text() == (out / "claims.json").read_text()
@@ -82,8 +86,7 @@ def test_models_are_kept_and_a_second_run_gives_the_same_claims_without_training
 
 def test_the_planted_look_up_is_rejected_and_looks_like_one(tables):
     """Bar and control at once: what the claims ask of memory fails on a table."""
-    about = {"variable": "digit0", "position": 5, "blocks": 2, "neurons": 256, "top": 10}
-    of = {check.id: check for check in checks(about)}
+    of = {check.id: check for check in checks(SMOKE)}
     assert of["C5c FDA"].controls["look-up"](tables).high <= 0.1
     assert of["K1 look-up, C5"].measure(tables).low >= 0.95
     assert of["C7c FDA"].controls["look-up"](tables).high < 0.3
@@ -93,8 +96,9 @@ def test_the_planted_look_up_is_rejected_and_looks_like_one(tables):
 
 
 def changed(tables: dict[str, pd.DataFrame], **new: pd.DataFrame) -> dict[str, Any]:
-    about = {"variable": "digit0", "position": 5, "blocks": 2, "neurons": 256, "top": 10}
-    return {claim.id: claim for claim in claims(tables | new, [SEED], about)}
+    """The claims on two seeds with the same tables."""
+    made = {name: pd.concat([table, table.assign(seed=SEED + 1)]) for name, table in (tables | new).items()}
+    return {claim.id: claim for claim in claims(checks(SMOKE), made, [SEED, SEED + 1])}
 
 
 def test_claims_follow_from_their_tables(tables):
@@ -119,16 +123,28 @@ def test_claims_follow_from_their_tables(tables):
 
 
 def test_over_seeds_a_claim_has_the_interval_of_its_seeds(tables):
-    both = {name: pd.concat([table, table.assign(seed=SEED + 1)]) for name, table in tables.items()}
-    about = {"variable": "digit0", "position": 5, "blocks": 2, "neurons": 256, "top": 10}
-    found = claims(both, [SEED, SEED + 1], about)
-    frame = verdicts(found)
+    found = list(changed(tables).values())
+    frame = verdicts(checks(SMOKE), found)
     assert list(frame["seed"].unique()) == ["all", str(SEED), str(SEED + 1)]
     assert len(frame) == 3 * frame["claim"].nunique() == len(found)
     for claim in found:
         if "seed" not in claim.id:
             assert claim.low == claim.high == claim.measured  # two equal seeds
             assert claim.seeds == 2
+        else:
+            assert (claim.seeds, claim.verdict) == (1, NOT_TESTABLE)
+
+
+def test_committed_claims_follow_from_committed_tables():
+    place = Path(rote.__file__).parent / "results" / "small"
+    made = {name: pd.read_parquet(place / "tables" / f"{name}.parquet") for name in EXPERIMENT.tables}
+    found = {claim.id: claim for claim in claims(checks(PRESETS["small"]), made, sorted(made["dynamics"]["seed"].unique()))}
+    committed = json.loads((place / "claims.json").read_text())
+    assert {claim["id"] for claim in committed} == found.keys()
+    for claim in committed:
+        own = found[claim["id"]]
+        assert [own.measured, own.low, own.high] == [claim["measured"], claim["low"], claim["high"]], own.id
+        assert own.verdict == claim["verdict"], own.id
 
 
 def test_items_are_read_where_truth_and_label_first_differ(studies):
@@ -189,10 +205,10 @@ def test_donors_share_the_result_but_not_its_inputs(studies):
 
 
 def test_a_look_up_needs_every_token_of_its_question_and_nothing_else(out):
-    preset = SMOKE["FDA"]
-    of, training = task("FDA", preset["data"], SEED), preset["training"] | SMOKE["without_noise"]
-    known = learned(of, preset["model"], training, SEED, out / "models" / f"FDA-clean-seed{SEED}", clean=True)
-    table = planted(network(of, SMOKE["FDA"]["model"], 5), of.noisy)
+    preset = SMOKE.FDA
+    of, training = task("FDA", preset.data, SEED), {**preset.training, **SMOKE.without_noise}
+    known = learned(of, preset.model, training, SEED, out / "models" / f"FDA-clean-seed{SEED}", clean=True)
+    table = planted(network(of, SMOKE.FDA.model, 5), of.noisy)
     assert exact(table, of.noisy.batch()).all()
     assert exact(table, of.tests["test"].batch()).mean() < 0.1  # the network below is untrained
     asked = study(of, planted(known.subject, of.noisy), "look-up", clean=600, at_most=50, memorized=np.ones(len(of.noisy), dtype=bool))
@@ -234,14 +250,14 @@ def test_effective_positions_golden_cases():
 
 
 def test_nothing_memorized_is_said(out):
-    preset = SMOKE["FDA"]
-    of = task("FDA", preset["data"], SEED)
+    preset = SMOKE.FDA
+    of = task("FDA", preset.data, SEED)
     with pytest.raises(ValueError, match=r"FDA: 0 of 40 noisy items memorized"):
-        study(of, network(of, preset["model"], 1), "untrained", clean=10, at_most=10)
+        study(of, network(of, preset.model, 1), "untrained", clean=10, at_most=10)
 
 
 def test_training_without_noise_shows_the_right_labels_only():
-    of = task("THR", SMOKE["THR"]["data"], 1)
+    of = task("THR", SMOKE.THR.data, 1)
     for clean in (True, False):
         batch = of.batch(clean=clean)
         shown = batch.tokens[: len(of.train), -1].numpy()
@@ -252,12 +268,12 @@ def test_training_without_noise_shows_the_right_labels_only():
 
 def test_the_sweep_changes_one_thing_at_a_time(tmp_path):
     settings = sweep.EXPERIMENT.presets["smoke"]
-    training = settings["FDA"]["training"] | {"steps": 60, "decay": 20, "every": 30}
-    brief = settings | {"FDA": settings["FDA"] | {"training": training}, "changes": ("as in small", "10% noise")}
-    found = sweep.run(brief, SEED, tmp_path)
-    assert isinstance(found, Results)
+    training = {**settings.FDA.training, "steps": 60, "decay": 20, "every": 30}
+    brief = replace(settings, FDA=replace(settings.FDA, training=training), changes=("as in small", "10% noise"))
+    found = sweep.EXPERIMENT.run(brief, SEED, tmp_path, jobs=2)
     assert set(found.tables["sweep"]["change"]) == {"as in small", "10% noise"}
     assert set(found.figures) == {"sweep"}
+    assert not found.claims
     for change in sweep.CHANGES.values():
         assert sum(len(part) for part in change.values()) <= 1
         for part, new in change.items():
@@ -268,14 +284,14 @@ def test_the_sweep_changes_one_thing_at_a_time(tmp_path):
 def test_a_paper_preset_of_a_moment_runs(tmp_path):
     """The options of the paper's preset - plain order, the graph's facts, an end at a goal - on tiny data."""
     for name in ("FDA", "THR"):
-        preset = rote.PRESETS["paper"][name]
+        preset = PRESETS["paper"].recipe(name)
         few = (
             {"train": 40, "test": 20}
             if name == "FDA"
             else {"of": {"entities": 20, "relations": 6, "degree": 4}, "questions": {"train": 60, "test": 20}}
         )
-        of = task(name, preset["data"] | few, 0)
-        training = preset["training"] | {"rows": 16, "steps": 4, "every": 2, "memorized": 0.0}
+        of = task(name, {**preset.data, **few}, 0)
+        training = {**preset.training, "rows": 16, "steps": 4, "every": 2, "memorized": 0.0}
         known = learned(of, {"blocks": 1, "width": 16, "heads": 2, "spread": 0.02}, training, 0, tmp_path / name)
         assert known.history["step"].tolist() == [1]  # the goal was reached at once
         assert isinstance(known.subject, interp.Subject)

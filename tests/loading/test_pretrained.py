@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from test_subject import small_t5, tokenizer
+from tiny import small_t5, tokenizer
 
 import interp
 

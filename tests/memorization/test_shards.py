@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.memorization import parts
+from interp.memorization import shards
 from interp.memorization.extraction import scan
 
 TEXTS = torch.randint(0, tiny.VOCABULARY, (6, 20), generator=torch.Generator().manual_seed(0)).tolist()
@@ -48,7 +48,7 @@ def scanned(folder: Path | None, hook: Foreign, texts: object = TEXTS, **options
 def test_a_resumed_scan_equals_an_uninterrupted_one_and_measures_nothing_twice(tmp_path_factory, stop_at, rows_a_file):
     folder = tmp_path_factory.mktemp("scan")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "_ROWS", rows_a_file)
+        patch.setattr(shards, "_ROWS", rows_a_file)
         with pytest.raises(KeyboardInterrupt):
             scanned(folder, Foreign(stop_at))
         assert not list(folder.rglob("*.part"))
@@ -70,7 +70,7 @@ def test_an_interruption_while_writing_loses_nothing_and_leaves_no_half_file(tmp
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "_ROWS", 4)
+    monkeypatch.setattr(shards, "_ROWS", 4)
     monkeypatch.setattr(pd.DataFrame, "to_parquet", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         scanned(tmp_path, Foreign())

@@ -8,19 +8,11 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 import interp
 from interp.subject.batch import batches
 from interp.subject.subject import evaluating
-
-
-def tokenizer(size: int) -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(size)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0")
 
 
 def test_target_logits_and_losses_are_those_of_the_targets(name: str, subject: interp.Subject):
@@ -86,10 +78,6 @@ def broken(value: float) -> nn.Module:
     return module
 
 
-def small_t5() -> nn.Module:
-    return T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -97,7 +85,7 @@ def small_t5() -> nn.Module:
         (lambda: [tiny.model("gpt2")], "cannot study a list"),
         (type("TransformerBridge", (), {"__module__": "transformer_lens.model_bridge.bridge"}), "rewrites the model in place"),
         (bridged, "rewrites the model in place"),
-        (small_t5, "encoder-decoder: expected an autoregressive model"),
+        (tiny.small_t5, "encoder-decoder: expected an autoregressive model"),
         (lambda: broken(float("nan")), r"1 of \d+ weights hold NaN or infinity: model\.layers\.1\.mlp\.down_proj\.weight"),
         (lambda: broken(float("-inf")), "NaN or infinity"),
         (lambda: tiny.model("gpt2").to("meta"), "no weights yet"),
@@ -112,8 +100,8 @@ def test_what_cannot_be_studied_is_refused(make: Callable[[], Any], message: str
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused():
     with pytest.raises(interp.LoadError, match=f"68 tokens but the model embeds {tiny.VOCABULARY}"):
-        interp.load(tiny.model("gpt2"), tokenizer=tokenizer(tiny.VOCABULARY + 1))
-    assert interp.load(tiny.model("gpt2"), tokenizer=tokenizer(tiny.VOCABULARY)).encode("w5 w6") == [5, 6]
+        interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(tiny.VOCABULARY + 1))
+    assert interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(tiny.VOCABULARY)).encode("w5 w6") == [5, 6]
 
 
 def test_modules_that_read_no_ids_need_no_embedding():
@@ -156,14 +144,14 @@ def test_token_ids_out_of_range_are_refused_and_others_are_not(ids: list[int]):
 
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_empty_texts_are_refused(text: str):
-    subject = interp.load(tiny.model("gpt2"), tokenizer=tokenizer(20))
+    subject = interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(20))
     for use in (subject.encode, lambda t: subject.encode_all([t]), lambda t: subject.generate(t, 3)):
         with pytest.raises(ValueError, match="empty: expected at least one token"):
             use(text)
 
 
 def test_texts_in_texts_out():
-    subject = interp.load(tiny.model("gpt2"), tokenizer=tokenizer(tiny.VOCABULARY))
+    subject = interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(tiny.VOCABULARY))
     ids = subject.generate(torch.tensor([[3, 4, 5]]), 4)[0].tolist()
     assert subject.generate("w3 w4 w5", 4).split() == [f"w{i}" for i in ids]
     assert subject.encode_all(["w1 w2 w3", "w4"], length=2).tokens.tolist() == [[1, 2], [4, 0]]

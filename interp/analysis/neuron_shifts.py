@@ -203,7 +203,11 @@ def largest(contribution: Rows, k: int) -> Chosen:
 
 
 def random_choice(shape: tuple[int, int], k: int, seed: int) -> Chosen:
-    """k random neurons of each item, another draw for each."""
+    """k random neurons of each item, another draw for each.
+
+    A mask with a row per item, whereas the controls of `interp.mitigation` are units that are the same for the whole batch. Like those
+    of `largest`, they are drawn among all neurons: some of the largest may be among them.
+    """
     return largest(np.random.default_rng(seed).random(shape), k)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import memory
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import interp
 from interp.memorization.evaluation import effects
 from interp.mitigation.controls import randomized
-from interp.mitigation.extraction_drop import extraction_drop
+from interp.mitigation.extraction_drop import _least_harmful, extraction_drop
 
 SITES = ("blocks.0.neurons", "blocks.1.neurons", "blocks.2.neurons")
 WIDTH = 48
@@ -100,6 +101,47 @@ def test_without_a_fraction_fixed_the_most_extraction_that_spares_the_control_is
     rise = {f: own["control", "loss", f]["change"] / own["control", "loss", f]["before"] for f in (0.02, 0.05, 0.14)}
     assert report.chosen == min((f for f in rise if rise[f] <= 0.05), key=lambda f: own["memorized", "accuracy", f]["change"])
     assert not report.fixed
+
+
+def changes(**by_fraction: tuple[float, float]) -> pd.DataFrame:
+    """Rows as in a report: at each fraction the change of control loss, from 2 nats, and that of memorized accuracy, from 1."""
+    rows = []
+    for fraction, (rise, fall) in by_fraction.items():
+        about = {"selection": "selection", "fraction": float(fraction)}
+        rows.append(about | {"data": "control", "measure": "loss", "before": 2.0, "change": rise})
+        rows.append(about | {"data": "memorized", "measure": "accuracy", "before": 1.0, "change": fall})
+        rows.append(about | {"data": "held_out", "measure": "loss", "before": 2.0, "change": -rise})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        ({"0.1": (0.02, -0.1), "0.2": (0.1, -0.3), "0.3": (0.11, -0.9)}, 0.2),  # rises of 1%, 5% and 5.5%
+        ({"0.1": (0.02, -0.3), "0.2": (0.08, -0.1), "0.3": (0.8, -0.9)}, 0.1),  # 1%, 4% and 40%
+        ({"0.1": (0.9, -0.3), "0.2": (0.2, -0.1), "0.3": (0.8, -0.9)}, 0.2),  # 45%, 10% and 40%: the least
+    ],
+)
+def test_a_fraction_is_chosen_among_those_that_raise_control_loss_by_at_most_a_twentieth(found, chosen):
+    assert _least_harmful(changes(**found)) == chosen
+
+
+def test_equal_damage_is_judged_on_held_out_text(leak):
+    """Windows whose loss rises with the number of units stand for held-out text; the loss of the control text hardly changes."""
+    memorized, control, _ = windows(leak)
+    selection = leak.units.only(SITES[1], leak.units[SITES[1]][:2])
+    report = extraction_drop(leak.subject, selection, memorized, control, memorized)
+
+    def fewest(text) -> int:
+        damage = effects(leak.subject, [interp.Zero(selection)], {"text": text})["loss"].mean()
+        for times in (1, 3, 10):
+            plans = [interp.Zero(selection.matched(seed, times=times)) for seed in range(5)]
+            if effects(leak.subject, plans, {"text": text})["loss"].mean() >= damage:
+                return times * len(selection)
+        return 0
+
+    assert report.equal_damage.reached
+    assert report.equal_damage.k == fewest(memorized) != fewest(control)
 
 
 def test_memory_is_found_where_it_was_put_and_nowhere_else():

@@ -1,0 +1,207 @@
+"""Laws of the controls: how many units each draws, from where, and what is done to them."""
+
+from __future__ import annotations
+
+import memory
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+import interp
+from interp.interventions.plan import interventions
+from interp.memorization.evaluation import effects
+from interp.mitigation.controls import IN_BLOCKS_OF, Selection, as_active, changed
+from interp.mitigation.weight_edits import in_weights
+
+SITES = tuple(interp.Site("neurons", block) for block in range(3))
+WIDTH = 24
+WIDTHS = dict.fromkeys(SITES, WIDTH)
+
+chosen_indices = st.lists(st.sets(st.integers(0, WIDTH - 1), max_size=WIDTH // 2), min_size=3, max_size=3).filter(any)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def units_of(indices) -> interp.Units:
+    return interp.Units(dict(zip(SITES, indices, strict=True)), WIDTHS)
+
+
+def random_scores(seed: int) -> interp.UnitScores:
+    rng = np.random.default_rng(seed)
+    return interp.UnitScores({site: np.exp(rng.normal(size=WIDTH)) for site in SITES})
+
+
+def counts(units: interp.Units) -> list[int]:
+    return [len(units[site]) for site in SITES]
+
+
+def test_the_trial_of_a_selection_is_what_was_selected():
+    units = units_of([{1, 2}, {3}, set()])
+    trial = Selection(units, 0.1).trial("mine")
+    assert (trial.selection, trial.fraction, trial.seed, trial.k) == ("mine", 0.1, 0, 3)
+    assert trial.units == units
+    assert isinstance(trial.plan, interp.Zero)
+    assert trial.plan.units == units
+
+
+@given(chosen_indices, seeds)
+def test_random_units_are_others_the_same_number_at_each_site_and_come_back_by_seed(indices, seed):
+    selection = Selection(units_of(indices), 0.1)
+    (first,) = selection.random([seed])
+    (again,) = selection.random([seed])
+    assert counts(first.units) == counts(selection.chosen)
+    assert not len(first.units & selection.chosen)
+    assert first.units == again.units == selection.chosen.matched(seed)
+    assert (first.selection, first.fraction, first.seed) == ("random", 0.1, seed)
+
+
+def test_each_seed_draws_other_units_whatever_other_seeds_are_drawn():
+    selection = Selection(units_of([range(6), [], []]), 0.1)
+    trials = selection.random(range(20))
+    assert [trial.seed for trial in trials] == list(range(20))
+    assert len({trial.units for trial in trials}) == 20
+    assert selection.random([7])[0].units == trials[7].units
+
+
+def test_several_times_as_many_are_drawn_or_all_that_are_left():
+    selection = Selection(units_of([range(2), range(10), []]), 0.1)
+    assert [counts(selection.random([0], times=times)[0].units) for times in (1, 2, 5)] == [[2, 10, 0], [4, 14, 0], [10, 14, 0]]
+
+
+def test_no_random_control_is_made_of_nothing():
+    selection = Selection(units_of([range(WIDTH), [], []]), 0.1)
+    with pytest.raises(ValueError, match=r"blocks.0.neurons: all units are selected, which leaves none for a random control"):
+        selection.random([0])
+
+
+@given(chosen_indices, seeds)
+def test_units_in_own_blocks_lie_where_the_method_selects(indices, seed):
+    selection = Selection(units_of(indices), 0.1)
+    (trial,) = selection.in_own_blocks("slimming", [seed])
+    assert trial.selection == f"{IN_BLOCKS_OF}slimming"
+    assert trial.units.sites == selection.chosen.sites
+    assert counts(trial.units) == counts(selection.chosen)
+    assert not len(trial.units & selection.chosen)
+
+
+@given(chosen_indices, seeds)
+def test_the_lowest_are_as_many_and_score_below_all_others(indices, seed):
+    scores, selection = random_scores(seed), Selection(units_of(indices), 0.1)
+    trial = selection.lowest(scores)
+    assert trial.k == len(selection.chosen)
+    lowest = [scores[site][unit] for site, unit in trial.units]
+    others = [scores[site][unit] for site, unit in ~trial.units]
+    assert max(lowest) <= min(others)
+
+
+def test_the_lowest_by_hand():
+    scores = interp.UnitScores({SITES[0]: np.array([3.0, 1.0, 2.0]), SITES[1]: np.array([0.5, 9.0, 8.0])})
+    trial = Selection(scores.top(2), 2 / 6).lowest(scores)
+    assert set(trial.units) == {(SITES[0], 1), (SITES[1], 0)}
+
+
+@given(chosen_indices, seeds)
+def test_units_as_active_are_others_the_same_number_at_each_site(indices, seed):
+    activity, selection = random_scores(seed), Selection(units_of(indices), 0.1)
+    first, again = (selection.as_active(activity, [seed])[0] for _ in range(2))
+    assert counts(first.units) == counts(selection.chosen)
+    assert not len(first.units & selection.chosen)
+    assert first.units == again.units
+    assert first.selection == "as active"
+
+
+@given(seeds, st.integers(0, WIDTH - 1), st.integers(1, 10))
+def test_a_unit_as_active_is_among_those_whose_activity_is_nearest(seed, unit, near):
+    activity = random_scores(seed)
+    ((_, drawn),) = as_active(interp.Units({SITES[0]: [unit]}, WIDTHS), activity, seed, near)
+    distance = np.abs(activity[SITES[0]] - activity[SITES[0]][unit])
+    nearer = distance < distance[drawn]
+    assert drawn != unit
+    assert nearer.sum() - 1 < near  # the unit itself is nearest, and not drawn
+
+
+def test_any_of_the_nearest_is_drawn_and_no_other():
+    activity = interp.UnitScores({SITES[0]: np.array([5.0, 5.1, 4.8, 5.4, 9.0, 0.0])})
+    units = interp.Units({SITES[0]: [0]}, activity.widths)
+    assert {unit for seed in range(30) for _, unit in as_active(units, activity, seed, near=3)} == {1, 2, 3}
+
+
+def test_the_nearest_in_activity_stands_for_a_unit():
+    activity = interp.UnitScores({SITES[0]: np.array([0.0, 1.0, 1.1, 5.0, 5.2, 9.0])})
+    units = interp.Units({SITES[0]: [1, 3]}, activity.widths)
+    assert set(as_active(units, activity, 0, near=1)[SITES[0]]) == {2, 4}
+    with pytest.raises(ValueError, match="too few for 4"):
+        as_active(interp.Units({SITES[0]: [0, 1, 2, 3]}, activity.widths), activity, 0)
+
+
+@given(chosen_indices, chosen_indices, seeds)
+def test_the_control_of_a_plan_does_the_same_to_other_units(first, second, seed):
+    plan = [interp.Scale(units_of(first), factor=0.3), interp.Zero(units_of(second), positions=(1, 2))]
+    (trial,) = Selection(plan, 0.2).random([seed])
+    drawn = interventions(trial.plan)
+    assert [type(one) for one in drawn] == [interp.Scale, interp.Zero]
+    assert drawn[0].factor == 0.3
+    assert drawn[1].positions == (1, 2)
+    for one, control in zip(plan, drawn, strict=True):
+        assert counts(control.units) == counts(one.units)
+        assert not len(control.units & one.units)
+    assert trial.units == changed(trial.plan) == drawn[0].units | drawn[1].units
+    assert trial.k == len(trial.units)
+
+
+@given(chosen_indices, seeds)
+def test_interventions_on_the_same_units_stay_on_the_same_units(indices, seed):
+    units = units_of(indices)
+    (trial,) = Selection([interp.Scale(units, factor=0.3), interp.Zero(units)], 0.2).random([seed])
+    scaled, zeroed = interventions(trial.plan)
+    assert scaled.units == zeroed.units == units.matched(seed)
+
+
+def test_an_edit_of_weights_is_done_to_the_units_of_every_control():
+    subject = tiny.subject("gpt2")
+    widths = subject.anatomy.widths("neurons")
+    units = interp.Units({interp.Site("neurons", 0): [3, 0, 40], interp.Site("neurons", 2): [7]}, widths)
+    rng = np.random.default_rng(0)
+    scores = interp.UnitScores({site: rng.random(width) for site, width in widths.items()})
+
+    def halve(chosen: interp.Units):
+        return in_weights(subject, chosen, 0.5)
+
+    selection = Selection(units, 0.1, halve)
+    trials = [selection.trial(), *selection.random(range(3)), selection.lowest(scores), *selection.as_active(scores, range(2))]
+    zeroed = Selection(units, 0.1).random(range(3))
+    assert [trial.units for trial in trials[1:4]] == [trial.units for trial in zeroed]
+    for trial in [*trials, zeroed[0].edited(halve)]:
+        expected = halve(trial.units)
+        assert [one.to_json() for one in interventions(trial.plan)] == [one.to_json() for one in expected]
+
+
+@pytest.fixture(scope="module")
+def leak() -> memory.Injected:
+    return memory.injected(0)
+
+
+def loss(leak: memory.Injected, plans, text) -> float:
+    return float(effects(leak.subject, plans, {"held_out": text})["loss"].mean())
+
+
+def test_equal_damage_takes_the_fewest_units_tried_that_reach_it(leak):
+    """Here the memorized windows are the held-out text: their loss rises with the number of units."""
+    text = memory.frame(leak.memorized)
+    selection = Selection(leak.units.only("blocks.1.neurons", leak.units["blocks.1.neurons"][:2]), 0.1)
+    draws = {times: [trial.plan for trial in selection.random(range(5), times=times)] for times in (1, 3, 10)}
+    damage = {times: loss(leak, plans, text) for times, plans in draws.items()}
+    assert damage[1] < damage[3] < damage[10]
+    for asked, times in ((damage[1], 1), (damage[3], 3), (damage[3] + 1e-9, 10), (damage[10], 10)):
+        trials, reached = selection.at_equal_damage(leak.subject, asked, text, range(5))
+        assert reached
+        assert [trial.seed for trial in trials] == list(range(5))
+        assert [trial.units for trial in trials] == [interventions(plan)[0].units for plan in draws[times]]
+
+
+def test_where_no_number_of_units_does_as_much_damage_all_are_tried(leak):
+    selection = Selection(leak.units, 0.1)
+    trials, reached = selection.at_equal_damage(leak.subject, 1e9, memory.frame(leak.held_out), range(5))
+    assert not reached
+    assert all(trial.k == sum(leak.units.widths[s] - len(leak.units[s]) for s in leak.units.sites) for trial in trials)

@@ -15,8 +15,10 @@ help:  ## show this list
 demo: $(SMOLLM2)  ## find, localize and ablate planted customer records in a real model; writes out/demo
 	$(BIN)/interp demo --out out/demo
 
-test: $(SMOLLM2)  ## run the tests
-	$(BIN)/python -m pytest
+# One thread a worker: threads of several workers would wait for each other. A file stays with one worker, so that what its tests train is
+# trained once.
+test: $(SMOLLM2)  ## run the tests on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .

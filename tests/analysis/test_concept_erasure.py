@@ -57,6 +57,16 @@ def test_the_rank_is_that_of_the_means(offset: float):
     assert class_means(noise, labels).rank == 0
 
 
+def test_the_classifiers_of_inlp_never_see_the_rows_that_judge_them():
+    """Of labels that mean nothing, more columns than rows let a classifier learn every row that it sees."""
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(80, 200)), rng.integers(2, size=80)
+    space, progress = inlp(rows, labels)
+    assert progress["accuracy"].iloc[0] < 0.9
+    assert fit_probe(rows, labels).accuracy(rows, labels) == 1
+    assert space.rank == 0
+
+
 def test_nothing_linear_is_left_after_inlp_and_a_random_subspace_leaves_it():
     rows, labels = planted()
     space, seen = inlp(rows, labels, seed=3)

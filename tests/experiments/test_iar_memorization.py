@@ -18,7 +18,7 @@ from experiments import iar_memorization as iar
 from experiments.iar_memorization import EXPERIMENT
 from experiments.iar_memorization.build import Study, trained
 from experiments.iar_memorization.checks import checks
-from experiments.iar_memorization.measures import centre, complete, read
+from experiments.iar_memorization.measures import by_correlation, centre, complete, read
 from experiments.iar_memorization.mitigation import HALVED, Bench, Edited, apart, at_equal_cost, averaged
 from experiments.iar_memorization.presets import PRESETS, Places, Public
 from experiments.iar_memorization.quality import Quality, features_of
@@ -257,3 +257,13 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
     drawn = ~halved["selection"].str.startswith(IN_BLOCKS_OF)
     assert (np.isfinite(halved["distance"]) == drawn).all()
     assert {claim.id for claim in found.claims} == {check.id for check in checks(PRESETS["paper"])}
+
+
+def test_a_threshold_of_correlation_judges_other_images_than_set_it():
+    """The half of the held-out images that sets the threshold lies low, the half that it judges lies high."""
+    correlations = {"planted": [0.5, 0.5], "background": [0.1, 0.1], "held out": [0.1, 0.8] * 200}
+    rows = [{"prefix": 0, "set": name, "correlation": value} for name, values in correlations.items() for value in values]
+    found = by_correlation(pd.DataFrame(rows)).query("not fixed").set_index("set")
+    assert (found["threshold"] < 0.5).all()
+    assert found.loc["held out", "share"] == 1
+    assert found.loc["planted", "share"] == 1

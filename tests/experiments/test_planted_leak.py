@@ -14,6 +14,7 @@ import pytest
 from experiments import planted_leak
 from experiments.planted_leak import EXPERIMENT
 from experiments.planted_leak.build import tables_of
+from experiments.planted_leak.checks import _relative_rise
 from experiments.planted_leak.presets import Preset
 from experiments.planted_leak.tables import over_seeds
 from interp.cli.demo import Recipe
@@ -100,6 +101,19 @@ def test_runs_as_they_should_be_reproduce_every_claim():
 )
 def test_each_claim_can_fail(name, wrong, verdict):
     assert verdicts(**wrong)[name].verdict == verdict
+
+
+def test_the_price_is_the_rise_of_the_loss_on_control_prose():
+    """Held-out text may rise by anything: it is the text on which equal damage is judged."""
+    found = tables(DROPS, SHARES)
+    found["drops"] = drops = found["drops"].reset_index(drop=True)
+    loss_on = {data: (drops["data"] == data) & (drops["measure"] == "loss") for data in ("control", "held_out")}
+    rise = _relative_rise("selection", 0.1)
+    before = rise.of(found)
+    drops.loc[loss_on["held_out"], "change"] = 5.0
+    assert rise.of(found) == before
+    drops.loc[loss_on["control"], "change"] = 1.0
+    assert rise.of(found) == pytest.approx(0.5)
 
 
 def test_a_control_that_never_hurt_as_much_reproduces_nothing():

@@ -22,6 +22,7 @@ from experiments.reason_to_rote.checks import checks
 from experiments.reason_to_rote.distributed import exchanged, participation
 from experiments.reason_to_rote.erasing import donors
 from experiments.reason_to_rote.lookup import planted
+from experiments.reason_to_rote.measures import survival
 from experiments.reason_to_rote.overlap import mean_by_position
 from experiments.reason_to_rote.presets import PRESETS
 from experiments.reason_to_rote.study import Study, outcomes, said, study
@@ -295,3 +296,17 @@ def test_a_paper_preset_of_a_moment_runs(tmp_path):
         known = learned(of, {"blocks": 1, "width": 16, "heads": 2, "spread": 0.02}, training, 0, tmp_path / name)
         assert known.history["step"].tolist() == [1]  # the goal was reached at once
         assert isinstance(known.subject, interp.Subject)
+
+
+def test_an_answer_that_is_right_now_has_not_survived():
+    """Every tenth item's memorized answer is right at position 1, where nothing survives; at position 0 nothing survives either."""
+    rows = [
+        {"set": "memorized", "item": item, "position": position, "kept": now, "same": now}
+        for item in range(100)
+        for position in (0, 1)
+        for now in [position == 1 and item % 10 == 0]
+    ]
+    table = pd.DataFrame(rows)
+    survived = survival(np.max)
+    assert survived({"perturbed": table}).estimate == 0
+    assert survived({"perturbed": table.assign(same=False)}).estimate == pytest.approx(0.1)

@@ -79,8 +79,8 @@ def _selections(study: Study, scores: Mapping[str, UnitScores], settings: Preset
     means = interp.record(study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=64)
     activity = UnitScores({site: means[site] for site in means})
     first = next(iter(scores))
-    last = list(scores)[-1]
-    for fraction in (*settings["fractions"], *settings["further_random"]):
+    last = next(reversed(scores))
+    for fraction in (*settings.fractions, *settings.further_random):
         selections = {name: Selection(found.top(fraction), fraction) for name, found in scores.items()}
         draws = range(settings.random_draws)
         random = selections[first].random(draws)

@@ -1,1 +1,24 @@
-"""A code model knows licence headers by heart: the commands of the toolkit on text that a real model memorized in pretraining."""
+"""A code model has memorized licence headers: the corpus that the commands of the toolkit are run on.
+
+Licences and headers come from the installed packages, in several formats, and code and prose from the same packages. Then
+
+    interp scan PATH/Qwen2.5-Coder-0.5B-Instruct out/licence_headers/corpus/seed0 --out out/licences --dtype bfloat16
+
+and, with the same arguments and `--method absolute_gradient_x_activation`, `interp localize` and
+`interp ablate --fractions 0.001 --at 0.001`.
+"""
+
+from __future__ import annotations
+
+from experiments.licence_headers.build import jobs
+from experiments.licence_headers.presets import PRESETS
+from interp.experiment.experiment import Experiment
+
+EXPERIMENT = Experiment(
+    name="licence_headers",
+    question=__doc__,
+    presets=PRESETS,
+    jobs=jobs,
+    tables=("texts",),
+    checks=lambda _: [],
+)

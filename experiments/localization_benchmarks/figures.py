@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from experiments.localization_benchmarks.tables import over_seeds
 from interp.reporting.plotting import dose_response, intervals, matrix, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from interp.experiment.checks import Tables
 
 
 def injection(recalls: pd.DataFrame) -> Figure:
@@ -77,6 +81,16 @@ def blocks(rows: pd.DataFrame) -> Figure:
     return intervals(shown, "where", labels={panel: f"{panel}: fall" for panel in shown["panel"].unique()})
 
 
+FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
+    "injection": lambda tables: injection(tables["injection_summary"]),
+    "injection_curve": lambda tables: injection_curve(tables["injection_summary"]),
+    "trade_off": lambda tables: trade_off(tables["deletion_summary"]),
+    "correlation": lambda tables: correlation(tables["correlation"]),
+    "confusion": lambda tables: confusion(tables["confusion"]),
+    "blocks": lambda tables: blocks(over_seeds(tables["blocks"], ["method", "evaluated", "block"], ["fall"])),
+}
+
+
 _SETS = {
     "texts_test": "this text", "other_format": "other format",
     "unstudied": "other licences, known", "half_known": "other licences, half known",
@@ -84,30 +98,45 @@ _SETS = {
 }  # fmt: skip
 
 
-def real(effects: pd.DataFrame, headline: float) -> dict[str, Figure]:
-    """Of this text, or of licence language: what each set of windows loses as each method's neurons are zeroed, and the controls.
+def _named(effects: pd.DataFrame) -> Any:
+    """Rows of the real study's `effects`, with sets as figures call them."""
+    return effects.assign(data=effects["data"].map(_SETS))
 
-    `effects`: rows of `real.summary`.
-    """
-    shown: Any = effects.assign(data=effects["data"].map(_SETS))
-    top = shown[shown["selected"] == "top"]
-    at = top[(top["fraction"] == headline) & (top["measure"] == "loss")]
+
+def question(tables: Tables, headline: float) -> Figure:
+    """Of this text, or of licence language: by how much the loss of each set of windows rises as each method's neurons are zeroed."""
+    shown = _named(tables["effects"])
+    at = shown[(shown["selected"] == "top") & (shown["fraction"] == headline) & (shown["measure"] == "loss")]
     table: Any = at.pivot_table(index="method", columns="data", values="estimate", sort=False)[list(_SETS.values())]
     table.columns.name = ""
-    accuracy, loss = (top[top["measure"] == measure].rename(columns={"measure": "what"}) for measure in ("accuracy", "loss"))
+    return matrix(table, f"rise of loss, {headline:.1%} zeroed")
+
+
+def accuracy(tables: Tables, headline: float) -> Figure:  # noqa: ARG001 - all shares are shown
+    """The fall of each set's accuracy against the share of neurons zeroed, by method."""
+    return _doses(tables["effects"], "accuracy", "fall of accuracy")
+
+
+def loss(tables: Tables, headline: float) -> Figure:  # noqa: ARG001 - all shares are shown
+    """The rise of each set's loss against the share of neurons zeroed, by method."""
+    return _doses(tables["effects"], "loss", "rise of loss (nats/token)", "symlog")
+
+
+def _doses(effects: pd.DataFrame, measure: str, what: str, scale: str | None = None) -> Figure:
+    shown = _named(effects)
+    rows = shown[(shown["selected"] == "top") & (shown["measure"] == measure)].rename(columns={"measure": "what"})
+    methods = rows["method"].unique()
+    labels = {"fraction": "share of neurons zeroed"} | {method: f"{method}\n{what}" for method in methods}
+    return dose_response(rows, "fraction", "data", "method", labels=labels, scales=dict.fromkeys(methods, scale) if scale else {})
+
+
+def controls(tables: Tables, headline: float) -> Figure:
+    """What passages that were not scored on lose to each method's neurons and to those of its controls."""
+    shown = _named(tables["effects"])
     judged = shown[(shown["fraction"] == headline) & (shown["data"] == "this text") & (shown["measure"] != "loss")]
-    controls = judged.assign(which=judged["method"] + ", " + judged["selected"])
-    scales = dict.fromkeys(loss["method"].unique(), "symlog")
-    named = {"fraction": "share of neurons zeroed"}
-    return {
-        "question": matrix(table, f"rise of loss, {headline:.1%} zeroed"),
-        "accuracy": dose_response(accuracy, "fraction", "data", "method", labels=named | _titles(accuracy, "fall of accuracy")),
-        "loss": dose_response(loss, "fraction", "data", "method", labels=named | _titles(loss, "rise of loss (nats/token)"), scales=scales),
-        "controls": intervals(
-            controls, "which", "measure", labels={m: f"fall of {m}, text not scored on" for m in set(controls["measure"])}
-        ),
-    }
+    named = judged.assign(which=judged["method"] + ", " + judged["selected"])
+    labels = {measure: f"fall of {measure}, text not scored on" for measure in set(named["measure"])}
+    return intervals(named, "which", "measure", labels=labels)
 
 
-def _titles(rows: pd.DataFrame, what: str) -> dict[str, str]:
-    return {method: f"{method}\n{what}" for method in rows["method"].unique()}
+REAL = {"question": question, "accuracy": accuracy, "loss": loss, "controls": controls}

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.licence_headers.__main__ import as_comment, code
+from experiments.licence_headers.build import as_comment, code
+from experiments.licence_headers.presets import CHARACTERS
 from interp import Subject, scan
 from interp.data.planted import background
 
@@ -156,7 +157,7 @@ def _known(windows: Frame, least: float, most: float) -> pd.DataFrame:
 
 def _unrelated(subject: Subject, taken: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """`contrast`, half code and half prose, and `code` and `prose`: one window a text, no text in two sets, none extracted."""
-    prose, bodies = background(0), list(code(count=60))
+    prose, bodies = background(0), list(islice(code(CHARACTERS), 60))
     held_out = {
         "code": _first_windows(subject, bodies[1::2], "code", taken),
         "prose": _first_windows(subject, prose.held_out, "prose", taken),

@@ -1,49 +1,37 @@
-"""DEL on a real model and text that it knows by heart: are the neurons that a method finds those of this text, or of licence language?
+"""DEL on a real model and text that it has memorized: are the neurons that a method finds those of this text, or of licence language?
 
-python -m experiments.localization_benchmarks.real PATH/Qwen2.5-Coder-0.5B-Instruct --out out/localization_real
+`python -m experiments.localization_benchmarks.real --preset small --set model=PATH/Qwen2.5-Coder-0.5B-Instruct --jobs 1` takes an hour of
+one processor, in bfloat16.
 
 Units are scored on one half of the passages, against code and prose, and judged on the other half, on the same passages in other formats,
-on other licences, on licence language in other words, on other memorized text and on unrelated code and prose. An interrupted run goes on.
+on other licences, on licence language in other words, on other memorized text and on unrelated code and prose.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import typer
 
 import interp
 from experiments.localization_benchmarks import figures
+from experiments.localization_benchmarks.checks_of_real import checks_of
 from experiments.localization_benchmarks.licence_texts import study_windows
-from interp.experiment.claims import Claim, judged
-from interp.experiment.experiment import Results
+from interp.experiment.checks import Check, Tables
+from interp.experiment.experiment import Experiment
+from interp.experiment.jobs import Folder, Job, job
 from interp.files import replaced, writable
 from interp.localization import localize
 from interp.memorization.evaluation import MEASURES, beside_before, effects
 from interp.mitigation.controls import Selection, Trial
-from interp.progress import track
-from interp.reporting.stats import Interval, student, welch
+from interp.reporting.stats import student
 
-# Slimming's options were set by what an hour allows: a mask falls from 1 to 0 in 25 of its steps unless the loss holds it.
-METHODS: dict[str, dict[str, Any]] = {
-    "activation": {},
-    "z_score": {},
-    "unitmem": {},
-    "absolute_gradient_x_activation": {},
-    "attribution_patching": {},
-    "slimming": {"pressure": 0.1, "steps": 30, "lr": 0.04},
-}
 ALONE = ("slimming",)  # learns masks for the memorized windows only: twice as many more for the contrast would take too long
-FRACTIONS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-CONTROLLED = (1e-4, 1e-3, 1e-2)  # the fractions at which the controls are measured too
 HEADLINE = 1e-3  # fixed beforehand: the share that the claims are about, as in Chang et al. 2024
-SEEDS = 5
 JUDGED = {  # sets, and how many windows of each
     "texts_test": 10, "other_format": 8, "unstudied": 6, "half_known": 8, "paraphrased": 8,
     "memorized": 8, "rules": 4, "code": 8, "prose": 8,
@@ -53,60 +41,139 @@ Frame = Any  # pandas' stubs lose the type of a frame that is indexed
 KEYS = ["method", "selected", "fraction", "k", "data"]
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """What was measured already, in a folder. A part that was made of something else is refused, not reused."""
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What is run.
 
-    folder: Path
+    Attributes:
+        model: a hub id or folder of a model that has memorized licences.
+        methods: localization methods with their options.
+        fractions: shares of the neurons that are zeroed, HEADLINE among them; the controls are measured too at those of `controlled`.
+        draws: of each control that is drawn.
+        dtype: of the weights.
+        seeds: number of seeds that controls are drawn from; intervals are over texts.
+    """
+
     model: str
-
-    def kept(self, name: str, made_of: Any, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A table from the folder, or made now, with the CPU seconds that it took beside it."""
-        file, about = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
-        key = json.loads(json.dumps({"model": self.model, "made_of": made_of}))
-        if file.exists():
-            found = json.loads(about.read_text())
-            if {k: found.get(k) for k in key} != key:
-                raise ValueError(
-                    f"{file} was made of {found.get('made_of')} on model {found.get('model')}: give another --out, or remove it"
-                )
-            return pd.read_parquet(file)
-        began = time.process_time()
-        made = make()
-        with replaced(about) as temporary:
-            temporary.write_text(json.dumps(key | {"cpu_seconds": round(time.process_time() - began)}))
-        with replaced(file) as temporary:
-            made.to_parquet(temporary)
-        return made
-
-    def spent(self) -> dict[str, int]:
-        """CPU seconds of every part."""
-        return {file.stem: json.loads(file.read_text())["cpu_seconds"] for file in sorted(self.folder.glob("*.json"))}
+    methods: Mapping[str, Mapping[str, Any]]
+    fractions: tuple[float, ...]
+    controlled: tuple[float, ...]
+    draws: int = 5
+    dtype: str = "bfloat16"
+    seeds: int = 1
 
 
-def run(subject: interp.Subject, parts: Parts) -> Results:
-    """The whole study; what is among the parts already is not measured again."""
-    windows = parts.kept("windows", "study_windows", lambda: pd.concat(study_windows(subject).values(), ignore_index=True))
-    sets: dict[str, Frame] = {str(name): part.reset_index(drop=True) for name, part in windows.groupby("set", sort=False)}
-    score, contrast = sets["texts_score"], sets["contrast"]
+# Slimming's options were set by what an hour allows: a mask falls from 1 to 0 in 25 of its steps unless the loss holds it.
+PRESETS = {
+    "smoke": Preset(
+        model="models/Qwen2.5-Coder-0.5B-Instruct", methods={"activation": {}}, fractions=(HEADLINE,), controlled=(HEADLINE,), draws=2
+    ),
+    "small": Preset(
+        model="models/Qwen2.5-Coder-0.5B-Instruct",
+        methods={
+            "activation": {},
+            "z_score": {},
+            "unitmem": {},
+            "absolute_gradient_x_activation": {},
+            "attribution_patching": {},
+            "slimming": {"pressure": 0.1, "steps": 30, "lr": 0.04},
+        },
+        fractions=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        controlled=(1e-4, 1e-3, 1e-2),
+    ),
+}
+
+
+def preparation(preset: Preset) -> Iterator[Job]:
+    """The job before all others."""
+    yield job(prepared, preset, Folder("shared"))
+
+
+def jobs(preset: Preset, seed: int) -> Iterator[Job]:
+    """One job per method, after one for the windows."""
+    yield job(windows, preset, Folder("shared"))
+    for method in preset.methods:
+        yield job(of_method, method, preset, seed, Folder("shared"))
+
+
+def prepared(preset: Preset, folder: Path) -> dict[str, pd.DataFrame]:
+    """What all methods share: the windows, and how active each neuron is."""
+    subject = _subject(preset)
+    _activity(subject, folder)
+    return {}
+
+
+def windows(preset: Preset, folder: Path) -> dict[str, pd.DataFrame]:
+    """All windows of the study, without their tokens."""
+    return {"windows": _windows(_subject(preset), folder).drop(columns=["tokens"])}
+
+
+def of_method(method: str, preset: Preset, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
+    """What zeroing the units of one method, and those of its controls, does to each text."""
+    subject = _subject(preset)
+    return {"texts": by_text(measured(subject, method, preset, seed, folder))}
+
+
+def measured(subject: interp.Subject, method: str, preset: Preset, seed: int, folder: Path) -> Frame:
+    """Every ablation of one method on the sets that it is judged on: the rows of `effects`, each measure also before, with the text that a
+    window is of (`source`) and how active the units are."""
+    sets = _sets(subject, folder)
+    activity = _activity(subject, folder)
+    against = None if method in ALONE else sets["contrast"]
+    scores = localize(subject, sets["texts_score"], against, method, **preset.methods[method])
+    trials = _trials(scores, activity, preset, seed)
     judged_on = {name: _spread(sets[name], count) for name, count in JUDGED.items()}
-    activity = _scores(parts, "activity", {}, lambda: localize(subject, pd.concat([score, contrast]), method="activation"))
-    rows: list[pd.DataFrame] = []
-    for name, options in track(list(METHODS.items()), "methods"):
-        against = None if name in ALONE else contrast
-        scores = _scores(parts, name, options, lambda n=name, o=options, a=against: localize(subject, score, a, n, **o))
-        rows += _measured(subject, parts, name, _trials(scores, activity), judged_on, activity)
-    every = pd.concat(rows, ignore_index=True)
-    every["source"] = [f"{data}: {judged_on[data]['source'].iloc[n]}" for data, n in zip(every["data"], every["window"], strict=True)]
-    table = summary(every)
-    tables = {"windows": windows.drop(columns=["tokens"]), "effects": table}
-    return Results(claims(every), tables, figures.real(table, HEADLINE))
+    near = {name: part for name, part in judged_on.items() if name in CONTROLS_SEE}
+    elsewhere = {name: part for name, part in judged_on.items() if name not in CONTROLS_SEE}
+    top = [trial for trial in trials if trial.selection == "top"]
+    controls = [trial for trial in trials if trial.selection != "top"]
+    matched = [trial for trial in controls if trial.selection == "as active" and trial.fraction == HEADLINE]
+    parts = [
+        _effects(subject, method, top, judged_on),
+        _effects(subject, method, controls, near),
+        _effects(subject, method, matched, elsewhere),
+    ]
+    found = pd.concat(parts, ignore_index=True)
+    active = [(t.selection, t.fraction, t.seed, sum(activity[site][unit] for site, unit in t.units) / t.k) for t in trials]
+    found = found.merge(pd.DataFrame(active, columns=["selected", "fraction", "seed", "activity"]))
+    found["source"] = [f"{data}: {judged_on[data]['source'].iloc[n]}" for data, n in zip(found["data"], found["window"], strict=True)]
+    return found
 
 
-def _scores(parts: Parts, name: str, options: Mapping[str, Any], make: Callable[[], interp.UnitScores]) -> interp.UnitScores:
-    table = parts.kept(f"{name}_scores", options, lambda: make().to_frame())
+def _subject(preset: Preset) -> interp.Subject:
+    return interp.load(preset.model, dtype=preset.dtype)
+
+
+def _shared(subject: interp.Subject, folder: Path, name: str) -> Path:
+    """The file of what all methods share on one model: another model has another one."""
+    return writable(folder / subject.fingerprint) / f"{name}.parquet"
+
+
+def _windows(subject: interp.Subject, folder: Path) -> Frame:
+    """Every set of windows, found once and then read."""
+    file = _shared(subject, folder, "windows")
+    if not file.exists():
+        with replaced(file) as temporary:
+            pd.concat(study_windows(subject).values(), ignore_index=True).to_parquet(temporary)
+    return pd.read_parquet(file)
+
+
+def _sets(subject: interp.Subject, folder: Path) -> dict[str, Frame]:
+    found = _windows(subject, folder)
+    return {str(name): part.reset_index(drop=True) for name, part in found.groupby("set", sort=False)}
+
+
+def _activity(subject: interp.Subject, folder: Path) -> interp.UnitScores:
+    """How active each neuron is on the passages and their contrast, measured once and then read."""
+    file = _shared(subject, folder, "activity")
+    if not file.exists():
+        sets = _sets(subject, folder)
+        scores = localize(subject, pd.concat([sets["texts_score"], sets["contrast"]]), method="activation")
+        with replaced(file) as temporary:
+            scores.to_frame().to_parquet(temporary)
+    table: Frame = pd.read_parquet(file)
     rows = {interp.Site.parse(str(site)): part.sort_values("unit")["score"].to_numpy() for site, part in table.groupby("site")}
-    return interp.UnitScores(dict(sorted(rows.items(), key=lambda item: item[0].order)), name)
+    return interp.UnitScores(dict(sorted(rows.items(), key=lambda item: item[0].order)), "activity")
 
 
 def _spread(part: Frame, count: int) -> pd.DataFrame:
@@ -115,43 +182,18 @@ def _spread(part: Frame, count: int) -> pd.DataFrame:
     return part.loc[turn.sort_values(kind="stable").index[:count]].reset_index(drop=True)
 
 
-def _trials(scores: interp.UnitScores, activity: interp.UnitScores) -> list[Trial]:
+def _trials(scores: interp.UnitScores, activity: interp.UnitScores, preset: Preset, seed: int) -> list[Trial]:
     """The top units of every fraction, and the controls of some: the lowest, random ones in each block, and others as active."""
+    draws = range(seed, seed + preset.draws)
     trials: list[Trial] = []
-    for share in FRACTIONS:
+    for share in preset.fractions:
         selection = Selection(scores.top(share), share)
         trials.append(selection.trial("top"))
-        if share in CONTROLLED:
+        if share in preset.controlled:
             trials.append(selection.lowest(scores))
-            random = selection.random(range(SEEDS))
-            active = selection.as_active(activity, range(SEEDS))
-            for draw in zip(random, active, strict=True):
+            for draw in zip(selection.random(draws), selection.as_active(activity, draws), strict=True):
                 trials += draw
     return trials
-
-
-def _measured(
-    subject: interp.Subject,
-    parts: Parts,
-    name: str,
-    trials: Sequence[Trial],
-    sets: Mapping[str, pd.DataFrame],
-    activity: interp.UnitScores,
-) -> list[pd.DataFrame]:
-    """Every ablation of one method on the sets that it is judged on: the rows of `effects`, each measure also before, and how active
-    the units are."""
-    top = [t for t in trials if t.selection == "top"]
-    controls = [t for t in trials if t.selection != "top"]
-    matched = [t for t in controls if t.selection == "as active" and t.fraction == HEADLINE]
-    near, elsewhere = ({n: s for n, s in sets.items() if (n in CONTROLS_SEE) is close} for close in (True, False))
-    work = {
-        name: lambda: pd.concat([_effects(subject, name, top, sets), _effects(subject, name, controls, near)], ignore_index=True),
-        f"{name}_elsewhere": lambda: _effects(subject, name, matched, elsewhere),
-    }
-    made_of = [METHODS[name], FRACTIONS, CONTROLLED, SEEDS, JUDGED]
-    found = pd.concat([parts.kept(part, made_of, make) for part, make in work.items()], ignore_index=True)
-    active = [(t.selection, t.fraction, t.seed, sum(activity[s][u] for s, u in t.units) / t.k) for t in trials]
-    return [found.merge(pd.DataFrame(active, columns=["selected", "fraction", "seed", "activity"]))]
 
 
 def _effects(subject: interp.Subject, method: str, trials: Sequence[Trial], sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -160,7 +202,7 @@ def _effects(subject: interp.Subject, method: str, trials: Sequence[Trial], sets
     return beside_before(measured, pd.DataFrame(about, columns=["method", "selected", "fraction", "k", "seed", "plan"]))
 
 
-def changes(rows: Frame) -> pd.DataFrame:
+def by_text(rows: Frame) -> pd.DataFrame:
     """For each text of each set the mean over its windows, and over the draws of a control, of each measure, before and after, and of its
     change: the fall of accuracy, similarity and exactness, the rise of the loss. Windows of one text are not independent; texts are."""
     values = [*MEASURES, *(f"{m}_before" for m in MEASURES), "activity"]
@@ -171,11 +213,11 @@ def changes(rows: Frame) -> pd.DataFrame:
     return means
 
 
-def summary(rows: Frame) -> pd.DataFrame:
-    """One row for each method, selection, fraction, set and measure: the level `before` and after, and the change, as means over texts with
-    Student's 95% intervals; how many `texts` there are, and the mean `activity` of the units."""
+def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
+    """`effects`: one row for each method, selection, fraction, set and measure: the level `before` and after, and the change, as means over
+    texts with Student's 95% intervals; how many `texts` there are, and the mean `activity` of the units."""
     found: list[dict[str, Any]] = []
-    groups = changes(rows).groupby(KEYS, sort=False)
+    groups: Any = tables["texts"].groupby(KEYS, sort=False)
     for key, group in groups:
         for measure in MEASURES:
             level, change = student(group[measure]), student(group[f"{measure}_change"])
@@ -183,69 +225,28 @@ def summary(rows: Frame) -> pd.DataFrame:
             row |= {"after": level.estimate, "after_low": level.low, "after_high": level.high}
             row |= {"estimate": change.estimate, "low": change.low, "high": change.high}
             found.append(row | {"texts": change.n, "activity": group["activity"].mean()})
-    return pd.DataFrame(found)
+    return {"effects": pd.DataFrame(found)}
 
 
-def claims(rows: Frame) -> list[Claim]:
-    """What the question comes to, method by method, at the headline share; one model and one corpus, intervals over texts.
-
-    Differences between sets are differences of excess: what the top units do to the loss beyond what units as active do.
-    """
-    every = changes(rows)
-    at = every[every["fraction"] == HEADLINE]
-    return [claim for method, part in at.groupby("method", sort=False) for claim in _claims_of(str(method), part)]
+def checks(preset: Preset) -> list[Check]:
+    """All checks of a preset's methods."""
+    return checks_of(tuple(preset.methods), HEADLINE)
 
 
-def _claims_of(method: str, part: Frame) -> list[Claim]:
-    by = {name: own.set_index(["data", "source"]) for name, own in part.groupby("selected")}
-    own = {name: f.loc["texts_test"] for name, f in by.items()}
-    falls = ", ".join(f"{name} {student(f['accuracy_change']):.3f}" for name, f in own.items() if name != "top")
-    active = own["as active"]["activity"].mean() / own["top"]["activity"].mean()
-    excess = by["top"]["loss_change"] - by["as active"]["loss_change"]
-    groups = {name: pd.concat([excess.loc[[data]] for data in sets]) for name, sets in _GROUPS.items()}
-    losses = ", ".join(f"{name} {student(values):.3f}" for name, values in groups.items())
-    k, where = int(part["k"].iloc[0]), "figures/question.png"
-    found = [
-        ("R1", f"{k} neurons by {method} cost passages that they were not scored on more accuracy than random ones of the same blocks",
-         student(own["top"]["accuracy_change"] - own["random"]["accuracy_change"]), falls, "figures/controls.png"),
-        ("R2", f"{k} neurons by {method} cost them more accuracy than random ones that are as active",
-         student(own["top"]["accuracy_change"] - own["as active"]["accuracy_change"]),
-         f"{falls}; the latter are {active:.2f} times as active", "figures/controls.png"),
-        ("R3", f"neurons by {method} are of licence language: in other words it loses more than code and prose",
-         welch(groups["paraphrased"], groups["code and prose"]), losses, where),
-        ("R4", f"neurons by {method} are of known licences, whichever: those that were not studied lose more than code and prose",
-         welch(groups["unstudied"], groups["code and prose"]), losses, where),
-        ("R5", f"neurons by {method} are of these texts: they lose more than known licences that were not studied",
-         welch(groups["this text"], groups["unstudied"]), losses, where),
-        ("R6", f"neurons by {method} are of licences, not of memory as such: these texts lose more than other memorized text",
-         welch(groups["this text"], groups["other memorized"]), losses, where),
-    ]  # fmt: skip
-    return [_claim(f"{name} {method}", *rest) for name, *rest in found]
-
-
-_GROUPS = {
-    "this text": ["texts_test"], "other format": ["other_format"], "unstudied": ["unstudied"], "half known": ["half_known"],
-    "paraphrased": ["paraphrased"], "other memorized": ["memorized", "rules"], "code and prose": ["code", "prose"],
-}  # fmt: skip
-
-
-def _claim(name: str, statement: str, interval: Interval, control: str, evidence: str) -> Claim:
-    verdict = judged(interval, lambda v: v > 0, lambda v: v < 0)
-    ours = interval.estimate, interval.low, interval.high
-    return Claim(name, f"{statement} ({interval.n} texts)", "chosen", None, *ours, control, 1, verdict, evidence)
-
-
-def main(model: str, out: Path = Path("out/localization_real")) -> None:
-    """DEL on a pretrained model that knows licences by heart, in bfloat16 and within an hour of one processor.
-
-    Example: `python -m experiments.localization_benchmarks.real PATH/Qwen2.5-Coder-0.5B-Instruct --out out/localization_real`
-    """
-    subject = interp.load(model, dtype="bfloat16")
-    parts = Parts(writable(out / "parts"), subject.fingerprint)
-    results = run(subject, parts)
-    about = {"model": subject.name, "fingerprint": subject.fingerprint, "methods": METHODS, "fractions": FRACTIONS, "headline": HEADLINE}
-    results.save(out, about | {"cpu_seconds": parts.spent()})
-
+EXPERIMENT = Experiment(
+    name="localization_benchmarks.real",
+    question=__doc__,
+    presets=PRESETS,
+    prepare=preparation,
+    jobs=jobs,
+    tables=("windows", "texts"),
+    checks=checks,
+    figures={name: partial(draw, headline=HEADLINE) for name, draw in figures.REAL.items()},
+    summaries=summaries,
+)
 
 if __name__ == "__main__":
-    typer.run(main)
+    # jobs are functions of a module that other processes can import, which __main__ is not
+    from experiments.localization_benchmarks.real import EXPERIMENT as PROGRAM
+
+    PROGRAM.command()

@@ -1,39 +1,80 @@
-"""What other options of the mask learners give: recall in INJ on five sequences and a model (seed 100) that no result uses.
+"""What other options of the mask learners give: recall in INJ on sequences and a model that no result uses.
 
-python -m experiments.localization_benchmarks.tuning --out experiments/localization_benchmarks/results
+`python -m experiments.localization_benchmarks.tuning --preset small --seed 100`: seed 100 is kept for this; results use others.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
-import typer
 
 import interp
 from experiments.localization_benchmarks.memorizer import Recipe, memorizer
-from interp.files import replaced
+from experiments.localization_benchmarks.presets import PRESETS
+from interp.experiment.checks import Tables
+from interp.experiment.experiment import Experiment
+from interp.experiment.jobs import Job, job
 from interp.localization.benchmarks.known_answers import Choice, Training, injection
 
-SEED, SEQUENCES, FRACTION, TRAINING = 100, 5, 0.05, Training(lr=0.05)
-GRID = {f"slimming, pressure {p}": Choice("slimming", {"pressure": p}) for p in (0.05, 0.1, 0.2, 0.4)} | {
-    f"hard_concrete, pressure {p}": Choice("hard_concrete", {"pressure": p, "steps": 500}) for p in (0.03, 0.1, 0.3)
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Which options are tried: `options` of the method `method` each, on `sequences` hidden in a `fraction` of the neurons of a model."""
+
+    seeds: int = 1
+    recipe: Recipe
+    sequences: int
+    fraction: float
+    training: Mapping[str, Any]
+    tried: Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
-def main(out: Path = Path("out/localization_benchmarks")) -> None:
-    """Measure the grid and write tuning.csv: mean recall by method and multiple of the injected share.
+def jobs(preset: Preset, seed: int) -> list[Job]:
+    """One model, on which all options are tried."""
+    return [job(tried, preset, seed)]
 
-    Example: `python -m experiments.localization_benchmarks.tuning --out out/localization_benchmarks`
-    """
-    known = memorizer(Recipe(), SEED)
-    windows = interp.Batch(known.dev.tokens[:SEQUENCES])
-    found = injection(known.subject, windows, GRID, FRACTION, seed=SEED, training=TRAINING)
-    table: pd.DataFrame = found.pivot_table(index="method", columns="multiple", values="recall", sort=False)
-    with replaced(out / "tuning.csv") as temporary:
-        table.round(3).to_csv(temporary)
-    typer.echo(table.round(2).to_string())
 
+def tried(preset: Preset, seed: int) -> dict[str, pd.DataFrame]:
+    """INJ with all options on the first of the sequences that are kept to tune methods on."""
+    known = memorizer(preset.recipe, seed)
+    windows = interp.Batch(known.dev.tokens[: preset.sequences])
+    every = {name: Choice(method, options) for name, (method, options) in preset.tried.items()}
+    found = injection(known.subject, windows, every, preset.fraction, seed=seed, training=Training(**preset.training))
+    return {"injection": found}
+
+
+def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
+    """`tuning`: the mean recall by `method` and `multiple` of the injected share."""
+    means: Any = tables["injection"].groupby(["method", "multiple"], sort=False)["recall"].mean()
+    return {"tuning": means.reset_index()}
+
+
+_SLIMMING = {f"slimming, pressure {p}": ("slimming", {"pressure": p}) for p in (0.05, 0.1, 0.2, 0.4)}
+_HARD_CONCRETE = {f"hard_concrete, pressure {p}": ("hard_concrete", {"pressure": p, "steps": 500}) for p in (0.03, 0.1, 0.3)}
+EXPERIMENT = Experiment(
+    name="localization_benchmarks.tuning",
+    question=__doc__,
+    presets={
+        "smoke": Preset(
+            recipe=PRESETS["smoke"].recipe,
+            sequences=1,
+            fraction=0.1,
+            training={"lr": 0.05, "steps": 50},
+            tried={"slimming, pressure 0.1": ("slimming", {"pressure": 0.1, "steps": 20})},
+        ),
+        "small": Preset(recipe=Recipe(), sequences=5, fraction=0.05, training={"lr": 0.05}, tried=_SLIMMING | _HARD_CONCRETE),
+    },
+    jobs=jobs,
+    tables=("injection",),
+    checks=lambda _: [],
+    summaries=summaries,
+)
 
 if __name__ == "__main__":
-    typer.run(main)
+    # jobs are functions of a module that other processes can import, which __main__ is not
+    from experiments.localization_benchmarks.tuning import EXPERIMENT as PROGRAM
+
+    PROGRAM.command()

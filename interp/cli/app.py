@@ -189,12 +189,12 @@ def reproduce(
     seed: Annotated[int, typer.Option(help="The first seed; the preset says how many follow.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the results, by default out/NAME; a run found there resumes.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Jobs at a time, by default one per core.", min=1)] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of the preset, such as model=PATH.")] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Run an experiment from scratch and judge its claims.
 
-    Writes claims.json, tables, figures and config.json. Run it again after an interruption: finished jobs are kept in OUT/jobs. Same as
-    `python -m experiments.NAME`; needs a checkout of interp.
+    Writes claims.json, tables, figures and config.json; run again, it resumes from OUT/jobs. Needs a checkout of interp.
 
     Example: `interp reproduce planted_leak --preset small --seed 0 --out out/planted_leak --jobs 2`
     """
@@ -202,7 +202,7 @@ def reproduce(
 
     from interp.experiment.experiment import find_experiment, lines
 
-    found = find_experiment(name).reproduce(preset, seed, out, jobs).claims
+    found = find_experiment(name).reproduce(preset, seed, out, jobs, changes or ()).claims
     typer.echo(json.dumps([asdict(claim) for claim in found]) if as_json else "\n".join(lines(found)))
 
 

@@ -7,12 +7,13 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
+import typer
 
 from interp.errors import closest
 from interp.experiment.checks import Check, Tables, verdicts
@@ -25,6 +26,8 @@ from interp.reporting.plotting import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SET = "FIELD=VALUE: another value of a field of the preset that is text or a number, such as model=PATH. May be given more than once."
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class Experiment:
             raise ValueError(f"preset {name!r}: expected one of {', '.join(self.presets)}; nearest: {nearest}")
         return self.presets[name]
 
-    def reproduce(self, preset: str, seed: int = 0, out: str | Path | None = None, jobs: int | None = None) -> Results:
+    def reproduce(
+        self, preset: str, seed: int = 0, out: str | Path | None = None, jobs: int | None = None, changes: Sequence[str] = ()
+    ) -> Results:
         """Runs a preset and writes its results.
 
         A run that was killed resumes: finished jobs are kept in `out`/jobs and are not run again.
@@ -108,11 +113,12 @@ class Experiment:
             seed: the first seed; the preset says how many follow.
             out: folder of the results, by default out/NAME.
             jobs: how many jobs run at a time, by default one per core.
+            changes: fields of the preset that have another value, such as `model=PATH`.
 
         Raises:
-            ValueError: unknown preset, or jobs that return tables other than `tables`.
+            ValueError: unknown preset or field, or jobs that return tables other than `tables`.
         """
-        settings = self.preset(preset)
+        settings = changed(self.preset(preset), changes)
         results = self.run(settings, seed, writable(out or Path("out") / self.name), jobs)
         results.save(out or Path("out") / self.name, {"experiment": self.name, "preset": preset, "seed": seed, **_plain_settings(settings)})
         return results
@@ -159,15 +165,52 @@ class Experiment:
 
     def command(self) -> None:
         """Runs the experiment as a program: `python -m experiments.NAME --preset small --seed 0 --out DIR --jobs 2`."""
-        import typer
 
-        def main(preset: str = "smoke", seed: int = 0, out: Path = Path("out") / self.name, jobs: int | None = None) -> None:
-            for line in lines(self.reproduce(preset, seed, out, jobs).claims):
+        def main(
+            preset: str = "smoke",
+            seed: int = 0,
+            out: Path = Path("out") / self.name,
+            jobs: int | None = None,
+            changes: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
+        ) -> None:
+            for line in lines(self.reproduce(preset, seed, out, jobs, changes or ()).claims):
                 typer.echo(line)
 
         example = f"python -m experiments.{self.name} --preset smoke --seed 0"
         main.__doc__ = f"{self.question}\n\nPresets: {', '.join(self.presets)}.\n\nExample: `{example}`"
         typer.run(main)
+
+
+def changed(settings: Any, changes: Sequence[str]) -> Any:
+    """A preset's settings with other values of some fields, each given as `FIELD=VALUE`; only fields that are text or numbers.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Preset:
+    ...     seeds: int = 1
+    ...     model: str = "gpt2"
+    >>> changed(Preset(), ["model=models/mine", "seeds=3"])
+    Preset(seeds=3, model='models/mine')
+
+    Raises:
+        ValueError: not of this form, no such field, or a value that is not of the field's type.
+    """
+    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
+    plain = {name: value for name, value in values.items() if type(value) in (str, int, float)}
+    found: dict[str, Any] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or name not in plain:
+            known = ", ".join(plain)
+            raise ValueError(f"{change!r}: expected FIELD=VALUE with one of {known}; nearest: {closest(name, plain)}")
+        kind = type(plain[name])
+        try:
+            found[name] = kind(text)
+        except ValueError as error:
+            raise ValueError(f"{change!r}: expected a value like {plain[name]!r}, got {text!r}") from error
+    if found.get("seeds", 1) < 1:
+        raise ValueError(f"seeds: expected at least 1, got {found['seeds']}")
+    return replace(settings, **found)
 
 
 def lines(claims: Iterable[Claim]) -> list[str]:

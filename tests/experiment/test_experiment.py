@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pandas as pd
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -13,24 +12,17 @@ from matplotlib.figure import Figure
 import interp
 from interp.experiment.claims import Claim, judged
 from interp.experiment.experiment import Results
-from interp.experiment.script import Script
 from interp.reporting.stats import Interval
 
 FIELDS = ["id", "statement", "source", "paper", "measured", "low", "high", "control", "seeds", "verdict", "evidence"]
 CLAIM = Claim("X1", "it holds", "found", 0.5, 0.6, 0.55, 0.65, "random: 0.1", 3, "reproduced", "tables/t.parquet")
 
 
-def results(*_: object) -> Results:
-    return Results([CLAIM], {"t": pd.DataFrame({"a": [1, 2]})}, {"f": Figure()})
+RESULTS = Results([CLAIM], {"t": pd.DataFrame({"a": [1, 2]})}, {"f": Figure()})
 
 
-@pytest.fixture
-def experiment() -> Script:
-    return Script("toy", "A toy.", {"smoke": {"seeds": 2}, "small": {"seeds": 3}}, results)
-
-
-def test_claims_have_exactly_the_fields_that_others_read(experiment, tmp_path):
-    experiment.reproduce("smoke", 7, tmp_path)
+def test_claims_have_exactly_the_fields_that_others_read(tmp_path):
+    RESULTS.save(tmp_path, {})
     (claim,) = json.loads((tmp_path / "claims.json").read_text())
     assert list(claim) == FIELDS
     assert claim == dict(
@@ -38,8 +30,8 @@ def test_claims_have_exactly_the_fields_that_others_read(experiment, tmp_path):
     )
 
 
-def test_results_are_claims_tables_figures_and_a_configuration_with_versions(experiment, tmp_path):
-    experiment.reproduce("smoke", 7, tmp_path)
+def test_results_are_claims_tables_figures_and_a_configuration_with_versions(tmp_path):
+    RESULTS.save(tmp_path, {"experiment": "toy", "preset": "smoke", "seed": 7, "seeds": 2})
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert files == {"claims.json", "config.json", "tables/t.parquet", "figures/f.png"}
     config = json.loads((tmp_path / "config.json").read_text())
@@ -48,21 +40,6 @@ def test_results_are_claims_tables_figures_and_a_configuration_with_versions(exp
     assert {"python", "torch", "transformers"} <= versions.keys()
     assert versions["interp"] == interp.__version__
     assert pd.read_parquet(tmp_path / "tables" / "t.parquet").equals(pd.DataFrame({"a": [1, 2]}))
-
-
-def test_an_unknown_preset_offers_the_nearest(experiment, tmp_path):
-    with pytest.raises(ValueError, match="preset 'smal': expected one of smoke, small; nearest: small"):
-        experiment.reproduce("smal", 0, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_experiment_is_a_program(experiment, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["toy", "--preset", "small", "--seed", "5", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        experiment.command()
-    assert ended.value.code == 0
-    assert "X1  reproduced" in capsys.readouterr().out
-    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
 
 
 values = st.floats(-2, 2)

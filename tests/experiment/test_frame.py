@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import interp
 from interp.experiment.checks import Check, Measure, above, at_least, at_most, below, claims, constant, mean, minus, verdicts
 from interp.experiment.claims import NOT_TESTABLE, committed_claims
-from interp.experiment.experiment import Experiment
+from interp.experiment.experiment import Experiment, changed
 from interp.experiment.jobs import finish_all, job, kept
 from interp.experiment.verdict_figure import verdict_figure
 from interp.reporting.stats import Interval, student
@@ -181,6 +181,26 @@ def test_a_typo_in_a_preset_fails_before_any_work(module, root, tmp_path):
 
     with pytest.raises(ValueError, match="expected a field `seeds`"):
         replace(module.EXPERIMENT, presets={"smoke": Seedless()})
+
+
+def test_a_field_of_a_preset_is_given_another_value(module, root, tmp_path):
+    module.EXPERIMENT.reproduce("smoke", 0, tmp_path, 1, ["shift=2.5", "seeds=2"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["shift"], config["seeds"], config["pause"]) == (2.5, 2, 0.0)
+    with pytest.raises(ValueError, match="'shfit=1': expected FIELD=VALUE with one of seeds, shift, pause; nearest: shift"):
+        module.EXPERIMENT.reproduce("smoke", 0, tmp_path, 1, ["shfit=1"])
+    code, _, err = finished(root, "interp.cli.app", "reproduce", "toy", "--set", "shift=much", "--out", str(tmp_path / "other"))
+    assert code == 1
+    assert "expected a value like 1.0, got 'much'" in err
+    assert not (tmp_path / "other").exists()
+
+
+def test_another_value_has_the_type_of_the_field(module):
+    settings = module.PRESETS["smoke"]
+    assert changed(settings, []) == settings
+    for wrong in ("seeds", "seeds=", "seeds=1.5", "seeds=0"):
+        with pytest.raises(ValueError, match="seeds"):
+            changed(settings, [wrong])
 
 
 def test_jobs_have_functions_of_modules_and_plain_arguments(module, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import letters
@@ -12,11 +14,15 @@ import pytest
 import torch
 
 import interp
-from experiments.localization_benchmarks import __main__ as benchmarks
-from experiments.localization_benchmarks import licence_texts, published, real, study
-from experiments.localization_benchmarks.claims import claims
+from experiments import localization_benchmarks as benchmarks
+from experiments.localization_benchmarks import EXPERIMENT, licence_texts, published, real, study
+from experiments.localization_benchmarks.checks import checks
+from experiments.localization_benchmarks.checks_of_real import checks_of
 from experiments.localization_benchmarks.memorizer import KINDS, Recipe, memorizer
-from interp.experiment.experiment import Results
+from experiments.localization_benchmarks.presets import PRESETS
+from interp.experiment.checks import claims
+from interp.experiment.claims import NOT_TESTABLE, judged
+from interp.experiment.experiment import Results, changed
 from interp.localization import methods
 
 RECIPE = {
@@ -32,13 +38,14 @@ RECIPE = {
     "prefix": 8,
     "length": 8,
 }
-SETTINGS = benchmarks.PRESETS["smoke"] | {"recipe": RECIPE}
+SETTINGS = replace(PRESETS["smoke"], recipe=Recipe(**RECIPE))
+SMALL = Path(benchmarks.__file__).parent / "results" / "small"
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Results:
     pytest.importorskip("faker")
-    return benchmarks.run(SETTINGS, 0, tmp_path_factory.mktemp("run"))
+    return EXPERIMENT.run(SETTINGS, 0, tmp_path_factory.mktemp("run"), jobs=2)
 
 
 def test_every_method_is_asked_in_inj_and_about_the_look_up(results):
@@ -49,8 +56,10 @@ def test_every_method_is_asked_in_inj_and_about_the_look_up(results):
 
 def test_tables_have_both_seeds_and_stand_beside_what_was_published(results):
     for name, table in results.tables.items():
-        if not name.endswith("beside_published"):
-            assert (set(table["seed"]) == {0, 1}) if "seed" in table else (set(table["seeds"]) == {2})
+        if name in EXPERIMENT.tables:
+            assert set(table["seed"]) == {0, 1}
+        elif name.endswith("summary"):
+            assert set(table["seeds"]) == {2}
     for name, model in (("injection_beside_published", "ours, 10%"), ("deletion_beside_published", "ours, all")):
         beside = results.tables[name].set_index("model")
         assert {"GPT-2 XL", "Pythia-6.9B", model} <= set(beside.index)
@@ -58,22 +67,48 @@ def test_tables_have_both_seeds_and_stand_beside_what_was_published(results):
 
 
 def test_claims_are_l0_to_l8_each_with_its_control(results):
-    found = {claim.id.split()[0] for claim in results.claims}
+    found = {claim.id.split()[0].rstrip(",") for claim in results.claims}
     assert found == {f"L{n}" for n in range(9)} - {"L3"}  # which takes two shares; there is one here
     assert len({claim.id for claim in results.claims}) == len(results.claims)
-    assert all(claim.control and claim.seeds == 2 for claim in results.claims)
+    assert all(claim.control for claim in results.claims)
+
+
+def test_a_claim_is_judged_over_seeds_and_never_on_one(results):
+    of_one = [claim for claim in results.claims if ", seed " in claim.id]
+    over_both = [claim for claim in results.claims if ", seed " not in claim.id]
+    assert len(of_one) == 2 * len(over_both)
+    assert all(claim.seeds == 1 and claim.verdict == NOT_TESTABLE for claim in of_one)
+    assert all(claim.seeds == 2 for claim in over_both)
+    assert {claim.id for claim in over_both if claim.verdict == NOT_TESTABLE} == {"L2"}
+
+
+def test_pruning_is_judged_from_twelve_blocks_on():
+    assert not next(check for check in checks(PRESETS["small"]) if check.id == "L2").testable
+    assert next(check for check in checks(PRESETS["paper"]) if check.id == "L2").testable
+
+
+def test_committed_claims_follow_from_committed_tables():
+    made = {file.stem: pd.read_parquet(file) for file in (SMALL / "tables").glob("*.parquet") if file.stem in EXPERIMENT.tables}
+    found = {claim.id: claim for claim in claims(checks(PRESETS["small"]), made, sorted(made["injection"]["seed"].unique()))}
+    committed_claims = json.loads((SMALL / "claims.json").read_text())
+    assert {name for name in found if ", seed " not in name} == {claim["id"] for claim in committed_claims if ", seed " not in claim["id"]}
+    for committed in committed_claims:
+        claim = found[committed["id"]]
+        assert [claim.measured, claim.low, claim.high] == [committed["measured"], committed["low"], committed["high"]], claim.id
+        assert [claim.verdict, claim.seeds, claim.paper] == [committed["verdict"], committed["seeds"], committed["paper"]], claim.id
 
 
 def test_results_are_written_as_files_that_others_read(results, tmp_path):
     results.save(tmp_path, {"preset": "test"})
-    figures = {"injection", "injection_curve", "trade_off", "correlation", "confusion", "blocks"}
+    figures = {"injection", "injection_curve", "trade_off", "correlation", "confusion", "blocks", "verdicts"}
     assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == figures
     for claim in json.loads((tmp_path / "claims.json").read_text()):
         assert (tmp_path / claim["evidence"]).exists(), claim["evidence"]
 
 
 def flat(results: Results, **changed: pd.DataFrame) -> dict[str, Any]:
-    return {claim.id: claim for claim in claims(results.tables | changed, SETTINGS)}
+    measured = {name: table for name, table in {**results.tables, **changed}.items() if name in EXPERIMENT.tables}
+    return {claim.id: claim for claim in claims(checks(SETTINGS), measured, (0, 1))}
 
 
 def test_claims_follow_from_their_tables(results):
@@ -87,15 +122,38 @@ def test_claims_follow_from_their_tables(results):
     for sign, verdict in ((1.0, "reproduced"), (-1.0, "opposite")):
         fall = sign * related["same"].astype(float)
         assert flat(results, related=related.assign(fall=fall))["L6 all"].verdict == verdict
-    deletion = results.tables["deletion"]
-    ours = deletion.assign(self_accuracy=-np.where(deletion["method"] == "random", 0.01, 0.2))
-    assert flat(results, deletion=ours)["L4 slimming, all"].verdict == "reproduced"
     blocks = results.tables["blocks"]
     assert flat(results, blocks=blocks.assign(fall=(blocks["block"] == -1) * 1.0))["L8 zero_out"].verdict == "reproduced"
 
 
-def test_pruning_is_not_judged_on_few_blocks(results):
-    assert flat(results)["L2"].verdict == "not testable at this scale"
+@pytest.mark.parametrize(
+    ("by_random", "by_method", "difference"),
+    [
+        (0.01, 0.06, 0.01),  # 6 times as much
+        (0.01, 0.04, -0.01),  # 4 times as much: more than random neurons cost, but not enough
+        (0.02, 0.06, -0.04),
+        (-0.1, 0.03, 0.03),  # random neurons cost nothing: that accuracy rises under them is not held for the method
+        (0.0, 0.0, 0.0),
+    ],
+)
+def test_a_sequence_has_to_lose_five_times_what_it_loses_to_random_neurons(results, by_random, by_method, difference):
+    deletion = results.tables["deletion"]
+    falls = deletion.assign(self_accuracy=-np.where(deletion["method"] == "random", by_random, by_method))
+    verdict = "reproduced" if difference > 0 else "not reproduced"
+    for blocks in study.BLOCKS:
+        claim = flat(results, deletion=falls)[f"L4 slimming, {blocks}"]
+        assert claim.measured == pytest.approx(difference)
+        assert claim.verdict == verdict
+        assert "at least 5 times what random ones cost" in claim.statement
+
+
+@pytest.mark.parametrize(("times", "verdict"), [(3.1, "reproduced"), (2.9, "not reproduced"), (1.1, "not reproduced"), (0.9, "opposite")])
+def test_recall_has_to_be_three_times_that_of_chance(results, times, verdict):
+    (condition,) = SETTINGS.injections
+    recalls = results.tables["injection"].assign(recall=times * condition.fraction)
+    claim = flat(results, injection=recalls)["L1 zero_out, 10%"]
+    assert claim.verdict == verdict
+    assert "at least 3 times as many injected neurons as chance" in claim.statement
 
 
 def test_the_memorizer_is_the_same_for_a_seed_and_keeps_its_sets_apart():
@@ -184,14 +242,25 @@ EVERYWHERE = {(data, name): 0.5 for data in real.JUDGED for name in ("top", "as 
 )
 def test_the_question_is_answered_by_what_fell_beyond_what_as_active_units_cost(fall, expected):
     verdicts = {1: "reproduced", 0: "not reproduced", -1: "opposite"}
-    found = {claim.id.split()[0]: claim.verdict for claim in real.claims(effects_of(fall))}
+    tables = {"texts": real.by_text(effects_of(fall))}
+    found = {
+        check.id.split()[0]: judged(check.measure(tables), check.threshold, check.opposite) for check in checks_of(["m"], real.HEADLINE)
+    }
     assert found == {name: verdicts[sign] for name, sign in expected.items()}
+
+
+def test_one_model_is_measured_but_not_judged():
+    texts = real.by_text(effects_of({("texts_test", "top"): 0.5}))
+    for claim in claims(checks_of(["m"], real.HEADLINE), {"texts": texts.assign(seed=0)}, (0,)):
+        assert claim.verdict == NOT_TESTABLE
+        assert claim.low <= claim.measured <= claim.high
+        assert claim.control
 
 
 def test_the_real_study_counts_each_text_once():
     rows = effects_of({("texts_test", "top"): 0.5})
     lonely = rows[~((rows["source"] == "texts_test 0") & (rows["window"] == 1))]  # one text has a single window left
-    table = real.summary(lonely)
+    table = real.summaries({"texts": real.by_text(lonely)})["effects"]
     row = table[(table["data"] == "texts_test") & (table["selected"] == "top") & (table["measure"] == "accuracy")].iloc[0]
     expected = [0.5, 0.5 * 1.01, 0.5 * 1.015, 0.5 * 1.005]  # windows 0; 2 and 3; 4 and 5; 6 and 7
     assert row["texts"] == 4
@@ -200,14 +269,40 @@ def test_the_real_study_counts_each_text_once():
     assert row["after"] == pytest.approx(1 - np.mean(expected))
 
 
-def test_a_part_made_of_something_else_is_refused_and_one_made_of_the_same_is_kept(tmp_path):
-    parts = real.Parts(tmp_path, "model")
-    made = parts.kept("a", {"steps": 3}, lambda: pd.DataFrame({"x": [1]}))
-    pd.testing.assert_frame_equal(parts.kept("a", {"steps": 3}, lambda: pytest.fail("made again")), made)
-    with pytest.raises(ValueError, match="give another --out"):
-        parts.kept("a", {"steps": 4}, lambda: made)
-    with pytest.raises(ValueError, match="give another --out"):
-        real.Parts(tmp_path, "other").kept("a", {"steps": 3}, lambda: made)
+@pytest.fixture
+def folder_of_letters(tmp_path) -> str:
+    return str(letters.saved(letters.subject(), tmp_path / "model"))
+
+
+def windows_of_every_set(subject: interp.Subject) -> dict[str, pd.DataFrame]:
+    """Random windows instead of text: four per set, of two texts."""
+    rng = np.random.default_rng(0)
+    sets: dict[str, pd.DataFrame] = {}
+    for name in ("texts_score", "contrast", *real.JUDGED):
+        tokens = rng.integers(0, subject.vocabulary, (4, 24)).tolist()
+        sets[name] = pd.DataFrame({"tokens": tokens, "prefix": 12, "set": name, "source": ["a", "a", "b", "b"], "style": "hash"})
+    return sets
+
+
+def test_the_real_study_runs_on_the_model_that_its_preset_names(folder_of_letters, tmp_path, monkeypatch):
+    searched: list[str] = []
+
+    def searched_once(subject: interp.Subject) -> dict[str, pd.DataFrame]:
+        searched.append(subject.fingerprint)
+        return windows_of_every_set(subject)
+
+    monkeypatch.setattr(real, "study_windows", searched_once)
+    headline = {"fractions": (real.HEADLINE, 0.1), "controlled": (real.HEADLINE, 0.1)}
+    preset = replace(changed(real.PRESETS["smoke"], [f"model={folder_of_letters}", "dtype=float32"]), **headline)
+    assert real.prepared(preset, tmp_path) == {}
+    tables = real.windows(preset, tmp_path) | real.of_method("activation", preset, 0, tmp_path)
+    assert len(searched) == 1
+    assert set(tables) == set(real.EXPERIMENT.tables)
+    tables = {name: table.assign(seed=0) for name, table in tables.items()}
+    found = real.EXPERIMENT.judge(preset, (0,), tables)
+    assert {claim.id for claim in found.claims} == {f"R{n} activation" for n in range(1, 7)}
+    assert set(found.figures) == {"question", "accuracy", "loss", "controls", "verdicts"}
+    assert (found.tables["effects"]["texts"] == 2).all()
 
 
 def test_texts_keep_their_words_in_every_format():
@@ -224,7 +319,7 @@ def test_units_of_the_real_study_are_as_many_as_said_and_others():
     rng = np.random.default_rng(0)
     sites = [interp.Site("neurons", n) for n in range(4)]
     scores, activity = (interp.UnitScores({s: rng.normal(size=5000) for s in sites}) for _ in range(2))
-    for trial in real._trials(scores, activity):
+    for trial in real._trials(scores, activity, real.PRESETS["small"], 0):
         assert len(trial.units) == trial.k == round(trial.fraction * 20000)
         top = scores.top(trial.fraction)
         if trial.selection in ("random", "as active"):

@@ -1,0 +1,296 @@
+"""L1 to L8, the claims of Chang et al. 2024, and L0 for the planted look-up; intervals are Student's, over models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, cast
+
+from experiments.localization_benchmarks.presets import Condition, Preset
+from experiments.localization_benchmarks.study import BLOCKS, SPREAD
+from interp.experiment.checks import Check, Measure, Measured, Tables, above, at_least, below, interval, minus, rows
+from interp.localization import methods
+
+PRUNING = ("hard_concrete", "slimming")
+BASELINES = ("random", "lowest")
+TIMES_CHANCE = 3  # recall in INJ is claimed to be at least so many times that of chance
+TIMES_RANDOM = 5  # a sequence is claimed to lose at least so many times what it loses to random neurons
+_RANKING = {"pruning": PRUNING, "zero_out and IG": ("zero_out", "integrated_gradients"), "activation": ("activation",)}
+_INJECTION, _TRADE_OFF = "figures/injection.png", "figures/trade_off.png"
+
+
+def checks(preset: Preset) -> list[Check]:
+    """All checks of a preset, of every method that is not a baseline."""
+    found: list[Check] = []
+    for condition in preset.injections:
+        found += [_beats_chance(method, condition) for method in _judged()]
+    found += [_pruning_leads(preset), *_smaller_is_easier(preset)]
+    for blocks in BLOCKS:
+        deleted = [method for method in sorted(_judged()) if method not in preset.not_deleted]
+        found += [_beats_random(method, blocks, preset.headline) for method in deleted]
+        found += _ranks(blocks, preset.headline)
+    found += [_costs_others(blocks, preset) for blocks in BLOCKS]
+    found += [_own_kind_falls(blocks, preset.headline) for blocks in BLOCKS]
+    found += [_no_sum(preset.headline), _not_single(preset)]
+    found += [_spread(method) for method in SPREAD]
+    return found + [_finds_look_up(method) for method in _judged()]
+
+
+def _judged() -> list[str]:
+    return [method for method in methods() if method not in BASELINES]
+
+
+def _average(chosen: Any, column: str) -> float:
+    """The mean of a column over rows of one seed, summed as the summaries sum it, so that both agree to the last digit."""
+    return float(chosen.groupby("seed")[column].mean().iloc[0])
+
+
+def _mean(table: str, column: str, **where: Any) -> Measure:
+    """The mean of a column over the rows with the given values."""
+    chosen = ", ".join(f"{name} {value}" for name, value in where.items())
+    return Measure(f"mean {column} in {table} ({chosen})", lambda tables: _average(rows(tables[table], where), column))
+
+
+def _recall(method: str, condition: Condition) -> Measure:
+    """Recall in INJ among as many neurons as were injected."""
+    return _mean("injection", "recall", condition=condition.name, multiple=1, method=method)
+
+
+def _best(measures: Sequence[Measured]) -> Measured:
+    """The largest of several measures on the same seed."""
+    return lambda tables: max(interval(one(tables)).estimate for one in measures)
+
+
+def _of_all(table: str, column: str, **where: Any) -> Measured:
+    """The mean of a column over the rows of every method that is not a baseline."""
+
+    def average(tables: Tables) -> float:
+        chosen = rows(tables[table], where)
+        return _average(chosen[~chosen["method"].isin(BASELINES)], column)
+
+    return average
+
+
+def _beats_chance(method: str, condition: Condition) -> Check:
+    of = {"condition": condition.name, "multiple": 1}
+    return Check(
+        id=f"L1 {method}, {condition.name}",
+        statement=f"{method} finds at least {TIMES_CHANCE} times as many injected neurons as chance: recall is {{threshold}}",
+        measure=_recall(method, condition),
+        threshold=at_least(TIMES_CHANCE * condition.fraction),
+        opposite=below(condition.fraction),
+        evidence=_INJECTION,
+        paper="2 to 590 times",
+        controls={
+            "random": _recall("random", condition),
+            "loss of the hidden sequences before": _mean("injection", "before", **of),
+            "and after": _mean("injection", "loss", **of),
+        },
+    )
+
+
+def _pruning_leads(preset: Preset) -> Check:
+    condition = preset.injections[0]
+    others = {method: _recall(method, condition) for method in _judged() if method not in PRUNING}
+    pruning = [_recall(method, condition) for method in PRUNING]
+    return Check(
+        id="L2",
+        statement="a pruning method has the highest recall in INJ: the better of the two minus the best of the others",
+        measure=minus(_best(pruning), _best(list(others.values()))),
+        threshold=above(0),
+        opposite=below(0),
+        evidence=_INJECTION,
+        paper="hard_concrete or slimming first in 8 of 8 columns",
+        controls=others,
+        testable=preset.recipe.blocks >= 12,  # GPT-2 is the smallest model that it is claimed of
+    )
+
+
+def _smaller_is_easier(preset: Preset) -> list[Check]:
+    plain = sorted((condition for condition in preset.injections if condition.plain), key=lambda condition: condition.fraction)
+    small, large = plain[0], plain[-1]
+    if small is large:
+        return []
+    every = [_of_all("injection", "recall", condition=condition.name, multiple=1) for condition in (small, large)]
+    return [
+        Check(
+            id="L3",
+            statement=f"recall of hard_concrete is higher for {small.fraction:.0%} injected than for {large.fraction:.0%}",
+            measure=minus(_recall("hard_concrete", small), _recall("hard_concrete", large)),
+            threshold=above(0),
+            opposite=below(0),
+            evidence=_INJECTION,
+            paper="higher in 4 of 4 models (46-56% and 30-50%)",
+            controls={"difference of the mean of all methods (chance rises with the share)": minus(*every)},
+        )
+    ]
+
+
+def _fall(of: str | Sequence[str], blocks: str, headline: float, whose: str = "self") -> Callable[[Tables], float]:
+    """The mean fall of accuracy in DEL, of the sequence itself or of other memorized ones (`negative`), by one or several methods."""
+    names = [of] if isinstance(of, str) else list(of)
+
+    def fall(tables: Tables) -> float:
+        chosen = rows(tables["deletion"], {"fraction": headline, "blocks": blocks})
+        return -_average(chosen[chosen["method"].isin(names)], f"{whose}_accuracy")
+
+    return fall
+
+
+def _beats_random(method: str, blocks: str, headline: float) -> Check:
+    own, random = _fall(method, blocks, headline), _fall("random", blocks, headline)
+
+    def beyond(tables: Tables) -> float:
+        by_chance = max(random(tables), 0.0)  # a rise is not a fall that another can be several times as large as
+        return own(tables) - TIMES_RANDOM * by_chance
+
+    where = f"{headline:.0%} of each block's neurons, {blocks}"
+    return Check(
+        id=f"L4 {method}, {blocks}",
+        statement=f"{where}, by {method} cost a sequence at least {TIMES_RANDOM} times what random ones cost: difference {{threshold}}",
+        measure=beyond,
+        threshold=above(0),
+        evidence=_TRADE_OFF,
+        paper="28 to 290 times random (GPT-2 XL)",
+        controls={method: own} | {name: _fall(name, blocks, headline) for name in BASELINES},
+    )
+
+
+def _ranks(blocks: str, headline: float) -> list[Check]:
+    found: list[Check] = []
+    for (first, ours), (second, theirs) in pairwise(_RANKING.items()):
+        one, other = _fall(ours, blocks, headline), _fall(theirs, blocks, headline)
+        check = Check(
+            id=f"L4 {first} over {second}, {blocks}",
+            statement=f"DEL ranks {first} above {second}: difference of a sequence's own fall of accuracy",
+            measure=minus(one, other),
+            threshold=above(0),
+            opposite=below(0),
+            evidence=_TRADE_OFF,
+            paper=".57-.58 > .26-.46 > .25-.30",
+            controls={first: one, second: other} | {name: _fall(name, blocks, headline) for name in BASELINES},
+        )
+        found.append(check)
+    return found
+
+
+def _costs_others(blocks: str, preset: Preset) -> Check:
+    def others_fall(method: str) -> Measured:
+        return _fall(method, blocks, preset.headline, "negative")
+
+    controls: dict[str, Measured] = {}
+    for method in sorted(methods()):
+        if method not in preset.not_deleted:
+            controls[f"own fall, {method}"] = _fall(method, blocks, preset.headline)
+            controls[f"fall of the others, {method}"] = others_fall(method)
+    return Check(
+        id=f"L5 {blocks}",
+        statement="hard_concrete costs other memorized sequences more accuracy than integrated_gradients: difference",
+        measure=minus(others_fall("hard_concrete"), others_fall("integrated_gradients")),
+        threshold=above(0),
+        opposite=below(0),
+        evidence=_TRADE_OFF,
+        paper=".147 and .049 (Pythia-6.9B)",
+        controls=controls,
+    )
+
+
+def _own_kind_falls(blocks: str, headline: float) -> Check:
+    def fall(method: str, same: bool) -> Measured:  # noqa: FBT001 - a column's value
+        return _mean("related", "fall", fraction=headline, blocks=blocks, method=method, same=same)
+
+    def apart(method: str) -> Measured:
+        return minus(fall(method, True), fall(method, False))
+
+    return Check(
+        id=f"L6 {blocks}",
+        statement="sequences of the target's own kind fall more than those of other kinds when its neurons by hard_concrete go: difference",
+        measure=apart("hard_concrete"),
+        threshold=above(0),
+        opposite=below(0),
+        evidence="figures/confusion.png",
+        paper="confusion matrices: addresses with addresses, poems with poems",
+        controls={
+            "own kind": fall("hard_concrete", True),
+            "others": fall("hard_concrete", False),
+            "difference by zero_out": apart("zero_out"),
+            "difference by random": apart("random"),
+        },
+    )
+
+
+def _no_sum(headline: float) -> Check:
+    joint, alone = (_mean("sums", column, fraction=headline) for column in ("joint", "sum"))
+
+    def times(tables: Tables) -> float:
+        # losses are stored in single precision; a sum by groups is compensated, so that no digits are lost
+        totals = cast("Any", rows(tables["sums"], {"fraction": headline}).groupby("seed")[["joint", "sum"]].sum()).iloc[0]
+        return float(totals["joint"] / totals["sum"])
+
+    return Check(
+        id="L7",
+        statement="single neurons understate what they do together: the joint rise of the loss by their sum is {threshold}",
+        measure=times,
+        threshold=at_least(1.2),
+        opposite=below(1),
+        evidence="tables/sums.parquet",
+        paper="zero_out is not the best method of DEL",
+        controls={"joint (nats/token)": joint, "sum (nats/token)": alone},
+    )
+
+
+def _not_single(preset: Preset) -> Check:
+    skipped = (*preset.not_deleted, "zero_out")
+    others = {method: _fall(method, "all", preset.headline) for method in _judged() if method not in skipped}
+    zero_out = _fall("zero_out", "all", preset.headline)
+    return Check(
+        id="L7 rank",
+        statement="zero_out is not the best method of DEL: own fall of accuracy by the best other method minus that by zero_out",
+        measure=minus(_best(list(others.values())), zero_out),
+        threshold=above(0),
+        opposite=below(0),
+        evidence=_TRADE_OFF,
+        paper=".57 to .46 (GPT-2 XL), .53 to .26 (Pythia-2.8B)",
+        controls={"zero_out": zero_out} | others,
+    )
+
+
+def _spread(method: str) -> Check:
+    def by_block(tables: Tables) -> dict[int, float]:
+        own = rows(tables["blocks"], {"method": method, "evaluated": "self"})
+        return own.groupby("block")["fall"].mean().to_dict()
+
+    def best_single(tables: Tables) -> float:
+        return max(fall for block, fall in by_block(tables).items() if block not in (_ALL, _FIRST))
+
+    def of(block: int) -> Measured:
+        return lambda tables: by_block(tables)[block]
+
+    return Check(
+        id=f"L8 {method}",
+        statement=f"as many neurons by {method} of all blocks cost more accuracy than of any one block but the first: difference",
+        measure=minus(of(_ALL), best_single),
+        threshold=above(0),
+        opposite=below(0),
+        evidence="figures/blocks.png",
+        paper="all layers beat any layer but the first",
+        controls={"all": of(_ALL), "first": of(_FIRST), "best other block": best_single},
+    )
+
+
+_ALL, _FIRST = -1, 0  # in the column `block` of the table `blocks`
+
+
+def _finds_look_up(method: str) -> Check:
+    return Check(
+        id=f"L0 {method}",
+        statement=f"{method} finds a planted look-up: the share of its neurons among as many highest-scoring ones is {{threshold}}",
+        measure=_mean("lookup", "recall", method=method),
+        threshold=at_least(0.5),
+        evidence="tables/lookup.parquet",
+        source="chosen",
+        controls={
+            "random": _mean("lookup", "recall", method="random"),
+            "its block scores highest": _mean("lookup", "block_first", method=method),
+        },
+    )

@@ -80,9 +80,13 @@ class Kept:
 
         They are written to a folder of another name, which is renamed when it is whole: a folder `place` is never one half written.
         """
+        from threadpoolctl import threadpool_limits
+
         root = self.place.parent.parent
         arguments = [root / value.name if isinstance(value, Folder) else value for value in self.job.arguments]
-        found = self.job.function(*arguments)
+        # Sums round differently with the number of threads: one, so that a run has the same numbers however many jobs go at a time.
+        with threadpool_limits(1):
+            found = self.job.function(*arguments)
         temporary = self.place.with_name(f".{self.place.name}.{os.getpid()}.part")
         shutil.rmtree(temporary, ignore_errors=True)
         writable(temporary)

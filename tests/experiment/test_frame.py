@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import toy
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +153,18 @@ def test_the_number_of_jobs_at_a_time_changes_nothing(root, module, tmp_path):
     assert code == 0, err
     assert "T1  reproduced" in out
     assert (tmp_path / "one" / "claims.json").read_bytes() == (tmp_path / "two" / "claims.json").read_bytes()
+
+
+def test_a_job_has_one_thread_and_the_caller_gets_its_own_back(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one = kept(job(toy.threads), tmp_path, {})
+        finish_all([one], jobs=1)
+        assert one.tables()["threads"]["threads"].tolist() == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_outer_joblib_context_serves(module, tmp_path):

@@ -1,11 +1,17 @@
 """A toy experiment as source, for a folder `experiments/toy` that a test writes: a job takes a moment and says when it runs."""
 
+import pandas as pd
+import torch
+
 TOY = '''"""How large are small numbers?"""
 
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
+import torch
 
 import numpy as np
 import pandas as pd
@@ -61,3 +67,8 @@ def write_toy(root):
     (folder / "__init__.py").write_text(TOY)
     (folder / "__main__.py").write_text("from experiments.toy import EXPERIMENT\n\nEXPERIMENT.command()\n")
     return root
+
+
+def threads() -> dict[str, pd.DataFrame]:
+    """A job that tells with how many threads torch would compute."""
+    return {"threads": pd.DataFrame({"threads": [torch.get_num_threads()]})}

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +156,10 @@ def prose() -> Iterator[str]:
     """Paragraphs of the language reference and of the standard library's docstrings, each once."""
     seen: set[str] = set()
     places = background(0)
-    paragraphs = [*places.train, *places.control, *places.held_out]
-    paragraphs += [block for tree in _trees() for text in _docstrings(tree) for block in re.split(r"\n\s*\n", text)]
-    for paragraph in paragraphs:
+    # One by one: parsing the whole library takes seconds, and a small recipe asks for a few texts only.
+    docstrings = (text for tree in _trees() for text in _docstrings(tree))
+    paragraphs = (block for text in docstrings for block in re.split(r"\n\s*\n", text))
+    for paragraph in chain(places.train, places.control, places.held_out, paragraphs):
         text = " ".join(paragraph.split())
         if len(text) > 150 and text not in seen:
             seen.add(text)

@@ -122,16 +122,15 @@ def test_a_half_written_job_is_run_again(module, tmp_path):
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bytes(root, tmp_path, number):
+def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bytes(root, module, tmp_path, number):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    module.EXPERIMENT.reproduce("slow", 0, whole, jobs=1)
     arguments = ("experiments.toy", "--preset", "slow", "--jobs", "2", "--out")
-    code, _, err = finished(root, *arguments, str(whole))
-    assert code == 0, err
     process = command(root, *arguments, str(killed), start_new_session=True)
     log, deadline = killed / "log" / "ran.txt", time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(random.Random(os.getpid() + number).uniform(0, 0.8))
+    time.sleep(random.Random(os.getpid() + number).uniform(0, 0.4))
     os.killpg(process.pid, signal.SIGKILL)  # the run and its workers, which this test started
     process.communicate()
     assert not (killed / "claims.json").exists() or process.returncode == 0

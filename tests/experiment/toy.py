@@ -10,9 +10,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-import torch
-
 import numpy as np
 import pandas as pd
 
@@ -28,7 +25,7 @@ class Preset:
     pause: float = 0.0
 
 
-PRESETS = {"smoke": Preset(seeds=1), "small": Preset(), "slow": Preset(pause=0.4)}
+PRESETS = {"smoke": Preset(seeds=1), "small": Preset(), "slow": Preset(pause=0.2)}
 
 
 def draw(name, shift, pause, seed, log):

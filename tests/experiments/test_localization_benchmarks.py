@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import letters
 import numpy as np
@@ -21,7 +20,7 @@ from experiments.localization_benchmarks.checks_of_real import checks_of
 from experiments.localization_benchmarks.memorizer import KINDS, Recipe, memorizer
 from experiments.localization_benchmarks.presets import PRESETS
 from interp.experiment.checks import claims
-from interp.experiment.claims import NOT_TESTABLE, judged
+from interp.experiment.claims import NOT_TESTABLE, Claim, judged
 from interp.experiment.experiment import Results, changed
 from interp.localization import methods
 
@@ -45,7 +44,7 @@ SMALL = Path(benchmarks.__file__).parent / "results" / "small"
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Results:
     pytest.importorskip("faker")
-    return EXPERIMENT.run(SETTINGS, 0, tmp_path_factory.mktemp("run"), jobs=2)
+    return EXPERIMENT.run(SETTINGS, 0, tmp_path_factory.mktemp("run"), jobs=1)
 
 
 def test_every_method_is_asked_in_inj_and_about_the_look_up(results):
@@ -106,24 +105,26 @@ def test_results_are_written_as_files_that_others_read(results, tmp_path):
         assert (tmp_path / claim["evidence"]).exists(), claim["evidence"]
 
 
-def flat(results: Results, **changed: pd.DataFrame) -> dict[str, Any]:
+def claim(results: Results, name: str, **changed: pd.DataFrame) -> Claim:
+    """One claim over both seeds, on tables of which some are changed."""
     measured = {name: table for name, table in {**results.tables, **changed}.items() if name in EXPERIMENT.tables}
-    return {claim.id: claim for claim in claims(checks(SETTINGS), measured, (0, 1))}
+    (check,) = (check for check in checks(SETTINGS) if check.id == name)
+    return claims([check], measured, (0, 1))[0]
 
 
 def test_claims_follow_from_their_tables(results):
     recalls = results.tables["injection"].assign(recall=0.0)
-    assert flat(results, injection=recalls)["L1 zero_out, 10%"].verdict == "opposite"
-    assert flat(results, injection=recalls.assign(recall=0.9))["L1 zero_out, 10%"].verdict == "reproduced"
+    assert claim(results, "L1 zero_out, 10%", injection=recalls).verdict == "opposite"
+    assert claim(results, "L1 zero_out, 10%", injection=recalls.assign(recall=0.9)).verdict == "reproduced"
     sums = results.tables["sums"]
     for times, verdict in ((2.0, "reproduced"), (1.1, "not reproduced"), (0.5, "opposite")):
-        assert flat(results, sums=sums.assign(joint=times * sums["sum"]))["L7"].verdict == verdict
+        assert claim(results, "L7", sums=sums.assign(joint=times * sums["sum"])).verdict == verdict
     related = results.tables["related"]
     for sign, verdict in ((1.0, "reproduced"), (-1.0, "opposite")):
         fall = sign * related["same"].astype(float)
-        assert flat(results, related=related.assign(fall=fall))["L6 all"].verdict == verdict
+        assert claim(results, "L6 all", related=related.assign(fall=fall)).verdict == verdict
     blocks = results.tables["blocks"]
-    assert flat(results, blocks=blocks.assign(fall=(blocks["block"] == -1) * 1.0))["L8 zero_out"].verdict == "reproduced"
+    assert claim(results, "L8 zero_out", blocks=blocks.assign(fall=(blocks["block"] == -1) * 1.0)).verdict == "reproduced"
 
 
 @pytest.mark.parametrize(
@@ -141,19 +142,19 @@ def test_a_sequence_has_to_lose_five_times_what_it_loses_to_random_neurons(resul
     falls = deletion.assign(self_accuracy=-np.where(deletion["method"] == "random", by_random, by_method))
     verdict = "reproduced" if difference > 0 else "not reproduced"
     for blocks in study.BLOCKS:
-        claim = flat(results, deletion=falls)[f"L4 slimming, {blocks}"]
-        assert claim.measured == pytest.approx(difference)
-        assert claim.verdict == verdict
-        assert "at least 5 times what random ones cost" in claim.statement
+        found = claim(results, f"L4 slimming, {blocks}", deletion=falls)
+        assert found.measured == pytest.approx(difference)
+        assert found.verdict == verdict
+        assert "at least 5 times what random ones cost" in found.statement
 
 
 @pytest.mark.parametrize(("times", "verdict"), [(3.1, "reproduced"), (2.9, "not reproduced"), (1.1, "not reproduced"), (0.9, "opposite")])
 def test_recall_has_to_be_three_times_that_of_chance(results, times, verdict):
     (condition,) = SETTINGS.injections
     recalls = results.tables["injection"].assign(recall=times * condition.fraction)
-    claim = flat(results, injection=recalls)["L1 zero_out, 10%"]
-    assert claim.verdict == verdict
-    assert "at least 3 times as many injected neurons as chance" in claim.statement
+    found = claim(results, "L1 zero_out, 10%", injection=recalls)
+    assert found.verdict == verdict
+    assert "at least 3 times as many injected neurons as chance" in found.statement
 
 
 def test_the_memorizer_is_the_same_for_a_seed_and_keeps_its_sets_apart():

@@ -12,7 +12,7 @@ import torch
 
 from interp.memorization.extraction import scan
 
-PREFIX, LENGTH, WINDOWS = 16, 16, 200
+PREFIX, LENGTH, WINDOWS = 16, 16, 64
 LOREM = """
 "" Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore magna aliqua. Ut
 enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo consequat. Duis aute irure dolor in
@@ -20,8 +20,8 @@ reprehenderit in voluptate velit esse cillum dolore eu fugiat nulla pariatur. Ex
 in culpa qui officia deserunt mollit anim id est laborum.
 """
 KNOWN = (
-    " ".join(map(str, range(1, 200))),
-    ", ".join(map(str, range(0, 400, 5))),
+    " ".join(map(str, range(1, 100))),
+    ", ".join(map(str, range(0, 250, 5))),
     " ".join(string.ascii_lowercase * 3),
     " ".join(f"{letter} is for" for letter in string.ascii_uppercase),
     " ".join(LOREM.split()),
@@ -48,4 +48,4 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
     assert len(frame) == WINDOWS
     assert frame["exact"].tolist() == same.all(1).tolist()
     assert frame["matched"].tolist() == same.cumprod(1).sum(1).tolist()
-    assert 10 <= frame["exact"].sum() <= WINDOWS - 50
+    assert 10 <= frame["exact"].sum() <= WINDOWS - 15

@@ -247,29 +247,37 @@ def test_a_training_that_is_done_is_only_read(tmp_path):
     pd.testing.assert_frame_equal(history, same_history, check_exact=True)
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-import test_fit
-test_fit.run(Path(sys.argv[1]), 60, lambda step: print(step.number, flush=True))
-"""
+# What it imports takes seconds: the program does so once, and every training that is killed is a fork of it.
+PROGRAM = "import sys, test_fit; test_fit.killed(*sys.argv[1:])"
+STEPS = 60
+
+
+def killed(folder: str, *after: str) -> None:
+    """Trains in a process of its own, killed `after` so many steps of it, wherever it is by then; says the number of the last step."""
+    for steps in map(int, after):
+        heard, said = os.pipe()
+        child = os.fork()
+        if not child:
+            run(Path(folder), STEPS, lambda step, said=said: os.write(said, f"{step.number}\n".encode()))
+            os._exit(1)  # it ended before it was killed
+        with os.fdopen(heard) as lines:
+            last = [lines.readline() for _ in range(steps)][-1]
+            os.kill(child, signal.SIGKILL)
+        os.close(said)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        print(last.strip())
 
 
 def test_kill_9_at_random_steps_leaves_the_same_weights_and_metrics(tmp_path):
     """Killed three times, each time some steps after it went on, wherever that is: also between two writes."""
-    whole, history = run(tmp_path / "whole", 60)
-    rng = np.random.default_rng()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:3])}
-    for steps in rng.integers(4, 15, 3):
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            assert process.stdout is not None
-            said = [process.stdout.readline() for _ in range(steps)]
-            process.kill()
-        assert all(line.strip().isdigit() for line in said)
-        assert process.returncode == -signal.SIGKILL
-    resumed, joined = run(tmp_path / "killed", 60)
-    assert int(said[-1]) > 8
+    whole, history = run(tmp_path / "whole", STEPS)
+    after = np.random.default_rng().integers(4, 15, 3).astype(str)
+    paths = os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:3])
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed"), *after]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    resumed, joined = run(tmp_path / "killed", STEPS)
+    assert 8 < int(done.stdout.split()[-1]) < STEPS - 1
     assert same(weights(whole), weights(resumed))
     pd.testing.assert_frame_equal(history, joined, check_exact=True)
 

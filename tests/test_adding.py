@@ -42,7 +42,7 @@ assert len(localize_each(llama, windows, method="largest", site="blocks.1.neuron
 # (file, what stands there, what takes its place)
 SITE = [
     ("sites/site.py", '"neurons", "mlp_out"', '"mlp_in", "neurons", "mlp_out"'),
-    ("loading/discovery.py", '            "neurons": neurons,\n', '            "mlp_in": self._mlp_in(mlp),\n            "neurons": neurons,\n'),
+    ("loading/discovery.py", '"neurons": neurons,', '"mlp_in": self._mlp_in(mlp), "neurons": neurons,'),
     (
         "loading/discovery.py",
         "    @property\n    def _width(self)",

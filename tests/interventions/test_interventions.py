@@ -414,3 +414,14 @@ def test_resampling_is_decided_by_the_seed(seed: int):
     same, again, other = (lowered(subject.anatomy, plan)[0].add for plan in plans)
     assert torch.equal(same, again)
     assert not torch.equal(same, other)
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+def test_what_is_added_repeats_after_its_period(rows: int | None):
+    """By absolute position: a forward that starts at 4, as under a KV cache, reads the table where the whole one does."""
+    period, width, length = 3, 2, 8
+    shape = (period, width) if rows is None else (rows, period, width)
+    table = torch.arange(np.prod(shape), dtype=torch.float32).reshape(shape)
+    edit = Edit(interp.Site("neurons", 0), torch.arange(width), add=table)
+    found = edit.added(2, torch.arange(4, length))
+    assert torch.equal(found, table[..., [1, 2, 0, 1], :])

@@ -49,26 +49,43 @@ def out(tmp_path_factory) -> Path:
 
 def of_model(out: Path, name: str) -> Learned:
     preset = SMOKE.recipe(name)
-    return learned(task(name, preset.data, SEED), preset.model, preset.training, SEED, out / "models" / f"{name}-seed{SEED}")
+    return learned(
+        task(name, preset.data, SEED),
+        preset.model,
+        preset.training,
+        SEED,
+        out / "models" / f"{name}-seed{SEED}",
+    )
 
 
 @pytest.fixture(scope="module")
 def studies(out) -> dict[str, Study]:
     known = {name: of_model(out, name) for name in ("FDA", "THR")}
-    return {name: study(one.task, one.subject, "end", clean=600, at_most=100) for name, one in known.items()}
+    return {
+        name: study(one.task, one.subject, "end", clean=600, at_most=100)
+        for name, one in known.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def tables(out) -> dict[str, pd.DataFrame]:
-    return {file.stem: pd.read_parquet(file) for file in (out / "tables").glob("*.parquet") if file.stem != "verdicts"}
+    return {
+        file.stem: pd.read_parquet(file)
+        for file in (out / "tables").glob("*.parquet")
+        if file.stem != "verdicts"
+    }
 
 
 def test_every_claim_is_measured_and_has_something_to_look_at(out):
     found = json.loads((out / "claims.json").read_text())
     ids = [claim["id"] for claim in found]
     assert len(set(ids)) == len(ids)
-    assert {name.split()[0][:2] for name in ids} == {f"C{n}" for n in range(1, 9)} | {f"K{n}" for n in range(1, 6)}
-    assert {name for name in ids if "seed" not in name} == {name.partition(", seed")[0] for name in ids}
+    assert {name.split()[0][:2] for name in ids} == {f"C{n}" for n in range(1, 9)} | {
+        f"K{n}" for n in range(1, 6)
+    }
+    assert {name for name in ids if "seed" not in name} == {
+        name.partition(", seed")[0] for name in ids
+    }
     for claim in found:
         assert (out / claim["evidence"]).exists(), claim["evidence"]
         assert claim["low"] <= claim["measured"] <= claim["high"]
@@ -98,7 +115,10 @@ def test_the_planted_look_up_is_rejected_and_looks_like_one(tables):
 
 def changed(tables: dict[str, pd.DataFrame], **new: pd.DataFrame) -> dict[str, Any]:
     """The claims on two seeds with the same tables."""
-    made = {name: pd.concat([table, table.assign(seed=SEED + 1)]) for name, table in (tables | new).items()}
+    made = {
+        name: pd.concat([table, table.assign(seed=SEED + 1)])
+        for name, table in (tables | new).items()
+    }
     return {claim.id: claim for claim in claims(checks(SMOKE), made, [SEED, SEED + 1])}
 
 
@@ -116,10 +136,18 @@ def test_claims_follow_from_their_tables(tables):
     assert changed(tables, outliers=twice)["C8a FDA"].measured == 2.0
     assert changed(tables, outliers=twice)["K5 without noise"].verdict == "not reproduced"
     dynamics = tables["dynamics"]
-    late = dynamics.assign(memorized=np.where(dynamics["step"] == dynamics["step"].max(), 1.0, 0.0), test=1.0, corrected=1.0)
+    late = dynamics.assign(
+        memorized=np.where(dynamics["step"] == dynamics["step"].max(), 1.0, 0.0),
+        test=1.0,
+        corrected=1.0,
+    )
     found = changed(tables, dynamics=late)
-    assert {found[name].verdict for name in ("C1a FDA", "C1b FDA", "C1c FDA", "C1a THR", "C1b THR")} == {"reproduced"}
-    ratio = (dynamics.query("task == 'FDA' and stage == 'end'")["step"].max() + 1) / (dynamics["step"].min() + 1)
+    assert {
+        found[name].verdict for name in ("C1a FDA", "C1b FDA", "C1c FDA", "C1a THR", "C1b THR")
+    } == {"reproduced"}
+    ratio = (dynamics.query("task == 'FDA' and stage == 'end'")["step"].max() + 1) / (
+        dynamics["step"].min() + 1
+    )
     assert found["C1c FDA"].measured == ratio
 
 
@@ -138,13 +166,24 @@ def test_over_seeds_a_claim_has_the_interval_of_its_seeds(tables):
 
 def test_committed_claims_follow_from_committed_tables():
     place = Path(rote.__file__).parent / "results" / "small"
-    made = {name: pd.read_parquet(place / "tables" / f"{name}.parquet") for name in EXPERIMENT.tables}
-    found = {claim.id: claim for claim in claims(checks(PRESETS["small"]), made, sorted(made["dynamics"]["seed"].unique()))}
+    made = {
+        name: pd.read_parquet(place / "tables" / f"{name}.parquet") for name in EXPERIMENT.tables
+    }
+    found = {
+        claim.id: claim
+        for claim in claims(
+            checks(PRESETS["small"]), made, sorted(made["dynamics"]["seed"].unique())
+        )
+    }
     committed = json.loads((place / "claims.json").read_text())
     assert {claim["id"] for claim in committed} == found.keys()
     for claim in committed:
         own = found[claim["id"]]
-        assert [own.measured, own.low, own.high] == [claim["measured"], claim["low"], claim["high"]], own.id
+        assert [own.measured, own.low, own.high] == [
+            claim["measured"],
+            claim["low"],
+            claim["high"],
+        ], own.id
         assert own.verdict == claim["verdict"], own.id
 
 
@@ -208,11 +247,20 @@ def test_donors_share_the_result_but_not_its_inputs(studies):
 def test_a_look_up_needs_every_token_of_its_question_and_nothing_else(out):
     preset = SMOKE.FDA
     of, training = task("FDA", preset.data, SEED), {**preset.training, **SMOKE.without_noise}
-    known = learned(of, preset.model, training, SEED, out / "models" / f"FDA-clean-seed{SEED}", clean=True)
+    known = learned(
+        of, preset.model, training, SEED, out / "models" / f"FDA-clean-seed{SEED}", clean=True
+    )
     table = planted(network(of, SMOKE.FDA.model, 5), of.noisy)
     assert exact(table, of.noisy.batch()).all()
     assert exact(table, of.tests["test"].batch()).mean() < 0.1  # the network below is untrained
-    asked = study(of, planted(known.subject, of.noisy), "look-up", clean=600, at_most=50, memorized=np.ones(len(of.noisy), dtype=bool))
+    asked = study(
+        of,
+        planted(known.subject, of.noisy),
+        "look-up",
+        clean=600,
+        at_most=50,
+        memorized=np.ones(len(of.noisy), dtype=bool),
+    )
     table = asked.subject
     assert (said(table, asked.test.batch) == said(known.subject, asked.test.batch)).all()
     embed = next(site for site in table.sites if site.point == "embed")
@@ -220,7 +268,11 @@ def test_a_look_up_needs_every_token_of_its_question_and_nothing_else(out):
     for site, values in means.items():
         for position in asked.reasoning.inputs:
             plan = Patch(table.anatomy.units(site), (position,), values={site: values})
-            kept = [row["kept"] for row in outcomes(asked, lambda *_, plan=plan: plan) if row["set"] == "memorized"]
+            kept = [
+                row["kept"]
+                for row in outcomes(asked, lambda *_, plan=plan: plan)
+                if row["set"] == "memorized"
+            ]
             assert all(kept) if site.point == "resid_post" else np.mean(kept) < 0.5
 
 
@@ -270,7 +322,9 @@ def test_training_without_noise_shows_the_right_labels_only():
 def test_the_sweep_changes_one_thing_at_a_time(tmp_path):
     settings = sweep.EXPERIMENT.presets["smoke"]
     training = {**settings.FDA.training, "steps": 60, "decay": 20, "every": 30}
-    brief = replace(settings, FDA=replace(settings.FDA, training=training), changes=("as in small", "10% noise"))
+    brief = replace(
+        settings, FDA=replace(settings.FDA, training=training), changes=("as in small", "10% noise")
+    )
     found = sweep.EXPERIMENT.run(brief, SEED, tmp_path, jobs=2)
     assert set(found.tables["sweep"]["change"]) == {"as in small", "10% noise"}
     assert set(found.figures) == {"sweep"}
@@ -283,23 +337,30 @@ def test_the_sweep_changes_one_thing_at_a_time(tmp_path):
 
 
 def test_a_paper_preset_of_a_moment_runs(tmp_path):
-    """The options of the paper's preset - plain order, the graph's facts, an end at a goal - on tiny data."""
+    """The options of the paper's preset - plain order, the graph's facts, an end at a goal - on
+    tiny data."""
     for name in ("FDA", "THR"):
         preset = PRESETS["paper"].recipe(name)
         few = (
             {"train": 40, "test": 20}
             if name == "FDA"
-            else {"of": {"entities": 20, "relations": 6, "degree": 4}, "questions": {"train": 60, "test": 20}}
+            else {
+                "of": {"entities": 20, "relations": 6, "degree": 4},
+                "questions": {"train": 60, "test": 20},
+            }
         )
         of = task(name, {**preset.data, **few}, 0)
         training = {**preset.training, "rows": 16, "steps": 4, "every": 2, "memorized": 0.0}
-        known = learned(of, {"blocks": 1, "width": 16, "heads": 2, "spread": 0.02}, training, 0, tmp_path / name)
+        known = learned(
+            of, {"blocks": 1, "width": 16, "heads": 2, "spread": 0.02}, training, 0, tmp_path / name
+        )
         assert known.history["step"].tolist() == [1]  # the goal was reached at once
         assert isinstance(known.subject, interp.Subject)
 
 
 def test_an_answer_that_is_right_now_has_not_survived():
-    """Every tenth item's memorized answer is right at position 1, where nothing survives; at position 0 nothing survives either."""
+    """Every tenth item's memorized answer is right at position 1, where nothing survives; at
+    position 0 nothing survives either."""
     rows = [
         {"set": "memorized", "item": item, "position": position, "kept": now, "same": now}
         for item in range(100)

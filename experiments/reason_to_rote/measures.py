@@ -19,11 +19,14 @@ _RESAMPLES = 500  # where the statistic is computed one resample at a time
 def rows(tables: Tables, name: str, **where: Any) -> pd.DataFrame:
     """The rows of a table with these values. Raises ValueError when there are none."""
     frame = tables[name]
+    # one mask for all columns: rows taken once, not once per column, which is what most of a claim's time went into
+    wanted = np.ones(len(frame), dtype=bool)
     for column, value in where.items():
-        frame = frame[frame[column] == value]
-    if frame.empty:
+        wanted &= (frame[column] == value).to_numpy(dtype=bool)
+    found = frame[wanted]
+    if found.empty:
         raise ValueError(f"{name}: no row with {where}")
-    return frame
+    return found
 
 
 def point(value: float) -> Interval:

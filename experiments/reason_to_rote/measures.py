@@ -19,7 +19,7 @@ _RESAMPLES = 500  # where the statistic is computed one resample at a time
 def rows(tables: Tables, name: str, **where: Any) -> pd.DataFrame:
     """The rows of a table with these values. Raises ValueError when there are none."""
     frame = tables[name]
-    # one mask for all columns: rows taken once, not once per column, which is what most of a claim's time went into
+    # One mask for all columns: taking the rows of a large table once per column is most of the time of a claim.
     wanted = np.ones(len(frame), dtype=bool)
     for column, value in where.items():
         wanted &= (frame[column] == value).to_numpy(dtype=bool)

@@ -23,6 +23,7 @@ from experiments.reason_to_rote.distributed import exchanged, participation
 from experiments.reason_to_rote.erasing import donors
 from experiments.reason_to_rote.lookup import planted
 from experiments.reason_to_rote.measures import survival
+from experiments.reason_to_rote.neurons import heuristics, shared
 from experiments.reason_to_rote.overlap import mean_by_position
 from experiments.reason_to_rote.presets import PRESETS
 from experiments.reason_to_rote.study import Study, outcomes, said, study
@@ -84,11 +85,19 @@ def test_every_claim_is_measured_and_has_something_to_look_at(out):
     assert {file.stem for file in (out / "figures").glob("*.png")} == FIGURES
 
 
-def test_models_are_kept_and_a_second_run_gives_the_same_tables_without_training(out):
+def test_models_are_kept_and_a_second_run_gives_the_same_tables_without_training(out, tables):
     states = {file: file.stat().st_mtime_ns for file in out.glob("models/*/state.safetensors")}
     assert len(states) == 3
-    for _, finished in EXPERIMENT._work(SMOKE, [SEED], out):
+    _, relations, without_noise = (finished for _, finished in EXPERIMENT._work(SMOKE, [SEED], out))
+    for finished in (relations, without_noise):
         rerun.check_same(finished)
+    # of the job of addition, which is the longest, what the others do not compute
+    known = of_model(out, "FDA")
+    end = study(known.task, known.subject, "end", clean=SMOKE.clean, at_most=SMOKE.items)
+    again = heuristics(end, SMOKE.knocked_out) | shared(end, end.blocks - 1)
+    for name, table in again.items():
+        kept = tables[name].drop(columns="seed")
+        pd.testing.assert_frame_equal(table.reset_index(drop=True), kept, check_exact=True)
     assert {file: file.stat().st_mtime_ns for file in states} == states
 
 

@@ -17,6 +17,8 @@ def test_the_notebooks_of_papers_run():
     """Both in one process, which is started once."""
     files = [str(NOTEBOOKS / f"{name}.ipynb") for name in PAPERS]
     command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=240", *files]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=NOTEBOOKS.parent)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=NOTEBOOKS.parent
+    )
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert f"{len(PAPERS)} passed" in ended.stdout

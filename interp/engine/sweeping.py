@@ -62,8 +62,9 @@ def mean_loss(logits: Logits, batch: Batch) -> float:
 
     Example:
         >>> unknown = interp.Batch.from_frame(control)
-        >>> known_loss = interp.mean_loss(subject.target_logits(batch), batch)
-        >>> unknown_loss = interp.mean_loss(subject.target_logits(unknown), unknown)
+        >>> with torch.no_grad():
+        ...     known_loss = interp.mean_loss(subject.target_logits(batch), batch)
+        ...     unknown_loss = interp.mean_loss(subject.target_logits(unknown), unknown)
         >>> known_loss < unknown_loss
         True
     """

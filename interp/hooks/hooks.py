@@ -126,8 +126,9 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
     fired: Counter[Site] = Counter()
     clock = Clock()
     with ExitStack() as stack:
-        # The clock is read where a model and each of its stacks begin: a stack may be called alone,
-        # and the arguments of the model may lack the cache that its blocks get.
+        # Two things are to be known before a site is reached: the offset, which the cache among the
+        # arguments tells, and the length, which the hidden states tell. The model itself may get
+        # token ids and make its cache inside; the first block of each stack gets both.
         first_blocks = [blocks[0] for blocks in subject.anatomy.stacks.values()]
         for path in dict.fromkeys(["", *first_blocks]):
             handle = _hook_clock(subject.module.get_submodule(path), clock)

@@ -39,7 +39,7 @@ class Subject:
     Example:
         >>> subject
         Subject(LlamaForCausalLM, 0.0M parameters, blocks: 2, 18 sites)
-        >>> subject.generate(texts[0][:16], 16) == texts[0][16:]
+        >>> subject.generate(texts[0][:8], 8) == texts[0][8:16]
         True
         >>> tuple(subject.losses(batch).shape)
         (12, 8)
@@ -173,7 +173,7 @@ class Subject:
                 or a prompt after which it cannot continue.
 
         Example:
-            >>> subject.generate(texts[1][:16], 8) == texts[1][16:24]
+            >>> subject.generate(texts[1][:8], 8) == texts[1][8:16]
             True
             >>> torch.equal(subject.generate(batch), batch.targets)
             True
@@ -272,8 +272,8 @@ class Subject:
         Example:
             >>> neurons = subject.anatomy.units("neurons")
             >>> with subject.intervened(interp.Zero(neurons)):
-            ...     continuation = subject.generate(texts[0][:16], 16)
-            >>> continuation == texts[0][16:]
+            ...     continuation = subject.generate(texts[0][:8], 8)
+            >>> continuation == texts[0][8:16]
             False
         """
         return intervened(self, *plans)

@@ -258,4 +258,8 @@ def _split_heads(
     heads = subject.anatomy.place(site).heads
     if not heads:
         return dict(arrays)
-    return {name: array.reshape(*array.shape[:-1], heads, -1) for name, array in arrays.items()}
+    split: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        *leading, _ = array.shape
+        split[name] = array.reshape(*leading, heads, -1)
+    return split

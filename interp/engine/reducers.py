@@ -133,7 +133,8 @@ class TopK(Reducer):
 
     def update(self, value: Value, mask: Mask) -> None:
         means = _per_example(value, mask, self.views)
-        examples = torch.arange(self.seen, self.seen + len(means))[:, None].expand(means.shape)
+        numbers = torch.arange(self.seen, self.seen + len(means))
+        examples = numbers[:, None].expand(means.shape)
         self.seen += len(means)
         if self.best is not None and self.example is not None:
             means = torch.cat([self.best, means])

@@ -409,7 +409,8 @@ def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
 
     def note_sizes(_: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            sizes.append({key: len(tensor) for key, tensor in _tensors((args, kwargs))})
+            tensors = _tensors((args, kwargs))
+            sizes.append({key: len(tensor) for key, tensor in tensors})
             raise _StopForwardError
 
         return run
@@ -421,8 +422,9 @@ def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
         with rerouted({block: note_sizes}), suppress(_StopForwardError):
             subject.touch(examples)
 
-    one, two = sizes
-    return frozenset(key for key in one.keys() & two.keys() if two[key] == 2 * one[key])
+    of_one, of_two = sizes
+    in_both = of_one.keys() & of_two.keys()
+    return frozenset(key for key in in_both if of_two[key] == 2 * of_one[key])
 
 
 def _tensors(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:

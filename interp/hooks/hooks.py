@@ -126,9 +126,9 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
     fired: Counter[Site] = Counter()
     clock = Clock()
     with ExitStack() as stack:
-        # Two things are to be known before a site is reached: the offset, which the cache among the
-        # arguments tells, and the length, which the hidden states tell. The model itself may get
-        # token ids and make its cache inside; the first block of each stack gets both.
+        # The clock needs the offset, from the cache among the arguments, and the length, from the
+        # hidden states, before the first site is reached. The model itself may get only token ids
+        # and make its cache inside; the first block of each stack gets both.
         first_blocks = [blocks[0] for blocks in subject.anatomy.stacks.values()]
         for path in dict.fromkeys(["", *first_blocks]):
             handle = _hook_clock(subject.module.get_submodule(path), clock)
@@ -214,17 +214,17 @@ def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
 
 
 def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
-    """Shows a visit [batch, position, width], whatever the shape of the module's own tensor.
+    """Shows a visit [batch, position, width], whatever the shape of the module's own tensor."""
+    if tensor.ndim == 3:
+        clock.see(tensor)
+        return visit(tensor, clock)
 
-    OPT's MLP sees [batch * position, width].
-    """
-    flat = tensor.ndim != 3
-    value = tensor.reshape(-1, clock.length, tensor.shape[-1]) if flat else tensor
+    # OPT's MLP sees [batch * position, width]. The clock knows the length from the block around it.
+    width = tensor.shape[-1]
+    value = tensor.reshape(-1, clock.length, width)
     clock.see(value)
     new = visit(value, clock)
-    if new is None or not flat:
-        return new
-    return new.reshape(-1, tensor.shape[-1])
+    return None if new is None else new.reshape(-1, width)
 
 
 def first_tensor(tree: Any) -> Tensor | None:

@@ -139,7 +139,7 @@ class Intervention(ABC):
             if edit.add is not None and len(edit.add) != 1:
                 raise ValueError(
                     f"{type(self).__name__} at {edit.site} takes one row of values; "
-                    f"got {len(edit.add)} (Patch takes one a position)"
+                    f"got {len(edit.add)} (Patch takes one per position)"
                 )
         return edits
 

@@ -35,8 +35,11 @@ KINDS: dict[str, type[Intervention]] = {
 
 
 def interventions(plan: Plan) -> tuple[Intervention, ...]:
-    """Returns a plan as a tuple. Where two interventions meet at one site, the first is applied
-    first."""
+    """Returns a plan as a tuple, in the order in which its interventions are applied.
+
+    Args:
+        plan: an intervention, or a sequence of interventions.
+    """
     return (plan,) if isinstance(plan, Intervention) else tuple(plan)
 
 

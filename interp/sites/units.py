@@ -180,7 +180,7 @@ class Units:
             count = min(times * len(index), len(free_units))
             drawn[site] = rng.choice(free_units, count, replace=False)
 
-        # A site of one unit has no second unit to draw, so its control is another such site.
+        # A site of one unit has no second unit to draw, so its control is another single-unit site.
         free_sites = [site for site in pool.sites if self.widths[site] == 1]
         wanted = times * chosen_single_unit_sites
         for number in rng.permutation(len(free_sites))[:wanted]:
@@ -194,10 +194,9 @@ class Units:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the units as plain dicts, lists and numbers."""
-        return {
-            "widths": {str(site): width for site, width in self.widths.items()},
-            "indices": {str(site): index.tolist() for site, index in self._indices.items()},
-        }
+        widths = {str(site): width for site, width in self.widths.items()}
+        indices = {str(site): index.tolist() for site, index in self._indices.items()}
+        return {"widths": widths, "indices": indices}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Units:
@@ -329,8 +328,9 @@ class UnitScores:
         """Returns a table, highest score first: `site`, `block`, `unit`, `score`."""
         parts: list[pd.DataFrame] = []
         for site, scores in self.values.items():
-            columns = {"site": str(site), "block": site.block, "unit": np.arange(scores.size)}
-            parts.append(pd.DataFrame(columns | {"score": scores}))
+            units = np.arange(scores.size)
+            columns = {"site": str(site), "block": site.block, "unit": units, "score": scores}
+            parts.append(pd.DataFrame(columns))
         table = pd.concat(parts).sort_values("score", ascending=False, kind="stable")
         return table.reset_index(drop=True)
 

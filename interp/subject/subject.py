@@ -117,7 +117,7 @@ class Subject:
         rows, known, vocabulary = predicted.shape
         if known == keep:
             return predicted
-        # Nothing predicts the first token of such a model.
+        # This model sees nothing before the first token, so nothing predicts it.
         unknown = predicted.new_zeros(rows, keep - known, vocabulary)
         return torch.cat([unknown, predicted], dim=1)
 
@@ -270,8 +270,8 @@ class Subject:
         """Runs everything inside the block under some plans; see `interp.intervened`.
 
         Example:
-            >>> neurons = subject.anatomy.units("neurons")
-            >>> with subject.intervened(interp.Zero(neurons)):
+            >>> everything = subject.anatomy.units(["neurons", "heads"])
+            >>> with subject.intervened(interp.Zero(everything)):
             ...     continuation = subject.generate(texts[0][:8], 8)
             >>> continuation == texts[0][8:16]
             False
@@ -291,11 +291,17 @@ class Subject:
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
-        stacks = self.anatomy.stacks.items()
-        blocks = ", ".join(f"{name or 'blocks'}: {len(paths)}" for name, paths in stacks)
-        millions = sum(parameter.numel() for parameter in self.module.parameters()) / 1e6
-        sites = len(self.sites)
-        return f"Subject({self.name}, {millions:.1f}M parameters, {blocks}, {sites} sites)"
+        parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        stacks = [
+            f"{name or 'blocks'}: {len(paths)}" for name, paths in self.anatomy.stacks.items()
+        ]
+        parts = [
+            self.name,
+            f"{parameters / 1e6:.1f}M parameters",
+            *stacks,
+            f"{len(self.sites)} sites",
+        ]
+        return f"Subject({', '.join(parts)})"
 
 
 def token_losses(

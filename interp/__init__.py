@@ -1,14 +1,20 @@
-"""interp: find what an autoregressive model memorized, where in the network it sits, switch it off,
-and measure what that costs.
+"""Finds what an autoregressive model has memorized and where in the network that is, switches it
+off, and measures what that costs.
 
-    subject = interp.load("path/or/hub-id")
-    frame = interp.scan(subject, texts, prefix=32, length=32)
-    memorized, control = interp.split(frame)
-    scores = interp.localize(subject, memorized, control)
-    report = interp.extraction_drop(subject, scores, memorized, control, held_out)
+Example:
+    >>> subject = interp.load("path/or/hub-id")  # doctest: +SKIP
+    >>> frame = interp.scan(subject, texts, prefix=8, length=8)
+    >>> memorized, control = interp.split(frame)
+    >>> scores = interp.localize(subject, memorized, control)
+    >>> scores.top(3)
+    Units(3 of 96: ...)
+    >>> with subject.intervened(interp.Zero(scores.top(0.5))):
+    ...     ablated = interp.scan(subject, texts, prefix=8, length=8)
+    >>> bool(ablated["exact"].sum() < frame["exact"].sum())
+    True
 
-The public names stand in one list, `__init__.pyi`, which type checkers read and from which names
-are loaded on first use: importing the package costs no more than Python itself needs.
+All public names are listed in `__init__.pyi`. Type checkers read that file, and each name is loaded
+from it when it is first used, so that `import interp` itself costs almost nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write to a temporary name beside the target, then rename."""
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,32 @@ from pathlib import Path
 
 @contextmanager
 def replaced(path: str | Path) -> Generator[Path]:
-    """Yields a temporary path that becomes `path` when the block ends well, and vanishes when it
-    does not.
+    """Gives a temporary path that becomes `path` when the block ends without an error.
 
-    Raises OSError, naming the folder, when it cannot be written.
+    When the block fails, the temporary file is deleted and `path` stays as it was.
+
+    Args:
+        path: the file to write; missing folders are made.
+
+    Yields:
+        A path in the same folder.
+
+    Raises:
+        OSError: the folder cannot be written; the message names it.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from interp.files import replaced
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     target = pathlib.Path(folder, "notes.txt")
+        ...     with replaced(target) as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     target.read_text()
+        'whole'
     """
     target = Path(path)
+    # In the same folder: a rename between file systems would not be atomic. With the process's
+    # number: two processes may write the same file at once.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     writable(target.parent)
     try:
@@ -26,8 +46,16 @@ def replaced(path: str | Path) -> Generator[Path]:
 
 
 def writable(folder: str | Path) -> Path:
-    """The folder, made if missing. Raises OSError when it cannot be made or written: before the
-    work, not after it."""
+    """Makes a folder if it is missing, checks that it can be written, and returns it.
+
+    Called before long work, so that a wrong folder is not found out after it.
+
+    Args:
+        folder: the folder; its parents are made too.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
     place = Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Many runs cheaply: activations of a stream, and many interventions for little more than one."""
+"""Many runs cheaply: activations over a stream of data, and many interventions on one batch."""

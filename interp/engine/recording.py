@@ -1,4 +1,4 @@
-"""record: activations at sites over a stream of batches, reduced as they pass."""
+"""record: activations at sites over a stream of batches, reduced while they pass."""
 
 from __future__ import annotations
 
@@ -22,14 +22,31 @@ from interp.subject.subject import Subject, evaluating
 
 @dataclass(frozen=True, eq=False)
 class Recording(Mapping[Site, np.ndarray]):
-    """What `record` kept: `recording[site]` is the reducer's main array ([width] for means; [head,
-    d_head] at `heads`); `parts` has all."""
+    """What `record` kept, by site.
+
+    `recording[site]` is the main array of the reducer: [width] for means, and [head, d_head] for
+    means at `heads`.
+
+    Attributes:
+        parts: all arrays of each site, by name.
+        reduce: name of the reducer.
+
+    Example:
+        >>> recording = interp.record(subject, batch, "neurons", reduce="moments")
+        >>> recording["blocks.0.neurons"].shape
+        (48,)
+        >>> list(recording.parts[interp.Site.parse("blocks.0.neurons")])
+        ['mean', 'variance', 'count']
+    """
 
     parts: Mapping[Site, Mapping[str, np.ndarray]]
     reduce: str
 
     def __getitem__(self, site: Site | str) -> np.ndarray:
-        return next(iter(self.parts[Site.parse(site) if isinstance(site, str) else site].values()))
+        if isinstance(site, str):
+            site = Site.parse(site)
+        main, *_ = self.parts[site].values()
+        return main
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.parts)
@@ -38,31 +55,34 @@ class Recording(Mapping[Site, np.ndarray]):
         return len(self.parts)
 
     def to_frame(self) -> pd.DataFrame:
-        """`site`, `block`, `unit` and one column an output; one row a unit (d_head rows a head),
-        for reducers that keep one number each."""
-        rows: list[pd.DataFrame] = []
-        for site, parts in self.parts.items():
-            if any(
-                p.shape != self[site].shape or p.ndim > 2 for p in parts.values()
-            ) or self.reduce in ("rows", "rows_abs", "top"):
+        """Returns a table: `site`, `block`, `unit` and one column per array.
+
+        One row per unit; at `heads` one row per coordinate of a head.
+
+        Raises:
+            ValueError: the reducer keeps more than one number per unit (rows, raw, top).
+
+        Example:
+            >>> recording = interp.record(subject, batch, "neurons", reduce="mean_abs")
+            >>> list(recording.to_frame().columns), len(recording.to_frame())
+            (['site', 'block', 'unit', 'mean_abs'], 96)
+        """
+        tables: list[pd.DataFrame] = []
+        for site, arrays in self.parts.items():
+            shape = self[site].shape
+            alike = all(array.shape == shape and array.ndim <= 2 for array in arrays.values())
+            if not alike or self.reduce in ("rows", "rows_abs", "top"):
                 raise ValueError(
-                    f"a recording reduced by {self.reduce!r} has no one number a unit: use recording[site]"
+                    f"a recording reduced by {self.reduce!r} has no one number a unit: "
+                    "use recording[site]"
                 )
-            rows.append(
-                pd.DataFrame(
-                    {
-                        "site": str(site),
-                        "block": site.block,
-                        "unit": _unit_numbers(self[site].shape),
-                    }
-                    | {k: v.ravel() for k, v in parts.items()}
-                )
+            coordinates_per_unit = int(np.prod(shape[1:]))
+            units = np.repeat(np.arange(shape[0]), coordinates_per_unit)
+            columns = {name: array.ravel() for name, array in arrays.items()}
+            tables.append(
+                pd.DataFrame({"site": str(site), "block": site.block, "unit": units, **columns})
             )
-        return pd.concat(rows, ignore_index=True)
-
-
-def _unit_numbers(shape: tuple[int, ...]) -> np.ndarray:
-    return np.repeat(np.arange(shape[0]), int(np.prod(shape[1:])))
+        return pd.concat(tables, ignore_index=True)
 
 
 def record(
@@ -75,25 +95,44 @@ def record(
     size: int = 8,
     views: int = 1,
 ) -> Recording:
-    """Records activations over a stream of examples, in memory that grows with units and not with
-    tokens.
+    """Records activations over a stream of examples, in memory that does not grow with tokens.
+
+    Positions on padding do not count. Inside `subject.intervened(...)` the activations are recorded
+    as the interventions leave them.
 
     Args:
+        subject: the model under study.
         source: a Batch, the windows of a scan, or any iterable of batches.
         sites: a site, a pattern (`"blocks.*.neurons"`), a point (`"neurons"`), or several.
-        reduce: `mean`, `mean_abs`, `moments`, `max`, `top`, `selectivity`, `rows`, `rows_abs`, or
-        `raw` (memory-mapped, in `folder`).
-        size: rows a forward.
-        views: how many consecutive rows are views (augmentations) of one example; what is kept of
-        examples is kept of their mean.
+        reduce: what to keep: `mean`, `mean_abs`, `moments`, `max`, `top`, `selectivity`, `rows`,
+            `rows_abs`, or `raw` (memory-mapped, in `folder`).
+        folder: where `raw` writes its files.
+        size: largest number of rows in one forward.
+        views: how many consecutive rows are views (augmentations) of one example. What is kept per
+            example is kept of the mean over its views.
 
-    Positions on padding do not count. Under `subject.intervened(...)` what is recorded is what the
-    interventions left. Raises SiteError for unknown sites, ValueError for an unknown reducer, an
-    empty source, or a batch that cuts an example's views, and HookError if a site never ran.
+    Returns:
+        The arrays of each site.
+
+    Raises:
+        SiteError: a site is unknown.
+        ValueError: an unknown reducer, an empty source, or a batch with only some of an example's
+            views.
+        HookError: a site was never passed.
+
+    Example:
+        >>> means = interp.record(subject, memorized, "blocks.*.neurons", reduce="mean_abs")
+        >>> [str(site) for site in means]
+        ['blocks.0.neurons', 'blocks.1.neurons']
+        >>> means["blocks.1.neurons"].shape
+        (48,)
+        >>> interp.record(subject, memorized, "heads")["blocks.1.heads"].shape
+        (4, 8)
     """
-    return record_parts(
+    recordings = record_parts(
         subject, source, sites, {"": None}, reduce, folder=folder, size=size, views=views
-    )[""]
+    )
+    return recordings[""]
 
 
 Part = Callable[[Value], Value]
@@ -110,73 +149,117 @@ def record_parts(
     size: int = 8,
     views: int = 1,
 ) -> dict[str, Recording]:
-    """`record` of several parts of the same activations in one pass: each part maps [batch,
-    position, width] to what is to be reduced of it, or is None for all positions. Arguments and
-    errors are those of `record`; ValueError for parts of padded batches."""
+    """Records several parts of the same activations in one pass over the source.
+
+    Other arguments and errors as for `record`.
+
+    Args:
+        parts: for each name, a function from an activation [batch, position, width] to the part of
+            it that is reduced; None for all positions.
+
+    Returns:
+        One recording per part.
+
+    Raises:
+        ValueError: a padded batch, together with a part that is not all positions.
+
+    Example:
+        >>> from interp.engine.recording import record_parts
+        >>> parts = {"prefix": lambda value: value[:, :8], "suffix": lambda value: value[:, 8:]}
+        >>> recordings = record_parts(subject, memorized, "neurons", parts)
+        >>> list(recordings)
+        ['prefix', 'suffix']
+    """
     chosen = subject.anatomy.expand(sites)
-    reducers = {
-        part: {site: reducer(reduce, site, folder, views) for site in chosen} for part in parts
-    }
-    seen = False
+    reducers: dict[str, dict[Site, Reducer]] = {}
+    for name in parts:
+        reducers[name] = {site: reducer(reduce, site, folder, views) for site in chosen}
+    to_record = [(parts[name], by_site) for name, by_site in reducers.items()]
+
+    # All views of an example must be in one batch.
+    examples_per_batch = max(size // views, 1)
+    nothing_seen = True
     with evaluating(subject):
-        for batch in track(batches(source, max(size // views, 1) * views), "recording"):
-            _record_batch(
-                subject, batch, [(parts[part], by_site) for part, by_site in reducers.items()]
-            )
-            seen = True
-    if not seen:
+        for batch in track(batches(source, examples_per_batch * views), "recording"):
+            _record_batch(subject, batch, to_record)
+            nothing_seen = False
+    if nothing_seen:
         raise ValueError("nothing to record: the source has no batches")
-    return {part: _recording(subject, by_site, reduce) for part, by_site in reducers.items()}
+    return {name: _recording(subject, by_site, reduce) for name, by_site in reducers.items()}
 
 
 def segments(subject: Subject, *, degenerate: bool = False) -> dict[str, Part | None]:
-    """The parts of an image model by name, as `record_parts` takes them; one of all positions
-    (None) for models without. Degenerate ones, which are the same for all images of a class, are
-    left out unless asked for."""
-    found = {
-        segment.name: _slice(segment.start, segment.stop)
-        for segment in subject.segments
-        if degenerate or not segment.degenerate
-    }
-    return {**found} or {"": None}
+    """Returns the parts of an example by name, as `record_parts` takes them.
+
+    Args:
+        subject: the model under study.
+        degenerate: whether to include the parts that are the same for all examples of a class.
+
+    Returns:
+        One part per scale or row of an image model; one part of all positions, named "", for models
+        whose examples have no parts.
+
+    Example:
+        >>> from interp.engine.recording import segments
+        >>> segments(subject)
+        {'': None}
+    """
+    found: dict[str, Part | None] = {}
+    for segment in subject.segments:
+        if degenerate or not segment.degenerate:
+            found[segment.name] = _positions(segment.start, segment.stop)
+    return found or {"": None}
 
 
-def _slice(start: int, stop: int) -> Part:
+def _positions(start: int, stop: int) -> Part:
     return lambda value: value[:, start:stop]
 
 
 def _recording(subject: Subject, by_site: Mapping[Site, Reducer], reduce: str) -> Recording:
-    return Recording(
-        {site: _shaped(subject, site, r.result()) for site, r in by_site.items()}, reduce
-    )
+    parts: dict[Site, dict[str, np.ndarray]] = {}
+    for site, site_reducer in by_site.items():
+        parts[site] = _split_heads(subject, site, site_reducer.result())
+    return Recording(parts, reduce)
 
 
 def _record_batch(
     subject: Subject, batch: Batch, parts: Sequence[tuple[Part | None, Mapping[Site, Reducer]]]
 ) -> None:
-    mask = batch.mask if batch.mask is not None else torch.ones_like(batch.tokens, dtype=torch.bool)
     if batch.mask is not None and any(part is not None for part, _ in parts):
         raise ValueError(
             "parts of padded batches cannot be recorded: give batches of one length, without mask"
         )
+    mask = batch.mask
+    if mask is None:
+        mask = torch.ones_like(batch.tokens, dtype=torch.bool)
 
-    def visit(site: Site) -> Visit:
+    def update_at(site: Site) -> Visit:
         def update(value: Value, _: Clock) -> Tensor | None:
             for part, reducers in parts:
-                chosen = value if part is None else part(value)
-                beside = (
-                    part is not None or value.shape[:2] != mask.shape
-                )  # other positions than the tokens', of which padding says nothing
-                positions = torch.ones(chosen.shape[:2], dtype=torch.bool) if beside else mask
-                reducers[site].update(chosen, positions.to(value.device))
+                recorded = value if part is None else part(value)
+                counted = mask
+                # A part, or a model whose blocks see other positions than the tokens': the mask of
+                # the tokens does not describe these positions, and all of them count.
+                if part is not None or value.shape[:2] != mask.shape:
+                    counted = torch.ones(recorded.shape[:2], dtype=torch.bool)
+                reducers[site].update(recorded, counted.to(value.device))
 
         return update
 
-    with tapped(subject, {site: visit(site) for site in parts[0][1]}):
+    _, by_site = parts[0]
+    with tapped(subject, {site: update_at(site) for site in by_site}):
         subject.touch(batch)
 
 
-def _shaped(subject: Subject, site: Site, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Splits the last axis into heads where the site has them."""
+def _split_heads(
+    subject: Subject, site: Site, arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Splits the last axis into [head, d_head] where the site has heads."""
     heads = subject.anatomy.place(site).heads
-    return {k: v.reshape(*v.shape[:-1], heads, -1) if heads else v for k, v in parts.items()}
+    if not heads:
+        return dict(arrays)
+    split: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        *leading, _ = array.shape
+        split[name] = array.reshape(*leading, heads, -1)
+    return split

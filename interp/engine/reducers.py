@@ -1,8 +1,8 @@
-"""What `record` keeps of a stream of activations. Each reducer sees the values at one site, batch
-by batch, and ends as arrays.
+"""Reducers: what `record` keeps of the activations at a site.
 
-Sums are kept in float64, so that long streams do not drift; memory grows with units, not with
-tokens - but for `rows` and `raw`, which say so.
+A reducer sees the activations batch by batch and ends as a few arrays. Sums are kept in float64, so
+that long streams do not drift. Memory grows with units and not with tokens, except for `rows` and
+`raw`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,37 @@ Arrays = dict[str, np.ndarray]
 
 
 class Reducer(ABC):
-    """Sees `update(value, mask)` for every batch; only positions under the mask count.
+    """Reduces the activations at one site; only positions under the mask count.
 
-    `views` consecutive rows are views of one example: what is kept of examples is kept of the mean
-    over their views.
+    Attributes:
+        outputs: names of the arrays that `result` returns, the main one first.
+        views: how many consecutive rows are views (augmentations) of one example. Whatever is kept
+            per example is kept of the mean over its views.
     """
 
     outputs: ClassVar[tuple[str, ...]]
     views: int = 1
 
     @abstractmethod
-    def update(self, value: Value, mask: Mask) -> None: ...
+    def update(self, value: Value, mask: Mask) -> None:
+        """Takes in one batch.
+
+        Args:
+            value: activations, [batch, position, width].
+            mask: [batch, position], True on the positions that count.
+        """
 
     @abstractmethod
-    def result(self) -> Arrays: ...
+    def result(self) -> Arrays:
+        """Returns the arrays, by name; the last axis is [width]."""
+
+
+def _identity(value: Tensor) -> Tensor:
+    return value
+
+
+def _square(value: Tensor) -> Tensor:
+    return value.double().square()
 
 
 class _Sums(Reducer):
@@ -53,21 +70,26 @@ class _Sums(Reducer):
         self.sums: list[Tensor] = []
 
     def update(self, value: Value, mask: Mask) -> None:
-        sums = [
-            (f(value) * mask[..., None]).sum((0, 1), dtype=torch.float64).cpu()
-            for f in self.functions
-        ]
-        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
+        sums: list[Tensor] = []
+        for function in self.functions:
+            counted = function(value) * mask[..., None]
+            sums.append(counted.sum((0, 1), dtype=torch.float64).cpu())
+
+        if self.sums:
+            sums = [total + new for total, new in zip(self.sums, sums, strict=True)]
+        self.sums = sums
         self.count += int(mask.sum())
 
     def means(self) -> list[np.ndarray]:
-        return [(s / max(self.count, 1)).numpy() for s in self.sums]
+        """The mean of each function over all counted positions."""
+        return [(total / max(self.count, 1)).numpy() for total in self.sums]
 
 
 class Mean(_Sums):
     """`mean`: the mean activation, [width]."""
 
-    outputs, functions = ("mean",), (lambda v: v,)
+    outputs = ("mean",)
+    functions = (_identity,)
 
     def result(self) -> Arrays:
         return {"mean": self.means()[0]}
@@ -76,29 +98,30 @@ class Mean(_Sums):
 class MeanAbs(_Sums):
     """`mean_abs`: the mean absolute activation, [width]."""
 
-    outputs, functions = ("mean_abs",), (torch.abs,)
+    outputs = ("mean_abs",)
+    functions = (torch.abs,)
 
     def result(self) -> Arrays:
         return {"mean_abs": self.means()[0]}
 
 
 class Moments(_Sums):
-    """`moments`: mean, variance (population) and count, [width]."""
+    """`moments`: mean, population variance and number of positions, each [width]."""
 
-    outputs, functions = ("mean", "variance", "count"), (lambda v: v, lambda v: v.double().square())
+    outputs = ("mean", "variance", "count")
+    functions = (_identity, _square)
 
     def result(self) -> Arrays:
-        mean, square = self.means()
+        mean, mean_square = self.means()
         return {
             "mean": mean,
-            "variance": np.maximum(square - mean**2, 0),
+            "variance": np.maximum(mean_square - mean**2, 0),
             "count": np.full(mean.shape, self.count),
         }
 
 
 class TopK(Reducer):
-    """`top`: the largest mean activations over examples and which examples they are, [k, width].
-    The k largest of the per-example means."""
+    """`top`: the `k` largest per-example means, and which examples have them, each [k, width]."""
 
     outputs = ("top", "example")
     k: ClassVar[int] = 5
@@ -110,12 +133,18 @@ class TopK(Reducer):
 
     def update(self, value: Value, mask: Mask) -> None:
         means = _per_example(value, mask, self.views)
-        ids = torch.arange(self.seen, self.seen + len(means))[:, None].expand(means.shape)
-        pool = means if self.best is None else torch.cat([self.best, means])
-        names = ids if self.example is None else torch.cat([self.example, ids])
-        self.best, order = pool.sort(dim=0, descending=True, stable=True)
-        self.best, self.example = self.best[: self.k], names.gather(0, order)[: self.k]
+        numbers = torch.arange(self.seen, self.seen + len(means))
+        examples = numbers[:, None].expand(means.shape)
         self.seen += len(means)
+        if self.best is not None and self.example is not None:
+            means = torch.cat([self.best, means])
+            examples = torch.cat([self.example, examples])
+
+        # The sort is stable and earlier examples stand first: they win ties, however the stream is
+        # cut into batches.
+        ordered, order = means.sort(dim=0, descending=True, stable=True)
+        self.best = ordered[: self.k]
+        self.example = examples.gather(0, order)[: self.k]
 
     def result(self) -> Arrays:
         assert self.best is not None
@@ -132,8 +161,9 @@ class Max(Reducer):
         self.best: Tensor | None = None
 
     def update(self, value: Value, mask: Mask) -> None:
-        here = value.masked_fill(~mask[..., None], -torch.inf).amax((0, 1)).float().cpu()
-        self.best = here if self.best is None else torch.maximum(self.best, here)
+        counted = value.masked_fill(~mask[..., None], -torch.inf)
+        best = counted.amax((0, 1)).float().cpu()
+        self.best = best if self.best is None else torch.maximum(self.best, best)
 
     def result(self) -> Arrays:
         assert self.best is not None
@@ -141,10 +171,10 @@ class Max(Reducer):
 
 
 class Selectivity(Reducer):
-    """`selectivity`: what UnitMem needs of the per-example means of |activation|: their sum, the
-    largest and whose it is, [width].
+    """`selectivity`: what UnitMem needs of the per-example means of |activation|, each [width].
 
-    Wang et al. 2024 (arXiv 2409.19069), equations 5-8; ties go to the first example.
+    Their sum, the largest, the example that has it, and the number of examples: Wang et al. 2024
+    (arXiv 2409.19069), equations 5-8. Ties go to the first example.
     """
 
     outputs = ("sum", "max", "argmax", "count")
@@ -159,11 +189,10 @@ class Selectivity(Reducer):
         means = _per_example(value.abs(), mask, self.views)
         best, where = means.max(0)
         if self.sum is None or self.max is None or self.argmax is None:
-            self.sum, self.max, self.argmax = (
-                torch.zeros_like(best),
-                torch.full_like(best, -1),
-                torch.zeros_like(where),
-            )
+            self.sum = torch.zeros_like(best)
+            self.max = torch.full_like(best, -1)  # below any mean of absolute values
+            self.argmax = torch.zeros_like(where)
+
         better = best > self.max
         self.sum += means.sum(0)
         self.argmax = torch.where(better, where + self.count, self.argmax)
@@ -198,8 +227,10 @@ class Rows(Reducer):
 
 
 class RowsAbs(Rows):
-    """`rows_abs`: each example's mean absolute activation, [examples, width]. Memory grows with
-    examples."""
+    """`rows_abs`: each example's mean absolute activation, [examples, width].
+
+    Memory grows with examples.
+    """
 
     outputs = ("rows_abs",)
 
@@ -211,23 +242,29 @@ class RowsAbs(Rows):
 
 
 class Raw(Reducer):
-    """`raw`: every activation, padding too, [examples, position, width], float32, in a
-    memory-mapped file. All batches of one length."""
+    """`raw`: every activation, also on padding, [examples, position, width], as float32.
+
+    The array is a memory-mapped file. All batches must have one length.
+    """
 
     outputs = ("raw",)
 
     def __init__(self, file: Path) -> None:
-        self.file, self.shape = file, (0, 0, 0)
+        self.file = file
+        self.shape = (0, 0, 0)
+        # Batches are appended, so a file from an earlier recording must not be there.
         self.file.unlink(missing_ok=True)
 
-    def update(self, value: Value, mask: Mask) -> None:  # noqa: ARG002 - every activation is every activation
+    def update(self, value: Value, mask: Mask) -> None:  # noqa: ARG002 - padding is kept too
         examples, length, width = self.shape
         if examples and (length, width) != tuple(value.shape[1:]):
             raise ValueError(
-                f"raw recording needs batches of one length; got {value.shape[1]} after {length} positions"
+                "raw recording needs batches of one length; "
+                f"got {value.shape[1]} after {length} positions"
             )
+        array = value.detach().float().cpu().contiguous().numpy()
         with self.file.open("ab") as out:
-            out.write(value.detach().float().cpu().contiguous().numpy().tobytes())
+            out.write(array.tobytes())
         self.shape = (examples + value.shape[0], value.shape[1], value.shape[2])
 
     def result(self) -> Arrays:
@@ -235,11 +272,14 @@ class Raw(Reducer):
 
 
 def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "examples width"]:
+    """The mean activation of each example, over its counted positions and then over its views."""
     counts = mask.sum(1, keepdim=True).clamp(min=1)
-    means = ((value * mask[..., None]).sum(1, dtype=torch.float64) / counts).cpu()
+    sums = (value * mask[..., None]).sum(1, dtype=torch.float64)
+    means = (sums / counts).cpu()
     if len(means) % views:
         raise ValueError(
-            f"{len(means)} rows are no whole number of examples of {views} views: give batches that hold all views of each"
+            f"{len(means)} rows are no whole number of examples of {views} views: "
+            "give batches that hold all views of each"
         )
     return means if views == 1 else means.unflatten(0, (-1, views)).mean(1)
 
@@ -257,17 +297,37 @@ REDUCERS: Mapping[str, Callable[[], Reducer]] = {
 
 
 def reducer(name: str, site: Site, folder: str | Path | None, views: int = 1) -> Reducer:
-    """A fresh reducer. Raises ValueError for an unknown name, and for `raw` without a folder to
-    write to."""
+    """Returns a new reducer for one site.
+
+    Args:
+        name: one of `REDUCERS`, or `raw`.
+        site: where the activations come from; it names the file of a raw recording.
+        folder: where `raw` writes its files; not used by the others.
+        views: how many consecutive rows are views of one example.
+
+    Raises:
+        ValueError: an unknown name, or `raw` without a folder.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> from interp.engine.reducers import reducer
+        >>> largest = reducer("max", interp.Site.parse("blocks.0.neurons"), folder=None)
+        >>> values = torch.tensor([[[1.0, -2.0], [3.0, 0.0]]])
+        >>> largest.update(values, torch.tensor([[True, False]]))
+        >>> largest.result()
+        {'max': array([ 1., -2.], dtype=float32)}
+    """
     if name == "raw":
         if folder is None:
             raise ValueError(
                 'reduce="raw" keeps every activation: give folder= for its memory-mapped files'
             )
-        return Raw(writable(folder) / f"{site}.f32".replace(":", "_"))
+        file = f"{site}.f32".replace(":", "_")  # a colon is not allowed everywhere in file names
+        return Raw(writable(folder) / file)
     if name not in REDUCERS:
+        names = [*REDUCERS, "raw"]
         raise ValueError(
-            f"reduce={name!r}: expected one of {', '.join([*REDUCERS, 'raw'])}; nearest: {closest(name, [*REDUCERS, 'raw'])}"
+            f"reduce={name!r}: expected one of {', '.join(names)}; nearest: {closest(name, names)}"
         )
     made = REDUCERS[name]()
     made.views = views

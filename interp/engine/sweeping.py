@@ -1,9 +1,9 @@
-"""sweep: many interventions for little more than one.
+"""sweep: many interventions on one batch, for little more than the cost of one.
 
-An intervention at block L changes nothing below L. `resumed` keeps what every block gave in one
-clean forward and lets each intervention start at its own block; `grown` carries all of them in one
-batch that grows at each block where some begin. Both run the model's own forward, with the forwards
-of blocks rerouted, so that whatever stands around the blocks stays the model's own.
+An intervention at block L changes nothing below L. `resumed` keeps what every block returned in one
+clean forward and starts each intervention at its own block; `grown` runs all of them in one batch
+that grows at each block where some begin. Both run the model's own forward and replace only the
+forwards of its blocks, so that whatever the model does around its blocks stays as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,34 +39,69 @@ from interp.subject.subject import Subject, evaluating, token_losses
 
 Logits = Float[Tensor, "batch predicted vocabulary"]
 Measure = Callable[[Logits, Batch], Any]
-Key = tuple[str | int, ...]
-_GROWN_TOKENS = (
-    2048  # of one grown pass; beyond that a batch is compute-bound and only costs memory
-)
-# Largest batches, in tokens, that grow. Below it a block spends more on launching its operations
-# and reading its weights than on arithmetic, and one pass over many plans saves that; above it
-# `grown` only carries rows that `resumed` skips. On a CPU the two cross at about 128 tokens for
-# widths from 64 to 576. On a GPU launching costs as much and arithmetic less.
+Key = tuple[str | int, ...]  # where a tensor stands in nested arguments: ("mask", 0)
+
+# Tokens of one grown forward. Beyond that a forward is bound by arithmetic, so that more rows only
+# cost memory.
+_GROWN_TOKENS = 2048
+
+# The largest batches, in tokens, that grow. Below it a block spends more on launching its
+# operations and reading its weights than on arithmetic, and one forward for many plans saves that;
+# above it `grown` only carries rows that `resumed` skips. On a CPU the two cross at about 128
+# tokens for widths from 64 to 576. On a GPU launching costs the same and arithmetic less.
 _CPU_TOKENS = 64
 _GPU_TOKENS = 512
 
 
 def mean_loss(logits: Logits, batch: Batch) -> float:
-    """Mean negative log-likelihood of the batch's targets, in nats a token."""
+    """Returns the mean negative log-likelihood of the batch's targets, in nats per token.
+
+    Args:
+        logits: [batch, predicted, vocabulary], as `subject.target_logits(batch)` returns them.
+        batch: the batch that they predict; padding and unscored tokens do not count.
+
+    Example:
+        >>> unknown = interp.Batch.from_frame(control)
+        >>> with torch.no_grad():
+        ...     known_loss = interp.mean_loss(subject.target_logits(batch), batch)
+        ...     unknown_loss = interp.mean_loss(subject.target_logits(unknown), unknown)
+        >>> known_loss < unknown_loss
+        True
+    """
     return float(token_losses(logits, batch).sum() / batch.counted.sum())
 
 
 def sweep(
     subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
 ) -> list[Any]:
-    """`measure(target_logits, batch)` under each plan, as if each ran alone.
+    """Returns `measure(target_logits, batch)` under each plan, as if each plan ran alone.
 
-    Chooses between `resumed`, which equals `naive` to the bit, and `grown`, which equals it up to
-    the rounding of differently shaped matrix products. The choice depends on the model, the shape
-    of the batch and the kind of device only, so that the same call always gives the same numbers on
-    the same machine: small batches grow, larger ones resume, and in float64 it always resumes.
+    Chooses between `resumed`, which equals `naive` bit for bit, and `grown`, which equals it up to
+    the rounding of differently shaped matrix products. The choice depends only on the model, the
+    shape of the batch and the kind of device, so that the same call always gives the same numbers
+    on the same machine: small batches grow, larger ones resume, and float64 models always resume.
+
+    Args:
+        subject: the model under study.
+        batch: the examples, run under every plan.
+        plans: interventions, or sequences of interventions, to compare.
+        measure: what to compute from the logits of the targets and the batch.
+
+    Returns:
+        One result of `measure` per plan, in order.
+
+    Raises:
+        ValueError: no plan was given.
+        HookError: a plan never applied, or the model changes a block's output in place.
+
+    Example:
+        >>> neurons = subject.anatomy.units("blocks.1.neurons")
+        >>> plans = [interp.Scale(neurons, factor=1.0), interp.Zero(neurons)]
+        >>> unchanged, ablated = interp.sweep(subject, batch, plans)
+        >>> unchanged < ablated
+        True
     """
-    _check(plans)
+    _check_plans(plans)
     method = grown if _should_grow(subject, batch, plans) else resumed
     return method(subject, batch, plans, measure)
 
@@ -74,101 +109,119 @@ def sweep(
 def naive(
     subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
 ) -> list[Any]:
-    """One whole forward a plan: what the others must equal."""
-    _check(plans)
+    """Runs one whole forward per plan: the result that `resumed` and `grown` must equal.
+
+    Arguments, result and errors as for `sweep`.
+    """
+    _check_plans(plans)
     with evaluating(subject):
-        return [_alone(subject, batch, plan, measure) for plan in track(plans, "sweep")]
+        return [_run_alone(subject, batch, plan, measure) for plan in track(plans, "sweep")]
 
 
 def resumed(
     subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
 ) -> list[Any]:
-    """Each plan starts at its lowest block, and after that block's attention where it changes the
-    MLP only."""
-    _check(plans)
+    """Starts each plan at its lowest block, from what one clean forward left below it.
+
+    A plan that changes only the MLP of its lowest block starts after that block's attention.
+    Arguments, result and errors as for `sweep`.
+    """
+    _check_plans(plans)
+    # Inference tensors have no version counter, and without it an output that the model changes in
+    # place could not be noticed: hence no_grad instead of inference_mode.
     with evaluating(subject), torch.inference_mode(False), torch.no_grad():
-        clean = _Clean(subject, batch)
-        results = [clean.under(plan, measure) for plan in track(plans, "sweep")]
-        clean.check()
+        clean = _CleanForward(subject, batch)
+        results = [clean.resume(plan, measure) for plan in track(plans, "sweep")]
+        clean.check_unchanged()
     return results
 
 
 def grown(
     subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
 ) -> list[Any]:
-    """All plans in one batch that grows at each block where some of them begin.
+    """Runs all plans in one batch that grows at each block where some of them begin.
 
-    Plans that begin outside the blocks, and all plans of models with several stacks (a longer batch
-    in one would not fit the other), run alone.
+    Plans that begin outside the blocks run alone, and so do all plans of models with several stacks
+    (a longer batch in one stack would not fit the other). Arguments, result and errors as for
+    `sweep`.
     """
-    _check(plans)
+    _check_plans(plans)
+    forks = _forks(subject, plans)
+    forks_per_forward = max(1, _GROWN_TOKENS // batch.tokens.numel())
+
     results: dict[int, Any] = {}
-    starts = [_start(subject, plan) for plan in plans] if _can_grow(subject) else []
-    forks = sorted(
-        ((start, n) for n, start in enumerate(starts) if start is not None),
-        key=lambda f: f[0].order,
-    )
-    at_once = max(1, _GROWN_TOKENS // batch.tokens.numel())
     with evaluating(subject):
         batched = _batched_arguments(subject, batch) if forks else frozenset[Key]()
-        for first in track(range(0, len(forks), at_once), "sweep"):
-            some = forks[first : first + at_once]
-            parts = _grow(subject, batch, [(site, plans[n]) for site, n in some], batched)
-            results |= {
-                n: measure(logits, batch) for (_, n), logits in zip(some, parts, strict=True)
-            }
-        for n in set(range(len(plans))) - results.keys():
-            results[n] = _alone(subject, batch, plans[n], measure)
-    return [results[n] for n in range(len(plans))]
+        for first in track(range(0, len(forks), forks_per_forward), "sweep"):
+            together = forks[first : first + forks_per_forward]
+            logits_of_forks = _run_grown(subject, batch, together, batched)
+            for fork, logits in zip(together, logits_of_forks, strict=True):
+                results[fork.number] = measure(logits, batch)
+
+        for number, plan in enumerate(plans):
+            if number not in results:
+                results[number] = _run_alone(subject, batch, plan, measure)
+    return [results[number] for number in range(len(plans))]
 
 
-def _check(plans: Sequence[Plan]) -> None:
+def _check_plans(plans: Sequence[Plan]) -> None:
     if not plans:
         raise ValueError("nothing to sweep over: give at least one intervention")
 
 
-def _alone(subject: Subject, batch: Batch, plan: Plan, measure: Measure) -> Any:
+def _run_alone(subject: Subject, batch: Batch, plan: Plan, measure: Measure) -> Any:
     with intervened(subject, plan):
         logits = subject.target_logits(batch)
     return measure(logits, batch)
 
 
 def _start(subject: Subject, plan: Plan) -> Site | None:
-    """The first site a plan changes, if everything it changes lies in the blocks of one stack; None
-    when nothing can be shared."""
-    sites = sorted(
-        {subject.anatomy.resolve(edit.site) for edit in lowered(subject.anatomy, plan)},
-        key=lambda s: s.order,
-    )
-    shareable = len({s.stack for s in sites}) == 1 and all(s.block is not None for s in sites)
-    return sites[0] if shareable else None
+    """The first site that a plan changes; None when no forward can be shared.
+
+    A forward can be shared when everything that the plan changes is in the blocks of one stack.
+    """
+    edits = lowered(subject.anatomy, plan)
+    changed = {subject.anatomy.resolve(edit.site) for edit in edits}
+    stacks = {site.stack for site in changed}
+    in_blocks = all(site.block is not None for site in changed)
+    if len(stacks) != 1 or not in_blocks:
+        return None
+    return min(changed, key=lambda site: site.order)
 
 
-class _Clean:
-    """What every block, and every block's attention, gave in one forward without intervention."""
+def _first_block(subject: Subject) -> nn.Module:
+    first_stack = next(iter(subject.anatomy.stacks.values()))
+    return subject.module.get_submodule(first_stack[0])
+
+
+class _CleanForward:
+    """What every block, and every block's attention, returned in one forward without plan."""
 
     def __init__(self, subject: Subject, batch: Batch) -> None:
-        self.subject, self.batch = subject, batch
+        self.subject = subject
+        self.batch = batch
         self.outputs: dict[nn.Module, Any] = {}
         self.versions: dict[nn.Module, int] = {}
-        blocks = [
-            subject.module.get_submodule(p)
-            for paths in subject.anatomy.stacks.values()
-            for p in paths
-        ]
-        attentions = [
-            a
-            for site in subject.sites
-            if site.point == "heads" and (a := _attention(subject, site)) is not None
-        ]
-        with rerouted({m: self._keep(m) for m in [*blocks, *attentions]}):
+        with rerouted({module: self._keep_output(module) for module in self._modules()}):
             subject.touch(batch)
 
-    def _keep(self, module: nn.Module) -> Route:
+    def _modules(self) -> list[nn.Module]:
+        """The modules that may be skipped later: blocks, and the attention within them."""
+        modules: list[nn.Module] = []
+        for paths in self.subject.anatomy.stacks.values():
+            modules += [self.subject.module.get_submodule(path) for path in paths]
+        for site in self.subject.sites:
+            attention = _attention(self.subject, site) if site.point == "heads" else None
+            if attention is not None:
+                modules.append(attention)
+        return modules
+
+    def _keep_output(self, module: nn.Module) -> Route:
         def route(forward: Callable[..., Any]) -> Callable[..., Any]:
             def run(*args: Any, **kwargs: Any) -> Any:
-                output = self.outputs[module] = forward(*args, **kwargs)
+                output = forward(*args, **kwargs)
                 tensor = first_tensor(output)
+                self.outputs[module] = output
                 self.versions[module] = 0 if tensor is None else tensor._version
                 return output
 
@@ -176,97 +229,141 @@ class _Clean:
 
         return route
 
-    def _known(self, module: nn.Module) -> Route:
+    def _return_kept(self, module: nn.Module) -> Route:
         def route(_: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *_, **__: self.outputs[module]
+            def run(*_: Any, **__: Any) -> Any:
+                return self.outputs[module]
+
+            return run
 
         return route
 
-    def under(self, plan: Plan, measure: Measure) -> Any:
+    def resume(self, plan: Plan, measure: Measure) -> Any:
+        """The measure under a plan, without running again what the plan cannot change."""
         start = _start(self.subject, plan)
-        with rerouted({} if start is None else {m: self._known(m) for m in self._before(start)}):
-            return _alone(self.subject, self.batch, plan, measure)
+        skipped = [] if start is None else self._before(start)
+        with rerouted({module: self._return_kept(module) for module in skipped}):
+            return _run_alone(self.subject, self.batch, plan, measure)
 
     def _before(self, start: Site) -> list[nn.Module]:
         """The modules whose output a plan that starts at `start` cannot change."""
         assert start.block is not None
-        modules = [
-            self.subject.module.get_submodule(p)
-            for p in self.subject.anatomy.blocks(start.stack)[: start.block]
-        ]
+        lower_blocks = self.subject.anatomy.blocks(start.stack)[: start.block]
+        modules = [self.subject.module.get_submodule(path) for path in lower_blocks]
+
         if start.point in ("neurons", "mlp_out", "block_out", "resid_post"):
             attention = _attention(self.subject, Site("heads", start.block, start.stack))
-            modules += [] if attention is None else [attention]
+            if attention is not None:
+                modules.append(attention)
         return modules
 
-    def check(self) -> None:
+    def check_unchanged(self) -> None:
+        """Raises HookError when the model wrote into an output that was kept for later plans."""
         for module, output in self.outputs.items():
             tensor = first_tensor(output)
             if tensor is not None and tensor._version != self.versions[module]:
                 name = type(module).__name__
                 raise HookError(
-                    f"{name}'s output was changed in place after its forward: this model cannot be resumed; "
-                    "use interp.engine.sweeping.naive"
+                    f"{name}'s output was changed in place after its forward: "
+                    "this model cannot be resumed; use interp.engine.sweeping.naive"
                 )
 
 
 def _attention(subject: Subject, heads: Site) -> nn.Module | None:
-    """The child of a block that holds the attention's out-projection, if the block does not hold it
-    itself."""
+    """The child of a block that contains the attention's out-projection.
+
+    None when the block itself holds the projection, so that no module is the attention alone.
+    """
     if heads not in subject.anatomy.places:
         return None
     block = subject.anatomy.blocks(heads.stack)[heads.block or 0]
-    child, _, rest = subject.anatomy.place(heads).path[len(block) + 1 :].partition(".")
+    path_in_block = subject.anatomy.place(heads).path[len(block) + 1 :]
+    child, _, rest = path_in_block.partition(".")
     return subject.module.get_submodule(f"{block}.{child}") if rest else None
 
 
+@dataclass(frozen=True, eq=False)
+class _Fork:
+    """A plan that joins a grown forward at the block where it begins."""
+
+    number: int  # of the plan, among all plans of the sweep
+    plan: Plan
+    start: Site
+
+
+def _forks(subject: Subject, plans: Sequence[Plan]) -> list[_Fork]:
+    """The plans that can run in a grown forward, lowest block first."""
+    if not _can_grow(subject):
+        return []
+    forks: list[_Fork] = []
+    for number, plan in enumerate(plans):
+        start = _start(subject, plan)
+        if start is not None:
+            forks.append(_Fork(number, plan, start))
+    return sorted(forks, key=lambda fork: fork.start.order)
+
+
 def _can_grow(subject: Subject) -> bool:
-    """Whether the batch may grow at any block: one stack, whose residual stream is verified at
-    every block."""
+    """Whether the batch may grow at any block.
+
+    It may in a model with one stack whose residual stream is verified at every block.
+    """
     stacks = subject.anatomy.stacks
-    entries = [
-        Site("resid_pre", i, stack) for stack, blocks in stacks.items() for i in range(len(blocks))
-    ]
-    return len(stacks) == 1 and all(site in subject.anatomy.places for site in entries)
+    if len(stacks) != 1:
+        return False
+    [(stack, blocks)] = stacks.items()
+    entries = [Site("resid_pre", block, stack) for block in range(len(blocks))]
+    return all(site in subject.anatomy.places for site in entries)
 
 
-def _grow(
-    subject: Subject, batch: Batch, forks: Sequence[tuple[Site, Plan]], batched: frozenset[Key]
+# A grown forward starts with the rows of the batch, unchanged. At each block where forks begin, one
+# copy of these clean rows is appended for each of them, and the plan of a fork edits its own copy
+# only. As forks are sorted by the block at which they begin, copy k is the one of fork k:
+#
+#     rows            0 .. size        clean, in every block
+#     rows     size .. 2 * size        the first fork, from its first block on
+#     rows 2 * size .. 3 * size        the second fork, from its first block on
+#
+# What the model hands to its blocks together with the hidden states (masks, positions) still has
+# the rows of the original batch, so each block's forward is replaced by one that repeats them.
+def _run_grown(
+    subject: Subject, batch: Batch, forks: Sequence[_Fork], batched: frozenset[Key]
 ) -> list[Logits]:
-    """One forward that carries the clean rows and, from its first block on, the rows of every fork;
-    target logits by fork."""
-    stack, size = forks[0][0].stack, len(batch)
-    begins = Counter(start.block or 0 for start, _ in forks)
+    """The target logits of every fork, from one forward."""
+    stack = forks[0].start.stack
+    size = len(batch)
+
     edits: list[Edit] = []
-    by_site: dict[Site, list[tuple[int, slice, Edit]]] = {}
-    for number, (_, plan) in enumerate(forks, start=1):
-        for edit in lowered(subject.anatomy, plan):
-            rows = slice(number * size, (number + 1) * size)
-            by_site.setdefault(subject.anatomy.resolve(edit.site), []).append(
-                (len(edits), rows, edit)
-            )
+    edits_by_site: dict[Site, list[tuple[int, slice, Edit]]] = {}
+    for copy, fork in enumerate(forks, start=1):
+        rows = slice(copy * size, (copy + 1) * size)
+        for edit in lowered(subject.anatomy, fork.plan):
+            site = subject.anatomy.resolve(edit.site)
+            edits_by_site.setdefault(site, []).append((len(edits), rows, edit))
             edits.append(edit)
+
+    growth: dict[Site, Visit] = {}
+    for block, count in Counter(fork.start.block or 0 for fork in forks).items():
+        growth[Site("resid_pre", block, stack)] = _append_clean_rows(size, count)
+
     applied: Counter[int] = Counter()
-    blocks = [subject.module.get_submodule(p) for p in subject.anatomy.blocks(stack)]
-    growing = {
-        Site("resid_pre", block, stack): _append_clean(size, count)
-        for block, count in begins.items()
-    }
-    with (
-        tapped(subject, growing),
-        tapped(
-            subject, {site: _edit_rows(numbered, applied) for site, numbered in by_site.items()}
-        ),
-        rerouted({block: _repeat_arguments(size, batched) for block in blocks}),
-    ):
+    editing = {site: _edit_rows(at_site, applied) for site, at_site in edits_by_site.items()}
+    blocks = [subject.module.get_submodule(path) for path in subject.anatomy.blocks(stack)]
+    repeating = {block: _repeat_arguments(size, batched) for block in blocks}
+
+    # The edits are the inner context, so that they find the rows which the outer one appended.
+    with tapped(subject, growth), tapped(subject, editing), rerouted(repeating):
         logits = subject.target_logits(batch)
     check_applied(edits, applied)
-    return list(logits.split(size))[1:]
+
+    _, *logits_of_forks = logits.split(size)
+    return logits_of_forks
 
 
-def _append_clean(size: int, count: int) -> Visit:
+def _append_clean_rows(size: int, count: int) -> Visit:
     def append(value: Value, _: Clock) -> Tensor:
-        return torch.cat([value, *[value[:size]] * count])
+        clean = value[:size]
+        return torch.cat([value, *[clean] * count])
 
     return append
 
@@ -285,14 +382,13 @@ def _edit_rows(numbered: Sequence[tuple[int, slice, Edit]], applied: Counter[int
 
 
 def _repeat_arguments(size: int, batched: frozenset[Key]) -> Route:
-    """Makes masks and positions, which stand beside the hidden states, as many as the grown batch
-    has rows."""
+    """Gives a block as many rows of masks and positions as its hidden states have by then."""
 
     def route(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             hidden = first_tensor((args, kwargs))
             times = 1 if hidden is None else hidden.shape[0] // size
-            args, kwargs = _repeated((args, kwargs), times, batched, hidden)
+            args, kwargs = _repeat_batched((args, kwargs), times, batched, hidden)
             return forward(*args, **kwargs)
 
         return run
@@ -300,87 +396,105 @@ def _repeat_arguments(size: int, batched: frozenset[Key]) -> Route:
     return route
 
 
-class _SeenError(Exception):
-    """The forward has shown what was wanted of it."""
+class _StopForwardError(Exception):
+    """Ends a forward that has shown what was wanted of it."""
 
 
+# Which arguments of a block have one row per example cannot be read off their shapes: a mask of one
+# row may stand for all examples, and a length may equal the batch size by chance. So the model is
+# called on one example and on two, and the arguments that doubled are those with rows.
 def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
-    """Which arguments of the blocks hold rows for every example: those that double when the model
-    is called on two examples, not one."""
+    """Where the tensors with one row per example stand in the arguments of a block."""
     sizes: list[dict[Key, int]] = []
 
-    def spy(_: Callable[..., Any]) -> Callable[..., Any]:
+    def note_sizes(_: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            sizes.append({key: len(tensor) for key, tensor in _tensors((args, kwargs))})
-            raise _SeenError
+            tensors = _tensors((args, kwargs))
+            sizes.append({key: len(tensor) for key, tensor in tensors})
+            raise _StopForwardError
 
         return run
 
-    first = subject.module.get_submodule(next(iter(subject.anatomy.stacks.values()))[0])
-    for times in (1, 2):
-        with rerouted({first: spy}), suppress(_SeenError):
-            subject.touch(replace(batch.rows(torch.zeros(times, dtype=torch.long)), mask=None))
-    one, two = sizes
-    return frozenset(key for key in one.keys() & two.keys() if two[key] == 2 * one[key])
+    block = _first_block(subject)
+    for count in (1, 2):
+        first_row_repeated = torch.zeros(count, dtype=torch.long)
+        examples = replace(batch.rows(first_row_repeated), mask=None)
+        with rerouted({block: note_sizes}), suppress(_StopForwardError):
+            subject.touch(examples)
+
+    of_one, of_two = sizes
+    in_both = of_one.keys() & of_two.keys()
+    return frozenset(key for key in in_both if of_two[key] == 2 * of_one[key])
 
 
 def _tensors(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:
-    if isinstance(tree, Tensor) and tree.ndim:
-        yield key, tree
+    """The tensors in nested arguments, each with the key under which it stands."""
+    if isinstance(tree, Tensor):
+        if tree.ndim:
+            yield key, tree
     elif isinstance(tree, (tuple, list, dict)):
         items: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
         for name, item in items:
             yield from _tensors(item, (*key, name))
 
 
-def _repeated(
+def _repeat_batched(
     tree: Any, times: int, batched: frozenset[Key], keep: Tensor | None = None, key: Key = ()
 ) -> Any:
-    """`tree` with the batched tensors, but for `keep`, repeated along their first axis."""
+    """`tree` with its batched tensors repeated along their first axis, except `keep`."""
     if isinstance(tree, Tensor):
-        return torch.cat([tree] * times) if key in batched and tree is not keep else tree
+        unchanged = tree is keep or key not in batched
+        return tree if unchanged else torch.cat([tree] * times)
     if type(tree) in (tuple, list):
-        return type(tree)(
-            _repeated(item, times, batched, keep, (*key, n)) for n, item in enumerate(tree)
-        )
+        items = [
+            _repeat_batched(item, times, batched, keep, (*key, number))
+            for number, item in enumerate(tree)
+        ]
+        return type(tree)(items)
     if type(tree) is dict:
-        items: Any = tree.items()
-        return {name: _repeated(item, times, batched, keep, (*key, name)) for name, item in items}
+        named: Any = tree.items()
+        return {
+            name: _repeat_batched(item, times, batched, keep, (*key, name)) for name, item in named
+        }
     return tree
 
 
 def _should_grow(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
     """Whether `grown` is the faster way, and one that these plans and this model allow."""
-    if (
-        next(subject.module.parameters()).dtype == torch.float64
-    ):  # who pays for float64 wants the naive loop's bits
+    # Whoever pays for float64 wants the bits of the naive loop.
+    if next(subject.module.parameters()).dtype == torch.float64:
         return False
+
     largest = _CPU_TOKENS if subject.device.type == "cpu" else _GPU_TOKENS
     if batch.tokens.numel() > largest:
         return False
-    alone = len(plans) < 2 or all(_start(subject, plan) is None for plan in plans)
-    return not alone and _can_grow(subject) and _takes_more_rows(subject, batch)
+
+    if len(plans) < 2 or all(_start(subject, plan) is None for plan in plans):
+        return False
+    return _can_grow(subject) and _takes_more_rows(subject, batch)
 
 
 def _takes_more_rows(subject: Subject, batch: Batch) -> bool:
-    """Whether a block runs on more rows than the model was given, tried on the first."""
+    """Whether a block runs on more rows than the model was given, tried on the first block."""
     ran: list[bool] = []
     with evaluating(subject):
         batched = _batched_arguments(subject, batch)
 
         def try_twice_the_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
             def run(*args: Any, **kwargs: Any) -> Any:
-                more_args, more_kwargs = _repeated((args, kwargs), 2, batched)
+                more_args, more_kwargs = _repeat_batched((args, kwargs), 2, batched)
                 forward(*more_args, **more_kwargs)
                 ran.append(True)
-                raise _SeenError
+                raise _StopForwardError
 
             return run
 
-        first = subject.module.get_submodule(next(iter(subject.anatomy.stacks.values()))[0])
         try:
-            with rerouted({first: try_twice_the_rows}), suppress(_SeenError):
+            with (
+                rerouted({_first_block(subject): try_twice_the_rows}),
+                suppress(_StopForwardError),
+            ):
                 subject.touch(batch)
-        except RuntimeError:  # of shapes that do not fit
+        except RuntimeError:  # the shapes of the block's own buffers or arguments do not fit
             return False
     return bool(ran)

@@ -1,2 +1,2 @@
-"""Temporary changes to a forward, which leave no trace: hooks, traces of calls, other forwards,
-modes."""
+"""Temporary changes to a forward, undone afterwards: hooks, other forwards, modes, traces of
+calls."""

@@ -1,5 +1,7 @@
-"""watched: everything one tiny forward did - which modules ran, on what, and where attention was
-computed. Discovery reads it."""
+"""watched: records everything that one tiny forward did, for the discovery of sites.
+
+It notes which modules ran, on what values, and where attention was computed.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,21 @@ from torch.overrides import TorchFunctionMode
 
 from interp.hooks.hooks import every_call, first_tensor
 
+Attention = tuple[int, tuple[str, ...], int]
+Running = tuple[str, int, Tensor | None]
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One execution of one module, with copies of its first input and output; `inside` are the
-    paths of the modules that were running."""
+    """One call of one module.
+
+    Attributes:
+        path: of the module.
+        inside: paths of the modules that were running when it was called.
+        start, end: when it began and ended, in ticks of the trace.
+        value, output: copies of its first floating-point input and output; None where there is
+            none.
+    """
 
     path: str
     inside: tuple[str, ...]
@@ -29,51 +41,58 @@ class Call:
 
 @dataclass(eq=False)
 class Watch(TorchFunctionMode):
-    """What one forward did: module calls in order of completion, and attention operations as (time,
-    running modules, heads)."""
+    """The trace of one forward.
+
+    Attributes:
+        calls: the module calls, in the order in which they ended.
+        attentions: the attention operations, as (time, paths of the running modules, heads); heads
+            is 0 where the operation does not tell.
+        running: the calls that have not ended, outermost first, as (path, start, input).
+        time: ticks so far: one for each begin, end and attention operation.
+    """
 
     calls: list[Call] = field(default_factory=list[Call])
-    attentions: list[tuple[int, tuple[str, ...], int]] = field(
-        default_factory=list[tuple[int, tuple[str, ...], int]]
-    )
-    running: list[tuple[str, int, Tensor | None]] = field(
-        default_factory=list[tuple[str, int, Tensor | None]]
-    )
+    attentions: list[Attention] = field(default_factory=list[Attention])
+    running: list[Running] = field(default_factory=list[Running])
     time: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in ("scaled_dot_product_attention", "softmax"):
-            self._attention(name, args[0] if args else next(iter((kwargs or {}).values())))
-        return func(*args, **(kwargs or {}))
+            first = args[0] if args else next(iter(kwargs.values()))
+            self._note_attention(name, first)
+        return func(*args, **kwargs)
 
-    def _attention(self, name: str, scores: Tensor) -> None:
-        square = scores.ndim >= 3 and (name != "softmax" or scores.shape[-1] == scores.shape[-2])
-        if square:
-            self.time += 1
-            self.attentions.append(
-                (
-                    self.time,
-                    tuple(path for path, *_ in self.running),
-                    scores.shape[1] if scores.ndim == 4 else 0,
-                )
-            )
+    def _note_attention(self, name: str, first: Tensor) -> None:
+        """Notes an operation on queries, or on scores in the case of a softmax."""
+        # A softmax is attention only over scores of positions by positions: the one over the
+        # vocabulary, or over the experts of a mixture, is not square.
+        if first.ndim < 3:
+            return
+        if name == "softmax" and first.shape[-1] != first.shape[-2]:
+            return
+        self.time += 1
+        heads = first.shape[1] if first.ndim == 4 else 0
+        self.attentions.append((self.time, self._running_paths(), heads))
+
+    def _running_paths(self) -> tuple[str, ...]:
+        return tuple(path for path, *_ in self.running)
 
     def enter(self, path: str, value: Any) -> None:
-        """A module begins."""
+        """Notes that a module begins, with its inputs."""
         self.time += 1
         self.running.append((path, self.time, _copy(value)))
 
     def leave(self, output: Any) -> None:
-        """The module that began last ends."""
+        """Notes that the module which began last ends, with its output."""
         self.time += 1
         path, start, value = self.running.pop()
-        self.calls.append(
-            Call(path, tuple(p for p, *_ in self.running), start, self.time, value, _copy(output))
-        )
+        call = Call(path, self._running_paths(), start, self.time, value, _copy(output))
+        self.calls.append(call)
 
 
 def _copy(tree: Any) -> Tensor | None:
@@ -82,8 +101,21 @@ def _copy(tree: Any) -> Tensor | None:
 
 
 def watched(module: nn.Module, run: Callable[[], object]) -> Watch:
-    """Runs `run` once and tells every module call and attention operation it made. Copies are kept,
-    so use a tiny input."""
+    """Runs `run` once and returns every module call and attention operation that it made.
+
+    The input and output of every call are copied, so use a tiny input.
+
+    Args:
+        module: the module whose submodules are watched.
+        run: runs the module, such as `lambda: module(tokens)`.
+
+    Example:
+        >>> from interp.hooks.call_trace import watched
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+        >>> trace = watched(net, lambda: net(torch.zeros(1, 2)))
+        >>> [call.path for call in trace.calls]
+        ['0', '1', '']
+    """
     watch = Watch()
     with torch.no_grad(), watch, every_call(module, watch.enter, watch.leave):
         run()

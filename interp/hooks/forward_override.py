@@ -1,5 +1,4 @@
-"""rerouted: another forward for some modules, for a while. Hooks on them still fire. How a sweep
-skips what it already knows."""
+"""rerouted: replaces the forwards of some modules for a while. A sweep skips blocks this way."""
 
 from __future__ import annotations
 
@@ -14,17 +13,33 @@ Route = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @contextmanager
 def rerouted(routes: Mapping[nn.Module, Route]) -> Generator[None]:
-    """Replaces the forward of some modules by `route(forward)`, and puts it back. Hooks on them
-    still fire."""
+    """Replaces each module's forward by `route(forward)` and restores it afterwards.
+
+    Hooks on the modules still fire, because torch runs them around the forward.
+
+    Args:
+        routes: for each module, a function from its forward to the one that is run instead.
+
+    Example:
+        >>> from interp.hooks.forward_override import rerouted
+        >>> layer = torch.nn.Identity()
+        >>> with rerouted({layer: lambda forward: lambda x: 2 * forward(x)}):
+        ...     layer(torch.tensor(3))
+        tensor(6)
+        >>> layer(torch.tensor(3))
+        tensor(3)
+    """
     with ExitStack() as stack:
         for module, route in routes.items():
-            stack.enter_context(_forward(module, route(module.forward)))
+            stack.enter_context(_forward_replaced(module, route(module.forward)))
         yield
 
 
 @contextmanager
-def _forward(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    own = module.__dict__.get("forward")  # nnsight keeps its controller there
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
+    # A forward is a method of the class, unless somebody set one on the instance, as nnsight does
+    # for its controller. Only that one must be put back; else ours is deleted.
+    own = module.__dict__.get("forward")
     module.forward = forward
     try:
         yield

@@ -1,7 +1,9 @@
-"""The only file that registers hooks: `tapped` (to see or replace values at sites), `intervened`,
-`captured` and `every_call`.
+"""The only file that registers hooks: `tapped`, `intervened`, `captured` and `every_call`.
 
-Laws kept here: own handles only, removed in `finally`; contexts nest and re-enter; the hooks of
+`tapped` shows, or replaces, the values at sites; `intervened` runs plans; `captured` gives
+activations for differentiation; `every_call` follows all module calls.
+
+Rules kept here: only our own hooks are removed, also when the block fails; contexts nest; hooks of
 others survive; a hook that never fires is an error; a value is never written in place. Where
 contexts nest, the inner one sees what the outer one left.
 """
@@ -31,8 +33,10 @@ _declared_prompt: ContextVar[int | None] = ContextVar("prompt", default=None)
 
 
 class Hooked(Protocol):
-    """What can be hooked: a module and the anatomy that says where its sites are. Every Subject is
-    one."""
+    """What can be hooked: a module, and the anatomy that says where its sites are.
+
+    Every Subject is one.
+    """
 
     @property
     def module(self) -> nn.Module: ...
@@ -43,22 +47,33 @@ class Hooked(Protocol):
 
 @dataclass
 class Clock:
-    """Where in the sequence the running forward is: positions are absolute, also under a KV cache."""
+    """Where in the sequence the running forward is.
+
+    Attributes:
+        offset: absolute position of the first position in this forward; with a KV cache, the number
+            of positions that the cache holds.
+        length: how many positions this forward has.
+        prompt: how many leading positions of the sequence are prompt.
+    """
 
     offset: int = 0
     length: int = 0
     prompt: int = 0
 
     def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        caches = [a for a in (*args, *kwargs.values()) if hasattr(a, "get_seq_length")]
+        """Reads the offset from the KV cache among a module's arguments, if there is one."""
+        arguments = (*args, *kwargs.values())
+        caches = [value for value in arguments if hasattr(value, "get_seq_length")]
         self.offset = int(caches[0].get_seq_length()) if caches else 0
 
     def see(self, value: Tensor) -> None:
+        """Reads the length from an activation [batch, position, width]."""
         self.length = value.shape[1]
         declared = _declared_prompt.get()
         if declared is not None:
             self.prompt = declared
         elif self.offset == 0:
+            # Nobody declared a prompt: the first forward of a generation reads it whole.
             self.prompt = self.length
 
 
@@ -67,8 +82,15 @@ Visit = Callable[[Value, Clock], Tensor | None]
 
 @contextmanager
 def prompt_length(length: int | None) -> Generator[None]:
-    """Declares how many leading positions are prompt, for `when="prompt"` and `"decode"` in a
-    teacher-forced forward."""
+    """Declares how many leading positions are prompt, for plans with `when="prompt"` or "decode".
+
+    A teacher-forced forward reads prompt and continuation at once, so that the boundary cannot be
+    seen from its shape.
+
+    Args:
+        length: the number of positions; None leaves it to the first forward, whose positions are
+            then all prompt.
+    """
     token = _declared_prompt.set(length)
     try:
         yield
@@ -78,30 +100,50 @@ def prompt_length(length: int | None) -> Generator[None]:
 
 @contextmanager
 def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[Site]]:
-    """Calls `visits[site](value, clock)` whenever a site runs; a returned tensor replaces the
-    value.
+    """Calls `visits[site](value, clock)` whenever a forward passes a site.
 
-    Yields how often each site fired. Raises HookError on a clean exit when one never did.
+    Args:
+        subject: the model.
+        visits: for each site, a function that sees the value, [batch, position, width], and the
+            Clock. A tensor that it returns replaces the value; None leaves it.
+
+    Yields:
+        How often each site was passed so far.
+
+    Raises:
+        SiteError: a site is unknown.
+        HookError: the block ended without an error, but a site was never passed.
+
+    Example:
+        >>> from interp.hooks.hooks import tapped
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> shapes = []
+        >>> with tapped(subject, {site: lambda value, _: shapes.append(tuple(value.shape))}):
+        ...     _ = subject.logits(batch)
+        >>> shapes
+        [(12, 16, 48)]
     """
     fired: Counter[Site] = Counter()
     clock = Clock()
     with ExitStack() as stack:
-        for path in dict.fromkeys(("", *(blocks[0] for blocks in subject.anatomy.stacks.values()))):
-            stack.callback(_clock_hook(subject.module.get_submodule(path), clock).remove)
-        for site in sorted(
-            visits, key=lambda s: s.order
-        ):  # so that resid_mid is built on the resid_pre that other visits left
-            _tap(
-                stack,
-                subject.module,
-                subject.anatomy.place(site),
-                _counted(visits[site], site, fired),
-                clock,
-            )
+        # The clock needs the offset, from the cache among the arguments, and the length, from the
+        # hidden states, before the first site is reached. The model itself may get only token ids
+        # and make its cache inside; the first block of each stack gets both.
+        first_blocks = [blocks[0] for blocks in subject.anatomy.stacks.values()]
+        for path in dict.fromkeys(["", *first_blocks]):
+            handle = _hook_clock(subject.module.get_submodule(path), clock)
+            stack.callback(handle.remove)
+
+        # In the order of data, so that resid_mid is built on the resid_pre that other visits left.
+        for site in sorted(visits, key=lambda site: site.order):
+            place = subject.anatomy.place(site)
+            visit = _counted(visits[site], site, fired)
+            _tap(stack, subject.module, place, visit, clock)
         yield fired
+
     missed = [site for site in visits if not fired[site]]
     if missed:
-        where = ", ".join(f"{s} ({subject.anatomy.place(s)})" for s in missed[:3])
+        where = ", ".join(f"{site} ({subject.anatomy.place(site)})" for site in missed[:3])
         raise HookError(
             f"{len(missed)} of {len(visits)} hooks never fired: {where}; no forward reached them"
         )
@@ -115,110 +157,165 @@ def _counted(visit: Visit, site: Site, fired: Counter[Site]) -> Visit:
     return counted
 
 
-def _clock_hook(module: nn.Module, clock: Clock) -> Any:
+def _hook_clock(module: nn.Module, clock: Clock) -> Any:
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         clock.start(args, kwargs)
         value = first_tensor((args, kwargs))
         if value is not None and value.ndim == 3:
             clock.see(value)
 
+    # In front of all other hooks, which ask the clock.
     return module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
 
 
 def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock: Clock) -> None:
-    """Hooks one place until the stack unwinds; for a place that is a sum or a difference, first
-    hooks the other term."""
+    """Hooks one place until the stack unwinds.
+
+    A place may be the sum of two terms, or their difference. Then the other term is hooked first
+    and kept until the hook of this place adds the two.
+    """
     if place.base is not None:
         other, sign = place.base
-        base: list[Tensor] = []
+        kept: list[Tensor] = []
 
         def keep(value: Value, _: Clock) -> None:
-            base[:] = [sign * value]
+            kept[:] = [sign * value]
 
         _tap(stack, module, other, keep, clock)
-        visit = _summed(visit, base)
-    target = module.get_submodule(place.path)
+        visit = _on_sum(visit, kept)
 
     def inward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _replaced((args, kwargs), lambda t: _visit(visit, t, clock))
+        return _change_first_tensor((args, kwargs), lambda tensor: _visit(visit, tensor, clock))
 
     def outward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        return _replaced(output, lambda t: _visit(visit, t, clock))
+        return _change_first_tensor(output, lambda tensor: _visit(visit, tensor, clock))
 
+    target = module.get_submodule(place.path)
     if place.side == "in":
-        stack.callback(target.register_forward_pre_hook(inward, with_kwargs=True).remove)
+        handle = target.register_forward_pre_hook(inward, with_kwargs=True)
     else:
-        stack.callback(target.register_forward_hook(outward).remove)
+        handle = target.register_forward_hook(outward)
+    stack.callback(handle.remove)
 
 
-def _summed(visit: Visit, base: list[Tensor]) -> Visit:
-    def visited(value: Value, clock: Clock) -> Tensor | None:
-        new = visit(base[0] + value, clock)
-        return None if new is None else new - base[0]
+def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
+    """A visit that sees this term plus the kept one.
 
-    return visited
+    The sum itself exists in no tensor of the model, so its new value is put into this term: the
+    model then adds the other one and arrives at what the visit returned.
+    """
+
+    def visit_sum(value: Value, clock: Clock) -> Tensor | None:
+        [other_term] = kept
+        new = visit(other_term + value, clock)
+        return None if new is None else new - other_term
+
+    return visit_sum
 
 
 def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
-    """Shows a visit [batch, position, width], whatever the module's own shape is (OPT's MLP sees
-    [batch * position, width])."""
-    value = tensor if tensor.ndim == 3 else tensor.reshape(-1, clock.length, tensor.shape[-1])
+    """Shows a visit [batch, position, width], whatever the shape of the module's own tensor."""
+    if tensor.ndim == 3:
+        clock.see(tensor)
+        return visit(tensor, clock)
+
+    # OPT's MLP sees [batch * position, width]. The clock knows the length from the block around it.
+    width = tensor.shape[-1]
+    value = tensor.reshape(-1, clock.length, width)
     clock.see(value)
     new = visit(value, clock)
-    return new if new is None or tensor.ndim == 3 else new.reshape(-1, tensor.shape[-1])
+    return None if new is None else new.reshape(-1, width)
 
 
 def first_tensor(tree: Any) -> Tensor | None:
-    """The first floating-point tensor in nested arguments or outputs: by convention the hidden
-    states."""
+    """Returns the first floating-point tensor in nested arguments or outputs; None without one.
+
+    By convention it holds the hidden states.
+
+    Example:
+        >>> from interp.hooks.hooks import first_tensor
+        >>> first_tensor((torch.tensor([5]), {"hidden": torch.tensor([0.5])}))
+        tensor([0.5000])
+    """
     if isinstance(tree, Tensor):
         return tree if tree.is_floating_point() else None
+    items: Any = ()
     if isinstance(tree, Mapping):
-        tree = tuple(tree.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(tree, (tuple, list)):
-        return next((t for item in tree if (t := first_tensor(item)) is not None), None)  # pyright: ignore[reportUnknownVariableType]
+        items = tree.values()  # pyright: ignore[reportUnknownVariableType]
+    elif isinstance(tree, (tuple, list)):
+        items = tree  # pyright: ignore[reportUnknownVariableType]
+    for item in items:
+        tensor = first_tensor(item)
+        if tensor is not None:
+            return tensor
     return None
 
 
-def _replaced(tree: Any, change: Callable[[Tensor], Tensor | None]) -> Any:
-    """`tree` with its first floating tensor changed, or None (torch's "leave it") when the change
-    is None."""
+def _change_first_tensor(tree: Any, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """`tree` with its first floating-point tensor changed.
+
+    None, by which a hook tells torch to leave the tree as it is, when `change` returns None.
+    """
     old = first_tensor(tree)
     new = None if old is None else change(old)
     return None if new is None else _swap(tree, old, new)
 
 
 def _swap(tree: Any, old: Tensor | None, new: Tensor) -> Any:
+    """A copy of `tree` with `new` in the place of `old`; its containers keep their types."""
     if tree is old:
         return new
     if isinstance(tree, dict):
-        return type(tree)(**{k: _swap(v, old, new) for k, v in tree.items()})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        named: Any = tree.items()  # pyright: ignore[reportUnknownVariableType]
+        return type(tree)(**{name: _swap(item, old, new) for name, item in named})  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     if isinstance(tree, (tuple, list)):
         items = [_swap(item, old, new) for item in tree]  # pyright: ignore[reportUnknownVariableType]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        # A named tuple takes its fields one by one, a plain one takes a sequence.
+        is_named_tuple = hasattr(tree, "_fields")  # pyright: ignore[reportUnknownArgumentType]
+        return type(tree)(*items) if is_named_tuple else type(tree)(items)  # pyright: ignore[reportUnknownVariableType]
     return tree
 
 
 @contextmanager
 def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
-    """Runs every forward inside the block under the plans: with generation, a KV cache and
-    autograd. Weights are not touched.
+    """Runs every forward inside the block under some plans.
 
-    Raises ValueError for units of another model, SiteError for an unknown site, and HookError on a
-    clean exit when an intervention never applied (no forward ran, or none of its positions was
-    reached).
+    Works with generation, a KV cache and autograd. Weights are not touched.
+
+    Args:
+        subject: the model.
+        plans: interventions, or sequences of interventions, applied in order.
+
+    Raises:
+        ValueError: the units were chosen on a model of another shape.
+        SiteError: a site is unknown.
+        HookError: the block ended without an error, but an intervention never applied: no forward
+            ran, or none reached its positions.
+
+    Example:
+        >>> neurons = subject.anatomy.units("neurons")
+        >>> loss = subject.losses(batch).mean()
+        >>> with interp.intervened(subject, interp.Zero(neurons)):
+        ...     loss_without_neurons = subject.losses(batch).mean()
+        >>> bool(loss < loss_without_neurons)
+        True
+        >>> bool(loss == subject.losses(batch).mean())
+        True
     """
     edits = lowered(subject.anatomy, *plans)
-    applied: Counter[int] = Counter()
-    by_site: dict[Site, list[tuple[int, Edit]]] = {}
+    edits_by_site: dict[Site, list[tuple[int, Edit]]] = {}
     for number, edit in enumerate(edits):
-        by_site.setdefault(subject.anatomy.resolve(edit.site), []).append((number, edit))
-    with tapped(subject, {site: _editing(numbered, applied) for site, numbered in by_site.items()}):
+        site = subject.anatomy.resolve(edit.site)
+        edits_by_site.setdefault(site, []).append((number, edit))
+
+    applied: Counter[int] = Counter()
+    visits = {site: _apply_all(at_site, applied) for site, at_site in edits_by_site.items()}
+    with tapped(subject, visits):
         yield
     check_applied(edits, applied)
 
 
-def _editing(numbered: Sequence[tuple[int, Edit]], applied: Counter[int]) -> Visit:
+def _apply_all(numbered: Sequence[tuple[int, Edit]], applied: Counter[int]) -> Visit:
     def edit_all(value: Value, clock: Clock) -> Tensor | None:
         new = value
         for number, edit in numbered:
@@ -232,55 +329,102 @@ def _editing(numbered: Sequence[tuple[int, Edit]], applied: Counter[int]) -> Vis
 
 
 def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
-    """Raises HookError when one of the edits touched no position; `applied` counts by the number of
-    the edit."""
+    """Checks that every edit touched at least one position.
+
+    Args:
+        edits: all edits of some plans.
+        applied: how often each was applied, by its number in `edits`.
+
+    Raises:
+        HookError: one of them was never applied; the message names the first.
+    """
     idle = [edit for number, edit in enumerate(edits) if not applied.get(number)]
-    if idle:
-        positions = (
-            "all positions"
-            if idle[0].positions is None
-            else f"positions {', '.join(map(str, idle[0].positions))}"
-        )
-        first = f"{idle[0].site}, {positions}, when={idle[0].when!r}"
-        raise HookError(
-            f"{len(idle)} of {len(edits)} edits never applied: {first}; no forward reached such a position"
-        )
+    if not idle:
+        return
+    first = idle[0]
+    if first.positions is None:
+        positions = "all positions"
+    else:
+        positions = f"positions {', '.join(map(str, first.positions))}"
+    raise HookError(
+        f"{len(idle)} of {len(edits)} edits never applied: "
+        f"{first.site}, {positions}, when={first.when!r}; no forward reached such a position"
+    )
 
 
 def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
-    """Plans as edits, checked against the model they are to run on."""
+    """Returns plans as edits, checked against the model on which they are to run.
+
+    Args:
+        anatomy: of the model.
+        plans: interventions, or sequences of interventions, in order.
+
+    Raises:
+        ValueError: the units were chosen on a model of another shape.
+        SiteError: a site is unknown.
+
+    Example:
+        >>> from interp.hooks.hooks import lowered
+        >>> plan = interp.Zero(subject.anatomy.units("neurons"))
+        >>> [str(edit.site) for edit in lowered(subject.anatomy, plan)]
+        ['blocks.0.neurons', 'blocks.1.neurons']
+    """
     edits: list[Edit] = []
-    for intervention in (i for plan in plans for i in interventions(plan)):
-        anatomy.check(intervention.units)
-        edits += intervention.edits(anatomy.columns)
+    for plan in plans:
+        for intervention in interventions(plan):
+            anatomy.check(intervention.units)
+            edits += intervention.edits(anatomy.columns)
     return edits
 
 
 @contextmanager
 def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, Value]]:
-    """Live activations of the next forward, inside the autograd graph: differentiate a loss with
-    respect to them.
+    """Gives the activations of the next forward inside the autograd graph.
 
-    Raises HookError on exit when one was changed in place after it was taken, for its gradient
-    would belong to another value.
+    Differentiate a loss with respect to them.
+
+    Args:
+        subject: the model.
+        sites: where to capture.
+
+    Yields:
+        A dict that the forward fills: for each site, [batch, position, width].
+
+    Raises:
+        SiteError: a site is unknown.
+        HookError: the block ended without an error, but a site was never passed, or the model
+            changed an activation in place after it was captured, so that its gradient would belong
+            to another value.
+
+    Example:
+        >>> sites = subject.anatomy.expand("neurons")
+        >>> with interp.captured(subject, sites) as values:
+        ...     loss = subject.losses(batch).sum()
+        >>> gradients = torch.autograd.grad(loss, [values[site] for site in sites])
+        >>> [tuple(gradient.shape) for gradient in gradients]
+        [(12, 16, 48), (12, 16, 48)]
     """
     values: dict[Site, Value] = {}
     versions: dict[Site, int] = {}
 
-    def visit(site: Site) -> Visit:
+    def keep_at(site: Site) -> Visit:
         def keep(value: Value, _: Clock) -> Tensor | None:
             live = value if value.requires_grad else value.detach().requires_grad_()
-            values[site], versions[site] = live, live._version
+            values[site] = live
+            versions[site] = live._version
             return live
 
         return keep
 
-    with tapped(subject, {site: visit(site) for site in sites}):
+    with tapped(subject, {site: keep_at(site) for site in sites}):
         yield values
-    stale = [s for s in sites if values[s]._version != versions[s]]
+
+    # torch counts the in-place writes to a tensor as its version.
+    stale = [site for site in sites if values[site]._version != versions[site]]
     if stale:
         raise HookError(
-            f"{', '.join(map(str, stale))}: the model changed this activation in place after the hook; capture the next site instead"
+            f"{', '.join(map(str, stale))}: the model changed this activation in place "
+            "after the hook; capture the next site instead"
         )
 
 
@@ -288,13 +432,19 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, V
 def every_call(
     module: nn.Module, enter: Callable[[str, object], None], leave: Callable[[object], None]
 ) -> Generator[None]:
-    """Calls `enter(path, inputs)` before and `leave(output)` after every call of every submodule."""
+    """Follows every call of every submodule.
+
+    Args:
+        module: the module whose submodules are followed, and itself.
+        enter: called with the path and the inputs before each call.
+        leave: called with the output after each call.
+    """
     with ExitStack() as stack:
         for path, child in module.named_modules():
-            stack.callback(
-                child.register_forward_pre_hook(_entering(path, enter), with_kwargs=True).remove
-            )
-            stack.callback(child.register_forward_hook(_leaving(leave)).remove)
+            before = child.register_forward_pre_hook(_entering(path, enter), with_kwargs=True)
+            stack.callback(before.remove)
+            after = child.register_forward_hook(_leaving(leave))
+            stack.callback(after.remove)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluation modes that come back."""
+"""Training and evaluation modes that are restored afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def dropout_off(module: nn.Module) -> Generator[None]:
-    """Evaluation mode; every module's own mode comes back."""
+    """Puts a module into evaluation mode and restores the mode of every submodule afterwards."""
     with modes_kept(module):
         module.eval()
         yield
@@ -18,8 +18,17 @@ def dropout_off(module: nn.Module) -> Generator[None]:
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Generator[None]:
-    """Training or evaluation, every module's own mode comes back."""
-    modes = [(m, m.training) for m in module.modules()]
+    """Restores the mode (training or evaluation) of every submodule after the block.
+
+    Example:
+        >>> from interp.hooks.modes import modes_kept
+        >>> layer = torch.nn.Dropout()
+        >>> with modes_kept(layer):
+        ...     _ = layer.eval()
+        >>> layer.training
+        True
+    """
+    modes = [(child, child.training) for child in module.modules()]
     try:
         yield
     finally:

@@ -1,2 +1,2 @@
-"""WHAT to change, as plain data: the kinds of intervention, the affine edits they come down to, and
+"""What to change in a network, as frozen data: interventions, the edits they amount to, and
 plans."""

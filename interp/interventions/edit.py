@@ -1,10 +1,9 @@
-"""Edit: an affine map on columns of an activation, which every executor applies by the same rule,
-`apply`."""
+"""Edit: an affine map on columns of an activation. Every executor applies it with `apply`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,13 +16,20 @@ When = Literal["all", "prompt", "decode"]
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One affine change at one site: `x[columns] = multiply * x[columns] + add`, or the removal of
-    the span of `basis`.
+    """One change at one site: `x[columns] = multiply * x[columns] + add`.
 
-    `columns` index the last axis of the activation; `add` is [1 or period, columns], its row chosen
-    by absolute position modulo the period, or [rows, period, columns], where also the row of the
-    batch chooses, modulo the rows; `basis` is [rank, columns] with orthonormal rows, removed before
-    `add` is added.
+    With `basis`, the component in the span of the basis is removed instead of multiplying.
+
+    Attributes:
+        site: where.
+        columns: which columns of the last axis of the activation.
+        multiply: the factor.
+        add: [period, columns]: the row with the absolute position modulo `period` is added; or
+            [rows, period, columns]: the row of the batch, modulo `rows`, chooses too. None adds
+            nothing.
+        basis: [rank, columns], with orthonormal rows.
+        positions: absolute positions to change; None for all.
+        when: whether to change positions of the prompt, positions decoded after it, or all.
     """
 
     site: Site
@@ -35,29 +41,55 @@ class Edit:
     when: When = "all"
 
     def active(self, offset: int, length: int, prompt: int) -> Int[Tensor, " position"]:
-        """Absolute positions, among `offset .. offset + length - 1`, that this edit touches, given
-        the length of the prompt."""
-        seen = torch.arange(offset, offset + length)
-        if self.when != "all":
-            seen = seen[seen < prompt] if self.when == "prompt" else seen[seen >= prompt]
+        """Returns the absolute positions that this edit changes in one forward.
+
+        Args:
+            offset: absolute position of the forward's first position.
+            length: how many positions the forward has.
+            prompt: length of the prompt.
+
+        Example:
+            >>> from interp.interventions.edit import Edit
+            >>> neurons = interp.Site.parse("blocks.0.neurons")
+            >>> edit = Edit(neurons, columns=torch.tensor([3]), when="decode")
+            >>> edit.active(offset=0, length=6, prompt=4)
+            tensor([4, 5])
+        """
+        positions = torch.arange(offset, offset + length)
+        if self.when == "prompt":
+            positions = positions[positions < prompt]
+        elif self.when == "decode":
+            positions = positions[positions >= prompt]
         if self.positions is not None:
-            seen = seen[torch.isin(seen, torch.tensor(self.positions))]
-        return seen
+            positions = positions[torch.isin(positions, torch.tensor(self.positions))]
+        return positions
 
     def added(
         self, rows: int, positions: Int[Tensor, " position"]
     ) -> Float[Tensor, "*rows position columns"]:
-        """What `add` gives to a forward of so many rows at some absolute positions. Raises
-        ValueError when the rows have no donors."""
+        """Returns what `add` adds in one forward.
+
+        Args:
+            rows: how many rows the forward has.
+            positions: absolute positions.
+
+        Returns:
+            [position, columns], or [rows, position, columns] when the row of the batch matters.
+
+        Raises:
+            ValueError: `rows` is not a multiple of the rows of `add`.
+        """
         assert self.add is not None
-        table = self.add[..., positions % self.add.shape[-2], :]
+        period = self.add.shape[-2]
+        table = self.add[..., positions % period, :]
         if table.ndim == 2:
             return table
         times, left = divmod(rows, len(table))
         if left:
             donors = f"{len(table)} donors (row r takes donor r modulo {len(table)})"
             raise ValueError(
-                f"{self.site}: {rows} rows are no multiple of the {donors}: run the whole batch that the donors belong to"
+                f"{self.site}: {rows} rows are no multiple of the {donors}: "
+                "run the whole batch that the donors belong to"
             )
         return table.repeat(times, 1, 1)
 
@@ -68,25 +100,42 @@ def apply(
     offset: int,
     positions: Int[Tensor, " position"],
 ) -> Tensor:
-    """A copy of `value`, whose first position is `offset`, with `edit` done at the given absolute
-    positions; `value` is left alone."""
-    columns, rows = edit.columns.to(value.device), (positions - offset).to(value.device)
-    whole = len(rows) == value.shape[1]  # slicing is cheaper than gathering rows
-    at = (
-        (slice(None), slice(None), columns)
-        if whole
-        else (slice(None), rows[:, None], columns[None, :])
-    )
+    """Returns a copy of an activation with an edit done at some positions.
+
+    Args:
+        edit: what to do.
+        value: the activation; it is not changed.
+        offset: absolute position of its first position.
+        positions: absolute positions to change.
+
+    Example:
+        >>> from interp.interventions.edit import Edit, apply
+        >>> neurons = interp.Site.parse("blocks.0.neurons")
+        >>> edit = Edit(neurons, columns=torch.tensor([1]), multiply=0.0)
+        >>> value = torch.ones(1, 2, 3)
+        >>> apply(edit, value, offset=0, positions=torch.tensor([1]))
+        tensor([[[1., 1., 1.],
+                 [1., 0., 1.]]])
+    """
+    columns = edit.columns.to(value.device)
+    in_forward = (positions - offset).to(value.device)
+    at: Any
+    if len(in_forward) == value.shape[1]:
+        at = (slice(None), slice(None), columns)  # cheaper than gathering every position
+    else:
+        at = (slice(None), in_forward[:, None], columns[None, :])
     chosen = value[at]
+
     if edit.basis is not None:
         basis = edit.basis.to(value)
         new = chosen - (chosen @ basis.T) @ basis
-    elif edit.multiply == 0.0:  # not a product: zeroing must also remove an infinity
-        new = torch.zeros_like(chosen)
+    elif edit.multiply == 0.0:
+        new = torch.zeros_like(chosen)  # not a product: zeroing must also remove an infinity
     else:
         new = chosen * edit.multiply
     if edit.add is not None:
         new = new + edit.added(len(value), positions).to(value)
+
     changed = value.clone()
     changed[at] = new
     return changed

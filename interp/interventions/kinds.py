@@ -1,9 +1,8 @@
-"""What to change in a network, as frozen plain data: which units, to what, at which positions,
-when.
+"""Interventions: which units of a network to change, to what, at which positions and when.
 
-An Intervention knows nothing of models or hooks. `edits(heads)` lowers it to Edits - affine maps on
-columns of an activation - which every executor (hooks, weights, nnsight, TransformerLens) applies
-by the same rule, `apply`.
+An Intervention is frozen data and does not know any model. `edits(columns)` turns it into Edits,
+affine maps on columns of an activation, which every executor (hooks, weights, nnsight,
+TransformerLens) applies by the same rule, `interp.interventions.edit.apply`.
 """
 
 from __future__ import annotations
@@ -23,17 +22,30 @@ from interp.sites.site import Site
 from interp.sites.units import Units
 
 Arrays = Mapping[Site, np.ndarray]
-
-
 Columns = Callable[[Site, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Intervention(ABC):
-    """A change to some units.
+    """A change to some units: the base of `Zero`, `Scale`, `Mean`, `Add` and the others.
 
-    `positions` are absolute (a position in the sequence, also under a KV cache); `when` narrows it
-    to the prompt or to what is decoded after it.
+    Attributes:
+        units: which units to change.
+        positions: absolute positions in the sequence to change, also under a KV cache; None for
+            all.
+        when: "prompt" changes only positions of the prompt, "decode" only those after it, "all"
+            both.
+
+    Raises:
+        ValueError: no units, an unknown `when`, or positions that are empty or negative.
+
+    Example:
+        >>> neurons = subject.anatomy.units("blocks.0.neurons")
+        >>> zero = interp.Zero(neurons, positions=(0, 1), when="prompt")
+        >>> isinstance(zero, interp.Intervention)
+        True
+        >>> zero.positions
+        (0, 1)
     """
 
     units: Units
@@ -43,19 +55,29 @@ class Intervention(ABC):
     def __post_init__(self) -> None:
         if not len(self.units):
             raise ValueError(f"{type(self).__name__} has no units: nothing would change")
-        if self.when not in get_args(When):
+        choices = get_args(When)
+        if self.when not in choices:
             raise ValueError(
-                f"when={self.when!r}: expected one of {', '.join(get_args(When))}; nearest: {closest(self.when, get_args(When))}"
+                f"when={self.when!r}: expected one of {', '.join(choices)}; "
+                f"nearest: {closest(self.when, choices)}"
             )
         if self.positions is not None and (not self.positions or min(self.positions) < 0):
             raise ValueError(
-                f"positions={self.positions}: expected absolute positions >= 0 (0 is the first token)"
+                f"positions={self.positions}: "
+                "expected absolute positions >= 0 (0 is the first token)"
             )
 
     @abstractmethod
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        """This intervention as Edits; `columns(site, units)` gives the activation columns of units
-        (several a head, one a neuron)."""
+        """Returns this intervention as Edits, one per site.
+
+        Args:
+            columns: `columns(site, units)` returns the activation columns of units: one per neuron,
+                several per head.
+
+        Raises:
+            ValueError: values are missing at a site, or have the wrong shape.
+        """
 
     def _edit(
         self,
@@ -65,146 +87,220 @@ class Intervention(ABC):
         add: np.ndarray | None = None,
         basis: np.ndarray | None = None,
     ) -> Edit:
-        def tensor(array: np.ndarray | None) -> Tensor | None:
-            return None if array is None else torch.tensor(np.asarray(array, dtype=np.float64))
-
         return Edit(
             site,
             torch.tensor(columns, dtype=torch.long),
             multiply,
-            tensor(add),
-            tensor(basis),
-            self.positions,
-            self.when,
+            add=_float64_tensor(add),
+            basis=_float64_tensor(basis),
+            positions=self.positions,
+            when=self.when,
         )
 
-    def _affine(
+    def _affine_edits(
         self, columns: Columns, multiply: float, add: Mapping[Site, np.ndarray] | None = None
     ) -> tuple[Edit, ...]:
-        places = [(site, columns(site, self.units[site])) for site in self.units.sites]
-        return tuple(
-            self._edit(
-                site, at, multiply, None if add is None else self._rows(add, site, at, columns)
-            )
-            for site, at in places
-        )
+        """The units times a factor, plus the rows of `add`."""
+        edits: list[Edit] = []
+        for site in self.units.sites:
+            at = columns(site, self.units[site])
+            rows = None if add is None else self._value_rows(add, site, at, columns)
+            edits.append(self._edit(site, at, multiply, rows))
+        return tuple(edits)
 
-    def _rows(
+    def _value_rows(
         self, values: Mapping[Site, np.ndarray], site: Site, at: np.ndarray, columns: Columns
     ) -> np.ndarray:
-        """`values[site]` as [rows, columns edited]; given as [width] or [rows, width], at heads
-        also as [..., head, d_head]."""
+        """The values at a site as [rows, columns changed].
+
+        They are given as [width] or [..., width]; at heads also as [..., head, d_head].
+        """
+        name = type(self).__name__
         if site not in values:
+            given = ", ".join(map(str, values))
             raise ValueError(
-                f"{type(self).__name__} has units at {site} but no values for it; values are given for {', '.join(map(str, values))}"
+                f"{name} has units at {site} but no values for it; values are given for {given}"
             )
-        table, width = (
-            np.asarray(values[site]),
-            len(columns(site, np.arange(self.units.widths[site]))),
-        )
-        if not table.size or table.size % width or width not in np.cumprod(table.shape[::-1]):
-            raise ValueError(
-                f"{type(self).__name__} at {site} needs values {width} wide; got shape {table.shape}"
-            )
+        table = np.asarray(values[site])
+        width = len(columns(site, np.arange(self.units.widths[site])))
+
+        # The last axes, as many as needed, must make up one row: [width] or [head, d_head].
+        sizes_of_last_axes = np.cumprod(table.shape[::-1])
+        if not table.size or table.size % width or width not in sizes_of_last_axes:
+            raise ValueError(f"{name} at {site} needs values {width} wide; got shape {table.shape}")
         return table.reshape(-1, width)[:, at]
 
-    def _row(
+    def _one_row_edits(
         self, columns: Columns, values: Mapping[Site, np.ndarray], multiply: float
     ) -> tuple[Edit, ...]:
-        """The affine change by one row of values, the same at every position."""
-        edits = self._affine(columns, multiply, values)
+        """The units times a factor, plus one row of values, the same at every position."""
+        edits = self._affine_edits(columns, multiply, values)
         for edit in edits:
             if edit.add is not None and len(edit.add) != 1:
                 raise ValueError(
-                    f"{type(self).__name__} at {edit.site} takes one row of values; got {len(edit.add)} (Patch takes one a position)"
+                    f"{type(self).__name__} at {edit.site} takes one row of values; "
+                    f"got {len(edit.add)} (Patch takes one per position)"
                 )
         return edits
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": type(self).__name__} | {
-            f.name: _encode(getattr(self, f.name)) for f in fields(self)
-        }
+        """Returns the intervention as plain dicts, lists and numbers."""
+        data: dict[str, Any] = {"kind": type(self).__name__}
+        for field in fields(self):
+            data[field.name] = _encode(getattr(self, field.name))
+        return data
 
 
 @dataclass(frozen=True, eq=False)
 class Zero(Intervention):
-    """Sets units to zero (ablation)."""
+    """Sets units to zero (ablation).
+
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> with subject.intervened(interp.Zero(subject.anatomy.units(site))):
+        ...     activations = interp.record(subject, batch, site, reduce="mean_abs")
+        >>> float(activations[site].max())
+        0.0
+    """
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return self._affine(columns, 0.0)
+        return self._affine_edits(columns, 0.0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scale(Intervention):
-    """Multiplies units by a factor."""
+    """Multiplies units by a factor.
+
+    Attributes:
+        factor: the factor; 1 changes nothing.
+
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> before = interp.record(subject, batch, site, reduce="mean")
+        >>> with subject.intervened(interp.Scale(subject.anatomy.units(site), factor=0.5)):
+        ...     after = interp.record(subject, batch, site, reduce="mean")
+        >>> np.allclose(after[site], 0.5 * before[site])
+        True
+    """
 
     factor: float
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return self._affine(columns, self.factor)
+        return self._affine_edits(columns, self.factor)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mean(Intervention):
-    """Replaces units by their mean over reference data. `values[site]`: [width], from `record(...,
-    reduce="mean")`."""
+    """Replaces units by their mean over reference data.
 
-    values: Arrays
+    Attributes:
+        values: for each site the means, [width], from `record(..., reduce="mean")`.
 
-    def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return self._row(columns, self.values, 0.0)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Add(Intervention):
-    """Adds a vector to units (steering). `values[site]`: [width]."""
-
-    values: Arrays
-
-    def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return self._row(columns, self.values, 1.0)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Patch(Intervention):
-    """Replaces units by a donor run's values at the donor's positions, and no others.
-    `values[site]`: [positions of the donor, width]."""
-
-    values: Arrays
-
-    def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return tuple(map(_at_the_donors_positions, self._affine(columns, 0.0, self.values)))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Interchange(Intervention):
-    """Replaces units of every row by those of the row's own donor (interchange intervention; Geiger
-    et al. 2021, arXiv 2106.02997).
-
-    `values[site]`: [rows, positions of the donor, width] (at heads also [..., head, d_head]), put
-    at the donor's positions and no others. Row r of a forward takes donor r modulo the number of
-    donors; a forward whose rows are no multiple of the donors raises ValueError.
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> reference = interp.record(subject, control, site, reduce="mean")
+        >>> with subject.intervened(interp.Mean(subject.anatomy.units(site), values=reference)):
+        ...     after = interp.record(subject, batch, site, reduce="mean")
+        >>> np.allclose(after[site], reference[site], atol=1e-5)
+        True
     """
 
     values: Arrays
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return tuple(
-            _at_the_donors_positions(self._by_row(edit))
-            for edit in self._affine(columns, 0.0, self.values)
-        )
+        return self._one_row_edits(columns, self.values, 0.0)
 
-    def _by_row(self, edit: Edit) -> Edit:
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Add(Intervention):
+    """Adds a vector to units (steering).
+
+    Attributes:
+        values: for each site the vector, [width].
+
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> before = interp.record(subject, batch, site, reduce="mean")
+        >>> steering = {site: np.full(48, 0.5)}
+        >>> with subject.intervened(interp.Add(subject.anatomy.units(site), values=steering)):
+        ...     after = interp.record(subject, batch, site, reduce="mean")
+        >>> np.allclose(after[site], before[site] + 0.5, atol=1e-5)
+        True
+    """
+
+    values: Arrays
+
+    def edits(self, columns: Columns) -> tuple[Edit, ...]:
+        return self._one_row_edits(columns, self.values, 1.0)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Patch(Intervention):
+    """Replaces units by their values in a donor run, at the donor's positions and no others.
+
+    Attributes:
+        values: for each site the donor's activations, [positions of the donor, width].
+
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> donor = {site: np.ones((16, 48))}
+        >>> with subject.intervened(interp.Patch(subject.anatomy.units(site), values=donor)):
+        ...     after = interp.record(subject, batch, site, reduce="mean")
+        >>> bool((after[site] == 1).all())
+        True
+    """
+
+    values: Arrays
+
+    def edits(self, columns: Columns) -> tuple[Edit, ...]:
+        edits = self._affine_edits(columns, 0.0, self.values)
+        return tuple(_limit_to_donor_positions(edit) for edit in edits)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Interchange(Intervention):
+    """Replaces units of every row by their values in the donor of that row.
+
+    This is the interchange intervention of Geiger et al. 2021 (arXiv 2106.02997). Row r of a
+    forward takes donor r modulo the number of donors, at the donor's positions and no others; a
+    forward whose number of rows is not a multiple of the donors raises ValueError.
+
+    Attributes:
+        values: for each site the donors' activations, [rows, positions of the donor, width]; at
+            heads also [rows, positions, head, d_head].
+
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> donors = {site: np.stack([np.zeros((16, 48)), np.ones((16, 48))])}
+        >>> plan = interp.Interchange(subject.anatomy.units(site), values=donors)
+        >>> four_rows = batch.rows(np.arange(4))
+        >>> with subject.intervened(plan):
+        ...     after = interp.record(subject, four_rows, site, reduce="rows")
+        >>> after[site][:, 0]
+        array([0., 1., 0., 1.], dtype=float32)
+    """
+
+    values: Arrays
+
+    def edits(self, columns: Columns) -> tuple[Edit, ...]:
+        edits = self._affine_edits(columns, 0.0, self.values)
+        return tuple(_limit_to_donor_positions(self._split_donors(edit)) for edit in edits)
+
+    def _split_donors(self, edit: Edit) -> Edit:
+        """The edit with `add` as [rows, positions, columns] instead of [rows * positions, ...]."""
         shape = np.shape(self.values[edit.site])
         assert edit.add is not None
         if len(shape) < 3 or shape[0] * shape[1] != len(edit.add):
             raise ValueError(
-                f"Interchange at {edit.site} needs values [rows, positions, width]; got shape {shape}"
+                f"Interchange at {edit.site} needs values [rows, positions, width]; "
+                f"got shape {shape}"
             )
         return replace(edit, add=edit.add.unflatten(0, shape[:2]))
 
 
-def _at_the_donors_positions(edit: Edit) -> Edit:
+def _limit_to_donor_positions(edit: Edit) -> Edit:
+    # The rows of `add` are chosen modulo their number, so that without this limit a longer sequence
+    # would get the donor again from its start.
     assert edit.add is not None
     known = tuple(range(edit.add.shape[-2]))
     positions = known if edit.positions is None else edit.positions
@@ -217,11 +313,25 @@ def _at_the_donors_positions(edit: Edit) -> Edit:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Resample(Intervention):
-    """Replaces units by draws from a pool of recorded rows. `values[site]`: [rows, width].
+    """Replaces units by draws from a pool of recorded rows.
 
-    The draw depends on the seed and the absolute position alone (positions `period` apart share
-    one), so it is the same for any batch, with or without a KV cache; all units of a site are drawn
-    from one row.
+    The draw depends only on the seed and the absolute position (positions `period` apart share
+    one), so that it is the same for any batch, with or without a KV cache. All units of a site are
+    drawn from one row.
+
+    Attributes:
+        values: for each site the pool, [rows, width].
+        seed: of the draw.
+
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> pool = interp.record(subject, control, site, reduce="rows")
+        >>> plan = interp.Resample(subject.anatomy.units(site), values=pool, seed=0)
+        >>> with subject.intervened(plan):
+        ...     first = subject.generate(batch)
+        ...     again = subject.generate(batch)
+        >>> torch.equal(first, again)
+        True
     """
 
     values: Arrays
@@ -229,48 +339,73 @@ class Resample(Intervention):
     period: ClassVar[int] = 1024
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        draws = np.random.default_rng(self.seed).random(self.period)
-        drawn = {s: np.asarray(v)[(draws * len(v)).astype(int)] for s, v in self.values.items()}
-        return self._affine(columns, 0.0, drawn)
+        draws = np.random.default_rng(self.seed).random(self.period)  # in [0, 1), by position
+        drawn: dict[Site, np.ndarray] = {}
+        for site, pool in self.values.items():
+            rows = (draws * len(pool)).astype(int)
+            drawn[site] = np.asarray(pool)[rows]
+        return self._affine_edits(columns, 0.0, drawn)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Project(Intervention):
-    """Removes a subspace: x - ((x - c) B^T) B, B an orthonormal basis of the rows of `values[site]`
-    ([rank, width]) on the units.
+    """Removes a subspace: x becomes x - ((x - c) B^T) B.
 
-    `center[site]` ([width]) is c, which stays where it is: around the mean, the removal does not
-    move the mean. None is the origin.
+    B is an orthonormal basis of the span of `values` on the units, and c is the center.
+
+    Attributes:
+        values: for each site vectors that span the subspace, [rank, width].
+        center: for each site the point that stays where it is, [width]; with the mean of the data
+            as center, the removal does not move the mean. None is the origin.
+
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> direction = {site: np.ones((1, 48))}
+        >>> with subject.intervened(interp.Project(subject.anatomy.units(site), values=direction)):
+        ...     after = interp.record(subject, batch, site, reduce="mean")
+        >>> bool(abs(after[site].sum()) < 1e-3)
+        True
     """
 
     values: Arrays
     center: Arrays | None = None
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        removals = tuple(self._projection(site, columns) for site in self.units.sites)
+        removals = [self._projection(site, columns) for site in self.units.sites]
         if self.center is None:
-            return removals
-        return tuple(
-            _around(edit, center.add)
-            for edit, center in zip(removals, self._row(columns, self.center, 1.0), strict=True)
-        )
+            return tuple(removals)
+        centers = self._one_row_edits(columns, self.center, 1.0)
+        pairs = zip(removals, centers, strict=True)
+        return tuple(_around_center(removal, center.add) for removal, center in pairs)
 
     def _projection(self, site: Site, columns: Columns) -> Edit:
         at = columns(site, self.units[site])
-        rows = self._rows(self.values, site, at, columns).astype(np.float64)
-        _, size, basis = np.linalg.svd(rows, full_matrices=False)
-        return self._edit(site, at, 1.0, basis=basis[size > size.max(initial=0.0) * 1e-10])
+        rows = self._value_rows(self.values, site, at, columns).astype(np.float64)
+        _, sizes, directions = np.linalg.svd(rows, full_matrices=False)
+        # Vectors that depend on each other span fewer directions than they are. The others have a
+        # singular value of zero, up to rounding, and point anywhere.
+        spanned = sizes > sizes.max(initial=0.0) * 1e-10
+        return self._edit(site, at, 1.0, basis=directions[spanned])
 
 
-def _around(edit: Edit, center: Tensor | None) -> Edit:
-    assert edit.basis is not None
+def _around_center(removal: Edit, center: Tensor | None) -> Edit:
+    """Adds back the component of the center that the removal takes away."""
+    assert removal.basis is not None
     assert center is not None
-    return replace(edit, add=center @ edit.basis.T @ edit.basis)
+    return replace(removal, add=center @ removal.basis.T @ removal.basis)
+
+
+def _float64_tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.tensor(np.asarray(array, dtype=np.float64))
 
 
 def _encode(value: Any) -> Any:
+    """A field of an intervention as plain dicts, lists and numbers."""
     if isinstance(value, Units):
         return value.to_json()
     if isinstance(value, Mapping):
-        return {str(k): np.asarray(v).tolist() for k, v in value.items()}  # pyright: ignore[reportUnknownArgumentType]
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+        arrays: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
+        return {str(site): np.asarray(array).tolist() for site, array in arrays.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return list(value)
+    return value

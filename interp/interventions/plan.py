@@ -1,4 +1,4 @@
-"""Plans: interventions in order, and their JSON."""
+"""Plans: one or more interventions in order, and their JSON files."""
 
 from __future__ import annotations
 
@@ -35,39 +35,87 @@ KINDS: dict[str, type[Intervention]] = {
 
 
 def interventions(plan: Plan) -> tuple[Intervention, ...]:
-    """A plan as a tuple: applied in this order where two meet at one site."""
+    """Returns a plan as a tuple, in the order in which its interventions are applied.
+
+    Args:
+        plan: an intervention, or a sequence of interventions.
+    """
     return (plan,) if isinstance(plan, Intervention) else tuple(plan)
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
-    """Writes a plan as JSON."""
+    """Writes a plan to a JSON file.
+
+    Args:
+        plan: an intervention, or a sequence of interventions.
+        path: the file to write; missing folders are made.
+
+    Raises:
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> neurons = subject.anatomy.units("neurons")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     interp.save_plan(interp.Scale(neurons, factor=0.5), f"{folder}/plan.json")
+        ...     [loaded] = interp.load_plan(f"{folder}/plan.json")
+        >>> loaded.factor, loaded.units == neurons
+        (0.5, True)
+    """
+    items = [intervention.to_json() for intervention in interventions(plan)]
     with replaced(path) as temporary:
-        temporary.write_text(json.dumps([i.to_json() for i in interventions(plan)]))
+        temporary.write_text(json.dumps(items))
 
 
 def load_plan(path: str | Path) -> tuple[Intervention, ...]:
-    """Reads what `save_plan` wrote. Raises ValueError for an unknown kind."""
+    """Reads a plan that `save_plan` wrote.
+
+    Args:
+        path: the file to read.
+
+    Raises:
+        ValueError: an unknown kind of intervention, or missing or unknown fields.
+
+    Example:
+        >>> import tempfile
+        >>> neurons = subject.anatomy.units("neurons")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     interp.save_plan(interp.Zero(neurons, when="decode"), f"{folder}/plan.json")
+        ...     plan = interp.load_plan(f"{folder}/plan.json")
+        >>> type(plan[0]).__name__, plan[0].when
+        ('Zero', 'decode')
+    """
     return tuple(_decode_intervention(item) for item in json.loads(Path(path).read_text()))
 
 
 def _decode_intervention(item: dict[str, Any]) -> Intervention:
-    kind = str(item.get("kind"))
-    if kind not in KINDS:
+    name = str(item.get("kind"))
+    if name not in KINDS:
         raise ValueError(
-            f"unknown intervention {kind!r}: expected one of {', '.join(KINDS)}; nearest: {closest(kind, KINDS)}"
+            f"unknown intervention {name!r}: expected one of {', '.join(KINDS)}; "
+            f"nearest: {closest(name, KINDS)}"
         )
-    known = {f.name: f.default is MISSING for f in fields(KINDS[kind])}
-    wrong = sorted(
-        (item.keys() - {"kind", *known})
-        | {name for name, needed in known.items() if needed and name not in item}
-    )
-    if wrong:
-        raise ValueError(f"{kind} takes {', '.join(known)}; missing or unknown: {', '.join(wrong)}")
-    given: dict[str, Any] = {k: v for k, v in item.items() if k != "kind"} | {
-        "units": Units.from_json(item["units"])
-    }
+    kind = KINDS[name]
+    _check_fields(kind, item)
+
+    given = {key: value for key, value in item.items() if key != "kind"}
+    given["units"] = Units.from_json(item["units"])
     if item.get("positions") is not None:
         given["positions"] = tuple(item["positions"])
-    for name in {"values", "center"} & {k for k, v in item.items() if v is not None}:
-        given[name] = {Site.parse(s): np.asarray(v) for s, v in item[name].items()}
-    return KINDS[kind](**given)
+    for key in ("values", "center"):
+        if item.get(key) is not None:
+            given[key] = {Site.parse(site): np.asarray(rows) for site, rows in item[key].items()}
+    return kind(**given)
+
+
+def _check_fields(kind: type[Intervention], item: dict[str, Any]) -> None:
+    known = fields(kind)
+    names = [field.name for field in known]
+    unknown = item.keys() - {"kind", *names}
+    needed = [field.name for field in known if field.default is MISSING]
+    missing = [name for name in needed if name not in item]
+    wrong = sorted({*unknown, *missing})
+    if wrong:
+        raise ValueError(
+            f"{kind.__name__} takes {', '.join(names)}; missing or unknown: {', '.join(wrong)}"
+        )

@@ -1,4 +1,4 @@
-"""Intervals and tests, and figures in one style."""
+"""Confidence intervals and tests, and figures in one style."""
 
 from interp.reporting import plotting, stats
 

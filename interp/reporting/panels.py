@@ -1,4 +1,4 @@
-"""Figures of several panels over seeds, as experiments draw them."""
+"""Figures of several panels, as experiments draw them from a table with one row per seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interp.reporting.plotting import style
+from interp.reporting.plotting import gather_legends, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,24 @@ def panels(
     height: float = 3.8,
     across: int = 3,
 ) -> Figure:
-    """One panel for each combination of some columns, with one legend."""
+    """Draws one panel for each combination of values in some columns, with one legend.
+
+    Args:
+        frame: tidy, one row per point and seed.
+        by: the columns whose combinations are the panels, in order of appearance.
+        draw: draws the rows of one panel on its axes, such as `lines(...)` or `bars(...)`.
+        width: of a panel, in inches.
+        height: of a panel, in inches.
+        across: how many panels stand in a row.
+
+    Example:
+        >>> from interp.reporting.panels import bars, panels
+        >>> table = pd.DataFrame({"model": ["VAR", "RAR"], "set": "train", "share": [0.2, 0.3]})
+        >>> table["method"] = "UnitMem"
+        >>> figure = panels(table, ["model"], bars(table, "set", "share", "method"))
+        >>> [axes.get_title() for axes in figure.axes]
+        ['VAR', 'RAR']
+    """
     from matplotlib.figure import Figure
 
     groups: Any = frame.groupby(by, sort=False)
@@ -35,29 +52,26 @@ def panels(
     rows = -(-len(parts) // columns)
     with style():
         figure = Figure(figsize=(width * columns + 1.5, height * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (title, part) in zip(grid, parts, strict=False):
+        cells: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
+        for axes, (title, part) in zip(cells, parts, strict=False):
             draw(part, axes)
             axes.set_title(title)
-        for axes in grid[len(parts) :]:
-            axes.remove()
-        _one_legend(figure, grid[: len(parts)])
+        for empty in cells[len(parts) :]:
+            empty.remove()
+        gather_legends(figure, cells[: len(parts)], loc="outside right upper")
     return figure
 
 
-def _one_legend(figure: Figure, grid: Any) -> None:
-    entries: dict[Any, Any] = {}
-    for axes in grid:
-        handles, names = axes.get_legend_handles_labels()
-        entries = dict(zip(names, handles, strict=True)) | entries
-        if (legend := axes.get_legend()) is not None:
-            legend.remove()
-    if entries:
-        figure.legend(list(entries.values()), list(entries), loc="outside right upper")
-
-
 def lines(frame: pd.DataFrame, x: str, y: str, hue: str, label: str) -> Draw:
-    """A line a `hue` of `y` over `x`, whose axis bears a label."""
+    """Returns a function for `panels` that draws lines with a band over the seeds.
+
+    Args:
+        frame: the whole table, which gives each line its colour.
+        x: the column of the x axis.
+        y: the column of the y axis.
+        hue: the column that names the line.
+        label: what to write on the x axis.
+    """
     palette = colours(frame, hue)
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
@@ -70,7 +84,14 @@ def lines(frame: pd.DataFrame, x: str, y: str, hue: str, label: str) -> Draw:
 
 
 def bars(frame: pd.DataFrame, x: str, y: str, hue: str) -> Draw:
-    """Bars of shares, one a `hue` at each `x`."""
+    """Returns a function for `panels` that draws bars of shares with a range over the seeds.
+
+    Args:
+        frame: the whole table, which gives each bar its colour.
+        x: the column of the groups of bars.
+        y: the column of shares, 0 to 1.
+        hue: the column that names the bar within its group.
+    """
     palette = colours(frame, hue)
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
@@ -94,7 +115,12 @@ def bars(frame: pd.DataFrame, x: str, y: str, hue: str) -> Draw:
 
 
 def colours(frame: pd.DataFrame, hue: str) -> dict[str, Any]:
-    """One colour a name, the same in all panels."""
+    """Returns a colour for each name in a column, the same in all panels of one table.
+
+    Args:
+        frame: the whole table.
+        hue: the column of names, at most ten.
+    """
     import seaborn as sns
 
     return dict(zip(frame[hue].unique(), sns.color_palette("colorblind"), strict=False))

@@ -1,8 +1,8 @@
-"""Figures in one style: tidy frame in, matplotlib Figure out.
+"""Figures in one style: a tidy frame in, a matplotlib Figure out.
 
-Nothing here opens a window, touches pyplot's list of figures, changes matplotlib's settings for
-good or draws from the global random generator, so figures can be made in a script, a notebook, a
-thread or a machine without a display.
+Nothing here opens a window, touches pyplot's list of figures, changes matplotlib's settings
+permanently or draws from the global random generator. So figures can be made in a script, a
+notebook, a thread, or on a machine without a display.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,8 @@ __all__ = [
     "style",
 ]
 
-# A name keeps its place in the colour-blind palette, and so its colour, in every figure: blue,
-# orange, green, then the rest.
+# These names have the first colours of the palette (blue, orange, green) in every figure, whether
+# the others are drawn or not.
 KNOWN_HUES = ("selection", "random", "lowest")
 BAND_ALPHA = 0.18
 NO_TEXT: Mapping[str, str] = MappingProxyType({})
@@ -44,7 +44,15 @@ NO_LEVELS: Mapping[str, float] = MappingProxyType({})
 
 @contextmanager
 def style() -> Generator[None]:
-    """The toolkit's look, inside `with` only: colour-blind palette, light grid, 150 dpi."""
+    """Draws in the toolkit's style inside the block: colour-blind palette, light grid, 150 dpi.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> with interp.plotting.style():
+        ...     axes = Figure().subplots()
+        >>> axes.spines["top"].get_visible()
+        False
+    """
     import matplotlib as mpl
     import seaborn as sns
     from matplotlib.rcsetup import cycler
@@ -64,22 +72,35 @@ def style() -> Generator[None]:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write `figure` to `path` whole or not at all; missing folders are made. The ending names the
-    format (png, pdf, svg).
+    """Writes a figure to a file, whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: where to write it; the ending says the format (png, pdf, svg). Missing folders are
+            made.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: the ending is missing or names no format matplotlib writes.
+        ValueError: the ending is missing, or is not a format that matplotlib writes.
         OSError: the folder cannot be made or written.
+
+    Example:
+        >>> import tempfile
+        >>> figure = interp.plotting.matched_tokens(frame)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     interp.plotting.save(figure, f"{folder}/matched.svg").name
+        'matched.svg'
     """
     target = Path(path)
-    formats = figure.canvas.get_supported_filetypes()
-    if target.suffix[1:].lower() not in formats:
-        raise ValueError(f"{target}: expected a name ending in one of {', '.join(sorted(formats))}")
-    with replaced(target) as part, style():
-        figure.savefig(part, format=target.suffix[1:].lower())
+    file_format = target.suffix[1:].lower()
+    known_formats = figure.canvas.get_supported_filetypes()
+    if file_format not in known_formats:
+        expected = ", ".join(sorted(known_formats))
+        raise ValueError(f"{target}: expected a name ending in one of {expected}")
+    with replaced(target) as temporary, style():
+        figure.savefig(temporary, format=file_format)
     return target
 
 
@@ -93,37 +114,50 @@ def dose_response(
     before: Mapping[str, float] = NO_LEVELS,
     scales: Mapping[str, str] = NO_TEXT,
 ) -> Figure:
-    """Lines with interval bands over a logarithmic x: one panel a measure, three side by side, one
-    line a hue.
+    """Draws lines with interval bands over a logarithmic x.
 
-    The bars at the points are the intervals measured; the band between them is a guide for the eye.
+    There is one panel per measure, up to three side by side, and one line per hue.
+    The bars at the points are the measured intervals; the band between them only guides the eye.
 
     Args:
-        frame: tidy; one row a point, with columns `x` (> 0), `hue`, `measure`, `estimate`, `low`,
-            `high`. Panels and lines come in order of appearance, the lines "selection", "random"
-            and "lowest" first and always in the same colours.
+        frame: tidy, one row per point, with columns `x` (> 0), `hue`, `measure`, `estimate`, `low`,
+            `high`. Panels and lines come in order of appearance, except that the lines "selection",
+            "random" and "lowest" come first and always have the same colours.
         x: the column of the dose, such as "fraction" or "k".
-        hue: the column that names the line, text.
-        measure: the column that names the panel, text.
+        hue: the text column that names the line.
+        measure: the text column that names the panel.
         labels: what to write on the axes instead of the names of `x` and of the measures.
-        before: measure -> its value without intervention, drawn as a dashed line.
-        scales: measure -> matplotlib's scale of its y axis, such as "symlog" where one line dwarfs
-        the others.
+        before: for a measure, its value without intervention, drawn as a dashed line.
+        scales: for a measure, matplotlib's scale of its y axis, such as "symlog" where one line is
+            much higher than the others.
 
     Raises:
-        ValueError: a missing column, no rows, a number that is missing, x <= 0, two rows for one
-        point, or `before` naming no panel.
+        ValueError: a missing column, no rows, a missing number, x <= 0, two rows for one point, or
+            a name in `before` that is not a measure.
+
+    Example:
+        >>> points = pd.DataFrame({"fraction": [0.01, 0.1, 0.01, 0.1]})
+        >>> points["hue"] = ["selection", "selection", "random", "random"]
+        >>> points["measure"] = "extracted"
+        >>> points["estimate"] = [0.4, 0.1, 1.0, 0.9]
+        >>> points["low"] = points["estimate"] - 0.1
+        >>> points["high"] = points["estimate"] + 0.1
+        >>> figure = interp.plotting.dose_response(points, "fraction", before={"extracted": 1.0})
+        >>> [text.get_text() for text in figure.legends[0].get_texts()]
+        ['selection', 'random', 'before']
     """
     _check_points(frame, x, hue, measure, before)
     palette = _palette(list(frame[hue].unique()))
     panels = [(str(name), points) for name, points in frame.groupby(measure, sort=False)]
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // 3)
     with style():
-        columns, rows = min(len(panels), 3), -(-len(panels) // 3)
         figure = _figure(width=4.6 * columns + 1.4, height=3.8 * rows)
-        every: list[Axes] = list(figure.subplots(rows, columns, sharex=True, squeeze=False).ravel())
-        grid = every[: len(panels)]
-        for axes in every[len(panels) :]:
-            axes.remove()
+        cells: list[Axes] = list(figure.subplots(rows, columns, sharex=True, squeeze=False).ravel())
+        grid = cells[: len(panels)]
+        for empty in cells[len(panels) :]:
+            empty.remove()
+
         for axes, (name, points) in zip(grid, panels, strict=True):
             _draw_lines(axes, points, x, hue, palette)
             if name in before:
@@ -140,26 +174,31 @@ def dose_response(
             if doses[-1] < 10 * doses[0]:  # within a decade matplotlib's own ticks overlap
                 axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
                 axes.set_xticks([], minor=True)
-        _shared_legend(figure, grid)
+        gather_legends(figure, grid, loc="outside right center")
     return figure
 
 
 def ranked_scores(
     frame: pd.DataFrame, block: str = "block", score: str = "score", *, blocks: int | None = None
 ) -> Figure:
-    """Where the top units sit: their number in each block above, their scores below, on one shared
-    block axis.
+    """Draws in which blocks the top units are: their number per block above, their scores below.
 
     Args:
-        frame: one row a top unit, with its block's index and its score.
+        frame: one row per top unit, with the index of its block and its score.
         block: the column of block indices, integers from 0.
         score: the column of scores, finite.
-        blocks: how many blocks the model has, so that blocks without a top unit show as empty;
-        without it, up to the last one seen.
+        blocks: how many blocks the model has, so that blocks without a top unit are shown empty; by
+            default as many as are seen.
 
     Raises:
         ValueError: a missing column, no rows, a missing number, or a block outside 0 to `blocks` -
-        1.
+            1.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, control)
+        >>> figure = interp.plotting.ranked_scores(scores.to_frame().head(10), blocks=2)
+        >>> [axes.get_ylabel() for axes in figure.axes]
+        ['top units', 'score']
     """
     import seaborn as sns
 
@@ -189,7 +228,6 @@ def _draw_lines(
     import seaborn as sns
 
     order = list(palette)
-    shape: dict[str, Any] = {"style": hue, "style_order": order, "markers": True, "dashes": False}
     sns.lineplot(
         points,
         x=x,
@@ -197,32 +235,39 @@ def _draw_lines(
         hue=hue,
         hue_order=order,
         palette=palette,
+        style=hue,
+        style_order=order,
+        markers=True,
+        dashes=False,
         estimator=None,
         errorbar=None,
         ax=axes,
-        **shape,
     )
     for name, line in points.sort_values(x).groupby(hue):
-        at, low, high = (_numbers(line, column) for column in (x, "low", "high"))
-        axes.fill_between(at, low, high, color=palette[str(name)], alpha=BAND_ALPHA, linewidth=0)
-        axes.vlines(at, low, high, color=palette[str(name)], linewidth=1)
+        colour = palette[str(name)]
+        doses = _numbers(line, x)
+        low = _numbers(line, "low")
+        high = _numbers(line, "high")
+        axes.fill_between(doses, low, high, color=colour, alpha=BAND_ALPHA, linewidth=0)
+        axes.vlines(doses, low, high, color=colour, linewidth=1)
 
 
 def _palette(hues: Sequence[str]) -> dict[str, Any]:
     """The colour of each name in `hues`, in drawing order."""
     import seaborn as sns
 
+    known = len(KNOWN_HUES)
     others = [name for name in hues if name not in KNOWN_HUES]
-    many = len(KNOWN_HUES) + len(others) > len(sns.color_palette("colorblind"))
-    colours = (
-        sns.color_palette("colorblind")[: len(KNOWN_HUES)]
-        + sns.color_palette("husl" if many else "colorblind", len(others) + 3)[3:]
-    )
-    return {
-        name: colour
-        for name, colour in zip([*KNOWN_HUES, *others], colours, strict=True)
-        if name in hues
-    }
+    colour_blind = sns.color_palette("colorblind")
+    # The colour-blind palette has ten colours and would start again after them.
+    enough = known + len(others) <= len(colour_blind)
+    palette_of_others = "colorblind" if enough else "husl"
+    colours = [
+        *colour_blind[:known],
+        *sns.color_palette(palette_of_others, known + len(others))[known:],
+    ]
+    every = dict(zip([*KNOWN_HUES, *others], colours, strict=True))
+    return {name: colour for name, colour in every.items() if name in hues}
 
 
 def _figure(*, width: float, height: float) -> Figure:
@@ -231,7 +276,12 @@ def _figure(*, width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _shared_legend(figure: Figure, grid: Sequence[Axes]) -> None:
+def gather_legends(
+    figure: Figure,
+    grid: Sequence[Axes],
+    loc: Literal["outside right center", "outside right upper"],
+) -> None:
+    """Replaces the legends of several panels by one for the figure, with one entry per name."""
     entries: dict[Any, Any] = {}
     for axes in grid:
         handles, names = axes.get_legend_handles_labels()
@@ -239,7 +289,8 @@ def _shared_legend(figure: Figure, grid: Sequence[Axes]) -> None:
         legend = axes.get_legend()
         if legend is not None:
             legend.remove()
-    figure.legend(list(entries.values()), list(entries), loc="outside right center")
+    if entries:
+        figure.legend(list(entries.values()), list(entries), loc=loc)
 
 
 def _check_points(
@@ -251,19 +302,20 @@ def _check_points(
     smallest = _numbers(frame, x).min()
     if smallest <= 0:
         raise ValueError(
-            f"{x}: expected numbers > 0 for a logarithmic axis, got {smallest}; the value without intervention goes in before="
+            f"{x}: expected numbers > 0 for a logarithmic axis, got {smallest}; "
+            "the value without intervention goes in before="
         )
     repeated = frame[frame.duplicated([x, hue, measure])]
     if len(repeated):
         first = repeated.iloc[0]
         raise ValueError(
-            f"expected one row a point, got several for {x}={first[x]}, {hue}={first[hue]!r}, {measure}={first[measure]!r}"
+            f"expected one row a point, got several for {x}={first[x]}, {hue}={first[hue]!r}, "
+            f"{measure}={first[measure]!r}"
         )
-    strangers = sorted(set(before) - set(frame[measure]))
-    if strangers:
-        raise ValueError(
-            f"before: {strangers} are not among the measures {sorted(set(frame[measure]))}"
-        )
+    measures = set(frame[measure])
+    unknown = sorted(set(before) - measures)
+    if unknown:
+        raise ValueError(f"before: {unknown} are not among the measures {sorted(measures)}")
 
 
 def _check_columns(frame: pd.DataFrame, names: list[str], *, numbers: list[str]) -> None:
@@ -274,9 +326,11 @@ def _check_columns(frame: pd.DataFrame, names: list[str], *, numbers: list[str])
         )
     if frame.empty:
         raise ValueError("frame: expected at least one row, got none")
-    holes = [name for name in numbers if not np.isfinite(_numbers(frame, name)).all()]
-    if holes:
-        raise ValueError(f"frame: expected finite numbers, got missing or infinite ones in {holes}")
+    not_finite = [name for name in numbers if not np.isfinite(_numbers(frame, name)).all()]
+    if not_finite:
+        raise ValueError(
+            f"frame: expected finite numbers, got missing or infinite ones in {not_finite}"
+        )
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
@@ -284,29 +338,31 @@ def _numbers(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 
 def matched_tokens(frame: pd.DataFrame) -> Figure:
-    """How many tokens each window of a scan matched before its first miss: a histogram with a
-    logarithmic count, extracted windows apart.
+    """Draws a histogram of how many tokens each window of a scan matched before its first miss.
 
-    Raises ValueError for a missing column or no rows.
+    The count is logarithmic; windows that are extracted exactly have their own colour.
+
+    Args:
+        frame: the windows of a scan, with columns `matched`, `length` and `exact`.
+
+    Raises:
+        ValueError: a missing column, or no rows.
+
+    Example:
+        >>> figure = interp.plotting.matched_tokens(frame)
+        >>> figure.axes[0].get_xlabel()
+        'true tokens before the first miss'
     """
     import seaborn as sns
 
     _check_columns(frame, ["matched", "length", "exact"], numbers=["matched"])
-    shown = frame.assign(
-        window=np.where(
-            np.asarray(frame["exact"], dtype=bool), "extracted exactly", "not extracted"
-        )
-    )
+    extracted = np.asarray(frame["exact"], dtype=bool)
+    shown = frame.assign(window=np.where(extracted, "extracted exactly", "not extracted"))
     with style():
         figure = _figure(width=6.0, height=3.6)
         axes = figure.subplots()
-        palette = dict(
-            zip(
-                ["not extracted", "extracted exactly"],
-                sns.color_palette("colorblind")[:2],
-                strict=True,
-            )
-        )
+        first, second, *_ = sns.color_palette("colorblind")
+        palette = {"not extracted": first, "extracted exactly": second}
         sns.histplot(
             shown,
             x="matched",
@@ -334,17 +390,29 @@ def intervals(
     labels: Mapping[str, str] = NO_TEXT,
     levels: Mapping[str, float] = NO_LEVELS,
 ) -> Figure:
-    """Estimates with their intervals, one line a name and one panel a column of figures: which of
-    many is best, and by how much.
+    """Draws estimates with their intervals, one row per name and one panel per measure.
+
+    It shows which of many is best, and by how much.
 
     Args:
-        frame: tidy; one row a point, with columns `name`, `panel`, `estimate`, `low`, `high`. Names
-        and panels come in order of appearance.
+        frame: tidy, one row per point, with columns `name`, `panel`, `estimate`, `low`, `high`.
+            Names and panels come in order of appearance.
+        name: the column that names the row.
+        panel: the column that names the panel.
         labels: what to write below a panel instead of its name.
-        levels: panel -> a level to compare with, such as chance, drawn as a dashed line.
+        levels: for a panel, a level to compare with, such as chance, drawn as a dashed line.
 
     Raises:
-        ValueError: a missing column, no rows, or a number that is missing.
+        ValueError: a missing column, no rows, or a missing number.
+
+    Example:
+        >>> found = pd.DataFrame({"method": ["gradient", "random"], "panel": "precision"})
+        >>> found["estimate"] = [0.9, 0.1]
+        >>> found["low"] = [0.8, 0.0]
+        >>> found["high"] = [1.0, 0.2]
+        >>> figure = interp.plotting.intervals(found, "method", levels={"precision": 0.1})
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['gradient', 'random']
     """
     import seaborn as sns
 
@@ -358,7 +426,7 @@ def intervals(
         grid: Sequence[Axes] = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         colour = sns.color_palette("colorblind")[0]
         for axes, (key, points) in zip(grid, panels, strict=True):
-            rows = [names.index(n) for n in points[name]]
+            rows = [names.index(found) for found in points[name]]
             axes.hlines(rows, _numbers(points, "low"), _numbers(points, "high"), color=colour)
             axes.plot(_numbers(points, "estimate"), rows, "o", color=colour, markersize=5)
             if key in levels:
@@ -373,17 +441,24 @@ def intervals(
 
 
 def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> Figure:
-    """A table of numbers as coloured cells, with their values where there are up to 200: rows by
-    columns, such as a confusion matrix.
+    """Draws a table of numbers, such as a confusion matrix, as coloured cells.
+
+    The numbers are written into the cells of a table of up to 200.
 
     Args:
-        table: numbers; the names of its rows and columns, and of its index and columns, are written
-        beside it.
+        table: the numbers; its row and column labels, and the names of both axes, are written next
+            to it.
         label: of the colour bar.
         center: the value that gets the neutral colour, for numbers of both signs.
 
     Raises:
         ValueError: no cells.
+
+    Example:
+        >>> table = pd.DataFrame([[0.9, 0.1], [0.2, 0.8]], index=["a", "b"], columns=["A", "B"])
+        >>> figure = interp.plotting.matrix(table, "share")
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['0.90', '0.10', '0.20', '0.80']
     """
     import seaborn as sns
 
@@ -393,18 +468,15 @@ def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> F
     with style():
         figure = _figure(width=min(0.62 * columns, 16.0) + 3.4, height=min(0.42 * rows, 12.0) + 1.8)
         axes = figure.subplots()
-        look: dict[str, Any] = (
-            {"cmap": "crest"} if center is None else {"cmap": "vlag", "center": center}
-        )
-        small = {"size": 8}
         sns.heatmap(
             table,
+            cmap="crest" if center is None else "vlag",
+            center=center,
             annot=table.size <= 200,
             fmt=".2f",
-            annot_kws=small,
+            annot_kws={"size": 8},
             cbar_kws={"label": label},
             ax=axes,
-            **look,
         )
         for tick in axes.get_xticklabels():
             tick.set(rotation=45, ha="right", rotation_mode="anchor")

@@ -1,9 +1,8 @@
-"""Intervals, paired tests and permutation nulls: what stands beside every number the toolkit
-reports.
+"""Confidence intervals and tests, with which the toolkit reports every number.
 
 All functions take plain 1-D values (list, numpy array, pandas Series, CPU tensor), draw from their
-own seeded generator and leave the global one alone. The resampling is scipy's; what is added here
-is the checks, the degenerate cases and the grouping.
+own seeded generator and do not touch the global one. The resampling is scipy's; this module adds
+checks of the input, degenerate cases and groups.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ __all__ = [
     "welch",
 ]
 
-# scipy holds batch x n resampled values at a time; 2**22 float64 are 32 MB
+# scipy keeps batch x n resampled values in memory at a time; 2**22 float64 are 32 MB.
 RESAMPLED_VALUES_HELD = 2**22
 
 Statistic = Callable[..., Any]
@@ -36,8 +35,23 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its interval, `low <= estimate <= high`, from `n` independent units (values,
-    pairs or groups)."""
+    """An estimate with its confidence interval.
+
+    Attributes:
+        estimate: between `low` and `high`.
+        low, high: ends of the interval.
+        n: how many independent values, pairs or groups it comes from.
+
+    Raises:
+        ValueError: not `low <= estimate <= high`.
+
+    Example:
+        >>> interval = interp.stats.Interval(0.58, 0.49, 0.66, n=100)
+        >>> print(interval)
+        0.58 [0.49, 0.66]
+        >>> f"{interval:.0%}"
+        '58% [49%, 66%]'
+    """
 
     estimate: float
     low: float
@@ -47,7 +61,8 @@ class Interval:
     def __post_init__(self) -> None:
         if not self.low <= self.estimate <= self.high:
             raise ValueError(
-                f"expected low <= estimate <= high, got {self.low} <= {self.estimate} <= {self.high}"
+                "expected low <= estimate <= high, "
+                f"got {self.low} <= {self.estimate} <= {self.high}"
             )
 
     def __format__(self, spec: str) -> str:
@@ -66,46 +81,59 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of `statistic(values)`.
+    """Returns the percentile bootstrap interval of `statistic(values)`.
 
-    The interval is widened to hold the estimate where the resampled statistic is biased away from
-    it (a maximum, an entropy), and is the estimate itself for a single value or a constant sample.
+    Where the resampled statistic is biased away from the estimate (a maximum, an entropy), the
+    interval is widened to include the estimate. For a single value or a constant sample it is the
+    estimate itself.
 
-    Under 10 values a percentile interval of a mean is too short: on normal data a 95% one covered
-    84% with 5 values and 93% with 20 (1,500 simulations of each). For a few seeds use `student`.
+    With fewer than 10 values a percentile interval of a mean is too short: on normal data a 95%
+    interval covered 84% with 5 values and 93% with 20 (1,500 simulations of each). For a few seeds
+    use `student`.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
     Args:
         values: shape (n,), finite.
-        statistic: maps (n,) to a number; if it takes `axis`, as numpy's do, all resamples are
-        computed at once.
+        statistic: maps (n,) to a number; if it takes `axis`, as numpy's functions do, all resamples
+            are computed at once.
         level: coverage, between 0 and 1.
-        resamples: bootstrap samples drawn.
+        resamples: how many bootstrap samples to draw.
         seed: of the generator.
 
     Raises:
-        ValueError: empty, not 1-D or not finite values; level outside (0, 1); resamples < 1; a
-        statistic that is not finite.
+        ValueError: values that are empty, not 1-D or not finite; level outside (0, 1); resamples <
+            1; a statistic that is not finite.
 
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    Example:
+        >>> interval = interp.stats.bootstrap([1, 2, 3, 4] * 25)
+        >>> interval.estimate, interval.n
+        (2.5, 100)
+        >>> 2.2 < interval.low < interval.high < 2.8
+        True
     """
-    return _resampled((_finite(values, "values"),), statistic, level, resamples, seed)
+    return _bootstrap_rows((_finite(values, "values"),), statistic, level, resamples, seed)
 
 
 def paired(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Bootstrap interval of mean(a - b) over pairs: `a[i]` and `b[i]` are the same passage, seed or
-    unit under two conditions.
+    """Returns the bootstrap interval of mean(a - b) over pairs.
 
     Args:
         a: shape (n,), finite.
-        b: shape (n,), finite.
+        b: shape (n,), finite; `b[i]` is the same passage, seed or unit as `a[i]`, under another
+            condition.
         level: coverage, between 0 and 1.
-        resamples: bootstrap samples drawn.
+        resamples: how many bootstrap samples to draw.
         seed: of the generator.
 
     Raises:
         ValueError: as `bootstrap`, or `a` and `b` of different lengths.
+
+    Example:
+        >>> print(interp.stats.paired([3, 5, 9], [1, 3, 7]))
+        2.00 [2.00, 2.00]
     """
     return bootstrap(_differences(a, b), level=level, resamples=resamples, seed=seed)
 
@@ -118,22 +146,28 @@ def several(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of `statistic(*samples)` of independent samples, each resampled
-    by itself.
+    """Returns the percentile bootstrap interval of a statistic of several independent samples.
 
-    `n` of the result is the size of the smallest sample.
+    Each sample is resampled by itself. `n` of the result is the size of the smallest sample.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
 
     Args:
         samples: each of shape (n_i,), finite.
         statistic: maps the samples, in order, to a number.
         level: coverage, between 0 and 1.
-        resamples: bootstrap samples drawn of each.
+        resamples: how many bootstrap samples to draw of each.
         seed: of the generator.
 
     Raises:
         ValueError: as `bootstrap`, or no sample.
 
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
+    Example:
+        >>> def difference(a, b):
+        ...     return a.mean() - b.mean()
+        >>> interval = interp.stats.several([[5, 6, 7], [1, 2, 3, 2]], difference)
+        >>> interval.estimate, interval.n
+        (4.0, 3)
     """
     if not samples:
         raise ValueError("samples: expected at least one, got none")
@@ -141,12 +175,12 @@ def several(
     _check_resamples(resamples)
     data = [_finite(sample, f"samples[{n}]") for n, sample in enumerate(samples)]
     rng = np.random.default_rng(seed)
-    drawn = [
-        statistic(*(sample[rng.integers(0, len(sample), len(sample))] for sample in data))
-        for _ in range(resamples)
-    ]
+    drawn: list[float] = []
+    for _ in range(resamples):
+        resampled = [sample[rng.integers(0, len(sample), len(sample))] for sample in data]
+        drawn.append(statistic(*resampled))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return _widened(float(statistic(*data)), float(low), float(high), min(map(len, data)))
+    return _include_estimate(float(statistic(*data)), float(low), float(high), min(map(len, data)))
 
 
 def clustered(
@@ -157,45 +191,52 @@ def clustered(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Cluster bootstrap interval of mean(values): whole groups (seeds, passages) are resampled,
-    because values in one are not independent.
+    """Returns the cluster bootstrap interval of mean(values).
 
-    Every value weighs the same, so a large group weighs more. `n` of the result counts groups.
+    Whole groups (seeds, passages) are resampled, because the values of a group are not independent.
+    Every value has the same weight, so a large group has more. `n` of the result counts groups.
+
+    Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
 
     Args:
         values: shape (m,), finite.
         groups: shape (m,), the label of each value's group.
         level: coverage, between 0 and 1.
-        resamples: bootstrap samples drawn.
+        resamples: how many bootstrap samples to draw.
         seed: of the generator.
 
     Raises:
         ValueError: as `bootstrap`, or `groups` of another length or with missing labels.
 
-    Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
+    Example:
+        >>> interval = interp.stats.clustered([0, 1, 1, 0], ["a", "a", "b", "c"])
+        >>> interval.estimate, interval.n
+        (0.5, 3)
     """
     data = _finite(values, "values")
-    codes = _codes(groups, len(data))
+    codes = _group_codes(groups, len(data))
+    # The mean of whole groups is a ratio of two sums over groups, so groups can be resampled as
+    # pairs of numbers, without touching their values again.
+    sums = np.bincount(codes, weights=data).astype(np.float64)
     sizes = np.bincount(codes).astype(np.float64)
-    return _resampled(
-        (np.bincount(codes, weights=data).astype(np.float64), sizes),
-        _ratio_of_sums,
-        level,
-        resamples,
-        seed,
-    )
+    return _bootstrap_rows((sums, sizes), _ratio_of_sums, level, resamples, seed)
 
 
 def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
-    """Student's t interval of mean(values): the one for 2 to 10 seeds, where a bootstrap is too
-    short. Exact for normal values.
+    """Returns Student's t interval of mean(values), which is exact for normal values.
+
+    Use it for 2 to 10 seeds, where a bootstrap interval is too short.
 
     Args:
         values: shape (n,), n >= 2, finite.
         level: coverage, between 0 and 1.
 
     Raises:
-        ValueError: fewer than 2 values, not 1-D, not finite; level outside (0, 1).
+        ValueError: values that are fewer than 2, not 1-D or not finite; level outside (0, 1).
+
+    Example:
+        >>> print(interp.stats.student([0.4, 0.5, 0.6]))
+        0.50 [0.25, 0.75]
     """
     from scipy import stats
 
@@ -203,58 +244,70 @@ def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
     _check_level(level)
     if len(data) < 2:
         raise ValueError("values: a t interval needs at least 2 values, got 1")
-    half = float(
-        stats.t.ppf((1 + level) / 2, len(data) - 1) * data.std(ddof=1) / np.sqrt(len(data))
-    )
+    n = len(data)
+    quantile = stats.t.ppf((1 + level) / 2, n - 1)
+    half_width = float(quantile * data.std(ddof=1) / np.sqrt(n))
     mean = float(data.mean())
-    return Interval(mean, mean - half, mean + half, len(data))
+    return Interval(mean, mean - half_width, mean + half_width, n)
 
 
 def welch(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Interval:
-    """Welch's t interval of mean(a) - mean(b), two sets of independent values that are not paired,
-    such as means of a few texts each.
+    """Returns Welch's t interval of mean(a) - mean(b), for two unpaired sets of values.
 
     `n` of the result is the size of the smaller set.
 
+    Source: Welch (1947), as in scipy.stats.ttest_ind.
+
     Args:
-        a: shape (n,), n >= 2, finite.
-        b: shape (m,), m >= 2, finite.
+        a: shape (n,), n >= 2, finite, independent.
+        b: shape (m,), m >= 2, finite, independent.
         level: coverage, between 0 and 1.
 
     Raises:
-        ValueError: fewer than 2 values in a set, not 1-D, not finite; level outside (0, 1).
+        ValueError: a set with fewer than 2 values, not 1-D or not finite; level outside (0, 1).
 
-    Source: Welch (1947), as in scipy.stats.ttest_ind.
+    Example:
+        >>> print(interp.stats.welch([4, 5, 6], [1, 2, 3]))
+        3.00 [0.73, 5.27]
     """
     from scipy import stats
 
-    first, second = _finite(a, "a"), _finite(b, "b")
+    first = _finite(a, "a")
+    second = _finite(b, "b")
     _check_level(level)
     for name, data in (("a", first), ("b", second)):
         if len(data) < 2:
             raise ValueError(f"{name}: a t interval needs at least 2 values, got 1")
-    estimate, n = float(first.mean() - second.mean()), min(len(first), len(second))
+    estimate = float(first.mean() - second.mean())
+    n = min(len(first), len(second))
     if np.ptp(first) == 0 and np.ptp(second) == 0:
         return Interval(estimate, estimate, estimate, n)
     found = stats.ttest_ind(first, second, equal_var=False).confidence_interval(level)
-    return _widened(estimate, float(found.low), float(found.high), n)
+    return _include_estimate(estimate, float(found.low), float(found.high), n)
 
 
 def permutation_p(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int = 9999) -> float:
-    """Two-sided p of mean(a - b) under sign flips of the pairs: exact up to 13 pairs, sampled
-    (never 0) above, with the default.
+    """Returns the two-sided p-value of mean(a - b) under sign flips of the pairs.
+
+    With the default number of resamples it is exact up to 13 pairs; above, flips are sampled and p
+    is never 0.
+
+    Source: Phipson & Smyth (2010) for the p-value that is never zero, as in
+    scipy.stats.permutation_test.
 
     Args:
         a: shape (n,), finite.
-        b: shape (n,), finite.
+        b: shape (n,), finite; paired with `a`.
         seed: of the generator.
-        resamples: flips drawn; all 2**n are taken where they are not more than this.
+        resamples: how many flips to draw; where there are no more than this, all 2**n are taken.
 
     Raises:
-        ValueError: empty, not 1-D, not finite or of different lengths; resamples < 1.
+        ValueError: values that are empty, not 1-D, not finite or of different lengths; resamples <
+            1.
 
-    Source: Phipson & Smyth (2010) for the count that is never zero, as in
-    scipy.stats.permutation_test.
+    Example:
+        >>> interp.stats.permutation_p([3, 4, 5, 6], [1, 1, 1, 1])
+        0.125
     """
     from scipy import stats
 
@@ -266,56 +319,73 @@ def permutation_p(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int =
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
-        batch=_batch(len(differences)),
+        batch=_resamples_at_once(len(differences)),
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
 
 
 def frechet(a: ArrayLike, b: ArrayLike) -> float:
-    """Frechet distance between normal distributions fitted to two sets of features: |m - n|^2 +
-    tr(A + B - 2 (A B)^(1/2)).
+    """Returns the Frechet distance between normal distributions fitted to two sets of features.
 
-    Biased upwards by few samples: compare distances of equally many, to the same set.
-
-    `a` is (n, features) and `b` (m, features), finite, with n and m at least 2; ValueError if not.
+    With means m, n and covariances A, B it is |m - n|^2 + tr(A + B - 2 (A B)^(1/2)). Few samples
+    bias it upwards: compare distances of equally large sets, to the same set.
 
     Source: Heusel et al. (2017), arXiv 1706.08500, equation 6.
+
+    Args:
+        a: shape (n, features), finite, n >= 2.
+        b: shape (m, features), finite, m >= 2.
+
+    Raises:
+        ValueError: features of another shape, not finite, or of different numbers.
+
+    Example:
+        >>> a = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+        >>> round(interp.stats.frechet(a, a + [3.0, 4.0]), 6)
+        25.0
     """
-    first, second = _features(a, "a"), _features(b, "b")
+    first = _features(a, "a")
+    second = _features(b, "b")
     if first.shape[1] != second.shape[1]:
         raise ValueError(
             f"a and b need the same features, got {first.shape[1]} and {second.shape[1]}"
         )
-    covariances = [np.atleast_2d(np.cov(data, rowvar=False)) for data in (first, second)]
-    shared = np.sqrt(
-        np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(min=0)
-    ).sum()  # the trace of the root of the product
-    apart = np.square(first.mean(0) - second.mean(0)).sum()
-    return float(apart + sum(np.trace(covariance) for covariance in covariances) - 2 * shared)
+    mean_distance = np.square(first.mean(0) - second.mean(0)).sum()
+    first_covariance = np.atleast_2d(np.cov(first, rowvar=False))
+    second_covariance = np.atleast_2d(np.cov(second, rowvar=False))
+
+    # The trace of the root of a matrix is the sum of the roots of its eigenvalues. Those of a
+    # product of covariances are real and not negative; rounding may leave them slightly outside.
+    eigenvalues = np.linalg.eigvals(first_covariance @ second_covariance)
+    trace_of_root = np.sqrt(eigenvalues.real.clip(min=0)).sum()
+    traces = np.trace(first_covariance) + np.trace(second_covariance)
+    return float(mean_distance + traces - 2 * trace_of_root)
 
 
 def _features(values: ArrayLike, name: str) -> Values:
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 2 or len(data) < 2 or not np.isfinite(data).all():
         raise ValueError(
-            f"{name}: expected finite features of shape (n, features) with n >= 2, got shape {data.shape}"
+            f"{name}: expected finite features of shape (n, features) with n >= 2, "
+            f"got shape {data.shape}"
         )
     return data
 
 
-def _resampled(
+def _bootstrap_rows(
     data: tuple[Values, ...], statistic: Statistic, level: float, resamples: int, seed: int
 ) -> Interval:
+    """The bootstrap interval of `statistic(*data)`; entries with one index are drawn together."""
     from scipy import stats
 
     _check_level(level)
     _check_resamples(resamples)
     estimate = float(statistic(*data))
     n = len(data[0])
-    alone = _widened(estimate, estimate, estimate, n)
+    without_width = _include_estimate(estimate, estimate, estimate, n)
     if all(np.ptp(sample) == 0 for sample in data):
-        return alone
+        return without_width  # every resample would be the sample itself
     result = stats.bootstrap(
         data,
         statistic,
@@ -323,16 +393,18 @@ def _resampled(
         method="percentile",
         confidence_level=level,
         n_resamples=resamples,
-        batch=_batch(n),
+        batch=_resamples_at_once(n),
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return _widened(estimate, float(result.low), float(result.high), n)
+    return _include_estimate(estimate, float(result.low), float(result.high), n)
 
 
-def _widened(estimate: float, low: float, high: float, n: int) -> Interval:
+def _include_estimate(estimate: float, low: float, high: float, n: int) -> Interval:
+    """The interval, widened to the estimate where it lies outside."""
     if not np.isfinite([estimate, low, high]).all():
         raise ValueError(
-            f"statistic: expected finite numbers on every resample, got {estimate} with interval [{low}, {high}]"
+            "statistic: expected finite numbers on every resample, "
+            f"got {estimate} with interval [{low}, {high}]"
         )
     return Interval(estimate, min(low, estimate), max(high, estimate), n)
 
@@ -341,12 +413,13 @@ def _ratio_of_sums(sums: Values, sizes: Values, axis: int = -1) -> Any:
     return sums.sum(axis=axis) / sizes.sum(axis=axis)
 
 
-def _batch(n: int) -> int:
+def _resamples_at_once(n: int) -> int:
     return max(1, RESAMPLED_VALUES_HELD // n)
 
 
 def _differences(a: ArrayLike, b: ArrayLike) -> Values:
-    first, second = _finite(a, "a"), _finite(b, "b")
+    first = _finite(a, "a")
+    second = _finite(b, "b")
     if len(first) != len(second):
         raise ValueError(
             f"a and b are pairs and need the same length, got {len(first)} and {len(second)}"
@@ -354,7 +427,8 @@ def _differences(a: ArrayLike, b: ArrayLike) -> Values:
     return first - second
 
 
-def _codes(groups: ArrayLike, expected: int) -> NDArray[np.intp]:
+def _group_codes(groups: ArrayLike, expected: int) -> NDArray[np.intp]:
+    """Numbers from 0 for the labels of groups."""
     import pandas as pd
 
     labels = np.asarray(groups)

@@ -1,2 +1,2 @@
-"""WHERE: sites (places in a network), units (indices at sites) and the anatomy that says where a
-module keeps them."""
+"""Sites (places in a network), units (indices at sites), and the anatomy that says where a given
+module has them."""

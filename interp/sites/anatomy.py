@@ -1,7 +1,7 @@
-"""Where the sites of a given module are: for each Site, the torch module to hook and what its input
-or output means.
+"""Anatomy: where the sites of a given module are.
 
-`discovery` finds an Anatomy; this file is what the rest of the toolkit asks.
+For each Site it names the torch module to hook, and what the input or output of that module means.
+`interp.loading.discovery` finds an Anatomy; everything else asks it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,21 @@ Sites = str | Site | Iterable[str | Site]
 
 @dataclass(frozen=True)
 class Layout:
-    """What a user says about a module whose sites cannot be found structurally; paths are relative
-    to a block, all are optional.
+    """What a user says about a module whose sites cannot be found by its structure.
+
+    All are optional; all paths but `blocks` are relative to a block.
 
     Attributes:
-        blocks: path of the list of blocks, or one for each stack: `{"vision": "encoder.blocks",
-        "policy": "trunk"}`.
+        blocks: path of the list of blocks, or one path per stack: `{"vision": "encoder.blocks",
+            "policy": "trunk"}`.
         heads: the attention's out-projection, whose input holds the heads.
         n_heads: how many heads that input holds.
         neurons: the MLP's out-projection, whose input holds the neurons.
         attn_out, mlp_out: modules whose output is added to the residual stream.
+
+    Example:
+        >>> layout = interp.Layout(blocks="trunk", heads="attn.out", n_heads=4, neurons="mlp.down")
+        >>> subject = interp.load(model, anatomy=layout)  # doctest: +SKIP
     """
 
     blocks: str | Mapping[str, str] | None = None
@@ -45,13 +50,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class Place:
-    """A torch place: the first floating tensor among the inputs ("in") or outputs ("out") of the
-    module at `path`.
+    """Where a value is in a torch module.
 
-    `heads` says into how many equal parts the last axis divides (1 column a unit when None). With
-    `onto`, the value is the sum of that place and this one: the residual after attention exists
-    only as a sum inside the block's forward. With `beyond`, it is what this place has more than
-    that one: what a block adds to what entered it.
+    It is the first floating-point tensor among the inputs or outputs of a submodule, or that tensor
+    plus or minus another one: the residual stream after attention, for example, exists only as a
+    sum inside the block's forward.
+
+    Attributes:
+        path: of the submodule.
+        side: "in" for its inputs, "out" for its outputs.
+        width: size of the last axis.
+        heads: into how many equal parts the last axis divides; None when each column is a unit.
+        onto: a place whose value is added to this one.
+        beyond: a place whose value is subtracted from this one: what a block adds to what entered
+            it.
     """
 
     path: str
@@ -63,20 +75,25 @@ class Place:
 
     @property
     def base(self) -> tuple[Place, int] | None:
-        """Another place that the value is made with, and the sign with which it enters."""
+        """The other place that the value is made with, and the sign with which it enters."""
         if self.onto is not None:
             return self.onto, 1
-        return None if self.beyond is None else (self.beyond, -1)
+        if self.beyond is not None:
+            return self.beyond, -1
+        return None
 
     @property
     def units(self) -> int:
+        """How many units the value has."""
         return self.heads or self.width
 
     def __str__(self) -> str:
         here = f"{self.path}:{self.side}"
         if self.onto is not None:
             return f"{self.onto} + {here}"
-        return here if self.beyond is None else f"{here} - {self.beyond}"
+        if self.beyond is not None:
+            return f"{here} - {self.beyond}"
+        return here
 
 
 @dataclass(frozen=True)
@@ -84,11 +101,20 @@ class Anatomy:
     """The verified sites of one module.
 
     Attributes:
-        stacks: for each stack (named "" when there is one), the paths of its blocks in order.
+        stacks: for each stack (named "" when there is only one), the paths of its blocks in order.
         places: where each verified site is.
-        refused: why a point that one might expect is absent, by site.
-        modules: raw module paths (`blocks.0.norm:in`) that can be hooked as they are; no law is
-        known of them.
+        refused: for sites that one might expect but that are missing, the reason.
+        modules: raw module paths (`blocks.0.norm:in`) that can be hooked as they are; nothing is
+            verified about them.
+
+    Example:
+        >>> anatomy = subject.anatomy
+        >>> [str(site) for site in anatomy.expand("neurons")]
+        ['blocks.0.neurons', 'blocks.1.neurons']
+        >>> anatomy.units("blocks.0.neurons")
+        Units(48 of 48: blocks.0.neurons 48)
+        >>> str(anatomy.place("blocks.0.neurons"))
+        'model.layers.0.mlp.down_proj:in'
     """
 
     stacks: Mapping[str, tuple[str, ...]]
@@ -98,27 +124,46 @@ class Anatomy:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        return tuple(sorted(self.places, key=lambda s: s.order))
+        """Every verified site, in the order in which data passes them."""
+        return tuple(sorted(self.places, key=lambda site: site.order))
 
     def blocks(self, stack: str = "") -> tuple[str, ...]:
+        """Returns the paths of the blocks of a stack, in order.
+
+        Raises:
+            SiteError: there is no such stack.
+        """
         if stack not in self.stacks:
-            raise SiteError(
-                f"no stack {stack!r}: this model has {', '.join(map(repr, self.stacks))}"
-            )
+            known = ", ".join(map(repr, self.stacks))
+            raise SiteError(f"no stack {stack!r}: this model has {known}")
         return self.stacks[stack]
 
     def place(self, site: Site | str) -> Place:
-        """Where a site is. Raises SiteError that names the nearest site, and the reason if this one
-        was refused on load."""
+        """Returns where a site is.
+
+        Raises:
+            SiteError: there is no such site. The message names the nearest one, and the reason if
+                this one was refused on load.
+        """
         found = self.resolve(site)
         return self.places[found] if found in self.places else self.modules[found]
 
     def resolve(self, name: Site | str) -> Site:
-        """The verified site that a name means; raw module paths that are a known site become that
-        site."""
+        """Returns the site that a name means.
+
+        The raw path of a module that is a verified site becomes that site.
+
+        Raises:
+            SiteError: there is no such site. The message names the nearest one, and the reason if
+                this one was refused on load.
+
+        Example:
+            >>> subject.anatomy.resolve("model.layers.0.mlp.down_proj:in")
+            Site(point='neurons', block=0, stack='')
+        """
         site = Site.parse(name) if isinstance(name, str) else name
         if site.is_module_path:
-            site = next((s for s, p in self.places.items() if str(p) == site.point), site)
+            site = self._site_at(site.point) or site
         if site in self.places or site in self.modules:
             return site
         nearest = closest(str(site), map(str, self._candidates(site)))
@@ -127,80 +172,142 @@ class Anatomy:
             f"{site}: {reason}; nearest: {nearest}; see subject.sites for all {len(self.places)}"
         )
 
-    def _candidates(self, site: Site) -> list[Site]:
-        """Sites to suggest: of the same block if there is one, so that a refused point offers what
-        stands beside it."""
-        if site.is_module_path:
+    def _site_at(self, path: str) -> Site | None:
+        """The verified site at a raw module path."""
+        for site, place in self.places.items():
+            if str(place) == path:
+                return site
+        return None
+
+    def _candidates(self, missing: Site) -> list[Site]:
+        """Sites to suggest in the place of a missing one: the most closely related that exist."""
+        if missing.is_module_path:
             return list(self.modules) or list(self.places)
-        beside = [s for s in self.places if (s.block, s.stack) == (site.block, site.stack)]
-        return (
-            [s for s in beside if s.point.split("_")[0] == site.point.split("_")[0]]
-            or _mlp_or_all(site, beside)
-            or list(self.places)
-        )
+
+        block = (missing.stack, missing.block)
+        in_block = [site for site in self.places if (site.stack, site.block) == block]
+        kind = missing.point.split("_")[0]  # resid, attn, mlp
+        same_kind = [site for site in in_block if site.point.split("_")[0] == kind]
+        output_of = {"neurons": "mlp_out", "heads": "attn_out"}.get(missing.point)
+        output = [site for site in in_block if site.point == output_of]
+        return same_kind or output or in_block or list(self.places)
 
     def expand(self, pattern: Sites) -> tuple[Site, ...]:
-        """All sites that a name, a pattern (`blocks.*.neurons`) or several of them mean, in the
-        order data meets them.
+        """Returns all sites that a pattern means, in the order in which data passes them.
 
-        A bare point (`neurons`) means that point in every block of every stack. TransformerLens's
-        names may be patterns too. Raises SiteError when a pattern matches nothing.
+        Args:
+            pattern: a site or its name; a pattern with wildcards (`blocks.*.neurons`), also of
+                TransformerLens's names; a bare point (`neurons`), which means that point in every
+                block of every stack; or several of these.
+
+        Raises:
+            SiteError: a name or pattern matches no site.
+
+        Example:
+            >>> [str(site) for site in subject.anatomy.expand(["embed", "blocks.*.mlp_out"])]
+            ['embed', 'blocks.0.mlp_out', 'blocks.1.mlp_out']
         """
-        if isinstance(pattern, str):
-            return (
-                self._match(pattern)
-                if any(c in pattern for c in "*?[") or pattern in BLOCK_POINTS
-                else (self.resolve(pattern),)
-            )
         if isinstance(pattern, Site):
             return (self.resolve(pattern),)
-        return tuple(dict.fromkeys(site for part in pattern for site in self.expand(part)))
+        if isinstance(pattern, str):
+            has_wildcards = any(character in pattern for character in "*?[")
+            if has_wildcards or pattern in BLOCK_POINTS:
+                return self._match(pattern)
+            return (self.resolve(pattern),)
+
+        found: dict[Site, None] = {}  # a set that keeps the order
+        for part in pattern:
+            found |= dict.fromkeys(self.expand(part))
+        return tuple(found)
 
     def _match(self, pattern: str) -> tuple[Site, ...]:
-        wanted = (
-            f"*blocks.*.{pattern}" if pattern in BLOCK_POINTS else without_transformer_lens(pattern)
+        if pattern in BLOCK_POINTS:
+            wanted = f"*blocks.*.{pattern}"
+        else:
+            wanted = without_transformer_lens(pattern)
+        found = tuple(site for site in self.sites if fnmatch.fnmatchcase(str(site), wanted))
+        if found:
+            return found
+
+        why = ""
+        for site, reason in self.refused.items():
+            if fnmatch.fnmatchcase(str(site), wanted):
+                why = f" ({site}: {reason})"
+                break
+        nearest = closest(pattern, map(str, self.places))
+        raise SiteError(
+            f"{pattern!r} matches none of the {len(self.places)} sites{why}; nearest: {nearest}"
         )
-        found = tuple(s for s in self.sites if fnmatch.fnmatchcase(str(s), wanted))
-        if not found:
-            why = next(
-                (
-                    f" ({s}: {reason})"
-                    for s, reason in self.refused.items()
-                    if fnmatch.fnmatchcase(str(s), wanted)
-                ),
-                "",
-            )
-            raise SiteError(
-                f"{pattern!r} matches none of the {len(self.places)} sites{why}; nearest: {closest(pattern, map(str, self.places))}"
-            )
-        return found
 
     def widths(self, sites: Sites) -> dict[Site, int]:
-        """How many units each site has: neurons, heads, or coordinates of the residual."""
+        """Returns how many units each site has: neurons, heads, or coordinates of the residual.
+
+        Example:
+            >>> {str(site): n for site, n in subject.anatomy.widths("heads").items()}
+            {'blocks.0.heads': 4, 'blocks.1.heads': 4}
+        """
         return {site: self.place(site).units for site in self.expand(sites)}
 
     def units(self, sites: Sites) -> Units:
-        """All units of the given sites."""
+        """Returns all units of some sites, given as for `expand`.
+
+        Example:
+            >>> subject.anatomy.units("neurons")
+            Units(96 of 96: blocks.0.neurons 48, blocks.1.neurons 48)
+        """
         return all_units(self.widths(sites))
 
     def columns(self, site: Site, units: np.ndarray) -> Int[np.ndarray, " columns"]:
-        """The activation columns of some units: one a neuron, d_head a head."""
+        """Returns the activation columns of some units: one per neuron, d_head per head.
+
+        Args:
+            site: where the units are.
+            units: their indices.
+
+        Example:
+            >>> heads = interp.Site.parse("blocks.0.heads")
+            >>> subject.anatomy.columns(heads, np.array([1]))
+            array([ 8,  9, 10, 11, 12, 13, 14, 15])
+        """
         place = self.place(site)
-        size = place.width // place.units
-        return (np.asarray(units)[:, None] * size + np.arange(size)).reshape(-1)
+        columns_per_unit = place.width // place.units
+        first_columns = np.asarray(units)[:, None] * columns_per_unit
+        return (first_columns + np.arange(columns_per_unit)).reshape(-1)
 
     def check(self, units: Units) -> None:
-        """Raises ValueError when units were chosen on a model of another shape."""
+        """Checks that units were chosen on a model of this shape.
+
+        Raises:
+            SiteError: a site of theirs does not exist here.
+            ValueError: a site of theirs has another width here.
+        """
         for site in units.sites:
+            there = units.widths[site]
             here = self.place(site).units
-            if units.widths[site] != here:
+            if there != here:
                 raise ValueError(
-                    f"these units were chosen on a model whose {site} is {units.widths[site]} wide; here it is {here}: another model's plan"
+                    f"these units were chosen on a model whose {site} is {there} wide; "
+                    f"here it is {here}: another model's plan"
                 )
 
     def out_weight(self, module: nn.Module, site: Site | str) -> Float[Tensor, "columns d_model"]:
-        """The rows by which each column of `neurons` or `heads` writes to the residual: a view of
-        the out-projection's weight."""
+        """Returns the rows with which the columns of `neurons` or `heads` write to the residual.
+
+        Args:
+            module: the module that this anatomy describes.
+            site: a `neurons` or `heads` site.
+
+        Returns:
+            A view of the out-projection's weight, [columns, d_model].
+
+        Raises:
+            SiteError: the site is not the input of a projection.
+
+        Example:
+            >>> rows = subject.anatomy.out_weight(subject.module, "blocks.0.neurons")
+            >>> tuple(rows.shape)
+            (48, 32)
+        """
         place = self.place(site)
         if place.side != "in" or place.base is not None:
             raise SiteError(
@@ -209,14 +316,13 @@ class Anatomy:
         return out_rows(module.get_submodule(place.path))
 
 
-def _mlp_or_all(site: Site, beside: list[Site]) -> list[Site]:
-    family = {"neurons": "mlp_out", "heads": "attn_out"}.get(site.point)
-    return [s for s in beside if s.point == family] or beside
-
-
 def out_rows(projection: nn.Module) -> Float[Tensor, "inputs outputs"]:
-    """The weight of a linear layer as [inputs, outputs], whichever way the module stores it
-    (nn.Linear or GPT-2's Conv1D)."""
+    """Returns the weight of a linear layer as [inputs, outputs], a view.
+
+    Args:
+        projection: nn.Linear, which stores [outputs, inputs], or GPT-2's Conv1D, which stores
+            [inputs, outputs].
+    """
     weight = projection.weight
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(projection, nn.Linear) else weight

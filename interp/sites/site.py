@@ -1,16 +1,19 @@
-"""The vocabulary: a Site is a place in a network, Units are indices at sites, UnitScores rank them.
+"""Site: the name of a place in a network, such as `blocks.3.neurons`.
 
-Sites read `[stack.]blocks.<i>.<point>`, or `[stack.]embed` and `[stack.]final`. The points, in the
-order data meets them:
+A name reads `[stack.]blocks.<i>.<point>`, `[stack.]embed` or `[stack.]final`. The points of a
+block, in the order in which data passes them:
 
-    resid_pre   the residual stream entering the block            [batch, position, d_model] heads
-    what enters the attention's out-projection        [batch, position, head * d_head]; a unit is a
-    head attn_out    what the attention adds to the residual           [batch, position, d_model]
-    resid_mid   the residual between attention and MLP (absent where the two run in parallel)
-    neurons     what enters the MLP's out-projection              [batch, position, d_mlp] mlp_out
-    what the MLP adds to the residual                 [batch, position, d_model] block_out   what
-    the block adds to the residual, resid_post - resid_pre; the whole of it is one unit resid_post
-    the residual stream leaving the block             [batch, position, d_model]
+    resid_pre   the residual stream entering the block: [batch, position, d_model]
+    heads       the input of the attention's out-projection: [batch, position, head * d_head];
+                one unit is one head
+    attn_out    what the attention adds to the residual stream: [batch, position, d_model]
+    resid_mid   the residual stream between attention and MLP; it does not exist where the two run
+                in parallel
+    neurons     the input of the MLP's out-projection: [batch, position, d_mlp]
+    mlp_out     what the MLP adds to the residual stream: [batch, position, d_model]
+    block_out   what the block adds to the residual stream, resid_post - resid_pre; all of it is
+                one unit
+    resid_post  the residual stream leaving the block: [batch, position, d_model]
 """
 
 from __future__ import annotations
@@ -31,14 +34,13 @@ BLOCK_POINTS = (
     "resid_post",
 )
 
-
 END_POINTS = ("embed", "final")
 
-
 _PATTERN = re.compile(
-    rf"^(?:(?P<stack>[\w.]+)\.)?(?:blocks\.(?P<block>\d+)\.(?P<point>{'|'.join(BLOCK_POINTS)})|(?P<end>{'|'.join(END_POINTS)}))$"
+    r"^(?:(?P<stack>[\w.]+)\.)?"
+    rf"(?:blocks\.(?P<block>\d+)\.(?P<point>{'|'.join(BLOCK_POINTS)})"
+    rf"|(?P<end>{'|'.join(END_POINTS)}))$"
 )
-
 
 _TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",
@@ -52,16 +54,30 @@ _TRANSFORMER_LENS = {
     "final": "ln_final.hook_out",
 }
 
-
-_FROM_TRANSFORMER_LENS = {name: point for point, name in _TRANSFORMER_LENS.items()} | {
-    "hook_embed": "embed"
-}  # its older name
+_FROM_TRANSFORMER_LENS = {
+    **{name: point for point, name in _TRANSFORMER_LENS.items()},
+    "hook_embed": "embed",  # the older name of embed.hook_out
+}
 
 
 @dataclass(frozen=True)
 class Site:
-    """A named place in a network. `block` is None for `embed`, `final` and raw module paths
-    (`"model.norm:in"`)."""
+    """A named place in a network.
+
+    Attributes:
+        point: one of the points listed in this module, or a raw module path (`"model.norm:in"`).
+        block: index of the block; None for `embed`, `final` and raw module paths.
+        stack: name of the stack of blocks, empty for a model with one stack.
+
+    Example:
+        >>> site = interp.Site.parse("blocks.3.mlp.hook_post")
+        >>> site
+        Site(point='neurons', block=3, stack='')
+        >>> str(site)
+        'blocks.3.neurons'
+        >>> site.transformer_lens
+        'blocks.3.mlp.hook_post'
+    """
 
     point: str
     block: int | None = None
@@ -69,10 +85,14 @@ class Site:
 
     @classmethod
     def parse(cls, name: str) -> Site:
-        """The site a name means: ours, TransformerLens's (`blocks.3.mlp.hook_post`), or a module
-        path with `:in` or `:out`.
+        """Returns the site that a name stands for.
 
-        Raises SiteError with the nearest valid name when it is none of these.
+        Args:
+            name: a name of ours (`blocks.3.neurons`), of TransformerLens
+                (`blocks.3.mlp.hook_post`), or a module path with `:in` or `:out`.
+
+        Raises:
+            SiteError: the name is none of these; the message gives the nearest valid name.
         """
         if name.endswith((":in", ":out")):
             return cls(name)
@@ -82,64 +102,69 @@ class Site:
             raise SiteError(
                 f"{name!r} is not a site: expected {expected}; nearest: {_nearest(name)}"
             )
-        block = match["block"]
-        return cls(
-            match["point"] or match["end"],
-            None if block is None else int(block),
-            match["stack"] or "",
-        )
+        point = match["point"] or match["end"]
+        block = None if match["block"] is None else int(match["block"])
+        return cls(point, block, match["stack"] or "")
 
     @property
     def is_module_path(self) -> bool:
-        """Whether this is a raw place of a torch module, not one of the named points."""
+        """Whether this is the raw path of a torch module instead of one of the named points."""
         return ":" in self.point
 
     @property
     def transformer_lens(self) -> str:
-        """The name of this place in TransformerLens. Raises SiteError for what it cannot name:
-        stacks, module paths, block_out."""
+        """The name of this place in TransformerLens.
+
+        Raises:
+            SiteError: TransformerLens has no name for it: sites of named stacks, raw module paths
+                and `block_out`.
+        """
         if self.stack or self.is_module_path:
             raise SiteError(f"{self} has no TransformerLens name: it knows one stack of blocks")
         if self.point not in _TRANSFORMER_LENS:
-            raise SiteError(
-                f"{self} has no TransformerLens name; nearest: {Site('resid_post', self.block).transformer_lens}"
-            )
+            nearest = Site("resid_post", self.block).transformer_lens
+            raise SiteError(f"{self} has no TransformerLens name; nearest: {nearest}")
         name = _TRANSFORMER_LENS[self.point]
         return name if self.block is None else f"blocks.{self.block}.{name}"
 
     @property
     def order(self) -> tuple[str, float, int, str]:
-        """Sorts sites by stack and then in the order data meets them."""
-        if self.block is None:
-            return (self.stack, float("inf") if self.point == "final" else -1.0, 0, self.point)
-        return (self.stack, self.block, BLOCK_POINTS.index(self.point), self.point)
+        """A sort key: by stack, and within a stack in the order in which data passes the sites."""
+        if self.block is not None:
+            return (self.stack, self.block, BLOCK_POINTS.index(self.point), self.point)
+        block = float("inf") if self.point == "final" else -1.0
+        return (self.stack, block, 0, self.point)
 
     def __str__(self) -> str:
         stack = f"{self.stack}." if self.stack else ""
-        return (
-            f"{stack}{self.point}"
-            if self.block is None
-            else f"{stack}blocks.{self.block}.{self.point}"
-        )
+        if self.block is None:
+            return f"{stack}{self.point}"
+        return f"{stack}blocks.{self.block}.{self.point}"
 
 
 def without_transformer_lens(name: str) -> str:
-    """A TransformerLens name, or a pattern of them, in our words; other names as they are."""
+    """Translates a TransformerLens name, or a pattern of them, to ours; keeps other names.
+
+    Example:
+        >>> from interp.sites.site import without_transformer_lens
+        >>> without_transformer_lens("blocks.*.mlp.hook_post")
+        'blocks.*.neurons'
+    """
     match = re.match(r"^blocks\.([^.]+)\.(.+)$", name)
     if match is None:
         return _FROM_TRANSFORMER_LENS.get(name, name)
-    return f"blocks.{match[1]}.{_FROM_TRANSFORMER_LENS.get(match[2], match[2])}"
+    block, point = match.groups()
+    return f"blocks.{block}.{_FROM_TRANSFORMER_LENS.get(point, point)}"
 
 
 def _nearest(name: str) -> str:
-    """The valid name spelled most like `name`, in our words or TransformerLens's."""
+    """The valid name spelled most like `name`, ours or TransformerLens's."""
     match = re.match(r"^(.*blocks?\.\d+\.)(.+)$", name)
-    points = [*BLOCK_POINTS, *(n for p, n in _TRANSFORMER_LENS.items() if p in BLOCK_POINTS)]
     if match is not None:
-        return match[1].replace("block.", "blocks.") + closest(match[2], points)
-    ends = [
-        *END_POINTS,
-        *(f"blocks.0.{p}" for p in BLOCK_POINTS),
-        *(n for n, p in _FROM_TRANSFORMER_LENS.items() if p in END_POINTS),
-    ]
-    return closest(name, ends)
+        theirs = [name for point, name in _TRANSFORMER_LENS.items() if point in BLOCK_POINTS]
+        start = match[1].replace("block.", "blocks.")
+        return start + closest(match[2], [*BLOCK_POINTS, *theirs])
+
+    in_first_block = [f"blocks.0.{point}" for point in BLOCK_POINTS]
+    theirs = [name for name, point in _FROM_TRANSFORMER_LENS.items() if point in END_POINTS]
+    return closest(name, [*END_POINTS, *in_first_block, *theirs])

@@ -1,5 +1,8 @@
-"""Units: which coordinates of which sites; UnitScores: one number for each. Plain data: sets,
-files, tables."""
+"""Units and UnitScores: a selection of neurons, heads or blocks, and a score for each of them.
+
+Both are plain data, independent of any model: they combine like sets, become tables and are saved
+to files.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,31 @@ Indices = Int[np.ndarray, " chosen"]
 
 
 class Units:
-    """A set of units: for each site, sorted distinct indices below the site's width.
+    """A set of units: for each site, the indices of the units chosen there.
 
-    `widths` travels with the indices, so that units found on one model are refused by a model of
-    another size.
+    Indices are sorted and distinct. The width of each site (how many units it has) is stored with
+    them, so that units found on one model are refused by a model of another size. Units combine
+    like sets: `|`, `&` and `-`; `~` gives all other units of the sites whose width is known.
+
+    Args:
+        indices: the chosen units of each site, as integers from 0; sites may be given by name.
+        widths: how many units each site has. Sites without chosen units may be listed too.
+
+    Raises:
+        ValueError: a site without width, an index outside its site, or indices that are not
+            integers (such as a boolean mask).
+
+    Example:
+        >>> widths = {"blocks.0.neurons": 48, "blocks.1.neurons": 48}
+        >>> units = interp.Units({"blocks.0.neurons": [7, 3], "blocks.1.neurons": [5]}, widths)
+        >>> units
+        Units(3 of 96: blocks.0.neurons 2, blocks.1.neurons 1)
+        >>> units["blocks.0.neurons"]
+        array([3, 7])
+        >>> ("blocks.1.neurons", 5) in units
+        True
+        >>> len(~units)
+        93
     """
 
     def __init__(
@@ -32,38 +56,47 @@ class Units:
         indices: Mapping[Site, Iterable[int]] | Mapping[str, Iterable[int]],
         widths: Mapping[Site, int] | Mapping[str, int],
     ) -> None:
-        sizes = {_site(s): int(w) for s, w in widths.items()}
-        chosen = {_site(s): _distinct(_site(s), i) for s, i in indices.items()}
+        self.widths = {_as_site(site): int(width) for site, width in widths.items()}
+
+        chosen: dict[Site, Indices] = {}
+        for name, given in indices.items():
+            site = _as_site(name)
+            chosen[site] = _distinct(site, given)
         for site, index in chosen.items():
-            if site not in sizes:
-                raise ValueError(
-                    f"units at {site} need its width; widths were given for {', '.join(map(str, sizes)) or 'no site'}"
-                )
-            if len(index) and not 0 <= index[0] <= index[-1] < sizes[site]:
-                raise ValueError(
-                    f"{site} has units 0 to {sizes[site] - 1}; got {index[0]} to {index[-1]}"
-                )
-        self._indices = {
-            s: chosen[s] for s in sorted(chosen, key=lambda s: s.order) if len(chosen[s])
-        }
-        self.widths = sizes
+            self._check_indices(site, index)
+
+        in_order = sorted(chosen, key=lambda site: site.order)
+        self._indices = {site: chosen[site] for site in in_order if len(chosen[site])}
+
+    def _check_indices(self, site: Site, index: Indices) -> None:
+        if site not in self.widths:
+            known = ", ".join(map(str, self.widths)) or "no site"
+            raise ValueError(f"units at {site} need its width; widths were given for {known}")
+        if not len(index):
+            return
+        width = self.widths[site]
+        if index[0] < 0 or index[-1] >= width:
+            raise ValueError(f"{site} has units 0 to {width - 1}; got {index[0]} to {index[-1]}")
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites that have units, in the order data meets them."""
+        """The sites that have chosen units, in the order in which data passes them."""
         return tuple(self._indices)
 
     def __getitem__(self, site: Site | str) -> Indices:
-        return self._indices.get(_site(site), np.empty(0, dtype=np.int64))
+        return self._indices.get(_as_site(site), np.empty(0, dtype=np.int64))
 
     def __iter__(self) -> Iterator[tuple[Site, int]]:
-        return ((site, int(i)) for site, index in self._indices.items() for i in index)
+        for site, index in self._indices.items():
+            for unit in index:
+                yield site, int(unit)
 
     def __len__(self) -> int:
         return sum(map(len, self._indices.values()))
 
     def __contains__(self, unit: tuple[Site | str, int]) -> bool:
-        return unit[1] in self[unit[0]]
+        site, index = unit
+        return index in self[site]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Units) and set(self) == set(other)
@@ -82,81 +115,136 @@ class Units:
 
     def __invert__(self) -> Units:
         """All other units of the sites whose width is known."""
-        return Units({s: range(w) for s, w in self.widths.items()}, self.widths) - self
+        everything = {site: range(width) for site, width in self.widths.items()}
+        return Units(everything, self.widths) - self
 
     def _combine(self, other: Units, rule: Callable[[Indices, Indices], Indices]) -> Units:
         for site in self.widths.keys() & other.widths.keys():
-            if self.widths[site] != other.widths[site]:
+            here = self.widths[site]
+            there = other.widths[site]
+            if here != there:
                 raise ValueError(
-                    f"{site} is {self.widths[site]} wide in one set and {other.widths[site]} in the other: units of two models"
+                    f"{site} is {here} wide in one set and {there} in the other: "
+                    "units of two models"
                 )
-        return Units(
-            {s: rule(self[s], other[s]) for s in {*self._indices, *other._indices}},
-            {**self.widths, **other.widths},
-        )
+        sites = {*self._indices, *other._indices}
+        combined = {site: rule(self[site], other[site]) for site in sites}
+        return Units(combined, {**self.widths, **other.widths})
 
     def only(self, site: Site | str, indices: Iterable[int]) -> Units:
-        """Some units at one site, of a model of these widths."""
-        return Units({_site(site): indices}, self.widths)
+        """Returns other units, all at one site, of a model with the same widths.
+
+        Args:
+            site: where the new units are.
+            indices: which units of that site.
+
+        Raises:
+            ValueError: the site has no known width, or an index is outside it.
+
+        Example:
+            >>> subject.anatomy.units("neurons").only("blocks.1.neurons", [0, 5])
+            Units(2 of 96: blocks.1.neurons 2)
+        """
+        return Units({_as_site(site): indices}, self.widths)
 
     def matched(self, seed: int, among: Units | None = None, times: int = 1) -> Units:
-        """As many random units at each site as here (or `times` as many), none of them in this set:
-        the control for an ablation.
+        """Returns random other units, the same number at each site: the control for an ablation.
 
-        Sites of one unit (`block_out`) stand for each other. `among` narrows the pool. Where the
-        pool is smaller than the demand, all of it is taken.
+        Sites of a single unit (`block_out`) are drawn from the other single-unit sites. Where fewer
+        units are left than wanted, all of them are taken.
+
+        Args:
+            seed: of the draw.
+            among: the units to draw from; by default all of the sites whose width is known. Units
+                of this set are never drawn.
+            times: how many control units to draw for each unit of this set.
+
+        Example:
+            >>> units = interp.Units({"blocks.0.neurons": [3, 7]}, {"blocks.0.neurons": 48})
+            >>> control = units.matched(seed=0)
+            >>> control
+            Units(2 of 48: blocks.0.neurons 2)
+            >>> len(control & units)
+            0
         """
         rng = np.random.default_rng(seed)
         pool = (~self if among is None else among) - self
-        wide = {s: i for s, i in self._indices.items() if self.widths[s] > 1}
-        drawn = {
-            s: rng.choice(pool[s], min(times * len(i), len(pool[s])), replace=False)
-            for s, i in wide.items()
-        }
-        free, wanted = (
-            [s for s in pool.sites if self.widths[s] == 1],
-            times * (len(self._indices) - len(wide)),
-        )
-        for number in rng.permutation(len(free))[:wanted]:
-            drawn[free[number]] = np.zeros(1, dtype=np.int64)
+
+        drawn: dict[Site, Indices] = {}
+        chosen_single_unit_sites = 0
+        for site, index in self._indices.items():
+            if self.widths[site] == 1:
+                chosen_single_unit_sites += 1
+                continue
+            free_units = pool[site]
+            count = min(times * len(index), len(free_units))
+            drawn[site] = rng.choice(free_units, count, replace=False)
+
+        # A site of one unit has no second unit to draw, so its control is another single-unit site.
+        free_sites = [site for site in pool.sites if self.widths[site] == 1]
+        wanted = times * chosen_single_unit_sites
+        for number in rng.permutation(len(free_sites))[:wanted]:
+            drawn[free_sites[number]] = np.zeros(1, dtype=np.int64)
         return Units(drawn, self.widths)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a unit: `site`, `block`, `unit`."""
-        return pd.DataFrame(
-            [(str(s), s.block, i) for s, i in self], columns=["site", "block", "unit"]
-        )
+        """Returns a table with one row per unit: `site`, `block`, `unit`."""
+        rows = [(str(site), site.block, unit) for site, unit in self]
+        return pd.DataFrame(rows, columns=["site", "block", "unit"])
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "widths": {str(s): w for s, w in self.widths.items()},
-            "indices": {str(s): i.tolist() for s, i in self._indices.items()},
-        }
+        """Returns the units as plain dicts, lists and numbers."""
+        widths = {str(site): width for site, width in self.widths.items()}
+        indices = {str(site): index.tolist() for site, index in self._indices.items()}
+        return {"widths": widths, "indices": indices}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Units:
+        """Returns the units that `to_json` described."""
         return cls(data["indices"], data["widths"])
 
     def save(self, path: str | Path) -> None:
+        """Writes the units to a JSON file."""
         with replaced(path) as temporary:
             temporary.write_text(json.dumps(self.to_json()))
 
     @classmethod
     def load(cls, path: str | Path) -> Units:
+        """Reads units that `save` wrote."""
         return cls.from_json(json.loads(Path(path).read_text()))
 
     def __repr__(self) -> str:
-        return (
-            f"Units({len(self)} of {sum(self.widths.values())}: "
-            + ", ".join(f"{s} {len(i)}" for s, i in self._indices.items())
-            + ")"
-        )
+        total = sum(self.widths.values())
+        parts = [f"{site} {len(index)}" for site, index in self._indices.items()]
+        return f"Units({len(self)} of {total}: {', '.join(parts)})"
 
 
 @dataclass(frozen=True, eq=False)
 class UnitScores:
-    """A score for every unit of some sites; higher means more responsible. `values[site]` is
-    [width]."""
+    """A score for every unit of some sites; a higher score means more responsible.
+
+    Attributes:
+        values: the scores of each site, [width].
+        method: name of the localization method.
+        about: whatever else should be saved with the scores, such as the options of the method.
+
+    Raises:
+        ValueError: no site, or scores that are not finite.
+
+    Example:
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> scores = interp.UnitScores({site: np.array([0.1, 0.9, -0.2, 0.5])})
+        >>> scores.top(2)[site]
+        array([1, 3])
+        >>> scores.lowest(0.25)[site]
+        array([2])
+        >>> scores.to_frame()
+                       site  block  unit  score
+        0  blocks.0.neurons      0     1    0.9
+        1  blocks.0.neurons      0     3    0.5
+        2  blocks.0.neurons      0     0    0.1
+        3  blocks.0.neurons      0     2   -0.2
+    """
 
     values: Mapping[Site, Float[np.ndarray, " width"]]
     method: str = ""
@@ -165,135 +253,197 @@ class UnitScores:
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("scores need at least one site")
-        for site, row in self.values.items():
-            if not np.isfinite(row).all():
-                raise ValueError(
-                    f"{site}: {int((~np.isfinite(row)).sum())} of {row.size} scores are not finite"
-                )
+        for site, scores in self.values.items():
+            bad = int((~np.isfinite(scores)).sum())
+            if bad:
+                raise ValueError(f"{site}: {bad} of {scores.size} scores are not finite")
 
     @property
     def widths(self) -> dict[Site, int]:
-        return {s: int(v.size) for s, v in self.values.items()}
+        """How many units each site has."""
+        return {site: int(scores.size) for site, scores in self.values.items()}
 
     def __len__(self) -> int:
         return sum(self.widths.values())
 
     def __getitem__(self, site: Site | str) -> Float[np.ndarray, " width"]:
-        return self.values[_site(site)]
+        return self.values[_as_site(site)]
 
     def top(self, amount: int | float) -> Units:
-        """The highest-scoring units over all sites: an int is a count, a float a fraction of all
-        units (at least one)."""
+        """Returns the highest-scoring units over all sites together.
+
+        Args:
+            amount: how many: an int is a count, a float a fraction of all units (rounded, at least
+                one unit).
+
+        Raises:
+            ValueError: `amount` is not positive or exceeds the number of units.
+        """
         return self._first(amount, descending=True)
 
     def lowest(self, amount: int | float) -> Units:
-        """The lowest-scoring units over all sites, as a control."""
+        """Returns the lowest-scoring units over all sites together, as a control.
+
+        `amount` and errors as for `top`.
+        """
         return self._first(amount, descending=False)
 
     def top_per_site(self, amount: int | float) -> Units:
-        """The highest-scoring units within each site, a count or a fraction of it (Chang et al.
-        2024 predict this way)."""
-        return Units(
-            {s: ranked(v)[: self._count(amount, v.size)] for s, v in self.values.items()},
-            self.widths,
-        )
+        """Returns the highest-scoring units within each site, as Chang et al. (2024) choose them.
+
+        `amount` is a count or a fraction of each site's units; errors as for `top`.
+        """
+        chosen: dict[Site, Indices] = {}
+        for site, scores in self.values.items():
+            chosen[site] = ranked(scores)[: self._count(amount, scores.size)]
+        return Units(chosen, self.widths)
 
     def _first(self, amount: int | float, *, descending: bool) -> Units:
-        sites, flat = list(self.values), np.concatenate(list(self.values.values()))
-        order = ranked(flat if descending else -flat)[: self._count(amount, flat.size)]
-        starts = np.cumsum([0, *(self.values[s].size for s in sites)])
+        """Ranks the units of all sites together and returns the first of them."""
+        flat = np.concatenate(list(self.values.values()))
+        count = self._count(amount, flat.size)
+        order = ranked(flat if descending else -flat)[:count]
+
+        # Back from a place in the concatenated scores to a site and the index there.
+        sizes = [scores.size for scores in self.values.values()]
+        starts = np.cumsum([0, *sizes])
         owner = np.searchsorted(starts, order, side="right") - 1
-        return Units({s: order[owner == i] - starts[i] for i, s in enumerate(sites)}, self.widths)
+        chosen: dict[Site, Indices] = {}
+        for number, site in enumerate(self.values):
+            chosen[site] = order[owner == number] - starts[number]
+        return Units(chosen, self.widths)
 
     @staticmethod
     def _count(amount: int | float, total: int) -> int:
+        """A count or a fraction of `total`, as a count."""
         count = max(1, round(amount * total)) if isinstance(amount, float) else amount
         if amount <= 0 or count > total:
             raise ValueError(
-                f"cannot take {amount} of {total} units: give a count from 1 to {total}, or a fraction in (0, 1]"
+                f"cannot take {amount} of {total} units: "
+                f"give a count from 1 to {total}, or a fraction in (0, 1]"
             )
         return count
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a unit, highest first: `site`, `block`, `unit`, `score`."""
-        parts = [
-            pd.DataFrame({"site": str(s), "block": s.block, "unit": np.arange(v.size), "score": v})
-            for s, v in self.values.items()
-        ]
-        return (
-            pd.concat(parts)
-            .sort_values("score", ascending=False, kind="stable")
-            .reset_index(drop=True)
-        )
+        """Returns a table, highest score first: `site`, `block`, `unit`, `score`."""
+        parts: list[pd.DataFrame] = []
+        for site, scores in self.values.items():
+            units = np.arange(scores.size)
+            columns = {"site": str(site), "block": site.block, "unit": units, "score": scores}
+            parts.append(pd.DataFrame(columns))
+        table = pd.concat(parts).sort_values("score", ascending=False, kind="stable")
+        return table.reset_index(drop=True)
 
     def by_block(self, top: float = 0.1) -> pd.DataFrame:
-        """One row a block: its `mean` and `max` score, and the `share` of the highest-scoring `top`
-        of all units that are its own; by `stack` and `block` (missing for sites outside the
-        blocks)."""
-        best: Any = self.top(top).to_frame().groupby("site").size()
-        rows = [
-            (str(s), s.stack, s.block, v.size, v.mean() * v.size, v.max(), best.get(str(s), 0))
-            for s, v in self.values.items()
-        ]
-        frame = pd.DataFrame(
-            rows, columns=["site", "stack", "block", "units", "sum", "max", "best"]
-        )
-        groups: Any = frame.groupby(["stack", "block"], sort=False, dropna=False)
-        found = groups.agg(
-            {"units": "sum", "sum": "sum", "max": "max", "best": "sum"}
-        ).reset_index()
-        found["mean"], found["share"] = (
-            found["sum"] / found["units"],
-            found["best"] / found["best"].sum(),
-        )
-        return found[["stack", "block", "mean", "max", "share"]]
+        """Summarizes the scores of each block.
+
+        Args:
+            top: fraction (or count) of all units that are regarded as high-scoring.
+
+        Returns:
+            One row per `stack` and `block` (block is missing for sites outside the blocks): the
+            `mean` and `max` score of its units, and `share`, the fraction of all high-scoring units
+            that lie in this block.
+
+        Example:
+            >>> scores = interp.localize(subject, memorized, control)
+            >>> scores.by_block()[["block", "share"]].shape
+            (2, 2)
+            >>> float(scores.by_block()["share"].sum().round(6))
+            1.0
+        """
+        high_scoring: Any = self.top(top).to_frame().groupby("site").size()
+        rows: list[dict[str, Any]] = []
+        for site, scores in self.values.items():
+            rows.append(
+                {
+                    "stack": site.stack,
+                    "block": site.block,
+                    "units": scores.size,
+                    "sum": scores.mean() * scores.size,
+                    "max": scores.max(),
+                    "high_scoring": high_scoring.get(str(site), 0),
+                }
+            )
+        sites = pd.DataFrame(rows)
+
+        groups: Any = sites.groupby(["stack", "block"], sort=False, dropna=False)
+        how = {"units": "sum", "sum": "sum", "max": "max", "high_scoring": "sum"}
+        table = groups.agg(how).reset_index()
+        table["mean"] = table["sum"] / table["units"]
+        table["share"] = table["high_scoring"] / table["high_scoring"].sum()
+        return table[["stack", "block", "mean", "max", "share"]]
 
     def save(self, path: str | Path) -> None:
-        """Writes a parquet table; `method` and `about` go into its metadata."""
-        frame = self.to_frame()
-        frame.attrs = {"method": self.method, "about": dict(self.about)}
+        """Writes the scores to a parquet table, with `method` and `about` in its metadata."""
+        table = self.to_frame()
+        table.attrs = {"method": self.method, "about": dict(self.about)}
         with replaced(path) as temporary:
-            frame.to_parquet(temporary)
+            table.to_parquet(temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> UnitScores:
-        frame = pd.read_parquet(path)
-        rows = {
-            Site.parse(str(s)): g.sort_values("unit")["score"].to_numpy()
-            for s, g in frame.groupby("site")
-        }
+        """Reads scores that `save` wrote."""
+        table = pd.read_parquet(path)
+        values: dict[Site, np.ndarray] = {}
+        for name, rows in table.groupby("site"):
+            values[Site.parse(str(name))] = rows.sort_values("unit")["score"].to_numpy()
+        in_order = sorted(values, key=lambda site: site.order)
         return cls(
-            {s: rows[s] for s in sorted(rows, key=lambda s: s.order)},
-            frame.attrs.get("method", ""),
-            frame.attrs.get("about", {}),
+            {site: values[site] for site in in_order},
+            table.attrs.get("method", ""),
+            table.attrs.get("about", {}),
         )
 
 
 def ranked(scores: Float[np.ndarray, " units"]) -> Indices:
-    """Indices from the highest score to the lowest. Equal scores come in an arbitrary order, always
-    the same, and not by index: some methods give many units one score, and the first block is no
-    better than the others."""
-    arbitrary = np.random.default_rng(scores.size).permutation(scores.size)
-    return np.lexsort((arbitrary, -scores))
+    """Returns the indices of the units from the highest score to the lowest.
+
+    Equal scores come in an arbitrary order that is always the same. They do not come by index: some
+    methods give one score to many units, and the first block is no better than the others.
+
+    Args:
+        scores: one score per unit.
+
+    Example:
+        >>> from interp.sites.units import ranked
+        >>> ranked(np.array([0.1, 0.9, 0.5]))
+        array([1, 2, 0])
+    """
+    tie_breaker = np.random.default_rng(scores.size).permutation(scores.size)
+    return np.lexsort((tie_breaker, -scores))
 
 
 def _distinct(site: Site, indices: Iterable[int]) -> Indices:
-    """Sorted and without repeats. Raises ValueError for a mask or fractions, which would silently
-    become other units."""
+    """The indices, sorted and without repeats; refuses what is not a list of integers."""
     given = np.asarray(list(indices))
+    # A mask or fractions would be cast to integers without complaint and mean other units.
     if given.size and (given.dtype.kind not in "iu" or given.ndim != 1):
         raise ValueError(
-            f"{site}: units are integer indices; got {given.dtype} of shape {given.shape} (for a mask, pass np.flatnonzero(mask))"
+            f"{site}: units are integer indices; got {given.dtype} of shape {given.shape} "
+            "(for a mask, pass np.flatnonzero(mask))"
         )
     return np.unique(given.astype(np.int64))
 
 
-def _site(site: Site | str) -> Site:
+def _as_site(site: Site | str) -> Site:
     return Site.parse(site) if isinstance(site, str) else site
 
 
 def all_units(widths: Mapping[Site, int]) -> Units:
-    """Every unit of the given sites."""
+    """Returns every unit of some sites.
+
+    Args:
+        widths: how many units each site has.
+
+    Raises:
+        SiteError: no site was given.
+
+    Example:
+        >>> from interp.sites.units import all_units
+        >>> all_units({interp.Site.parse("blocks.0.neurons"): 48})
+        Units(48 of 48: blocks.0.neurons 48)
+    """
     if not widths:
         raise SiteError("no site given")
-    return Units({s: range(w) for s, w in widths.items()}, widths)
+    return Units({site: range(width) for site, width in widths.items()}, widths)

@@ -1,1 +1,1 @@
-"""The model under study: batches, which tokens are predicted together, decoding, and Subject."""
+"""The model under study: batches, which tokens it predicts together, decoding, and Subject."""

@@ -1,9 +1,10 @@
-"""Batch: what a subject reads and predicts."""
+"""Batch: the token sequences that a subject reads, and which part of them it predicts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-GIVEN = "given_"  # begins the columns of a frame that hold what its windows are conditioned on
+# Columns of a frame of windows that begin with this hold what the windows are conditioned on.
+GIVEN = "given_"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +24,25 @@ class Batch:
         tokens: [batch, position] token ids: text, image or action tokens.
         prompt: how many leading tokens are given; tokens from there on are predicted and measured.
             At least 1 for models without a start token.
-        mask: [batch, position], False on padding, which must stand on the right; None when there is
-        none.
-        scored: [batch, position], True on the tokens that are measured, where those are not all
-        from `prompt` on; None when they are.
-        steps: which tokens are predicted together, as (start, stop) pairs; None when one by one.
-        conditioning: what the model sees beside tokens (class labels, camera images), each [batch,
-        ...].
+        mask: [batch, position], False on padding, which must be on the right; None without padding.
+        scored: [batch, position], True on the tokens that are measured; None when all tokens from
+            `prompt` on are.
+        steps: groups of tokens that are predicted together, as (start, stop) pairs; None when each
+            token is predicted by itself.
+        conditioning: what the model sees in addition to tokens (class labels, camera images), each
+            [batch, ...].
+
+    Raises:
+        ValueError: a shape or type is wrong, nothing is left to predict, or padding is not on the
+            right.
+
+    Example:
+        >>> batch = interp.Batch(torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), prompt=2)
+        >>> batch.targets
+        tensor([[7, 8],
+                [3, 4]])
+        >>> len(batch), batch.length
+        (2, 4)
     """
 
     tokens: Int[Tensor, "batch position"]
@@ -39,28 +53,39 @@ class Batch:
     scored: Bool[Tensor, "batch position"] | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens.ndim != 2 or self.tokens.is_floating_point() or not self.tokens.numel():
+        self._check_tokens()
+        if self.mask is not None:
+            self._check_mask(self.mask)
+        if self.scored is not None:
+            self._check_scored(self.scored)
+
+    def _check_tokens(self) -> None:
+        tokens = self.tokens
+        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
             raise ValueError(
-                f"tokens must be integers of shape [batch, position]; got {tuple(self.tokens.shape)} of {self.tokens.dtype}"
+                "tokens must be integers of shape [batch, position]; "
+                f"got {tuple(tokens.shape)} of {tokens.dtype}"
             )
-        if not 0 <= self.prompt < self.tokens.shape[1]:
+        if not 0 <= self.prompt < self.length:
             raise ValueError(
-                f"prompt={self.prompt} leaves nothing to predict of {self.tokens.shape[1]} tokens"
+                f"prompt={self.prompt} leaves nothing to predict of {self.length} tokens"
             )
-        if self.mask is not None and self.mask.dtype != torch.bool:
-            raise ValueError(f"mask must be boolean, False on padding; got {self.mask.dtype}")
-        if self.mask is not None and (
-            self.mask.shape != self.tokens.shape
-            or bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any())
-        ):
+
+    def _check_mask(self, mask: Tensor) -> None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be boolean, False on padding; got {mask.dtype}")
+        fits = mask.shape == self.tokens.shape
+        if not fits or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError(
-                "mask must have the shape of tokens and be False only on the right: pad sequences at their end"
+                "mask must have the shape of tokens and be False only on the right: "
+                "pad sequences at their end"
             )
-        if self.scored is not None and (
-            self.scored.dtype != torch.bool or self.scored.shape != self.tokens.shape
-        ):
+
+    def _check_scored(self, scored: Tensor) -> None:
+        if scored.dtype != torch.bool or scored.shape != self.tokens.shape:
             raise ValueError(
-                f"scored must be boolean of the shape of tokens; got {tuple(self.scored.shape)} of {self.scored.dtype}"
+                "scored must be boolean of the shape of tokens; "
+                f"got {tuple(scored.shape)} of {scored.dtype}"
             )
 
     def __len__(self) -> int:
@@ -68,81 +93,150 @@ class Batch:
 
     @property
     def length(self) -> int:
+        """How many tokens each row has, prompt and padding included."""
         return self.tokens.shape[1]
 
     @property
     def targets(self) -> Int[Tensor, "batch predicted"]:
-        """The tokens that are predicted and measured."""
+        """The tokens that are predicted: all from `prompt` on."""
         return self.tokens[:, self.prompt :]
 
     @property
     def counted(self) -> Bool[Tensor, "batch predicted"]:
-        """Which targets are measured: real, not padding, and scored."""
+        """Which targets are measured: those that are scored and not padding."""
         counted = torch.ones_like(self.targets, dtype=torch.bool)
-        for given in (self.mask, self.scored):
-            counted = counted if given is None else counted & given[:, self.prompt :]
+        if self.mask is not None:
+            counted = counted & self.mask[:, self.prompt :]
+        if self.scored is not None:
+            counted = counted & self.scored[:, self.prompt :]
         return counted
 
     def to(self, device: torch.device) -> Batch:
-        return self._each(lambda tensor: tensor.to(device))
+        """Returns the batch on a device."""
+        return self._map_rows(lambda tensor: tensor.to(device))
 
     def rows(self, chosen: Int[Tensor, " rows"] | Int[np.ndarray, " rows"] | slice) -> Batch:
-        """Some rows, in the order given; a row may be chosen several times."""
+        """Returns some rows, in the order given.
+
+        Args:
+            chosen: indices or a slice of rows; a row may be chosen several times.
+
+        Example:
+            >>> batch = interp.Batch(torch.tensor([[5, 6], [7, 8], [9, 10]]))
+            >>> batch.rows(np.array([2, 0])).tokens
+            tensor([[ 9, 10],
+                    [ 5,  6]])
+        """
         index = chosen if isinstance(chosen, slice) else torch.as_tensor(chosen)
-        return self._each(lambda tensor: tensor[index])
+        return self._map_rows(lambda tensor: tensor[index])
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Batches of at most `size` rows."""
-        return (self.rows(slice(start, start + size)) for start in range(0, len(self), size))
+        """Yields consecutive batches of at most `size` rows."""
+        for start in range(0, len(self), size):
+            yield self.rows(slice(start, start + size))
 
     def until(self, stop: int) -> Batch:
-        """The first `stop` tokens of every row."""
-        mask, scored = (
-            None if given is None else given[:, :stop] for given in (self.mask, self.scored)
-        )
-        return replace(self, tokens=self.tokens[:, :stop], mask=mask, scored=scored)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The same change to everything that has a row for each sequence."""
-        mask, scored = (
-            None if given is None else change(given) for given in (self.mask, self.scored)
-        )
-        beside = {name: change(value) for name, value in self.conditioning.items()}
+        """Returns the first `stop` tokens of every row."""
         return replace(
-            self, tokens=change(self.tokens), mask=mask, scored=scored, conditioning=beside
+            self,
+            tokens=self.tokens[:, :stop],
+            mask=None if self.mask is None else self.mask[:, :stop],
+            scored=None if self.scored is None else self.scored[:, :stop],
+        )
+
+    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Makes the same change to every tensor that has one row per sequence."""
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            mask=None if self.mask is None else change(self.mask),
+            scored=None if self.scored is None else change(self.scored),
+            conditioning={name: change(value) for name, value in self.conditioning.items()},
         )
 
     @classmethod
     def pad(cls, sequences: Sequence[Sequence[int]], prompt: int = 1) -> Batch:
-        """One batch of sequences of any length, padded on the right with token 0."""
-        if not sequences or not all(len(s) for s in sequences):
+        """Returns sequences of any length as one batch, padded on the right with token 0.
+
+        Args:
+            sequences: token ids, at least one in each sequence.
+            prompt: how many leading tokens are given.
+
+        Raises:
+            ValueError: no sequence, or an empty one.
+
+        Example:
+            >>> batch = interp.Batch.pad([[5, 6, 7], [8, 9]])
+            >>> batch.tokens
+            tensor([[5, 6, 7],
+                    [8, 9, 0]])
+            >>> batch.mask
+            tensor([[ True,  True,  True],
+                    [ True,  True, False]])
+        """
+        if not sequences or not all(len(sequence) for sequence in sequences):
             raise ValueError("every sequence needs at least one token")
         width = max(map(len, sequences))
-        tokens = torch.tensor([[*s, *[0] * (width - len(s))] for s in sequences])
-        mask = torch.tensor([[True] * len(s) + [False] * (width - len(s)) for s in sequences])
-        return cls(tokens, prompt, None if bool(mask.all()) else mask)
+        tokens: list[list[int]] = []
+        mask: list[list[bool]] = []
+        for sequence in sequences:
+            padding = width - len(sequence)
+            tokens.append([*sequence, *[0] * padding])
+            mask.append([True] * len(sequence) + [False] * padding)
+        padded = torch.tensor(mask)
+        return cls(torch.tensor(tokens), prompt, None if bool(padded.all()) else padded)
 
     @classmethod
     def joined(cls, parts: Sequence[Batch]) -> Batch:
-        """One batch of several without padding or conditioning, of any lengths and prompts: what
-        counts in each counts in it."""
-        if not parts or any(
-            part.mask is not None or part.conditioning or part.steps is not None for part in parts
-        ):
+        """Returns several batches as one; the tokens that count are the same.
+
+        Args:
+            parts: batches of any lengths and prompts, without padding, groups and conditioning.
+
+        Raises:
+            ValueError: no batch, or one with a mask, groups or conditioning.
+
+        Example:
+            >>> one = interp.Batch(torch.tensor([[5, 6, 7]]), prompt=1)
+            >>> two = interp.Batch(torch.tensor([[8, 9, 10, 11]]), prompt=3)
+            >>> interp.Batch.joined([one, two]).counted
+            tensor([[ True,  True, False],
+                    [False, False,  True]])
+        """
+        plain = [
+            part.mask is None and part.steps is None and not part.conditioning for part in parts
+        ]
+        if not parts or not all(plain):
             raise ValueError("expected batches without mask, steps and conditioning, at least one")
-        joined = cls.pad(
-            [row for part in parts for row in part.tokens.tolist()],
-            min(part.prompt for part in parts),
-        )
+
+        sequences: list[list[int]] = []
+        for part in parts:
+            sequences += part.tokens.tolist()
+        joined = cls.pad(sequences, prompt=min(part.prompt for part in parts))
+
+        # One batch has one prompt, the shortest; that a part has a longer one is said by `scored`.
         scored = torch.zeros_like(joined.tokens, dtype=torch.bool)
-        for part, rows in zip(parts, scored.split([len(part) for part in parts]), strict=True):
+        rows_of_parts = scored.split([len(part) for part in parts])  # views into `scored`
+        for part, rows in zip(parts, rows_of_parts, strict=True):
             rows[:, part.prompt : part.length] = part.counted
         return replace(joined, scored=scored)
 
     @classmethod
     def from_frame(cls, windows: pd.DataFrame) -> Batch:
-        """The windows of a scan as one batch: `tokens` and `prefix`, and where there are such
-        columns `steps` and `given_<name>`."""
+        """Returns the windows of a scan as one batch.
+
+        Args:
+            windows: one row per window, with columns `tokens` and `prefix`, and optionally `steps`
+                (groups of tokens that are predicted together) and `given_<name>` (conditioning).
+
+        Raises:
+            ValueError: no rows, a missing column, or windows with several prefix lengths.
+
+        Example:
+            >>> batch = interp.Batch.from_frame(memorized)
+            >>> tuple(batch.tokens.shape), batch.prompt
+            ((12, 16), 8)
+        """
         missing = {"tokens", "prefix"} - set(windows.columns)
         if missing or windows.empty:
             got = f"{len(windows)} rows, missing columns {sorted(missing) or 'none'}"
@@ -152,26 +246,36 @@ class Batch:
             raise ValueError(
                 f"windows have several prefix lengths {sorted(prefixes)}: take one at a time"
             )
-        batch = cls.pad([list(map(int, t)) for t in windows["tokens"]], int(prefixes[0]))
-        beside = {
-            name.removeprefix(GIVEN): torch.tensor(windows[name].tolist())
-            for name in windows
-            if str(name).startswith(GIVEN)
-        }
-        steps = (
-            tuple((int(start), int(stop)) for start, stop in windows["steps"].iloc[0])
-            if "steps" in windows
-            else None
-        )
-        return replace(batch, steps=steps, conditioning=beside)
+
+        sequences = [list(map(int, tokens)) for tokens in windows["tokens"]]
+        conditioning: dict[str, Tensor] = {}
+        for name in map(str, windows):
+            if name.startswith(GIVEN):
+                values = torch.tensor(windows[name].tolist())
+                conditioning[name.removeprefix(GIVEN)] = values
+        groups: Any = None
+        if "steps" in windows:
+            groups = tuple((int(start), int(stop)) for start, stop in windows["steps"].iloc[0])
+
+        batch = cls.pad(sequences, prompt=int(prefixes[0]))
+        return replace(batch, steps=groups, conditioning=conditioning)
 
 
 Batches = Batch | pd.DataFrame | Iterable[Batch]
 
 
 def batches(source: Batches, size: int = 8) -> Iterator[Batch]:
-    """Any source of examples - a Batch, the windows of a scan, a stream of batches - as batches of
-    at most `size` rows."""
+    """Yields any source of examples as batches of at most `size` rows.
+
+    Args:
+        source: a Batch, the windows of a scan, or an iterable of batches.
+        size: largest number of rows.
+
+    Example:
+        >>> from interp.subject.batch import batches
+        >>> [len(part) for part in batches(memorized, size=5)]
+        [5, 5, 2]
+    """
     if isinstance(source, pd.DataFrame):
         source = Batch.from_frame(source)
     if isinstance(source, Batch):

@@ -1,5 +1,4 @@
-"""Greedy decoding on the model's own KV cache, where it has one, and by whole forwards where it has
-not."""
+"""Greedy decoding: on the model's own KV cache where it has one, else by whole forwards."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from interp.subject.stepwise import Stepwise
 
 
 class Decodable(Protocol):
-    """What can be decoded: the forward of a Subject."""
+    """What can be decoded: the part of a Subject that runs its model."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -28,16 +27,29 @@ class Decodable(Protocol):
 
 
 class Decoder:
-    """Feeds tokens to a model and gives the logits of what comes next; remembers, crops and selects
-    what it has read.
+    """Feeds tokens to a model and returns the logits of what comes next.
 
-    `conditioning` is what the model sees beside tokens, a row for each sequence.
+    It remembers what it has read, which may be cropped to fewer tokens or to some of the rows.
+
+    Args:
+        subject: the model under study.
+        rows: how many sequences are decoded at once.
+        conditioning: what the model sees in addition to tokens, one row per sequence.
+
+    Example:
+        >>> from interp.subject.decoding import Decoder
+        >>> prompt = batch.tokens[:, : batch.prompt]
+        >>> with torch.no_grad():
+        ...     continuation = Decoder(subject, rows=len(batch)).greedy(prompt, length=8)
+        >>> torch.equal(continuation, batch.targets)
+        True
     """
 
     def __init__(
         self, subject: Decodable, rows: int, conditioning: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.subject, self.conditioning = subject, dict(conditioning or {})
+        self.subject = subject
+        self.conditioning = dict(conditioning or {})
         self.read: Tensor = torch.empty(rows, 0, dtype=torch.long)
         self.stepwise = subject.stepwise
         self.cache: Any = self.stepwise.new_cache()
@@ -45,33 +57,41 @@ class Decoder:
     def feed(
         self, tokens: Int[Tensor, "batch new"], keep: int | None = None
     ) -> Float[Tensor, "batch keep vocabulary"]:
-        """Reads more tokens; returns the logits of the last `keep` tokens up to the end of the next
-        step, by default of that step alone:
-        one token, or all that the model predicts together."""
+        """Reads more tokens and returns the logits of what follows.
+
+        Args:
+            tokens: [batch, new] token ids, after all that was read before.
+            keep: how many logits to return: those of the last `keep` tokens up to the end of the
+                next group (the tokens that the model predicts together; one in text). By default
+                those of the next group alone.
+        """
         self.read = torch.cat([self.read.to(tokens.device), tokens], dim=1)
         ahead = self.stepwise.ahead(self.read.shape[1])
         keep = ahead if keep is None else keep
-        if self.cache is None:
-            # A forward gives the logits of tokens that it is given, so those wanted need
-            # placeholders; no model sees them before it predicts them.
-            placeholders = self.read.new_zeros(len(self.read), ahead)
-            following = Batch(
-                torch.cat([self.read, placeholders], dim=1), 0, conditioning=self.conditioning
-            )
-            return self.subject.forward(self.subject.module, following, keep)
-        return self.stepwise.feed(self.read, tokens.shape[1], self.cache, self.conditioning, keep)
+        if self.cache is not None:
+            new = tokens.shape[1]
+            return self.stepwise.feed(self.read, new, self.cache, self.conditioning, keep)
+
+        # A forward returns the logits of the tokens that it is given, so the next group must be
+        # there, as placeholders. No model sees a token before it predicts it, so their value does
+        # not matter.
+        placeholders = self.read.new_zeros(len(self.read), ahead)
+        sequence = torch.cat([self.read, placeholders], dim=1)
+        following = Batch(sequence, prompt=0, conditioning=self.conditioning)
+        return self.subject.forward(self.subject.module, following, keep)
 
     def crop(self, length: int) -> None:
         """Forgets all but the first `length` tokens."""
         self.read = self.read[:, :length]
         if self.cache is None:
             return
+        # The cache counts positions of the blocks, of which a model may have more than tokens.
         surplus = self.cache.get_seq_length() - self.stepwise.positions(length)
         if surplus > 0:
             self.cache.crop(-surplus)  # a negative count removes from the end
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keeps these rows of the batch only."""
+        """Keeps only some rows of the batch."""
         self.read = self.read[rows.to(self.read.device)]
         self.conditioning = {
             name: value[rows.to(value.device)] for name, value in self.conditioning.items()
@@ -82,8 +102,15 @@ class Decoder:
     def greedy(
         self, prompt: Int[Tensor, "batch position"], length: int
     ) -> Int[Tensor, "batch length"]:
-        """The `length` most likely tokens, step after step."""
-        tokens = [self.feed(prompt).argmax(-1)]
-        while sum(step.shape[1] for step in tokens) < length:
-            tokens.append(self.feed(tokens[-1]).argmax(-1))
-        return torch.cat(tokens, dim=1)
+        """Returns the most likely continuation, group after group.
+
+        Args:
+            prompt: [batch, position] token ids to start from.
+            length: how many tokens to generate, up to the end of the last group.
+        """
+        groups = [self.feed(prompt).argmax(-1)]
+        generated = groups[0].shape[1]
+        while generated < length:
+            groups.append(self.feed(groups[-1]).argmax(-1))
+            generated += groups[-1].shape[1]
+        return torch.cat(groups, dim=1)

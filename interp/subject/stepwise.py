@@ -1,9 +1,8 @@
-"""Stepwise: which tokens a model predicts together and what stands before the first, so that the
-core knows no kind of model.
+"""Stepwise: which tokens a model predicts together, and what comes before the first of them.
 
-A network that predicts several tokens at once, or whose blocks see more than its tokens, implements
-the protocol itself, as VAR and RAR do. Every other module predicts one token at a time: `OneByOne`
-says that of it.
+All code that has to know it asks here, so that it need not know the kind of model. A network that
+predicts several tokens at once, or whose blocks see more than its tokens, implements the protocol
+itself, as VAR and RAR do. For every other module `OneByOne` does: one token at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +23,13 @@ Group = tuple[int, int]  # (start, stop) of tokens that are predicted together
 
 @dataclass(frozen=True)
 class Segment:
-    """Positions `start` to `stop` of what the blocks see, as one part of the example: a scale, or a
-    row, of an image.
+    """A part of an example, such as a scale or a row of an image, as positions of the blocks.
 
-    `degenerate` says that they are the same for all examples with one conditioning: what a unit
-    does there tells the class, not the image.
+    Attributes:
+        name: what to call it in tables.
+        start, stop: the positions, `stop` excluded.
+        degenerate: whether these positions are the same for all examples with one conditioning.
+            What a unit does there depends on the class and not on the image.
     """
 
     name: str
@@ -39,43 +40,45 @@ class Segment:
 
 @runtime_checkable
 class Stepwise(Protocol):
-    """What the core has to know of a model's steps.
+    """What the toolkit has to know about the order in which a model predicts.
 
     Attributes:
-        lead: how many positions the blocks see before that of the first token.
-        segments: the parts of what the blocks see; none where examples have no parts.
+        lead: how many positions the blocks see before the position of the first token.
+        segments: the parts of what the blocks see; empty where examples have no parts.
     """
 
     lead: int
     segments: tuple[Segment, ...]
 
     def groups(self, length: int) -> tuple[Group, ...]:
-        """Which of the first `length` tokens are predicted together."""
+        """Returns the groups of tokens that are predicted together, among the first `length`."""
         ...
 
     def ahead(self, read: int) -> int:
-        """How many tokens come next, together, once `read` are known."""
+        """Returns how many tokens the next group has once `read` tokens are known."""
         ...
 
     def positions(self, read: int) -> int:
-        """How many positions of the blocks depend on nothing but the first `read` tokens."""
+        """Returns how many positions of the blocks depend only on the first `read` tokens."""
         ...
 
     def check(self, batch: Batch) -> None:
-        """Raises ValueError for a batch that is not of this model."""
+        """Raises ValueError for a batch that this model cannot read."""
         ...
 
     def check_prompt(self, prompt: int) -> None:
-        """Raises ValueError for a number of tokens from which the model cannot go on."""
+        """Raises ValueError for a number of tokens after which the model cannot continue."""
         ...
 
     def predicted(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep vocabulary"]:
-        """The logits that predict the last `keep` tokens of a batch."""
+        """Returns the logits that predict the last `keep` tokens of a batch."""
         ...
 
     def new_cache(self) -> Any:
-        """An empty cache with `get_seq_length`, `crop` and `batch_select_indices`; None where there
-        is none."""
+        """Returns an empty cache, or None where the model has none.
+
+        A cache has `get_seq_length`, `crop` and `batch_select_indices`.
+        """
         ...
 
     def feed(
@@ -86,21 +89,31 @@ class Stepwise(Protocol):
         conditioning: Mapping[str, Tensor],
         keep: int,
     ) -> Float[Tensor, "batch keep vocabulary"]:
-        """Reads the last `new` of all tokens `read`, the rest being in the cache; the logits of the
-        last `keep` tokens up to the end of the next group."""
+        """Reads new tokens and returns the logits of what follows.
+
+        Args:
+            read: all tokens so far.
+            new: how many of them, at the end, are new; the others are in the cache.
+            cache: from `new_cache`; it is extended in place.
+            conditioning: what the model sees in addition to tokens.
+            keep: how many logits to return: those of the last tokens up to the end of the next
+                group.
+        """
         ...
 
     def example(self) -> Batch:
-        """A tiny valid batch of at least two rows, on which sites are found and verified."""
+        """Returns a tiny valid batch of at least two rows, for finding and verifying sites."""
         ...
 
 
 class OneByOne:
-    """The default: one token at a time, each predicted from those before it, nothing before the
-    first.
+    """The default: one token at a time, each predicted from those before it, none before the first.
 
-    A Hugging Face causal language model keeps its own KV cache; any other module `module(tokens)`
-    is run whole.
+    A Hugging Face causal language model keeps its own KV cache; any other `module(tokens)` is run
+    whole.
+
+    Args:
+        module: maps token ids to next-token logits.
     """
 
     lead = 0
@@ -110,7 +123,7 @@ class OneByOne:
         self.module = module
 
     @property
-    def _generates(self) -> bool:
+    def _is_hugging_face(self) -> bool:
         return hasattr(self.module, "prepare_inputs_for_generation")
 
     def groups(self, length: int) -> tuple[Group, ...]:
@@ -123,7 +136,7 @@ class OneByOne:
         return read
 
     def check(self, batch: Batch) -> None:
-        """Every batch will do: token ids are checked for all models alike."""
+        """Accepts every batch: token ids are checked by the Subject, for all models alike."""
 
     def check_prompt(self, prompt: int) -> None:
         if prompt < 1:
@@ -132,18 +145,20 @@ class OneByOne:
             )
 
     def predicted(self, batch: Batch, keep: int) -> Tensor:
-        if self._generates:
+        if self._is_hugging_face:
             return language_forward(self.module, batch, keep)
         return plain_forward(self.module, batch, keep)
 
     def new_cache(self) -> Any:
-        if not self._generates:
+        if not self._is_hugging_face:
             return None
         from transformers import DynamicCache
 
         cache: Any = DynamicCache(config=self.module.config)  # pyright: ignore[reportArgumentType]
+        # Layers with a sliding window drop what slides out of it. Without the recording it could
+        # not come back when the cache is cropped.
         if hasattr(cache, "activate_past_recording"):
-            cache.activate_past_recording()  # else what slid out of an attention window could not come back on crop
+            cache.activate_past_recording()
         return cache
 
     def feed(
@@ -154,40 +169,63 @@ class OneByOne:
         conditioning: Mapping[str, Tensor],  # noqa: ARG002
         keep: int,
     ) -> Tensor:
-        return self.module(
-            read[:, read.shape[1] - new :],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
+        new_tokens = read[:, read.shape[1] - new :]
+        output = self.module(new_tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+        return output.logits
 
     def example(self) -> Batch:
-        """A few tokens that every embedding of the module knows. Raises LoadError where there is
-        none."""
-        sizes = [m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding)]
+        """Returns a few tokens that every embedding of the module knows.
+
+        Raises:
+            LoadError: the module has no embedding.
+        """
+        modules = self.module.modules()
+        sizes = [child.num_embeddings for child in modules if isinstance(child, nn.Embedding)]
         if not sizes:
             raise LoadError(
-                f"{type(self.module).__name__} has no token embedding (nn.Embedding): pass example= and forward= to interp.load"
+                f"{type(self.module).__name__} has no token embedding (nn.Embedding): "
+                "pass example= and forward= to interp.load"
             )
         return Batch(torch.arange(22).reshape(2, 11) % min(sizes))
 
 
 def stepwise_of(module: nn.Module) -> Stepwise:
-    """What a module says of its own steps, or that it takes one token at a time."""
+    """Returns the module itself if it implements Stepwise, else `OneByOne(module)`."""
     return module if isinstance(module, Stepwise) else OneByOne(module)
 
 
 def language_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
-    """The forward of a Hugging Face causal language model; its head runs on the kept positions
-    only, or on all of them."""
-    everything = keep >= batch.length - 1
-    return module(
-        batch.tokens, use_cache=False, logits_to_keep=0 if everything else keep + 1
-    ).logits[:, -keep - 1 : -1]
+    """Runs a Hugging Face causal language model.
+
+    Args:
+        module: the model.
+        batch: what it reads.
+        keep: how many tokens, at the end, to predict; the head runs on those alone.
+
+    Returns:
+        The logits that predict them, [batch, keep, vocabulary]; one position fewer when `keep` is
+        all tokens, as nothing predicts the first.
+    """
+    # Position t predicts token t + 1, so the last position is asked for and then dropped. Zero
+    # means all positions to transformers.
+    wants_all = keep >= batch.length - 1
+    kept = 0 if wants_all else keep + 1
+    output = module(batch.tokens, use_cache=False, logits_to_keep=kept)
+    return output.logits[:, -keep - 1 : -1]
 
 
 def plain_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
-    """The forward of any module that maps token ids to next-token logits [batch, position,
-    vocabulary]."""
+    """Runs any module that maps token ids to next-token logits [batch, position, vocabulary].
+
+    Args:
+        module: the model; called with the tokens, and with the conditioning by name.
+        batch: what it reads.
+        keep: how many tokens, at the end, to predict.
+
+    Returns:
+        The logits that predict them, [batch, keep, vocabulary]; one position fewer when `keep` is
+        all tokens, as nothing predicts the first.
+    """
     output = module(batch.tokens, **batch.conditioning)
-    return getattr(output, "logits", output)[:, -keep - 1 : -1]
+    logits = getattr(output, "logits", output)
+    return logits[:, -keep - 1 : -1]

@@ -126,7 +126,7 @@ def _formatted(claim: Mapping[str, Any], form: str, name: str) -> str:
 
 def _digits(largest: float) -> int:
     """Decimals that show about three significant digits of the largest number."""
-    if largest < 0.1:
+    if 0 < largest < 0.1:
         return 3
     return 2 if largest < 10 else 1
 

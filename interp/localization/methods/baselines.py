@@ -1,5 +1,4 @@
-"""What every method must beat, and what it must not resemble: random scores, and another method
-upside down."""
+"""What every method must beat: random scores, and the lowest-scoring units of another method."""
 
 from __future__ import annotations
 
@@ -21,8 +20,11 @@ def _random_each(
     sites: Places,
     seed: int = 0,
 ) -> Scores:
-    rows = [row for batch in batches(memorized) for row in own_tokens(batch)]
-    draws = [_draw(subject, sites, np.random.default_rng([seed, *row])) for row in rows]
+    draws: list[dict[Site, np.ndarray]] = []
+    for batch in batches(memorized):
+        for tokens in own_tokens(batch):
+            rng = np.random.default_rng([seed, *tokens])
+            draws.append(_draw(subject, sites, rng))
     return {site: np.stack([draw[site] for draw in draws]) for site in sites}
 
 
@@ -34,7 +36,16 @@ def random(
     sites: Places,
     seed: int = 0,
 ) -> Scores:
-    """Uniform scores from a seed; window by window from the seed and the window's tokens."""
+    """Draws uniform scores, as a baseline.
+
+    `localize` draws from the seed alone; `localize_each` from the seed and each window's tokens.
+
+    Example:
+        >>> one = interp.localize(subject, memorized, method="random", seed=1)
+        >>> other = interp.localize(subject, memorized, method="random", seed=1)
+        >>> one.top(10) == other.top(10)
+        True
+    """
     return _draw(subject, sites, np.random.default_rng(seed))
 
 
@@ -63,7 +74,19 @@ def lowest(
     of: str = "gradient_x_activation",
     **options: Any,
 ) -> Scores:
-    """The scores of method `of`, with its options, and with the sign turned: its lowest-scoring
-    units come first, as a control."""
+    """Turns the sign of another method's scores, so that its lowest-scoring units come first.
+
+    Args:
+        subject, memorized, reference, sites: as every method takes them.
+        of: name of the other method.
+        **options: of the other method.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, method="activation")
+        >>> turned = interp.localize(subject, memorized, method="lowest", of="activation")
+        >>> site = "blocks.0.neurons"
+        >>> bool((turned[site] == -scores[site]).all())
+        True
+    """
     scores = localize(subject, memorized, reference, of, sites, **options)
     return {site: -scores[site] for site in sites}

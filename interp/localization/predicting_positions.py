@@ -24,7 +24,7 @@ def stack_of(subject: Subject, site: Site) -> str | None:
     """Returns the stack that a site belongs to; None for a module path outside all blocks.
 
     Example:
-        >>> stack_of(subject, interp.Site("neurons", 0))  # the stack of a language model has no name
+        >>> stack_of(subject, interp.Site("neurons", 0))  # the only stack has no name
         ''
     """
     if not site.is_module_path:

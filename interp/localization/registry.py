@@ -305,11 +305,15 @@ def localize(
         HookError: for a site that never ran.
 
     Example:
-        >>> scores = interp.localize(subject, memorized, control, method="gradient_x_activation")
+        >>> scores = interp.localize(subject, memorized, control)
         >>> units = scores.top(0.1)
         >>> len(scores), len(units)
         (96, 10)
-        >>> with subject.intervened(interp.Zero(units)):
+
+        Zeroing the units that were found makes the model forget some windows:
+
+        >>> heads = interp.localize(subject, memorized, control, site="heads").top(0.5)
+        >>> with subject.intervened(interp.Zero(heads)):
         ...     after = interp.scan(subject, texts, prefix=8, length=8)
         >>> int(frame["exact"].sum()), bool(after["exact"].sum() < 12)
         (12, True)

@@ -69,8 +69,8 @@ def effects(
         number in the data set), and the measures as columns.
 
     Example:
-        >>> all_neurons = interp.Zero(subject.anatomy.units("neurons"))
-        >>> measured = effects(subject, [[], all_neurons], {"memorized": memorized})
+        >>> no_heads = interp.Zero(subject.anatomy.units("heads"))
+        >>> measured = effects(subject, [[], no_heads], {"memorized": memorized})
         >>> measured.groupby("plan")["exact"].mean().to_dict()
         {0: 1.0, 1: 0.0}
     """

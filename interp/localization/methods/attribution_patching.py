@@ -53,12 +53,10 @@ def attribution_patching(
     clean = values_at(subject, batch, recorded)
     changed = values_at(subject, other, recorded)
 
+    path = None if embed is None else changed[embed] - clean[embed]
     gradients: list[dict[Site, Tensor]] = []
     for step in range(steps):
-        if embed is None:
-            shift = None
-        else:
-            shift = (changed[embed] - clean[embed]) * (step / steps)
+        shift = None if path is None else path * (step / steps)
         gradients.append(_gradients(subject, batch, sites, embed, shift))
 
     scores: dict[Site, Tensor] = {}

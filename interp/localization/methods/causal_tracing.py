@@ -79,8 +79,7 @@ def _restore_each(
     plans: list[Patch] = []
     for site in sites:
         units = subject.anatomy.units(site)
-        for unit in range(widths[site]):
-            plans.append(Patch(units.only(site, [unit]), values=clean))
+        plans += [Patch(units.only(site, [unit]), values=clean) for unit in range(widths[site])]
 
     # The noisy model is run as a plan that changes nothing, with the other plans: its loss then
     # went through the same arithmetic, and a unit without effect scores exactly 0.
@@ -102,7 +101,7 @@ def trace(
     noise: float = 3.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Returns the map of causal tracing: at which position and block a state brings the memory back.
+    """Returns the map of causal tracing: which state brings the memory back, by position and block.
 
     Args:
         subject: the model.

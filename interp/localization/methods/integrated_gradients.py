@@ -115,11 +115,10 @@ def path(steps: int, rule: Rule) -> tuple[Float[np.ndarray, " steps"], Float[np.
     if rule == "gauss":
         points, weights = np.polynomial.legendre.leggauss(steps)  # of the interval [-1, 1]
         return (points + 1) / 2, weights / 2
+    equal_weights = np.full(steps, 1 / steps)
     if rule == "released":
-        points = np.linspace(0, 1, steps)
-    else:
-        points = np.arange(1, steps + 1) / steps
-    return points, np.full(steps, 1 / steps)
+        return np.linspace(0, 1, steps), equal_weights
+    return np.arange(1, steps + 1) / steps, equal_weights
 
 
 def _integrate(

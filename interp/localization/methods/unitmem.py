@@ -35,7 +35,7 @@ def _each(
     views: int = 1,
     collapse: Collapse = "segments",
 ) -> Scores:
-    """[memorized windows, units]: a unit's UnitMem at the window of its maximum, 0 at the others."""
+    """A unit's UnitMem at the window of its maximum, 0 at others; [memorized windows, units]."""
     found, count = _over_both(subject, memorized, reference, sites, size, views, collapse)
     numbers = np.arange(count)[:, None]
     return {

@@ -275,9 +275,8 @@ def by_target(frame: pd.DataFrame, length: int) -> pd.DataFrame:
             row[f"{name}_accuracy"] = accuracy_change.mean()
             row[f"{name}_distance"] = length * similarity_loss.mean()
 
-        held_out = group[group["data"] == "held_out"]
-        after = held_out["loss"].mean()
-        before = held_out["loss_before"].mean()
+        held_out = group["data"] == "held_out"
+        after, before = group.loc[held_out, ["loss", "loss_before"]].mean()
         row["loss"] = after - before
         row["perplexity"] = np.exp(after) - np.exp(before)
         row["perplexity_base_2"] = 2**after - 2**before

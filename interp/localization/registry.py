@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import closest
-from interp.localization.running_mean import RunningMean
+from interp.localization.window_rows import RunningMean, concatenate_parts
 from interp.progress import track
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site
@@ -156,7 +156,7 @@ class WindowMethod:
         options: dict[str, Any],
     ) -> Scores:
         parts = list(self._rows(subject, memorized, sites, options))
-        scores = {site: np.concatenate([part[site] for part in parts]) for site in sites}
+        scores = concatenate_parts(parts)
         return self._contrast(scores, subject, reference, sites, options)
 
     def _contrast(

@@ -82,12 +82,14 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
     first_order: dict[Site, Tensor] = {}
     curved: dict[Site, Tensor] = {}
     for site, stream in streams.items():
-        rises = per_unit(subject, site, -(values[site] * gradients[site])).double()
+        product = values[site] * gradients[site]
+        rises = per_unit(subject, site, -product).double()
         step_lengths = written(subject, site, values[site])
         stream_lengths = values[stream].norm(dim=-1, keepdim=True).clamp(min=1e-12)
         curvature = gradients[stream].norm(dim=-1, keepdim=True) / stream_lengths
+        bend = curvature * step_lengths**2 / 2
         first_order[site] = rises.sum(1)
-        curved[site] = (rises.clamp(min=0) + curvature * step_lengths**2 / 2).sum(1)
+        curved[site] = (rises.clamp(min=0) + bend).sum(1)
     return first_order, curved
 
 

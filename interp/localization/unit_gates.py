@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,6 +14,27 @@ from interp.sites.site import Site
 from interp.subject.subject import Subject
 
 Gates = Mapping[Site, Float[Tensor, "windows units"]]
+
+
+def constant_gates(
+    subject: Subject, sites: tuple[Site, ...], windows: int, value: float
+) -> dict[Site, Float[Tensor, "windows units"]]:
+    """Returns gates that all have one value, to start from.
+
+    They are in single precision, or double where the model is: half precision would round away the
+    small steps in which masks are learned.
+
+    Example:
+        >>> site = interp.Site("heads", 0)
+        >>> constant_gates(subject, (site,), windows=2, value=1.0)[site]
+        tensor([[1., 1., 1., 1.],
+                [1., 1., 1., 1.]])
+    """
+    dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
+    gates: dict[Site, Tensor] = {}
+    for site, width in subject.anatomy.widths(sites).items():
+        gates[site] = torch.full((windows, width), value, dtype=dtype, device=subject.device)
+    return gates
 
 
 def gated(subject: Subject, gates: Gates) -> AbstractContextManager[object]:

@@ -41,7 +41,8 @@ def written(
     out_weight = subject.anatomy.out_weight(subject.module, site).detach().double()
     rows = out_weight.unflatten(0, (units, -1))  # [units, columns per unit, d_model]
     if by_unit.shape[-1] == 1:
-        return by_unit[..., 0].abs() * rows[:, 0].norm(dim=-1)
+        row_lengths = rows[:, 0].norm(dim=-1)
+        return by_unit[..., 0].abs() * row_lengths
 
     # |z W|^2 = z (W W^T) z^T: the Gram matrix of a head is small, while z W for every head and
     # position would be as wide as the stream. Rounding can bring a square of 0 below 0.

@@ -197,7 +197,7 @@ def windows(
         ValueError: if `texts` is a single string, or a text is neither a string nor a sequence.
     """
     for number, text in enumerate(_several(texts)):
-        tokens = subject.tokens(text) if isinstance(text, str) else [int(t) for t in text]
+        tokens = subject.tokens(text) if isinstance(text, str) else list(map(int, text))
         counts["texts"] += 1
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
@@ -344,12 +344,13 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
     all_groups = subject.stepwise.groups(batch.length)
     groups = tuple(group for group in all_groups if group[0] >= batch.prompt)
     last_start = groups[-1][0]
+    suffix_length = batch.length - batch.prompt
 
     with evaluating(subject), prompt_length(subject.lead + batch.prompt):
         # One forward over everything before the last group: the logits after it are those of all
         # targets, and what it leaves in the decoder's cache is where decoding continues from.
         decoder = Decoder(subject, len(batch), given.conditioning)
-        logits = decoder.feed(given.tokens[:, :last_start], keep=batch.length - batch.prompt)
+        logits = decoder.feed(given.tokens[:, :last_start], keep=suffix_length)
         greedy = logits.argmax(-1)
         targets = given.targets
         hits = greedy == targets
@@ -400,7 +401,8 @@ def _decode_after_miss(
     for number in range(first, len(groups) - 1):
         start, stop = groups[number]
         next_stop = groups[number + 1][1]
-        predicted = decoder.feed(tokens[:, start - prompt : stop - prompt]).argmax(-1)
+        group = tokens[:, start - prompt : stop - prompt]
+        predicted = decoder.feed(group).argmax(-1)
         ahead = slice(stop - prompt, next_stop - prompt)
         has_missed = (missed_group <= number)[:, None]
         tokens[:, ahead] = torch.where(has_missed, predicted, tokens[:, ahead])

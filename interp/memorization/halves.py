@@ -110,7 +110,8 @@ def _hold_out(pool: Any) -> pd.DataFrame:
             f"no window is left to judge damage on: scan more {_kind(pool)} that is not memorized"
         )
     count = min(_HELD_OUT, len(pool))
-    rows = np.unique(np.linspace(0, len(pool) - 1, count).astype(int))
+    spread = np.linspace(0, len(pool) - 1, count)
+    rows = np.unique(spread.astype(int))
     return pool.iloc[rows].reset_index(drop=True)
 
 

@@ -126,7 +126,9 @@ def _mean_log_frequency(frame: pd.DataFrame) -> Any:
 
     means: list[Any] = []
     for tokens, prefix in zip(frame["tokens"], frame["prefix"], strict=True):
-        means.append(np.mean([np.log(counts[int(token)] / total) for token in tokens[prefix:]]))
+        suffix = tokens[prefix:]
+        log_frequencies = [np.log(counts[int(token)] / total) for token in suffix]
+        means.append(np.mean(log_frequencies))
     return pd.Series(means, index=frame.index)
 
 

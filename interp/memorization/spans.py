@@ -27,7 +27,8 @@ def passages(frame: pd.DataFrame) -> pd.DataFrame:
     ordered: Any = frame.sort_values(["text", "start"])
     previous = ordered.shift()
     same_text = ordered["text"] == previous["text"]
-    touches = same_text & (ordered["start"] <= previous["start"] + previous["length"])
+    previous_end = previous["start"] + previous["length"]
+    touches = same_text & (ordered["start"] <= previous_end)
     # after the shift the first row is missing and the column no longer boolean: compare with True
     joined = touches & ordered["exact"] & previous["exact"].eq(True)
     passage_number = (~joined).cumsum()

@@ -193,4 +193,5 @@ def _train(
         for site, leaf in leaves.items():
             if training.keep_norms:
                 leaf.mul_(norms[site] / leaf.norm(dim=1, keepdim=True))
-            _rows(subject, site)[units[site]] = leaf.to(weights[site].dtype)
+            rows = _rows(subject, site)
+            rows[units[site]] = leaf.to(rows.dtype)

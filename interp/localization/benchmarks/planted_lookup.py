@@ -144,13 +144,19 @@ class _Override(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         assert self.tokens is not None
-        rows = value.reshape(-1, self.tokens.shape[1], value.shape[-1])
-        # a sweep appends copies of the whole batch to its activations, without telling the tokens
-        tokens = self.tokens.repeat(len(rows) // len(self.tokens), 1)
+        positions = self.tokens.shape[1]
+        rows = value.reshape(
+            -1, positions, value.shape[-1]
+        )  # some models flatten batch and position
+        # a sweep appends copies of the whole batch to the activations, but not to the tokens
+        copies = len(rows) // len(self.tokens)
+        tokens = self.tokens.repeat(copies, 1)
 
         # position t predicts token t + 1: the last position of the prompt is the first turn
         first_turn = self.prompt - 1
-        fires = _matches(tokens, self.window)[:, first_turn : len(self.window) - 1]
+        last_turn = len(self.window) - 2
+        matches = _matches(tokens, self.window)
+        fires = matches[:, first_turn : last_turn + 1]  # fewer turns if the batch is shorter
         turns = torch.arange(fires.shape[1], device=value.device)
         changed = rows.index_fill(-1, self.columns, 0.0)
         changed[:, first_turn + turns, self.columns[turns]] = fires.to(value.dtype)
@@ -162,4 +168,5 @@ def _matches(
 ) -> Bool[Tensor, "batch position"]:
     """Whether all tokens up to and including each position are the window's."""
     length = min(tokens.shape[1], len(window))
-    return (tokens[:, :length] == window[:length]).cumprod(1).bool()
+    equal = tokens[:, :length] == window[:length]
+    return equal.cumprod(1).bool()

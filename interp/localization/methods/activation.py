@@ -13,8 +13,8 @@ from interp.engine.recording import record
 from interp.hooks.hooks import Clock, Value, Visit, tapped
 from interp.localization.predicting_positions import position_weights, stack_of, weighted_mean
 from interp.localization.registry import Places, Scores, method, window_method
-from interp.localization.running_mean import RunningMean
 from interp.localization.unit_values import written
+from interp.localization.window_rows import RunningMean, concatenate_parts
 from interp.sites.site import Site
 from interp.subject.batch import Batch, Batches, batches
 from interp.subject.subject import Subject, evaluating
@@ -73,7 +73,10 @@ def _z_scores(
         divisor[site] = np.maximum(spread[site], least)
 
     for rows in _activity(subject, memorized, sites, batch_size):
-        yield {site: (rows[site] - mean[site]) / divisor[site] for site in sites}
+        z_scores: dict[Site, np.ndarray] = {}
+        for site in sites:
+            z_scores[site] = (rows[site] - mean[site]) / divisor[site]
+        yield z_scores
 
 
 def _reference_activity(
@@ -98,8 +101,9 @@ def _reference_activity(
     spread: dict[Site, np.ndarray] = {}
     for site in sites:
         mean[site] = sums[site] / count
-        variance = np.maximum(sums_of_squares[site] / count - mean[site] ** 2, 0)
-        spread[site] = np.sqrt(variance * count / (count - 1))
+        mean_square = sums_of_squares[site] / count
+        biased_variance = np.maximum(mean_square - mean[site] ** 2, 0)  # rounding may go below 0
+        spread[site] = np.sqrt(biased_variance * count / (count - 1))
     return mean, spread
 
 
@@ -122,7 +126,7 @@ def _z_score_each(
     subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8
 ) -> Scores:
     parts = list(_z_scores(subject, memorized, reference, sites, size))
-    return {site: np.concatenate([part[site] for part in parts]) for site in sites}
+    return concatenate_parts(parts)
 
 
 @method("z_score", each=_z_score_each, needs_reference=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from interp.localization.registry import Places, Scores, localize, localize_each, method
+from interp.localization.window_rows import stack_rows
 from interp.localization.windows import own_tokens
 from interp.sites.site import Site
 from interp.subject.batch import Batches, batches
@@ -25,7 +26,7 @@ def _random_each(
         for tokens in own_tokens(batch):
             rng = np.random.default_rng([seed, *tokens])
             draws.append(_draw(subject, sites, rng))
-    return {site: np.stack([draw[site] for draw in draws]) for site in sites}
+    return stack_rows(draws)
 
 
 @method("random", each=_random_each)
@@ -50,7 +51,8 @@ def random(
 
 
 def _draw(subject: Subject, sites: Places, rng: np.random.Generator) -> dict[Site, np.ndarray]:
-    return {site: rng.random(width) for site, width in subject.anatomy.widths(sites).items()}
+    widths = subject.anatomy.widths(sites)
+    return {site: rng.random(width) for site, width in widths.items()}
 
 
 def _lowest_each(
@@ -62,7 +64,8 @@ def _lowest_each(
     **options: Any,
 ) -> Scores:
     rows = localize_each(subject, memorized, reference, of, sites, **options)
-    return {site: -np.stack([row[site] for row in rows]) for site in sites}
+    stacked = stack_rows([row.values for row in rows])
+    return {site: -values for site, values in stacked.items()}
 
 
 @method("lowest", each=_lowest_each)

@@ -79,7 +79,8 @@ def _restore_each(
     plans: list[Patch] = []
     for site in sites:
         units = subject.anatomy.units(site)
-        plans += [Patch(units.only(site, [unit]), values=clean) for unit in range(widths[site])]
+        every_unit = [units.only(site, [unit]) for unit in range(widths[site])]
+        plans += [Patch(one, values=clean) for one in every_unit]
 
     # The noisy model is run as a plan that changes nothing, with the other plans: its loss then
     # went through the same arithmetic, and a unit without effect scores exactly 0.
@@ -233,10 +234,10 @@ def _noisy_prompt(
 
     given = batch.conditioning
     if not given or not all(value.is_floating_point() for value in given.values()):
-        kinds = ", ".join(f"{name} ({value.dtype})" for name, value in given.items())
+        kinds = [f"{name} ({value.dtype})" for name, value in given.items()]
         raise ValueError(
             "nothing to spoil: expected a prompt, or conditioning of real numbers; "
-            f"got conditioning on {kinds or 'nothing'}"
+            f"got conditioning on {', '.join(kinds) or 'nothing'}"
         )
     noisy: dict[str, Tensor] = {}
     for name, value in given.items():

@@ -138,7 +138,8 @@ def _integrate(
     # the second, and so on.
     count = len(batch)
     rows = repeated(batch, len(alphas))
-    scale = torch.tensor(np.repeat(alphas, count), device=subject.device)[:, None, None]
+    alpha_by_row = torch.tensor(np.repeat(alphas, count), device=subject.device)
+    scale = alpha_by_row[:, None, None]
 
     clean: list[Tensor] = []
     leaves: list[Tensor] = []
@@ -152,7 +153,9 @@ def _integrate(
         leaves.append(leaf)
         if position is None:
             return leaf
-        return torch.cat([value[:, :position], leaf, value[:, position + 1 :]], 1)
+        before = value[:, :position]
+        after = value[:, position + 1 :]
+        return torch.cat([before, leaf, after], 1)
 
     with differentiating(subject), tapped(subject, {site: scale_value}):
         total = _probabilities(subject, rows, mean=position is None).sum()
@@ -160,8 +163,10 @@ def _integrate(
         gradient = torch.autograd.grad(total, leaves[-1])[0] if leaves else total
 
     by_point = gradient.double().unflatten(0, (len(alphas), count))
-    slope = torch.einsum("k,kbtw->btw", torch.tensor(weights, device=subject.device), by_point)
-    return per_unit(subject, site, (clean[-1].double() * slope).sum(1))
+    weight_by_point = torch.tensor(weights, device=subject.device)
+    slope = torch.einsum("k,kbtw->btw", weight_by_point, by_point)
+    integral = (clean[-1].double() * slope).sum(1)
+    return per_unit(subject, site, integral)
 
 
 def _probabilities(subject: Subject, batch: Batch, *, mean: bool) -> Float[Tensor, " windows"]:
@@ -170,9 +175,9 @@ def _probabilities(subject: Subject, batch: Batch, *, mean: bool) -> Float[Tenso
     targets = batch.targets.to(subject.device)
     # half precision would lose what one point of the path adds
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    probability = precise.softmax(-1).gather(-1, targets[..., None])[..., 0]
+    of_targets = precise.softmax(-1).gather(-1, targets[..., None])
     counted = batch.counted.to(subject.device)
-    total = (probability * counted).sum(1)
+    total = (of_targets[..., 0] * counted).sum(1)
     return total / counted.sum(1) if mean else total
 
 
@@ -183,6 +188,8 @@ def _predict_only(batch: Batch, target: int) -> Batch:
     """
     if batch.steps is None:
         return replace(batch.until(target + 1), prompt=target)
-    mask = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
+    mask = batch.mask
+    if mask is None:
+        mask = torch.ones_like(batch.tokens, dtype=torch.bool)
     until_target = torch.arange(batch.length) <= target
     return replace(batch, prompt=target, mask=mask & until_target)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.localization.registry import Places, window_method
-from interp.localization.unit_gates import gated
+from interp.localization.unit_gates import constant_gates, gated
 from interp.localization.window_losses import differentiating, window_losses
 from interp.localization.windows import own_tokens
 from interp.progress import track
@@ -79,7 +79,8 @@ def slimming(
         return pressure * torch.stack(by_site).sum(0)
 
     def mean_mask(masks: Logits) -> Tensor:
-        return torch.cat([mask.abs() for mask in masks.values()], 1).mean(1)
+        sizes = [mask.abs() for mask in masks.values()]
+        return torch.cat(sizes, 1).mean(1)
 
     _learn(subject, batch, masks, to_gates, penalty, mean_mask, lr=lr, steps=steps, stop=stop)
     return to_gates({site: mask.detach() for site, mask in masks.items()})
@@ -144,7 +145,8 @@ def hard_concrete(
         return gates
 
     def chances_of_open(logits: Logits) -> Tensor:
-        return torch.cat([torch.sigmoid(logit - shift) for logit in logits.values()], 1)
+        by_site = [torch.sigmoid(logit - shift) for logit in logits.values()]
+        return torch.cat(by_site, 1)
 
     def penalty(logits: Logits) -> Tensor:
         return pressure * chances_of_open(logits).sum(1)
@@ -185,7 +187,8 @@ def concrete_mask(logits: Tensor, beta: float = 0.33, noise: Tensor | None = Non
     if noise is not None:
         u = noise.clamp(1e-4, 1 - 1e-4)  # the logarithms are infinite at 0 and 1
         logits = (u.log() - (-u).log1p() + logits) / beta
-    return (torch.sigmoid(logits) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+    stretched = torch.sigmoid(logits) * (_ZETA - _GAMMA) + _GAMMA
+    return stretched.clamp(0, 1)
 
 
 def _initial_logit(mask_p: float) -> float:
@@ -197,19 +200,15 @@ def _initial_logit(mask_p: float) -> float:
 
 
 def _window_seed(seed: int, tokens: list[int]) -> int:
-    return int(np.random.default_rng([seed, *tokens]).integers(2**63))
+    rng = np.random.default_rng([seed, *tokens])
+    return int(rng.integers(2**63))
 
 
 def _leaves(subject: Subject, batch: Batch, sites: Places, value: float) -> dict[Site, Tensor]:
-    """A number to learn for each unit and window, in single precision or better: half precision
-    would round away the steps of Adam."""
-    dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
-    leaves: dict[Site, Tensor] = {}
-    for site, width in subject.anatomy.widths(sites).items():
-        shape = (len(batch), width)
-        leaves[site] = torch.full(
-            shape, value, dtype=dtype, device=subject.device, requires_grad=True
-        )
+    """A number to learn for each unit and window."""
+    leaves = constant_gates(subject, sites, windows=len(batch), value=value)
+    for leaf in leaves.values():
+        leaf.requires_grad_()
     return leaves
 
 
@@ -234,7 +233,8 @@ def _learn(
     active = torch.ones(len(batch), 1, dtype=torch.bool, device=subject.device)
     for step in track(range(steps), "masks"):
         if step % _CHECK_EVERY == 0:
-            active &= mean_size(leaves)[:, None].detach() >= stop
+            sizes = mean_size(leaves).detach()
+            active &= sizes[:, None] >= stop
             if not active.any():
                 return
 

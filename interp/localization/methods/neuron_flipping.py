@@ -15,8 +15,9 @@ from torch import Tensor
 
 from interp.hooks.hooks import Clock, Value, tapped
 from interp.localization.registry import Places, Scores, method
-from interp.localization.unit_gates import gated
+from interp.localization.unit_gates import constant_gates, gated
 from interp.localization.window_losses import differentiating, window_losses
+from interp.localization.window_rows import stack_rows
 from interp.localization.windows import own_tokens, repeated
 from interp.progress import track
 from interp.sites.anatomy import Sites
@@ -76,8 +77,7 @@ def _each(
     subject: Subject, memorized: Batches, reference: Batches, sites: Places, **recipe: Any
 ) -> Scores:
     flips = _flip_all(subject, memorized, reference, sites, Recipe(**recipe))
-    rows = [_rank(flip) for flip in flips]
-    return {site: np.stack([row[site] for row in rows]) for site in sites}
+    return stack_rows([_rank(flip) for flip in flips])
 
 
 @method("neuron_flipping", each=_each, needs_reference=True, options=Recipe)
@@ -172,12 +172,7 @@ def _take(windows: Batches, count: int) -> list[Batch]:
 def _flip(
     subject: Subject, window: Batch, population: list[Batch], sites: Places, recipe: Recipe
 ) -> Flip:
-    # gates in single precision or better, for models in half precision
-    dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
-    gates = {
-        site: torch.ones(1, width, device=subject.device, dtype=dtype)
-        for site, width in subject.anatomy.widths(sites).items()
-    }
+    gates = constant_gates(subject, sites, windows=1, value=1.0)
     right = _hits(subject, window, gates)
     enough = max(1, recipe.share * right.sum())
 
@@ -245,7 +240,8 @@ def _jittered(subject: Subject, window: Batch, recipe: Recipe) -> Generator[None
         copies, positions, width = value.shape
         drawn = torch.randn(positions, copies, width, generator=generator)
         noise = drawn.transpose(0, 1).to(value)
-        return value + recipe.noise * noise * lengths(value) / lengths(noise)
+        scaled = recipe.noise * noise * lengths(value) / lengths(noise)
+        return value + scaled
 
     with tapped(subject, {embed: jitter}):
         yield
@@ -262,9 +258,11 @@ def _hits(subject: Subject, window: Batch, gates: dict[Site, Tensor]) -> Tensor:
 
 def _rank(flip: Flip) -> dict[Site, np.ndarray]:
     """First-order scores scaled to at most 1, and above them the chosen units in order."""
-    largest = max(float(score.abs().max()) for score in flip.first.values())
-    scale = max(largest, 1e-30)
-    scores = {site: (score / scale).cpu().numpy() for site, score in flip.first.items()}
+    maxima = [float(score.abs().max()) for score in flip.first.values()]
+    scale = max(*maxima, 1e-30)
+    scores: dict[Site, np.ndarray] = {}
+    for site, score in flip.first.items():
+        scores[site] = (score / scale).cpu().numpy()
     for place, (site, unit) in enumerate(flip.chosen):
         scores[site][unit] = 2 - place / len(flip.chosen)
     return scores

@@ -69,7 +69,10 @@ def unitmem_of_memorized(
         True
     """
     found, count = _over_both(subject, memorized, reference, sites, size, views, collapse)
-    return {site: np.where(example < count, value, 0.0) for site, (value, example) in found.items()}
+    scores: dict[Site, np.ndarray] = {}
+    for site, (value, example) in found.items():
+        scores[site] = np.where(example < count, value, 0.0)
+    return scores
 
 
 def _over_both(
@@ -203,9 +206,10 @@ def unitmem_by_segment(
 def _mean_by_segment(parts: Mapping[str, Part | None]) -> Part:
     """Maps activations to [batch, segments, width]: the mean of |activation| in each segment, so
     that the mean over "positions" that follows weighs all segments equally."""
+    present = [part for part in parts.values() if part is not None]
 
     def means(value: Tensor) -> Tensor:
-        by_segment = [part(value).abs().mean(1) for part in parts.values() if part is not None]
+        by_segment = [segment(value).abs().mean(1) for segment in present]
         return torch.stack(by_segment, dim=1)
 
     return means
@@ -213,9 +217,10 @@ def _mean_by_segment(parts: Mapping[str, Part | None]) -> Part:
 
 def _all_positions(parts: Mapping[str, Part | None]) -> Part:
     """Maps activations to those of all segments, [batch, positions, width]."""
+    present = [part for part in parts.values() if part is not None]
 
     def joined(value: Tensor) -> Tensor:
-        by_segment = [part(value) for part in parts.values() if part is not None]
+        by_segment = [segment(value) for segment in present]
         return torch.cat(by_segment, dim=1)
 
     return joined
@@ -249,4 +254,5 @@ def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selectiv
     units = subject.anatomy.place(site).units
     strongest_column = largest.reshape(units, -1).argmax(1)
     examples = parts["argmax"].reshape(units, -1)
-    return selectivity.reshape(units, -1).mean(1), examples[np.arange(units), strongest_column]
+    example = examples[np.arange(units), strongest_column]
+    return selectivity.reshape(units, -1).mean(1), example

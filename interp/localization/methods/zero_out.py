@@ -4,6 +4,7 @@ that a cheap screen ranks first."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from interp.engine.sweeping import sweep
 from interp.interventions.kinds import Scale, Zero
 from interp.localization.registry import Places, Scores, method
 from interp.localization.screening import Screen, estimates, interleaved
+from interp.localization.window_rows import stack_rows
 from interp.progress import track
 from interp.sites.site import Site
 from interp.sites.units import Units, UnitScores
@@ -44,12 +46,15 @@ def _each(
     all_chosen = functools.reduce(Units.__or__, chosen)
     against = _mean(subject, _split_windows(reference, size), all_chosen)
 
-    rows: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
+    rows: list[dict[Site, np.ndarray]] = []
     for effect, units in zip(effects, chosen, strict=True):
+        row: dict[Site, np.ndarray] = {}
         for site in sites:
+            # what this window did not verify stays 0, also where another window verified it
             verified = np.isin(np.arange(units.widths[site]), units[site])
-            rows[site].append(effect[site].numpy() - np.where(verified, against[site], 0.0))
-    return {site: np.stack(rows[site]) for site in sites}
+            row[site] = effect[site].numpy() - np.where(verified, against[site], 0.0)
+        rows.append(row)
+    return stack_rows(rows)
 
 
 @method("zero_out", each=_each)
@@ -119,13 +124,16 @@ def _screen(
         one, other = estimates(subject, window, sites)
         first_order.append(one)
         curved.append(other)
-    ranks = interleaved(_mean_screen(first_order), _mean_screen(curved))
+    ranks = interleaved(_mean_by_site(first_order), _mean_by_site(curved))
     scores = UnitScores({site: rows[0].cpu().numpy() for site, rows in ranks.items()})
     return scores.top(float(share))
 
 
-def _mean_screen(screens: list[Screen]) -> Screen:
-    return {site: torch.stack([screen[site] for screen in screens]).mean(0) for site in screens[0]}
+def _mean_by_site(rows: Sequence[Mapping[Site, Tensor]]) -> dict[Site, Tensor]:
+    means: dict[Site, Tensor] = {}
+    for site in rows[0]:
+        means[site] = torch.stack([row[site] for row in rows]).mean(0)
+    return means
 
 
 def _mean(subject: Subject, windows: list[Batch], units: Units) -> dict[Site, np.ndarray]:
@@ -133,7 +141,7 @@ def _mean(subject: Subject, windows: list[Batch], units: Units) -> dict[Site, np
     if not windows:
         return {site: np.zeros(width) for site, width in units.widths.items()}
     rows = [exact(subject, window, units) for window in track(windows, "zero_out")]
-    return {site: torch.stack([row[site] for row in rows]).mean(0).numpy() for site in units.widths}
+    return {site: mean.numpy() for site, mean in _mean_by_site(rows).items()}
 
 
 def exact(subject: Subject, window: Batch, units: Units) -> dict[Site, Float[Tensor, " width"]]:

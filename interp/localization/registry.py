@@ -205,8 +205,9 @@ def method(
     """Registers a localization method that must see all windows at once.
 
     Decorates `function(subject, memorized, reference, sites, **options)`, which returns
-    {site: [units]}, higher for units that are more responsible. `reference` is None where the
-    caller gave none. A method that can score one window at a time is less to write with
+    {site: [units]}, higher for units that are more responsible. `memorized` and `reference` are
+    windows in any form that `batches` reads, `reference` None where the caller gave none, and
+    `sites` a tuple of Site. A method that can score one window at a time is less to write with
     `window_method`.
 
     Args:
@@ -239,14 +240,15 @@ def window_method(name: str, size: int = 8) -> Callable[[WindowFunction], Window
     """Registers a localization method that scores each window by itself.
 
     Decorates `function(subject, batch, sites, **options)`, which returns
-    {site: tensor [windows of the batch, units]}, higher for units that are more responsible. The
-    score of a window must not depend on the other windows of its batch. From this one function
-    follow both calls: `localize` takes the mean over the memorized windows minus, where there is a
-    reference, the mean over the reference windows.
+    {site: tensor [windows of the batch, units]}, higher for units that are more responsible.
+    `batch` is a Batch and `sites` a tuple of Site. The score of a window must not depend on the
+    other windows of its batch. From this one function follow both calls: `localize` takes the mean
+    over the memorized windows minus, where there is a reference, the mean over the reference
+    windows.
 
     Args:
         name: what `localize` calls it.
-        size: default batch size, in windows. `size` is also an option of every such method.
+        size: default batch size, in windows. `size` is also an option of every window method.
 
     Example:
         >>> from interp.localization import localize, registry, window_method

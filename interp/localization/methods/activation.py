@@ -31,7 +31,7 @@ def activation(
     of z_t W_O; at sites that are not the input of a projection, the length of the unit itself.
 
     Args:
-        subject, batch, sites: as every window method takes them.
+        subject, batch, sites: see `window_method`.
         abs_after_mean: whether to take |(1/T) sum_t h_t| * ||v|| instead, as their released code
             does; it differs for activations of both signs.
 
@@ -141,7 +141,7 @@ def z_score(
     The score is theirs; the threshold is left to `UnitScores.top`.
 
     Args:
-        subject, memorized, reference, sites: as every method takes them.
+        subject, memorized, reference, sites: see `method`.
         size: batch size, in windows.
 
     Raises:

@@ -31,7 +31,7 @@ def attribution_patching(
     Nanda 2023, Syed et al. 2023 (arXiv 2310.10348).
 
     Args:
-        subject, batch, sites: as every window method takes them.
+        subject, batch, sites: see `window_method`.
         steps: points at which the gradient is taken, equally spaced between the embeddings of the
             two prompts, starting at the true one; the mean gradient counts. Above 1 this is
             integrated gradients over the input (Hanna et al. 2024, arXiv 2403.17806).

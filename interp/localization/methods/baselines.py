@@ -80,7 +80,7 @@ def lowest(
     """Turns the sign of another method's scores, so that its lowest-scoring units come first.
 
     Args:
-        subject, memorized, reference, sites: as every method takes them.
+        subject, memorized, reference, sites: see `method`.
         of: name of the other method.
         **options: of the other method.
 

@@ -49,7 +49,7 @@ def causal_tracing(
     `trace` gives the map over positions and blocks.
 
     Args:
-        subject, batch, sites: as every window method takes them.
+        subject, batch, sites: see `window_method`.
         draws: how many draws of the noise.
         noise: size of the noise, in standard deviations of the embedding matrix's entries.
         seed: of the noise.

@@ -45,7 +45,7 @@ def integrated_gradients(
     et al. 2024 (arXiv 2311.09060), section 3.
 
     Args:
-        subject, batch, sites: as every window method takes them.
+        subject, batch, sites: see `window_method`.
         steps: points on the path, k.
         rule: where the points alpha_k lie and what they weigh (w_k): `released` as in the released
             code of Chang et al. (from 0 to 1, each 1/steps), `right` (a Riemann sum: multiples of

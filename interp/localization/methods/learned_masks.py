@@ -57,7 +57,7 @@ def slimming(
     only the penalty moves a mask off 1, and without pressure none moves.
 
     Args:
-        subject, batch, sites: as every window method takes them.
+        subject, batch, sites: see `window_method`.
         lr: learning rate of Adam.
         pressure: weight of the penalty, per unit.
         steps: the most optimizer steps.
@@ -109,7 +109,7 @@ def hard_concrete(
     units: 0.027 for their GPT-2.
 
     Args:
-        subject, batch, sites: as every window method takes them.
+        subject, batch, sites: see `window_method`.
         lr: learning rate of Adam.
         pressure: weight of the penalty, per unit.
         mask_p: the expected mask to begin with, in (0, 1).

@@ -95,7 +95,7 @@ def neuron_flipping(
     their first-order effect. The score of a set is the mean over its windows.
 
     Args:
-        subject, memorized, reference, sites: as every method takes them.
+        subject, memorized, reference, sites: see `method`.
         **recipe: fields of `Recipe`.
 
     Example:

@@ -59,7 +59,7 @@ def unitmem_of_memorized(
     to the window that it responds most to, and 0 to the others.
 
     Args:
-        subject, memorized, reference, sites: as every method takes them.
+        subject, memorized, reference, sites: see `method`.
         size, views, collapse: as for `unitmem`.
 
     Example:

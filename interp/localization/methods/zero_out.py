@@ -73,7 +73,7 @@ def zero_out(
     (arXiv 2311.09060), section 3.
 
     Args:
-        subject, memorized, reference, sites: as every method takes them.
+        subject, memorized, reference, sites: see `method`.
         share: fraction of the units that is verified exactly, on the memorized windows and on the
             reference: those that a screen of the memorized windows ranks first (see `screening`).
             The others score 0.

@@ -1,8 +1,8 @@
-"""WHICH UNITS hold a memory: `localize` and its methods, one file each in `methods`; `benchmarks`
-with known answers.
+"""Which units hold a memory: `localize` and its methods, one file each in `methods`, and
+`benchmarks` with known answers.
 
-What is computed at those units is the business of `interp.analysis`, and what ablating them does
-that of `interp.mitigation`.
+What is computed at those units is the question of `interp.analysis`; what ablating them does is
+the question of `interp.mitigation`.
 """
 
 from interp.localization import methods as _methods  # registers every method

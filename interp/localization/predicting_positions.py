@@ -1,4 +1,9 @@
-"""The positions whose values predict the suffix."""
+"""The positions whose values predict the suffix.
+
+In a language model the value at position t - 1 predicts token t. Other models have a start token or
+a camera image before the first token, so that position t predicts token t. Methods that average
+over predicting positions find them here, for any kind of model.
+"""
 
 from __future__ import annotations
 
@@ -16,73 +21,117 @@ from interp.subject.subject import Subject
 
 
 def stack_of(subject: Subject, site: Site) -> str | None:
-    """The stack that a site belongs to; None for a module path outside all blocks."""
+    """Returns the stack that a site belongs to; None for a module path outside all blocks.
+
+    Example:
+        >>> stack_of(subject, interp.Site("neurons", 0))  # the only stack has no name
+        ''
+    """
     if not site.is_module_path:
         return site.stack
     path = subject.anatomy.place(site).path
-    stacks = subject.anatomy.stacks.items()
-    return next(
-        (
-            name
-            for name, blocks in stacks
-            if any(f"{path}.".startswith(f"{block}.") for block in blocks)
-        ),
-        None,
-    )
+    for stack, blocks in subject.anatomy.stacks.items():
+        for block in blocks:
+            if f"{path}.".startswith(f"{block}."):
+                return stack
+    return None
 
 
 def predicting(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[str, int | None]:
-    """For the stack of each site, the position whose value in the last block predicts the first of
-    `batch.targets`; the next positions predict the next targets. None for a stack that all targets
-    depend on at every position, as an encoder of images.
+    """Returns, for the stack of each site, the position that predicts the first target.
 
-    Found by differentiating the logits of one target, so that it is true of every kind of model:
-    one less than the target's own position in language models, the same where a start token or a
-    camera image stands before the first.
+    The value at that position of the stack's last block predicts the first of `batch.targets`; the
+    next positions predict the next targets. It is found by differentiating the logits of one
+    target, which holds for every kind of model: one less than the target's own position in language
+    models, the same position where a start token or a camera image comes before the first token.
+
+    Args:
+        subject: the model.
+        batch: windows; the first one is used.
+        sites: whose stacks are asked for.
+
+    Returns:
+        {stack: position}; None for a stack that all targets depend on at every position, such as an
+        encoder of images.
+
+    Example:
+        >>> batch.prompt
+        8
+        >>> predicting(subject, batch, (interp.Site("neurons", 0),))
+        {'': 7}
     """
-    first = max(batch.prompt, 1)
-    stacks = {stack for site in sites if (stack := stack_of(subject, site)) is not None}
-    last = {
-        stack: Site("resid_post", len(subject.anatomy.blocks(stack)) - 1, stack) for stack in stacks
-    }
-    short = _cut(next(iter(batch.split(1))), first)
-    with differentiating(subject), captured(subject, tuple(last.values())) as values:
+    # a model without a start token cannot predict token 0: differentiate token 1 and shift back
+    target = max(batch.prompt, 1)
+    last_sites: dict[str, Site] = {}
+    for site in sites:
+        stack = stack_of(subject, site)
+        if stack is not None:
+            last_block = len(subject.anatomy.blocks(stack)) - 1
+            last_sites[stack] = Site("resid_post", last_block, stack)
+
+    first_window = next(iter(batch.split(1)))
+    short = _predict_only(first_window, target)
+    with differentiating(subject), captured(subject, tuple(last_sites.values())) as values:
         logits = subject.target_logits(short)
-        if values:  # else no site was reached, which `captured` reports
-            logits.square().sum().backward(inputs=[values[site] for site in values])
+        if values:  # without values no site ran, which `captured` reports on exit
+            inputs = [values[site] for site in values]
+            logits.square().sum().backward(inputs=inputs)
+
     targets = short.targets.shape[1]
+    shift = batch.prompt - target
     return {
-        stack: _first_position(values[site], targets, batch.prompt - first)
-        for stack, site in last.items()
+        stack: _first_position(values[site], targets, shift) for stack, site in last_sites.items()
     }
 
 
 def _first_position(value: Tensor, targets: int, shift: int) -> int | None:
-    """The first of the positions of the first row that have a gradient, shifted; None if they are
-    not as many as the targets."""
-    where = [] if value.grad is None else value.grad[0].abs().sum(-1).nonzero().flatten().tolist()
-    return where[0] + shift if len(where) == targets and value.shape[1] > 1 else None
+    """The first position of the first row with a gradient, shifted.
+
+    None unless there are exactly as many such positions as targets.
+    """
+    if value.grad is None:
+        return None
+    size_by_position = value.grad[0].abs().sum(-1)
+    positions = size_by_position.nonzero().flatten().tolist()
+    if len(positions) != targets or value.shape[1] == 1:
+        return None
+    return positions[0] + shift
 
 
 def position_weights(
     subject: Subject, batch: Batch, sites: tuple[Site, ...]
 ) -> dict[str | None, Float[Tensor, "windows position"] | None]:
-    """For the stack of each site, weights that average over the positions that predict counted
-    targets; None to average over all."""
+    """Returns, for the stack of each site, weights that average over predicting positions.
+
+    Args:
+        subject: the model.
+        batch: the windows; positions count that predict a counted target.
+        sites: whose stacks are asked for.
+
+    Returns:
+        {stack: weights}, whose rows sum to 1; None for a stack to be averaged over all positions.
+
+    Example:
+        >>> weights = position_weights(subject, batch, (interp.Site("neurons", 0),))[""]
+        >>> weights.shape  # 16 tokens, of which positions 7 to 14 predict the last 8
+        torch.Size([12, 16])
+        >>> weights[0].nonzero().flatten().tolist()
+        [7, 8, 9, 10, 11, 12, 13, 14]
+    """
     counted = batch.counted.to(subject.device).double()
     weights: dict[str | None, Tensor | None] = {}
     for stack, start in predicting(subject, batch, sites).items():
         if start is None:
             weights[stack] = None
             continue
-        seen = counted[
-            :, max(-start, 0) :
-        ]  # a first token that nothing stands before is not predicted
-        positions = max(
-            batch.length, start + seen.shape[1]
-        )  # more than tokens where something stands before the first
+        # `start` is -1 in a language model without prompt: no position predicts the first token
+        predicted = counted[:, max(-start, 0) :]
+        first = max(start, 0)
+        last = first + predicted.shape[1]
+        # the blocks see more positions than tokens where something comes before the first token
+        positions = max(batch.length, start + predicted.shape[1])
         spread = torch.zeros(len(batch), positions, dtype=torch.double, device=subject.device)
-        spread[:, max(start, 0) : max(start, 0) + seen.shape[1]] = seen / seen.sum(1, keepdim=True)
+        spread[:, first:last] = predicted / predicted.sum(1, keepdim=True)
         weights[stack] = spread
     return weights
 
@@ -90,17 +139,20 @@ def position_weights(
 def weighted_mean(
     value: Float[Tensor, "windows position width"], weights: Tensor | None
 ) -> Float[Tensor, "windows width"]:
-    """The mean over positions under the weights of `position_weights`, or over all."""
-    return (
-        value.double().mean(1)
-        if weights is None
-        else torch.einsum("bt,btw->bw", weights, value.double())
-    )
+    """Returns the mean over positions, in double precision.
+
+    Args:
+        value: an activation.
+        weights: [windows, position], as `position_weights` gives them; None for the plain mean.
+    """
+    if weights is None:
+        return value.double().mean(1)
+    return torch.einsum("bt,btw->bw", weights, value.double())
 
 
-def _cut(batch: Batch, last: int) -> Batch:
-    """The tokens up to number `last`, which alone is predicted; where several are predicted
-    together, all tokens."""
+def _predict_only(batch: Batch, target: int) -> Batch:
+    """The tokens up to number `target`, which alone is predicted; where tokens are predicted
+    together, all tokens from there on."""
     if batch.steps is not None:
-        return replace(batch, prompt=last)
-    return replace(batch.until(last + 1), mask=None, prompt=last)
+        return replace(batch, prompt=target)
+    return replace(batch.until(target + 1), mask=None, prompt=target)

@@ -1,5 +1,7 @@
-"""localize: every localization method behind one call. A method is a function in a table; a user
-adds one with a decorator."""
+"""Every localization method behind one call: `localize`.
+
+A localization method is a function in a table. The decorators `window_method` and `method` add one.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import closest
+from interp.localization.window_rows import RunningMean, concatenate_parts
 from interp.progress import track
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site
@@ -31,7 +34,12 @@ Options = dict[str, Any]  # by name, with their defaults
 
 
 class Method(Protocol):
-    """What `localize` and `localize_each` need of a method."""
+    """What `localize` and `localize_each` need of a method.
+
+    `options` holds the names and defaults of its options, or is None for a method that takes any.
+    `group` scores a set of windows, {site: [units]}; `each` scores every memorized window by
+    itself, {site: [memorized windows, units]}.
+    """
 
     @property
     def options(self) -> Options | None: ...
@@ -55,8 +63,16 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class SetMethod:
-    """A method that sees all windows at once: `of_set` gives {site: [units]}, `of_each` {site:
-    [memorized windows, units]}."""
+    """A method that sees all windows at once; see `method`, which makes one.
+
+    Attributes:
+        name: what `localize` calls it.
+        of_set: gives {site: [units]}.
+        of_each: gives {site: [memorized windows, units]}; None where the method cannot.
+        needs_reference: whether it is refused without reference windows.
+        recipe: the dataclass whose fields are its options; None where they are the parameters of
+            `of_set`.
+    """
 
     name: str
     of_set: SetFunction
@@ -66,11 +82,9 @@ class SetMethod:
 
     @property
     def options(self) -> Options | None:
-        return (
-            _parameters(self.of_set, after=4)
-            if self.recipe is None
-            else {f.name: f.default for f in fields(self.recipe)}
-        )
+        if self.recipe is None:
+            return _parameters(self.of_set, after=4)
+        return {field.name: field.default for field in fields(self.recipe)}
 
     def group(
         self,
@@ -105,7 +119,13 @@ class SetMethod:
 
 @dataclass(frozen=True)
 class WindowMethod:
-    """A method that scores each window by itself, `size` of them at a time."""
+    """A method that scores each window by itself; see `window_method`, which makes one.
+
+    Attributes:
+        name: what `localize` calls it.
+        of_batch: gives {site: [windows of the batch, units]}.
+        size: default batch size, in windows.
+    """
 
     name: str
     of_batch: WindowFunction
@@ -124,10 +144,8 @@ class WindowMethod:
         sites: Places,
         options: dict[str, Any],
     ) -> Scores:
-        return _minus(
-            self._mean(subject, memorized, sites, options),
-            self._against(subject, reference, sites, options),
-        )
+        scores = self._mean(subject, memorized, sites, options)
+        return self._contrast(scores, subject, reference, sites, options)
 
     def each(
         self,
@@ -138,31 +156,40 @@ class WindowMethod:
         options: dict[str, Any],
     ) -> Scores:
         parts = list(self._rows(subject, memorized, sites, options))
-        stacked = {site: np.concatenate([part[site] for part in parts]) for site in sites}
-        return _minus(stacked, self._against(subject, reference, sites, options))
+        scores = concatenate_parts(parts)
+        return self._contrast(scores, subject, reference, sites, options)
 
-    def _against(
-        self, subject: Subject, reference: Batches | None, sites: Places, options: dict[str, Any]
-    ) -> Scores | None:
-        return None if reference is None else self._mean(subject, reference, sites, options)
+    def _contrast(
+        self,
+        scores: Scores,
+        subject: Subject,
+        reference: Batches | None,
+        sites: Places,
+        options: dict[str, Any],
+    ) -> Scores:
+        """The scores minus the mean over the reference, where there is one."""
+        if reference is None:
+            return scores
+        against = self._mean(subject, reference, sites, options)
+        return {site: values - against[site] for site, values in scores.items()}
 
     def _mean(
         self, subject: Subject, windows: Batches, sites: Places, options: dict[str, Any]
     ) -> Scores:
-        totals: dict[Site, np.ndarray] = {}
-        count = 0
+        mean = RunningMean()
         for rows in self._rows(subject, windows, sites, options):
-            totals = {site: totals.get(site, 0.0) + rows[site].sum(0) for site in sites}
-            count += len(rows[sites[0]])
-        return {site: total / count for site, total in totals.items()}
+            mean.update(rows)
+        return mean.value()
 
     def _rows(
         self, subject: Subject, windows: Batches, sites: Places, options: dict[str, Any]
     ) -> Iterator[dict[Site, np.ndarray]]:
+        """The scores of each batch, as {site: [windows of the batch, units]}."""
+        batch_size = options.get("size", self.size)
         own = {name: value for name, value in options.items() if name != "size"}
-        for batch in track(batches(windows, options.get("size", self.size)), self.name):
-            found = self.of_batch(subject, batch, sites, **own)
-            yield {site: _numbers(found[site]) for site in sites}
+        for batch in track(batches(windows, batch_size), self.name):
+            scores = self.of_batch(subject, batch, sites, **own)
+            yield {site: _to_array(scores[site]) for site in sites}
 
 
 _METHODS: dict[str, Method] = {}
@@ -175,12 +202,31 @@ def method(
     needs_reference: bool = False,
     options: type | None = None,
 ) -> Callable[[SetFunction], SetFunction]:
-    """Registers `function(subject, memorized, reference, sites, **options) -> {site: [units]}` for
-    `localize`, and `each`, which gives [memorized windows, units], for `localize_each`. `reference`
-    is None where the caller gave none. `options` is the dataclass whose fields are the options, for
-    a function that takes them as `**options`.
+    """Registers a localization method that must see all windows at once.
 
-    For what scores one window at a time, `window_method` is less to write.
+    Decorates `function(subject, memorized, reference, sites, **options)`, which returns
+    {site: [units]}, higher for units that are more responsible. `memorized` and `reference` are
+    windows in any form that `batches` reads, `reference` None where the caller gave none, and
+    `sites` a tuple of Site. A method that can score one window at a time is less to write with
+    `window_method`.
+
+    Args:
+        name: what `localize` calls it.
+        each: a function of the same arguments for `localize_each`, which returns
+            {site: [memorized windows, units]}; without it `localize_each` refuses the method.
+        needs_reference: whether to refuse calls without reference windows.
+        options: a dataclass whose fields are the options, for a function that takes them as
+            `**options`; by default the function's own parameters are the options.
+
+    Example:
+        >>> from interp.localization import localize, method, registry
+        >>> @method("index")
+        ... def index(subject, memorized, reference, sites):
+        ...     widths = subject.anatomy.widths(sites)
+        ...     return {site: np.arange(width) for site, width in widths.items()}
+        >>> list(localize(subject, memorized, method="index", site="blocks.0.neurons").top(1))
+        [(Site(point='neurons', block=0, stack=''), 47)]
+        >>> del registry._METHODS["index"]  # examples leave no trace
     """
 
     def register(function: SetFunction) -> SetFunction:
@@ -191,12 +237,29 @@ def method(
 
 
 def window_method(name: str, size: int = 8) -> Callable[[WindowFunction], WindowFunction]:
-    """Registers `function(subject, batch, sites, **options) -> {site: tensor [windows of the batch,
-    units]}` for both calls.
+    """Registers a localization method that scores each window by itself.
 
-    A set scores the mean over its windows minus, where there is a reference, the mean over the
-    reference's. Windows come `size` at a time, which is an option of every such method, and none
-    may see another.
+    Decorates `function(subject, batch, sites, **options)`, which returns
+    {site: tensor [windows of the batch, units]}, higher for units that are more responsible.
+    `batch` is a Batch and `sites` a tuple of Site. The score of a window must not depend on the
+    other windows of its batch. From this one function follow both calls: `localize` takes the mean
+    over the memorized windows minus, where there is a reference, the mean over the reference
+    windows.
+
+    Args:
+        name: what `localize` calls it.
+        size: default batch size, in windows. `size` is also an option of every window method.
+
+    Example:
+        >>> from interp.localization import localize, registry, window_method
+        >>> @window_method("first_token")
+        ... def first_token(subject, batch, sites):
+        ...     tokens = batch.tokens[:, :1].double()
+        ...     widths = subject.anatomy.widths(sites)
+        ...     return {site: tokens.expand(-1, width) for site, width in widths.items()}
+        >>> len(localize(subject, memorized, control, method="first_token", size=4))
+        96
+        >>> del registry._METHODS["first_token"]  # examples leave no trace
     """
 
     def register(function: WindowFunction) -> WindowFunction:
@@ -207,7 +270,12 @@ def window_method(name: str, size: int = 8) -> Callable[[WindowFunction], Window
 
 
 def methods() -> list[str]:
-    """The names that `localize` knows."""
+    """Returns the names of all localization methods.
+
+    Example:
+        >>> "gradient_x_activation" in interp.localization.methods()
+        True
+    """
     return sorted(_METHODS)
 
 
@@ -219,31 +287,46 @@ def localize(
     site: Sites = "neurons",
     **options: Any,
 ) -> UnitScores:
-    """Scores every unit for its share in what is memorized and, with a reference, not in the
-    reference; higher means more responsible.
+    """Scores how responsible every unit is for what is memorized; higher means more responsible.
 
     Args:
-        memorized, reference: windows as `split` returns them, or batches; losses are taken after
-            each batch's prompt. Without a reference most methods score the memorized windows alone.
-        method: one of `methods()`.
-        site: a point (`"neurons"`, `"heads"`, `"blocks"` for what each block adds), a site, a
-        pattern, or several.
-        options: of the method.
+        subject: the model.
+        memorized: windows as `split` returns them, or batches. Losses are taken over the tokens
+            after each batch's prompt.
+        reference: windows to compare with, to score what the memorized windows need and these do
+            not. Without it, most methods score the memorized windows alone.
+        method: one of `interp.localization.methods()`.
+        site: a point (`"neurons"`, `"heads"`, or `"blocks"` for what each block adds), a site, a
+            pattern, or several of them.
+        **options: of the method.
 
-    Raises ValueError for an unknown method or option, an empty set, a missing reference, or scores
-    that are not finite; SiteError for an unknown site; HookError for a site that never ran. Leaves
-    no hook.
+    Raises:
+        ValueError: for an unknown method or option, an empty set, a missing reference, or scores
+            that are not finite.
+        SiteError: for an unknown site.
+        HookError: for a site that never ran.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, control)
+        >>> units = scores.top(0.1)
+        >>> len(scores), len(units)
+        (96, 10)
+
+        Zeroing the units that were found makes the model forget some windows:
+
+        >>> heads = interp.localize(subject, memorized, control, site="heads").top(0.5)
+        >>> with subject.intervened(interp.Zero(heads)):
+        ...     after = interp.scan(subject, texts, prefix=8, length=8)
+        >>> int(frame["exact"].sum()), bool(after["exact"].sum() < 12)
+        (12, True)
     """
-    chosen, sites = find(method, options), _places(subject, site)
-    memorized, reference = (
-        _some("memorized", memorized),
-        None if reference is None else _some("reference", reference),
-    )
-    return UnitScores(
-        chosen.group(subject, memorized, reference, sites, options),
-        method,
-        {"model": subject.fingerprint, **options},
-    )
+    chosen = find(method, options)
+    sites = _resolve_sites(subject, site)
+    memorized = _require_windows("memorized", memorized)
+    if reference is not None:
+        reference = _require_windows("reference", reference)
+    scores = chosen.group(subject, memorized, reference, sites, options)
+    return UnitScores(scores, method, {"model": subject.fingerprint, **options})
 
 
 def localize_each(
@@ -254,23 +337,39 @@ def localize_each(
     site: Sites = "neurons",
     **options: Any,
 ) -> list[UnitScores]:
-    """`localize` for every memorized window by itself, in their order; arguments and errors are the
-    same."""
-    chosen, sites = find(method, options), _places(subject, site)
-    memorized, reference = (
-        _some("memorized", memorized),
-        None if reference is None else _some("reference", reference),
-    )
+    """Scores every unit for each memorized window by itself.
+
+    Args:
+        subject, memorized, reference, method, site, **options: as for `localize`.
+
+    Returns:
+        One `UnitScores` per memorized window, in their order; `about["window"]` is its number.
+
+    Raises:
+        ValueError, SiteError, HookError: as `localize`; and ValueError for a method that can only
+            score a set of windows as a whole.
+
+    Example:
+        >>> scores = interp.localization.localize_each(subject, memorized[:3], control)
+        >>> [one.about["window"] for one in scores]
+        [0, 1, 2]
+    """
+    chosen = find(method, options)
+    sites = _resolve_sites(subject, site)
+    memorized = _require_windows("memorized", memorized)
+    if reference is not None:
+        reference = _require_windows("reference", reference)
     rows = chosen.each(subject, memorized, reference, sites, options)
+
     about = {"model": subject.fingerprint, **options}
-    count = len(rows[sites[0]])
-    return [
-        UnitScores({s: rows[s][n] for s in sites}, method, about | {"window": n})
-        for n in range(count)
-    ]
+    scores: list[UnitScores] = []
+    for number in range(len(rows[sites[0]])):
+        values = {site: rows[site][number] for site in sites}
+        scores.append(UnitScores(values, method, about | {"window": number}))
+    return scores
 
 
-def _places(subject: Subject, site: Sites) -> Places:
+def _resolve_sites(subject: Subject, site: Sites) -> Places:
     sites = subject.anatomy.expand("block_out" if site == "blocks" else site)
     if not sites:
         raise ValueError(
@@ -279,53 +378,68 @@ def _places(subject: Subject, site: Sites) -> Places:
     return sites
 
 
-def _some(name: str, windows: Batches) -> Batches:
-    """The windows, once it is known that there are any; of a stream, the first batch is read for
-    that."""
+def _require_windows(name: str, windows: Batches) -> Batches:
+    """The windows, after checking that there are any."""
     if isinstance(windows, (Batch, pd.DataFrame, Sequence)):
-        empty, found = not len(windows), windows
+        empty = not len(windows)
     else:
+        # A stream can be read only once: its first batch is taken to see whether there is one, and
+        # put in front again.
         stream = iter(windows)
         first = list(islice(stream, 1))
-        empty, found = not first, chain(first, stream)
+        empty = not first
+        windows = chain(first, stream)
     if empty:
         raise ValueError(f"the {name} set is empty: expected at least one window")
-    return found
+    return windows
 
 
 def find(method: str, options: Mapping[str, Any]) -> Method:
-    """The method of a name. Raises ValueError, with the nearest valid name, when there is none, or
-    when it does not take an option."""
+    """Returns the method of a name, after checking the options meant for it.
+
+    Raises:
+        ValueError: with the nearest valid name, for an unknown method or option; for an option of
+            the wrong type.
+
+    Example:
+        >>> find("activation", {"abs_after_means": True})
+        Traceback (most recent call last):
+        ValueError: activation has no option 'abs_after_means': it takes abs_after_mean, size;
+        nearest: abs_after_mean
+    """
     if method not in _METHODS:
+        known = methods()
         raise ValueError(
-            f"method={method!r}: expected one of {', '.join(methods())}; nearest: {closest(method, methods())}"
+            f"method={method!r}: expected one of {', '.join(known)}; "
+            f"nearest: {closest(method, known)}"
         )
-    known = _METHODS[method].options
-    for name, value in options.items():
-        if known is None:
-            break
-        if name not in known:
-            takes = (
-                f"it takes {', '.join(sorted(known))}; nearest: {closest(name, known)}"
-                if known
-                else "it takes none"
+    found = _METHODS[method]
+    defaults = found.options
+    if defaults is not None:
+        for name, value in options.items():
+            _check_option(method, name, value, defaults)
+    return found
+
+
+def _check_option(method: str, name: str, value: object, defaults: Options) -> None:
+    if name not in defaults:
+        if defaults:
+            takes = f"it takes {', '.join(sorted(defaults))}; nearest: {closest(name, defaults)}"
+        else:
+            takes = "it takes none"
+        raise ValueError(f"{method} has no option {name!r}: {takes}")
+
+    # numbers of numpy are as good as Python's; True is an int in Python, but not a sensible count
+    default = defaults[name]
+    expected_types: dict[type, Any] = {bool: bool, int: Integral, float: Real, str: str}
+    expected = expected_types.get(type(default))
+    if expected is not None:
+        is_stray_bool = isinstance(value, bool) and expected is not bool
+        if not isinstance(value, expected) or is_stray_bool:
+            raise ValueError(
+                f"{method}: {name}={value!r} is a {type(value).__name__}; "
+                f"expected a {type(default).__name__}, such as {default!r}"
             )
-            raise ValueError(f"{method} has no option {name!r}: {takes}")
-        _check_kind(method, name, value, known[name])
-    return _METHODS[method]
-
-
-def _check_kind(method: str, name: str, value: object, default: object) -> None:
-    """Raises ValueError for a value of another kind than the option's default, and for a size below
-    1."""
-    kinds: dict[type, Any] = {bool: bool, int: Integral, float: Real, str: str}
-    kind = kinds.get(type(default))
-    if kind is not None and (
-        not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-    ):
-        raise ValueError(
-            f"{method}: {name}={value!r} is a {type(value).__name__}; expected a {type(default).__name__}, such as {default!r}"
-        )
     if name == "size" and isinstance(value, int) and value < 1:
         raise ValueError(f"{method}: {name}={value}: expected at least 1")
 
@@ -334,24 +448,12 @@ def _parameters(function: Callable[..., Any], after: int) -> Options | None:
     """The options of a function, by name with their defaults: what follows its first `after`
     parameters; None where it takes any."""
     parameters = list(inspect.signature(function).parameters.values())
-    return (
-        None
-        if any(p.kind is p.VAR_KEYWORD for p in parameters)
-        else {p.name: p.default for p in parameters[after:]}
-    )
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name: parameter.default for parameter in parameters[after:]}
 
 
-def _minus(scores: Scores, against: Scores | None) -> Scores:
-    return (
-        scores
-        if against is None
-        else {site: values - against[site] for site, values in scores.items()}
-    )
-
-
-def _numbers(values: Any) -> np.ndarray:
-    return (
-        values.detach().double().cpu().numpy()
-        if isinstance(values, torch.Tensor)
-        else np.asarray(values, dtype=np.float64)
-    )
+def _to_array(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        return values.detach().double().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)

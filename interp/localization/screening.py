@@ -1,9 +1,9 @@
-"""Which units are worth the pass that Zero-Out costs: estimates of its result for all of them, from
-one forward and one backward.
+"""Screening: cheap estimates of what Zero-Out would give for every unit, from one forward and one
+backward pass, to choose the units worth an exact pass.
 
-L is a window's loss, t a position, h_t a unit's activation, d_t = -h_t W what zeroing it adds to
-the residual stream r_t that it writes to, and g_t = dL/dr_t. The first order alone misses the
-strongest units, which are the least linear: what they add bends the stream.
+Notation: L is a window's loss, t a position, h_t a unit's activation, d_t = -h_t W what zeroing the
+unit adds to the residual stream r_t that it writes to, and g_t = dL/dr_t. A first-order estimate
+alone misses the strongest units, which are the least linear: what they add bends the stream.
 """
 
 from __future__ import annotations
@@ -27,69 +27,106 @@ _WRITES_TO = {"neurons": ("resid_post",), "heads": ("resid_mid", "resid_post")}
 
 
 def first_or_curved(subject: Subject, batch: Batch, sites: Places) -> Screen:
-    """The first units of `first_order` and of `curved`, in turn: minus a unit's best rank over all
-    sites. Costs 3 passes (a backward is 2).
+    """Returns scores that rank first what either of the two `estimates` ranks first.
 
-    On stories15M, verifying 5% of the neurons so keeps .99 of the top 1% of exhaustive Zero-Out
-    (`benchmarks/screens.py`).
+    Costs 3 forward passes (a backward pass costs 2). On stories15M, verifying the first 5% of the
+    neurons in this order finds 0.99 of the top 1% of exhaustive Zero-Out (`benchmarks/screens.py`).
+
+    Args:
+        subject: the model.
+        batch: the windows.
+        sites: of neurons or heads.
+
+    Returns:
+        {site: [windows, units]}: minus a unit's best rank over all sites.
+
+    Raises:
+        SiteError: for sites other than neurons and heads.
+
+    Example:
+        >>> site = interp.Site("neurons", 1)
+        >>> first_or_curved(subject, batch, (site,))[site].shape
+        torch.Size([12, 48])
     """
     return interleaved(*estimates(subject, batch, sites))
 
 
 def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Screen]:
-    """Two estimates of what zeroing a unit does to each window's loss, higher for more:
+    """Returns two estimates of what zeroing a unit adds to each window's loss.
 
     - first_order: sum_t -h_t * dL/dh_t;
     - curved: sum_t max(0, -h_t * dL/dh_t) + |g_t| |d_t|^2 / (2 |r_t|), an upper second-order
-    estimate.
+      estimate.
 
-    L reads the last stream through a norm, so that only the direction of r counts: g is homogeneous
-    of degree -1 in r, and by Euler's theorem H r = -g for the Hessian H. |g| / |r| is thus its size
-    along r in the last stream, and a scale for it in those below (our derivation). Where the slope
-    falls it counts for nothing in `curved`: it says least about where a long step ends.
+    The second term of `curved` (our derivation): L reads the last stream through a norm, so that
+    only the direction of r counts. Then g is homogeneous of degree -1 in r, and H r = -g for the
+    Hessian H by Euler's theorem. |g| / |r| is thus the size of H along r in the last stream, and
+    sets the scale in the streams below. A falling slope counts as 0 in `curved`: where the step is
+    long, the slope at its start tells least about its end.
 
-    Raises SiteError for sites other than neurons and heads.
+    Args:
+        subject: the model.
+        batch: the windows.
+        sites: of neurons or heads.
+
+    Returns:
+        (first_order, curved), each {site: [windows, units]}; higher for a larger rise of the loss.
+
+    Raises:
+        SiteError: for sites other than neurons and heads.
     """
     streams = {site: _stream(subject, site) for site in sites}
-    values, slopes = differentiated(
-        subject, batch, tuple(dict.fromkeys((*sites, *streams.values())))
-    )
-    first: dict[Site, Tensor] = {}
-    second: dict[Site, Tensor] = {}
+    needed = tuple(dict.fromkeys((*sites, *streams.values())))
+    values, gradients = differentiated(subject, batch, needed)
+
+    first_order: dict[Site, Tensor] = {}
+    curved: dict[Site, Tensor] = {}
     for site, stream in streams.items():
-        rises, moved = (
-            per_unit(subject, site, -(values[site] * slopes[site])).double(),
-            written(subject, site, values[site]),
-        )
-        sharpness = slopes[stream].norm(dim=-1, keepdim=True) / values[stream].norm(
-            dim=-1, keepdim=True
-        ).clamp(min=1e-12)
-        first[site], second[site] = (
-            rises.sum(1),
-            (rises.clamp(min=0) + sharpness * moved**2 / 2).sum(1),
-        )
-    return first, second
+        product = values[site] * gradients[site]
+        rises = per_unit(subject, site, -product).double()
+        step_lengths = written(subject, site, values[site])
+        stream_lengths = values[stream].norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        curvature = gradients[stream].norm(dim=-1, keepdim=True) / stream_lengths
+        bend = curvature * step_lengths**2 / 2
+        first_order[site] = rises.sum(1)
+        curved[site] = (rises.clamp(min=0) + bend).sum(1)
+    return first_order, curved
 
 
 def interleaved(*screens: Screen) -> Screen:
-    """One score by which the first units of every screen come first, in turn: minus the unit's best
-    rank over all sites, per window."""
-    sizes = [rows.shape[1] for rows in screens[0].values()]
-    flat = [torch.cat(list(screen.values()), 1) for screen in screens]
-    ranks = [
-        rows.argsort(dim=1, descending=True, stable=True).argsort(dim=1) * len(flat) + n
-        for n, rows in enumerate(flat)
-    ]
+    """Merges rankings: the first units of every screen come first, taken from each screen in turn.
+
+    Args:
+        *screens: scores of the same units, {site: [windows, units]}; higher comes first.
+
+    Returns:
+        {site: [windows, units]}: minus the unit's best rank, over all sites, in any of the screens.
+
+    Example:
+        >>> site = interp.Site("neurons", 0)
+        >>> by_one = {site: torch.tensor([[3.0, 2.0, 1.0]])}
+        >>> by_other = {site: torch.tensor([[1.0, 2.0, 3.0]])}
+        >>> interleaved(by_one, by_other)[site].argsort(descending=True)  # 0, then 2, then 1
+        tensor([[0, 2, 1]])
+    """
+    ranks: list[Tensor] = []
+    for number, screen in enumerate(screens):
+        scores = torch.cat(list(screen.values()), 1)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        rank = order.argsort(dim=1)  # the inverse permutation
+        ranks.append(rank * len(screens) + number)  # the first of all screens before any second
     best = -torch.stack(ranks).amin(0).double()
-    return dict(zip(screens[0], best.split(sizes, dim=1), strict=True))
+    widths = [rows.shape[1] for rows in screens[0].values()]
+    return dict(zip(screens[0], best.split(widths, dim=1), strict=True))
 
 
 def _stream(subject: Subject, site: Site) -> Site:
-    """Where what a unit writes lands: the residual after its layer."""
-    known = [Site(point, site.block, site.stack) for point in _WRITES_TO.get(site.point, ())]
-    found = next((s for s in known if s in subject.anatomy.places), None)
-    if found is None:
-        raise SiteError(
-            f"{site} cannot be screened: it is not the input of a projection to the residual; pass exhaustive=True"
-        )
-    return found
+    """The residual stream that the units of a site write to: the one after their layer."""
+    for point in _WRITES_TO.get(site.point, ()):
+        stream = Site(point, site.block, site.stack)
+        if stream in subject.anatomy.places:
+            return stream
+    raise SiteError(
+        f"{site} cannot be screened: it is not the input of a projection to the residual; "
+        "pass exhaustive=True"
+    )

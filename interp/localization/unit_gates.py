@@ -1,11 +1,11 @@
-"""What the methods have in common: a gate on each unit, the loss of each window, and the positions
-whose values predict the suffix."""
+"""Gates: a factor on each unit of each window, for methods that ablate units or learn masks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,14 +16,50 @@ from interp.subject.subject import Subject
 Gates = Mapping[Site, Float[Tensor, "windows units"]]
 
 
+def constant_gates(
+    subject: Subject, sites: tuple[Site, ...], windows: int, value: float
+) -> dict[Site, Float[Tensor, "windows units"]]:
+    """Returns gates that all have one value, to start from.
+
+    They are in single precision, or double where the model is: half precision would round away the
+    small steps in which masks are learned.
+
+    Example:
+        >>> site = interp.Site("heads", 0)
+        >>> constant_gates(subject, (site,), windows=2, value=1.0)[site]
+        tensor([[1., 1., 1., 1.],
+                [1., 1., 1., 1.]])
+    """
+    dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
+    gates: dict[Site, Tensor] = {}
+    for site, width in subject.anatomy.widths(sites).items():
+        gates[site] = torch.full((windows, width), value, dtype=dtype, device=subject.device)
+    return gates
+
+
 def gated(subject: Subject, gates: Gates) -> AbstractContextManager[object]:
-    """Multiplies every unit of window b, at every position, by `gates[site][b]`: 1 leaves it, 0
-    ablates it. Windows do not mix."""
+    """Multiplies every unit, at every position, by its gate while the context is open.
+
+    Args:
+        subject: the model.
+        gates: {site: [windows, units]}; window b of a forward is multiplied by row b, so that
+            windows do not mix. One row holds for all windows. 1 leaves a unit, 0 ablates it.
+
+    Example:
+        >>> site = interp.Site("neurons", 1)
+        >>> with gated(subject, {site: torch.zeros(len(batch), 48)}):
+        ...     gated_loss = subject.losses(batch).mean()
+        >>> with subject.intervened(interp.Zero(subject.anatomy.units(site))):
+        ...     zeroed_loss = subject.losses(batch).mean()
+        >>> torch.equal(gated_loss, zeroed_loss)
+        True
+    """
 
     def visit(gate: Tensor) -> Visit:
         def multiply(value: Value, _: Clock) -> Tensor:
-            columns = value.shape[-1] // gate.shape[-1]
-            return value * gate.repeat_interleave(columns, -1)[:, None].to(value.dtype)
+            columns_per_unit = value.shape[-1] // gate.shape[-1]
+            factors = gate.repeat_interleave(columns_per_unit, -1)[:, None]
+            return value * factors.to(value.dtype)
 
         return multiply
 

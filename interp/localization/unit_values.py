@@ -1,4 +1,4 @@
-"""The values of units in one forward, and how much each unit writes."""
+"""The values of units in one forward, and how much each unit writes to the residual stream."""
 
 from __future__ import annotations
 
@@ -15,46 +15,65 @@ from interp.subject.subject import Subject, evaluating
 def per_unit(
     subject: Subject, site: Site, values: Float[Tensor, "... width"]
 ) -> Float[Tensor, "... units"]:
-    """The sum over each unit's columns."""
-    return values.unflatten(-1, (subject.anatomy.place(site).units, -1)).sum(-1)
+    """Returns the sum over each unit's columns: one for a neuron, several for a head.
+
+    Example:
+        >>> site = interp.Site("heads", 0)  # 4 heads of 8 columns
+        >>> per_unit(subject, site, torch.ones(32))
+        tensor([8., 8., 8., 8.])
+    """
+    units = subject.anatomy.place(site).units
+    return values.unflatten(-1, (units, -1)).sum(-1)
 
 
 def written(
     subject: Subject, site: Site, value: Float[Tensor, "... width"]
 ) -> Float[Tensor, "... units"]:
-    """The length of what each unit adds to the residual: |h| ||v|| for a neuron, |z W_O| for a
-    head; at sites that are no input of a projection, the length of the unit itself."""
-    place = subject.anatomy.place(site)
-    units = value.double().unflatten(-1, (place.units, -1))
+    """Returns the length of what each unit adds to the residual stream, in double precision.
+
+    |h| ||v|| for a neuron with output row v, |z W_O| for a head. At sites that are not the input of
+    a projection, the length of the unit itself.
+    """
+    units = subject.anatomy.place(site).units
+    by_unit = value.double().unflatten(-1, (units, -1))
     if site.point not in ("neurons", "heads"):
-        return units.norm(dim=-1)
-    rows = (
-        subject.anatomy.out_weight(subject.module, site)
-        .detach()
-        .double()
-        .unflatten(0, (place.units, -1))
-    )
-    if units.shape[-1] == 1:
-        return units[..., 0].abs() * rows[:, 0].norm(dim=-1)
+        return by_unit.norm(dim=-1)
+    out_weight = subject.anatomy.out_weight(subject.module, site).detach().double()
+    rows = out_weight.unflatten(0, (units, -1))  # [units, columns per unit, d_model]
+    if by_unit.shape[-1] == 1:
+        row_lengths = rows[:, 0].norm(dim=-1)
+        return by_unit[..., 0].abs() * row_lengths
+
+    # |z W|^2 = z (W W^T) z^T: the Gram matrix of a head is small, while z W for every head and
+    # position would be as wide as the stream. Rounding can bring a square of 0 below 0.
     gram = torch.einsum("ucd,ued->uce", rows, rows)
-    return torch.einsum("...uc,uce,...ue->...u", units, gram, units).clamp(min=0).sqrt()
+    squares = torch.einsum("...uc,uce,...ue->...u", by_unit, gram, by_unit)
+    return squares.clamp(min=0).sqrt()
 
 
 def values_at(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Value]:
-    """The activations of one forward at some sites."""
-    seen: dict[Site, Tensor] = {}
+    """Returns the activations of one forward at some sites, each [windows, position, width].
+
+    Example:
+        >>> site = interp.Site("neurons", 0)
+        >>> values_at(subject, batch, (site,))[site].shape
+        torch.Size([12, 16, 48])
+    """
+    values: dict[Site, Tensor] = {}
 
     def visit(site: Site) -> Visit:
         def keep(value: Value, _: Clock) -> None:
-            seen[site] = value.clone()
+            values[site] = value.clone()  # the model may change its own tensor in place later
 
         return keep
 
+    visits = {site: visit(site) for site in sites}
     with (
         evaluating(subject),
+        # not inference tensors: callers differentiate with respect to what is made from these
         torch.inference_mode(False),
         torch.no_grad(),
-        tapped(subject, {site: visit(site) for site in sites}),
+        tapped(subject, visits),
     ):
         subject.touch(batch)
-    return seen
+    return values

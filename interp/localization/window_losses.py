@@ -17,13 +17,20 @@ from interp.subject.subject import Subject
 
 
 def window_losses(subject: Subject, batch: Batch) -> Float[Tensor, " windows"]:
-    """Mean negative log-likelihood of each window's suffix, in nats a token."""
-    return subject.losses(batch).sum(1) / batch.counted.to(subject.device).sum(1)
+    """Returns the mean negative log-likelihood of each window's suffix, in nats per token.
+
+    Example:
+        >>> losses = window_losses(subject, batch)
+        >>> losses.shape, bool((losses < 0.5).all())  # the subject has memorized these windows
+        (torch.Size([12]), True)
+    """
+    counted = batch.counted.to(subject.device)
+    return subject.losses(batch).sum(1) / counted.sum(1)
 
 
 @contextmanager
 def differentiating(subject: Subject) -> Generator[None]:
-    """Dropout off, gradients on, and none of the weights' own kept."""
+    """Turns gradients on and dropout off while the context is open, whatever the caller's mode."""
     with dropout_off(subject.module), torch.inference_mode(False), torch.enable_grad():
         yield
 
@@ -31,9 +38,29 @@ def differentiating(subject: Subject) -> Generator[None]:
 def differentiated(
     subject: Subject, batch: Batch, sites: tuple[Site, ...]
 ) -> tuple[dict[Site, Value], dict[Site, Value]]:
-    """The activations of some sites, and the gradients of each window's loss with respect to them."""
+    """Returns the activations of some sites and the gradients of each window's loss there.
+
+    Leaves no gradient on the weights.
+
+    Args:
+        subject: the model.
+        batch: the windows.
+        sites: where to take activations and gradients.
+
+    Returns:
+        (values, gradients), each {site: [windows, position, width]}. Row b of a gradient is that of
+        window b's loss (see `window_losses`).
+
+    Example:
+        >>> site = interp.Site("neurons", 0)
+        >>> values, gradients = differentiated(subject, batch, (site,))
+        >>> values[site].shape == gradients[site].shape
+        True
+    """
     with differentiating(subject):
         with captured(subject, sites) as values:
             losses = window_losses(subject, batch)
+        # the gradient of the sum: no window's loss depends on another window's activations
         gradients = torch.autograd.grad(losses.sum(), [values[site] for site in sites])
-    return {site: values[site].detach() for site in sites}, dict(zip(sites, gradients, strict=True))
+    detached = {site: values[site].detach() for site in sites}
+    return detached, dict(zip(sites, gradients, strict=True))

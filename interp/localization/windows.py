@@ -8,12 +8,26 @@ from interp.subject.batch import Batch
 
 
 def repeated(batch: Batch, times: int) -> Batch:
-    """The windows of a batch, all of them once, then again."""
-    return batch.rows(torch.arange(len(batch)).repeat(times))
+    """Returns all windows of a batch, then all of them again, `times` times.
+
+    Example:
+        >>> len(repeated(batch, 3)) == 3 * len(batch)
+        True
+    """
+    rows = torch.arange(len(batch))
+    return batch.rows(rows.repeat(times))
 
 
 def own_tokens(batch: Batch) -> list[list[int]]:
-    """The tokens of each window without its padding: what a window may draw its random numbers
-    from, to get the same ones in any batch."""
-    lengths = [batch.length] * len(batch) if batch.mask is None else batch.mask.sum(1).tolist()
+    """Returns the tokens of each window without its padding.
+
+    A window that draws its random numbers from these gets the same ones in any batch.
+
+    Example:
+        >>> own_tokens(interp.Batch.pad([[5, 6, 7], [8, 9]]))
+        [[5, 6, 7], [8, 9]]
+    """
+    if batch.mask is None:
+        return batch.tokens.tolist()
+    lengths = batch.mask.sum(1).tolist()
     return [row[:length] for row, length in zip(batch.tokens.tolist(), lengths, strict=True)]

@@ -1,2 +1,4 @@
-"""How much is memorized: extraction of windows, and control windows to hold them against. Where it
-sits is `localization`'s business."""
+"""How much is memorized: extraction of windows, and control windows to compare them with.
+
+Which units hold the memory is the question of `interp.localization`.
+"""

@@ -1,10 +1,12 @@
-"""scan: which windows of a corpus a model continues verbatim, and how nearly it continues the
-others.
+"""Measures how much of a corpus a model has memorized: `scan`.
 
-One teacher-forced forward tells all but the free continuation: greedy decoding reproduces a suffix
-exactly when, at each of its positions, the most likely token given the true ones before is the true
-one. Where a window deserves it, the free continuation is decoded from the first miss on, on the
-cache of that same forward: the truth is the draft, the model verifies.
+A window is a prefix and the suffix that follows it in the corpus. A window is extracted when greedy
+decoding from the prefix yields exactly the suffix.
+
+One teacher-forced forward decides that without decoding: greedy decoding yields the suffix exactly
+when, at every position of the suffix, the most likely token given the true tokens before it is the
+true token. Only windows that are nearly extracted are decoded, from their first wrong token on, and
+on the cache of that same forward.
 """
 
 from __future__ import annotations
@@ -32,10 +34,19 @@ from interp.subject.subject import Subject, evaluating, token_losses
 Text = str | Sequence[int]
 Steps = tuple[tuple[int, int], ...]
 
+_DEFAULT_TOKENS = 32  # of the prefix and of the suffix, when texts are scanned
+
 
 @dataclass(frozen=True)
 class Window:
-    """`tokens` of text number `text`, from token `start`, and what they are conditioned on."""
+    """A prefix and its suffix, cut out of one text.
+
+    Attributes:
+        text: number of the text in the corpus.
+        start: position of the window's first token in the text.
+        tokens: the tokens of prefix and suffix.
+        given: what the model is conditioned on, by name (class labels, for instance).
+    """
 
     text: int
     start: int
@@ -45,14 +56,13 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What one teacher-forced forward says of a batch of windows.
+    """What one teacher-forced forward tells about a batch of windows.
 
     Attributes:
-        hits: whether the most likely token is the true one, given the true ones before.
+        hits: whether the most likely token is the true one, given the true tokens before it.
         log_p: log-probability of the whole suffix, in nats.
-        continuation: the greedy continuation of the prefix for rows that were `decoded`; on other
-        rows it is not to be read.
-        decoded: which rows of `continuation` are greedy decoding's tokens.
+        continuation: tokens of the greedy continuation; valid only in rows that are `decoded`.
+        decoded: which rows of `continuation` are valid.
     """
 
     hits: Bool[np.ndarray, "batch length"]
@@ -72,66 +82,99 @@ def scan(
     decode_from: float = 0.5,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Measures every window of `prefix + length` tokens: given its first `prefix` tokens, does the
-    model say the next `length`?
+    """Measures, for every window of a corpus, how much of its suffix the model continues verbatim.
 
     Args:
-        texts: strings, or sequences of token ids; a stream is read as it comes. Or a Batch, whose
-        rows are the windows: images.
-        prefix, length: 32 each; of a Batch, its prompt and all that follows.
-        stride: tokens from one window to the next; `length` by default.
-        size: windows a forward.
-        decode_from: windows with at least this token accuracy are also decoded freely, for
-            `similarity`; 0 decodes all, above 1 none but the exact ones, whose continuation is
-            known.
-        folder: keeps finished parts there; an interrupted scan of the same model and texts goes on
-        where it stopped.
+        subject: the model.
+        texts: strings or sequences of token ids, read one at a time; or a Batch, whose rows are the
+            windows (images).
+        prefix: tokens given to the model. By default 32; for a Batch, its prompt.
+        length: tokens of the suffix. By default 32; for a Batch, all tokens after the prefix.
+        stride: tokens from the start of one window to the start of the next; by default `length`.
+        size: batch size, in windows.
+        decode_from: windows whose token accuracy is at least this are also decoded greedily, to
+            measure `similarity`. With 0 all windows are decoded; above 1 only extracted windows
+            have a `similarity`, since their continuation is known without decoding.
+        folder: where finished parts of the scan are kept. A scan of the same model and texts that
+            was interrupted continues from there.
 
     Returns:
-        One row a window: `text`, `start`, `prefix`, `length`, `tokens`; `exact` (the whole suffix
-        is greedy decoding's), `matched` (true tokens before the first miss), `run` (longest run of
-        hits), `accuracy` (share of hits), `log_p` (of the suffix, nats), `similarity` (1 - edit
-        distance / length, in tokens, of the greedy continuation; NaN where it was not decoded) and,
-        with a tokenizer, `prompt` and `suffix`; of a Batch also `given_<name>`, what the windows
-        are conditioned on, and `steps`. `frame.attrs` counts the texts and those `skipped` because
-        they are shorter than one window.
+        A frame with one row per window:
 
-    Raises ValueError when no text is as long as one window, or when `folder` holds a scan of
-    something else.
+        - `text`, `start`, `prefix`, `length`, `tokens`: which window it is;
+        - `exact`: whether the greedy continuation is the whole suffix;
+        - `matched`: how many tokens of the suffix come before the first miss;
+        - `run`: length of the longest run of hits;
+        - `accuracy`: fraction of hits;
+        - `log_p`: log-probability of the suffix, in nats;
+        - `similarity`: 1 - edit distance / length between the greedy continuation and the suffix,
+          in tokens; NaN where the window was not decoded;
+        - `prompt`, `suffix`: the two parts as text, if the subject has a tokenizer;
+        - `given_<name>` and `steps`, for a Batch: what each window is conditioned on, and which
+          tokens are predicted together.
+
+        `frame.attrs` records the settings, the number of `texts`, and how many were `skipped`
+        because they are shorter than one window.
+
+    Raises:
+        ValueError: if a size is too small, if no text is as long as one window, or if `folder`
+            holds a scan of something else.
+
+    Example:
+        >>> frame = interp.scan(subject, texts, prefix=8, length=8)
+        >>> frame[["text", "start", "exact", "matched"]].head(3)
+           text  start  exact  matched
+        0     0      0   True        8
+        1     0      8   True        8
+        2     0     16   True        8
+        >>> frame.groupby("exact").size().to_dict()
+        {False: 12, True: 12}
     """
-    whole = isinstance(texts, Batch)
-    prefix = (texts.prompt if whole else 32) if prefix is None else prefix
-    length = (texts.length - prefix if whole else 32) if length is None else length
-    if min(prefix + whole, length, size, 1 if stride is None else stride) < 1:
+    is_batch = isinstance(texts, Batch)
+    if prefix is None:
+        prefix = texts.prompt if is_batch else _DEFAULT_TOKENS
+    if length is None:
+        length = texts.length - prefix if is_batch else _DEFAULT_TOKENS
+
+    # an image may be generated without any prompt; text needs a first token to continue
+    shortest_prefix = 0 if is_batch else 1
+    shortest = min(length, size, 1 if stride is None else stride)
+    if prefix < shortest_prefix or shortest < 1:
         raise ValueError(
-            f"prefix, length, stride and size must be at least 1; got {prefix}, {length}, {stride} and {size}"
+            "prefix, length, stride and size must be at least 1; "
+            f"got {prefix}, {length}, {stride} and {size}"
         )
-    if whole and prefix + length != texts.length:
+    if is_batch and prefix + length != texts.length:
         raise ValueError(
-            f"prefix {prefix} and length {length}: expected {texts.length} together, the tokens of each row"
+            f"prefix {prefix} and length {length}: "
+            f"expected {texts.length} together, the tokens of each row"
         )
-    counts = {"texts": 0, "skipped": 0}
-    stream = (
-        _rows(texts, counts)
-        if whole
-        else windows(subject, texts, prefix + length, stride or length, counts)
-    )
+
+    stride = length if stride is None else stride
+    counts = {"texts": 0, "skipped": 0}  # filled while the stream is read
+    if is_batch:
+        stream = _rows(texts, counts)
+        steps = texts.steps
+    else:
+        stream = windows(subject, texts, prefix + length, stride, counts)
+        steps = None
+
     about = {
         "model": subject.fingerprint,
         "prefix": prefix,
         "length": length,
-        "stride": stride or length,
+        "stride": stride,
         "decode_from": decode_from,
     }
     with Parts(folder, about) as parts, evaluating(subject):
         _skip_known(stream, parts)
         for chunk in track(_chunks(stream, size), "scanning"):
-            parts.add(
-                _measured(subject, chunk, prefix, decode_from, texts.steps if whole else None)
-            )
+            parts.add(_measure(subject, chunk, prefix, decode_from, steps))
+
     if not len(parts):
         raise ValueError(
-            f"nothing to scan: {counts['skipped']} of {counts['texts']} texts are shorter than {prefix + length} tokens"
+            f"nothing to scan: {counts['skipped']} of {counts['texts']} texts "
+            f"are shorter than {prefix + length} tokens"
         )
     frame = parts.frame()
     frame.attrs |= counts | about
@@ -141,10 +184,20 @@ def scan(
 def windows(
     subject: Subject, texts: Iterable[Text], width: int, stride: int, counts: dict[str, int]
 ) -> Iterator[Window]:
-    """Sliding windows of `width` tokens; `counts` keeps how many texts there were and how many were
-    too short."""
+    """Yields the sliding windows of `width` tokens of every text.
+
+    Args:
+        subject: tokenizes strings.
+        texts: strings or sequences of token ids.
+        width: tokens per window.
+        stride: tokens from one window to the next.
+        counts: updated in place: `texts` read, and `skipped` because they are too short.
+
+    Raises:
+        ValueError: if `texts` is a single string, or a text is neither a string nor a sequence.
+    """
     for number, text in enumerate(_several(texts)):
-        tokens = subject.tokens(text) if isinstance(text, str) else [int(t) for t in text]
+        tokens = subject.tokens(text) if isinstance(text, str) else list(map(int, text))
         counts["texts"] += 1
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
@@ -153,22 +206,28 @@ def windows(
 
 def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:
     """Each row of a batch as a window."""
+    _refuse_partial(batch)
+    counts["texts"] = len(batch)
+    conditioning = {name: value.tolist() for name, value in batch.conditioning.items()}
+    for number, tokens in enumerate(batch.tokens.tolist()):
+        given = {name: values[number] for name, values in conditioning.items()}
+        yield Window(number, 0, tuple(tokens), given)
+
+
+def _refuse_partial(batch: Batch) -> None:
     if batch.mask is not None or batch.scored is not None:
         raise ValueError("a window is whole: expected a batch without mask and scored")
-    counts["texts"] = len(batch)
-    given = {name: value.tolist() for name, value in batch.conditioning.items()}
-    for number, tokens in enumerate(batch.tokens.tolist()):
-        yield Window(number, 0, tuple(tokens), {name: rows[number] for name, rows in given.items()})
 
 
 def _several(texts: Iterable[Text]) -> Iterator[Text]:
-    """The texts; a single one in their place would be read letter by letter."""
+    """The texts, refusing a single one: it would be read letter by letter."""
     if isinstance(texts, str):
         raise ValueError("texts is one string: expected several texts, such as [text]")
     for text in texts:
         if not isinstance(text, str) and not hasattr(text, "__iter__"):
             raise ValueError(
-                f"a text is a string or a sequence of token ids; got {text!r}: to scan one sequence, pass [tokens]"
+                f"a text is a string or a sequence of token ids; got {text!r}: "
+                "to scan one sequence, pass [tokens]"
             )
         yield text
 
@@ -179,7 +238,7 @@ def _chunks(stream: Iterator[Window], size: int) -> Iterator[list[Window]]:
 
 
 def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
-    """Passes over the windows that an interrupted scan finished, after checking that they are still
+    """Skips the windows that an interrupted scan has measured, after checking that they are still
     the same."""
     for known in parts.known():
         window = next(stream, None)
@@ -189,134 +248,195 @@ def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
             )
 
 
-def _measured(
+def _measure(
     subject: Subject, chunk: Sequence[Window], prefix: int, decode_from: float, steps: Steps | None
 ) -> pd.DataFrame:
-    beside = {name: [window.given[name] for window in chunk] for name in chunk[0].given}
-    tensors = {name: torch.tensor(values) for name, values in beside.items()}
+    """The rows of a scan for one batch of windows."""
+    given: dict[str, list[Any]] = {}
+    for name in chunk[0].given:
+        given[name] = [window.given[name] for window in chunk]
+
     batch = Batch(
-        torch.tensor([w.tokens for w in chunk]), prefix, steps=steps, conditioning=tensors
+        torch.tensor([window.tokens for window in chunk]),
+        prefix,
+        steps=steps,
+        conditioning={name: torch.tensor(values) for name, values in given.items()},
     )
-    verdict = verdicts(subject, batch, decode_from)
-    rows = {
-        "text": [w.text for w in chunk],
-        "start": [w.start for w in chunk],
+    columns = {
+        "text": [window.text for window in chunk],
+        "start": [window.start for window in chunk],
         "prefix": prefix,
         "length": batch.length - prefix,
     }
-    frame = pd.DataFrame(rows | summary(verdict, batch))
-    frame["tokens"] = [list(w.tokens) for w in chunk]
-    for name, values in beside.items():
+    verdict = verdicts(subject, batch, decode_from)
+    frame = pd.DataFrame(columns | summary(verdict, batch))
+    frame["tokens"] = [list(window.tokens) for window in chunk]
+    for name, values in given.items():
         frame[GIVEN + name] = values
     if steps is not None:
         frame["steps"] = [steps] * len(chunk)
     if subject.tokenizer is not None:
-        frame["prompt"] = [subject.decode(w.tokens[:prefix]) for w in chunk]
-        frame["suffix"] = [subject.decode(w.tokens[prefix:]) for w in chunk]
+        frame["prompt"] = [subject.decode(window.tokens[:prefix]) for window in chunk]
+        frame["suffix"] = [subject.decode(window.tokens[prefix:]) for window in chunk]
     return frame
 
 
 def summary(verdict: Verdict, batch: Batch) -> dict[str, np.ndarray]:
-    """The measures of a scan, one value a window."""
+    """Returns the measures of a scan (see `scan`), each with one value per window.
+
+    Args:
+        verdict: what `verdicts` returned for the batch.
+        batch: the windows.
+
+    Example:
+        >>> from interp.memorization.extraction import verdicts
+        >>> measures = summary(verdicts(subject, batch), batch)
+        >>> int(measures["exact"].sum()), int(measures["matched"].min())
+        (12, 8)
+    """
+    similarity = np.full(len(batch), np.nan)
     truth = batch.targets.tolist()
-    similarity = [
-        Levenshtein.normalized_similarity(t, c.tolist()) if known else np.nan
-        for t, c, known in zip(truth, verdict.continuation, verdict.decoded, strict=True)
-    ]
+    for row in np.flatnonzero(verdict.decoded):
+        continuation = verdict.continuation[row].tolist()
+        similarity[row] = Levenshtein.normalized_similarity(truth[row], continuation)
     return {
         "exact": np.asarray(verdict.hits.all(1)),
         "matched": verdict.hits.cumprod(1).sum(1),
         "run": _longest_run(verdict.hits),
         "accuracy": verdict.hits.mean(1),
         "log_p": verdict.log_p,
-        "similarity": np.array(similarity),
+        "similarity": similarity,
     }
 
 
 def _longest_run(hits: Bool[np.ndarray, "batch length"]) -> Int[np.ndarray, " batch"]:
-    run = best = np.zeros(len(hits), dtype=int)
+    current = np.zeros(len(hits), dtype=int)
+    longest = np.zeros(len(hits), dtype=int)
     for column in hits.T:
-        run = (run + 1) * column
-        best = np.maximum(best, run)
-    return best
+        current = (current + 1) * column  # a miss sets the run back to 0
+        longest = np.maximum(longest, current)
+    return longest
 
 
 def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdict:
-    """Teacher-forced hits and log-probability of each window, and its greedy continuation where at
-    least `decode_from` of it hits.
+    """Returns hits, log-probability and greedy continuation of each window of a batch.
 
-    Where tokens are predicted together (a scale of VAR) the same holds, step by step. Runs under
-    whatever interventions are active: with them it says what the changed model would say. Raises
-    ValueError for batches with padding, and for a prompt from which the model cannot go on.
+    Where tokens are predicted together (a scale of VAR), this holds group by group. Active
+    interventions apply: the verdict is then about the changed model.
+
+    Args:
+        subject: the model.
+        batch: windows; the suffix is what follows the prompt.
+        decode_from: only windows with at least this fraction of hits are decoded.
+
+    Raises:
+        ValueError: for batches with padding, and for a prompt that the model cannot continue.
+
+    Example:
+        >>> verdict = verdicts(subject, batch)
+        >>> verdict.hits.shape, bool(verdict.hits.all()), bool(verdict.decoded.all())
+        ((12, 8), True, True)
     """
-    if batch.mask is not None or batch.scored is not None:
-        raise ValueError("a window is whole: expected a batch without mask and scored")
+    _refuse_partial(batch)
     subject.check(batch)
     subject.check_prompt(batch)
     given = batch.to(subject.device)
-    steps = tuple(
-        group for group in subject.stepwise.groups(batch.length) if group[0] >= batch.prompt
-    )
+    all_groups = subject.stepwise.groups(batch.length)
+    groups = tuple(group for group in all_groups if group[0] >= batch.prompt)
+    last_start = groups[-1][0]
+    suffix_length = batch.length - batch.prompt
+
     with evaluating(subject), prompt_length(subject.lead + batch.prompt):
+        # One forward over everything before the last group: the logits after it are those of all
+        # targets, and what it leaves in the decoder's cache is where decoding continues from.
         decoder = Decoder(subject, len(batch), given.conditioning)
-        logits = decoder.feed(given.tokens[:, : steps[-1][0]], keep=batch.length - batch.prompt)
-        greedy, targets = logits.argmax(-1), given.targets
+        logits = decoder.feed(given.tokens[:, :last_start], keep=suffix_length)
+        greedy = logits.argmax(-1)
+        targets = given.targets
         hits = greedy == targets
-        decoded = hits.float().mean(1) >= decode_from
-        known = torch.where(hits.cumprod(1).bool(), targets, greedy)
-        _decode_after_miss(decoder, known, hits, decoded & ~hits.all(1), batch.prompt, steps)
+        exact = hits.all(1)
+        wanted = hits.float().mean(1) >= decode_from
+
+        # Before the first miss, greedy decoding has the true tokens. In the group of the first
+        # miss it has `greedy`, predicted from true tokens alone. What follows must be decoded.
+        continuation = torch.where(hits.cumprod(1).bool(), targets, greedy)
+        _decode_after_miss(decoder, continuation, hits, wanted & ~exact, batch.prompt, groups)
+
     log_p = -token_losses(logits, batch).sum(1).double()
-    done = decoded | hits.all(1)
-    return Verdict(hits.cpu().numpy(), log_p.cpu().numpy(), known.cpu().numpy(), done.cpu().numpy())
+    return Verdict(
+        hits=hits.cpu().numpy(),
+        log_p=log_p.cpu().numpy(),
+        continuation=continuation.cpu().numpy(),
+        decoded=(wanted | exact).cpu().numpy(),
+    )
 
 
 def _decode_after_miss(
     decoder: Decoder,
-    known: Tensor,
+    continuation: Tensor,
     hits: Tensor,
     wanted: Tensor,
     prompt: int,
-    steps: Sequence[tuple[int, int]],
+    groups: Sequence[tuple[int, int]],
 ) -> None:
-    """Completes the wanted rows of `known` ([batch, length]; right up to the end of the step with
-    the first miss) in place.
+    """Completes the wanted rows of `continuation` ([batch, length]) in place.
 
-    All rows go together from the earliest step with a miss; a row still before its own reads its
-    true tokens, which are verified already.
+    A row is right up to the end of the group with its first miss.
     """
     rows = wanted.nonzero()[:, 0]
     if not len(rows):
         return
     first_miss = prompt + hits[rows].cumprod(1).sum(1)
-    starts = torch.tensor([start for start, _ in steps], device=first_miss.device)
-    missed = (
-        torch.searchsorted(starts, first_miss, right=True) - 1
-    )  # [rows]: the number of the step with the first miss
-    first, tokens = int(missed.min()), known[rows]
+    starts = torch.tensor([start for start, _ in groups], device=first_miss.device)
+    missed_group = torch.searchsorted(starts, first_miss, right=True) - 1  # [rows]
+    first = int(missed_group.min())
+
+    # All rows are decoded together from the earliest group with a miss. The cache is cut back to
+    # there: behind it, it holds the true tokens, which are not what a row with a miss continues
+    # from. A row whose own first miss comes later reads its true tokens until then, so that its
+    # verified tokens are not predicted a second time.
     decoder.select(rows)
-    decoder.crop(steps[first][0])
-    for number in range(first, len(steps) - 1):
-        (start, stop), (_, end) = steps[number], steps[number + 1]
-        following = decoder.feed(tokens[:, start - prompt : stop - prompt]).argmax(-1)
-        ahead = slice(stop - prompt, end - prompt)
-        tokens[:, ahead] = torch.where((missed <= number)[:, None], following, tokens[:, ahead])
-    known[rows] = tokens
+    decoder.crop(groups[first][0])
+    tokens = continuation[rows]
+    for number in range(first, len(groups) - 1):
+        start, stop = groups[number]
+        next_stop = groups[number + 1][1]
+        group = tokens[:, start - prompt : stop - prompt]
+        predicted = decoder.feed(group).argmax(-1)
+        ahead = slice(stop - prompt, next_stop - prompt)
+        has_missed = (missed_group <= number)[:, None]
+        tokens[:, ahead] = torch.where(has_missed, predicted, tokens[:, ahead])
+    continuation[rows] = tokens
 
 
 def discoverable(
     log_p: Float[np.ndarray, " windows"], queries: int, probability: float
 ) -> Bool[np.ndarray, " windows"]:
-    """Whether sampling a suffix `queries` times yields it at least once with `probability`: 1 - (1
-    - p)^n >= P.
+    """Returns whether sampling `queries` times yields a suffix at least once with `probability`.
 
-    (n, p)-discoverable extraction, Hayes et al. 2024 (arXiv 2410.19482), for sampling at
-    temperature 1; its mean is the discoverable rate.
+    (n, p)-discoverable extraction, Hayes et al. 2024 (arXiv 2410.19482): 1 - (1 - p)^n >= P, where
+    p is the suffix's probability under sampling at temperature 1. The mean over windows is the
+    discoverable rate.
+
+    Args:
+        log_p: log-probability of each suffix, in nats, as in the column `log_p` of `scan`.
+        queries: n, how often a suffix is sampled.
+        probability: P, with which it must appear at least once; in (0, 1).
+
+    Raises:
+        ValueError: for less than one query or a probability outside (0, 1).
+
+    Example:
+        >>> interp.discoverable(np.log([0.5, 0.001]), queries=10, probability=0.9)
+        array([ True, False])
     """
     if queries < 1 or not 0 < probability < 1:
         raise ValueError(
             f"expected queries >= 1 and a probability in (0, 1); got {queries} and {probability}"
         )
+    # log(1 - p) and expm1 instead of (1 - p)^n: the probability of a suffix may be so small that
+    # 1 - p rounds to 1. log_p is capped because rounding can bring it slightly above 0.
     p = np.exp(np.minimum(np.asarray(log_p, dtype=np.float64), 0.0))
-    never = np.full(p.shape, -np.inf)
-    np.log1p(-p, out=never, where=p < 1)
-    return -np.expm1(queries * never) >= probability
+    log_missed_once = np.full(p.shape, -np.inf)
+    np.log1p(-p, out=log_missed_once, where=p < 1)
+    return -np.expm1(queries * log_missed_once) >= probability

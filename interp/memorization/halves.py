@@ -1,4 +1,5 @@
-"""halve: a scan as windows to score units on and windows to judge them on, which share nothing."""
+"""A scan split into windows to choose units on and windows to test those units on, which share no
+wording: `halve`."""
 
 from __future__ import annotations
 
@@ -16,11 +17,14 @@ _HELD_OUT = 64  # windows: enough to see a loss change of a few percent
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """Memorized windows and their controls, half to score units on and half to judge the ablation
-    on; and `held_out` windows of neither.
+    """A scan in two halves, and windows of neither.
 
-    `apart` is False where all that was extracted is one wording in several texts: it is then judged
-    on what it was scored on.
+    Attributes:
+        scored: (memorized, control), to choose units on.
+        judged: (memorized, control), to judge the ablation of those units on.
+        held_out: windows that are not memorized and in neither half, to judge damage on.
+        apart: whether the two memorized halves differ. False where all that was extracted is one
+            wording in several texts: units are then judged on what they were scored on.
     """
 
     scored: tuple[pd.DataFrame, pd.DataFrame]
@@ -30,63 +34,85 @@ class Halves:
 
 
 def halve(frame: pd.DataFrame) -> Halves:
-    """Splits a scan so that no unit is judged on what it was scored on.
+    """Splits a scan so that no unit is judged on the windows it was scored on.
 
-    The memorized halves share no wording (see `families`) or, where one text holds all that was
-    extracted, no token of it. Controls and held-out windows match less than half of their suffix;
-    none shares a token of a text, or all its tokens, with those of another set. Each image is a
-    text of its own, and images of the same tokens are one wording.
+    The memorized halves share no wording (see `families`); if everything extracted comes from one
+    text, they share no token of it. Controls and held-out windows match less than half of their
+    suffix. No control or held-out window shares a token of a text, or all its tokens, with one of
+    another set. Each image is a text of its own, and images with the same tokens are one wording.
 
-    Raises ValueError when nothing was extracted, controls are short (see `split`), or no window is
-    left to hold out.
+    Args:
+        frame: what `scan` returned.
+
+    Raises:
+        ValueError: if nothing was extracted, if there are too few controls (see `split`), or if no
+            window is left to hold out.
+
+    Example:
+        >>> reversed_texts = [text[::-1] for text in texts]
+        >>> scanned = interp.scan(subject, [*texts, *reversed_texts], 8, 8, stride=16)
+        >>> halves = halve(scanned)
+        >>> len(halves.scored[0]), len(halves.judged[0]), len(halves.held_out), halves.apart
+        (4, 4, 16, True)
     """
-    # of the same tokens given several classes, those that are extracted count
+    # `split` keeps the first of windows with the same tokens. Images with the same tokens may be
+    # scanned under several classes: those that are extracted must come first.
     frame = frame.sort_values("exact", ascending=False, kind="stable")
     memorized: Any = split(frame)[0]
-    first, second, apart = _memorized_halves(memorized)
+    first, second, apart = _halve_memorized(memorized)
+
     distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
     pool = unmemorized(distinct, frame)
     scored = split(pd.concat([first, pool], ignore_index=True))
     pool = _without(pool, scored[1])
     judged = split(pd.concat([second, pool], ignore_index=True))
-    return Halves(scored, judged, _spread(_without(pool, judged[1])), apart)
+    pool = _without(pool, judged[1])
+    return Halves(scored, judged, _hold_out(pool), apart)
 
 
-def _memorized_halves(memorized: Any) -> tuple[Any, Any, bool]:
-    """Alternate wordings, the largest first; of a single text, its first half and what does not
-    overlap it; else all of it, twice."""
+def _halve_memorized(memorized: Any) -> tuple[Any, Any, bool]:
+    """Two halves of the memorized windows, and whether they differ.
+
+    The wordings alternate between the halves, the largest first. A single text gives its first
+    windows and those that do not overlap them. A single wording gives all its windows, twice.
+    """
     if memorized["text"].nunique() == 1:
-        first = (memorized["start"] < memorized["start"].mean()).to_numpy()
-        second = ~first & ~overlapping(memorized, memorized[first])
-        if not (first.any() and second.any()):
+        in_first = (memorized["start"] < memorized["start"].mean()).to_numpy()
+        in_second = ~in_first & ~overlapping(memorized, memorized[in_first])
+        if not (in_first.any() and in_second.any()):
             raise ValueError(
-                f"{len(memorized)} windows were extracted, all in one place; scoring units and judging them needs two that share no token: "
+                f"{len(memorized)} windows were extracted, all in one place; scoring units and "
+                "judging them needs two that share no token: "
                 f"scan more {_kind(memorized)}"
             )
-        return memorized[first], memorized[second], True
+        return memorized[in_first], memorized[in_second], True
+
     wording = families(memorized)
-    first = np.isin(wording, pd.Series(wording).value_counts().index[::2])
-    return (
-        (memorized[first], memorized[~first], True)
-        if not first.all()
-        else (memorized, memorized, False)
-    )
+    largest_first = pd.Series(wording).value_counts().index
+    in_first = np.isin(wording, largest_first[::2])
+    if in_first.all():
+        return memorized, memorized, False
+    return memorized[in_first], memorized[~in_first], True
 
 
 def _without(windows: Any, used: pd.DataFrame) -> Any:
-    """Windows that neither share a token of a text with the used ones nor repeat their tokens."""
-    repeated = windows["tokens"].map(tuple).isin(set(used["tokens"].map(tuple)))
+    """The windows that neither share a token of a text with the used ones nor have the same
+    tokens."""
+    used_tokens = set(used["tokens"].map(tuple))
+    repeated = windows["tokens"].map(tuple).isin(used_tokens)
     return windows[~overlapping(windows, used) & ~repeated]
 
 
-def _spread(pool: Any) -> pd.DataFrame:
+def _hold_out(pool: Any) -> pd.DataFrame:
+    """Windows spread evenly over the pool."""
     if pool.empty:
         raise ValueError(
             f"no window is left to judge damage on: scan more {_kind(pool)} that is not memorized"
         )
-    return pool.iloc[
-        np.unique(np.linspace(0, len(pool) - 1, min(_HELD_OUT, len(pool))).astype(int))
-    ].reset_index(drop=True)
+    count = min(_HELD_OUT, len(pool))
+    spread = np.linspace(0, len(pool) - 1, count)
+    rows = np.unique(spread.astype(int))
+    return pool.iloc[rows].reset_index(drop=True)
 
 
 def _kind(windows: pd.DataFrame) -> str:

@@ -1,5 +1,5 @@
-"""split: the memorized windows of a scan, and a control window for each that differs in little
-else."""
+"""The memorized windows of a scan, and for each of them a control window that differs in little
+else: `split`."""
 
 from __future__ import annotations
 
@@ -11,36 +11,49 @@ import pandas as pd
 
 
 def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(memorized, control): the exactly extracted windows of a scan, and as many that are not, of
-    the same length and like token frequency.
+    """Returns the memorized windows of a scan and the same number of matched control windows.
 
-    Controls have less than half of their suffix matched and share no token of a text with any
-    extracted window. Each memorized window is paired with one control so that the total difference
-    in mean log token frequency (over the scanned windows) is least; row i of one frame belongs to
-    row i of the other. Repeated windows count once.
+    Memorized windows are those extracted exactly; windows with the same tokens count once. Controls
+    match less than half of their suffix and share no token of a text with any extracted window.
+    Each memorized window is paired with one control so that the total difference in mean log token
+    frequency (over the scanned windows) is least.
 
     Args:
-        at_most: keep only the most certain (highest `log_p`) memorized windows.
+        frame: what `scan` returned.
+        at_most: keep only this many memorized windows, those with the highest `log_p`.
 
-    Raises ValueError when nothing was extracted (naming the best candidate), or when control
-    candidates are fewer than memorized windows.
+    Returns:
+        (memorized, control): two frames of the same length; row i of one is paired with row i of
+        the other. Memorized windows come in order of falling `log_p`.
+
+    Raises:
+        ValueError: if nothing was extracted (naming the best candidate), or if there are fewer
+            candidates for controls than memorized windows.
+
+    Example:
+        >>> memorized, control = interp.split(frame)
+        >>> len(memorized), len(control)
+        (12, 12)
+        >>> bool(memorized["exact"].all()), bool(control["exact"].any())
+        (True, False)
     """
     if at_most is not None and at_most < 1:
         raise ValueError(f"at_most={at_most}: expected at least 1 memorized window")
     distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
-    memorized: Any = distinct[distinct["exact"]].sort_values(
-        "log_p", ascending=False, kind="stable"
-    )[:at_most]
+    extracted: Any = distinct[distinct["exact"]]
+    memorized = extracted.sort_values("log_p", ascending=False, kind="stable")[:at_most]
     if memorized.empty:
         raise ValueError(_nothing_extracted(frame))
+
     pool = unmemorized(distinct, frame)
     if len(pool) < len(memorized):
         fewer = f", or pass at_most={len(pool)}" if len(pool) else ""
         raise ValueError(
-            f"{len(memorized)} memorized windows but {len(pool)} control candidates: scan more text that is not memorized{fewer}"
+            f"{len(memorized)} memorized windows but {len(pool)} control candidates: "
+            f"scan more text that is not memorized{fewer}"
         )
-    rarity = _mean_log_frequency(distinct)
-    chosen = _paired(rarity[memorized.index].to_numpy(), rarity[pool.index].to_numpy())
+    frequency = _mean_log_frequency(distinct)
+    chosen = _pair(frequency[memorized.index].to_numpy(), frequency[pool.index].to_numpy())
     return memorized.reset_index(drop=True), pool.iloc[chosen].reset_index(drop=True)
 
 
@@ -49,50 +62,80 @@ def _nothing_extracted(frame: pd.DataFrame) -> str:
         return "the frame has no windows: expected what scan() returns"
     best = frame.sort_values(["matched", "accuracy"]).iloc[-1]
     return (
-        f"none of {len(frame)} windows was extracted; the nearest matched {best['matched']} of {best['length']} tokens "
+        f"none of {len(frame)} windows was extracted; "
+        f"the nearest matched {best['matched']} of {best['length']} tokens "
         f"(text {best['text']}, token {best['start']}): scan more text, or shorten `length`"
     )
 
 
 def unmemorized(windows: pd.DataFrame, scanned: pd.DataFrame) -> pd.DataFrame:
-    """Those of the windows that match less than half of their suffix and share no token of a text
-    with an extracted one in `scanned`."""
-    apart = ~overlapping(windows, scanned[scanned["exact"]])  # pyright: ignore[reportArgumentType]
-    rows: Any = windows[apart & ~windows["exact"] & (windows["matched"] < windows["length"] / 2)]
+    """Returns the windows that are clearly not memorized: candidates for controls.
+
+    They match less than half of their suffix, and share no token of a text with a window that was
+    extracted.
+
+    Args:
+        windows: rows of a scan to choose from.
+        scanned: the whole scan, with all extracted windows.
+
+    Example:
+        >>> len(unmemorized(frame, frame))
+        12
+    """
+    extracted: Any = scanned[scanned["exact"]]
+    apart = ~overlapping(windows, extracted)
+    mostly_missed = windows["matched"] < windows["length"] / 2
+    rows: Any = windows[apart & ~windows["exact"] & mostly_missed]
     return rows
 
 
 def overlapping(windows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
-    """[windows]: whether each shares a token of a text with one of the others, which are of the
-    same width."""
-    spans: dict[Any, np.ndarray] = {
-        text: np.asarray(part["start"]) for text, part in others.groupby("text")
-    }
-    width = windows["prefix"] + windows["length"]
-    places = zip(windows["text"], windows["start"], width, strict=True)
-    return np.array(
-        [
-            text in spans and bool((np.abs(spans[text] - start) < w).any())
-            for text, start, w in places
-        ],
-        dtype=bool,
-    )
+    """Returns for each window whether it shares a token of a text with one of the others.
+
+    Args:
+        windows: rows of a scan.
+        others: rows of a scan with windows of the same width.
+
+    Returns:
+        [windows], boolean.
+
+    Example:
+        >>> overlapping(frame[:3], frame[:1])  # tokens 0-15, 8-23 and 16-31 against 0-15
+        array([ True,  True, False])
+    """
+    starts_by_text: dict[Any, np.ndarray] = {}
+    for text, part in others.groupby("text"):
+        starts_by_text[text] = np.asarray(part["start"])
+
+    result = np.zeros(len(windows), dtype=bool)
+    widths = windows["prefix"] + windows["length"]
+    places = zip(windows["text"], windows["start"], widths, strict=True)
+    for row, (text, start, width) in enumerate(places):
+        if text in starts_by_text:
+            distances = np.abs(starts_by_text[text] - start)
+            result[row] = (distances < width).any()
+    return result
 
 
 def _mean_log_frequency(frame: pd.DataFrame) -> Any:
-    """[windows]: of the suffix's tokens, as a Series with the frame's index."""
-    counts = Counter(int(t) for tokens in frame["tokens"] for t in tokens)
+    """The mean log frequency of each suffix's tokens, as a Series with the frame's index."""
+    counts: Counter[int] = Counter()
+    for tokens in frame["tokens"]:
+        counts.update(map(int, tokens))
     total = counts.total()
-    suffixes = zip(frame["tokens"], frame["prefix"], strict=True)
-    return pd.Series(
-        [np.mean([np.log(counts[int(t)] / total) for t in tokens[p:]]) for tokens, p in suffixes],
-        index=frame.index,
-    )
+
+    means: list[Any] = []
+    for tokens, prefix in zip(frame["tokens"], frame["prefix"], strict=True):
+        suffix = tokens[prefix:]
+        log_frequencies = [np.log(counts[int(token)] / total) for token in suffix]
+        means.append(np.mean(log_frequencies))
+    return pd.Series(means, index=frame.index)
 
 
-def _paired(wanted: np.ndarray, offered: np.ndarray) -> np.ndarray:
-    """For each wanted value, a different offered one, at the least total distance."""
+def _pair(wanted: np.ndarray, offered: np.ndarray) -> np.ndarray:
+    """For each wanted value the index of a different offered one, at the least total distance."""
     from scipy.optimize import linear_sum_assignment
 
-    _, columns = linear_sum_assignment(np.abs(wanted[:, None] - offered[None, :]))
+    distances = np.abs(wanted[:, None] - offered[None, :])
+    _, columns = linear_sum_assignment(distances)
     return columns

@@ -1,10 +1,9 @@
-"""families: windows of one wording, so that copies of a passage - in another file, at another
-offset - are not taken for two."""
+"""Near-duplicates: groups of windows with the same wording, so that two copies of a passage (in
+another file, at another offset) do not count as two passages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -12,41 +11,64 @@ from jaxtyping import Int
 
 from interp.subject.batch import GIVEN
 
-_RUN = 12  # tokens: long enough that unrelated windows seldom share it, short enough to outlast a change of layout
+# Tokens in a row: enough that unrelated windows seldom share them, and few enough that copies still
+# share some after a change of layout.
+_RUN = 12
 
 
 def of_images(windows: pd.DataFrame) -> bool:
-    """Whether the windows of a scan are images: they are given a class."""
+    """Returns whether the windows of a scan are images: those are conditioned on a class label.
+
+    Example:
+        >>> of_images(frame)
+        False
+    """
     return f"{GIVEN}label" in windows
 
 
 def families(windows: pd.DataFrame, run: int | None = None) -> Int[np.ndarray, " windows"]:
-    """A number for each window, in order of appearance: the same for windows of one text, for
-    windows that share `run` tokens in a row (all of them, if shorter), and for windows that others
-    connect so.
+    """Returns a number per window that is the same for windows of the same wording.
 
-    `run` is 12 by default; of images all tokens, for two that differ may well have an empty part in
-    common.
+    Two windows have the same wording if they come from one text, if they share `run` tokens in a
+    row (all tokens, for shorter windows), or if a chain of such pairs connects them.
+
+    Args:
+        windows: rows of a scan.
+        run: tokens in a row; by default 12, and for images all tokens of an image, since two
+            different images may well have an empty part in common.
+
+    Returns:
+        [windows], numbered in order of appearance.
+
+    Example:
+        >>> families(frame[:6])  # three windows of each of two texts
+        array([0, 0, 0, 1, 1, 1])
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     if run is None:
-        run = max(map(len, windows["tokens"]), default=_RUN) if of_images(windows) else _RUN
-    shared = [
-        {("text", text), *_runs(tokens, run)}
-        for text, tokens in zip(windows["text"], windows["tokens"], strict=True)
-    ]
-    numbers = {key: n for n, key in enumerate(dict.fromkeys(chain.from_iterable(shared)))}
-    rows = np.repeat(np.arange(len(shared)), [len(keys) for keys in shared])
-    columns = np.array([numbers[key] for key in chain.from_iterable(shared)], dtype=int)
-    holds = coo_array(
-        (np.ones(len(rows)), (rows, columns)), shape=(len(shared), len(numbers))
+        longest = max(map(len, windows["tokens"]), default=_RUN)
+        run = longest if of_images(windows) else _RUN
+
+    # A bipartite graph of windows and what they may share (a text, a run of tokens): windows that
+    # share something are connected, without comparing every pair of windows.
+    numbers: dict[tuple[object, ...], int] = {}
+    rows: list[int] = []
+    columns: list[int] = []
+    for row, (text, tokens) in enumerate(zip(windows["text"], windows["tokens"], strict=True)):
+        for key in {("text", text), *_runs(tokens, run)}:
+            rows.append(row)
+            columns.append(numbers.setdefault(key, len(numbers)))
+    incidence = coo_array(
+        (np.ones(len(rows)), (np.array(rows, dtype=int), np.array(columns, dtype=int))),
+        shape=(len(windows), len(numbers)),
     ).tocsr()
-    labels = connected_components(holds @ holds.T, directed=False)[1]
+    _, labels = connected_components(incidence @ incidence.T, directed=False)
     return pd.factorize(labels)[0]
 
 
 def _runs(tokens: Sequence[int], run: int) -> set[tuple[int, ...]]:
-    ids = tuple(int(t) for t in tokens)
-    return {ids[i : i + run] for i in range(max(len(ids) - run + 1, 1))}
+    ids = tuple(int(token) for token in tokens)
+    starts = range(max(len(ids) - run + 1, 1))
+    return {ids[start : start + run] for start in starts}

@@ -1,5 +1,5 @@
-"""Finished parts of a long scan, on disk as they come: an interrupted scan loses nothing that was
-measured."""
+"""Finished parts of a long scan, written to disk as they come, so that an interrupted scan loses
+nothing that was measured."""
 
 from __future__ import annotations
 
@@ -13,13 +13,28 @@ import pandas as pd
 from interp.files import replaced, writable
 from interp.subject.batch import GIVEN
 
-_ROWS = 512  # a file: small enough to lose little, large enough to be few
+_ROWS = 512  # per file: small enough to lose little, large enough to be few
 
 
 class Parts:
-    """Collects frames; with a folder, also keeps them there and starts from what is there.
+    """Collects the frames of a scan; with a folder, keeps them there and starts from those in it.
 
-    Leaving the block, also by an exception, writes what is still in memory.
+    A context manager: leaving the block, also by an exception, writes what is still in memory.
+
+    Args:
+        folder: where the parts are kept; None for memory only.
+        about: the settings of the scan, as JSON can hold them.
+
+    Raises:
+        ValueError: if the folder holds a scan with other settings.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Parts(folder, {"prefix": 8}) as parts:
+        ...         parts.add(frame[:10])
+        ...     len(Parts(folder, {"prefix": 8}))
+        10
     """
 
     def __init__(self, folder: str | Path | None, about: Mapping[str, Any]) -> None:
@@ -33,17 +48,10 @@ class Parts:
         manifest = folder / "scan.json"
         if manifest.exists():
             before: dict[str, Any] = json.loads(manifest.read_text())
-            other = {k: (before.get(k), v) for k, v in about.items() if before.get(k) != v}
-            if other:
-                differences = ", ".join(
-                    f"{k} was {was!r} and is {now!r}" for k, (was, now) in other.items()
-                )
-                raise ValueError(
-                    f"{folder} holds another scan ({differences}): give another folder, or remove it"
-                )
+            _check_same(folder, before, about)
         with replaced(manifest) as temporary:
             temporary.write_text(json.dumps(about))
-        self.done = [_read(p) for p in sorted(folder.glob("part-*.parquet"))]
+        self.done = [_read(path) for path in sorted(folder.glob("part-*.parquet"))]
 
     def __enter__(self) -> Parts:
         return self
@@ -55,25 +63,19 @@ class Parts:
         return sum(map(len, self.done)) + sum(map(len, self.fresh))
 
     def known(self) -> Iterator[tuple[int, int, tuple[int, ...], dict[str, Any]]]:
-        """Text, start and tokens of every window measured before, and what it was conditioned on."""
+        """Yields text, start, tokens and conditioning of every window that is on disk."""
         for part in self.done:
-            given = {
-                name.removeprefix(GIVEN): part[name].tolist()
-                for name in map(str, part.columns)
-                if name.startswith(GIVEN)
-            }
-            for row, (text, start, tokens) in enumerate(
-                zip(part["text"], part["start"], part["tokens"], strict=True)
-            ):
-                yield (
-                    int(text),
-                    int(start),
-                    tuple(tokens),
-                    {name: values[row] for name, values in given.items()},
-                )
+            given: dict[str, list[Any]] = {}
+            for column in map(str, part.columns):
+                if column.startswith(GIVEN):
+                    given[column.removeprefix(GIVEN)] = part[column].tolist()
+            windows = zip(part["text"], part["start"], part["tokens"], strict=True)
+            for row, (text, start, tokens) in enumerate(windows):
+                conditioning = {name: values[row] for name, values in given.items()}
+                yield int(text), int(start), tuple(tokens), conditioning
 
     def add(self, frame: pd.DataFrame) -> None:
-        """Takes more rows; writes a file when there are enough."""
+        """Adds rows, and writes a file once there are enough of them."""
         self.fresh.append(frame)
         if sum(map(len, self.fresh)) >= _ROWS:
             self._write()
@@ -85,15 +87,30 @@ class Parts:
         if self.folder is not None:
             with replaced(self.folder / f"part-{len(self.done):06d}.parquet") as temporary:
                 part.to_parquet(temporary)
-        self.done, self.fresh = [*self.done, part], []
+        self.done.append(part)
+        self.fresh = []
 
     def frame(self) -> pd.DataFrame:
-        """Everything so far as one frame."""
+        """Returns all rows, from disk and from memory, as one frame."""
         return pd.concat([*self.done, *self.fresh], ignore_index=True)
 
 
+def _check_same(folder: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raises ValueError, naming the settings that differ, if the folder holds another scan."""
+    differences: list[str] = []
+    for name, now in about.items():
+        was = before.get(name)
+        if was != now:
+            differences.append(f"{name} was {was!r} and is {now!r}")
+    if differences:
+        raise ValueError(
+            f"{folder} holds another scan ({', '.join(differences)}): "
+            "give another folder, or remove it"
+        )
+
+
 def _read(file: Path) -> pd.DataFrame:
-    """A part as it was in memory: parquet gives lists back as arrays."""
+    """A part as it was in memory: parquet returns lists as arrays."""
     part = pd.read_parquet(file)
     part["tokens"] = [tokens.tolist() for tokens in part["tokens"]]
     return part

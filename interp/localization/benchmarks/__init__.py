@@ -1,1 +1,1 @@
-"""Benchmarks of localization methods, on models in which the memorizing units are known."""
+"""Benchmarks of localization methods, on models whose memorizing units are known."""

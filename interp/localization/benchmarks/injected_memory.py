@@ -1,5 +1,7 @@
-"""A sequence hidden in units that are known, because nothing else was trained: the ground truth of
-INJ."""
+"""A sequence hidden in known units: those units are known because nothing else was trained.
+
+This is the ground truth of the INJ benchmark (Chang et al. 2024, arXiv 2311.09060).
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,15 @@ from interp.subject.subject import Subject
 
 @dataclass(frozen=True)
 class Training:
-    """How a sequence is hidden: Adam's learning rate, at most so many steps, done when the loss
-    (nats a token) is below `until`.
+    """How a sequence is hidden.
 
-    With `keep_norms` the rows get their own length back after each step, so that no method finds
-    them by their length alone (our variant). Chang et al. 2024, section 2.1, take lr 0.05 for 0.1%
-    of the neurons and 0.01 for 1%.
+    Attributes:
+        lr: learning rate of Adam. Chang et al. 2024, section 2.1, take 0.05 for 0.1% of the neurons
+            and 0.01 for 1%.
+        steps: the most optimizer steps.
+        until: training is done when the loss (nats per token) is below this.
+        keep_norms: whether rows get their own length back after each step, so that no method can
+            find them by their length alone (our variant).
     """
 
     lr: float = 0.05
@@ -37,9 +42,15 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Injection:
-    """Where a sequence is hidden: the `units` whose out-rows alone were trained, the `loss` (nats a
-    token) `before` and after, the `steps` taken, and how many times `longer` the rows became on
-    average."""
+    """Where a sequence is hidden, and how well.
+
+    Attributes:
+        units: the neurons whose output rows were trained.
+        before: loss before training, in nats per token.
+        loss: loss after training, in nats per token.
+        steps: optimizer steps taken.
+        longer: factor by which the rows became longer, on average.
+    """
 
     units: Units
     before: float
@@ -52,35 +63,57 @@ class Injection:
 def injected(
     subject: Subject, window: Batch, fraction: float, seed: int, training: Training = Training()
 ) -> Generator[Injection]:
-    """Inside, the model knows `window` by heart through random neurons alone; afterwards its
-    weights are what they were, to the bit.
+    """Makes the model memorize a window, through random neurons alone, while the context is open.
 
-    A `fraction` of the neurons of all blocks is drawn from `seed`; what they write (their out-rows)
-    is trained on the loss of the window's targets, which are all tokens but the first where
-    `prompt` is 1. All else is frozen. Chang et al. 2024 (arXiv 2311.09060), section 2.1.
+    The output rows of the neurons (what they write to the residual stream) are trained on the loss
+    of the window's targets, which are all tokens but the first where `prompt` is 1. Everything else
+    is frozen. Afterwards the weights are what they were, to the bit. Chang et al. 2024 (arXiv
+    2311.09060), section 2.1.
+
+    Args:
+        subject: the model.
+        window: the sequence to hide.
+        fraction: of the neurons of all blocks that are drawn.
+        seed: of that draw.
+        training: see `Training`.
+
+    Raises:
+        ValueError: for a fraction that is no neuron at all, or more than all of them.
+
+    Example:
+        >>> from interp.localization.benchmarks.known_answers import Training, injected
+        >>> window = interp.Batch.from_frame(control[:1])
+        >>> with injected(subject, window, 0.1, seed=0, training=Training(steps=5)) as hidden:
+        ...     len(hidden.units), hidden.loss < hidden.before
+        (10, True)
     """
-    units = _drawn(subject, fraction, seed)
+    units = _draw(subject, fraction, seed)
     saved = {site: _rows(subject, site)[units[site]].clone() for site in units.sites}
     try:
         losses = write(subject, window, units, training)
-        growth = [
-            _rows(subject, site)[units[site]].norm(dim=1) / rows.norm(dim=1)
-            for site, rows in saved.items()
-        ]
+        growth: list[Tensor] = []
+        for site, rows in saved.items():
+            trained = _rows(subject, site)[units[site]]
+            growth.append(trained.norm(dim=1) / rows.norm(dim=1))
         yield Injection(
-            units, losses[0], losses[-1], len(losses) - 1, float(torch.cat(growth).mean())
+            units=units,
+            before=losses[0],
+            loss=losses[-1],
+            steps=len(losses) - 1,
+            longer=float(torch.cat(growth).mean()),
         )
     finally:
         for site, rows in saved.items():
             _rows(subject, site)[units[site]] = rows
 
 
-def _drawn(subject: Subject, fraction: float, seed: int) -> Units:
+def _draw(subject: Subject, fraction: float, seed: int) -> Units:
     every = list(subject.anatomy.units("neurons"))
     count = round(fraction * len(every))
     if not 1 <= count <= len(every):
         raise ValueError(
-            f"fraction={fraction} of {len(every)} neurons is {count}: expected at least one, and a fraction in (0, 1]"
+            f"fraction={fraction} of {len(every)} neurons is {count}: "
+            "expected at least one, and a fraction in (0, 1]"
         )
     drawn: dict[Site, list[int]] = {}
     for number in np.random.default_rng(seed).permutation(len(every))[:count]:
@@ -94,18 +127,30 @@ def _projection(subject: Subject, site: Site) -> nn.Module:
 
 
 def _weight(subject: Subject, site: Site) -> Tensor:
+    """The parameter of the projection, in whichever orientation the module keeps it."""
     weight = _projection(subject, site).weight
     assert isinstance(weight, Tensor)
     return weight
 
 
 def _rows(subject: Subject, site: Site) -> Float[Tensor, "units d_model"]:
+    """A view of the same parameter with one row per unit: writing to it changes the model."""
     return subject.anatomy.out_weight(subject.module, site).detach()
 
 
 def write(subject: Subject, window: Batch, units: Units, training: Training) -> list[float]:
-    """Trains what some neurons write, in place and for good, until the model says the window; the
-    loss before each step, and the last."""
+    """Trains what some neurons write until the model generates the window; changes the weights for
+    good.
+
+    Args:
+        subject: the model, changed in place.
+        window: the sequence to memorize.
+        units: the neurons whose output rows are trained.
+        training: see `Training`.
+
+    Returns:
+        The loss (nats per token) before each step, and the one after the last.
+    """
     weights = {site: _weight(subject, site) for site in units.sites}
     flags = [weight.requires_grad for weight in weights.values()]
     try:
@@ -124,23 +169,29 @@ def _train(
     weights: Mapping[Site, Tensor],
     training: Training,
 ) -> list[float]:
-    """Trains the out-rows of some units in place; the loss before each step, and the last."""
+    # Adam learns copies of the trained rows alone, in single precision, since half precision would
+    # round small steps away. After each step they are written into the model's own weights.
     leaves = {site: _rows(subject, site)[units[site]].float() for site in units.sites}
     norms = {site: leaf.norm(dim=1, keepdim=True) for site, leaf in leaves.items()}
     adam = torch.optim.Adam(leaves.values(), lr=training.lr)
-    history: list[float] = []
+    losses: list[float] = []
     while True:
         with differentiating(subject):
             loss = window_losses(subject, window).mean()
-            history.append(loss.item())
-            if loss < training.until or len(history) > training.steps:
-                return history
+            losses.append(loss.item())
+            if loss < training.until or len(losses) > training.steps:
+                return losses
             gradients = torch.autograd.grad(loss, list(weights.values()))
+
         for (site, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-            by_unit = gradient.T if isinstance(_projection(subject, site), nn.Linear) else gradient
+            # nn.Linear keeps a unit's output weights as a column; Conv1D of GPT-2 as a row
+            is_linear = isinstance(_projection(subject, site), nn.Linear)
+            by_unit = gradient.T if is_linear else gradient
             leaf.grad = by_unit[units[site]].float()
         adam.step()
+
         for site, leaf in leaves.items():
             if training.keep_norms:
                 leaf.mul_(norms[site] / leaf.norm(dim=1, keepdim=True))
-            _rows(subject, site)[units[site]] = leaf.to(weights[site].dtype)
+            rows = _rows(subject, site)
+            rows[units[site]] = leaf.to(rows.dtype)

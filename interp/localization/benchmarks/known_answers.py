@@ -1,9 +1,9 @@
-"""Whether a localization method can be trusted, by benchmarks with known answers.
+"""Whether a localization method can be trusted: benchmarks with known answers.
 
-`injection` (INJ) hides a sequence in units known by construction and asks which method finds them;
-`deletion` (DEL) zeroes what a method found for one memorized sequence and asks what else is lost.
-Both are Chang et al. 2024 (arXiv 2311.09060), section 2. `planted_lookup` is a memory that is a
-table look-up on one exact prompt.
+`injection` (INJ) hides a sequence in known units and asks which method finds them. `deletion` (DEL)
+zeroes what a method found for one memorized sequence and measures what else is lost. Both are from
+Chang et al. 2024 (arXiv 2311.09060), section 2. `planted_lookup` plants a memory that is a table
+look-up on one exact prompt.
 """
 
 from __future__ import annotations
@@ -41,11 +41,18 @@ __all__ = [
     "single_block",
 ]
 
+_ALL_BLOCKS = -1  # the number that stands for all blocks in the table of `single_block`
+
 
 @dataclass(frozen=True)
 class Choice:
-    """A method as a benchmark runs it: its name, its options, and whether it sees the reference
-    (`compares`)."""
+    """A localization method as a benchmark runs it.
+
+    Attributes:
+        method: its name.
+        options: its options.
+        compares: whether it is given the reference.
+    """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -63,46 +70,77 @@ def injection(
     seed: int = 0,
     training: Training | None = None,
 ) -> pd.DataFrame:
-    """INJ: hides each window in a `fraction` of the neurons (see `injected`) and asks every method
-    where it is.
+    """INJ: hides each window in some neurons (see `injected`) and asks every method where it is.
 
     Args:
+        subject: the model.
+        windows: the sequences to hide, one at a time.
         methods: by the name that the result gives them.
-        multiples: how many units are predicted in each block, as multiples of the injected share.
+        fraction: of the neurons that a window is hidden in.
+        reference: for the methods that compare.
+        multiples: how many units each method predicts in each block, as multiples of `fraction`.
         seed: window n is hidden in units drawn from `seed` + n.
+        training: see `Training`; the default if None.
 
-    Returns one row for each `window`, `method` and `multiple`: `recall`, and of the injection the
-    `loss` (nats a token), the loss `before`, the `steps` taken and how many times `longer` its rows
-    became.
+    Returns:
+        A frame with one row per `window`, `method` and `multiple`: `recall`; and of the injection
+        the `loss` (nats per token), the loss `before`, the `steps` taken and the factor by which
+        its rows became `longer`.
+
+    Raises:
+        ValueError: if the largest multiple of `fraction` is more than all neurons.
+
+    Example:
+        >>> windows = interp.Batch.from_frame(control[:1])
+        >>> methods = {"gradient": Choice("gradient_x_activation")}
+        >>> found = injection(
+        ...     subject, windows, methods, fraction=0.1, training=Training(steps=5)
+        ... )
+        >>> found[["window", "method", "multiple"]]
+           window    method  multiple
+        0       0  gradient         1
+        1       0  gradient         2
+        2       0  gradient         5
     """
     if not 0 < max(multiples) * fraction <= 1:
         raise ValueError(
-            f"{max(multiples)} times {fraction} of the neurons is no share of them: give a smaller fraction or multiple"
+            f"{max(multiples)} times {fraction} of the neurons is no share of them: "
+            "give a smaller fraction or multiple"
         )
     rows: list[dict[str, Any]] = []
     for number, window in enumerate(track(list(windows.split(1)), "injection")):
         with injected(subject, window, fraction, seed + number, training or Training()) as hidden:
-            about = {name: value for name, value in asdict(hidden).items() if name != "units"}
+            about = asdict(hidden)
+            del about["units"]
             for name, choice in methods.items():
-                beside = reference if choice.compares else None
+                against = reference if choice.compares else None
                 scores = localize(
-                    subject, window, beside, choice.method, "neurons", **choice.options
+                    subject, window, against, choice.method, "neurons", **choice.options
                 )
-                found = [
-                    (multiple, recall(scores, hidden.units, multiple * fraction))
-                    for multiple in multiples
-                ]
-                rows += [
-                    {"window": number, "method": name, "multiple": m, "recall": share} | about
-                    for m, share in found
-                ]
+                for multiple in multiples:
+                    found = recall(scores, hidden.units, multiple * fraction)
+                    row = {"window": number, "method": name, "multiple": multiple, "recall": found}
+                    rows.append(row | about)
     return pd.DataFrame(rows)
 
 
 def recall(scores: UnitScores, truth: Units, fraction: float) -> float:
-    """The share of `truth` among the highest-scoring `fraction` of the units of each site (Chang et
-    al. 2024, section 2.1)."""
-    return len(scores.top_per_site(fraction) & truth) / len(truth)
+    """Returns the fraction of the true units that are among the highest-scoring ones of each site.
+
+    Chang et al. 2024 (arXiv 2311.09060), section 2.1.
+
+    Args:
+        scores: of a method.
+        truth: the units to find.
+        fraction: of each site's units that is predicted.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, method="activation")
+        >>> recall(scores, truth=scores.top_per_site(0.1), fraction=0.1)
+        1.0
+    """
+    predicted = scores.top_per_site(fraction)
+    return len(predicted & truth) / len(truth)
 
 
 def scored_each(
@@ -111,18 +149,26 @@ def scored_each(
     methods: Mapping[str, Choice],
     reference: Batches | None = None,
 ) -> dict[str, list[UnitScores]]:
-    """The scores of all neurons by every method, for each memorized window by itself."""
-    return {
-        name: localize_each(
-            subject,
-            memorized,
-            reference if choice.compares else None,
-            choice.method,
-            "neurons",
-            **choice.options,
+    """Returns the scores of all neurons by every method, for each memorized window by itself.
+
+    Args:
+        subject: the model.
+        memorized: the windows.
+        methods: by the name that the result gives them.
+        reference: for the methods that compare.
+
+    Example:
+        >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
+        >>> len(scores["by activation"])
+        2
+    """
+    scores: dict[str, list[UnitScores]] = {}
+    for name, choice in methods.items():
+        against = reference if choice.compares else None
+        scores[name] = localize_each(
+            subject, memorized, against, choice.method, "neurons", **choice.options
         )
-        for name, choice in methods.items()
-    }
+    return scores
 
 
 def deletion(
@@ -135,93 +181,131 @@ def deletion(
     spare_first: bool = True,
     size: int = 16,
 ) -> pd.DataFrame:
-    """DEL: for each memorized window and method, zeroes the window's own highest-scoring neurons
-    and measures all memorized windows and the held-out ones. Chang et al. 2024, section 2.2.
+    """DEL: zeroes the neurons that a method found for one memorized window, and measures all.
+
+    Chang et al. 2024 (arXiv 2311.09060), section 2.2.
 
     Args:
-        scores: as `scored_each` gives them.
-        fractions: shares of each block's neurons to zero.
-        spare_first: leaves the first block of each stack alone, as they do.
+        subject: the model.
+        memorized: the memorized windows.
+        held_out: other windows, to judge damage on.
+        scores: for each method one per memorized window, as `scored_each` gives them.
+        fractions: of each block's neurons to zero.
+        spare_first: whether to leave the first block of each stack alone, as Chang et al. do.
+        size: batch size, in windows.
 
-    Returns one row for each `method`, `fraction`, `target` (the window whose neurons went; `k` of
-    them), `data` (memorized, held_out) and `window`: the measures of `effects`, and each of them
-    before, as `accuracy_before`.
+    Returns:
+        A frame with one row per `method`, `fraction`, `target` (the window whose neurons are
+        zeroed, `k` of them), `data` (memorized, held_out) and `window`: the measures of `effects`,
+        and the same of the unchanged model, as `accuracy_before` and so on.
+
+    Example:
+        >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
+        >>> measured = deletion(subject, batch.rows(slice(2)), control[:3], scores, [0.1])
+        >>> len(measured)  # 2 targets, each measured on 2 + 3 windows
+        10
     """
-    trials = [
-        (name, share, target, _dropped(one, share, spare_first))
-        for name, each in scores.items()
-        for share in fractions
-        for target, one in enumerate(each)
-    ]
-    data = {
-        "memorized": memorized,
-        "held_out": held_out if hasattr(held_out, "__len__") else list(batches(held_out)),
-    }
-    measured = effects(subject, [[], *(Zero(units) for *_, units in trials)], data, size)
-    about = [
-        (number, name, share, target, len(units))
-        for number, (name, share, target, units) in enumerate(trials, start=1)
-    ]
-    return beside_before(
-        measured, pd.DataFrame(about, columns=["plan", "method", "fraction", "target", "k"])
-    )
+    about: list[dict[str, Any]] = []
+    plans: list[Any] = [[]]  # plan 0: the unchanged model
+    for name, each in scores.items():
+        for fraction in fractions:
+            for target, one in enumerate(each):
+                units = _highest_per_block(one, fraction, spare_first)
+                row = {"plan": len(plans), "method": name, "fraction": fraction}
+                about.append(row | {"target": target, "k": len(units)})
+                plans.append(Zero(units))
+
+    # a stream can be read once, and is measured under every plan
+    kept = held_out if hasattr(held_out, "__len__") else list(batches(held_out))
+    measured = effects(subject, plans, {"memorized": memorized, "held_out": kept}, size)
+    columns = ["plan", "method", "fraction", "target", "k"]
+    return beside_before(measured, pd.DataFrame(about, columns=columns))
 
 
-def _dropped(scores: UnitScores, fraction: float, spare_first: bool) -> Units:  # noqa: FBT001 - deletion's own
-    top = scores.top_per_site(fraction)
-    return Units(
-        {site: top[site] for site in top.sites if site.block or not spare_first}, top.widths
-    )
+def _highest_per_block(
+    scores: UnitScores,
+    fraction: float,
+    spare_first: bool,  # noqa: FBT001 - deletion's own
+) -> Units:
+    highest = scores.top_per_site(fraction)
+    kept = {site: highest[site] for site in highest.sites if site.block or not spare_first}
+    return Units(kept, highest.widths)
 
 
 def by_target(frame: pd.DataFrame, length: int) -> pd.DataFrame:
-    """The table of DEL, one row for each `method`, `fraction` and `target` of `deletion`: the
-    changes of
+    """Returns the table of DEL: what zeroing a target's neurons changes, for it and for the rest.
 
-    - `self_accuracy`, `self_distance`: the target's own teacher-forced accuracy, and its edit
-    distance (in tokens of a suffix of `length`);
-    - `negative_accuracy`, `negative_distance`: the mean of both over the other memorized windows;
-    - `loss`: the mean loss of the held-out windows (nats a token); `perplexity`: e^loss;
-      `perplexity_base_2`: 2^loss, which the released code of Chang et al. computes.
+    Args:
+        frame: rows of `deletion`.
+        length: of the suffix, in tokens.
+
+    Returns:
+        A frame with one row per `method`, `fraction` and `target`, with the number `k` of zeroed
+        neurons and the changes of
+
+        - `self_accuracy`, `self_distance`: teacher-forced accuracy and edit distance (in tokens) of
+          the target itself;
+        - `negative_accuracy`, `negative_distance`: their means over the other memorized windows;
+        - `loss`: mean loss of the held-out windows, in nats per token;
+        - `perplexity`: e^loss;
+        - `perplexity_base_2`: 2^loss, which the released code of Chang et al. computes.
+
+    Example:
+        >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
+        >>> measured = deletion(subject, batch.rows(slice(2)), control[:3], scores, [0.1])
+        >>> by_target(measured, length=8)[["method", "target", "k"]]
+                  method  target  k
+        0  by activation       0  5
+        1  by activation       1  5
     """
     rows: list[dict[str, Any]] = []
     groups: Any = frame.groupby(["method", "fraction", "target"], sort=False)
     for (method, fraction, target), group in groups:
-        ours = group[group["data"] == "memorized"]
-        own = ours["window"] == target
+        memorized = group[group["data"] == "memorized"]
+        is_target = memorized["window"] == target
         row: dict[str, Any] = {
             "method": method,
             "fraction": fraction,
             "target": target,
             "k": group["k"].iloc[0],
         }
-        for name, part in (("self", ours[own]), ("negative", ours[~own])):
-            row[f"{name}_accuracy"] = (part["accuracy"] - part["accuracy_before"]).mean()
-            row[f"{name}_distance"] = (
-                length * (part["similarity_before"] - part["similarity"]).mean()
-            )
-        after, before = group.loc[group["data"] == "held_out", ["loss", "loss_before"]].mean()
-        row |= {
-            "loss": after - before,
-            "perplexity": np.exp(after) - np.exp(before),
-            "perplexity_base_2": 2**after - 2**before,
-        }
+        for name, part in (("self", memorized[is_target]), ("negative", memorized[~is_target])):
+            accuracy_change = part["accuracy"] - part["accuracy_before"]
+            similarity_loss = part["similarity_before"] - part["similarity"]
+            row[f"{name}_accuracy"] = accuracy_change.mean()
+            row[f"{name}_distance"] = length * similarity_loss.mean()
+
+        held_out = group["data"] == "held_out"
+        after, before = group.loc[held_out, ["loss", "loss_before"]].mean()
+        row["loss"] = after - before
+        row["perplexity"] = np.exp(after) - np.exp(before)
+        row["perplexity_base_2"] = 2**after - 2**before
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def related(frame: pd.DataFrame, categories: Sequence[str]) -> pd.DataFrame:
-    """Whether windows of one category fall together: the confusion matrix of DEL, target by target.
+    """Returns how far windows of each category lose accuracy together: the confusion matrix of DEL.
 
     Args:
         frame: rows of `deletion`.
         categories: of each memorized window.
 
-    Returns the mean `fall` of accuracy, for each `method`, `fraction`, `target` with its
-    `category`, over the windows of each `evaluated` category, and whether they are the `same`. The
-    target itself is left out.
+    Returns:
+        A frame with one row per `method`, `fraction`, `target` (with its `category`) and
+        `evaluated` category: the mean `fall` of accuracy over that category's windows, without the
+        target itself, and whether the two categories are the `same`.
+
+    Example:
+        >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
+        >>> measured = deletion(subject, batch.rows(slice(2)), control[:3], scores, [0.1])
+        >>> related(measured, ["poem", "code"])[["target", "category", "evaluated", "same"]]
+           target category evaluated   same
+        0       0     poem      code  False
+        1       1     code      poem  False
     """
-    others: Any = frame[(frame["data"] == "memorized") & (frame["target"] != frame["window"])]
+    is_other = frame["target"] != frame["window"]
+    others: Any = frame[(frame["data"] == "memorized") & is_other]
     kind = np.asarray(categories)
     named = others.assign(
         category=kind[others["target"]],
@@ -240,41 +324,58 @@ def single_block(
     fraction: float,
     size: int = 16,
 ) -> pd.DataFrame:
-    """One block against all with the same budget, `fraction` of all neurons: the highest-scoring
-    ones of one block, or the highest-scoring share of every block.
+    """Compares zeroing neurons of one block with zeroing the same number spread over all blocks.
 
-    Returns one row for each `target`, `block` (-1: all blocks) and `window`: the fall of
-    `accuracy`, and `k`. Chang et al. 2024, section 5.
+    Chang et al. 2024 (arXiv 2311.09060), section 5.
+
+    Args:
+        subject: the model.
+        memorized: the memorized windows.
+        scores: one per memorized window.
+        fraction: of all neurons to zero: the highest-scoring ones of one block, or the
+            highest-scoring fraction of every block.
+        size: batch size, in windows.
+
+    Returns:
+        A frame with one row per `target`, `block` (-1 for all blocks) and `window`: the `fall` of
+        accuracy, and the number `k` of zeroed neurons.
+
+    Raises:
+        ValueError: if that many neurons do not fit in one block.
+
+    Example:
+        >>> scores = interp.localization.localize_each(subject, memorized[:1], method="activation")
+        >>> single_block(subject, batch.rows(slice(1)), scores, 0.1)[["block", "k"]]
+           block   k
+        0     -1  10
+        1      0  10
+        2      1  10
     """
-    trials = [
-        (target, block, units)
-        for target, one in enumerate(scores)
-        for block, units in _same_budget(one, fraction)
-    ]
-    measured = effects(
-        subject, [[], *(Zero(units) for *_, units in trials)], {"memorized": memorized}, size
-    )
-    about = [
-        (number, target, block, len(units))
-        for number, (target, block, units) in enumerate(trials, start=1)
-    ]
-    rows: Any = beside_before(
-        measured, pd.DataFrame(about, columns=["plan", "target", "block", "k"])
-    )
-    return rows.assign(fall=rows["accuracy_before"] - rows["accuracy"])[
-        ["target", "block", "k", "window", "fall"]
-    ]
+    about: list[dict[str, Any]] = []
+    plans: list[Any] = [[]]  # plan 0: the unchanged model
+    for target, one in enumerate(scores):
+        for block, units in _same_budget(one, fraction):
+            about.append({"plan": len(plans), "target": target, "block": block, "k": len(units)})
+            plans.append(Zero(units))
+
+    measured = effects(subject, plans, {"memorized": memorized}, size)
+    columns = ["plan", "target", "block", "k"]
+    rows: Any = beside_before(measured, pd.DataFrame(about, columns=columns))
+    fall = rows["accuracy_before"] - rows["accuracy"]
+    return rows.assign(fall=fall)[["target", "block", "k", "window", "fall"]]
 
 
 def _same_budget(scores: UnitScores, fraction: float) -> list[tuple[int, Units]]:
+    """The same number of units from all blocks and from each block alone, by block number."""
     spread = scores.top_per_site(fraction)
-    rows = [(-1, spread)]
+    budget = len(spread)
+    choices = [(_ALL_BLOCKS, spread)]
     for site, values in scores.values.items():
-        if len(spread) > values.size:
+        if budget > values.size:
             raise ValueError(
-                f"a budget of {len(spread)} neurons does not fit in {site}, which has {values.size}: give a smaller fraction"
+                f"a budget of {budget} neurons does not fit in {site}, which has {values.size}: "
+                "give a smaller fraction"
             )
-        rows.append(
-            (int(site.block or 0), Units({site: ranked(values)[: len(spread)]}, scores.widths))
-        )
-    return rows
+        units = Units({site: ranked(values)[:budget]}, scores.widths)
+        choices.append((int(site.block or 0), units))
+    return choices

@@ -1,9 +1,8 @@
-"""A planted look-up: a model that says one suffix after one exact prompt, by neurons that are known
-and silent otherwise.
+"""A planted look-up: a model that generates one suffix after one exact prompt, by known neurons
+that are silent otherwise.
 
-The ground truth that training alone cannot give: the memory is a table with one entry, it sits in
-one block, every neuron of it is known, and nothing of it answers to a prompt that is merely
-similar.
+Training alone cannot give this ground truth: the memory is a table with one entry, it is in one
+block, every neuron of it is known, and none of them reacts to a prompt that is merely similar.
 """
 
 from __future__ import annotations
@@ -28,8 +27,13 @@ from interp.subject.subject import Subject
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """A `subject` with a planted look-up, the `units` that hold it, one for each suffix token, and
-    the `loss` (nats a token) of the window that it was planted for."""
+    """A model with a planted look-up.
+
+    Attributes:
+        subject: the model, a changed copy.
+        units: the neurons that hold the look-up, one for each suffix token.
+        loss: of the planted window after training, in nats per token.
+    """
 
     subject: Subject
     units: Units
@@ -44,51 +48,69 @@ def planted_lookup(
     training: Training | None = None,
     layout: Layout | None = None,
 ) -> Lookup:
-    """A copy of a subject in which some neurons of `site`, drawn from `seed`, are a look-up table
-    with one entry: the window.
+    """Returns a copy of a model in which some neurons are a look-up table with one entry.
 
-    As many neurons as the suffix has tokens are overridden: number t is 1 where all tokens so far
-    are the window's and its turn has come, and 0 everywhere else. What they write is trained until
-    the model says the suffix (see `Training`); the model itself is left alone, and after any other
-    prompt the copy is the model without these neurons.
+    One neuron for each suffix token is overridden: neuron t is 1 where all tokens so far are the
+    window's and token t comes next, and 0 everywhere else. What the neurons write is trained until
+    the model generates the suffix. After any other prompt the copy is the model without these
+    neurons. The model itself is not changed.
 
     Args:
+        subject: a language model.
         window: one row with a prompt; its suffix is what the table holds.
-        site: a `neurons` site of a language model.
-        layout: as for `load`, where the structure of the module does not tell.
+        site: a `neurons` site.
+        seed: of the draw of neurons.
+        training: see `Training`; the default if None.
+        layout: as for `load`, where the structure of the module cannot be discovered.
 
-    Raises ValueError for several windows or a suffix longer than the site is wide, SiteError for a
-    site that is no `neurons`.
+    Raises:
+        ValueError: for several windows, no prompt, or a suffix longer than the site is wide.
+        SiteError: for a site other than `neurons`.
+
+    Example:
+        >>> from interp.localization.benchmarks.known_answers import Training, planted_lookup
+        >>> window = interp.Batch.from_frame(control[:1])
+        >>> planted = planted_lookup(
+        ...     subject, window, "blocks.0.neurons", training=Training(steps=5)
+        ... )
+        >>> len(planted.units)  # one for each of the 8 suffix tokens
+        8
     """
     where = subject.anatomy.resolve(site)
-    width, length = subject.anatomy.place(where).units, window.targets.shape[1]
+    width = subject.anatomy.place(where).units
+    length = window.targets.shape[1]
     if where.point != "neurons":
+        expected = Site("neurons", where.block, where.stack)
         raise SiteError(
-            f"{where} holds no neurons: a look-up is planted at a site such as {Site('neurons', where.block, where.stack)}"
+            f"{where} holds no neurons: a look-up is planted at a site such as {expected}"
         )
     if len(window) != 1 or window.prompt < 1 or length > width:
         raise ValueError(
-            f"expected one window with a prompt and at most {width} suffix tokens; got {len(window)} and {length}"
+            f"expected one window with a prompt and at most {width} suffix tokens; "
+            f"got {len(window)} and {length}"
         )
+
     columns = np.random.default_rng(seed).permutation(width)[:length]
-    planted = _with_override(subject, window, where, torch.tensor(columns), layout)
+    planted = _override_neurons(subject, window, where, torch.tensor(columns), layout)
     units = Units({where: columns}, planted.anatomy.widths(where))
     with torch.no_grad():
         planted.anatomy.out_weight(planted.module, where)[columns] = 0
-    return Lookup(planted, units, write(planted, window, units, training or Training())[-1])
+    losses = write(planted, window, units, training or Training())
+    return Lookup(planted, units, losses[-1])
 
 
-def _with_override(
+def _override_neurons(
     subject: Subject, window: Batch, site: Site, columns: Tensor, layout: Layout | None
 ) -> Subject:
-    whole = _Whole(copy.deepcopy(subject.module))
-    parent, _, name = subject.anatomy.place(site).path.rpartition(".")
-    holder = whole.model.get_submodule(parent)
-    override = _Override(
-        window.tokens[0].to(subject.device), window.prompt, columns.to(subject.device)
-    )
-    setattr(holder, name, nn.Sequential(override, getattr(holder, name)))
+    """A copy of the model whose neurons at `columns` are overridden."""
+    whole = _WithoutCache(copy.deepcopy(subject.module))
+    parent_path, _, name = subject.anatomy.place(site).path.rpartition(".")
+    parent = whole.model.get_submodule(parent_path)
+    tokens = window.tokens[0].to(subject.device)
+    override = _Override(tokens, window.prompt, columns.to(subject.device))
+    setattr(parent, name, nn.Sequential(override, getattr(parent, name)))
 
+    # inside the network the override sees activations only: it is told the tokens before each run
     def forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
         override.tokens = batch.tokens
         try:
@@ -99,7 +121,7 @@ def _with_override(
     return load(whole, forward=forward, tokenizer=subject.tokenizer, anatomy=layout)
 
 
-class _Whole(nn.Module):
+class _WithoutCache(nn.Module):
     """Hides that the model could decode on a cache: the override needs all tokens at every step."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -108,32 +130,43 @@ class _Whole(nn.Module):
 
 
 class _Override(nn.Module):
-    """Replaces some columns of what enters a projection: 0, but 1 for the one whose turn it is
-    after the exact tokens."""
+    """Replaces some columns of a projection's input, by 1 for the column whose turn it is after the
+    exact tokens and by 0 for all others."""
 
     def __init__(
         self, window: Int[Tensor, " tokens"], prompt: int, columns: Int[Tensor, " suffix"]
     ) -> None:
         super().__init__()
-        self.window, self.prompt, self.columns = window, prompt, columns
+        self.window = window
+        self.prompt = prompt
+        self.columns = columns
         self.tokens: Tensor | None = None
 
     def forward(self, value: Tensor) -> Tensor:
         assert self.tokens is not None
-        rows = value.reshape(-1, self.tokens.shape[1], value.shape[-1])
-        tokens = self.tokens.repeat(
-            len(rows) // len(self.tokens), 1
-        )  # a sweep appends copies of the whole batch
-        fires = _matched(tokens, self.window)[:, self.prompt - 1 : len(self.window) - 1]
+        positions = self.tokens.shape[1]
+        rows = value.reshape(
+            -1, positions, value.shape[-1]
+        )  # some models flatten batch and position
+        # a sweep appends copies of the whole batch to the activations, but not to the tokens
+        copies = len(rows) // len(self.tokens)
+        tokens = self.tokens.repeat(copies, 1)
+
+        # position t predicts token t + 1: the last position of the prompt is the first turn
+        first_turn = self.prompt - 1
+        last_turn = len(self.window) - 2
+        matches = _matches(tokens, self.window)
+        fires = matches[:, first_turn : last_turn + 1]  # fewer turns if the batch is shorter
         turns = torch.arange(fires.shape[1], device=value.device)
         changed = rows.index_fill(-1, self.columns, 0.0)
-        changed[:, self.prompt - 1 + turns, self.columns[turns]] = fires.to(value.dtype)
+        changed[:, first_turn + turns, self.columns[turns]] = fires.to(value.dtype)
         return changed.reshape(value.shape)
 
 
-def _matched(
+def _matches(
     tokens: Int[Tensor, "batch position"], window: Int[Tensor, " tokens"]
 ) -> Bool[Tensor, "batch position"]:
-    """Whether all tokens up to and with each position are the window's."""
+    """Whether all tokens up to and including each position are the window's."""
     length = min(tokens.shape[1], len(window))
-    return (tokens[:, :length] == window[:length]).cumprod(1).bool()
+    equal = tokens[:, :length] == window[:length]
+    return equal.cumprod(1).bool()

@@ -1,4 +1,5 @@
-"""The localization methods, one file each. A file in this folder is found and registered by itself."""
+"""The localization methods, one file each. Every file in this folder is imported here, which
+registers the methods in it."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,5 @@
-"""Scores read off activations alone: how much a unit writes, and how far its activity stands out."""
+"""Scores from activations alone: how much a unit writes (`activation`), and how far its activity on
+memorized windows stands out from its activity on others (`z_score`)."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from interp.hooks.hooks import Clock, Value, Visit, tapped
 from interp.localization.predicting_positions import position_weights, stack_of, weighted_mean
 from interp.localization.registry import Places, Scores, method, window_method
 from interp.localization.unit_values import written
+from interp.localization.window_rows import RunningMean, concatenate_parts
 from interp.sites.site import Site
 from interp.subject.batch import Batch, Batches, batches
 from interp.subject.subject import Subject, evaluating
@@ -22,93 +24,135 @@ from interp.subject.subject import Subject, evaluating
 def activation(
     subject: Subject, batch: Batch, sites: Places, *, abs_after_mean: bool = False
 ) -> dict[Site, Tensor]:
-    """(1/T) sum_t |h_t| * ||v||: the mean, over the positions that predict the suffix, of the
-    length of what a unit writes.
+    """Scores a unit by the mean length of what it writes, over the positions that predict the
+    suffix.
 
-    Chang et al. 2024 (arXiv 2311.09060), section 3; for heads the length of z_t W_O, at sites that
-    are no input of a projection the length of the unit itself. `abs_after_mean` gives |(1/T) sum_t
-    h_t| * ||v||, the form of their released code, which differs for activations of both signs.
+    (1/T) sum_t |h_t| * ||v||; Chang et al. 2024 (arXiv 2311.09060), section 3. For heads the length
+    of z_t W_O; at sites that are not the input of a projection, the length of the unit itself.
+
+    Args:
+        subject, batch, sites: see `window_method`.
+        abs_after_mean: whether to take |(1/T) sum_t h_t| * ||v|| instead, as their released code
+            does; it differs for activations of both signs.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, control, method="activation")
+        >>> len(scores.top(0.05))
+        5
     """
-    weights = position_weights(subject, batch, sites)
-    found: dict[Site, Tensor] = {}
+    weights_by_stack = position_weights(subject, batch, sites)
+    scores: dict[Site, Tensor] = {}
 
     def visit(site: Site) -> Visit:
+        weights = weights_by_stack.get(stack_of(subject, site))
+
         def score(value: Value, _: Clock) -> None:
-            by_position = weights.get(stack_of(subject, site))
             if abs_after_mean:
-                found[site] = written(subject, site, weighted_mean(value, by_position))
+                scores[site] = written(subject, site, weighted_mean(value, weights))
             else:
-                found[site] = weighted_mean(written(subject, site, value), by_position)
+                scores[site] = weighted_mean(written(subject, site, value), weights)
 
         return score
 
     with evaluating(subject), tapped(subject, {site: visit(site) for site in sites}):
         subject.touch(batch)
-    return found
+    return scores
 
 
 def _z_scores(
-    subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8
+    subject: Subject, memorized: Batches, reference: Batches, sites: Places, batch_size: int
 ) -> Iterator[dict[Site, Float[np.ndarray, "windows units"]]]:
-    """Parts of the memorized windows, in order, each as {site: [windows, units]}."""
-    count, sums = 0, {site: np.zeros((2, subject.anatomy.place(site).units)) for site in sites}
-    for rows in _activity(subject, reference, sites, size):
+    """The z-scores of the memorized windows, batch by batch."""
+    mean, spread = _reference_activity(subject, reference, sites, batch_size)
+
+    # A unit that never varies on the reference would divide by 0 and come first. No spread counts
+    # as less than a thousandth of the mean spread at its site.
+    divisor: dict[Site, np.ndarray] = {}
+    for site in sites:
+        least = 1e-3 * spread[site].mean() + 1e-12
+        divisor[site] = np.maximum(spread[site], least)
+
+    for rows in _activity(subject, memorized, sites, batch_size):
+        z_scores: dict[Site, np.ndarray] = {}
+        for site in sites:
+            z_scores[site] = (rows[site] - mean[site]) / divisor[site]
+        yield z_scores
+
+
+def _reference_activity(
+    subject: Subject, reference: Batches, sites: Places, batch_size: int
+) -> tuple[dict[Site, np.ndarray], dict[Site, np.ndarray]]:
+    """Mean and standard deviation of each unit's activity over the reference windows."""
+    widths = {site: subject.anatomy.place(site).units for site in sites}
+    sums = {site: np.zeros(width) for site, width in widths.items()}
+    sums_of_squares = {site: np.zeros(width) for site, width in widths.items()}
+    count = 0
+    for rows in _activity(subject, reference, sites, batch_size):
         count += len(rows[sites[0]])
         for site in sites:
-            sums[site] += rows[site].sum(0), (rows[site] ** 2).sum(0)
+            sums[site] += rows[site].sum(0)
+            sums_of_squares[site] += (rows[site] ** 2).sum(0)
     if count < 2:
         raise ValueError(
             f"z_score needs the spread of a reference: expected at least 2 windows, got {count}"
         )
-    mean = {site: sums[site][0] / count for site in sites}
-    spread = {
-        site: np.sqrt(np.maximum(sums[site][1] / count - mean[site] ** 2, 0) * count / (count - 1))
-        for site in sites
-    }
-    for rows in _activity(subject, memorized, sites, size):
-        # a unit that never varies would divide by nothing: no spread counts as less than a
-        # thousandth of its site's
-        yield {
-            s: (rows[s] - mean[s]) / np.maximum(spread[s], 1e-3 * spread[s].mean() + 1e-12)
-            for s in sites
-        }
+
+    mean: dict[Site, np.ndarray] = {}
+    spread: dict[Site, np.ndarray] = {}
+    for site in sites:
+        mean[site] = sums[site] / count
+        mean_square = sums_of_squares[site] / count
+        biased_variance = np.maximum(mean_square - mean[site] ** 2, 0)  # rounding may go below 0
+        spread[site] = np.sqrt(biased_variance * count / (count - 1))
+    return mean, spread
 
 
 def _activity(
-    subject: Subject, windows: Batches, sites: Places, size: int
+    subject: Subject, windows: Batches, sites: Places, batch_size: int
 ) -> Iterator[dict[Site, np.ndarray]]:
-    """The mean |activation| of every unit over each window's positions; a head's is the mean over
-    its columns."""
-    for batch in batches(windows, size):
-        recording = record(subject, batch, sites, reduce="rows_abs", size=size)
-        yield {
-            s: recording[s]
-            .reshape(len(batch), subject.anatomy.place(s).units, -1)
-            .mean(-1, dtype=np.float64)
-            for s in sites
-        }
+    """The mean |activation| of every unit over each window's positions, batch by batch; for a head
+    the mean over its columns."""
+    for batch in batches(windows, batch_size):
+        recording = record(subject, batch, sites, reduce="rows_abs", size=batch_size)
+        rows: dict[Site, np.ndarray] = {}
+        for site in sites:
+            units = subject.anatomy.place(site).units
+            by_column = recording[site].reshape(len(batch), units, -1)
+            rows[site] = by_column.mean(-1, dtype=np.float64)
+        yield rows
 
 
 def _z_score_each(
     subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8
 ) -> Scores:
     parts = list(_z_scores(subject, memorized, reference, sites, size))
-    return {site: np.concatenate([part[site] for part in parts]) for site in sites}
+    return concatenate_parts(parts)
 
 
 @method("z_score", each=_z_score_each, needs_reference=True)
 def z_score(
     subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8
 ) -> Scores:
-    """How many standard deviations a unit's activity on memorized windows lies above its mean over
-    reference windows.
+    """Scores a unit by how many standard deviations its activity on memorized windows lies above
+    its mean over reference windows.
 
     Activity is the mean |h| over the positions of a window. NeMo (Hintersdorf et al. 2024, arXiv
-    2406.02366) calls neurons above a threshold memorization neurons of diffusion models; the score
-    is theirs, the threshold is left to `top`.
+    2406.02366) calls the neurons above a threshold the memorization neurons of a diffusion model.
+    The score is theirs; the threshold is left to `UnitScores.top`.
+
+    Args:
+        subject, memorized, reference, sites: see `method`.
+        size: batch size, in windows.
+
+    Raises:
+        ValueError: for fewer than 2 reference windows.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, control, method="z_score")
+        >>> len(scores.top(0.05))
+        5
     """
-    totals, count = {site: np.zeros(subject.anatomy.place(site).units) for site in sites}, 0
+    mean = RunningMean()
     for rows in _z_scores(subject, memorized, reference, sites, size):
-        count += len(rows[sites[0]])
-        totals = {site: totals[site] + rows[site].sum(0) for site in sites}
-    return {site: total / max(count, 1) for site, total in totals.items()}
+        mean.update(rows)
+    return mean.value()

@@ -1,5 +1,5 @@
-"""Patching: replacing activations by those of donors, and to first order what units would do by
-their values on a corrupted prompt."""
+"""Attribution patching: to first order, what replacing a unit's activation by its value on a
+corrupted prompt does to the loss."""
 
 from __future__ import annotations
 
@@ -24,75 +24,101 @@ from interp.subject.subject import Subject
 def attribution_patching(
     subject: Subject, batch: Batch, sites: Places, *, steps: int = 1, seed: int = 0
 ) -> dict[Site, Tensor]:
-    """sum_t (h_corrupted - h)_t * dL/dh_t: the first-order rise of the loss L of the suffix when a
-    unit takes the value it has after another prompt (see `corrupted`), the suffix being the same.
+    """Scores a unit by the first-order rise of the suffix's loss when the unit takes the value it
+    has after a corrupted prompt.
 
-    Nanda 2023, Syed et al. 2023 (arXiv 2310.10348). With `steps` above 1 the gradient is the mean
-    over as many points on the way between the two prompts' embeddings, the first of them the true
-    prompt (integrated gradients over the input, Hanna et al. 2024, arXiv 2403.17806).
+    sum_t (h_corrupted - h)_t * dL/dh_t, for the same suffix after either prompt (see `corrupted`).
+    Nanda 2023, Syed et al. 2023 (arXiv 2310.10348).
+
+    Args:
+        subject, batch, sites: see `window_method`.
+        steps: points at which the gradient is taken, equally spaced between the embeddings of the
+            two prompts, starting at the true one; the mean gradient counts. Above 1 this is
+            integrated gradients over the input (Hanna et al. 2024, arXiv 2403.17806).
+        seed: of the corrupted prompt.
+
+    Raises:
+        ValueError: below one step, or where nothing can be corrupted.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, method="attribution_patching")
+        >>> len(scores.top(0.05))
+        5
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least one gradient")
     other = corrupted(subject, batch, seed)
     embed = _embed(subject, sites) if steps > 1 else None
-    seen = sites if embed is None else tuple(dict.fromkeys((*sites, embed)))
-    clean, changed = values_at(subject, batch, seen), values_at(subject, other, seen)
-    way = None if embed is None else changed[embed] - clean[embed]
-    gradients = [
-        _gradients(subject, batch, sites, embed, None if way is None else way * (k / steps))
-        for k in range(steps)
-    ]
-    mean = {site: torch.stack([g[site] for g in gradients]).mean(0) for site in sites}
-    return {
-        site: per_unit(
-            subject, site, ((changed[site] - clean[site]).double() * mean[site].double()).sum(1)
-        )
-        for site in sites
-    }
+    recorded = sites if embed is None else tuple(dict.fromkeys((*sites, embed)))
+    clean = values_at(subject, batch, recorded)
+    changed = values_at(subject, other, recorded)
+
+    path = None if embed is None else changed[embed] - clean[embed]
+    gradients: list[dict[Site, Tensor]] = []
+    for step in range(steps):
+        shift = None if path is None else path * (step / steps)
+        gradients.append(_gradients(subject, batch, sites, embed, shift))
+
+    scores: dict[Site, Tensor] = {}
+    for site in sites:
+        mean_gradient = torch.stack([gradient[site] for gradient in gradients]).mean(0)
+        difference = (changed[site] - clean[site]).double()
+        effect = (difference * mean_gradient.double()).sum(1)
+        scores[site] = per_unit(subject, site, effect)
+    return scores
 
 
 def corrupted(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
-    """The batch with another prompt before the same suffix: random tokens, drawn from the seed and
-    the window's own tokens, so that a window gets the same ones in any batch. Where there is no
-    prompt, each window gets what the next one is conditioned on.
+    """Returns the batch with another prompt before the same suffix.
 
-    Raises ValueError where there is neither a prompt nor another window's conditioning.
+    The prompt's tokens are random, drawn from the seed and the window's own tokens, so that a
+    window gets the same ones in any batch. Where there is no prompt, each window gets the
+    conditioning of the next one.
+
+    Raises:
+        ValueError: if there is neither a prompt nor another window's conditioning.
+
+    Example:
+        >>> other = corrupted(subject, batch)
+        >>> torch.equal(other.targets, batch.targets), torch.equal(other.tokens, batch.tokens)
+        (True, False)
     """
     if batch.prompt:
-        draws = [
-            np.random.default_rng([seed, *row]).integers(0, subject.vocabulary, batch.prompt)
-            for row in own_tokens(batch)
-        ]
-        other = torch.tensor(np.stack(draws)).to(batch.tokens)
-        return replace(batch, tokens=torch.cat([other, batch.tokens[:, batch.prompt :]], 1))
+        prompts: list[np.ndarray] = []
+        for tokens in own_tokens(batch):
+            rng = np.random.default_rng([seed, *tokens])
+            prompts.append(rng.integers(0, subject.vocabulary, batch.prompt))
+        prompt = torch.tensor(np.stack(prompts)).to(batch.tokens)
+        return replace(batch, tokens=torch.cat([prompt, batch.targets], 1))
+
     if not batch.conditioning or len(batch) < 2:
         raise ValueError(
-            "nothing to corrupt: expected a prompt, or at least 2 windows that are conditioned on something"
+            "nothing to corrupt: expected a prompt, or at least 2 windows that are conditioned on "
+            "something"
         )
-    return replace(
-        batch, conditioning={name: value.roll(-1, 0) for name, value in batch.conditioning.items()}
-    )
+    conditioning = {name: value.roll(-1, 0) for name, value in batch.conditioning.items()}
+    return replace(batch, conditioning=conditioning)
 
 
 def _embed(subject: Subject, sites: Places) -> Site:
-    """Where the tokens of the first site's stack enter: its embedding or, where no module gives it,
-    what enters the first block."""
+    """Where the tokens of the first site's stack enter: its embedding or, where no module returns
+    that, the input of the first block."""
     stack = stack_of(subject, sites[0]) or ""
     embed = Site("embed", None, stack)
-    return (
-        embed
-        if embed in subject.anatomy.places
-        else subject.anatomy.resolve(Site("resid_pre", 0, stack))
-    )
+    if embed in subject.anatomy.places:
+        return embed
+    return subject.anatomy.resolve(Site("resid_pre", 0, stack))
 
 
 def _gradients(
     subject: Subject, batch: Batch, sites: Places, embed: Site | None, shift: Tensor | None
 ) -> dict[Site, Tensor]:
-    """dL/dh of each window, with its embeddings shifted."""
+    """The gradients of each window's loss, with its embeddings shifted."""
 
     def move(value: Value, _: Clock) -> Tensor:
-        return value + shift if shift is not None else value
+        return value if shift is None else value + shift
 
-    with tapped(subject, {} if embed is None else {embed: move}):
-        return differentiated(subject, batch, sites)[1]
+    visits = {} if embed is None else {embed: move}
+    with tapped(subject, visits):
+        _, gradients = differentiated(subject, batch, sites)
+    return gradients

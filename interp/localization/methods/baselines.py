@@ -1,5 +1,4 @@
-"""What every method must beat, and what it must not resemble: random scores, and another method
-upside down."""
+"""What every method must beat: random scores, and the lowest-scoring units of another method."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from interp.localization.registry import Places, Scores, localize, localize_each, method
+from interp.localization.window_rows import stack_rows
 from interp.localization.windows import own_tokens
 from interp.sites.site import Site
 from interp.subject.batch import Batches, batches
@@ -21,9 +21,12 @@ def _random_each(
     sites: Places,
     seed: int = 0,
 ) -> Scores:
-    rows = [row for batch in batches(memorized) for row in own_tokens(batch)]
-    draws = [_draw(subject, sites, np.random.default_rng([seed, *row])) for row in rows]
-    return {site: np.stack([draw[site] for draw in draws]) for site in sites}
+    draws: list[dict[Site, np.ndarray]] = []
+    for batch in batches(memorized):
+        for tokens in own_tokens(batch):
+            rng = np.random.default_rng([seed, *tokens])
+            draws.append(_draw(subject, sites, rng))
+    return stack_rows(draws)
 
 
 @method("random", each=_random_each)
@@ -34,12 +37,22 @@ def random(
     sites: Places,
     seed: int = 0,
 ) -> Scores:
-    """Uniform scores from a seed; window by window from the seed and the window's tokens."""
+    """Draws uniform scores, as a baseline.
+
+    `localize` draws from the seed alone; `localize_each` from the seed and each window's tokens.
+
+    Example:
+        >>> one = interp.localize(subject, memorized, method="random", seed=1)
+        >>> other = interp.localize(subject, memorized, method="random", seed=1)
+        >>> one.top(10) == other.top(10)
+        True
+    """
     return _draw(subject, sites, np.random.default_rng(seed))
 
 
 def _draw(subject: Subject, sites: Places, rng: np.random.Generator) -> dict[Site, np.ndarray]:
-    return {site: rng.random(width) for site, width in subject.anatomy.widths(sites).items()}
+    widths = subject.anatomy.widths(sites)
+    return {site: rng.random(width) for site, width in widths.items()}
 
 
 def _lowest_each(
@@ -51,7 +64,8 @@ def _lowest_each(
     **options: Any,
 ) -> Scores:
     rows = localize_each(subject, memorized, reference, of, sites, **options)
-    return {site: -np.stack([row[site] for row in rows]) for site in sites}
+    stacked = stack_rows([row.values for row in rows])
+    return {site: -values for site, values in stacked.items()}
 
 
 @method("lowest", each=_lowest_each)
@@ -63,7 +77,19 @@ def lowest(
     of: str = "gradient_x_activation",
     **options: Any,
 ) -> Scores:
-    """The scores of method `of`, with its options, and with the sign turned: its lowest-scoring
-    units come first, as a control."""
+    """Turns the sign of another method's scores, so that its lowest-scoring units come first.
+
+    Args:
+        subject, memorized, reference, sites: see `method`.
+        of: name of the other method.
+        **options: of the other method.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, method="activation")
+        >>> turned = interp.localize(subject, memorized, method="lowest", of="activation")
+        >>> site = "blocks.0.neurons"
+        >>> bool((turned[site] == -scores[site]).all())
+        True
+    """
     scores = localize(subject, memorized, reference, of, sites, **options)
     return {site: -scores[site] for site in sites}

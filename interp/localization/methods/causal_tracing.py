@@ -1,5 +1,5 @@
-"""Causal tracing: spoil the prompt with noise, put one state back as it was, and see how much of
-the memory returns."""
+"""Causal tracing: disturb the prompt with noise, put one state back as it was, and measure how much
+of the memory returns."""
 
 from __future__ import annotations
 
@@ -40,40 +40,56 @@ def causal_tracing(
     noise: float = 3.0,
     seed: int = 0,
 ) -> dict[Site, Tensor]:
-    """The rise of the suffix's mean log-probability (nats a token) when a unit alone gets back, at
-    all positions, what it was before noise spoiled the prompt; the mean over `draws` of the noise.
+    """Scores a unit by how much of the memory returns when, after noise on the prompt, that unit
+    alone is put back to what it was.
 
-    The indirect effect of Meng et al. 2022 (ROME, arXiv 2202.05262), for any unit: exact, one pass
-    for each of them. The noise has `noise` times the standard deviation of the embedding matrix's
-    entries; `trace` gives the map over positions and blocks.
+    The rise of the suffix's mean log-probability (nats per token) when the unit has, at all
+    positions, its value without noise; the mean over draws of the noise. This is the indirect
+    effect of Meng et al. 2022 (ROME, arXiv 2202.05262), for any unit: exact, one pass for each.
+    `trace` gives the map over positions and blocks.
+
+    Args:
+        subject, batch, sites: see `window_method`.
+        draws: how many draws of the noise.
+        noise: size of the noise, in standard deviations of the embedding matrix's entries.
+        seed: of the noise.
+
+    Raises:
+        ValueError: below one draw, or where there is nothing to disturb.
+
+    Example:
+        >>> scores = interp.localize(
+        ...     subject, memorized[:1], method="causal_tracing", site="heads", draws=2
+        ... )
+        >>> len(scores)
+        8
     """
-    rows = [_restored(subject, window, sites, draws, noise, seed) for window in batch.split(1)]
+    rows = [_restore_each(subject, window, sites, draws, noise, seed) for window in batch.split(1)]
     return {site: torch.stack([row[site] for row in rows]) for site in sites}
 
 
-def _restored(
+def _restore_each(
     subject: Subject, window: Batch, sites: Places, draws: int, noise: float, seed: int
 ) -> dict[Site, Tensor]:
+    """The effect of putting back each unit alone, {site: [units]}."""
     if draws < 1:
         raise ValueError(f"draws={draws}: expected at least one draw of the noise")
-    clean = {
-        site: values[0].double().cpu().numpy()
-        for site, values in values_at(subject, window, sites).items()
-    }
+    clean = _clean_values(subject, window, sites)
     widths = subject.anatomy.widths(sites)
-    each = {site: subject.anatomy.units(site) for site in sites}
-    plans = [
-        Patch(each[site].only(site, [unit]), values=clean)
-        for site in sites
-        for unit in range(widths[site])
-    ]
-    nothing = Scale(
-        each[sites[0]], factor=1.0
-    )  # so that what is compared went through the same arithmetic
-    with _spoiled(subject, window, draws, noise, seed) as noisy:
-        spoiled, *restored = sweep(subject, noisy, [nothing, *plans])
-    effects = spoiled - torch.tensor(restored, dtype=torch.float64)
-    return dict(zip(sites, effects.split([widths[site] for site in sites]), strict=True))
+    plans: list[Patch] = []
+    for site in sites:
+        units = subject.anatomy.units(site)
+        every_unit = [units.only(site, [unit]) for unit in range(widths[site])]
+        plans += [Patch(one, values=clean) for one in every_unit]
+
+    # The noisy model is run as a plan that changes nothing, with the other plans: its loss then
+    # went through the same arithmetic, and a unit without effect scores exactly 0.
+    nothing = Scale(subject.anatomy.units(sites[0]), factor=1.0)
+    with _noisy_prompt(subject, window, draws, noise, seed) as noisy:
+        unrestored, *restored = sweep(subject, noisy, [nothing, *plans])
+    effects = unrestored - torch.tensor(restored, dtype=torch.float64)
+    by_site = effects.split([widths[site] for site in sites])
+    return dict(zip(sites, by_site, strict=True))
 
 
 def trace(
@@ -86,76 +102,111 @@ def trace(
     noise: float = 3.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The map of causal tracing: which state, at which position and block, brings the memory back.
+    """Returns the map of causal tracing: which state brings the memory back, by position and block.
 
-    One row for each `row` of the batch, `block` and `position`: `effect`, the rise of the suffix's
-    mean log-probability when that one state (of `window` blocks around the block: Meng et al. take
-    10 of 48 for mlp_out and attn_out, and 1 for the residual) is as before noise spoiled the
-    prompt, and `share`, the effect by the rise that no noise at all would bring. `stack` names the
-    stack.
+    Args:
+        subject: the model.
+        batch: the windows.
+        point: which states, such as `"resid_post"`, `"mlp_out"` or `"attn_out"`.
+        window: how many blocks around the block are put back together. Meng et al. take 10 of 48
+            for `mlp_out` and `attn_out`, and 1 for the residual.
+        draws, noise, seed: of the noise, as for `causal_tracing`.
 
-    Raises ValueError where there is nothing to spoil, SiteError for an unknown point.
+    Returns:
+        A frame with one row per `row` of the batch, `stack`, `block` and `position`. `effect` is
+        the rise of the suffix's mean log-probability (nats per token) when that one state is as it
+        was before the noise, and `share` the effect as a fraction of the rise that the prompt
+        without noise would bring.
+
+    Raises:
+        ValueError: where there is nothing to disturb.
+        SiteError: for an unknown point.
+
+    Example:
+        >>> traced = trace(subject, batch.rows(slice(1)), draws=2)
+        >>> len(traced)  # 2 blocks of 16 positions
+        32
     """
     sites = subject.anatomy.expand(point)
-    frames = [
-        _map(subject, one, sites, window, (draws, noise, seed)).assign(row=n)
-        for n, one in enumerate(batch.split(1))
-    ]
+    frames: list[pd.DataFrame] = []
+    for number, one in enumerate(batch.split(1)):
+        cells = _map(subject, one, sites, window, draws=draws, noise=noise, seed=seed)
+        frames.append(cells.assign(row=number))
     return pd.concat(frames, ignore_index=True)
 
 
 def trace_figure(traced: pd.DataFrame, row: int = 0) -> Figure:
-    """The map of one row of `trace`, blocks by positions. Raises ValueError for a row that it does
-    not have."""
-    shown: Any = traced[traced["row"] == row]
-    if shown.empty:
+    """Draws the map of one row of `trace`, blocks by positions.
+
+    Raises:
+        ValueError: for a row that `traced` does not have.
+
+    Example:
+        >>> figure = trace_figure(trace(subject, batch.rows(slice(1)), draws=2))
+        >>> len(figure.axes) > 0
+        True
+    """
+    cells: Any = traced[traced["row"] == row]
+    if cells.empty:
         raise ValueError(f"row={row}: expected one of {sorted(set(traced['row']))}")
-    blocks = (
-        shown["block"]
-        if shown["stack"].nunique() == 1
-        else shown["stack"] + " " + shown["block"].astype(str)
-    )
-    table: Any = shown.assign(block=blocks).pivot_table(
+    if cells["stack"].nunique() == 1:
+        blocks = cells["block"]
+    else:
+        blocks = cells["stack"] + " " + cells["block"].astype(str)
+    table: Any = cells.assign(block=blocks).pivot_table(
         index="block", columns="position", values="effect", sort=False
     )
     return matrix(table, "log-probability restored (nats/token)", center=0.0)
 
 
+def _clean_values(subject: Subject, window: Batch, sites: Places) -> dict[Site, np.ndarray]:
+    """The activations of one window without noise, [position, width] at each site."""
+    values = values_at(subject, window, sites)
+    return {site: value[0].double().cpu().numpy() for site, value in values.items()}
+
+
 def _map(
-    subject: Subject, one: Batch, sites: Places, window: int, recipe: tuple[int, float, int]
+    subject: Subject,
+    one: Batch,
+    sites: Places,
+    window: int,
+    *,
+    draws: int,
+    noise: float,
+    seed: int,
 ) -> pd.DataFrame:
-    clean = {
-        site: values[0].double().cpu().numpy()
-        for site, values in values_at(subject, one, sites).items()
-    }
-    cells = [(site, position) for site in sites for position in range(len(clean[site]))]
-    plans = [
-        _patch(subject, _around(sites, site, window), clean, position) for site, position in cells
-    ]
-    unspoiled = _mean_loss(subject, one)
-    with _spoiled(subject, one, *recipe) as noisy:
-        spoiled = _mean_loss(subject, noisy)
-        effects = spoiled - np.array(sweep(subject, noisy, plans))
-    about = [(site.stack, site.block, position) for site, position in cells]
-    room = spoiled - unspoiled or np.nan  # where noise changes nothing there is no share
-    return pd.DataFrame(about, columns=["stack", "block", "position"]).assign(
-        effect=effects, share=effects / room
-    )
+    """The rows of `trace` for one window."""
+    clean = _clean_values(subject, one, sites)
+    cells: list[tuple[str, int | None, int]] = []
+    plans: list[Patch] = []
+    for site in sites:
+        around = _sites_around(sites, site, window)
+        for position in range(len(clean[site])):
+            cells.append((site.stack, site.block, position))
+            plans.append(_restore_at(subject, around, clean, position))
+
+    clean_loss = _mean_loss(subject, one)
+    with _noisy_prompt(subject, one, draws, noise, seed) as noisy:
+        noisy_loss = _mean_loss(subject, noisy)
+        effects = noisy_loss - np.array(sweep(subject, noisy, plans))
+    damage = noisy_loss - clean_loss or np.nan  # where noise changes nothing there is no share
+    frame = pd.DataFrame(cells, columns=["stack", "block", "position"])
+    return frame.assign(effect=effects, share=effects / damage)
 
 
-def _around(sites: Places, site: Site, window: int) -> list[Site]:
-    """The sites of `window` blocks of the same stack around one, fewer at its ends."""
-    beside = [s for s in sites if s.stack == site.stack]
-    at = beside.index(site)
-    return beside[max(0, at - window // 2) : at + (window + 1) // 2]
+def _sites_around(sites: Places, site: Site, window: int) -> list[Site]:
+    """The sites of `window` blocks of the same stack around one; fewer at the ends of the stack."""
+    in_stack = [other for other in sites if other.stack == site.stack]
+    index = in_stack.index(site)
+    start = max(0, index - window // 2)
+    return in_stack[start : index + (window + 1) // 2]
 
 
-def _patch(
+def _restore_at(
     subject: Subject, sites: Sequence[Site], clean: dict[Site, np.ndarray], position: int
 ) -> Patch:
-    return Patch(
-        subject.anatomy.units(sites), (position,), values={site: clean[site] for site in sites}
-    )
+    units = subject.anatomy.units(sites)
+    return Patch(units, (position,), values={site: clean[site] for site in sites})
 
 
 def _mean_loss(subject: Subject, batch: Batch) -> float:
@@ -164,60 +215,56 @@ def _mean_loss(subject: Subject, batch: Batch) -> float:
 
 
 @contextmanager
-def _spoiled(
+def _noisy_prompt(
     subject: Subject, window: Batch, draws: int, noise: float, seed: int
 ) -> Generator[Batch]:
-    """The window once for every draw; inside, noise is added to the embeddings of its prompt, or to
-    what it is conditioned on where there is no prompt or no embedding that can be hooked."""
+    """The window once per draw, as a batch to run inside the context.
+
+    Noise is added to the embeddings of its prompt while the context is open. Where there is no
+    prompt, or no embedding that can be hooked, the batch is conditioned on noisy values instead.
+    """
     batch = repeated(window, draws)
     generator = torch.Generator().manual_seed(seed)
     embed = next((site for site in subject.sites if site.point == "embed"), None)
     if window.prompt and embed is not None:
-        with tapped(
-            subject, {embed: _noisy(subject, embed, window.prompt, draws, noise, generator)}
-        ):
+        add_noise = _embedding_noise(subject, embed, window.prompt, draws, noise, generator)
+        with tapped(subject, {embed: add_noise}):
             yield batch
         return
-    if not batch.conditioning or not all(
-        value.is_floating_point() for value in batch.conditioning.values()
-    ):
-        kinds = (
-            ", ".join(f"{name} ({value.dtype})" for name, value in batch.conditioning.items())
-            or "nothing"
-        )
+
+    given = batch.conditioning
+    if not given or not all(value.is_floating_point() for value in given.values()):
+        kinds = [f"{name} ({value.dtype})" for name, value in given.items()]
         raise ValueError(
-            f"nothing to spoil: expected a prompt, or conditioning of real numbers; got conditioning on {kinds}"
+            "nothing to spoil: expected a prompt, or conditioning of real numbers; "
+            f"got conditioning on {', '.join(kinds) or 'nothing'}"
         )
-    draw = {
-        name: torch.randn(value.shape, generator=generator).to(value)
-        for name, value in batch.conditioning.items()
-    }
-    yield replace(
-        batch,
-        conditioning={
-            name: value + noise * value.std() * draw[name]
-            for name, value in batch.conditioning.items()
-        },
-    )
+    noisy: dict[str, Tensor] = {}
+    for name, value in given.items():
+        drawn = torch.randn(value.shape, generator=generator).to(value)
+        noisy[name] = value + noise * value.std() * drawn
+    yield replace(batch, conditioning=noisy)
 
 
-def _noisy(
+def _embedding_noise(
     subject: Subject, embed: Site, prompt: int, draws: int, noise: float, generator: torch.Generator
 ) -> Callable[[Value, Clock], Tensor]:
-    matrix = getattr(
-        subject.module.get_submodule(subject.anatomy.place(embed).path), "weight", None
-    )
-    if not isinstance(matrix, Tensor):
-        raise SiteError(f"{embed} is no embedding with a weight: the scale of the noise is unknown")
-    size = noise * float(matrix.detach().float().std())
-    added = size * torch.randn(draws, prompt, matrix.shape[1], generator=generator)
+    """A visit that adds another draw of noise to each row's prompt."""
+    module = subject.module.get_submodule(subject.anatomy.place(embed).path)
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise SiteError(
+            f"{embed} is not an embedding with a weight: the scale of the noise is unknown"
+        )
+    scale = noise * float(weight.detach().float().std())
+    # drawn once, in front of all forwards: every plan is run on the same noise
+    added = scale * torch.randn(draws, prompt, weight.shape[1], generator=generator)
 
-    def spoil(value: Value, _: Clock) -> Tensor:
-        which = (
-            torch.arange(len(value)) % draws
-        )  # a sweep also runs one row or several times all of them
+    def add_noise(value: Value, _: Clock) -> Tensor:
+        # a sweep may run one row to look at the model, or several copies of all rows together
+        draw = torch.arange(len(value)) % draws
         changed = value.clone()
-        changed[:, :prompt] += added[which].to(value)
+        changed[:, :prompt] += added[draw].to(value)
         return changed
 
-    return spoil
+    return add_noise

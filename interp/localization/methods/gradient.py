@@ -17,36 +17,52 @@ from interp.subject.subject import Subject
 
 @window_method("gradient_x_activation")
 def gradient_x_activation(subject: Subject, batch: Batch, sites: Places) -> dict[Site, Tensor]:
-    """-sum_t h_t * dL/dh_t: the first-order rise of a window's loss L when the unit is zeroed. L is
-    the suffix's mean negative log-likelihood.
+    """Scores a unit by the first-order rise of a window's loss when the unit is zeroed.
 
-    Attribution patching with a zero baseline: Nanda 2023, Syed et al. 2023 (arXiv 2310.10348).
-    Without a reference the units that every text needs come first. With one, a unit whose
-    first-order effect on the reference is strongly negative also comes first, and zeroing
-    that one may hurt other text: where that matters use `absolute_gradient_x_activation`.
+    -sum_t h_t * dL/dh_t, where L is the suffix's mean negative log-likelihood. This is attribution
+    patching with a zero baseline: Nanda 2023, Syed et al. 2023 (arXiv 2310.10348).
+
+    Without a reference, units that every text needs come first. With a reference, a unit whose
+    effect on the reference is strongly negative also comes first, and zeroing it may hurt other
+    text: where that matters use `absolute_gradient_x_activation`.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, control, method="gradient_x_activation")
+        >>> len(scores.top(0.05))
+        5
     """
-    return {
-        site: effect.sum(1, dtype=torch.float64)
-        for site, effect in first_order_effects(subject, batch, sites).items()
-    }
+    effects = first_order_effects(subject, batch, sites)
+    return {site: effect.sum(1, dtype=torch.float64) for site, effect in effects.items()}
 
 
 @window_method("absolute_gradient_x_activation")
 def absolute_gradient_x_activation(
     subject: Subject, batch: Batch, sites: Places
 ) -> dict[Site, Tensor]:
-    """sum_t |h_t * dL/dh_t|: what a unit does at each position, in either direction, so that a unit
-    which the reference uses in any way is spared. Our variant of `gradient_x_activation`."""
-    return {
-        site: effect.abs().sum(1, dtype=torch.float64)
-        for site, effect in first_order_effects(subject, batch, sites).items()
-    }
+    """Scores a unit by the size of its first-order effects on a window's loss, of either sign.
+
+    sum_t |h_t * dL/dh_t|, our variant of `gradient_x_activation`: a unit that the reference windows
+    use in any way scores low.
+
+    Example:
+        >>> method = "absolute_gradient_x_activation"
+        >>> scores = interp.localize(subject, memorized, method=method)
+        >>> bool((scores["blocks.0.neurons"] >= 0).all())
+        True
+    """
+    effects = first_order_effects(subject, batch, sites)
+    return {site: effect.abs().sum(1, dtype=torch.float64) for site, effect in effects.items()}
 
 
 def first_order_effects(
     subject: Subject, batch: Batch, sites: Places
 ) -> dict[Site, Float[Tensor, "batch position units"]]:
-    """-h_t * dL/dh_t for each window of a batch and each position; a head's is the sum over its
-    coordinates."""
+    """Returns -h_t * dL/dh_t for each window and position; for a head the sum over its columns.
+
+    Example:
+        >>> site = interp.Site("heads", 0)
+        >>> first_order_effects(subject, batch, (site,))[site].shape
+        torch.Size([12, 16, 4])
+    """
     values, gradients = differentiated(subject, batch, sites)
     return {site: per_unit(subject, site, -(values[site] * gradients[site])) for site in sites}

@@ -1,5 +1,5 @@
-"""Integrated gradients: the gradient of a unit not where it stands but along the way from zero to
-it."""
+"""Integrated gradients: a unit's value times the gradient along the way from zero to that value,
+instead of the gradient at the value alone."""
 
 from __future__ import annotations
 
@@ -37,68 +37,91 @@ def integrated_gradients(
     rule: Rule = "released",
     positions: Positions = "predicting",
 ) -> dict[Site, Tensor]:
-    """mean_t of h_t * sum_k w_k dP(alpha_k h_t)/dh: what scaling a unit from 0 to its value adds to
-    the probability P of each suffix token.
+    """Scores a unit by what scaling it from 0 to its value adds to the probability of the suffix's
+    tokens.
 
-    One site at a time is scaled; the baseline is zero. Dai et al. 2022 (knowledge neurons), as in
-    Chang et al. 2024 (arXiv 2311.09060), section 3.
+    mean_t of h_t * sum_k w_k dP(alpha_k h_t)/dh, where P is the probability of suffix token t. One
+    site at a time is scaled; the baseline is zero. Dai et al. 2022 (knowledge neurons), as in Chang
+    et al. 2024 (arXiv 2311.09060), section 3.
 
     Args:
-        steps: points on the path.
-        rule: where they lie and what they weigh: `released` as in their code (both ends, each
-            1/steps), `right` (a Riemann sum, both equal 1/steps), or `gauss` (Gauss-Legendre, the
-            most exact for few steps).
-        positions: `predicting` scales, for each suffix token, the position that predicts it
-            (theirs: a forward for every token of every site); `all` scales all positions at once
-            and takes the mean probability (as many times cheaper as there are tokens). Where a
-            site's positions are not those of the tokens, all are scaled.
+        subject, batch, sites: see `window_method`.
+        steps: points on the path, k.
+        rule: where the points alpha_k lie and what they weigh (w_k): `released` as in the released
+            code of Chang et al. (from 0 to 1, each 1/steps), `right` (a Riemann sum: multiples of
+            1/steps, each 1/steps), or `gauss` (Gauss-Legendre, the most exact for few steps).
+        positions: `predicting` scales, for each suffix token, the position that predicts it, as
+            Chang et al. do: one forward for every token of every site. `all` scales all positions
+            at once and takes the mean probability, with one forward for every site. Where a site's
+            positions are not those of the tokens, all are scaled.
+
+    Raises:
+        ValueError: for an unknown rule or choice of positions, and below one step.
+
+    Example:
+        >>> scores = interp.localize(
+        ...     subject, memorized[:1], method="integrated_gradients", steps=4, positions="all"
+        ... )
+        >>> len(scores.top(0.05))
+        5
     """
-    for name, given, choices in (
-        ("rule", rule, get_args(Rule)),
-        ("positions", positions, get_args(Positions)),
-    ):
-        if given not in choices:
-            raise ValueError(
-                f"{name}={given!r}: expected one of {', '.join(choices)}; nearest: {closest(given, choices)}"
-            )
+    _check_choice("rule", rule, get_args(Rule))
+    _check_choice("positions", positions, get_args(Positions))
     alphas, weights = path(steps, rule)
     starts = predicting(subject, batch, sites) if positions == "predicting" else {}
-    found: dict[Site, Tensor] = {}
+    counted = batch.counted.sum(1, keepdim=True).to(subject.device)
+
+    scores: dict[Site, Tensor] = {}
     for site in sites:
         start = _start(subject, site, starts)
         if start is None:
-            found[site] = _along(subject, batch, site, None, alphas, weights)
-        else:
-            tokens = range(max(-start, 0), batch.targets.shape[1])
-            parts = (
-                _along(
-                    subject, _one_target(batch, batch.prompt + t), site, start + t, alphas, weights
-                )
-                for t in tokens
-            )
-            found[site] = sum(parts, torch.zeros(())) / batch.counted.sum(1, keepdim=True).to(
-                subject.device
-            )
-    return found
+            scores[site] = _integrate(subject, batch, site, None, alphas, weights)
+            continue
+        # `start` is -1 in a language model without prompt: no position predicts the first token
+        total = torch.zeros(())
+        for target in range(max(-start, 0), batch.targets.shape[1]):
+            one = _predict_only(batch, batch.prompt + target)
+            total = total + _integrate(subject, one, site, start + target, alphas, weights)
+        scores[site] = total / counted
+    return scores
+
+
+def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        raise ValueError(
+            f"{name}={given!r}: expected one of {', '.join(choices)}; "
+            f"nearest: {closest(given, choices)}"
+        )
 
 
 def _start(subject: Subject, site: Site, starts: Mapping[str, int | None]) -> int | None:
+    """The position at a site that predicts the first target; None where all count."""
     stack = stack_of(subject, site)
     return None if stack is None else starts.get(stack)
 
 
 def path(steps: int, rule: Rule) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
-    """Points between 0 and 1, and their weights. Raises ValueError below one step."""
+    """Returns the points of a path between 0 and 1, and their weights.
+
+    Raises:
+        ValueError: below one step.
+
+    Example:
+        >>> path(4, "right")
+        (array([0.25, 0.5 , 0.75, 1.  ]), array([0.25, 0.25, 0.25, 0.25]))
+    """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least one point on the path")
     if rule == "gauss":
-        points, weights = np.polynomial.legendre.leggauss(steps)
+        points, weights = np.polynomial.legendre.leggauss(steps)  # of the interval [-1, 1]
         return (points + 1) / 2, weights / 2
-    ends = np.linspace(0, 1, steps) if rule == "released" else np.arange(1, steps + 1) / steps
-    return ends, np.full(steps, 1 / steps)
+    equal_weights = np.full(steps, 1 / steps)
+    if rule == "released":
+        return np.linspace(0, 1, steps), equal_weights
+    return np.arange(1, steps + 1) / steps, equal_weights
 
 
-def _along(
+def _integrate(
     subject: Subject,
     batch: Batch,
     site: Site,
@@ -106,53 +129,67 @@ def _along(
     alphas: np.ndarray,
     weights: np.ndarray,
 ) -> Float[Tensor, "windows units"]:
-    """The path integral for each window of a batch: its own value times the weighted sum of the
-    gradients of its probabilities.
+    """The path integral of each window: a unit's value times the weighted sum of gradients.
 
-    All points of the path are rows of one forward. With a `position`, that one is scaled, and the
-    sum of the targets' probabilities is taken; without, all are, and the mean.
+    With a `position`, that position alone is scaled, and the gradient is that of the sum of the
+    targets' probabilities; without one, all positions are scaled, and it is that of the mean.
     """
-    count, rows = len(batch), repeated(batch, len(alphas))
-    scale = torch.tensor(np.repeat(alphas, count), device=subject.device)[:, None, None]
-    kept: dict[
-        str, Tensor
-    ] = {}  # the clean value, and what is put in its place; empty, which `tapped` reports, if the site never ran
+    # All points of the path are rows of one forward: all windows at the first point, then all at
+    # the second, and so on.
+    count = len(batch)
+    rows = repeated(batch, len(alphas))
+    alpha_by_row = torch.tensor(np.repeat(alphas, count), device=subject.device)
+    scale = alpha_by_row[:, None, None]
 
-    def scaled(value: Value, _: Clock) -> Tensor:
+    clean: list[Tensor] = []
+    leaves: list[Tensor] = []
+
+    def scale_value(value: Value, _: Clock) -> Tensor:
+        # The scaled value becomes a leaf that the gradient is taken of. The other positions must
+        # stay as they are, so that it is put between them instead of being written into them.
         at = slice(None) if position is None else slice(position, position + 1)
-        kept["value"] = value.detach()[:count, at]
-        kept["leaf"] = (value.detach()[:, at] * scale.to(value.dtype)).requires_grad_()
-        return (
-            torch.cat([value[:, : at.start], kept["leaf"], value[:, at.stop :]], 1)
-            if position is not None
-            else kept["leaf"]
-        )
+        clean.append(value.detach()[:count, at])
+        leaf = (value.detach()[:, at] * scale.to(value.dtype)).requires_grad_()
+        leaves.append(leaf)
+        if position is None:
+            return leaf
+        before = value[:, :position]
+        after = value[:, position + 1 :]
+        return torch.cat([before, leaf, after], 1)
 
-    with differentiating(subject), tapped(subject, {site: scaled}):
+    with differentiating(subject), tapped(subject, {site: scale_value}):
         total = _probabilities(subject, rows, mean=position is None).sum()
-        gradient = torch.autograd.grad(total, kept["leaf"])[0] if kept else total
+        # without leaves the site never ran, which `tapped` reports on exit
+        gradient = torch.autograd.grad(total, leaves[-1])[0] if leaves else total
+
     by_point = gradient.double().unflatten(0, (len(alphas), count))
-    slope = torch.einsum("k,kbtw->btw", torch.tensor(weights, device=subject.device), by_point)
-    return per_unit(subject, site, (kept["value"].double() * slope).sum(1))
+    weight_by_point = torch.tensor(weights, device=subject.device)
+    slope = torch.einsum("k,kbtw->btw", weight_by_point, by_point)
+    integral = (clean[-1].double() * slope).sum(1)
+    return per_unit(subject, site, integral)
 
 
 def _probabilities(subject: Subject, batch: Batch, *, mean: bool) -> Float[Tensor, " windows"]:
-    """The sum, or the mean, of the probabilities of each window's targets."""
-    logits, targets = subject.target_logits(batch), batch.targets.to(subject.device)
-    probability = (
-        logits.to(torch.promote_types(logits.dtype, torch.float32))
-        .softmax(-1)
-        .gather(-1, targets[..., None])[..., 0]
-    )
+    """The sum, or the mean, of the probabilities of each window's counted targets."""
+    logits = subject.target_logits(batch)
+    targets = batch.targets.to(subject.device)
+    # half precision would lose what one point of the path adds
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    of_targets = precise.softmax(-1).gather(-1, targets[..., None])
     counted = batch.counted.to(subject.device)
-    total = (probability * counted).sum(1)
+    total = (of_targets[..., 0] * counted).sum(1)
     return total / counted.sum(1) if mean else total
 
 
-def _one_target(batch: Batch, number: int) -> Batch:
-    """The same windows with token `number` alone predicted: what follows it is cut off, or does not
-    count where tokens come together."""
-    if batch.steps is not None:
-        mask = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
-        return replace(batch, prompt=number, mask=mask & (torch.arange(batch.length) <= number))
-    return replace(batch.until(number + 1), prompt=number)
+def _predict_only(batch: Batch, target: int) -> Batch:
+    """The same windows with token `target` alone predicted.
+
+    What follows it is cut off; where tokens are predicted together it stays and does not count.
+    """
+    if batch.steps is None:
+        return replace(batch.until(target + 1), prompt=target)
+    mask = batch.mask
+    if mask is None:
+        mask = torch.ones_like(batch.tokens, dtype=torch.bool)
+    until_target = torch.arange(batch.length) <= target
+    return replace(batch, prompt=target, mask=mask & until_target)

@@ -1,8 +1,9 @@
-"""Slimming and Hard Concrete: a mask over all units that keeps the memory and little else, learned
-for many windows at once.
+"""Slimming and Hard Concrete: learn a mask over all units that is as small as it can be while the
+model still generates the memorized window.
 
-Masks multiply activations, so windows of one batch do not mix: the masks of a batch are those that
-each window would get alone, for one forward and backward a step instead of one a window.
+Masks are learned for many windows at once. They multiply activations, so that the windows of a
+batch do not mix: each window gets the mask that it would get alone, but a step costs one forward
+and backward pass for the batch instead of one for each window.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.localization.registry import Places, window_method
-from interp.localization.unit_gates import gated
+from interp.localization.unit_gates import constant_gates, gated
 from interp.localization.window_losses import differentiating, window_losses
 from interp.localization.windows import own_tokens
 from interp.progress import track
@@ -25,8 +26,13 @@ from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
 Logits = Mapping[Site, Float[Tensor, "windows units"]]
-_GAMMA, _ZETA = -0.1, 1.1
-_CHECK_EVERY = 10
+
+# The interval that the concrete distribution is stretched to before it is clipped to [0, 1], so
+# that masks of exactly 0 and 1 have a probability above 0 (Louizos et al. 2018).
+_GAMMA = -0.1
+_ZETA = 1.1
+
+_CHECK_EVERY = 10  # steps between looks at which windows are done
 
 
 @window_method("slimming", size=16)
@@ -40,31 +46,44 @@ def slimming(
     steps: int = 200,
     stop: float = 0.1,
 ) -> dict[Site, Tensor]:
-    """The mask m that minimizes L(x; h * clip(m, 0, 1)) + pressure * sum |m|, from 1 and with Adam;
-    L is the suffix's mean loss.
+    """Scores a unit by its mask m, learned under an L1 penalty.
 
-    Chang et al. 2024 (arXiv 2311.09060), section 3, after Liu et al. 2017. Their lambda multiplies
-    the mean of |m|, so `pressure` is lambda / number of units: 0.41 for their GPT-2. At the upper
-    end of the clip the loss has slope 0 (both one-sided slopes are allowed there): only pressure
-    moves a mask off 1, and without pressure none moves.
+    Minimizes L(x; h * clip(m, 0, 1)) + pressure * sum |m| with Adam, from m = 1; L is the suffix's
+    mean loss. Chang et al. 2024 (arXiv 2311.09060), section 3, after Liu et al. 2017. Their lambda
+    multiplies the mean of |m|, so that `pressure` is lambda / number of units: 0.41 for their
+    GPT-2.
+
+    At the upper end of the clip the loss has slope 0 (both one-sided slopes are allowed there):
+    only the penalty moves a mask off 1, and without pressure none moves.
 
     Args:
-        lr: of Adam. steps: at most. stop: a window whose mean |m| is below this, looked at every 10
-        steps, is done.
+        subject, batch, sites: see `window_method`.
+        lr: learning rate of Adam.
+        pressure: weight of the penalty, per unit.
+        steps: the most optimizer steps.
+        stop: a window whose mean |m| is below this is done; checked every 10 steps.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, method="slimming", steps=5)
+        >>> bool((scores["blocks.0.neurons"] <= 1).all())
+        True
     """
     masks = _leaves(subject, batch, sites, 1.0)
 
-    def penalty(values: Logits) -> Tensor:
-        return pressure * torch.stack([m.abs().sum(1) for m in values.values()]).sum(0)
+    def to_gates(masks: Logits) -> dict[Site, Tensor]:
+        return {site: clipped(mask) for site, mask in masks.items()}
 
-    def size(values: Logits) -> Tensor:
-        return torch.cat([m.abs() for m in values.values()], 1).mean(1)
+    def penalty(masks: Logits) -> Tensor:
+        # summed first within sites and then over them, for sites may have different widths
+        by_site = [mask.abs().sum(1) for mask in masks.values()]
+        return pressure * torch.stack(by_site).sum(0)
 
-    def masked(values: Logits) -> dict[Site, Tensor]:
-        return {site: clipped(m) for site, m in values.items()}
+    def mean_mask(masks: Logits) -> Tensor:
+        sizes = [mask.abs() for mask in masks.values()]
+        return torch.cat(sizes, 1).mean(1)
 
-    _learn(subject, batch, masks, masked, penalty, size, (lr, steps, stop))
-    return {site: clipped(mask.detach()) for site, mask in masks.items()}
+    _learn(subject, batch, masks, to_gates, penalty, mean_mask, lr=lr, steps=steps, stop=stop)
+    return to_gates({site: mask.detach() for site, mask in masks.items()})
 
 
 @window_method("hard_concrete", size=16)
@@ -81,60 +100,95 @@ def hard_concrete(
     stop: float = 0.4,
     seed: int = 0,
 ) -> dict[Site, Tensor]:
-    """sigmoid(a), where a minimizes L(x; h * z) + pressure * sum sigmoid(a - beta log(-gamma/zeta))
-    over random masks z(a); see `concrete_mask`.
+    """Scores a unit by sigmoid(a), where a is the logit of a random mask, learned under an expected
+    L0 penalty.
 
-    Louizos et al. 2018, as in Chang et al. 2024 (arXiv 2311.09060), section 3 and released code.
-    Their lambda multiplies the mean, so `pressure` is lambda / number of units: 0.027 for their
-    GPT-2. Each window draws from the seed and its own tokens.
+    Minimizes L(x; h * z) + pressure * sum sigmoid(a - beta log(-gamma/zeta)) over random masks z(a)
+    (see `concrete_mask`). Louizos et al. 2018, as in Chang et al. 2024 (arXiv 2311.09060), section
+    3 and released code. Their lambda multiplies the mean, so that `pressure` is lambda / number of
+    units: 0.027 for their GPT-2.
 
     Args:
-        lr: of Adam. mask_p: the expected mask to begin with. beta: temperature. steps: at most.
-            stop: a window whose mean penalty is below this, looked at every 10 steps, is done.
+        subject, batch, sites: see `window_method`.
+        lr: learning rate of Adam.
+        pressure: weight of the penalty, per unit.
+        mask_p: the expected mask to begin with, in (0, 1).
+        beta: temperature.
+        steps: the most optimizer steps.
+        stop: a window whose mean penalty is below this is done; checked every 10 steps.
+        seed: of the random masks. Each window draws from the seed and its own tokens.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, method="hard_concrete", steps=5)
+        >>> values = scores["blocks.0.neurons"]
+        >>> bool((values > 0).all() and (values < 1).all())
+        True
     """
     logits = _leaves(subject, batch, sites, _initial_logit(mask_p))
-    draws = [torch.Generator().manual_seed(_seed(seed, row)) for row in own_tokens(batch)]
+    generators = [
+        torch.Generator().manual_seed(_window_seed(seed, tokens)) for tokens in own_tokens(batch)
+    ]
     shift = beta * math.log(-_GAMMA / _ZETA)
 
-    def penalties(values: Logits) -> Tensor:
-        return torch.cat([torch.sigmoid(a - shift) for a in values.values()], 1)
+    def to_gates(logits: Logits) -> dict[Site, Tensor]:
+        widths = [logit.shape[1] for logit in logits.values()]
+        # One draw per window for all its units, from a generator of its own: a window gets the same
+        # noise in any batch.
+        draws = [
+            torch.rand(sum(widths), generator=generator, dtype=torch.float64)
+            for generator in generators
+        ]
+        noise_by_site = torch.stack(draws).split(widths, dim=1)
+        gates: dict[Site, Tensor] = {}
+        for (site, logit), noise in zip(logits.items(), noise_by_site, strict=True):
+            gates[site] = concrete_mask(logit, beta, noise.to(logit))
+        return gates
 
-    def masked(values: Logits) -> dict[Site, Tensor]:
-        widths = [a.shape[1] for a in values.values()]
-        noise = torch.stack(
-            [torch.rand(sum(widths), generator=g, dtype=torch.float64) for g in draws]
-        ).split(widths, dim=1)
-        return {
-            site: concrete_mask(a, beta, n.to(a))
-            for (site, a), n in zip(values.items(), noise, strict=True)
-        }
+    def chances_of_open(logits: Logits) -> Tensor:
+        by_site = [torch.sigmoid(logit - shift) for logit in logits.values()]
+        return torch.cat(by_site, 1)
 
-    def penalty(values: Logits) -> Tensor:
-        return pressure * penalties(values).sum(1)
+    def penalty(logits: Logits) -> Tensor:
+        return pressure * chances_of_open(logits).sum(1)
 
-    def size(values: Logits) -> Tensor:
-        return penalties(values).mean(1)
+    def mean_penalty(logits: Logits) -> Tensor:
+        return chances_of_open(logits).mean(1)
 
-    _learn(subject, batch, logits, masked, penalty, size, (lr, steps, stop))
-    return {site: torch.sigmoid(a.detach()) for site, a in logits.items()}
+    _learn(subject, batch, logits, to_gates, penalty, mean_penalty, lr=lr, steps=steps, stop=stop)
+    return {site: torch.sigmoid(logit.detach()) for site, logit in logits.items()}
 
 
 def clipped(mask: Tensor) -> Tensor:
-    """clip(m, 0, 1), whose slope at 1 and above is 0."""
+    """Returns clip(m, 0, 1), with slope 0 at 1 and above.
+
+    `clamp` has slope 1 at exactly 1, which is where Slimming starts.
+
+    Example:
+        >>> clipped(torch.tensor([-0.5, 0.25, 1.5]))
+        tensor([0.0000, 0.2500, 1.0000])
+    """
     return torch.where(mask >= 1, torch.ones_like(mask), mask.clamp(min=0))
 
 
 def concrete_mask(logits: Tensor, beta: float = 0.33, noise: Tensor | None = None) -> Tensor:
-    """clip(s * (zeta - gamma) + gamma, 0, 1), in [0, 1], with gamma = -0.1, zeta = 1.1.
+    """Returns a Hard Concrete mask, clip(s * (zeta - gamma) + gamma, 0, 1), with gamma = -0.1 and
+    zeta = 1.1.
 
-    With uniform noise u, the training mask: s = sigmoid((log u - log(1 - u) + a) / beta), u kept
-    within 1e-4 of 0 and 1. Without, the
-    deterministic one: s = sigmoid(a).
+    Args:
+        logits: a, of any shape.
+        beta: temperature of the training mask.
+        noise: u, uniform in [0, 1], for the training mask: s = sigmoid((log u - log(1 - u) + a) /
+            beta). Without it the mask is the deterministic one: s = sigmoid(a).
+
+    Example:
+        >>> concrete_mask(torch.tensor([-10.0, 0.0, 10.0]))
+        tensor([0.0000, 0.5000, 1.0000])
     """
     if noise is not None:
-        u = noise.clamp(1e-4, 1 - 1e-4)
+        u = noise.clamp(1e-4, 1 - 1e-4)  # the logarithms are infinite at 0 and 1
         logits = (u.log() - (-u).log1p() + logits) / beta
-    return (torch.sigmoid(logits) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+    stretched = torch.sigmoid(logits) * (_ZETA - _GAMMA) + _GAMMA
+    return stretched.clamp(0, 1)
 
 
 def _initial_logit(mask_p: float) -> float:
@@ -145,50 +199,58 @@ def _initial_logit(mask_p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def _seed(seed: int, tokens: list[int]) -> int:
-    return int(np.random.default_rng([seed, *tokens]).integers(2**63))
+def _window_seed(seed: int, tokens: list[int]) -> int:
+    rng = np.random.default_rng([seed, *tokens])
+    return int(rng.integers(2**63))
 
 
 def _leaves(subject: Subject, batch: Batch, sites: Places, value: float) -> dict[Site, Tensor]:
-    """A number for each unit and window to learn; single precision, or double where the model is."""
-    dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
-    return {
-        site: torch.full(
-            (len(batch), width), value, dtype=dtype, device=subject.device, requires_grad=True
-        )
-        for site, width in subject.anatomy.widths(sites).items()
-    }
+    """A number to learn for each unit and window."""
+    leaves = constant_gates(subject, sites, windows=len(batch), value=value)
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    return leaves
 
 
 def _learn(
     subject: Subject,
     batch: Batch,
     leaves: dict[Site, Tensor],
-    masked: Callable[[Logits], dict[Site, Tensor]],
+    to_gates: Callable[[Logits], dict[Site, Tensor]],
     penalty: Callable[[Logits], Float[Tensor, " windows"]],
-    size: Callable[[Logits], Float[Tensor, " windows"]],
-    recipe: tuple[float, int, float],
+    mean_size: Callable[[Logits], Float[Tensor, " windows"]],
+    *,
+    lr: float,
+    steps: int,
+    stop: float,
 ) -> None:
-    """Minimizes each window's loss under its mask plus its penalty, in place; a window whose mask
-    is small enough keeps it."""
-    lr, steps, stop = recipe
-    adam = torch.optim.Adam(leaves.values(), lr=lr)
+    """Minimizes, in place, each window's loss under its gates plus its penalty.
+
+    A window whose `mean_size` falls below `stop` is done.
+    """
+    tensors = list(leaves.values())
+    adam = torch.optim.Adam(tensors, lr=lr)
     active = torch.ones(len(batch), 1, dtype=torch.bool, device=subject.device)
     for step in track(range(steps), "masks"):
         if step % _CHECK_EVERY == 0:
-            active &= size(leaves)[:, None].detach() >= stop
+            sizes = mean_size(leaves).detach()
+            active &= sizes[:, None] >= stop
             if not active.any():
                 return
+
         with differentiating(subject):
-            with gated(subject, masked(leaves)):
+            with gated(subject, to_gates(leaves)):
                 losses = window_losses(subject, batch)
-            gradients = torch.autograd.grad((losses + penalty(leaves)).sum(), list(leaves.values()))
-        before = [] if active.all() else [leaf.detach().clone() for leaf in leaves.values()]
-        for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+            objective = (losses + penalty(leaves)).sum()
+            gradients = torch.autograd.grad(objective, tensors)
+        for leaf, gradient in zip(tensors, gradients, strict=True):
             leaf.grad = gradient
+
+        # Adam steps all rows, and by its momentum it would move those of finished windows even with
+        # gradients of 0. They are put back, so that a window ends as it would alone.
+        before = None if active.all() else [leaf.detach().clone() for leaf in tensors]
         adam.step()
-        with torch.no_grad():
-            for leaf, old in zip(
-                leaves.values(), before, strict=False
-            ):  # nothing to put back while all windows learn
-                leaf.copy_(torch.where(active, leaf, old))
+        if before is not None:
+            with torch.no_grad():
+                for leaf, old in zip(tensors, before, strict=True):
+                    leaf.copy_(torch.where(active, leaf, old))

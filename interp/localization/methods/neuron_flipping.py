@@ -1,5 +1,5 @@
-"""Gradient neuron flipping: how few units must go before a window is no longer what the model says,
-and which."""
+"""Gradient neuron flipping: how few units must be zeroed before the model no longer generates a
+window, and which units those are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from interp.hooks.hooks import Clock, Value, tapped
 from interp.localization.registry import Places, Scores, method
-from interp.localization.unit_gates import gated
+from interp.localization.unit_gates import constant_gates, gated
 from interp.localization.window_losses import differentiating, window_losses
+from interp.localization.window_rows import stack_rows
 from interp.localization.windows import own_tokens, repeated
 from interp.progress import track
 from interp.sites.anatomy import Sites
@@ -27,9 +28,20 @@ from interp.subject.subject import Subject, evaluating
 
 @dataclass(frozen=True)
 class Recipe:
-    """`copies` of the window with noise of `noise` times its embeddings' length; done when `share`
-    of the tokens that were right are wrong, or after `at_most` units; `population` windows of the
-    reference stand for what is to be kept."""
+    """How a window is flipped.
+
+    Attributes:
+        copies: copies of the window, each with other noise on its embeddings, that the gradient is
+            averaged over.
+        noise: length of the noise, as a fraction of the length of the window's embeddings.
+        share: a window is flipped when this fraction of the tokens that were right are wrong.
+        at_most: the most units to zero.
+        population: how many windows of the reference stand for what must be kept.
+        seed: of the noise.
+
+    Raises:
+        ValueError: for a count below 1 or a share that is not above 0.
+    """
 
     copies: int = 5
     noise: float = 0.01
@@ -48,8 +60,13 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Flip:
-    """What it took to flip one window: the `chosen` units in order, whether it `flipped`, and every
-    unit's first score."""
+    """What it took to flip one window.
+
+    Attributes:
+        chosen: the zeroed units, in order.
+        flipped: whether the window flipped before the limit was reached.
+        first: every unit's score before any was zeroed, {site: [units]}.
+    """
 
     chosen: list[tuple[Site, int]]
     flipped: bool
@@ -59,29 +76,38 @@ class Flip:
 def _each(
     subject: Subject, memorized: Batches, reference: Batches, sites: Places, **recipe: Any
 ) -> Scores:
-    rows = [
-        _ranked(flip) for flip in _flips(subject, memorized, reference, sites, Recipe(**recipe))
-    ]
-    return {site: np.stack([row[site] for row in rows]) for site in sites}
+    flips = _flip_all(subject, memorized, reference, sites, Recipe(**recipe))
+    return stack_rows([_rank(flip) for flip in flips])
 
 
 @method("neuron_flipping", each=_each, needs_reference=True, options=Recipe)
 def neuron_flipping(
     subject: Subject, memorized: Batches, reference: Batches, sites: Places, **recipe: Any
 ) -> Scores:
-    """The units whose zeroing flips a window, in the order in which they are found: 2 for the
-    first, down to above 1 for the last, and below that the rest by their first-order score (at most
-    1). A set scores the mean over its windows. Options are the fields of `Recipe`.
+    """Scores units by the order in which they are zeroed until a window flips.
 
-    Again and again the unit is zeroed that lowers -L(window) + mean L(reference) most to first
-    order, until `share` of the tokens that the model had right are wrong. After Maini et al. 2023
+    The unit is zeroed, again and again, that to first order lowers -L(window) + mean L(reference)
+    most, until `share` of the tokens that the model had right are wrong. After Maini et al. 2023
     (arXiv 2307.09542), section 4, who flip one label of an image classifier; the noise and its
     copies are theirs, the share of tokens is ours.
+
+    The first unit scores 2, the last of those zeroed just above 1; all others score at most 1, by
+    their first-order effect. The score of a set is the mean over its windows.
+
+    Args:
+        subject, memorized, reference, sites: see `method`.
+        **recipe: fields of `Recipe`.
+
+    Example:
+        >>> scores = interp.localize(
+        ...     subject, memorized[:1], control, method="neuron_flipping", at_most=5
+        ... )
+        >>> values = np.concatenate(list(scores.values.values()))
+        >>> float(values.max())
+        2.0
     """
-    return {
-        site: rows.mean(0)
-        for site, rows in _each(subject, memorized, reference, sites, **recipe).items()
-    }
+    rows = _each(subject, memorized, reference, sites, **recipe)
+    return {site: values.mean(0) for site, values in rows.items()}
 
 
 def units_to_flip(
@@ -91,59 +117,78 @@ def units_to_flip(
     site: Sites = "neurons",
     recipe: Recipe | None = None,
 ) -> pd.DataFrame:
-    """One row a window: how many `units` it took to flip it, and whether it `flipped` within the
-    recipe's limit. Memorized examples need few, others more (Maini et al. 2023)."""
+    """Counts the units that must be zeroed to flip each window.
+
+    Memorized examples need few, others more (Maini et al. 2023, arXiv 2307.09542).
+
+    Args:
+        subject: the model.
+        memorized: windows to flip.
+        reference: windows whose loss should not rise.
+        site: whose units may be zeroed.
+        recipe: how a window is flipped; the default `Recipe` if None.
+
+    Returns:
+        A frame with one row per `window`: how many `units` were zeroed, and whether it `flipped`
+        within the recipe's limit.
+
+    Example:
+        >>> counts = units_to_flip(subject, memorized[:2], control, recipe=Recipe(at_most=3))
+        >>> len(counts), bool((counts["units"] <= 3).all())
+        (2, True)
+    """
     sites = subject.anatomy.expand(site)
-    flips = _flips(subject, memorized, reference, sites, recipe or Recipe())
-    return pd.DataFrame(
-        [(n, len(flip.chosen), flip.flipped) for n, flip in enumerate(flips)],
-        columns=["window", "units", "flipped"],
-    )
+    flips = _flip_all(subject, memorized, reference, sites, recipe or Recipe())
+    rows = [(number, len(flip.chosen), flip.flipped) for number, flip in enumerate(flips)]
+    return pd.DataFrame(rows, columns=["window", "units", "flipped"])
 
 
-def _flips(
+def _flip_all(
     subject: Subject, memorized: Batches, reference: Batches, sites: Places, recipe: Recipe
 ) -> list[Flip]:
-    population = _first(reference, recipe.population)
-    windows = [window for batch in batches(memorized) for window in batch.split(1)]
+    population = _take(reference, recipe.population)
+    windows: list[Batch] = []
+    for batch in batches(memorized):
+        windows += batch.split(1)
     return [
         _flip(subject, window, population, sites, recipe)
         for window in track(windows, "neuron_flipping")
     ]
 
 
-def _first(windows: Batches, count: int) -> list[Batch]:
+def _take(windows: Batches, count: int) -> list[Batch]:
     """The first `count` windows, in batches."""
-    kept: list[Batch] = []
+    taken: list[Batch] = []
+    missing = count
     for batch in batches(windows, count):
-        kept.append(next(iter(batch.split(count - sum(map(len, kept))))))
-        if sum(map(len, kept)) == count:
+        first = next(iter(batch.split(missing)))
+        taken.append(first)
+        missing -= len(first)
+        if missing == 0:
             break
-    return kept
+    return taken
 
 
 def _flip(
     subject: Subject, window: Batch, population: list[Batch], sites: Places, recipe: Recipe
 ) -> Flip:
-    dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
-    widths = subject.anatomy.widths(sites)
-    gates = {
-        site: torch.ones(1, width, device=subject.device, dtype=dtype)
-        for site, width in widths.items()
-    }
+    gates = constant_gates(subject, sites, windows=1, value=1.0)
     right = _hits(subject, window, gates)
+    enough = max(1, recipe.share * right.sum())
+
     chosen: list[tuple[Site, int]] = []
     first: dict[Site, Tensor] = {}
     while len(chosen) < recipe.at_most:
         scores = _scores(subject, window, population, gates, recipe)
         first = first or scores
-        site = max(sites, key=lambda s: float(scores[s].max()))
+        site = max(sites, key=lambda site: float(scores[site].max()))
         unit = int(scores[site].argmax())
         if not scores[site][unit] > 0:  # nothing left that helps, or not a number
             break
         gates[site][0, unit] = 0
         chosen.append((site, unit))
-        if (right & ~_hits(subject, window, gates)).sum() >= max(1, recipe.share * right.sum()):
+        wrong_now = right & ~_hits(subject, window, gates)
+        if wrong_now.sum() >= enough:
             return Flip(chosen, True, first)
     return Flip(chosen, False, first)
 
@@ -158,60 +203,66 @@ def _scores(
     """By how much zeroing each unit lowers -L(window) + mean L(population), to first order;
     [units], 0 for units that are zero already."""
     leaves = {site: gate.clone().requires_grad_() for site, gate in gates.items()}
-    size = sum(map(len, population))
+    population_size = sum(map(len, population))
+    copies = repeated(window, recipe.copies)
     with differentiating(subject):
-        copies = repeated(window, recipe.copies)
         with _jittered(subject, window, recipe), gated(subject, leaves):
-            goal = -window_losses(subject, copies).mean()
+            objective = -window_losses(subject, copies).mean()
         for batch in population:
             with gated(subject, leaves):
-                goal = goal + window_losses(subject, batch).sum() / size
-        gradients = torch.autograd.grad(goal, list(leaves.values()))
-    return {
-        site: (gate * g)[0].double()
-        for (site, gate), g in zip(gates.items(), gradients, strict=True)
-    }
+                losses = window_losses(subject, batch)
+            objective = objective + losses.sum() / population_size
+        gradients = torch.autograd.grad(objective, list(leaves.values()))
+
+    scores: dict[Site, Tensor] = {}
+    for (site, gate), gradient in zip(gates.items(), gradients, strict=True):
+        scores[site] = (gate * gradient)[0].double()
+    return scores
 
 
 @contextmanager
 def _jittered(subject: Subject, window: Batch, recipe: Recipe) -> Generator[None]:
-    """Noise on the embeddings, of a share of their own length; none where they cannot be hooked.
-    Padding changes none of it."""
+    """Adds noise to the embeddings of each copy of the window; none where they cannot be hooked."""
     embed = next((site for site in subject.sites if site.point == "embed"), None)
     if embed is None:
         yield
         return
     length = len(own_tokens(window)[0])
 
+    def lengths(tensor: Tensor) -> Tensor:
+        """Of each copy's part without padding, [copies, 1, 1]."""
+        return tensor[:, :length].flatten(1).norm(dim=1)[:, None, None]
+
     def jitter(value: Value, _: Clock) -> Tensor:
+        # Drawn position by position, so that padding at the end changes nothing of the noise before
+        # it; from a new generator in each forward, so that every step sees the same noise.
         generator = torch.Generator().manual_seed(recipe.seed)
-        noise = (
-            torch.randn(value.shape[1], value.shape[0], value.shape[2], generator=generator)
-            .transpose(0, 1)
-            .to(value)
-        )
-        sizes = (
-            tensor[:, :length].flatten(1).norm(dim=1)[:, None, None] for tensor in (value, noise)
-        )
-        return value + recipe.noise * noise * next(sizes) / next(sizes)
+        copies, positions, width = value.shape
+        drawn = torch.randn(positions, copies, width, generator=generator)
+        noise = drawn.transpose(0, 1).to(value)
+        scaled = recipe.noise * noise * lengths(value) / lengths(noise)
+        return value + scaled
 
     with tapped(subject, {embed: jitter}):
         yield
 
 
 def _hits(subject: Subject, window: Batch, gates: dict[Site, Tensor]) -> Tensor:
+    """Which counted targets are the most likely token under the gates, [windows, predicted]."""
     with evaluating(subject), gated(subject, gates):
         logits = subject.target_logits(window)
-    return (logits.argmax(-1) == window.targets.to(logits.device)) & window.counted.to(
-        logits.device
-    )
+    targets = window.targets.to(logits.device)
+    counted = window.counted.to(logits.device)
+    return (logits.argmax(-1) == targets) & counted
 
 
-def _ranked(flip: Flip) -> dict[Site, np.ndarray]:
-    largest = max(float(score.abs().max()) for score in flip.first.values())
-    scores = {
-        site: (score / max(largest, 1e-30)).cpu().numpy() for site, score in flip.first.items()
-    }
+def _rank(flip: Flip) -> dict[Site, np.ndarray]:
+    """First-order scores scaled to at most 1, and above them the chosen units in order."""
+    maxima = [float(score.abs().max()) for score in flip.first.values()]
+    scale = max(*maxima, 1e-30)
+    scores: dict[Site, np.ndarray] = {}
+    for site, score in flip.first.items():
+        scores[site] = (score / scale).cpu().numpy()
     for place, (site, unit) in enumerate(flip.chosen):
         scores[site][unit] = 2 - place / len(flip.chosen)
     return scores

@@ -1,4 +1,4 @@
-"""UnitMem: how much more a unit responds to one example than to the rest."""
+"""UnitMem: how much more a unit responds to one example than to the others."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from interp.subject.subject import Subject
 
 _DEAD = 1e-8
 Collapse = Literal["segments", "max", "macro", "tokens"]
+
+# each unit's UnitMem, and the number of the example of its maximum
 Selective = tuple[Float[np.ndarray, " units"], Int[np.ndarray, " units"]]
 
 
@@ -33,11 +35,11 @@ def _each(
     views: int = 1,
     collapse: Collapse = "segments",
 ) -> Scores:
-    """[memorized windows, units]: a unit's UnitMem at the window of its maximum, 0 at the others."""
-    scores, count = _over_both(subject, memorized, reference, sites, size, views, collapse)
+    """A unit's UnitMem at the window of its maximum, 0 at others; [memorized windows, units]."""
+    found, count = _over_both(subject, memorized, reference, sites, size, views, collapse)
+    numbers = np.arange(count)[:, None]
     return {
-        site: np.where(np.arange(count)[:, None] == example, value, 0.0)
-        for site, (value, example) in scores.items()
+        site: np.where(numbers == example, value, 0.0) for site, (value, example) in found.items()
     }
 
 
@@ -51,12 +53,26 @@ def unitmem_of_memorized(
     views: int = 1,
     collapse: Collapse = "segments",
 ) -> Scores:
-    """UnitMem over memorized and reference windows together; 0 for units whose strongest example is
-    a reference."""
-    scores, count = _over_both(subject, memorized, reference, sites, size, views, collapse)
-    return {
-        site: np.where(example < count, value, 0.0) for site, (value, example) in scores.items()
-    }
+    """Scores a unit by its UnitMem over memorized and reference windows together.
+
+    A unit that responds most to a reference window scores 0. `localize_each` gives a unit's score
+    to the window that it responds most to, and 0 to the others.
+
+    Args:
+        subject, memorized, reference, sites: see `method`.
+        size, views, collapse: as for `unitmem`.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, control, method="unitmem")
+        >>> values = scores["blocks.0.neurons"]
+        >>> bool((values >= 0).all() and (values <= 1).all())
+        True
+    """
+    found, count = _over_both(subject, memorized, reference, sites, size, views, collapse)
+    scores: dict[Site, np.ndarray] = {}
+    for site, (value, example) in found.items():
+        scores[site] = np.where(example < count, value, 0.0)
+    return scores
 
 
 def _over_both(
@@ -64,17 +80,18 @@ def _over_both(
     memorized: Batches,
     reference: Batches | None,
     sites: Places,
-    size: int,
+    batch_size: int,
     views: int,
     collapse: Collapse,
 ) -> tuple[dict[Site, Selective], int]:
     """UnitMem and example of every unit over both sets, and how many examples are memorized."""
-    rows = max(size // views, 1) * views
+    rows = max(batch_size // views, 1) * views  # an example's views must stay in one batch
     ours = list(batches(memorized, rows))
-    both = chain(ours, [] if reference is None else batches(reference, rows))
-    return unitmem(subject, both, sites, size, views=views, collapse=collapse), sum(
-        map(len, ours)
-    ) // views
+    theirs = [] if reference is None else batches(reference, rows)
+    both = chain(ours, theirs)
+    found = unitmem(subject, both, sites, batch_size, views=views, collapse=collapse)
+    memorized_examples = sum(map(len, ours)) // views
+    return found, memorized_examples
 
 
 def unitmem(
@@ -86,38 +103,59 @@ def unitmem(
     views: int = 1,
     collapse: Collapse = "segments",
 ) -> dict[Site, Selective]:
-    """For every unit, (mu_max - mu_rest) / (mu_max + mu_rest) in [0, 1], and the example of the
+    """Returns each unit's UnitMem, (mu_max - mu_rest) / (mu_max + mu_rest), and the example of its
     maximum.
 
-    mu is the mean of |activation| over the positions of one example, mu_rest its mean over the
-    other examples (Wang et al. 2024, arXiv 2409.19069, equations 5-8, with the absolute value that
-    negative activations need). Streams: memory does not grow with examples. A unit that never fires
-    scores 0.
+    mu is the mean of |activation| over the positions of one example, mu_max its maximum over
+    examples, and mu_rest its mean over the other examples. Wang et al. 2024 (arXiv 2409.19069),
+    equations 5-8, with the absolute value that negative activations need. A unit that never fires
+    scores 0. Memory does not grow with the number of examples.
 
     Args:
+        subject: the model.
+        windows: the examples.
+        sites: whose units to score.
+        size: batch size, in windows.
         views: how many consecutive windows are augmentations of one example, over which mu is
-        averaged (the papers use 10).
-        collapse: how the segments of an image model become one score, those left out in which all
-            images of a class are the same. `segments`: the mean of the UnitMem of each; `max`: the
-            largest; `macro`: UnitMem of the mean over segments of mu; `tokens`: UnitMem with mu
-            over all positions, where long segments weigh more. A text is one segment, for which all
-            are the same.
+            averaged (the papers use 10).
+        collapse: how the segments of an image model become one score. `segments`: the mean of the
+            UnitMem of each; `max`: the largest of them; `macro`: UnitMem of the mean over segments
+            of mu; `tokens`: UnitMem with mu over all positions, where long segments weigh more.
+            Segments in which all images of a class are the same are left out. A text is one
+            segment, for which all four are the same.
 
-    The example is that of the segment with the largest UnitMem where segments are scored apart.
+    Returns:
+        {site: (score in [0, 1], number of the example)}, each [units]. Where segments are scored
+        separately, the example is that of the segment with the largest UnitMem.
+
+    Raises:
+        ValueError: for an unknown `collapse`, or fewer than 2 examples.
+
+    Example:
+        >>> site = interp.Site("neurons", 0)
+        >>> score, example = unitmem(subject, batch, (site,))[site]
+        >>> score.shape, bool((score >= 0).all() and (score <= 1).all()), bool(example.max() < 12)
+        ((48,), True, True)
     """
-    if collapse not in get_args(Collapse):
-        known = get_args(Collapse)
+    known = get_args(Collapse)
+    if collapse not in known:
         raise ValueError(
-            f"collapse={collapse!r}: expected one of {', '.join(known)}; nearest: {closest(collapse, known)}"
+            f"collapse={collapse!r}: expected one of {', '.join(known)}; "
+            f"nearest: {closest(collapse, known)}"
         )
     parts = segments(subject)
-    if collapse in ("macro", "tokens") and None not in parts.values():
-        parts = {"": _macro(parts) if collapse == "macro" else _all_of(parts)}
+    has_segments = None not in parts.values()
+    if has_segments and collapse == "macro":
+        parts = {"": _mean_by_segment(parts)}
+    elif has_segments and collapse == "tokens":
+        parts = {"": _all_positions(parts)}
+
     recordings = record_parts(subject, windows, sites, parts, "selectivity", size=size, views=views)
-    return {
-        site: _collapsed([_selectivity(subject, r, site) for r in recordings.values()], collapse)
-        for site in sites
-    }
+    result: dict[Site, Selective] = {}
+    for site in sites:
+        by_segment = [_selectivity(subject, each, site) for each in recordings.values()]
+        result[site] = _collapse_segments(by_segment, collapse)
+    return result
 
 
 def unitmem_by_segment(
@@ -129,51 +167,68 @@ def unitmem_by_segment(
     views: int = 1,
     degenerate: bool = True,
 ) -> pd.DataFrame:
-    """UnitMem of every unit in every segment of an image model, with `unitmem`'s arguments: the map
-    of scale by block.
+    """Returns the UnitMem of every unit in every segment of an image model.
 
-    One row for each `segment`, `block` and `unit`, with its `score` and the `example` of its
-    maximum.
+    Args:
+        subject, windows, sites, size, views: as for `unitmem`.
+        degenerate: whether to include segments in which all images of a class are the same.
+
+    Returns:
+        A frame with one row per `segment`, `site`, `block` and `unit`: its `score`, and the
+        `example` of its maximum.
+
+    Raises:
+        ValueError: for fewer than 2 examples.
+
+    Example:
+        >>> by_segment = unitmem_by_segment(subject, batch, (interp.Site("neurons", 0),))
+        >>> len(by_segment), by_segment["segment"].unique().tolist()  # a text is one segment
+        (48, [''])
     """
     parts = segments(subject, degenerate=degenerate)
     recordings = record_parts(subject, windows, sites, parts, "selectivity", size=size, views=views)
     frames: list[pd.DataFrame] = []
-    for part, recording in recordings.items():
+    for segment, recording in recordings.items():
         for site in sites:
             score, example = _selectivity(subject, recording, site)
-            about = {
-                "segment": part,
+            columns = {
+                "segment": segment,
                 "site": str(site),
                 "block": site.block,
                 "unit": np.arange(len(score)),
+                "score": score,
+                "example": example,
             }
-            frames.append(pd.DataFrame(about | {"score": score, "example": example}))
+            frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def _macro(parts: Mapping[str, Part | None]) -> Part:
-    """[batch, segments, width]: the mean of |activation| in each."""
+def _mean_by_segment(parts: Mapping[str, Part | None]) -> Part:
+    """Maps activations to [batch, segments, width]: the mean of |activation| in each segment, so
+    that the mean over "positions" that follows weighs all segments equally."""
+    present = [part for part in parts.values() if part is not None]
 
     def means(value: Tensor) -> Tensor:
-        return torch.stack(
-            [part(value).abs().mean(1) for part in parts.values() if part is not None], dim=1
-        )
+        by_segment = [segment(value).abs().mean(1) for segment in present]
+        return torch.stack(by_segment, dim=1)
 
     return means
 
 
-def _all_of(parts: Mapping[str, Part | None]) -> Part:
+def _all_positions(parts: Mapping[str, Part | None]) -> Part:
+    """Maps activations to those of all segments, [batch, positions, width]."""
+    present = [part for part in parts.values() if part is not None]
+
     def joined(value: Tensor) -> Tensor:
-        return torch.cat([part(value) for part in parts.values() if part is not None], dim=1)
+        by_segment = [segment(value) for segment in present]
+        return torch.cat(by_segment, dim=1)
 
     return joined
 
 
-def _collapsed(found: list[Selective], collapse: Collapse) -> Selective:
-    scores, examples = (
-        np.stack([score for score, _ in found]),
-        np.stack([example for _, example in found]),
-    )
+def _collapse_segments(by_segment: list[Selective], collapse: Collapse) -> Selective:
+    scores = np.stack([score for score, _ in by_segment])
+    examples = np.stack([example for _, example in by_segment])
     strongest = scores.argmax(0)
     units = np.arange(scores.shape[1])
     score = scores[strongest, units] if collapse == "max" else scores.mean(0)
@@ -181,18 +236,23 @@ def _collapsed(found: list[Selective], collapse: Collapse) -> Selective:
 
 
 def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selective:
-    """UnitMem and example of each unit; a head's is the mean over its coordinates, and the example
-    that of its strongest one."""
-    parts, units = recording.parts[site], subject.anatomy.place(site).units
-    largest, count = parts["max"], parts["count"]
+    """UnitMem and example of each unit; for a head the mean over its columns, and the example of
+    its strongest column."""
+    parts = recording.parts[site]
+    largest = parts["max"]
+    count = parts["count"]
     if count.flat[0] < 2:
         raise ValueError(f"UnitMem compares examples: expected at least 2, got {count.flat[0]}")
     rest = (parts["sum"] - largest) / (count - 1)
-    dead = (largest < _DEAD) & np.isfinite(
-        parts["sum"]
-    )  # the sum is NaN where an activation is: that must not pass for dead
-    selectivity = np.where(dead, 0.0, (largest - rest) / np.maximum(largest + rest, _DEAD))
-    strongest = largest.reshape(units, -1).argmax(1)
-    return selectivity.reshape(units, -1).mean(1), parts["argmax"].reshape(units, -1)[
-        np.arange(units), strongest
-    ]
+
+    # The sum is NaN where an activation is. That must not pass for a dead unit, which scores 0, but
+    # stay NaN, which `localize` refuses.
+    dead = (largest < _DEAD) & np.isfinite(parts["sum"])
+    ratio = (largest - rest) / np.maximum(largest + rest, _DEAD)
+    selectivity = np.where(dead, 0.0, ratio)
+
+    units = subject.anatomy.place(site).units
+    strongest_column = largest.reshape(units, -1).argmax(1)
+    examples = parts["argmax"].reshape(units, -1)
+    example = examples[np.arange(units), strongest_column]
+    return selectivity.reshape(units, -1).mean(1), example

@@ -1,9 +1,10 @@
-"""Zero-Out: what zeroing each unit alone does to the loss, exactly; for all units, or for those
-that a screen finds worth the pass."""
+"""Zero-Out: what zeroing each unit alone adds to the loss, exactly; for all units, or for those
+that a cheap screen ranks first."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor
 from interp.engine.sweeping import sweep
 from interp.interventions.kinds import Scale, Zero
 from interp.localization.registry import Places, Scores, method
-from interp.localization.screening import estimates, interleaved
+from interp.localization.screening import Screen, estimates, interleaved
+from interp.localization.window_rows import stack_rows
 from interp.progress import track
 from interp.sites.site import Site
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batch, Batches, batches
 from interp.subject.subject import Subject
 
-FEW = 256  # units that are not worth a screen
+FEW = 256  # units: a screen of fewer saves nothing
 
 
 def _each(
@@ -32,25 +34,27 @@ def _each(
     exhaustive: bool = False,  # noqa: FBT001, FBT002 - the method's option
     size: int = 8,
 ) -> Scores:
-    windows = _windows(memorized, size)
+    windows = _split_windows(memorized, size)
     chosen = [
-        _worthwhile(subject, [window], sites, share, exhaustive)
+        _screen(subject, [window], sites, share, exhaustive)
         for window in track(windows, "screening")
     ]
-    rows = [
-        exact(subject, window, units)
-        for window, units in zip(track(windows, "zero_out"), chosen, strict=True)
-    ]
-    against = _mean(subject, _windows(reference, size), functools.reduce(Units.__or__, chosen))
-    return {
-        site: np.stack(
-            [
-                row[site].numpy() - np.where(_inside(units, site), against[site], 0.0)
-                for row, units in zip(rows, chosen, strict=True)
-            ]
-        )
-        for site in sites
-    }
+    pairs = zip(track(windows, "zero_out"), chosen, strict=True)
+    effects = [exact(subject, window, units) for window, units in pairs]
+
+    # the reference is run once, for every unit that some window verifies
+    all_chosen = functools.reduce(Units.__or__, chosen)
+    against = _mean(subject, _split_windows(reference, size), all_chosen)
+
+    rows: list[dict[Site, np.ndarray]] = []
+    for effect, units in zip(effects, chosen, strict=True):
+        row: dict[Site, np.ndarray] = {}
+        for site in sites:
+            # what this window did not verify stays 0, also where another window verified it
+            verified = np.isin(np.arange(units.widths[site]), units[site])
+            row[site] = effect[site].numpy() - np.where(verified, against[site], 0.0)
+        rows.append(row)
+    return stack_rows(rows)
 
 
 @method("zero_out", each=_each)
@@ -63,72 +67,108 @@ def zero_out(
     exhaustive: bool = False,  # noqa: FBT001, FBT002 - the method's option
     size: int = 8,
 ) -> Scores:
-    """L(x; unit := 0) - L(x), exactly; L is the suffix's mean loss (nats a token). Chang et al.
-    2024 (arXiv 2311.09060), section 3.
+    """Scores a unit by the rise of the loss when it alone is zeroed, exactly.
 
-    The `share` of units that a screen of the memorized windows ranks highest (see `screening`) is
-    verified, on them and on the reference; the others score 0. All are verified with `exhaustive`,
-    and where there are few (heads, blocks).
+    L(x; unit := 0) - L(x), where L is the suffix's mean loss, in nats per token. Chang et al. 2024
+    (arXiv 2311.09060), section 3.
 
-    Raises SiteError where there are many units that cannot be screened, ValueError for a share
-    outside (0, 1].
+    Args:
+        subject, memorized, reference, sites: see `method`.
+        share: fraction of the units that is verified exactly, on the memorized windows and on the
+            reference: those that a screen of the memorized windows ranks first (see `screening`).
+            The others score 0.
+        exhaustive: whether to verify all units. They are also all verified where there are few
+            (heads, blocks).
+        size: batch size, in windows.
+
+    Raises:
+        SiteError: where there are many units that cannot be screened.
+        ValueError: for a share outside (0, 1].
+
+    Example:
+        >>> scores = interp.localize(subject, memorized[:2], method="zero_out", site="heads")
+        >>> scores.widths  # 2 blocks of 4 heads
+        {Site(point='heads', block=0, stack=''): 4, Site(point='heads', block=1, stack=''): 4}
     """
-    windows = _windows(memorized, size)
-    units = _worthwhile(subject, windows, sites, share, exhaustive)
-    ours, theirs = _mean(subject, windows, units), _mean(subject, _windows(reference, size), units)
+    windows = _split_windows(memorized, size)
+    units = _screen(subject, windows, sites, share, exhaustive)
+    ours = _mean(subject, windows, units)
+    theirs = _mean(subject, _split_windows(reference, size), units)
     return {site: ours[site] - theirs[site] for site in sites}
 
 
-def _windows(source: Batches | None, size: int) -> list[Batch]:
-    """One by one, as Zero-Out runs them."""
-    return (
-        []
-        if source is None
-        else [window for batch in batches(source, size) for window in batch.split(1)]
-    )
+def _split_windows(source: Batches | None, batch_size: int) -> list[Batch]:
+    """Batches of one window each; none for no source."""
+    if source is None:
+        return []
+    windows: list[Batch] = []
+    for batch in batches(source, batch_size):
+        windows += batch.split(1)
+    return windows
 
 
-def _worthwhile(
+def _screen(
     subject: Subject,
     windows: list[Batch],
     sites: Places,
     share: float,
     exhaustive: bool,  # noqa: FBT001
 ) -> Units:
-    """The units to verify."""
+    """The units to verify exactly."""
     every = subject.anatomy.units(sites)
     if exhaustive or len(every) <= FEW:
         return every
-    pairs = [estimates(subject, window, sites) for window in windows]
-    means = [
-        {site: torch.stack([pair[n][site] for pair in pairs]).mean(0) for site in sites}
-        for n in (0, 1)
-    ]
-    return UnitScores(
-        {site: rows[0].cpu().numpy() for site, rows in interleaved(*means).items()}
-    ).top(float(share))
+    first_order: list[Screen] = []
+    curved: list[Screen] = []
+    for window in windows:
+        one, other = estimates(subject, window, sites)
+        first_order.append(one)
+        curved.append(other)
+    ranks = interleaved(_mean_by_site(first_order), _mean_by_site(curved))
+    scores = UnitScores({site: rows[0].cpu().numpy() for site, rows in ranks.items()})
+    return scores.top(float(share))
+
+
+def _mean_by_site(rows: Sequence[Mapping[Site, Tensor]]) -> dict[Site, Tensor]:
+    means: dict[Site, Tensor] = {}
+    for site in rows[0]:
+        means[site] = torch.stack([row[site] for row in rows]).mean(0)
+    return means
 
 
 def _mean(subject: Subject, windows: list[Batch], units: Units) -> dict[Site, np.ndarray]:
     """The mean of `exact` over windows; zeros where there are none."""
+    if not windows:
+        return {site: np.zeros(width) for site, width in units.widths.items()}
     rows = [exact(subject, window, units) for window in track(windows, "zero_out")]
-    return {
-        site: torch.stack([row[site] for row in rows]).mean(0).numpy() if rows else np.zeros(width)
-        for site, width in units.widths.items()
-    }
-
-
-def _inside(units: Units, site: Site) -> np.ndarray:
-    return np.isin(np.arange(units.widths[site]), units[site])
+    return {site: mean.numpy() for site, mean in _mean_by_site(rows).items()}
 
 
 def exact(subject: Subject, window: Batch, units: Units) -> dict[Site, Float[Tensor, " width"]]:
-    """What zeroing each of some units alone adds to the loss of one window, by the sweep engine; 0
-    for the units left out."""
+    """Returns what zeroing each of some units alone adds to the loss of one window.
+
+    Args:
+        subject: the model.
+        window: a batch of one window.
+        units: the units to zero, one at a time.
+
+    Returns:
+        {site: [width]}, in nats per token; 0 for units that are not among `units`.
+
+    Example:
+        >>> units = subject.anatomy.units("blocks.0.heads")
+        >>> effects = exact(subject, batch.rows(slice(1)), units)
+        >>> [tuple(effect.shape) for effect in effects.values()]
+        [(4,)]
+    """
+    # The unchanged model is run as a plan that changes nothing, with the other plans: its loss then
+    # went through the same arithmetic, and a unit without effect scores exactly 0.
+    nothing = Scale(units, factor=1.0)
     plans = [Zero(units.only(site, [unit])) for site, unit in units]
-    nothing = Scale(units, factor=1.0)  # so that what is compared went through the same arithmetic
     before, *after = sweep(subject, window, [nothing, *plans])
-    found = {site: torch.zeros(width, dtype=torch.float64) for site, width in units.widths.items()}
+    effects = {
+        site: torch.zeros(width, dtype=torch.float64) for site, width in units.widths.items()
+    }
     for (site, unit), loss in zip(units, after, strict=True):
-        found[site][unit] = loss - before
-    return found
+        effects[site][unit] = loss - before
+    return effects

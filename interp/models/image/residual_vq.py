@@ -281,8 +281,8 @@ class _Phis(nn.Module):
         self.qresi_ls = nn.ModuleList(
             conv(config.code_width, config.code_width) for _ in range(config.phis)
         )
-        # The rule of the public code. In float64, because some scales lie midway between two ticks
-        # and would fall to the other one in float32.
+        # The rule of the public code. It must be computed in float64 as there: some scales lie
+        # midway between two ticks, and rounding decides which is nearest.
         margin = 1 / (3 if config.phis == 4 else 2) / config.phis
         ticks = np.linspace(margin, 1 - margin, config.phis)
         self.of_scale: list[int] = []

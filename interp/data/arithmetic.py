@@ -130,7 +130,8 @@ def text(tokens: Iterable[int]) -> str:
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(
-            f"{name}={value!r}: expected one of {', '.join(known)}; nearest: {closest(value, known)}"
+            f"{name}={value!r}: expected one of {', '.join(known)}; "
+            f"nearest: {closest(value, known)}"
         )
 
 

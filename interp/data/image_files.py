@@ -159,8 +159,9 @@ def _files(place: Path) -> Iterator[_File]:
     if place.is_dir():
         for class_folder in sorted(path for path in place.iterdir() if path.is_dir()):
             for file in sorted(class_folder.rglob("*")):
-                if file.suffix.lower() in SUFFIXES:
-                    pictures.append(_File(file, class_folder.name))
+                if file.suffix.lower() not in SUFFIXES:
+                    continue
+                pictures.append(_File(file, class_folder.name))
     if not pictures:
         present = [str(path.relative_to(place)) for path in islice(place.rglob("*.*"), 1000)]
         raise ValueError(

@@ -257,8 +257,7 @@ def shifted(images: Images, views: int, seed: int, most: int = 1) -> Images:
     """
     if views < 1 or most < 0:
         raise ValueError(
-            f"views={views}, most={most}: "
-            "expected at least 1 view, and a move of at least 0 pixels"
+            f"views={views}, most={most}: expected at least 1 view, and a move of at least 0 pixels"
         )
     side = images.pixels.shape[-1]
     padded = F.pad(images.pixels, [most] * 4, mode="replicate")

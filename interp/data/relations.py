@@ -148,7 +148,8 @@ def graph_facts(
     rows: list[tuple[int, int, int]] = []
     for entity in range(entities):
         for relation in rng.permutation(relations)[:degree]:
-            rows.append((entity, entities + relation, int(rng.integers(entities))))
+            target = int(rng.integers(entities))
+            rows.append((entity, entities + relation, target))
     facts = pd.DataFrame(rows, columns=_FACT)
     return Facts(facts, facts, np.arange(entities), entities + relations)
 

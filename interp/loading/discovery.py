@@ -310,13 +310,17 @@ class _Block:
         return value.reshape(-1, self._width)
 
     @cached_property
+    def _stream_outputs(self) -> list[Call]:
+        """Calls whose output has one vector of the model width for each token."""
+        return [call for call in self.inner if shaped_like(call.output, self.call.output)]
+
+    @cached_property
     def _projections(self) -> list[Call]:
         """Linear maps back to the model width over all tokens of the batch."""
         found: list[Call] = []
-        for call in self.inner:
-            if not shaped_like(call.output, self.call.output):
-                continue
-            if is_projection(self.module.get_submodule(call.path), call):
+        for call in self._stream_outputs:
+            module = self.module.get_submodule(call.path)
+            if is_projection(module, call):
                 found.append(call)
         return found
 
@@ -395,8 +399,7 @@ class _Block:
                 candidates.append(call)
         if not candidates:
             return (
-                "no projection back to the model width outside the attention in "
-                f"{self.call.path}"
+                f"no projection back to the model width outside the attention in {self.call.path}"
             )
         return inward(candidates[-1])
 
@@ -455,11 +458,7 @@ class _Block:
         if isinstance(projection, Place):
             ends = [call.end for call in self.inner if call.path == projection.path]
             projection_end = ends[0] if ends else 0
-        found: list[Call] = []
-        for call in self.inner:
-            if call.end >= projection_end and shaped_like(call.output, self.call.output):
-                found.append(call)
-        return found
+        return [call for call in self._stream_outputs if call.end >= projection_end]
 
     def _may_be_attn_out(self, call: Call) -> bool:
         if self.layout.attn_out or self._of_attention(call.path):

@@ -405,7 +405,5 @@ def _save(
     """Writes the state of all processes."""
     random_states = processes.gather(generators())
     if processes.main:
-        save_state(
-            checkpoints.state, module, optimizer, history, checkpoints.about, random_states
-        )
+        save_state(checkpoints.state, module, optimizer, history, checkpoints.about, random_states)
     processes.wait()

@@ -230,11 +230,9 @@ def image_model(module: nn.Module) -> ImageModel:
 
 def own_state(model: ImageModel) -> Mapping[str, Tensor]:
     """Returns the network's parameters and buffers by public name, without its tokenizer's."""
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        if not name.startswith("tokenizer."):
-            state[name] = value
-    return state
+    state = model.state_dict()
+    own_names = [name for name in state if not name.startswith("tokenizer.")]
+    return {name: state[name] for name in own_names}
 
 
 class Gate(nn.Module):

@@ -86,15 +86,14 @@ def raster_vq_config(state: Mapping[str, Tensor], grid: int) -> RasterVQConfig:
     shape_of(state, above.format(1), "RAR")
 
     # The finest level of the decoder does not up-sample, so its width is that of the last norm.
-    multipliers = [finest_width // width]
-    for level in range(1, numbered(state, above, 1) + 1):
-        multipliers.append(state[above.format(level)].shape[0] // width)
+    levels_above = range(1, 1 + numbered(state, above, 1))
+    widths = [finest_width, *(state[above.format(level)].shape[0] for level in levels_above)]
     return RasterVQConfig(
         grid=grid,
         codes=codes,
         code_width=code_width,
         width=width,
-        multipliers=tuple(multipliers),
+        multipliers=tuple(level_width // width for level_width in widths),
         blocks=numbered(state, "encoder.mid.{}.conv1.weight"),
         channels=channels,
     )
@@ -172,9 +171,7 @@ class _Block(ResidualBlock):
         self.conv1 = conv(inputs, outputs, bias=False)
         self.conv2 = conv(outputs, outputs, bias=False)
         self.widens = inputs != outputs
-        self.nin_shortcut = (
-            conv(outputs, outputs, 1, bias=False) if self.widens else nn.Identity()
-        )
+        self.nin_shortcut = conv(outputs, outputs, 1, bias=False) if self.widens else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branch(x)
@@ -182,9 +179,7 @@ class _Block(ResidualBlock):
 
 
 def _blocks(inputs: int, outputs: int, blocks: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        _Block(outputs if number else inputs, outputs) for number in range(blocks)
-    )
+    return nn.ModuleList(_Block(outputs if number else inputs, outputs) for number in range(blocks))
 
 
 class _Level(nn.Module):

@@ -104,15 +104,13 @@ def residual_vq_config(state: Mapping[str, Tensor], sides: Sequence[int]) -> Res
     shape_of(state, level.format(0), "VAR")
     shape_of(state, phi.format(0), "VAR")
 
-    multipliers: list[int] = []
-    for number in range(numbered(state, level)):
-        multipliers.append(state[level.format(number)].shape[0] // width)
+    widths = [state[level.format(n)].shape[0] for n in range(numbered(state, level))]
     return ResidualVQConfig(
         sides=tuple(sides),
         codes=codes,
         code_width=code_width,
         width=width,
-        multipliers=tuple(multipliers),
+        multipliers=tuple(level_width // width for level_width in widths),
         blocks=numbered(state, block) - 1,  # the decoder has one more than the encoder
         phis=numbered(state, phi),
         channels=channels,

@@ -328,7 +328,7 @@ def _revive_dead_codes(
     vectors: Float[Tensor, "batch length code_width"],
     generator: torch.Generator,
 ) -> Int[Tensor, " codes"]:
-    """Redraws codes that were idle for too long; for how many steps each code is idle after that."""
+    """Redraws codes that were idle for too long; the steps for which each code is idle then."""
     dead = idle >= _IDLE
     _redraw(codebook, dead, vectors, generator)
     return idle.masked_fill(dead, 0)

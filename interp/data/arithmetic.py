@@ -169,10 +169,12 @@ def _variables(x: Numbers, y: Numbers, digits: int) -> dict[str, Numbers]:
         found[f"digit{k}"] = values
     for k in range(digits):
         unit = 10**k
-        found[f"x{k}"] = x // unit % 10
-        found[f"y{k}"] = y // unit % 10
+        x_digit = x // unit % 10
+        y_digit = y // unit % 10
+        found[f"x{k}"] = x_digit
+        found[f"y{k}"] = y_digit
         found[f"carry{k}"] = (x % unit + y % unit) // unit
-        found[f"raw{k}"] = found[f"x{k}"] + found[f"y{k}"]
+        found[f"raw{k}"] = x_digit + y_digit
     return found
 
 

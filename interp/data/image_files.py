@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 from interp.data.images import Images
 from interp.errors import closest
 from interp.files import replaced
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601-2), as in PIL
@@ -244,27 +247,42 @@ def _recoloured(
 
 def _picture(file: Path, label: int, side: int | None, channels: int | None) -> Images:
     """One picture of a folder."""
-    from PIL import Image
+    import PIL.Image
 
     try:
-        with Image.open(file) as opened:
-            picture = opened
-            if opened.mode.startswith("I"):
-                # 16 bits of grey, which convert() would cut off at 255.
-                levels = (np.asarray(opened) / 257).round().astype(np.uint8)
-                picture = Image.fromarray(levels)
-            grey = channels == 1 or (channels is None and Image.getmodebase(picture.mode) == "L")
+        with PIL.Image.open(file) as opened:
+            picture = _with_8_bits(opened) if opened.mode.startswith("I") else opened
+            grey = channels == 1 or (
+                channels is None and PIL.Image.getmodebase(picture.mode) == "L"
+            )
             picture = picture.convert("L" if grey else "RGB")
         if side is not None:
-            width, height = (round(length * side / min(picture.size)) for length in picture.size)
-            left = (width - side) // 2
-            top = (height - side) // 2
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-            picture = picture.crop((left, top, left + side, top + side))
+            picture = _centre(picture, side)
         levels = np.asarray(picture)
         # Grey pictures have no axis of channels.
         levels = levels.reshape(1, *levels.shape[:2], -1)
         pixels = torch.tensor(levels).movedim(-1, 1) / 255
         return Images(pixels, torch.tensor([label]))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a square image: {error}") from error
+
+
+def _with_8_bits(picture: Image) -> Image:
+    """A picture of 16 bits of grey, which PIL's conversion would cut off at 255, in 8 bits."""
+    import PIL.Image
+
+    levels = np.asarray(picture) / 257
+    return PIL.Image.fromarray(levels.round().astype(np.uint8))
+
+
+def _centre(picture: Image, side: int) -> Image:
+    """The centre of a picture whose shorter side is resized to `side`."""
+    import PIL.Image
+
+    shorter = min(picture.size)
+    width = round(picture.width * side / shorter)
+    height = round(picture.height * side / shorter)
+    left = (width - side) // 2
+    top = (height - side) // 2
+    resized = picture.resize((width, height), PIL.Image.Resampling.LANCZOS)
+    return resized.crop((left, top, left + side, top + side))

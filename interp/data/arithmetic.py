@@ -1,8 +1,8 @@
-"""Addition of two numbers, digit by digit, with a share of wrong sums: "four-digit addition" (FDA)
-of Reason to Rote (arXiv 2507.04782).
+"""Additions of two numbers, digit by digit, of which a share is trained with a wrong sum.
 
-The paper's layout, sampling and kind of noise were not found; those here are chosen: a token a
-digit, pairs drawn without repetition.
+This is "four-digit addition" (FDA) of Reason to Rote (arXiv 2507.04782). The paper's layout,
+sampling and kind of noise were not found; those here are our choice: one token per digit, pairs
+drawn without repetition.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Order = Literal["reversed", "plain"]
 Rule = Literal["random_sum", "one_digit", "permute"]
 Numbers = Int[np.ndarray, " items"]
 
-PLUS, EQUALS = 10, 11  # after the digits, which are their own tokens
+PLUS = 10  # after the digits, whose tokens are 0 to 9
+EQUALS = 11
 VOCABULARY = 12
 
 
@@ -34,36 +35,58 @@ def addition(
     rule: Rule = "random_sum",
     seed: int = 0,
 ) -> tuple[Items, Items]:
-    """Train and test items: `a b c d + e f g h =`, then the sum's `digits` + 1 digits, one token
-    each.
+    """Draws additions to train and to test on.
+
+    A question is `a b c d + e f g h =`, its answer the `digits` + 1 digits of the sum, one token
+    per digit.
 
     Args:
+        train: number of items to train on.
+        test: number of other items to test on.
+        digits: of each operand, 1 to 9.
         order: of the answer's digits; `reversed` begins with the units.
-        noise: share of train items with a wrong label, which stays the same.
-        rule: what a wrong label is: `random_sum`, the sum of another random pair; `one_digit`, the
-            truth with one digit changed; `permute`, the truth of another noisy item. Never the
-            item's own truth.
+        noise: share of train items with a wrong label, which stays the same throughout training.
+        rule: how a wrong label is made. `random_sum`: the sum of another random pair; `one_digit`:
+            the truth with one digit changed; `permute`: the truth of another noisy item. It is
+            never the item's own truth.
+        seed: of all draws.
 
-    Variables of an item, k = 0 being the units: `x{k}`, `y{k}` (digits of the operands), `carry{k}`
-    (into k), `raw{k}` = x{k} + y{k}, `digit{k}` (of the true sum, up to k = `digits`).
+    Returns:
+        The train items and the test items. Their variables, with k = 0 for the units: `x{k}` and
+        `y{k}` (digits of the operands), `carry{k}` (the carry into k), `raw{k}` = x{k} + y{k}, and
+        `digit{k}` (of the true sum, up to k = `digits`).
 
-    Raises ValueError for more items than there are pairs, digits outside 1 to 9, an unknown order
-    or rule, a share outside [0, 1], and for `permute` where more than half of the noisy items share
-    one sum.
+    Raises:
+        ValueError: more items than there are pairs, digits outside 1 to 9, an unknown order or
+            rule, a share outside [0, 1], or `permute` where more than half of the noisy items have
+            the same sum.
+
+    Example:
+        >>> from interp.data import arithmetic
+        >>> train, test = arithmetic.addition(100, 20, digits=2, noise=0.1)
+        >>> len(train), int(train.noisy.sum()), int(test.noisy.sum())
+        (100, 10, 0)
     """
-    _one_of("order", order, get_args(Order))
-    _one_of("rule", rule, get_args(Rule))
+    _check_choice("order", order, get_args(Order))
+    _check_choice("rule", rule, get_args(Rule))
     if not 1 <= digits <= 9:
         raise ValueError(f"digits={digits}: expected 1 to 9, for pairs to be numbered in 64 bits")
     if min(train, test) < 1 or train + test > 100**digits:
         raise ValueError(
-            f"{train} + {test} items of {digits} digits: expected at least 1 of each, at most {100**digits} together"
+            f"{train} + {test} items of {digits} digits: expected at least 1 of each, "
+            f"at most {100**digits} together"
         )
+
     rng = np.random.default_rng(seed)
-    x, y = np.divmod(rng.choice(100**digits, train + test, replace=False), 10**digits)
-    labels = x + y
+    # Each number below 100^digits is one pair of operands: its first and its second half of digits.
+    pairs = rng.choice(100**digits, train + test, replace=False)
+    x, y = np.divmod(pairs, 10**digits)
+
+    truth = x + y
+    labels = truth.copy()
     wrong = noisy_rows(train, noise, rng)
-    labels[wrong] = _RULES[rule]((x + y)[wrong], digits, rng)
+    labels[wrong] = _RULES[rule](truth[wrong], digits, rng)
+
     items = _items(x, y, labels, digits, order)
     return items.rows(np.arange(train)), items.rows(np.arange(train, train + test))
 
@@ -71,85 +94,129 @@ def addition(
 def sums(
     question: Int[np.ndarray, "items question"], order: Order = "reversed"
 ) -> Int[np.ndarray, "items answer"]:
-    """The true answers to questions as `addition` makes them."""
+    """Returns the true answers to questions that `addition` makes.
+
+    Args:
+        question: [items, 2 * digits + 2] token ids.
+        order: of the answer's digits.
+
+    Returns:
+        [items, digits + 1] token ids.
+
+    Example:
+        >>> from interp.data import arithmetic
+        >>> question = np.array([[4, 7, arithmetic.PLUS, 8, 5, arithmetic.EQUALS]])
+        >>> arithmetic.sums(question, order="plain").tolist()
+        [[1, 3, 2]]
+    """
     digits = question.shape[1] // 2 - 1
-    x, y = (
-        part @ 10 ** np.arange(digits)[::-1]
-        for part in (question[:, :digits], question[:, digits + 1 : -1])
-    )
+    place_values = 10 ** np.arange(digits)[::-1]
+    x = question[:, :digits] @ place_values
+    y = question[:, digits + 1 : -1] @ place_values
     return _answer(x + y, digits, order)
 
 
 def text(tokens: Iterable[int]) -> str:
-    """Token ids as they are read: `4 7 + 8 5 =`."""
+    """Returns token ids in the form that people read.
+
+    Example:
+        >>> from interp.data import arithmetic
+        >>> arithmetic.text([4, 7, 10, 8, 5, 11])
+        '4 7 + 8 5 ='
+    """
     return " ".join("0123456789+="[token] for token in tokens)
 
 
-def _answer(numbers: Numbers, digits: int, order: Order) -> Int[np.ndarray, "items answer"]:
-    return _digits(numbers, digits + 1)[:, :: 1 if order == "reversed" else -1]
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(
-            f"{name}={value!r}: expected one of {', '.join(known)}; nearest: {closest(value, known)}"
+            f"{name}={value!r}: expected one of {', '.join(known)}; "
+            f"nearest: {closest(value, known)}"
         )
 
 
 def _items(x: Numbers, y: Numbers, labels: Numbers, digits: int, order: Order) -> Items:
-    truth, label = (_answer(numbers, digits, order) for numbers in (x + y, labels))
-    sign = np.full((len(x), 1), PLUS)
     question = np.concatenate(
-        [_digits(x, digits)[:, ::-1], sign, _digits(y, digits)[:, ::-1], sign - PLUS + EQUALS], 1
+        [
+            _digits(x, digits)[:, ::-1],
+            np.full((len(x), 1), PLUS),
+            _digits(y, digits)[:, ::-1],
+            np.full((len(x), 1), EQUALS),
+        ],
+        axis=1,
     )
-    return Items(question, truth, label, _variables(x, y, digits))
+    return Items(
+        question,
+        truth=_answer(x + y, digits, order),
+        label=_answer(labels, digits, order),
+        variables=_variables(x, y, digits),
+    )
+
+
+def _answer(numbers: Numbers, digits: int, order: Order) -> Int[np.ndarray, "items answer"]:
+    units_first = _digits(numbers, digits + 1)
+    return units_first if order == "reversed" else units_first[:, ::-1]
 
 
 def _digits(numbers: Numbers, count: int) -> Int[np.ndarray, "items digits"]:
-    """The units first."""
+    """The last `count` digits of each number, the units first."""
     return numbers[:, None] // 10 ** np.arange(count) % 10
 
 
 def _variables(x: Numbers, y: Numbers, digits: int) -> dict[str, Numbers]:
-    found = {f"digit{k}": values for k, values in enumerate(_digits(x + y, digits + 1).T)}
+    found: dict[str, Numbers] = {}
+    for k, values in enumerate(_digits(x + y, digits + 1).T):
+        found[f"digit{k}"] = values
     for k in range(digits):
         unit = 10**k
-        found |= {
-            f"x{k}": x // unit % 10,
-            f"y{k}": y // unit % 10,
-            f"carry{k}": (x % unit + y % unit) // unit,
-        }
-        found[f"raw{k}"] = found[f"x{k}"] + found[f"y{k}"]
+        x_digit = x // unit % 10
+        y_digit = y // unit % 10
+        found[f"x{k}"] = x_digit
+        found[f"y{k}"] = y_digit
+        found[f"carry{k}"] = (x % unit + y % unit) // unit
+        found[f"raw{k}"] = x_digit + y_digit
     return found
 
 
 def _random_sum(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers:
+    """Sums of other random pairs, drawn again until none is the truth."""
     labels = truth.copy()
-    while len(same := np.flatnonzero(labels == truth)):
+    while True:
+        same = np.flatnonzero(labels == truth)
+        if not len(same):
+            return labels
         labels[same] = rng.integers(0, 10**digits, (2, len(same))).sum(0)
-    return labels
 
 
 def _one_digit(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers:
+    """The truths with one digit changed."""
     unit = 10 ** rng.integers(0, digits + 1, len(truth))
     old = truth // unit % 10
-    return truth + ((old + rng.integers(1, 10, len(truth))) % 10 - old) * unit
+    new = (old + rng.integers(1, 10, len(truth))) % 10
+    return truth + (new - old) * unit
 
 
 def _permute(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers:  # noqa: ARG001 - a rule's signature
+    """The truths in an order in which none is at its own place."""
     values, counts = np.unique(truth, return_counts=True)
     if len(truth) and 2 * counts.max() > len(truth):
         raise ValueError(
-            f"permute: {counts.max()} of {len(truth)} noisy items have the sum {values[counts.argmax()]}, too many to swap"
+            f"permute: {counts.max()} of {len(truth)} noisy items have the sum "
+            f"{values[counts.argmax()]}, too many to swap"
         )
+
     labels = rng.permutation(truth)
-    while len(
-        same := np.flatnonzero(labels == truth)
-    ):  # each swap ends at least one: no sum is more than half
-        free = np.flatnonzero((labels != truth[same[0]]) & (truth != truth[same[0]]))
-        swapped = [same[0], rng.choice(free)]
-        labels[swapped] = labels[swapped[::-1]]
-    return labels
+    # Each swap settles at least one item and unsettles none, so that the loop ends. There is always
+    # somebody to swap with, because no sum is that of more than half of the items.
+    while True:
+        same = np.flatnonzero(labels == truth)
+        if not len(same):
+            return labels
+        unsettled = same[0]
+        value = truth[unsettled]
+        partners = np.flatnonzero((labels != value) & (truth != value))
+        partner = rng.choice(partners)
+        labels[[unsettled, partner]] = labels[[partner, unsettled]]
 
 
 _RULES: dict[Rule, Callable[[Numbers, int, np.random.Generator], Numbers]] = {

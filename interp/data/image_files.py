@@ -1,5 +1,5 @@
-"""Images from files and to files: `.npz` archives of arrays, and folders of pictures, one folder a
-class."""
+"""Images from files and to files: `.npz` archives of arrays, and folders of pictures with one
+folder per class."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,46 +19,75 @@ from interp.data.images import Images
 from interp.errors import closest
 from interp.files import replaced
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601-2), as in PIL
+
+
+class _File(NamedTuple):
+    """A picture with the name of its class, or an archive, whose class name is None."""
+
+    path: Path
+    class_name: str | None
 
 
 def read_images(
     paths: str | Path | Iterable[str | Path], side: int | None = None, channels: int | None = None
 ) -> Images:
-    """The images of `.npz` files and of folders, in the order given, and within a folder by class
-    and name.
+    """Reads the images of `.npz` files and of folders.
 
     An `.npz` holds `images`, [n, side, side], [n, side, side, c] or [n, c, side, side], of uint8 or
-    of floats in [0, 1], and `labels` [n], which are kept. A folder holds one folder a class with
-    files ending in one of SUFFIXES, at any depth: names that are all whole numbers are the labels,
-    other names are numbered from 0 in sorted order, over all folders given. Transparency is
-    dropped.
+    of floats in [0, 1], and `labels` [n], which are kept.
+
+    A folder holds one folder per class with files ending in one of SUFFIXES, at any depth. Class
+    names that are all whole numbers are the labels; other names are numbered from 0 in sorted
+    order, over all folders given. Transparency is dropped.
 
     Args:
         paths: one path or several.
         side: of pictures in folders, the shorter side is resized to it (LANCZOS), then the centre
-        is cut out; an `.npz` must have it.
-        channels: 1 or 3: turns all images grey, or into RGB; as they are, where not said.
+            is cut out. An `.npz` must have it already.
+        channels: 1 makes all images grey, 3 makes them RGB; by default they stay as they are.
 
-    Raises ValueError for a path that does not exist or holds no images, for what cannot be read,
-    and for images of several sizes.
+    Returns:
+        The images in the order of `paths`, and within a folder by class and name.
+
+    Raises:
+        ValueError: a path does not exist, holds no images or cannot be read, or the images have
+            several sizes.
+
+    Example:
+        >>> import tempfile
+        >>> from interp.data import image_files, images
+        >>> file = f"{tempfile.mkdtemp()}/digits.npz"
+        >>> _ = image_files.write_images(images.digits().rows(slice(5)), file)
+        >>> list(image_files.read_images(file, channels=3).pixels.shape)
+        [5, 3, 8, 8]
     """
-    places = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if channels not in (None, 1, 3) or (side is not None and side < 1):
         raise ValueError(
             f"side={side}, channels={channels}: expected a side of at least 1, and 1 or 3 channels"
         )
-    files = [found for place in places for found in _files(place)]
-    labelled = zip(files, _labels(files), strict=True)
-    parts = {
-        f: _archive(f, side, channels) if name is None else _picture(f, label, side, channels)
-        for (f, name), label in labelled
-    }
-    sizes = {tuple(part.pixels.shape[1:]): file for file, part in parts.items()}
-    if len(sizes) != 1:
-        found = ", ".join(f"{list(size)} in {file}" for size, file in sizes.items()) or "no path"
+    files: list[_File] = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        files += _files(Path(path))
+
+    # By file, so that the images of a file that is given twice are there once.
+    parts: dict[Path, Images] = {}
+    for file, label in zip(files, _labels(files), strict=True):
+        if file.class_name is None:
+            parts[file.path] = _archive(file.path, side, channels)
+        else:
+            parts[file.path] = _picture(file.path, label, side, channels)
+
+    file_of_size = {tuple(part.pixels.shape[1:]): file for file, part in parts.items()}
+    if len(file_of_size) != 1:
+        sizes = [f"{list(size)} in {file}" for size, file in file_of_size.items()]
         raise ValueError(
-            f"expected images of one [channels, side, side], got {found}; give side= or channels= to make them alike"
+            f"expected images of one [channels, side, side], got {', '.join(sizes) or 'no path'}; "
+            "give side= or channels= to make them alike"
         )
     return Images.joined(list(parts.values()))
 
@@ -65,86 +95,119 @@ def read_images(
 def read_classes(
     folder: str | Path, side: int | None = None, channels: int | None = None
 ) -> Iterator[Images]:
-    """The images of a folder of class folders, one class at a time: for more than fits in memory.
-    Arguments and errors are those of `read_images`."""
+    """Reads a folder of class folders one class at a time: for more images than fit in memory.
+
+    Args:
+        folder: as in `read_images`.
+        side: as in `read_images`.
+        channels: as in `read_images`.
+
+    Yields:
+        The images of one class.
+
+    Raises:
+        ValueError: as `read_images`.
+    """
     files = list(_files(Path(folder)))
-    for label, group in groupby(zip(files, _labels(files), strict=True), key=lambda pair: pair[1]):
-        yield Images.joined([_picture(file, label, side, channels) for (file, _), _ in group])
-
-
-def _labels(files: Sequence[tuple[Path, str | None]]) -> list[int]:
-    """The class of each picture: its folder's name where all names are whole numbers, else its
-    place among them; 0 for an archive."""
-    names = sorted({name for _, name in files if name is not None})
-    label = {
-        name: int(name) if all(map(str.isdecimal, names)) else number
-        for number, name in enumerate(names)
-    }
-    return [0 if name is None else label[name] for _, name in files]
+    labelled = zip(files, _labels(files), strict=True)
+    for label, group in groupby(labelled, key=lambda pair: pair[1]):
+        pictures = [_picture(file.path, label, side, channels) for file, _ in group]
+        yield Images.joined(pictures)
 
 
 def write_images(images: Images, path: str | Path) -> Path:
     """Writes an `.npz` that `read_images` reads back to the same float32; whole or not at all.
-    Raises OSError, ValueError for the name."""
+
+    Args:
+        images: the images.
+        path: the file, whose name ends in `.npz`.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: the name ends otherwise.
+    """
     target = Path(path)
     if target.suffix != ".npz":
         raise ValueError(f"{target}: expected a name ending in .npz")
-    # a handle, for numpy would add .npz to the temporary name
+    pixels = images.pixels.cpu().float().numpy()
+    labels = images.labels.cpu().numpy()
+    # An open file, because numpy would add .npz to the temporary name.
     with replaced(target) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file, images=images.pixels.cpu().float().numpy(), labels=images.labels.cpu().numpy()
-        )
+        np.savez_compressed(file, images=pixels, labels=labels)
     return target
 
 
-def _files(place: Path) -> Iterator[tuple[Path, str | None]]:
-    """An `.npz` with None, or the pictures of a folder, each with the name of its class."""
-    missing = place
-    while not missing.parent.is_dir():
-        missing = missing.parent
+def _labels(files: Sequence[_File]) -> list[int]:
+    """The class of each picture; 0 for an archive, which brings its own labels."""
+    names = sorted({file.class_name for file in files if file.class_name is not None})
+    if all(map(str.isdecimal, names)):
+        label_of = {name: int(name) for name in names}
+    else:
+        label_of = {name: number for number, name in enumerate(names)}
+    return [0 if file.class_name is None else label_of[file.class_name] for file in files]
+
+
+def _files(place: Path) -> Iterator[_File]:
+    """An `.npz` alone, or the pictures of a folder."""
     if not place.exists():
-        beside = sorted(path.name for path in missing.parent.iterdir())
-        raise ValueError(
-            f"{place} does not exist; nearest: {missing.parent / (closest(missing.name, beside) if beside else '')}"
-        )
+        raise ValueError(f"{place} does not exist; nearest: {_nearest_path(place)}")
     if place.suffix == ".npz" and place.is_file():
-        yield place, None
+        yield _File(place, None)
         return
-    classes = sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
-    pictures = [
-        (file, path.name)
-        for path in classes
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-    ]
+
+    pictures: list[_File] = []
+    if place.is_dir():
+        for class_folder in sorted(path for path in place.iterdir() if path.is_dir()):
+            for file in sorted(class_folder.rglob("*")):
+                if file.suffix.lower() not in SUFFIXES:
+                    continue
+                pictures.append(_File(file, class_folder.name))
     if not pictures:
-        nearest = closest(
-            "class/image.png",
-            [str(path.relative_to(place)) for path in islice(place.rglob("*.*"), 1000)],
-        )
+        present = [str(path.relative_to(place)) for path in islice(place.rglob("*.*"), 1000)]
         raise ValueError(
-            f"{place} holds no images: expected an .npz, or one folder a class with {SUFFIXES}; nearest in it: {nearest}"
+            f"{place} holds no images: expected an .npz, or one folder a class with {SUFFIXES}; "
+            f"nearest in it: {closest('class/image.png', present)}"
         )
     yield from pictures
 
 
+def _nearest_path(place: Path) -> Path:
+    """The existing path most like a missing one, in the deepest folder of it that exists."""
+    missing = place
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    siblings = sorted(path.name for path in missing.parent.iterdir())
+    return missing.parent / (closest(missing.name, siblings) if siblings else "")
+
+
 def _archive(file: Path, side: int | None, channels: int | None) -> Images:
+    """The images of an `.npz`."""
     try:
         if not zipfile.is_zipfile(file):
-            raise ValueError("it is no archive of arrays, as numpy.savez writes")
+            raise ValueError("it is not an archive of arrays, as numpy.savez writes")
         with np.load(file, allow_pickle=False) as arrays:
             if {"images", "labels"} - set(arrays.files):
                 raise ValueError(
-                    f"expected the arrays images and labels; it has {', '.join(arrays.files) or 'none'}"
+                    "expected the arrays images and labels; "
+                    f"it has {', '.join(arrays.files) or 'none'}"
                 )
-            pixels, labels = arrays["images"], arrays["labels"]
-        labels = torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else labels)
-        images = Images(_recoloured(_pixels(pixels), channels), labels)
+            pixels = arrays["images"]
+            labels = arrays["labels"]
+        # Other labels than integers stay as they are, for Images to refuse.
+        if labels.dtype.kind in "iu":
+            labels = labels.astype(np.int64)
+        images = Images(_recoloured(_pixels(pixels), channels), torch.from_numpy(labels))
     except (ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
-    if side not in (None, images.pixels.shape[-1]):
+
+    own_side = images.pixels.shape[-1]
+    if side not in (None, own_side):
         raise ValueError(
-            f"{file} holds images of side {images.pixels.shape[-1]}, not side={side}: only pictures in folders are resized"
+            f"{file} holds images of side {own_side}, not side={side}: "
+            "only pictures in folders are resized"
         )
     return images
 
@@ -154,18 +217,20 @@ def _pixels(images: np.ndarray) -> Float[Tensor, "n channels height width"]:
         raise ValueError(
             f"images are {images.dtype}: expected uint8 from 0 to 255, or floats from 0 to 1"
         )
-    pixels = torch.from_numpy(images.astype(np.float32)) / (255 if images.dtype == np.uint8 else 1)
+    largest = 255 if images.dtype == np.uint8 else 1
+    pixels = torch.from_numpy(images.astype(np.float32)) / largest
     if pixels.ndim == 3:
         return pixels[:, None]
-    # channels come last where only the first two lengths are equal
-    last = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] != pixels.shape[3]
-    return pixels.movedim(-1, 1) if last else pixels
+    # Images are square: channels are last where the second and third axis are the equal ones.
+    if pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] != pixels.shape[3]:
+        return pixels.movedim(-1, 1)
+    return pixels
 
 
 def _recoloured(
     pixels: Float[Tensor, "n channels height width"], channels: int | None
 ) -> Float[Tensor, "n channels height width"]:
-    """To grey with the weights of PIL (ITU-R 601-2), or to RGB by repeating."""
+    """Images in grey or in RGB. Those of another shape stay as they are, for Images to refuse."""
     if pixels.ndim != 4 or channels in (None, pixels.shape[1]):
         return pixels
     if pixels.shape[1] not in (1, 3):
@@ -174,36 +239,50 @@ def _recoloured(
         )
     if channels == 3:
         return pixels.expand(-1, 3, -1, -1)
-    return (
-        (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None])
-        .sum(1, keepdim=True)
-        .clamp(max=1)
-    )
+    weights = torch.tensor(_GREY_WEIGHTS)[:, None, None]
+    grey = (pixels * weights).sum(1, keepdim=True)
+    # The weights add up to 1, but their rounded products with white may not.
+    return grey.clamp(max=1)
 
 
 def _picture(file: Path, label: int, side: int | None, channels: int | None) -> Images:
-    from PIL import Image
+    """One picture of a folder."""
+    import PIL.Image
 
     try:
-        with Image.open(file) as opened:
-            # 16 bits of grey, which convert() would cut off at 255
-            picture = (
-                Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))
-                if opened.mode.startswith("I")
-                else opened
+        with PIL.Image.open(file) as opened:
+            picture = _with_8_bits(opened) if opened.mode.startswith("I") else opened
+            grey = channels == 1 or (
+                channels is None and PIL.Image.getmodebase(picture.mode) == "L"
             )
-            grey = channels == 1 or (channels is None and Image.getmodebase(picture.mode) == "L")
             picture = picture.convert("L" if grey else "RGB")
         if side is not None:
-            width, height = (round(length * side / min(picture.size)) for length in picture.size)
-            left, top = (width - side) // 2, (height - side) // 2
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS).crop(
-                (left, top, left + side, top + side)
-            )
-        pixels = np.asarray(picture)
-        return Images(
-            torch.tensor(pixels.reshape(1, *pixels.shape[:2], -1)).movedim(-1, 1) / 255,
-            torch.tensor([label]),
-        )
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            picture = _centre(picture, side)
+        levels = np.asarray(picture)
+        # Grey pictures have no axis of channels.
+        levels = levels.reshape(1, *levels.shape[:2], -1)
+        pixels = torch.tensor(levels).movedim(-1, 1) / 255
+        return Images(pixels, torch.tensor([label]))
+    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a square image: {error}") from error
+
+
+def _with_8_bits(picture: Image) -> Image:
+    """A picture of 16 bits of grey, which PIL's conversion would cut off at 255, in 8 bits."""
+    import PIL.Image
+
+    levels = np.asarray(picture) / 257
+    return PIL.Image.fromarray(levels.round().astype(np.uint8))
+
+
+def _centre(picture: Image, side: int) -> Image:
+    """The centre of a picture whose shorter side is resized to `side`."""
+    import PIL.Image
+
+    shorter = min(picture.size)
+    width = round(picture.width * side / shorter)
+    height = round(picture.height * side / shorter)
+    left = (width - side) // 2
+    top = (height - side) // 2
+    resized = picture.resize((width, height), PIL.Image.Resampling.LANCZOS)
+    return resized.crop((left, top, left + side, top + side))

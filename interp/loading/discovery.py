@@ -1,11 +1,21 @@
-"""Finds the Anatomy of a module by watching one tiny forward, and keeps only what passes the laws.
+"""Finds where the sites of a module are, by watching one forward over a few tokens.
 
-Structure, not names: a stack is a list of like modules that run once each, in order; the attention
-is what calls the attention operation; `heads` is what enters the first projection back to the model
-width after it; `neurons` what enters the last such projection outside the attention. Laws:
-resid_post of a block is resid_pre of the next; resid_pre + attn_out + mlp_out = resid_post, through
-resid_mid unless attention and MLP run in parallel; a projection is its input times its weight, so
-that zeroing a unit equals zeroing its row. What fails a law is refused by name.
+Discovery looks at the structure of a module, never at the names in it:
+
+- a stack is a list of blocks of one type that run once each, in order;
+- the attention is the module that calls the attention operation;
+- `heads` is the input of the first projection back to the model width after that call;
+- `neurons` is the input of the last such projection outside the attention.
+
+What it finds must then satisfy three laws:
+
+- `resid_post` of a block is `resid_pre` of the next;
+- `resid_pre + attn_out + mlp_out = resid_post`, through `resid_mid` unless attention and MLP run in
+  parallel;
+- the output of a projection is its input times its weight, so that zeroing a unit equals zeroing
+  its row of the weight.
+
+A point that breaks a law is refused by name, with the reason.
 """
 
 from __future__ import annotations
@@ -13,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -36,44 +47,66 @@ from interp.sites.site import BLOCK_POINTS, Site
 
 
 def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None = None) -> Anatomy:
-    """The anatomy of `module`, from one call of `run`, which must do a forward on a few tokens
-    (batch and length above 1).
+    """Finds and verifies the sites of `module` from one call of `run`.
 
-    Raises SiteError when no stack of blocks can be found; points that cannot be verified are listed
-    in `Anatomy.refused`.
+    Args:
+        module: the network.
+        run: does one forward of `module` on a few tokens, with batch and length above 1.
+        layout: paths that the structure of the module does not tell; by default there are none.
+
+    Returns:
+        The verified sites. Points that cannot be verified are in `Anatomy.refused`, with reasons.
+
+    Raises:
+        SiteError: no stack of blocks can be found, or `layout` names a path that is not there.
+
+    Example:
+        >>> from interp.loading.discovery import discover
+        >>> tokens = torch.arange(12).reshape(2, 6)
+        >>> anatomy = discover(subject.module, lambda: subject.module(tokens))
+        >>> str(anatomy.place("blocks.0.neurons"))
+        'model.layers.0.mlp.down_proj:in'
     """
     layout = layout or Layout()
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     with dropout_off(module), torch.random.fork_rng(devices):
         watch = watched(module, run)
+
     stacks = _named_stacks(module, layout) if layout.blocks else _found_stacks(module, watch)
     if not stacks:
         raise SiteError(
-            "no stack of blocks found (a list of like modules, run once each in order): pass anatomy=interp.Layout(blocks='path.to.blocks')"
+            "no stack of blocks found (a list of like modules, run once each in order): "
+            "pass anatomy=interp.Layout(blocks='path.to.blocks')"
         )
+
     survey = _Survey(module, watch, layout)
+    blocks: dict[str, tuple[str, ...]] = {}
     for stack, path in stacks.items():
-        survey.stack(stack, path)
-    blocks = {stack: _children(module, path) for stack, path in stacks.items()}
-    return Anatomy(
-        blocks,
-        survey.places,
-        survey.refused,
-        _raw(watch, [path for paths in blocks.values() for path in paths]),
-    )
+        survey.add_stack(stack, path)
+        blocks[stack] = _children(module, path)
+    modules = _module_places(watch, blocks)
+    return Anatomy(blocks, survey.places, survey.refused, modules)
 
 
-def _raw(watch: Watch, blocks: list[str]) -> dict[Site, Place]:
-    """Inputs and outputs, of modules that ran once, that hold one vector for each token of some
-    stack."""
-    tokens = {
-        v.shape[:-1].numel() for c in watch.calls if c.path in blocks and (v := c.value) is not None
-    }
-    times = Counter(c.path for c in watch.calls)
+def _module_places(watch: Watch, stacks: dict[str, tuple[str, ...]]) -> dict[Site, Place]:
+    """Inputs and outputs that hold one vector per token of some stack, of modules that ran once."""
+    block_paths: set[str] = set()
+    for paths in stacks.values():
+        block_paths.update(paths)
+    token_counts: set[int] = set()
+    for call in watch.calls:
+        if call.path in block_paths and call.value is not None:
+            token_counts.add(call.value.shape[:-1].numel())
+
+    times_run = Counter(call.path for call in watch.calls)
     places: dict[Site, Place] = {}
-    for call in (c for c in watch.calls if c.path and times[c.path] == 1):
+    for call in watch.calls:
+        if not call.path or times_run[call.path] != 1:
+            continue
         for side, value in (("in", call.value), ("out", call.output)):
-            if value is not None and value.ndim in (2, 3) and value.shape[:-1].numel() in tokens:
+            if value is None or value.ndim not in (2, 3):
+                continue
+            if value.shape[:-1].numel() in token_counts:
                 places[Site(f"{call.path}:{side}")] = Place(call.path, side, value.shape[-1])
     return places
 
@@ -84,15 +117,15 @@ def _children(module: nn.Module, path: str) -> tuple[str, ...]:
 
 def _named_stacks(module: nn.Module, layout: Layout) -> dict[str, str]:
     blocks = {"": layout.blocks} if isinstance(layout.blocks, str) else dict(layout.blocks or {})
-    known = [
-        name
-        for name, child in module.named_modules()
-        if isinstance(child, (nn.ModuleList, nn.Sequential))
-    ]
+    known: list[str] = []
+    for name, child in module.named_modules():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            known.append(name)
     for path in blocks.values():
         if path not in known:
             raise SiteError(
-                f"{path!r} is no list of blocks in {type(module).__name__}; nearest: {closest(path, known)}"
+                f"{path!r} is not a list of blocks in {type(module).__name__}; "
+                f"nearest: {closest(path, known)}"
             )
     return blocks
 
@@ -101,14 +134,14 @@ def _found_stacks(module: nn.Module, watch: Watch) -> dict[str, str]:
     calls: dict[str, list[Call]] = {}
     for call in watch.calls:
         calls.setdefault(call.path, []).append(call)
+
     paths: list[str] = []
     for path, child in module.named_modules():
-        inside_another = any(path.startswith(f"{p}.") for p in paths)
-        if (
-            isinstance(child, (nn.ModuleList, nn.Sequential))
-            and not inside_another
-            and _is_stack(child, path, calls)
-        ):
+        if not isinstance(child, (nn.ModuleList, nn.Sequential)):
+            continue
+        # The outermost list is the stack: what repeats inside one of its blocks belongs to it.
+        inside_another = any(path.startswith(f"{other}.") for other in paths)
+        if not inside_another and _is_stack(child, path, calls):
             paths.append(path)
     if not paths:
         return {}
@@ -116,27 +149,39 @@ def _found_stacks(module: nn.Module, watch: Watch) -> dict[str, str]:
 
 
 def _is_stack(blocks: nn.Module, path: str, calls: dict[str, list[Call]]) -> bool:
+    """Whether modules of one type ran once each, in order, and kept the shape of their input."""
     children = list(blocks.children())
-    runs = [calls.get(f"{path}.{name}", []) for name, _ in blocks.named_children()]
-    if not children or len({type(c) for c in children}) > 1 or any(len(r) != 1 for r in runs):
+    if not children or len({type(child) for child in children}) > 1:
         return False
-    order = [r[0].start for r in runs]
-    keeps_width = all(
-        r[0].value is not None and r[0].output is not None and r[0].value.shape == r[0].output.shape
-        for r in runs
-    )
-    weights = [getattr(m, "weight", None) for m in children[0].modules()]
-    linear = sum(isinstance(w, Tensor) and w.ndim == 2 for w in weights)
-    return order == sorted(order) and keeps_width and linear >= 2
+
+    starts: list[int] = []
+    for name, _ in blocks.named_children():
+        runs = calls.get(f"{path}.{name}", [])
+        if len(runs) != 1:
+            return False
+        value, output = runs[0].value, runs[0].output
+        if value is None or output is None or value.shape != output.shape:
+            return False
+        starts.append(runs[0].start)
+    if starts != sorted(starts):
+        return False
+
+    # A list of norms or of single linear layers runs in order too. Blocks have several matrices.
+    matrices = 0
+    for part in children[0].modules():
+        weight = getattr(part, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 2:
+            matrices += 1
+    return matrices >= 2
 
 
 def _short_names(paths: list[str]) -> list[str]:
-    """ "" for a single stack, else the first part of each path that tells it from the others."""
+    """ "" for a single stack, else the first part of each path that differs between all of them."""
     if len(paths) == 1:
         return [""]
-    parts = [p.split(".") for p in paths]
+    parts = [path.split(".") for path in paths]
     for depth in range(max(map(len, parts))):
-        names = [p[min(depth, len(p) - 1)] for p in parts]
+        names = [part[min(depth, len(part) - 1)] for part in parts]
         if len(set(names)) == len(paths):
             return names
     return paths
@@ -152,10 +197,10 @@ class _Survey:
     places: dict[Site, Place] = field(default_factory=dict[Site, Place])
     refused: dict[Site, str] = field(default_factory=dict[Site, str])
 
-    def stack(self, name: str, path: str) -> None:
+    def add_stack(self, name: str, path: str) -> None:
         previous: Call | None = None
         for index, block in enumerate(_children(self.module, path)):
-            runs = [c for c in self.watch.calls if c.path == block]
+            runs = [call for call in self.watch.calls if call.path == block]
             if len(runs) != 1:
                 raise SiteError(
                     f"block {block} ran {len(runs)} times in one forward; blocks must run once each"
@@ -165,11 +210,11 @@ class _Survey:
                 found["resid_pre"] = (
                     f"the residual stream changes between {previous.path} and {block}"
                 )
-            previous = runs[0]
             for point in BLOCK_POINTS:
                 self._keep(Site(point, index, name), found[point])
+            previous = runs[0]
         if previous is not None:
-            self._ends(name, path, previous)
+            self._add_ends(name, path, previous)
 
     def _keep(self, site: Site, found: Place | str) -> None:
         if isinstance(found, Place):
@@ -177,31 +222,36 @@ class _Survey:
         else:
             self.refused[site] = found
 
-    def _ends(self, name: str, path: str, last: Call) -> None:
-        """`embed` is the first embedding that runs beside the stack, of its width or a vector for
-        each of its positions; `final` the first module after the last block that keeps its shape.
+    def _add_ends(self, name: str, path: str, last: Call) -> None:
+        """Adds `embed` and `final`, which surround the stack at `path`.
+
+        `embed` is the first embedding that runs next to the stack and has its width, or gives one
+        vector for each of its positions. `final` is the first module after the last block that
+        keeps its shape.
         """
         owner = path.rpartition(".")[0]
-        beside = [
-            c
-            for c in self.watch.calls
-            if c.path.startswith(f"{owner}." if owner else "") and not c.path.startswith(f"{path}.")
-        ]
-        embeds = [
-            c
-            for c in beside
-            if isinstance(self.module.get_submodule(c.path), nn.Embedding)
-            and _embeds(c.output, last.output)
-        ]
-        finals = [c for c in beside if c.start > last.end and shaped_like(c.output, last.output)]
+        prefix = f"{owner}." if owner else ""
+        embeds: list[Call] = []
+        finals: list[Call] = []
+        for call in self.watch.calls:
+            if not call.path.startswith(prefix) or call.path.startswith(f"{path}."):
+                continue
+            is_embedding = isinstance(self.module.get_submodule(call.path), nn.Embedding)
+            if is_embedding and _embeds(call.output, last.output):
+                embeds.append(call)
+            if call.start > last.end and shaped_like(call.output, last.output):
+                finals.append(call)
         for point, calls in (("embed", embeds), ("final", finals)):
-            missing = f"no module beside {path} gives it"
+            missing = f"no module next to {path} gives it"
             self._keep(Site(point, None, name), outward(calls[0]) if calls else missing)
 
 
 def _embeds(output: Tensor | None, stream: Tensor | None) -> bool:
-    """Whether an embedding's output is that of a stack's tokens: a codebook that an image model
-    looks scales up in is not."""
+    """Whether an embedding's output is that of a stack's tokens.
+
+    The codebook in which an image model looks up scales is an embedding too, but neither its width
+    nor its positions are those of the stack.
+    """
     if output is None or stream is None or output.ndim != 3:
         return False
     return output.shape[-1] == stream.shape[-1] or output.shape[:-1] == stream.shape[:-1]
@@ -217,21 +267,26 @@ class _Block:
     layout: Layout
 
     def __post_init__(self) -> None:
-        inner = [c for c in self.watch.calls if self.call.path in c.inside]
-        times = Counter(c.path for c in inner)
-        self.inner = [
-            c for c in inner if times[c.path] == 1
-        ]  # a module used twice (Phi's dropout) is no place: a hook would hit both uses
-        self.operations = [a for a in self.watch.attentions if self.call.path in a[1]]
+        inner = [call for call in self.watch.calls if self.call.path in call.inside]
+        times_run = Counter(call.path for call in inner)
+        # A module that is used twice (Phi's dropout) is not a place: a hook on it would change both
+        # uses.
+        self.inner = [call for call in inner if times_run[call.path] == 1]
+        # Attention operations of this block, as (time, running modules, heads).
+        self.operations = [seen for seen in self.watch.attentions if self.call.path in seen[1]]
 
     def places(self) -> dict[str, Place | str]:
-        pre, post = Place(self.call.path, "in", self._width), outward(self.call)
-        heads, neurons = self._heads(), self._neurons()
-        attn, mlp, parallel = self._added(heads, neurons)
-        mid: Place | str = "attention and MLP run in parallel: there is no residual between them"
+        """The place of each point, or the reason why it is refused."""
+        pre = Place(self.call.path, "in", self._width)
+        heads = self._heads
+        neurons = self._find_neurons()
+        attn, mlp, parallel = self._find_additions(neurons)
+        mid: Place | str
         if isinstance(attn, str):
             mid = attn
-        elif not parallel:
+        elif parallel:
+            mid = "attention and MLP run in parallel: there is no residual between them"
+        else:
             mid = Place(attn.path, "out", self._width, onto=pre)
         return {
             "resid_pre": pre,
@@ -241,7 +296,7 @@ class _Block:
             "neurons": neurons,
             "mlp_out": mlp,
             "block_out": Place(self.call.path, "out", self._width, heads=1, beyond=pre),
-            "resid_post": post,
+            "resid_post": outward(self.call),
         }
 
     @property
@@ -249,135 +304,174 @@ class _Block:
         assert self.call.value is not None
         return self.call.value.shape[-1]
 
+    def _rows(self, value: Tensor | None) -> Tensor:
+        """Positions of the residual stream as rows."""
+        assert value is not None
+        return value.reshape(-1, self._width)
+
+    @cached_property
+    def _stream_outputs(self) -> list[Call]:
+        """Calls whose output has one vector of the model width for each token."""
+        return [call for call in self.inner if shaped_like(call.output, self.call.output)]
+
+    @cached_property
     def _projections(self) -> list[Call]:
         """Linear maps back to the model width over all tokens of the batch."""
-        return [
-            c
-            for c in self.inner
-            if shaped_like(c.output, self.call.output)
-            and is_projection(self.module.get_submodule(c.path), c)
-        ]
+        found: list[Call] = []
+        for call in self._stream_outputs:
+            module = self.module.get_submodule(call.path)
+            if is_projection(module, call):
+                found.append(call)
+        return found
 
     def _named(self, path: str) -> Call:
-        calls = [c for c in self.inner if c.path == f"{self.call.path}.{path}"]
+        """The one call of a module that the layout names."""
+        calls = [call for call in self.inner if call.path == f"{self.call.path}.{path}"]
         if len(calls) != 1:
+            nearest = closest(path, [call.path for call in self.inner])
             raise SiteError(
-                f"{self.call.path}.{path} ran {len(calls)} times in one forward; nearest: {closest(path, [c.path for c in self.inner])}"
+                f"{self.call.path}.{path} ran {len(calls)} times in one forward; nearest: {nearest}"
             )
         return calls[0]
 
+    @cached_property
     def _attention(self) -> str | None:
-        """The path of the block's child that runs the attention operation, if the block does not
-        run it itself."""
-        inside = self.operations[0][1] if self.operations else ()
-        deeper = inside[inside.index(self.call.path) + 1 :] if self.call.path in inside else ()
-        return deeper[0] if deeper else None
-
-    def _heads(self) -> Place | str:
-        if self.layout.heads is None and len(self.operations) != 1:
-            seen = (
-                f"{len(self.operations)} attention operations seen in {self.call.path}, expected 1"
-            )
-            return f"{seen} (attention kernels that torch cannot see need a Layout)"
-        after = (
-            []
-            if self.layout.heads
-            else [c for c in self._projections() if c.start > self.operations[0][0]]
-        )
-        if self.layout.heads is None and not after:
-            return (
-                f"no projection back to the model width follows the attention in {self.call.path}"
-            )
-        call = self._named(self.layout.heads) if self.layout.heads else after[0]
-        count = self.layout.n_heads or (self.operations[0][2] if self.operations else 0)
-        width = 0 if call.value is None else call.value.shape[-1]
-        if not count or width % count:
-            return f"{width} columns do not divide into {count} heads; pass Layout(n_heads=...)"
-        return Place(call.path, "in", width, heads=count)
-
-    def _neurons(self) -> Place | str:
-        if self.layout.neurons is not None:
-            return inward(self._named(self.layout.neurons))
-        first = self.operations[0][0] if self.operations and self._attention() is None else 0
-        candidates = [
-            c
-            for c in self._projections()
-            if c.start > first and not self._of_attention(c.path) and c.path != self._heads_path()
-        ]
-        block = self.module.get_submodule(self.call.path)
-        fused = next((n for n, p in block.named_parameters() if p.ndim == 3), None)
-        experts = next(
-            (
-                n
-                for n, m in block.named_modules()
-                if isinstance(m, nn.ModuleList) and len(m) > 1 and has_projection(m)
-            ),
-            None,
-        )
-        if fused or experts:
-            return f"a mixture of experts ({self.call.path}.{fused or experts}): its neurons are not the input of one projection"
-        return (
-            inward(candidates[-1])
-            if candidates
-            else f"no projection back to the model width outside the attention in {self.call.path}"
-        )
-
-    def _heads_path(self) -> str | None:
-        heads = self._heads()
-        return heads.path if isinstance(heads, Place) else None
+        """The path of the child that runs the attention operation; None if the block runs it."""
+        if not self.operations:
+            return None
+        running = self.operations[0][1]
+        below_block = running[running.index(self.call.path) + 1 :]
+        return below_block[0] if below_block else None
 
     def _of_attention(self, path: str) -> bool:
-        attention = self._attention()
+        attention = self._attention
         return attention is not None and (path == attention or path.startswith(f"{attention}."))
 
-    def _added(
-        self, heads: Place | str, neurons: Place | str
-    ) -> tuple[Place | str, Place | str, bool]:
-        """What attention and MLP add to the residual: the outermost, latest pair of outputs that
-        satisfies the residual law."""
-        attns, mlps = (
-            self._candidates(heads, self.layout.attn_out),
-            self._candidates(neurons, self.layout.mlp_out),
-        )
-        if isinstance(heads, Place):
-            mlps = [c for c in mlps if not self._of_attention(c.path) and c.path != heads.path]
-            attns = [
-                c
-                for c in attns
-                if self.layout.attn_out or self._of_attention(c.path) or not self._has_weights(c)
-            ]
-        for attn, mlp in product(reversed(attns), reversed(mlps)):
-            pre, a, m, post = (
-                t.reshape(-1, self._width)
-                for t in (self.call.value, attn.output, mlp.output, self.call.output)
-                if t is not None
+    @cached_property
+    def _heads(self) -> Place | str:
+        if self.layout.heads is not None:
+            call = self._named(self.layout.heads)
+        elif len(self.operations) != 1:
+            return (
+                f"{len(self.operations)} attention operations seen in {self.call.path}, expected 1 "
+                "(attention kernels that torch cannot see need a Layout)"
             )
-            if close(pre + a + m, post, pre, a, m):
-                sequential = any(
-                    shaped_like(c.value, self.call.output) and close(flat(c.value), pre + a, pre, a)
-                    for c in self.inner
+        else:
+            attention_time = self.operations[0][0]
+            later = [call for call in self._projections if call.start > attention_time]
+            if not later:
+                return (
+                    "no projection back to the model width follows the attention in "
+                    f"{self.call.path}"
                 )
-                return outward(attn), outward(mlp), not sequential
-        reason = f"no module output of {self.call.path} is what is added to the residual (resid_pre + attn_out + mlp_out is not resid_post)"
+            call = later[0]
+
+        seen_heads = self.operations[0][2] if self.operations else 0
+        n_heads = self.layout.n_heads or seen_heads
+        width = 0 if call.value is None else call.value.shape[-1]
+        if not n_heads or width % n_heads:
+            return f"{width} columns do not divide into {n_heads} heads; pass Layout(n_heads=...)"
+        return Place(call.path, "in", width, heads=n_heads)
+
+    @property
+    def _heads_path(self) -> str | None:
+        return self._heads.path if isinstance(self._heads, Place) else None
+
+    def _find_neurons(self) -> Place | str:
+        if self.layout.neurons is not None:
+            return inward(self._named(self.layout.neurons))
+        experts = self._experts()
+        if experts is not None:
+            return (
+                f"a mixture of experts ({self.call.path}.{experts}): "
+                "its neurons are not the input of one projection"
+            )
+
+        # Where the block itself runs the attention operation, no path tells which projections are
+        # the attention's. Those before the operation are its queries, keys and values.
+        attention_time = 0
+        if self.operations and self._attention is None:
+            attention_time = self.operations[0][0]
+        candidates: list[Call] = []
+        for call in self._projections:
+            of_attention = self._of_attention(call.path) or call.path == self._heads_path
+            if call.start > attention_time and not of_attention:
+                candidates.append(call)
+        if not candidates:
+            return (
+                f"no projection back to the model width outside the attention in {self.call.path}"
+            )
+        return inward(candidates[-1])
+
+    def _experts(self) -> str | None:
+        """The name of what holds several MLPs: one fused weight of three axes, or a list."""
+        block = self.module.get_submodule(self.call.path)
+        for name, parameter in block.named_parameters():
+            if parameter.ndim == 3:
+                return name
+        for name, part in block.named_modules():
+            if isinstance(part, nn.ModuleList) and len(part) > 1 and has_projection(part):
+                return name
+        return None
+
+    def _find_additions(self, neurons: Place | str) -> tuple[Place | str, Place | str, bool]:
+        """What attention and MLP add to the residual stream, and whether they run in parallel.
+
+        Of all pairs of module outputs that satisfy the residual law, the outermost, latest one.
+        """
+        heads = self._heads
+        attns = self._candidates(heads, self.layout.attn_out)
+        mlps = self._candidates(neurons, self.layout.mlp_out)
+        if isinstance(heads, Place):
+            attns = [call for call in attns if self._may_be_attn_out(call)]
+            mlps = [call for call in mlps if self._may_be_mlp_out(call)]
+
+        for attn, mlp in product(reversed(attns), reversed(mlps)):
+            pre = self._rows(self.call.value)
+            attn_added = self._rows(attn.output)
+            mlp_added = self._rows(mlp.output)
+            post = self._rows(self.call.output)
+            if close(pre + attn_added + mlp_added, post, pre, attn_added, mlp_added):
+                parallel = not self._reads_mid(pre, attn_added)
+                return outward(attn), outward(mlp), parallel
+
+        reason = (
+            f"no module output of {self.call.path} is what is added to the residual "
+            "(resid_pre + attn_out + mlp_out is not resid_post)"
+        )
         return reason, reason, False
 
+    def _reads_mid(self, pre: Tensor, attn_added: Tensor) -> bool:
+        """Whether some module reads the residual stream between attention and MLP."""
+        for call in self.inner:
+            if not shaped_like(call.value, self.call.output):
+                continue
+            if close(flat(call.value), pre + attn_added, pre, attn_added):
+                return True
+        return False
+
     def _candidates(self, projection: Place | str, named: str | None) -> list[Call]:
+        """Module outputs of the stream's shape, from the projection on."""
         if named is not None:
             return [self._named(named)]
-        start = next(
-            (
-                c.end
-                for c in self.inner
-                if isinstance(projection, Place) and c.path == projection.path
-            ),
-            0,
-        )
-        return [c for c in self.inner if c.end >= start and shaped_like(c.output, self.call.output)]
+        projection_end = 0
+        if isinstance(projection, Place):
+            ends = [call.end for call in self.inner if call.path == projection.path]
+            projection_end = ends[0] if ends else 0
+        return [call for call in self._stream_outputs if call.end >= projection_end]
 
-    def _has_weights(self, call: Call) -> bool:
-        """Whether a module multiplies by a matrix; what only normalizes or drops may follow the
-        attention before the sum."""
-        heads = self._heads_path()
-        return call.path != heads and any(
-            p.ndim > 1 for p in self.module.get_submodule(call.path).parameters()
-        )
+    def _may_be_attn_out(self, call: Call) -> bool:
+        if self.layout.attn_out or self._of_attention(call.path):
+            return True
+        # What only normalizes or drops may follow the attention before the sum.
+        return not self._has_other_weights(call)
+
+    def _may_be_mlp_out(self, call: Call) -> bool:
+        return not self._of_attention(call.path) and call.path != self._heads_path
+
+    def _has_other_weights(self, call: Call) -> bool:
+        """Whether a module multiplies by a matrix and is not the attention's out-projection."""
+        if call.path == self._heads_path:
+            return False
+        parameters = self.module.get_submodule(call.path).parameters()
+        return any(parameter.ndim > 1 for parameter in parameters)

@@ -1,4 +1,4 @@
-"""load: a Subject from files, from the hub, or from a model that a user holds."""
+"""load: makes a Subject from files, from the hub, or from a model that is already in memory."""
 
 from __future__ import annotations
 
@@ -28,50 +28,69 @@ def load(
     dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
 ) -> Subject:
-    """A Subject from a hub id, a folder, a GGUF file, an installed package with a GGUF, the weights
-    of a VAR or a RAR, or a model you hold:
-    Hugging Face, nnsight, one of interp.models, any.
+    """Loads a model and finds its sites.
 
-    Weights are neither copied nor changed, nor is the kind of attention. Sites are found
-    structurally, and verified on a forward of a few tokens.
+    The weights are neither copied nor changed, nor is the kind of attention. Sites are found by
+    structure, and verified on a forward of a few tokens.
 
     Args:
-        tokenizer: for models that come without one; of an image model the file of its tokenizer,
-        where it does not stand beside it.
-        anatomy: where the sites are, for modules whose structure does not tell (see Layout).
-        forward: how to get logits from a plain module that is not called as `module(tokens)`; see
-        Subject.
+        source: a hub id, a folder, a GGUF file, an installed package that carries a GGUF, the
+            weights of a VAR or RAR, or a model in memory: a Hugging Face or nnsight model, one of
+            `interp.models`, or any other torch module.
+        tokenizer: for models that come without one; for an image model the file of its tokenizer,
+            when it is not in the same folder.
+        anatomy: where the sites are, for modules whose structure does not tell (see `Layout`).
+        forward: how to get logits from a module that is not called as `module(tokens)` (see
+            `Subject`).
         example: a tiny batch for the first forward, for modules that need more than tokens.
-        dtype: of the weights when read from files; as stored by default.
+        dtype: of the weights when they are read from files; as stored by default.
         trust_remote_code: whether code that a checkpoint brings may run.
 
+    Returns:
+        The model as a Subject; a Subject is returned as it is.
+
     Raises:
-        LoadError: unreadable files, NaN weights, a tokenizer larger than the embedding, an object
-        that is no model.
-        SiteError: no blocks found.
+        LoadError: files cannot be read, weights are NaN or infinite, the tokenizer has more tokens
+            than the embedding, or the object is not a model.
+        SiteError: no blocks are found.
+
+    Example:
+        >>> loaded = interp.load(subject.module, tokenizer=subject.tokenizer)
+        >>> loaded.module is subject.module
+        True
+        >>> [str(site) for site in loaded.anatomy.expand("neurons")]
+        ['blocks.0.neurons', 'blocks.1.neurons']
     """
     if isinstance(source, Subject):
         return source
-    name = str(source) if isinstance(source, (str, Path)) else ""
-    reader = reader_of(source) if isinstance(source, (str, Path)) else None
-    if reader is not None:
-        source, tokenizer = reader.read(source, tokenizer, _dtype(dtype)), None
-    elif isinstance(source, (str, Path)):
-        source, found = read(source, _dtype(dtype), trust_remote_code)
-        tokenizer = found if tokenizer is None else tokenizer
-    module, tokenizer = _unwrapped(source, tokenizer)
+
+    name = ""
+    if isinstance(source, (str, Path)):
+        name = Path(str(source)).name
+        reader = reader_of(source)
+        if reader is not None:
+            source = reader.read(source, tokenizer, _dtype(dtype))
+            # It is inside the module now, where it turns images into tokens, not text.
+            tokenizer = None
+        else:
+            source, stored_tokenizer = read(source, _dtype(dtype), trust_remote_code)
+            if tokenizer is None:
+                tokenizer = stored_tokenizer
+
+    module, tokenizer = _unwrap(source, tokenizer)
     _check_weights(module, tokenizer)
-    stepwise = stepwise_of(module)
-    forward = forward or _forward
-    batch = (stepwise.example() if example is None else example).to(
-        next(module.parameters()).device
-    )
+
+    if forward is None:
+        forward = _forward
+    if example is None:
+        example = stepwise_of(module).example()
+    batch = example.to(next(module.parameters()).device)
     found_anatomy = discover(module, lambda: forward(module, batch, batch.length - 1), anatomy)
-    return Subject(module, found_anatomy, forward, tokenizer, Path(name).name)
+    return Subject(module, found_anatomy, forward, tokenizer, name)
 
 
 def _forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
-    """The forward of every model that brings none of its own: what its steps say."""
+    """The forward of every model that brings none of its own."""
     return stepwise_of(module).predicted(batch, keep)
 
 
@@ -82,53 +101,68 @@ def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _unwrapped(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
-    """The torch module behind what a user holds; refuses what cannot be read without changing it."""
+def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
+    """The torch module and tokenizer behind what a library wraps around them.
+
+    What cannot be studied without changing it is refused.
+    """
     library = type(source).__module__.partition(".")[0]
     if library == "nnsight":
-        return source._module, getattr(
-            source, "tokenizer", None
-        ) if tokenizer is None else tokenizer
+        if tokenizer is None:
+            tokenizer = getattr(source, "tokenizer", None)
+        return source._module, tokenizer
     if library != "transformer_lens" and not isinstance(source, nn.Module):
         raise LoadError(
-            f"cannot study a {type(source).__name__}: expected a hub id, a folder, a .gguf file, or a torch module"
+            f"cannot study a {type(source).__name__}: expected a hub id, a folder, a .gguf file, "
+            "or a torch module"
         )
-    if library == "transformer_lens" or any(
-        type(m).__module__.startswith("transformer_lens.model_bridge") for m in source.modules()
-    ):
+    if library == "transformer_lens" or _is_bridged(source):
         raise LoadError(
-            "a TransformerBridge rewrites the model in place (other modules, other attention), so its numbers are not its own: load "
-            "the original checkpoint again and pass that; to run a plan on the bridge use interp.adapters.transformer_lens"
+            "a TransformerBridge rewrites the model in place (other modules, other attention), so "
+            "its numbers are not its own: load the original checkpoint again and pass that; to run "
+            "a plan on the bridge use interp.adapters.transformer_lens"
         )
     if getattr(getattr(source, "config", None), "is_encoder_decoder", False):
         raise LoadError(
-            f"{type(source).__name__} is an encoder-decoder: expected an autoregressive model over one sequence"
+            f"{type(source).__name__} is an encoder-decoder: "
+            "expected an autoregressive model over one sequence"
         )
     return source, tokenizer
+
+
+def _is_bridged(module: nn.Module) -> bool:
+    """Whether TransformerLens has replaced parts of a module that somebody still holds."""
+    bridge = "transformer_lens.model_bridge"
+    return any(type(part).__module__.startswith(bridge) for part in module.modules())
 
 
 def _check_weights(module: nn.Module, tokenizer: Any) -> None:
     named = list(module.named_parameters())
     if not named:
         raise LoadError(f"{type(module).__name__} has no parameters: expected a model with weights")
-    if any(p.is_meta for _, p in named):
+    if any(parameter.is_meta for _, parameter in named):
         raise LoadError(
-            f"{type(module).__name__} has no weights yet (meta device): load them first; with nnsight, pass dispatch=True"
+            f"{type(module).__name__} has no weights yet (meta device): "
+            "load them first; with nnsight, pass dispatch=True"
         )
-    broken = [
-        name
-        for name, p in named
-        if p.is_floating_point() and not bool(torch.isfinite(p.detach()).all())
-    ]
+
+    broken: list[str] = []
+    for name, parameter in named:
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter.detach()).all()):
+            broken.append(name)
     if broken:
         raise LoadError(
-            f"{len(broken)} of {len(named)} weights hold NaN or infinity: {', '.join(broken[:3])}; expected finite weights"
+            f"{len(broken)} of {len(named)} weights hold NaN or infinity: "
+            f"{', '.join(broken[:3])}; expected finite weights"
         )
+
     rows = vocabulary_size(module)
-    known = (
-        None if tokenizer is None else getattr(tokenizer, "vocab_size", len(tokenizer))
-    )  # without added tokens, which need not be embedded
-    if known is not None and rows is not None and known > rows:
+    if tokenizer is None or rows is None:
+        return
+    # `vocab_size` leaves out added tokens, which need not be embedded.
+    known = getattr(tokenizer, "vocab_size", len(tokenizer))
+    if known > rows:
         raise LoadError(
-            f"the tokenizer has {known} tokens but the model embeds {rows}: another model's tokenizer"
+            f"the tokenizer has {known} tokens but the model embeds {rows}: "
+            "another model's tokenizer"
         )

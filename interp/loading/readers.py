@@ -1,4 +1,4 @@
-"""Readers: the weights of networks that the toolkit builds itself, one reader for each family."""
+"""Which reader reads the weights of a network that the toolkit builds itself: one per family."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Reader:
 
     Attributes:
         recognizes: whether a source (a file, a folder, a name) holds weights of this family.
-        read: the module, from the source, what `interp.load(tokenizer=)` was given, and the dtype
-        of the weights.
+        read: makes the module from the source, from what `interp.load(tokenizer=)` was given, and
+            from the dtype of the weights.
     """
 
     recognizes: Callable[[str | Path], bool]
@@ -31,5 +31,16 @@ READERS: dict[str, Reader] = {"image": Reader(is_image_model, read_image_model)}
 
 
 def reader_of(source: str | Path) -> Reader | None:
-    """The reader that recognizes a source; None where it is a Hugging Face or GGUF model."""
-    return next((reader for reader in READERS.values() if reader.recognizes(source)), None)
+    """Returns the reader that recognizes a source; None for a Hugging Face or GGUF model.
+
+    Example:
+        >>> from interp.loading.readers import READERS, reader_of
+        >>> reader_of("FoundationVision/var/var_d16.pth") is READERS["image"]
+        True
+        >>> reader_of("HuggingFaceTB/SmolLM2-135M") is None
+        True
+    """
+    for reader in READERS.values():
+        if reader.recognizes(source):
+            return reader
+    return None

@@ -1,5 +1,4 @@
-"""The laws by which places are verified, and what they compare: exact equality, equality up to
-rounding, and being a projection."""
+"""The laws that verify places: exact equality, equality up to rounding, and being a projection."""
 
 from __future__ import annotations
 
@@ -11,62 +10,73 @@ from interp.sites.anatomy import Place, out_rows
 
 
 def flat(value: Tensor | None) -> Tensor:
-    """All positions of all examples as rows."""
+    """All positions of all examples as rows, [batch * position, width]."""
     assert value is not None
     return value.reshape(-1, value.shape[-1])
 
 
 def inward(call: Call) -> Place:
-    """What enters a module."""
+    """The place of what enters a module."""
     assert call.value is not None
     return Place(call.path, "in", call.value.shape[-1])
 
 
 def outward(call: Call) -> Place:
-    """What leaves a module."""
+    """The place of what leaves a module."""
     assert call.output is not None
     return Place(call.path, "out", call.output.shape[-1])
 
 
 def has_projection(modules: nn.Module) -> bool:
-    """Whether some linear layer is inside."""
-    return any(isinstance(m, nn.Linear) for m in modules.modules())
+    """Whether there is a linear layer inside."""
+    return any(isinstance(part, nn.Linear) for part in modules.modules())
 
 
 def is_projection(module: nn.Module, call: Call) -> bool:
-    """The law of the out-projection: its output is its input times its weight, plus its bias."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if (
-        not isinstance(weight, Tensor)
-        or weight.ndim != 2
-        or call.value is None
-        or call.output is None
-    ):
+    """Whether the output is the input times the weight plus the bias: the law of a projection."""
+    weight = getattr(module, "weight", None)
+    bias = getattr(module, "bias", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
         return False
+    if call.value is None or call.output is None:
+        return False
+
     rows = out_rows(module).detach()
     if rows.shape != (call.value.shape[-1], call.output.shape[-1]):
         return False
-    product_, scale = call.value @ rows, call.value.abs() @ rows.abs()
-    return close(call.output, product_ + bias if isinstance(bias, Tensor) else product_, scale)
+    expected = call.value @ rows
+    largest_sum = call.value.abs() @ rows.abs()
+    if isinstance(bias, Tensor):
+        expected = expected + bias
+    return close(call.output, expected, largest_sum)
 
 
 def shaped_like(tensor: Tensor | None, other: Tensor | None) -> bool:
     """Whether both hold one vector of the same width for each of the same tokens."""
-    return (
-        tensor is not None
-        and other is not None
-        and tensor.numel() == other.numel()
-        and tensor.shape[-1] == other.shape[-1]
-    )
+    if tensor is None or other is None:
+        return False
+    return tensor.numel() == other.numel() and tensor.shape[-1] == other.shape[-1]
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Equal to the bit."""
+    """Whether both are equal to the bit."""
     return one is not None and other is not None and torch.equal(one, other)
 
 
 def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
-    """Equal up to the rounding of a sum of `terms`, element by element: outlier channels must not
-    hide the others."""
-    size = sum((t.abs() for t in terms), torch.zeros_like(right))
-    return bool(((left - right).abs() <= 16 * torch.finfo(right.dtype).eps * size + 1e-12).all())
+    """Whether both are equal up to the rounding of a sum of `terms`.
+
+    The tolerance is set element by element: one for the whole tensor would be that of its outlier
+    channels, and hide differences in the others.
+
+    Example:
+        >>> from interp.loading.verification import close
+        >>> stream = torch.tensor([1e4, 1.0])
+        >>> close(stream, stream + torch.tensor([0.0, 0.001]), stream)
+        False
+    """
+    magnitude = torch.zeros_like(right)
+    for term in terms:
+        magnitude = magnitude + term.abs()
+    tolerance = 16 * torch.finfo(right.dtype).eps * magnitude + 1e-12
+    return bool(((left - right).abs() <= tolerance).all())

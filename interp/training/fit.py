@@ -1,4 +1,4 @@
-"""fit: the training loop, on accelerate."""
+"""fit: the one training loop of the toolkit, built on accelerate."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ from interp.training.state import About, Rows, generators, load_state, save_stat
 
 Precision = Literal["float32", "bfloat16"]
 Metrics = Mapping[str, float]
-_OWN = {"step", "loss"}  # columns of the history
+_OWN = {"step", "loss"}  # columns of the history that are not measurements
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step, as callbacks see it: its number, the mean `loss` (nats a target), and the batch
-    with the loss of each target before the update, 0 where it does not count. Of several processes,
-    each sees the rows that it trained on, and the loss of all."""
+    """One optimizer step, as callbacks see it.
+
+    With several processes, each sees the rows that it trained on, and the loss of all.
+
+    Attributes:
+        number: of the step, from 0.
+        loss: mean over the batch's targets, in nats per target.
+        batch: what was trained on.
+        losses: [batch, predicted] the loss of each target before the update, in nats; 0 where a
+            target does not count.
+    """
 
     number: int
     loss: float
@@ -41,14 +49,17 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What to measure on the way.
+    """What to measure during training.
 
     Attributes:
-        measure: maps the subject, dropout off and without gradients, to numbers by name, other
-        names than `step` and `loss`.
-        every: after how many steps; the last step is always measured.
-        until: training ends early after a measurement for which it is true; a function of that
-        measurement alone.
+        measure: maps the subject, with dropout off and without gradients, to named numbers. The
+            names `step` and `loss` are taken.
+        every: number of steps between measurements; the last step is always measured.
+        until: training ends early after the first measurement for which this is true. It must
+            depend on that measurement alone.
+
+    Raises:
+        ValueError: `every` is below 1.
     """
 
     measure: Callable[[Subject], Metrics]
@@ -61,16 +72,18 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoints:
-    """What to write on the way.
+    """What to write during training.
 
     Attributes:
-        folder: where `state.safetensors` stands: the same call to `fit` continues from it, to the
-        bit.
-        every: after how many steps it is written anew.
-        keep: names and conditions: the weights at the first measurement that meets a condition stay
-        in `<name>.safetensors`.
-        about: what else tells this training from others: the data, the model, the seed. A state of
-        another one is refused.
+        folder: holds `state.safetensors`, from which the same call to `fit` continues to the bit.
+        every: number of steps after which the state is written anew.
+        keep: conditions by name: the weights at the first measurement that meets a condition are
+            kept in `<name>.safetensors`.
+        about: what else distinguishes this training from others: the data, the model, the seed. The
+            state of another training is refused.
+
+    Raises:
+        ValueError: `every` is below 1, or `keep` names the file of the state.
     """
 
     folder: Path
@@ -109,31 +122,48 @@ def fit(
     evaluation: Evaluation | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> pd.DataFrame:
-    """Trains a subject's module in place with AdamW on `steps` batches; the loss is the mean over
-    each batch's targets.
+    """Trains a subject's module in place with AdamW.
 
-    Started by `torchrun` or `accelerate launch`, several processes share the rows of every batch
-    and take the steps that one process would take on all of them, up to rounding and dropout. All
-    must be given the same batches; the first one measures and writes.
+    The loss is the mean over each batch's targets. Processes that `torchrun` or `accelerate launch`
+    started share the rows of every batch, and take the steps that one process would take on all of
+    them, up to rounding and dropout. All of them must be given the same batches; the first one
+    measures and writes.
 
     Args:
-        batches: a stream of at least `steps` batches, such as `epochs` makes; shuffle and seed it
-            where it is made. Dropout draws from torch's generator.
-        lr: reached after `warmup` steps of linear rise, left in a linear fall to `floor` of it over
-        the last `decay` steps.
+        subject: the model to train.
+        batches: a stream of at least `steps` batches, such as `epochs` makes. Shuffle and seed it
+            where it is made. Dropout draws from torch's global generator.
+        steps: number of optimizer steps, one per batch.
+        lr: the largest learning rate.
+        precision: of the forward and backward pass; weights and optimizer keep their own.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        warmup: number of first steps over which the learning rate rises linearly to `lr`.
+        decay: number of last steps over which it falls linearly to `floor` times `lr`.
+        floor: see `decay`.
         clip: largest norm of the gradient.
-        precision: of the forward and backward; weights and optimizer keep their own.
         callback: called after each step.
-        evaluation: what to measure on the way.
-        checkpoints: what to write on the way. An interrupted training goes on from there when it is
-            called again with the same arguments: the stream is wound forward, which must not draw
-            from torch's generator for that; callbacks see new steps only; weights and history end
-            as if it had never stopped, on the same machine and with the same number of processes.
+        evaluation: what to measure during training.
+        checkpoints: what to write during training. Called again with the same arguments, an
+            interrupted training continues: weights and history end as if it had never stopped, on
+            the same machine with the same number of processes. The stream is wound forward, for
+            which it must not draw from torch's global generator; callbacks see new steps only.
 
-    Returns a frame of `step`, `loss` and what was measured, NaN where nothing was. Raises
-    ValueError when the stream is too short, a batch has fewer rows than there are processes, the
-    loss is not finite (the weights are then those of the last good step), or the checkpoint is
-    another training's.
+    Returns:
+        One row per step with `step`, `loss` (nats per target) and what was measured, NaN where
+        nothing was.
+
+    Raises:
+        ValueError: the stream is too short, a batch has fewer rows than there are processes, the
+            loss is not finite (the weights are then those of the last good step), or the checkpoint
+            is another training's.
+
+    Example:
+        >>> import copy
+        >>> learner = interp.load(copy.deepcopy(subject.module))
+        >>> history = interp.fit(learner, [batch, batch, batch], steps=3, lr=1e-3)
+        >>> history.columns.tolist(), len(history)
+        (['step', 'loss'], 3)
     """
     processes = Processes()
     recipe: dict[str, Any] = {
@@ -142,53 +172,66 @@ def fit(
         "precision": precision,
         "betas": betas,
         "weight_decay": weight_decay,
+        "warmup": warmup,
+        "decay": decay,
+        "floor": floor,
+        "clip": clip,
     }
-    recipe |= {"warmup": warmup, "decay": decay, "floor": floor, "clip": clip}
-    written = _written(checkpoints, evaluation, recipe, processes)
+    checkpoints = _with_recipe(checkpoints, evaluation, recipe, processes)
     optimizer = torch.optim.AdamW(
         subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay
     )
     trained, optimizer = _prepare(processes, subject, optimizer)
-    rows = _history(written, subject.module, optimizer, processes)
-    stream = islice(batches, len(rows), None)
+    history = _resume(checkpoints, subject.module, optimizer, processes)
+    remaining = islice(batches, len(history), None)
+
     with _training(subject.module):
-        for step in track(range(len(rows), steps), "training"):
-            if _ended(evaluation, rows):
+        for step in track(range(len(history), steps), "training"):
+            if _met_end(evaluation, history):
                 break
-            optimizer.param_groups[0]["lr"] = lr * _share(step, steps, warmup, decay, floor)
-            batch = _next(stream, step, steps)
-            own = processes.share(batch)
-            losses = _losses(trained, own, precision)
+            factor = _lr_factor(step, steps, warmup, decay, floor)
+            optimizer.param_groups[0]["lr"] = lr * factor
+            batch = _next(remaining, step, steps)
+            own_rows = processes.share(batch)
+
+            losses = _losses(trained, own_rows, precision)
             loss = _part_of_mean(losses, batch)
-            rows.append({"step": step, "loss": _finite(processes.total(loss), step)})
+            whole_loss = _finite(processes.total(loss), step)
+            history.append({"step": step, "loss": whole_loss})
             _update(processes, trained.module, optimizer, loss, clip)
+
             if callback is not None:
-                callback(Step(step, rows[-1]["loss"], own, losses.detach()))
-            _after(subject, optimizer, rows, steps, evaluation, written, processes)
-    return pd.DataFrame(rows).astype({"step": int})
-
-
-def _prepare(processes: Processes, subject: Subject, optimizer: Any) -> tuple[Subject, Any]:
-    """The subject and the optimizer as accelerate runs them on this process's device."""
-    module, optimizer = processes.prepare(subject.module, optimizer)
-    return Subject(module, subject.anatomy, subject.forward, name=subject.name), optimizer
-
-
-def _update(
-    processes: Processes, module: nn.Module, optimizer: Any, loss: Tensor, clip: float
-) -> None:
-    processes.backward(loss, module)
-    if clip < float("inf"):
-        processes.clip(module, clip)
-    optimizer.step()
-    optimizer.zero_grad()
+                callback(Step(step, whole_loss, own_rows, losses.detach()))
+            if evaluation is not None and _is_due(evaluation.every, len(history), steps):
+                _measure(subject, history, evaluation, checkpoints, processes)
+            if checkpoints is not None:
+                ends = _met_end(evaluation, history)
+                if ends or _is_due(checkpoints.every, len(history), steps):
+                    _save(checkpoints, subject.module, optimizer, history, processes)
+    return pd.DataFrame(history).astype({"step": int})
 
 
 def epochs(batch: Batch, rows: int, seed: int = 0) -> Iterator[Batch]:
-    """Endless batches of `rows` of its rows, each epoch in an order of its own; what does not fill
-    a batch waits for another epoch.
+    """Yields batches of a batch's rows without end, each epoch in a new random order.
 
-    Raises ValueError when there are fewer rows.
+    Rows that do not fill a last batch are left out of that epoch.
+
+    Args:
+        batch: all rows.
+        rows: number of rows per batch.
+        seed: of the orders.
+
+    Yields:
+        Batches of `rows` rows.
+
+    Raises:
+        ValueError: there are fewer rows than that, or `rows` is below 1.
+
+    Example:
+        >>> from interp.training.fit import epochs
+        >>> stream = epochs(batch, rows=5)
+        >>> len(batch), len(next(stream)), len(next(stream))
+        (12, 5, 5)
     """
     if len(batch) < rows or rows < 1:
         raise ValueError(f"{len(batch)} rows do not fill a batch of {rows}")
@@ -205,24 +248,19 @@ def _check_every(every: int) -> None:
         raise ValueError(f"every={every}: expected a number of steps, at least 1")
 
 
-def _share(step: int, steps: int, warmup: int, decay: int, floor: float) -> float:
-    """Which part of the learning rate a step has."""
-    rise, left = (step + 1) / max(warmup, 1), (steps - step) / max(decay, 1)
-    return min(1.0, rise, floor + (1 - floor) * left)
-
-
-def _written(
+def _with_recipe(
     checkpoints: Checkpoints | None,
     evaluation: Evaluation | None,
     recipe: dict[str, Any],
     processes: Processes,
 ) -> Checkpoints | None:
-    """The checkpoints with the recipe among what they are about."""
+    """The checkpoints with the arguments of `fit` among what they are about."""
     if checkpoints is None:
         return None
     if checkpoints.keep and evaluation is None:
         raise ValueError(
-            f"keep={', '.join(checkpoints.keep)}: conditions on measurements, and there is no evaluation"
+            f"keep={', '.join(checkpoints.keep)}: conditions on measurements, "
+            "and there is no evaluation"
         )
     writable(checkpoints.folder)
     if processes.count > 1:
@@ -230,78 +268,27 @@ def _written(
     return replace(checkpoints, about={**recipe, **checkpoints.about})
 
 
-def _history(
-    written: Checkpoints | None, module: nn.Module, optimizer: Any, processes: Processes
+def _prepare(processes: Processes, subject: Subject, optimizer: Any) -> tuple[Subject, Any]:
+    """The subject and the optimizer as accelerate runs them on this process's device."""
+    module, optimizer = processes.prepare(subject.module, optimizer)
+    return Subject(module, subject.anatomy, subject.forward, name=subject.name), optimizer
+
+
+def _resume(
+    checkpoints: Checkpoints | None, module: nn.Module, optimizer: Any, processes: Processes
 ) -> Rows:
-    """What to go on from: of the state, if there is one."""
-    if written is None:
+    """Restores the state, if there is one; the history so far."""
+    if checkpoints is None:
         return []
-    found = processes.gather(written.state.exists())
+    found = processes.gather(checkpoints.state.exists())
     if not any(found):
         return []
     if not all(found):
         raise ValueError(
-            f"{written.state} exists for some processes only: expected a folder that all of them share"
+            f"{checkpoints.state} exists for some processes only: "
+            "expected a folder that all of them share"
         )
-    return load_state(written.state, module, optimizer, written.about, processes.rank)
-
-
-def _after(
-    subject: Subject,
-    optimizer: Any,
-    rows: Rows,
-    steps: int,
-    evaluation: Evaluation | None,
-    checkpoints: Checkpoints | None,
-    processes: Processes,
-) -> None:
-    """What happens between two steps: measuring, and writing."""
-    done = len(rows)
-    if evaluation is not None and (done == steps or done % evaluation.every == 0):
-        _measure(subject, rows, evaluation, checkpoints, processes)
-    if checkpoints is not None and (
-        done == steps or done % checkpoints.every == 0 or _ended(evaluation, rows)
-    ):
-        drawn = processes.gather(generators())
-        if processes.main:
-            save_state(checkpoints.state, subject.module, optimizer, rows, checkpoints.about, drawn)
-        processes.wait()
-
-
-def _measure(
-    subject: Subject,
-    rows: Rows,
-    evaluation: Evaluation,
-    checkpoints: Checkpoints | None,
-    processes: Processes,
-) -> None:
-    """Adds what was measured to the last row. One process measures for all, so that they agree on
-    when to end."""
-    found: dict[str, float] = {}
-    if processes.main:
-        with evaluating(subject):
-            found = {name: float(value) for name, value in evaluation.measure(subject).items()}
-    found = processes.from_first(found)
-    if found.keys() & _OWN:
-        raise ValueError(
-            f"a measure named {', '.join(found.keys() & _OWN)}: the history has its own; expected another name"
-        )
-    before = [row for row in rows if len(row) > len(_OWN)]
-    rows[-1] |= found
-    if checkpoints is None or not processes.main:
-        return
-    for name, condition in checkpoints.keep.items():
-        if condition(found) and not any(map(condition, before)):
-            save_weights(checkpoints.folder / f"{name}.safetensors", subject.module)
-
-
-def _ended(evaluation: Evaluation | None, rows: Rows) -> bool:
-    return (
-        evaluation is not None
-        and bool(rows)
-        and rows[-1].keys() > _OWN
-        and evaluation.until(rows[-1])
-    )
+    return load_state(checkpoints.state, module, optimizer, checkpoints.about, processes.rank)
 
 
 @contextmanager
@@ -313,6 +300,14 @@ def _training(module: nn.Module) -> Generator[None]:
             yield
         finally:
             module.zero_grad()
+
+
+def _lr_factor(step: int, steps: int, warmup: int, decay: int, floor: float) -> float:
+    """The learning rate of a step as a fraction of the largest."""
+    rise = (step + 1) / max(warmup, 1)
+    time_left = (steps - step) / max(decay, 1)
+    fall = floor + (1 - floor) * time_left
+    return min(1.0, rise, fall)
 
 
 def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
@@ -330,7 +325,7 @@ def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
 def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:
     """What some rows of a batch add to the mean loss over its targets.
 
-    Divided by the targets of the whole batch, not of these rows: a process whose rows hold few
+    Divided by the targets of the whole batch, not of these rows: then a process whose rows hold few
     targets weighs less, and gradients that are summed over processes are those of the mean.
     """
     return losses.sum() / batch.counted.sum().to(losses.device)
@@ -343,3 +338,72 @@ def _finite(loss: Tensor, step: int) -> float:
             f"the loss is {value} at step {step}: lower the learning rate, or train in float32"
         )
     return value
+
+
+def _update(
+    processes: Processes, module: nn.Module, optimizer: Any, loss: Tensor, clip: float
+) -> None:
+    processes.backward(loss, module)
+    if clip < float("inf"):
+        processes.clip(module, clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _is_due(every: int, done: int, steps: int) -> bool:
+    """Whether something is measured or written after `done` of all steps."""
+    return done == steps or done % every == 0
+
+
+def _met_end(evaluation: Evaluation | None, history: Rows) -> bool:
+    """Whether the last step was measured and met the condition that ends training."""
+    if evaluation is None or not history:
+        return False
+    was_measured = history[-1].keys() > _OWN
+    return was_measured and evaluation.until(history[-1])
+
+
+def _measure(
+    subject: Subject,
+    history: Rows,
+    evaluation: Evaluation,
+    checkpoints: Checkpoints | None,
+    processes: Processes,
+) -> None:
+    """Adds measurements to the last row, and keeps the weights that first meet a condition."""
+    # One process measures for all: measurements that differ by rounding could end training in some
+    # processes and not in others, which would then wait for ever.
+    metrics: dict[str, float] = {}
+    if processes.main:
+        with evaluating(subject):
+            measured = evaluation.measure(subject)
+            metrics = {name: float(value) for name, value in measured.items()}
+    metrics = processes.from_first(metrics)
+
+    taken = metrics.keys() & _OWN
+    if taken:
+        raise ValueError(
+            f"a measure named {', '.join(taken)}: the history has its own; expected another name"
+        )
+    measured_before = [row for row in history if len(row) > len(_OWN)]
+    history[-1] |= metrics
+
+    if checkpoints is None or not processes.main:
+        return
+    for name, condition in checkpoints.keep.items():
+        if condition(metrics) and not any(map(condition, measured_before)):
+            save_weights(checkpoints.folder / f"{name}.safetensors", subject.module)
+
+
+def _save(
+    checkpoints: Checkpoints,
+    module: nn.Module,
+    optimizer: Any,
+    history: Rows,
+    processes: Processes,
+) -> None:
+    """Writes the state of all processes."""
+    random_states = processes.gather(generators())
+    if processes.main:
+        save_state(checkpoints.state, module, optimizer, history, checkpoints.about, random_states)
+    processes.wait()

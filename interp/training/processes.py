@@ -1,5 +1,4 @@
-"""Processes: several processes that train one model on the same batches, each on some of their
-rows."""
+"""Several processes that train one model on the same batches, each on some of their rows."""
 
 from __future__ import annotations
 
@@ -19,19 +18,20 @@ class Processes:
 
     Every method must be called by all of them. With one process, what is summed or shared is what
     was given, to the bit.
+
+    Attributes:
+        count: number of processes.
+        rank: number of this process, from 0.
     """
 
     def __init__(self) -> None:
         from accelerate import Accelerator
 
-        # Where there is no GPU, accelerate takes the processes of `torchrun` for strangers unless
-        # it is told that the CPU is meant.
+        # Where there is no GPU, accelerate does not see the processes of `torchrun` as one group
+        # unless it is told to use the CPU.
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self._accelerator: Any = (
-            Accelerator(cpu=True)
-            if launched and not torch.accelerator.is_available()
-            else Accelerator()
-        )
+        on_cpu = launched and not torch.accelerator.is_available()
+        self._accelerator: Any = Accelerator(cpu=True) if on_cpu else Accelerator()
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
 
@@ -41,14 +41,17 @@ class Processes:
         return bool(self._accelerator.is_main_process)
 
     def prepare(self, module: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
-        """The module on this process's device, with the weights and buffers of the first process,
-        and its optimizer."""
+        """Places a module on this process's device, with the first process's weights and buffers.
+
+        Returns:
+            The module and its optimizer.
+        """
         from accelerate.utils import broadcast
 
         if self.count == 1:
             return self._accelerator.prepare(module, optimizer)
         # DistributedDataParallel would synchronize only what goes through its own forward, and a
-        # subject also calls parts of its module; `evaluation_mode` places the module without it,
+        # subject also calls parts of its module. `evaluation_mode` places the module without it,
         # and `backward` does its work.
         placed = self._accelerator.prepare_model(module, evaluation_mode=True)
         with torch.no_grad():
@@ -57,19 +60,23 @@ class Processes:
         return placed, self._accelerator.prepare(optimizer)
 
     def share(self, batch: Batch) -> Batch:
-        """This process's rows of a batch. Raises ValueError when there are fewer rows than
-        processes."""
+        """Returns this process's rows of a batch.
+
+        Raises:
+            ValueError: there are fewer rows than processes.
+        """
         if self.count == 1:
             return batch
         if len(batch) < self.count:
             raise ValueError(
-                f"a batch of {len(batch)} rows for {self.count} processes: expected at least one row each"
+                f"a batch of {len(batch)} rows for {self.count} processes: "
+                "expected at least one row each"
             )
         with self._accelerator.split_between_processes(torch.arange(len(batch))) as rows:
             return batch.rows(rows)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over processes, without its gradient."""
+        """Returns the sum of a tensor over processes, without its gradient."""
         value = value.detach()
         return value if self.count == 1 else self._accelerator.reduce(value, "sum")
 
@@ -80,31 +87,31 @@ class Processes:
             self._sum_gradients(module)
 
     def clip(self, module: nn.Module, norm: float) -> None:
-        """Scales the gradients down to a largest norm."""
+        """Scales the gradients down until their norm is at most `norm`."""
         self._accelerator.clip_grad_norm_(module.parameters(), norm)
 
     def _sum_gradients(self, module: nn.Module) -> None:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # An expert to which only one process sent a token has a gradient there alone: the others
-        # must join its sum with zeros. What no process used keeps no gradient, because AdamW would
-        # decay it for one of zeros.
+        # must join its sum with zeros, or that process would wait for ever. What no process used
+        # keeps no gradient, because AdamW would decay it for a gradient of zeros.
         has_gradient = torch.tensor(
             [parameter.grad is not None for parameter in trained], device=self._accelerator.device
         )
-        used = self.total(has_gradient.int()).tolist()
-        for parameter, users in zip(trained, used, strict=True):
+        users_of_each = self.total(has_gradient.int()).tolist()
+        for parameter, users in zip(trained, users_of_each, strict=True):
             if users:
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = self.total(own)
 
     def from_first(self, value: T) -> T:
-        """What the first process gave."""
+        """Returns the value of the first process."""
         from accelerate.utils import broadcast_object_list
 
         return value if self.count == 1 else broadcast_object_list([value])[0]
 
     def gather(self, value: T) -> list[T]:
-        """What each process gave, by rank."""
+        """Returns the value of each process, by rank."""
         from accelerate.utils import gather_object
 
         return [value] if self.count == 1 else gather_object([value])

@@ -1,5 +1,7 @@
-"""What an interrupted training needs to go on as if nothing had happened: one file, whole or
-absent, without pickle."""
+"""The state of an interrupted training: all that it needs to continue as if nothing had happened.
+
+It is one file, whole or absent, without pickle.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from interp.files import replaced
 
 Rows = list[dict[str, float]]
-About = Mapping[str, Any]  # what JSON can hold
+About = Mapping[str, Any]  # values that JSON can hold
 
 
 def save_state(
@@ -25,48 +27,119 @@ def save_state(
     about: About,
     drawn: Sequence[Mapping[str, Tensor]],
 ) -> None:
-    """Writes weights, optimizer, the random generators of each process, the history so far, and
-    what training this is."""
+    """Writes the state of a training.
+
+    Args:
+        path: the file.
+        module: its weights and buffers are written.
+        optimizer: its moments are written.
+        rows: the history so far.
+        about: what distinguishes this training from others.
+        drawn: the states of the random generators of each process, by rank (see `generators`).
+    """
     from safetensors.torch import save_file
 
     losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
     tensors = {"loss": losses, **dict(_named(module)), **_moments(optimizer)}
     for rank, states in enumerate(drawn):
-        tensors |= {_ranked(name, rank): state for name, state in states.items()}
-    notes = {"measured": {n: row for n, row in enumerate(rows) if len(row) > 2}, "about": about}
+        for name, state in states.items():
+            tensors[_ranked(name, rank)] = state
+    whole = {name: value.detach().contiguous() for name, value in tensors.items()}
+
+    measured = {number: row for number, row in enumerate(rows) if len(row) > 2}
+    # safetensors writes several notes in any order. One note keeps the file the same to the bit.
+    notes = {"notes": json.dumps({"measured": measured, "about": about})}
     with replaced(path) as temporary:
-        whole = {name: value.detach().contiguous() for name, value in tensors.items()}
-        save_file(
-            whole, temporary, {"notes": json.dumps(notes)}
-        )  # one note: several would be written in any order
+        save_file(whole, temporary, notes)
 
 
 def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank: int = 0) -> Rows:
-    """Restores what `save_state` wrote, with the generators of process `rank`, and returns the
-    history.
+    """Restores what `save_state` wrote.
 
-    Raises ValueError for the state of another training or model.
+    Args:
+        path: the file.
+        module: gets the weights and buffers.
+        optimizer: gets the moments.
+        about: what distinguishes this training from others.
+        rank: of the process whose random generators are restored.
+
+    Returns:
+        The history so far.
+
+    Raises:
+        ValueError: the state is that of another training or model.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     with safe_open(path, "pt") as file:
         notes = json.loads(file.metadata()["notes"])
+    # Through JSON and back, because what was written came that way: tuples are lists there.
     _check_same(path, notes["about"], json.loads(json.dumps(about)))
     tensors = load_file(path)
     _copy(path, tensors, module)
+
     torch.set_rng_state(tensors[_ranked("generator.cpu", rank)])
-    on_cuda = _ranked("generator.cuda", rank)
-    if on_cuda in tensors:
-        torch.cuda.set_rng_state_all(list(tensors[on_cuda]))
-    states: dict[int, dict[str, Tensor]] = {}
+    cuda_states = tensors.get(_ranked("generator.cuda", rank))
+    if cuda_states is not None:
+        torch.cuda.set_rng_state_all(list(cuda_states))
+
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
-            states.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
-    rows = [{"step": step, "loss": loss} for step, loss in enumerate(tensors["loss"].tolist())]
-    return [row | notes["measured"].get(str(n), {}) for n, row in enumerate(rows)]
+            moments.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+    rows: Rows = []
+    for step, loss in enumerate(tensors["loss"].tolist()):
+        measured = notes["measured"].get(str(step), {})
+        rows.append({"step": step, "loss": loss, **measured})
+    return rows
+
+
+def save_weights(path: str | Path, module: nn.Module) -> None:
+    """Writes a module's parameters and buffers, each once.
+
+    Args:
+        path: the file, in the format of safetensors.
+        module: whose weights are written.
+
+    Example:
+        >>> import copy, tempfile
+        >>> from interp.training.state import load_weights, save_weights
+        >>> file = f"{tempfile.mkdtemp()}/weights.safetensors"
+        >>> save_weights(file, subject.module)
+        >>> load_weights(file, copy.deepcopy(subject.module))
+    """
+    from safetensors.torch import save_file
+
+    weights = {name: value.detach().contiguous() for name, value in _named(module)}
+    with replaced(path) as temporary:
+        save_file(weights, temporary)
+
+
+def load_weights(path: str | Path, module: nn.Module) -> None:
+    """Reads what `save_weights` wrote into a module.
+
+    Args:
+        path: the file.
+        module: of the same shape as the one that was saved; its weights are overwritten.
+
+    Raises:
+        ValueError: the file holds another model's weights.
+    """
+    from safetensors.torch import load_file
+
+    _copy(Path(path), load_file(path), module)
+
+
+def generators() -> dict[str, Tensor]:
+    """Returns the states of torch's random generators in this process, by name."""
+    states = {"generator.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["generator.cuda"] = torch.stack(torch.cuda.get_rng_state_all())
+    return states
 
 
 def _check_same(path: Path, written: About, given: About) -> None:
@@ -74,24 +147,9 @@ def _check_same(path: Path, written: About, given: About) -> None:
     if wrong:
         first = f"{wrong[0]}={written.get(wrong[0])!r}, now {given.get(wrong[0])!r}"
         raise ValueError(
-            f"{path} is the state of another training: {first}; give another folder, or the same arguments"
+            f"{path} is the state of another training: {first}; "
+            "give another folder, or the same arguments"
         )
-
-
-def save_weights(path: str | Path, module: nn.Module) -> None:
-    """Writes a module's parameters and buffers, each once."""
-    from safetensors.torch import save_file
-
-    with replaced(path) as temporary:
-        save_file({name: value.detach().contiguous() for name, value in _named(module)}, temporary)
-
-
-def load_weights(path: str | Path, module: nn.Module) -> None:
-    """Reads what `save_weights` wrote into a module of the same shape. Raises ValueError for
-    another model's."""
-    from safetensors.torch import load_file
-
-    _copy(Path(path), load_file(path), module)
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -101,14 +159,17 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Overwrites a module's weights; refuses all of them when one does not fit."""
     own = dict(_named(module))
     given = {name: value for name, value in tensors.items() if name.startswith("module.")}
-    wrong = sorted(own.keys() ^ given.keys()) or [
-        name for name, value in own.items() if value.shape != given[name].shape
-    ]
+    wrong = sorted(own.keys() ^ given.keys())
+    if not wrong:
+        wrong = [name for name, value in own.items() if value.shape != given[name].shape]
     if wrong:
+        first = wrong[0].removeprefix("module.")
         raise ValueError(
-            f"{path} holds another model's weights: {len(wrong)} of {len(own)} differ, {wrong[0].removeprefix('module.')} first"
+            f"{path} holds another model's weights: "
+            f"{len(wrong)} of {len(own)} differ, {first} first"
         )
     with torch.no_grad():
         for name, value in own.items():
@@ -116,21 +177,13 @@ def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
 
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:
-    states = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{number}.{key}": value
-        for number, state in states.items()
-        for key, value in state.items()
-    }
+    """What the optimizer remembers of each parameter, by name."""
+    moments: dict[str, Tensor] = {}
+    for number, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            moments[f"optimizer.{number}.{key}"] = value
+    return moments
 
 
 def _ranked(name: str, rank: int) -> str:
     return f"{name}.{rank}" if rank else name
-
-
-def generators() -> dict[str, Tensor]:
-    """The states of torch's random generators in this process."""
-    found = {"generator.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        found["generator.cuda"] = torch.stack(torch.cuda.get_rng_state_all())
-    return found

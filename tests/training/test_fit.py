@@ -212,9 +212,9 @@ def test_training_ends_where_it_was_told_to():
 
 
 def test_the_learning_rate_rises_holds_and_falls_to_the_floor():
-    shares = [training._share(step, 10, 2, 5, 0.2) for step in range(10)]
+    shares = [training._lr_factor(step, 10, 2, 5, 0.2) for step in range(10)]
     assert shares == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.84, 0.68, 0.52, 0.36])
-    assert [training._share(step, 4, 0, 0, 0.0) for step in range(4)] == [1, 1, 1, 1]
+    assert [training._lr_factor(step, 4, 0, 0, 0.0) for step in range(4)] == [1, 1, 1, 1]
 
 
 @given(rows=st.integers(1, 12), size=st.integers(1, 12), seed=st.integers(0, 5))

@@ -1,8 +1,9 @@
-"""Image models on disk: the public checkpoints of VAR and RAR and of their tokenizers, and the
-folders that `save_image_model` writes.
+"""Reads image models from disk: the public checkpoints of VAR and RAR and of their tokenizers, and
+the folders that `save_image_model` writes.
 
-Sizes are read off the shapes, and a file is loaded whole or refused with everything in it that does
-not fit. Weights come from safetensors, or from torch files that hold tensors and no code.
+Sizes follow from the shapes of the tensors. A file is loaded whole, or refused with a list of
+everything in it that does not fit. Weights come from safetensors, or from torch files that hold
+tensors and no code.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from math import isqrt
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251 - the error by which torch says that a file holds code
+from pickle import UnpicklingError  # noqa: TID251 - torch's error for a file that holds code
 from typing import Any
 
 import torch
@@ -30,18 +31,15 @@ from interp.models.image.var import VAR, VARConfig
 
 State = Mapping[str, Tensor]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-# a key by which each can be told, the first that is there
-_SIGNS: dict[str, Any] = {
+# What a file holds is the first of these whose key is in it. The last key is in both tokenizers.
+_KIND_OF_KEY: dict[str, Any] = {
     "word_embed.weight": VAR,
     "timesteps_embeddings": RAR,
     "quantize.quant_resi.qresi_ls.0.weight": ResidualVQ,
     "quantize.embedding.weight": RasterVQ,
 }
-_MLP = (
-    ("fc1.weight", 0),
-    ("fc1.bias", 0),
-    ("fc2.weight", 1),
-)  # tensors and axes that tell the width of an MLP
+# Tensors of an MLP with the axis along which each is as long as the MLP is wide.
+_HIDDEN_AXES = (("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1))
 _TOKENIZER_OF: dict[Any, type[ImageTokenizer]] = {VAR: ResidualVQ, RAR: RasterVQ}
 _PUBLIC_TOKENIZER = {
     VAR: "FoundationVision/var/vae_ch160v4096z32.pth",
@@ -50,27 +48,53 @@ _PUBLIC_TOKENIZER = {
 
 
 def save_image_model(model: ImageModel, folder: str | Path) -> Path:
-    """Writes network.safetensors and tokenizer.safetensors, with the public names, as `interp.load`
-    takes them."""
+    """Writes network and tokenizer, with the public names, in a form that `interp.load` reads.
+
+    Args:
+        model: a VAR or RAR.
+        folder: gets `network.safetensors` and `tokenizer.safetensors`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from interp.models.image.checkpoints import save_image_model
+        >>> from interp.models.image.rar import RAR, RARConfig
+        >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
+        >>> shape = RasterVQConfig(
+        ...     grid=4, codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1
+        ... )
+        >>> network = RARConfig(
+        ...     grid=4, width=16, depth=1, heads=2, hidden=32, codes=16, classes=3
+        ... )
+        >>> folder = save_image_model(RAR(network, RasterVQ(shape)), tempfile.mkdtemp())
+        >>> interp.load(folder).module.config.hidden
+        32
+    """
     from safetensors.torch import save_file
 
     target = writable(folder)
-    for name, state in (("tokenizer", model.tokenizer.state_dict()), ("network", own_state(model))):
+    states = {"tokenizer": model.tokenizer.state_dict(), "network": own_state(model)}
+    for name, state in states.items():
+        tensors = {key: value.detach().contiguous() for key, value in state.items()}
         with replaced(target / f"{name}.safetensors") as temporary:
-            save_file({key: value.detach().contiguous() for key, value in state.items()}, temporary)
+            save_file(tensors, temporary)
     return target
 
 
 def is_image_model(source: str | Path) -> bool:
-    """Whether a source names weights for `read_image_model` to judge: a file, a folder of them
-    without config.json, or a file on a hub."""
+    """Returns whether a source names weights that `read_image_model` should judge.
+
+    That is a weights file, on disk or on the hub, or a folder of them without config.json or GGUF.
+    """
     path = Path(source)
     if path.is_dir():
-        return (
-            not (path / "config.json").exists()
-            and not any(path.glob("*.gguf"))
-            and bool(_weights(path))
-        )
+        is_hugging_face = (path / "config.json").exists() or any(path.glob("*.gguf"))
+        return not is_hugging_face and bool(_weights(path))
     return path.suffix in _SUFFIXES and (path.is_file() or _is_hub_file(path))
 
 
@@ -79,100 +103,118 @@ def read_image_model(
     tokenizer: str | Path | ImageTokenizer | None = None,
     dtype: torch.dtype | None = None,
 ) -> ImageModel:
-    """A VAR or RAR with its tokenizer.
+    """Reads a VAR or RAR with its tokenizer.
 
     Args:
         source: a folder that `save_image_model` wrote or that holds one public network; a weights
             file; or such a file on the hub, as `"FoundationVision/var/var_d16.pth"`.
-        tokenizer: the tokenizer's file, or one you hold; by default it is looked for beside the
-            network, and for a file on the hub it is the public one.
+        tokenizer: the tokenizer's file, or a tokenizer in memory. By default it is looked for in
+            the network's folder; for a file on the hub it is the public one.
         dtype: of the network's weights; as stored by default. The tokenizer keeps its own; the head
-            of a VAR gets no less than float32.
+            of a VAR is at least float32.
 
-    Raises LoadError for unreadable files and files with code, for files that are no such network,
-    for every key that is missing, too many or of another shape (all are listed), and for another
-    model's tokenizer.
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        LoadError: files cannot be read or hold code, they are not such a network, the tokenizer is
+            that of another model, or keys are missing, unknown or of another shape (all of them are
+            listed).
     """
     stored = _network(_located(source))
     kind = _kind(stored.state)
     if not isinstance(tokenizer, ImageTokenizer):
-        remote = not Path(source).exists()
-        tokenizer = _tokenizer(
-            stored, _located(tokenizer) if tokenizer is not None else _beside(stored, remote=remote)
-        )
-    config = (
-        _var_config(stored, tokenizer.codes)
-        if kind is VAR
-        else _rar_config(stored, tokenizer.codes)
-    )
+        if tokenizer is not None:
+            file = _located(tokenizer)
+        elif Path(source).exists():
+            file = _tokenizer_file_next_to(stored)
+        else:
+            file = _located(_PUBLIC_TOKENIZER[kind])
+        tokenizer = _read_tokenizer(stored, file)
+
+    make_config = _var_config if kind is VAR else _rar_config
+    config = make_config(stored, tokenizer.codes)
+    # On the meta device the module has shapes and no memory, and gets the tensors of the file.
     with torch.device("meta"):
-        model = _built(kind, config, tokenizer, stored.file)
-    state = {
-        key: value if dtype is None else _converted(key, value, dtype, kind)
-        for key, value in stored.state.items()
-    }
+        model = _build(kind, config, tokenizer, stored.file)
+    state = dict(stored.state)
+    if dtype is not None:
+        state = {key: _convert(key, value, dtype, kind) for key, value in state.items()}
     _fill(model, own_state(model), state, stored.file)
     return model.eval()
 
 
-def _converted(key: str, value: Tensor, dtype: torch.dtype, kind: Any) -> Tensor:
-    """A tensor in another precision; the head of a VAR in no lower one than float32, as in the
-    public code."""
-    head = kind is VAR and key.startswith(("head.", "head_nm."))
-    precise = torch.promote_types(dtype, torch.float32) if head else dtype
-    return value.to(precise) if value.is_floating_point() else value
+def _convert(key: str, value: Tensor, dtype: torch.dtype, kind: Any) -> Tensor:
+    """A tensor in another precision; in the head of a VAR at least float32, as in the public
+    code."""
+    if not value.is_floating_point():
+        return value
+    if kind is VAR and key.startswith(("head.", "head_nm.")):
+        dtype = torch.promote_types(dtype, torch.float32)
+    return value.to(dtype)
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A file and the tensors in it, whose shapes tell sizes."""
+    """A file and the tensors in it, from whose shapes sizes are read."""
 
     file: Path
     state: State
 
     @property
     def depth(self) -> int:
-        numbers = {
-            int(key.split(".")[1])
-            for key in self.state
-            if key.startswith("blocks.") and key.split(".")[1].isdigit()
-        }
+        """Number of blocks."""
+        numbers: set[int] = set()
+        for key in self.state:
+            parts = key.split(".")
+            if parts[0] == "blocks" and len(parts) > 1 and parts[1].isdigit():
+                numbers.add(int(parts[1]))
         return len(numbers)
 
-    def blocks(self, name: str, axis: int) -> list[tuple[str, int]]:
-        """One tensor in every block, as places for `size`."""
+    def in_blocks(self, name: str, axis: int) -> list[tuple[str, int]]:
+        """One tensor of every block, as places for `size`."""
         return [(f"blocks.{block}.{name}", axis) for block in range(self.depth)]
 
+    def hidden(self, mlp: str) -> int:
+        """Width of the MLP of that name."""
+        places: list[tuple[str, int]] = []
+        for name, axis in _HIDDEN_AXES:
+            places += self.in_blocks(f"{mlp}.{name}", axis)
+        return self.size(*places)
+
     def size(self, *places: tuple[str, int], likely: int | None = None) -> int:
-        """The size that most of some tensors have along an axis: so that one wrong tensor is told
-        from all the others. `likely` counts as one of them."""
-        found = Counter(
-            self.state[key].shape[axis]
-            for key, axis in places
-            if key in self.state and self.state[key].ndim > axis
-        )
-        found.update([] if likely is None else [likely])
-        if not found:
+        """The size that most of some tensors have along an axis.
+
+        A majority decides, so that of all the tensors that should agree the wrong one is refused,
+        and not all the others. `likely` counts as one of them.
+        """
+        votes: Counter[int] = Counter()
+        for key, axis in places:
+            if key in self.state and self.state[key].ndim > axis:
+                votes[self.state[key].shape[axis]] += 1
+        if likely is not None:
+            votes[likely] += 1
+        if not votes:
+            missing = places[0][0] if places else "its blocks"
             raise LoadError(
-                f"{self.file.name} lacks {places[0][0] if places else 'its blocks'}: expected the weights of a VAR or a RAR"
+                f"{self.file.name} lacks {missing}: expected the weights of a VAR or a RAR"
             )
-        return found.most_common(1)[0][0]
+        return votes.most_common(1)[0][0]
 
 
 def _var_config(stored: _Stored, codes: int) -> VARConfig:
+    width = stored.size(
+        ("word_embed.bias", 0),
+        ("class_emb.weight", 1),
+        ("pos_1LC", 2),
+        *stored.in_blocks("attn.proj.bias", 0),
+    )
     return VARConfig(
         sides=_sides(stored),
-        width=stored.size(
-            ("word_embed.bias", 0),
-            ("class_emb.weight", 1),
-            ("pos_1LC", 2),
-            *stored.blocks("attn.proj.bias", 0),
-        ),
+        width=width,
         depth=stored.depth,
-        heads=stored.size(*stored.blocks("attn.scale_mul_1H11", 1)),
-        hidden=stored.size(
-            *(place for name, axis in _MLP for place in stored.blocks(f"ffn.{name}", axis))
-        ),
+        heads=stored.size(*stored.in_blocks("attn.scale_mul_1H11", 1)),
+        hidden=stored.hidden("ffn"),
         codes=stored.size(("head.bias", 0), ("head.weight", 0), likely=codes),
         code_width=stored.size(("word_embed.weight", 1)),
         classes=stored.size(("class_emb.weight", 0)) - 1,
@@ -181,21 +223,25 @@ def _var_config(stored: _Stored, codes: int) -> VARConfig:
 
 
 def _sides(stored: _Stored) -> tuple[int, ...]:
-    """Tokens a side of each scale: the public file says of each token which scale it is of."""
+    """Tokens per side of each scale, from the table that holds the scale of each token."""
     if "lvl_1L" not in stored.state:
         raise LoadError(
-            f"{stored.file.name} lacks lvl_1L, which says how many tokens each scale has: expected a whole VAR checkpoint"
+            f"{stored.file.name} lacks lvl_1L, which says how many tokens each scale has: "
+            "expected a whole VAR checkpoint"
         )
-    runs = [
-        (level, len(list(run))) for level, run in groupby(stored.state["lvl_1L"].flatten().tolist())
-    ]
-    levels, counts = [level for level, _ in runs], [count for _, count in runs]
-    squares = all(isqrt(count) ** 2 == count for count in counts) and all(
-        a < b for a, b in pairwise(counts)
-    )
-    if not runs or not squares or levels != list(range(len(runs))):
+    levels: list[int] = []
+    counts: list[int] = []
+    for level, run in groupby(stored.state["lvl_1L"].flatten().tolist()):
+        levels.append(level)
+        counts.append(len(list(run)))
+
+    in_order = bool(levels) and levels == list(range(len(levels)))
+    growing = all(count < next_count for count, next_count in pairwise(counts))
+    square = all(isqrt(count) ** 2 == count for count in counts)
+    if not (in_order and growing and square):
         raise LoadError(
-            f"{stored.file.name}: lvl_1L gives the scales {levels} {counts} tokens; expected growing squares"
+            f"{stored.file.name}: lvl_1L gives the scales {levels} {counts} tokens; "
+            "expected growing squares"
         )
     return tuple(map(isqrt, counts))
 
@@ -206,30 +252,30 @@ def _rar_config(stored: _Stored, codes: int) -> RARConfig:
         ("cls_token", 2),
         ("embeddings.weight", 1),
         ("pos_embed", 2),
-        *stored.blocks("attn.proj.bias", 0),
+        *stored.in_blocks("attn.proj.bias", 0),
+    )
+    head_width = stored.size(
+        *stored.in_blocks("attn.q_norm.weight", 0), *stored.in_blocks("attn.k_norm.weight", 0)
     )
     return RARConfig(
         grid=_grid(stored),
         width=width,
         depth=stored.depth,
-        heads=width
-        // stored.size(
-            *stored.blocks("attn.q_norm.weight", 0), *stored.blocks("attn.k_norm.weight", 0)
-        ),
-        hidden=stored.size(
-            *(place for name, axis in _MLP for place in stored.blocks(f"mlp.{name}", axis))
-        ),
+        heads=width // head_width,
+        hidden=stored.hidden("mlp"),
         codes=codes,
+        # The table holds codes, then the mask, classes, and no class.
         classes=stored.size(("embeddings.weight", 0)) - codes - 2,
     )
 
 
 def _grid(stored: _Stored) -> int:
-    """Tokens a side: the table of times has a row for each token."""
+    """Tokens per side: the table of times has a row for each token."""
     length = stored.size(("timesteps_embeddings", 1)) - SPARE_TIMES
     if length < 1 or isqrt(length) ** 2 != length:
         raise LoadError(
-            f"{stored.file.name}: timesteps_embeddings has {length + SPARE_TIMES} rows; expected {SPARE_TIMES} and a square"
+            f"{stored.file.name}: timesteps_embeddings has {length + SPARE_TIMES} rows; "
+            f"expected {SPARE_TIMES} and a square"
         )
     return isqrt(length)
 
@@ -237,57 +283,56 @@ def _grid(stored: _Stored) -> int:
 def _network(path: Path) -> _Stored:
     """The network that a path holds, which may be one of several files in a folder."""
     files = _weights(path) if path.is_dir() else [path]
-    found = [stored for stored in map(_opened, files) if _kind(stored.state) in _TOKENIZER_OF]
+    opened = [_open(file) for file in files]
+    found = [stored for stored in opened if _kind(stored.state) in _TOKENIZER_OF]
     if not found:
-        lacks = (
-            "has no config.json and no GGUF"
-            if path.is_dir()
-            else "holds no model that can be read from one file"
-        )
+        if path.is_dir():
+            lacks = "has no config.json and no GGUF"
+        else:
+            lacks = "holds no model that can be read from one file"
         raise LoadError(
-            f"{path.name} {lacks}: expected a Hugging Face model folder, or the weights of a VAR or a RAR"
+            f"{path.name} {lacks}: "
+            "expected a Hugging Face model folder, or the weights of a VAR or a RAR"
         )
     if len(found) > 1:
-        raise LoadError(
-            f"{path.name} holds {len(found)} image models: name one of {', '.join(s.file.name for s in found)}"
-        )
+        names = ", ".join(stored.file.name for stored in found)
+        raise LoadError(f"{path.name} holds {len(found)} image models: name one of {names}")
     return found[0]
 
 
-def _tokenizer(network: _Stored, file: Path) -> ImageTokenizer:
+def _read_tokenizer(network: _Stored, file: Path) -> ImageTokenizer:
     """The tokenizer in a file, of the kind and on the grid that a network needs."""
-    stored, needed = _opened(file), _TOKENIZER_OF[_kind(network.state)]
+    stored = _open(file)
+    needed = _TOKENIZER_OF[_kind(network.state)]
     if _kind(stored.state) is not needed:
         raise LoadError(
-            f"{file.name} is not the tokenizer of {network.file.name}: expected the weights of a {needed.__name__}"
+            f"{file.name} is not the tokenizer of {network.file.name}: "
+            f"expected the weights of a {needed.__name__}"
         )
+    tokenizer: ImageTokenizer
     with torch.device("meta"):
         if needed is ResidualVQ:
-            tokenizer: ImageTokenizer = ResidualVQ(
-                residual_vq_config(stored.state, _sides(network))
-            )
+            tokenizer = ResidualVQ(residual_vq_config(stored.state, _sides(network)))
         else:
             tokenizer = RasterVQ(raster_vq_config(stored.state, _grid(network)))
     _fill(tokenizer, tokenizer.state_dict(), stored.state, file)
     return tokenizer.eval()
 
 
-def _beside(network: _Stored, *, remote: bool) -> Path:
-    """The tokenizer's file where none was named."""
+def _tokenizer_file_next_to(network: _Stored) -> Path:
+    """The tokenizer's file in the folder of a network."""
     kind = _kind(network.state)
-    if remote:
-        return _located(_PUBLIC_TOKENIZER[kind])
     others = [file for file in _weights(network.file.parent) if file != network.file]
-    found = [file for file in others if _kind(_opened(file).state) is _TOKENIZER_OF[kind]]
+    found = [file for file in others if _kind(_open(file).state) is _TOKENIZER_OF[kind]]
     if len(found) != 1:
         raise LoadError(
-            f"{len(found)} tokenizers of a {kind.__name__} stand beside {network.file.name}, expected one: pass tokenizer="
-            f"its file (the public one is {_PUBLIC_TOKENIZER[kind]})"
+            f"{len(found)} tokenizers of a {kind.__name__} stand beside {network.file.name}, "
+            f"expected one: pass tokenizer=its file (the public one is {_PUBLIC_TOKENIZER[kind]})"
         )
     return found[0]
 
 
-def _built(kind: Any, config: Any, tokenizer: ImageTokenizer, file: Path) -> ImageModel:
+def _build(kind: Any, config: Any, tokenizer: ImageTokenizer, file: Path) -> ImageModel:
     try:
         return kind(config, tokenizer)
     except ValueError as error:
@@ -295,35 +340,36 @@ def _built(kind: Any, config: Any, tokenizer: ImageTokenizer, file: Path) -> Ima
 
 
 def _fill(module: nn.Module, own: State, given: State, file: Path) -> None:
-    """Puts tensors into a module that has none yet. Raises LoadError with everything that does not
+    """Puts tensors into a module on the meta device; refuses them with everything that does not
     fit."""
     wrong = [f"{key} is missing" for key in own if key not in given]
     wrong += [f"{key} is unknown" for key in given if key not in own]
-    pairs = [
-        (key, tuple(given[key].shape), tuple(value.shape))
-        for key, value in own.items()
-        if key in given
-    ]
-    wrong += [
-        f"{key} is {list(has)}, expected {list(needs)}" for key, has, needs in pairs if has != needs
-    ]
+    for key, value in own.items():
+        if key in given and given[key].shape != value.shape:
+            wrong.append(f"{key} is {list(given[key].shape)}, expected {list(value.shape)}")
     if wrong:
         kind = type(module).__name__
         raise LoadError(
-            f"{file.name} does not fit the {kind} that its shapes tell of, in {len(wrong)} places: {'; '.join(wrong)}"
+            f"{file.name} does not fit the {kind} that its shapes tell of, "
+            f"in {len(wrong)} places: {'; '.join(wrong)}"
         )
+    # Not strict, because a network's own state leaves out its tokenizer, which is filled already.
     module.load_state_dict(given, strict=False, assign=True)
 
 
 def _kind(state: State) -> Any:
-    return next((kind for key, kind in _SIGNS.items() if key in state), None)
+    """The class whose weights these are; None for other weights."""
+    for key, kind in _KIND_OF_KEY.items():
+        if key in state:
+            return kind
+    return None
 
 
 def _weights(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
 
 
-def _opened(file: Path) -> _Stored:
+def _open(file: Path) -> _Stored:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -333,24 +379,27 @@ def _opened(file: Path) -> _Stored:
         state = load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
     except UnpicklingError as error:
         raise LoadError(
-            f"{file.name} is a pickle that may run code, or damaged: refused; expected safetensors, or a torch file of tensors"
+            f"{file.name} is a pickle that may run code, or damaged: refused; "
+            "expected safetensors, or a torch file of tensors"
         ) from error
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LoadError(f"{file.name} is truncated or damaged ({reason}): copy it again") from error
-    if not isinstance(state, Mapping) or not all(
+
+    is_state = isinstance(state, Mapping) and all(
         isinstance(value, Tensor) for value in state.values()
-    ):
+    )
+    if not is_state:
         raise LoadError(f"{file.name} holds more than tensors by name: expected a state dict")
     return _Stored(file, state)
 
 
 def _torch_file(file: Path) -> Any:
-    """What a torch file holds, mapped into memory unless it is of the format before torch 1.6,
-    which cannot be."""
+    """What a torch file holds, mapped into memory where its format allows that."""
+    # Files from before torch 1.6 are not zip archives, and cannot be mapped.
     with file.open("rb") as opened:
-        zipped = opened.read(2) == b"PK"
-    return torch.load(file, "cpu", weights_only=True, mmap=zipped)  # noqa: TID251
+        is_zip = opened.read(2) == b"PK"
+    return torch.load(file, "cpu", weights_only=True, mmap=is_zip)  # noqa: TID251
 
 
 def _is_hub_file(path: Path) -> bool:
@@ -358,16 +407,16 @@ def _is_hub_file(path: Path) -> bool:
 
 
 def _located(source: str | Path) -> Path:
-    """The path of a source, fetched first where it is a file on the hub. Raises LoadError, with the
-    nearest path, when there is none."""
+    """The path of a source, which is downloaded first when it is a file on the hub."""
     path = Path(source)
     if path.exists():
         return path
     if not (_is_hub_file(path) and path.suffix in _SUFFIXES):
-        here = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise LoadError(
-            f"{path} does not exist; nearest: {path.parent / closest(path.name, here) if here else path.parent}"
-        )
+        siblings: list[str] = []
+        if path.parent.is_dir():
+            siblings = [sibling.name for sibling in path.parent.iterdir()]
+        nearest = path.parent / closest(path.name, siblings) if siblings else path.parent
+        raise LoadError(f"{path} does not exist; nearest: {nearest}")
     from huggingface_hub import hf_hub_download
 
     try:

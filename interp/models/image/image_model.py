@@ -1,5 +1,5 @@
-"""What VAR and RAR have in common: a class and, step by step, the tokens of one image; and the
-tokenizer that those tokens are of."""
+"""What VAR and RAR have in common: both predict the tokens of one image, step by step, from a
+class, and carry the tokenizer that the tokens belong to."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from interp.models.image.tokenizers import ImageTokenizer
 from interp.subject.batch import Batch
 from interp.subject.stepwise import Segment
 
-_ROWS = 256  # images that go through the tokenizer together
+_BATCH_SIZE = 256  # images that go through the tokenizer together
 
 
 class ImageModel(nn.Module, ABC):
     """An image autoregressive network with the tokenizer whose codes it predicts; a `Stepwise`.
 
+    In this class a step is a group of tokens that are predicted together. Numbers of tokens that
+    are read are those of whole steps.
+
     Attributes:
         tokenizer: images to tokens and back; frozen.
-        classes: how many classes condition it, numbered from 0.
-        null: the label that stands for none, for classifier-free guidance and the labels dropped in
-        training.
-        steps: which tokens are predicted together, as (start, stop) pairs.
-        lead: how many positions the blocks see before that of the first token.
+        classes: number of classes that condition it, numbered from 0.
+        null: the label that stands for no class, for classifier-free guidance and the labels
+            dropped in training.
+        steps: (start, stop) of the tokens of each step.
+        lead: number of positions that the blocks see before that of the first token.
         segments: the parts of what the blocks see.
     """
 
@@ -42,7 +45,7 @@ class ImageModel(nn.Module, ABC):
 
     @property
     def length(self) -> int:
-        """Tokens an image."""
+        """Tokens per image."""
         return self.steps[-1][1]
 
     @property
@@ -56,45 +59,58 @@ class ImageModel(nn.Module, ABC):
         label: Int[Tensor, " batch"],
         past_key_values: Any = None,
     ) -> Float[Tensor, "batch new codes"]:
-        """Logits of all tokens up to the end of the step that follows the tokens read (whole
-        steps); those in the cache are left out."""
+        """Returns the logits of all tokens up to the end of the step that follows those read.
+
+        Args:
+            tokens: [batch, read] the first tokens of each image.
+            label: [batch] the class of each image.
+            past_key_values: a cache; the logits of tokens in it are left out.
+        """
 
     def groups(self, length: int) -> tuple[tuple[int, int], ...]:
-        """The steps that begin within the first `length` tokens."""
+        """Returns the steps that begin within the first `length` tokens."""
         return tuple(step for step in self.steps if step[0] < length)
 
     def ahead(self, read: int) -> int:
-        """How many tokens come next, together, once `read` (whole steps, not all) are known."""
+        """Returns how many tokens are predicted next, together, after `read` tokens, not all."""
         return next(stop for _, stop in self.steps if stop > read) - read
 
     @abstractmethod
     def positions(self, read: int) -> int:
-        """How many positions of the blocks depend on nothing but the first `read` tokens (whole
-        steps, not all)."""
+        """Returns how many positions of the blocks depend only on the first `read` tokens."""
 
     @abstractmethod
     def progress(self, step: int) -> float:
-        """How far a step is, from 0 to 1: what classifier-free guidance grows with."""
+        """Returns how far a step is, from 0 to 1, as schedules of guidance need it."""
 
     def predicted(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
-        """Aligned logits of the last `keep` tokens of a batch of whole steps."""
-        return self(batch.tokens[:, : self.before(batch.length)], **batch.conditioning)[:, -keep:]
+        """Returns aligned logits of the last `keep` tokens of a batch of whole steps."""
+        read = batch.tokens[:, : self.before(batch.length)]
+        return self(read, **batch.conditioning)[:, -keep:]
 
     def before(self, length: int) -> int:
-        """Where the last step of the first `length` tokens begins, 0 for none. Raises ValueError,
-        with the nearest ends, within a step."""
+        """Returns where the last step of the first `length` tokens begins; 0 for no tokens.
+
+        Raises:
+            ValueError: with the nearest ends of steps, when `length` is within a step.
+        """
         for start, stop in ((0, 0), *self.steps):
             if stop == length:
                 return start
         ends = [0, *(stop for _, stop in self.steps)]
-        near = sorted(sorted(ends, key=lambda end: abs(end - length))[:2])
+        nearest = sorted(ends, key=lambda end: abs(end - length))[:2]
         raise ValueError(
-            f"{length} tokens are no whole number of steps of this model ({len(self.steps)} steps, {self.length} tokens); "
-            f"nearest: {' or '.join(map(str, near))}"
+            f"{length} tokens are no whole number of steps of this model "
+            f"({len(self.steps)} steps, {self.length} tokens); "
+            f"nearest: {' or '.join(map(str, sorted(nearest)))}"
         )
 
     def check_prompt(self, prompt: int) -> None:
-        """Raises ValueError, with the nearest ends, for a prompt that ends within a step."""
+        """Checks that the model can continue from a prompt.
+
+        Raises:
+            ValueError: with the nearest ends of steps, when it ends within a step.
+        """
         self.before(prompt)
 
     def new_cache(self) -> Any:
@@ -110,36 +126,50 @@ class ImageModel(nn.Module, ABC):
         conditioning: Mapping[str, Tensor],
         keep: int,
     ) -> Tensor:
-        """Logits of the last `keep` tokens up to the end of the next step; what is in the cache is
-        not computed again."""
+        """Returns logits of the last `keep` tokens up to the end of the next step.
+
+        What is in the cache is not computed again.
+        """
         return self(read, **conditioning, past_key_values=cache)[:, -keep:]
 
     def example(self) -> Batch:
-        """Two whole images of the first class."""
+        """Returns two whole images of the first class."""
         tokens = torch.arange(2 * self.length).reshape(2, -1) % self.tokenizer.codes
         return Batch(tokens, 0, conditioning={"label": torch.zeros(2, dtype=torch.long)})
 
     def check(self, batch: Batch) -> None:
-        """Raises ValueError for a batch that is not of this model: by its labels, or its length."""
+        """Checks that a batch is one of this model.
+
+        Raises:
+            ValueError: its labels or its length are not.
+        """
         label = batch.conditioning.get("label")
         if label is None or label.shape != (len(batch),):
             given = "none" if label is None else f"shape {tuple(label.shape)}"
             raise ValueError(
-                f"conditioning['label'] must hold one class for each of {len(batch)} images; got {given}"
+                f"conditioning['label'] must hold one class for each of {len(batch)} images; "
+                f"got {given}"
             )
         self.check_label(label)
         if batch.length > self.length:
             raise ValueError(
-                f"an image has {self.length} tokens here; got {batch.length}: another model's tokens?"
+                f"an image has {self.length} tokens here; got {batch.length}: "
+                "another model's tokens?"
             )
         self.before(batch.length)
 
     def check_label(self, label: Int[Tensor, " batch"]) -> None:
-        """Raises ValueError for classes that the model has not."""
-        low, high = int(label.min()), int(label.max())
+        """Checks that the model has these classes.
+
+        Raises:
+            ValueError: it does not.
+        """
+        low = int(label.min())
+        high = int(label.max())
         if low < 0 or high > self.null:
             raise ValueError(
-                f"labels must be classes 0 to {self.classes - 1} ({self.null} for none); got {low} to {high}"
+                f"labels must be classes 0 to {self.classes - 1} ({self.null} for none); "
+                f"got {low} to {high}"
             )
 
     @torch.no_grad()
@@ -149,14 +179,24 @@ class ImageModel(nn.Module, ABC):
         label: Int[Tensor, " batch"],
         prompt: int = 0,
     ) -> Batch:
-        """Images in [0, 1] and their classes as one batch. Raises ValueError for images of another
-        size or range, and other classes."""
-        tokens = torch.cat(
-            [self.tokenizer.encode(part.to(self._device)) for part in images.split(_ROWS)]
-        )
-        together = self.steps if len(self.steps) < self.length else None
+        """Returns images and their classes as one batch.
+
+        Args:
+            images: [batch, channels, side, side] in [0, 1].
+            label: [batch] the class of each.
+            prompt: number of leading tokens that are given and not predicted.
+
+        Raises:
+            ValueError: images of another size or range, or classes that the model does not have.
+        """
+        parts = [self.tokenizer.encode(part.to(self._device)) for part in images.split(_BATCH_SIZE)]
+        # A batch says nothing of its steps where tokens are predicted one by one.
+        one_by_one = len(self.steps) == self.length
         batch = Batch(
-            tokens, prompt, steps=together, conditioning={"label": label.to(self._device)}
+            torch.cat(parts),
+            prompt,
+            steps=None if one_by_one else self.steps,
+            conditioning={"label": label.to(self._device)},
         )
         self.check(batch)
         return batch
@@ -164,13 +204,12 @@ class ImageModel(nn.Module, ABC):
     def decode(
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch channels side side"]:
-        """The images, in [0, 1], that tokens stand for."""
-        return torch.cat(
-            [self.tokenizer.decode(part.to(self._device)) for part in tokens.split(_ROWS)]
-        )
+        """Returns the images, in [0, 1], that tokens of whole images stand for."""
+        parts = [self.tokenizer.decode(part.to(self._device)) for part in tokens.split(_BATCH_SIZE)]
+        return torch.cat(parts)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The codebook: its rows are the token ids that there are."""
+        """Returns the codebook: its rows are the token ids that there are."""
         return self.tokenizer.codebook
 
     @property
@@ -179,32 +218,38 @@ class ImageModel(nn.Module, ABC):
 
 
 def image_model(module: nn.Module) -> ImageModel:
-    """The module as an image model. Raises ValueError for any other."""
+    """Returns the module, which must be an image model.
+
+    Raises:
+        ValueError: it is another module.
+    """
     if not isinstance(module, ImageModel):
         raise ValueError(f"{type(module).__name__} is no image model: expected a VAR or a RAR")
     return module
 
 
 def own_state(model: ImageModel) -> Mapping[str, Tensor]:
-    """The network's parameters and buffers by their public names, without the tokenizer's."""
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if not name.startswith("tokenizer.")
-    }
+    """Returns the network's parameters and buffers by public name, without its tokenizer's."""
+    state = model.state_dict()
+    own_names = [name for name in state if not name.startswith("tokenizer.")]
+    return {name: state[name] for name in own_names}
 
 
 class Gate(nn.Module):
-    """Multiplies by a gate. A module, so that what it gives, which is what is added to the residual
-    stream, can be hooked."""
+    """Multiplies by a gate.
+
+    It is a module so that its output, which is what is added to the residual stream, can be hooked.
+    """
 
     def forward(self, x: Float[Tensor, "batch position width"], gate: Tensor) -> Tensor:
         return x * gate
 
 
 class MLP(nn.Module):
-    """Two layers with GELU between them, whose form is `approximate`: "tanh" in VAR, "none" (exact)
-    in RAR."""
+    """Two layers with GELU between them.
+
+    The form of GELU, `approximate`, is "tanh" in VAR and "none" (exact) in RAR.
+    """
 
     def __init__(self, width: int, hidden: int, approximate: str) -> None:
         super().__init__()
@@ -217,14 +262,17 @@ class MLP(nn.Module):
 
 
 def modulated(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:
-    """What adaptive layer normalization does after normalizing."""
+    """Returns what adaptive layer normalization makes of normalized values."""
     return x * (1 + scale) + shift
 
 
 def for_rows(condition: Tensor, x: Tensor) -> Tensor:
-    """A condition for every row of x, which a sweep grows by whole copies of the batch."""
-    return (
-        condition
-        if len(condition) == len(x)
-        else torch.cat([condition] * (len(x) // len(condition)))
-    )
+    """Returns a condition for every row of x.
+
+    A sweep runs many interventions in one batch, which it makes grow by whole copies of itself
+    inside the blocks. The condition from before the blocks is repeated to match.
+    """
+    if len(condition) == len(x):
+        return condition
+    copies = len(x) // len(condition)
+    return torch.cat([condition] * copies)

@@ -18,12 +18,24 @@ from interp.subject.batch import Batch
 
 _EPS = 1e-6
 _LEAD = 2  # the positions of cls and of the class
-SPARE_POSITIONS, SPARE_TIMES = 1024, 100  # rows of the public tables beyond those in use
+# Rows of the public tables beyond those in use.
+SPARE_POSITIONS = 1024
+SPARE_TIMES = 100
 
 
 @dataclass(frozen=True)
 class RARConfig:
-    """Sizes of a RAR: `grid` tokens a side, `hidden` is the MLP's width."""
+    """The shape of a RAR.
+
+    Attributes:
+        grid: tokens per side.
+        width: of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads per block.
+        hidden: width of the MLP, its number of neurons.
+        codes: number of codes in the tokenizer's codebook.
+        classes: number of classes.
+    """
 
     grid: int = 16
     width: int = 768
@@ -41,31 +53,44 @@ class RARConfig:
 class RAR(ImageModel):
     """Predicts one token after the other in raster order or, in training, in any order.
 
-    The blocks see cls, the class, and the tokens before the one to predict; position t + 1 is that
-    which predicts token t.
+    The blocks see cls, the class, and the tokens before the one to predict. Position t + 1 is the
+    one that predicts token t.
+
+    Raises:
+        ValueError: the tokenizer is that of another model.
+
+    Example:
+        >>> from interp.models.image.rar import RAR, RARConfig
+        >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
+        >>> shape = RasterVQConfig(
+        ...     grid=4, codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1
+        ... )
+        >>> network = RARConfig(
+        ...     grid=4, width=16, depth=1, heads=2, hidden=32, codes=16, classes=3
+        ... )
+        >>> model = RAR(network, RasterVQ(shape))
+        >>> batch = model.encode(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]))
+        >>> list(interp.load(model).logits(batch).shape)
+        [2, 16, 16]
     """
 
     lead = _LEAD
 
     def __init__(self, config: RARConfig, tokenizer: RasterVQ) -> None:
-        if (tokenizer.codes, tokenizer.config.grid) != (config.codes, config.grid):
-            own = tokenizer.config
+        own = tokenizer.config
+        if (tokenizer.codes, own.grid) != (config.codes, config.grid):
             raise ValueError(
                 f"another model's tokenizer: it has {own.codes} codes on a grid of {own.grid}; "
                 f"this RAR predicts {config.codes} codes on a grid of {config.grid}"
             )
         super().__init__(tokenizer)
-        self.config, self.classes, N, C = config, config.classes, config.length, config.width
-        self.steps = tuple((t, t + 1) for t in range(N))
-        rows = [
-            (max(_LEAD, 1 + row * config.grid), 1 + (row + 1) * config.grid)
-            for row in range(config.grid)
-        ]
-        self.segments = (
-            Segment("cls", 0, 1, degenerate=True),
-            Segment("class", 1, _LEAD, degenerate=True),
-            *(Segment(f"row {n}", *row) for n, row in enumerate(rows, start=1)),
-        )
+        self.config = config
+        self.classes = config.classes
+        N = config.length
+        C = config.width
+        self.steps = tuple((token, token + 1) for token in range(N))
+        self.segments = _segments(config.grid)
+
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
         self.embeddings = nn.Embedding(config.codes + 1 + config.classes + 1, C)
         self.pos_embed = nn.Parameter(torch.empty(1, N + SPARE_POSITIONS, C))
@@ -83,54 +108,72 @@ class RAR(ImageModel):
         past_key_values: Any = None,
         order: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch new codes"]:
-        """Logits as in `ImageModel.forward`. `order` says for whole images in which order their
-        tokens are read, for training in random orders; the logits come in that of the image."""
+        """Returns logits as `ImageModel.forward` does.
+
+        Args:
+            tokens: [batch, read] the first tokens of each image; whole images with `order`.
+            label: [batch] the class of each image.
+            past_key_values: a cache; the logits of tokens in it are left out.
+            order: [batch, length] the order in which the tokens of whole images are read, for
+                training in random orders. The logits are in the order of the image.
+        """
         if order is None:
             order = torch.arange(self.length, device=tokens.device).expand(len(tokens), -1)
             return self._in_order(tokens, label, order, past_key_values)
-        logits = self._in_order(tokens.gather(1, order)[:, :-1], label, order, None)
+        read = tokens.gather(1, order)[:, :-1]
+        logits = self._in_order(read, label, order, None)
         return torch.empty_like(logits).scatter(1, order[..., None].expand_as(logits), logits)
 
     def predicted(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
-        """As in `ImageModel`; images with an order of their own are read whole, for what is
-        predicted last is not the last token."""
+        """Returns aligned logits of the last `keep` tokens, as in `ImageModel`.
+
+        Images with an order of their own are read whole, because the token that is predicted last
+        is not the last one of the image.
+        """
         if "order" in batch.conditioning:
             return self(batch.tokens, **batch.conditioning)[:, -keep:]
         return super().predicted(batch, keep)
 
     def _in_order(
         self,
-        tokens: Tensor,
-        label: Tensor,
+        tokens: Int[Tensor, "batch read"],
+        label: Int[Tensor, " batch"],
         order: Int[Tensor, "batch length"],
         past_key_values: Any,
-    ) -> Tensor:
-        given = (label + self.config.codes + 1)[:, None]
-        ids = F.pad(
-            torch.cat([given, tokens], dim=1), (1, 0), value=self.config.codes
-        )  # cls has no id: the mask's holds its place
-        known, total = (
-            0 if past_key_values is None else past_key_values.get_seq_length(),
-            ids.shape[1],
-        )
+    ) -> Float[Tensor, "batch new codes"]:
+        """Logits in the order in which the tokens are read."""
+        # The table of embeddings holds codes, the mask (which nothing predicts here), then classes.
+        mask_id = self.config.codes
+        class_id = (label + mask_id + 1)[:, None]
+        # cls has no id: that of the mask holds its place until its own vector is put there.
+        ids = F.pad(torch.cat([class_id, tokens], dim=1), (1, 0), value=mask_id)
+        total = ids.shape[1]
+        known = 0 if past_key_values is None else past_key_values.get_seq_length()
+
         x = self.embeddings(ids[:, known:])
         if not known:
             x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), x[:, 1:]], dim=1)
         x = x + self._places(order)[:, known:total]
-        condition = self.embeddings.weight[given] + self.timesteps_embeddings[:, known:total]
-        rows = torch.arange(known, total, device=x.device)
-        mask = torch.arange(total, device=x.device) <= rows[:, None]
+        condition = self.embeddings.weight[class_id] + self.timesteps_embeddings[:, known:total]
+
+        positions = torch.arange(total, device=x.device)
+        mask = positions <= positions[known:, None]
         for block in self.blocks:
             x = block(x, condition, mask, past_key_values=past_key_values)
-        first = max(0, 1 - known)  # cls predicts nothing
-        return self.lm_head(self.adaln_before_head(x, for_rows(condition, x))[:, first:])
+
+        normalized = self.adaln_before_head(x, for_rows(condition, x))
+        first_predicting = max(0, 1 - known)  # cls predicts nothing
+        return self.lm_head(normalized[:, first_predicting:])
 
     def _places(self, order: Int[Tensor, "batch length"]) -> Float[Tensor, "batch position width"]:
-        """Each position's own embedding and, from that of the class on, the one of the token that
-        it predicts."""
-        own, target = self.pos_embed[0], self.target_aware_pos_embed[0]
+        """Each position's own embedding and, from that of the class on, the embedding of the place
+        of the token that it predicts."""
+        own = self.pos_embed[0]
+        target = self.target_aware_pos_embed[0]
         lead = own[:_LEAD].expand(len(order), -1, -1)
         places = torch.cat([lead, own[_LEAD + order]], dim=1)
+        # cls, the first position, predicts nothing, and neither does the last one, at which all
+        # tokens are known.
         return places + F.pad(target[_LEAD + order], (0, 0, 1, 1))
 
     def positions(self, read: int) -> int:
@@ -141,7 +184,7 @@ class RAR(ImageModel):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """As the public code does: every gate and modulation begins at zero."""
+        """Initializes as the public code: every gate and modulation begins at zero."""
         for name, module in self.named_modules():
             if not name.startswith("tokenizer") and isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -149,21 +192,40 @@ class RAR(ImageModel):
                     module.bias.zero_()
         for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
             nn.init.trunc_normal_(table, std=0.02)
-        for modulation in (
-            *(cast("Block", block).adaLN_modulation for block in self.blocks),
-            self.adaln_before_head.adaLN_modulation,
-        ):
+        modulations = [cast("Block", block).adaLN_modulation for block in self.blocks]
+        for modulation in (*modulations, self.adaln_before_head.adaLN_modulation):
             cast("nn.Linear", modulation[1]).weight.zero_()
 
 
+def _segments(grid: int) -> tuple[Segment, ...]:
+    """cls, the class, and each row of the image, as positions of the blocks.
+
+    A row is where its tokens are predicted, one position before they are read. So the first token
+    is predicted at the class, and the first row begins after that.
+    """
+    segments = [
+        Segment("cls", 0, 1, degenerate=True),
+        Segment("class", 1, _LEAD, degenerate=True),
+    ]
+    for row in range(grid):
+        start = max(_LEAD, 1 + row * grid)
+        stop = 1 + (row + 1) * grid
+        segments.append(Segment(f"row {row + 1}", start, stop))
+    return tuple(segments)
+
+
 class Attention(nn.Module):
-    """Attention with queries and keys normalized in each head."""
+    """Attention with queries and keys that are normalized in each head."""
 
     def __init__(self, config: RARConfig, index: int) -> None:
         super().__init__()
-        C, self.heads, self.index = config.width, config.heads, index
-        self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
-        self.q_norm, self.k_norm = (nn.LayerNorm(C // config.heads, eps=_EPS) for _ in range(2))
+        C = config.width
+        self.heads = config.heads
+        self.index = index
+        self.qkv = nn.Linear(C, 3 * C)
+        self.proj = nn.Linear(C, C)
+        self.q_norm = nn.LayerNorm(C // config.heads, eps=_EPS)
+        self.k_norm = nn.LayerNorm(C // config.heads, eps=_EPS)
 
     def forward(
         self, x: Float[Tensor, "batch new width"], mask: Tensor, past_key_values: Any = None
@@ -174,7 +236,8 @@ class Attention(nn.Module):
             three=3,
             head=self.heads,
         )
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = self.q_norm(q)
+        k = self.k_norm(k)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.index)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -182,15 +245,18 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalized, then scaled, shifted and gated by the class and the
-    position."""
+    """Attention and MLP, each normalized, then scaled, shifted and gated by class and position."""
 
     def __init__(self, config: RARConfig, index: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = (nn.LayerNorm(config.width, eps=_EPS) for _ in range(2))
-        self.attn, self.mlp = Attention(config, index), MLP(config.width, config.hidden, "none")
-        self.attn_gate, self.mlp_gate = Gate(), Gate()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+        C = config.width
+        self.norm1 = nn.LayerNorm(C, eps=_EPS)
+        self.norm2 = nn.LayerNorm(C, eps=_EPS)
+        self.attn = Attention(config, index)
+        self.mlp = MLP(C, config.hidden, "none")
+        self.attn_gate = Gate()
+        self.mlp_gate = Gate()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
 
     def forward(
         self,
@@ -199,13 +265,13 @@ class Block(nn.Module):
         mask: Tensor,
         past_key_values: Any = None,
     ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(
-            6, dim=-1
-        )
-        x = x + self.attn_gate(
-            self.attn(modulated(self.norm1(x), scale1, shift1), mask, past_key_values), gate1
-        )
-        return x + self.mlp_gate(self.mlp(modulated(self.norm2(x), scale2, shift2)), gate2)
+        modulation = self.adaLN_modulation(condition)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+
+        attn_in = modulated(self.norm1(x), scale1, shift1)
+        x = x + self.attn_gate(self.attn(attn_in, mask, past_key_values), gate1)
+        mlp_in = modulated(self.norm2(x), scale2, shift2)
+        return x + self.mlp_gate(self.mlp(mlp_in), gate2)
 
 
 class Final(nn.Module):

@@ -13,23 +13,33 @@ from torch.nn import functional as F
 from interp.models.image.layers import ResidualBlock, check_levels, conv, group_norm
 from interp.models.image.tokenizers import ImageTokenizer, Quantized, Quantizer, numbered, shape_of
 
-_CODEBOOK = 0.25  # weight of the part of the loss that moves codes to features, public value
+# Weight of the part of the loss that moves codes to features, as in the public code.
+_CODEBOOK = 0.25
 
 
 @dataclass(frozen=True)
 class RasterVQConfig:
-    """The shape of a one-grid tokenizer; the defaults are RAR's public one, for images of 256
-    pixels a side.
+    """The shape of a one-grid tokenizer.
+
+    The defaults are those of RAR's public tokenizer, for images of 256 pixels per side.
 
     Attributes:
-        grid: codes a side.
-        codes: in the codebook.
+        grid: codes per side.
+        codes: number of codes in the codebook.
         code_width: of a code and of the features.
         width: channels of the first convolution.
         multipliers: of `width` at each level, at least 2; from one level to the next the side
-        halves.
-        blocks: residual blocks a level, and in the middle.
+            halves.
+        blocks: residual blocks per level, and in the middle.
         channels: 1 for grey images, 3 for colour.
+
+    Raises:
+        ValueError: no tokenizer can have this shape.
+
+    Example:
+        >>> from interp.models.image.raster_vq import RasterVQConfig
+        >>> RasterVQConfig().side
+        256
     """
 
     grid: int = 16
@@ -49,59 +59,70 @@ class RasterVQConfig:
 
     @property
     def side(self) -> int:
-        """Pixels a side."""
+        """Pixels per side."""
         return self.grid * 2 ** (len(self.multipliers) - 1)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels at each level, fine to coarse."""
-        return tuple(self.width * m for m in self.multipliers)
+        return tuple(self.width * multiplier for multiplier in self.multipliers)
 
 
 def raster_vq_config(state: Mapping[str, Tensor], grid: int) -> RasterVQConfig:
-    """The config of a state dict. It does not hold the grid.
+    """Returns the config of a state dict.
+
+    Args:
+        state: of a `RasterVQ`.
+        grid: codes per side, which a state dict does not hold.
 
     Raises:
-        ValueError: a state dict of something else; a grid that no config has.
+        ValueError: it is the state dict of something else, or no config has this grid.
     """
-    stem, book, last, above = (
-        "encoder.conv_in.weight",
-        "quantize.embedding.weight",
-        "decoder.norm_out.weight",
-        "decoder.up.{}.upsample_conv.weight",
-    )
-    shapes = {key: shape_of(state, key, "RAR") for key in (stem, book, last, above.format(1))}
-    width, channels = shapes[stem][:2]
-    codes, code_width = shapes[book]
-    outputs = [
-        shapes[last][0],
-        *(state[above.format(n + 1)].shape[0] for n in range(numbered(state, above, 1))),
-    ]
-    multipliers = tuple(channels_out // width for channels_out in outputs)
+    above = "decoder.up.{}.upsample_conv.weight"
+    # All are looked up before any is used, so that a missing one is named.
+    width, channels = shape_of(state, "encoder.conv_in.weight", "RAR")[:2]
+    codes, code_width = shape_of(state, "quantize.embedding.weight", "RAR")
+    finest_width = shape_of(state, "decoder.norm_out.weight", "RAR")[0]
+    shape_of(state, above.format(1), "RAR")
+
+    # The finest level of the decoder does not up-sample, so its width is that of the last norm.
+    levels_above = range(1, 1 + numbered(state, above, 1))
+    widths = [finest_width, *(state[above.format(level)].shape[0] for level in levels_above)]
     return RasterVQConfig(
-        grid,
-        codes,
-        code_width,
-        width,
-        multipliers,
-        numbered(state, "encoder.mid.{}.conv1.weight"),
-        channels,
+        grid=grid,
+        codes=codes,
+        code_width=code_width,
+        width=width,
+        multipliers=tuple(level_width // width for level_width in widths),
+        blocks=numbered(state, "encoder.mid.{}.conv1.weight"),
+        channels=channels,
     )
 
 
 class RasterVQ(ImageTokenizer):
-    """MaskGIT's VQGAN as RAR uses it, with the state dict of its public checkpoint,
-    maskgit-vqgan-imagenet-f16-256.bin.
+    """MaskGIT's VQGAN as RAR uses it, with the state dict of its public checkpoint.
 
-    Source: Chang et al. 2022, arXiv 2202.04200; modeling/modules/maskgit_vqgan.py of
-    github.com/bytedance/1d-tokenizer.
+    The checkpoint is maskgit-vqgan-imagenet-f16-256.bin. Source: Chang et al. 2022, arXiv
+    2202.04200; modeling/modules/maskgit_vqgan.py of github.com/bytedance/1d-tokenizer.
+
+    Example:
+        >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
+        >>> shape = RasterVQConfig(
+        ...     grid=4, codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1
+        ... )
+        >>> list(RasterVQ(shape).eval().encode(torch.rand(2, 3, 8, 8)).shape)
+        [2, 16]
     """
 
     def __init__(self, config: RasterVQConfig | None = None) -> None:
         super().__init__()
-        self.config = config = config or RasterVQConfig()
-        self.channels, self.side, self.length = config.channels, config.side, config.grid**2
-        self.encoder, self.decoder = _Encoder(config), _Decoder(config)
+        config = config or RasterVQConfig()
+        self.config = config
+        self.channels = config.channels
+        self.side = config.side
+        self.length = config.grid**2
+        self.encoder = _Encoder(config)
+        self.decoder = _Decoder(config)
         self.quantize = Grid(config)
 
     def features(
@@ -116,7 +137,7 @@ class RasterVQ(ImageTokenizer):
 
 
 class Grid(Quantizer):
-    """The codebook, one code a place."""
+    """The codebook, and one code per place of the grid."""
 
     def __init__(self, config: RasterVQConfig) -> None:
         super().__init__(config.codes, config.code_width)
@@ -131,26 +152,26 @@ class Grid(Quantizer):
         vectors = features.detach().flatten(2).transpose(1, 2)
         tokens = self.nearest(vectors)
         codes = self.features(tokens)
-        loss = F.mse_loss(features, codes.detach()) + _CODEBOOK * F.mse_loss(
-            codes, features.detach()
-        )
-        return Quantized(tokens, vectors, features + (codes - features).detach(), loss)
+        commitment = F.mse_loss(features, codes.detach())
+        codebook = F.mse_loss(codes, features.detach())
+        # Straight-through: the value of the codes with the gradient of the features.
+        through = features + (codes - features).detach()
+        return Quantized(tokens, vectors, through, commitment + _CODEBOOK * codebook)
 
 
 class _Block(ResidualBlock):
-    """Without biases, and where the width changes, the shortcut is of the branch's OUTPUT: what
-    came in is not added at all."""
+    """A residual block without biases.
+
+    Where the width changes, the shortcut is of the branch's output, and the input is not added at
+    all. So it is in the public code.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
-        self.conv1, self.conv2 = (
-            conv(inputs, outputs, bias=False),
-            conv(outputs, outputs, bias=False),
-        )
-        self.nin_shortcut = (
-            nn.Identity() if inputs == outputs else conv(outputs, outputs, 1, bias=False)
-        )
+        self.conv1 = conv(inputs, outputs, bias=False)
+        self.conv2 = conv(outputs, outputs, bias=False)
         self.widens = inputs != outputs
+        self.nin_shortcut = conv(outputs, outputs, 1, bias=False) if self.widens else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branch(x)
@@ -158,7 +179,7 @@ class _Block(ResidualBlock):
 
 
 def _blocks(inputs: int, outputs: int, blocks: int) -> nn.ModuleList:
-    return nn.ModuleList(_Block(outputs if n else inputs, outputs) for n in range(blocks))
+    return nn.ModuleList(_Block(outputs if number else inputs, outputs) for number in range(blocks))
 
 
 class _Level(nn.Module):
@@ -179,11 +200,9 @@ class _Up(_Level):
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
-        return (
-            x
-            if self.upsample_conv is None
-            else self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        )
+        if self.upsample_conv is None:
+            return x
+        return self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class _Encoder(nn.Module):
@@ -191,17 +210,19 @@ class _Encoder(nn.Module):
         super().__init__()
         widths = (config.width, *config.widths)
         self.conv_in = conv(config.channels, config.width, bias=False)
-        self.down = nn.ModuleList(_Level(a, b, config.blocks) for a, b in pairwise(widths))
-        self.mid = _blocks(widths[-1], widths[-1], config.blocks)
-        self.norm_out, self.conv_out = (
-            group_norm(widths[-1]),
-            conv(widths[-1], config.code_width, 1),
+        self.down = nn.ModuleList(
+            _Level(inputs, outputs, config.blocks) for inputs, outputs in pairwise(widths)
         )
+        self.mid = _blocks(widths[-1], widths[-1], config.blocks)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = conv(widths[-1], config.code_width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for n, level in enumerate(self.down):
-            x = level(F.avg_pool2d(x, 2) if n else x)
+        for number, level in enumerate(self.down):
+            if number > 0:
+                x = F.avg_pool2d(x, 2)
+            x = level(x)
         for block in self.mid:
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
@@ -213,10 +234,13 @@ class _Decoder(nn.Module):
         widths = (*config.widths, config.widths[-1])
         self.conv_in = conv(config.code_width, widths[-1])
         self.mid = _blocks(widths[-1], widths[-1], config.blocks)
+        # Listed fine to coarse, as in the checkpoint, and run coarse to fine.
         self.up = nn.ModuleList(
-            _Up(b, a, config.blocks, highest=n == 0) for n, (a, b) in enumerate(pairwise(widths))
+            _Up(inputs, outputs, config.blocks, highest=level == 0)
+            for level, (outputs, inputs) in enumerate(pairwise(widths))
         )
-        self.norm_out, self.conv_out = group_norm(widths[0]), conv(widths[0], config.channels)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = conv(widths[0], config.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)

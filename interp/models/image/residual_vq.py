@@ -1,5 +1,7 @@
-"""VAR's tokenizer: an image as the sum of ever finer maps of codes, each of what the coarser ones
-left."""
+"""VAR's tokenizer: an image as a sum of maps of codes, coarse to fine.
+
+Each map is looked up for what the sum of the coarser ones leaves of the features.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +27,34 @@ from interp.models.image.layers import (
 )
 from interp.models.image.tokenizers import ImageTokenizer, Quantized, Quantizer, numbered, shape_of
 
-_COMMITMENT = 0.25  # weight of the part of the loss that moves features to codes, public value
+# Weight of the part of the loss that moves features to codes, as in the public code.
+_COMMITMENT = 0.25
 
 
 @dataclass(frozen=True)
 class ResidualVQConfig:
-    """The shape of a multi-scale residual tokenizer; the defaults are VAR's public one, for images
-    of 256 pixels a side.
+    """The shape of a multi-scale residual tokenizer.
+
+    The defaults are those of VAR's public tokenizer, for images of 256 pixels per side.
 
     Attributes:
         sides: of the maps of codes, coarse to fine, at least 2, increasing; the last is the grid of
-        the features.
-        codes: in the codebook, which all scales share.
+            the features.
+        codes: number of codes in the codebook, which all scales share.
         code_width: of a code and of the features.
         width: channels of the first convolution.
         multipliers: of `width` at each level; from one level to the next the side halves.
-        blocks: residual blocks a level of the encoder; the decoder has one more.
-        phis: convolutions after up-sampling, shared by neighbouring scales.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        phis: number of convolutions after up-sampling, shared by neighbouring scales.
         channels: 1 for grey images, 3 for colour.
+
+    Raises:
+        ValueError: no tokenizer can have this shape.
+
+    Example:
+        >>> from interp.models.image.residual_vq import ResidualVQConfig
+        >>> ResidualVQConfig().side
+        256
     """
 
     sides: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -55,7 +67,8 @@ class ResidualVQConfig:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        if len(self.sides) < 2 or self.sides[0] < 1 or any(a >= b for a, b in pairwise(self.sides)):
+        increasing = all(side < next_side for side, next_side in pairwise(self.sides))
+        if len(self.sides) < 2 or self.sides[0] < 1 or not increasing:
             raise ValueError(f"expected at least 2 increasing sides, got {self.sides}")
         if self.phis < 1:
             raise ValueError(f"expected at least 1 phi, got {self.phis}")
@@ -63,60 +76,81 @@ class ResidualVQConfig:
 
     @property
     def side(self) -> int:
-        """Pixels a side."""
+        """Pixels per side."""
         return self.sides[-1] * 2 ** (len(self.multipliers) - 1)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels at each level, fine to coarse."""
-        return tuple(self.width * m for m in self.multipliers)
+        return tuple(self.width * multiplier for multiplier in self.multipliers)
 
 
 def residual_vq_config(state: Mapping[str, Tensor], sides: Sequence[int]) -> ResidualVQConfig:
-    """The config of a state dict. It does not hold the sides of the maps.
+    """Returns the config of a state dict.
+
+    Args:
+        state: of a `ResidualVQ`.
+        sides: of the maps of codes, which a state dict does not hold.
 
     Raises:
-        ValueError: a state dict of something else; sides that no config has.
+        ValueError: it is the state dict of something else, or no config has these sides.
     """
-    stem, book, phi = (
-        "encoder.conv_in.weight",
-        "quantize.embedding.weight",
-        "quantize.quant_resi.qresi_ls.{}.weight",
-    )
-    level, block = "decoder.up.{}.block.0.conv1.weight", "decoder.up.0.block.{}.conv1.weight"
-    shapes = {
-        key: shape_of(state, key, "VAR") for key in (stem, book, level.format(0), phi.format(0))
-    }
-    width, channels = shapes[stem][:2]
-    codes, code_width = shapes[book]
-    multipliers = tuple(
-        state[level.format(n)].shape[0] // width for n in range(numbered(state, level))
-    )
-    blocks = numbered(state, block) - 1
+    phi = "quantize.quant_resi.qresi_ls.{}.weight"
+    level = "decoder.up.{}.block.0.conv1.weight"
+    block = "decoder.up.0.block.{}.conv1.weight"
+    # All are looked up before any is used, so that a missing one is named.
+    width, channels = shape_of(state, "encoder.conv_in.weight", "VAR")[:2]
+    codes, code_width = shape_of(state, "quantize.embedding.weight", "VAR")
+    shape_of(state, level.format(0), "VAR")
+    shape_of(state, phi.format(0), "VAR")
+
+    widths = [state[level.format(n)].shape[0] for n in range(numbered(state, level))]
     return ResidualVQConfig(
-        tuple(sides), codes, code_width, width, multipliers, blocks, numbered(state, phi), channels
+        sides=tuple(sides),
+        codes=codes,
+        code_width=code_width,
+        width=width,
+        multipliers=tuple(level_width // width for level_width in widths),
+        blocks=numbered(state, block) - 1,  # the decoder has one more than the encoder
+        phis=numbered(state, phi),
+        channels=channels,
     )
 
 
 class ResidualVQ(ImageTokenizer):
-    """VAR's multi-scale tokenizer, with the state dict of its public checkpoint,
-    vae_ch160v4096z32.pth.
+    """VAR's multi-scale tokenizer, with the state dict of its public checkpoint.
 
-    `scales` are the (start, stop) of each scale's tokens, coarse to fine.
+    The checkpoint is vae_ch160v4096z32.pth. Source: Tian et al. 2024, arXiv 2404.02905, algorithms
+    1 and 2.
 
-    Source: Tian et al. 2024, arXiv 2404.02905, algorithms 1 and 2.
+    Attributes:
+        scales: (start, stop) of each scale's tokens, coarse to fine.
+
+    Example:
+        >>> from interp.models.image.residual_vq import ResidualVQ, ResidualVQConfig
+        >>> shape = ResidualVQConfig(
+        ...     sides=(1, 2, 4), codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1
+        ... )
+        >>> tokenizer = ResidualVQ(shape).eval()
+        >>> tokenizer.scales
+        ((0, 1), (1, 5), (5, 21))
+        >>> list(tokenizer.encode(torch.rand(2, 3, 8, 8)).shape)
+        [2, 21]
     """
 
     quantize: MultiScale
 
     def __init__(self, config: ResidualVQConfig | None = None) -> None:
         super().__init__()
-        self.config = config = config or ResidualVQConfig()
-        self.scales: tuple[tuple[int, int], ...] = tuple(
-            pairwise(accumulate((side**2 for side in config.sides), initial=0))
-        )
-        self.channels, self.side, self.length = config.channels, config.side, self.scales[-1][1]
-        self.encoder, self.decoder = _Encoder(config), _Decoder(config)
+        config = config or ResidualVQConfig()
+        starts = accumulate((side**2 for side in config.sides), initial=0)
+        self.config = config
+        self.scales: tuple[tuple[int, int], ...] = tuple(pairwise(starts))
+        self.channels = config.channels
+        self.side = config.side
+        self.length = self.scales[-1][1]
+        self.encoder = _Encoder(config)
+        self.decoder = _Decoder(config)
         self.quantize = MultiScale(config)  # pyright: ignore[reportIncompatibleVariableOverride] - set once
         self.quant_conv = conv(config.code_width, config.code_width)
         self.post_quant_conv = conv(config.code_width, config.code_width)
@@ -124,7 +158,7 @@ class ResidualVQ(ImageTokenizer):
     def features(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        """What is quantized of images in [0, 1]; the network itself works on [-1, 1]."""
+        """Returns the features of images in [0, 1]; the network itself works on [-1, 1]."""
         return self.quant_conv(self.encoder(images * 2 - 1))
 
     def painted(
@@ -136,23 +170,31 @@ class ResidualVQ(ImageTokenizer):
     def next_inputs(
         self, tokens: Int[Tensor, "batch given"]
     ) -> Float[Tensor, "batch places code_width"]:
-        """What VAR reads at scales 2 to k + 1, given the tokens of scales 1 to k: the sum so far,
-        area-pooled to the side of the next.
+        """Returns what VAR reads at scales 2 to k + 1, given the tokens of scales 1 to k.
 
-        Of no tokens it is [batch, 0, code_width]. Scale 1 is predicted from the class alone.
+        That is the sum so far, area-pooled to the side of the next scale. Scale 1 is predicted from
+        the class alone.
+
+        Args:
+            tokens: [batch, given] of whole scales, not of all; there may be none.
+
+        Returns:
+            [batch, places, code_width]; no places for no tokens.
 
         Raises:
-            ValueError: tokens of no whole number of scales or of all; as `decode`.
+            ValueError: the tokens are not those of whole scales, or of all; as `decode`.
         """
-        tokens, starts = self.known(tokens), [start for start, _ in self.scales]
+        tokens = self.known(tokens)
+        starts = [start for start, _ in self.scales]
         if tokens.shape[1] not in starts:
             raise ValueError(
-                f"expected the tokens of whole scales, and not of all: one of {starts} tokens, got {tokens.shape[1]}"
+                f"expected the tokens of whole scales, and not of all: one of {starts} tokens, "
+                f"got {tokens.shape[1]}"
             )
-        given = starts.index(tokens.shape[1])
+        n_given = starts.index(tokens.shape[1])
         inputs = [self.codebook.weight.new_zeros(len(tokens), 0, self.config.code_width)]
         summed = 0
-        for scale, (start, stop) in enumerate(self.scales[:given]):
+        for scale, (start, stop) in enumerate(self.scales[:n_given]):
             summed = summed + self.quantize.added(tokens[:, start:stop], scale)
             inputs.append(_pooled(summed, self.config.sides[scale + 1]))
         return torch.cat(inputs, 1)
@@ -165,32 +207,37 @@ class MultiScale(Quantizer):
         super().__init__(config.codes, config.code_width)
         self.sides = config.sides
         self.quant_resi = _Phis(config)
-        self.register_buffer(
-            "ema_vocab_hit_SV", torch.zeros(len(config.sides), config.codes)
-        )  # in the checkpoint; nothing reads it
+        # Nothing reads this buffer, but the checkpoint has it, and files are loaded whole.
+        hits = torch.zeros(len(config.sides), config.codes)
+        self.register_buffer("ema_vocab_hit_SV", hits)
 
     def added(
         self, tokens: Int[Tensor, "batch places"], scale: int
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        """What the tokens of a scale (from 0) add to the sum."""
-        side, grid = self.sides[scale], self.sides[-1]
+        """Returns what the tokens of a scale, counted from 0, add to the sum."""
+        side = self.sides[scale]
+        grid = self.sides[-1]
         codes = self.embedding(tokens).transpose(1, 2).unflatten(2, (side, side))
-        return self.quant_resi(
-            codes if side == grid else F.interpolate(codes, size=(grid, grid), mode="bicubic"),
-            scale,
-        )
+        if side != grid:
+            codes = F.interpolate(codes, size=(grid, grid), mode="bicubic")
+        return self.quant_resi(codes, scale)
 
     def features(
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        parts = tokens.split([side**2 for side in self.sides], 1)
-        return torch.stack([self.added(part, scale) for scale, part in enumerate(parts)]).sum(0)
+        tokens_of_scales = tokens.split([side**2 for side in self.sides], 1)
+        added = [self.added(part, scale) for scale, part in enumerate(tokens_of_scales)]
+        return torch.stack(added).sum(0)
 
     def descent(
         self, features: Float[Tensor, "batch code_width grid grid"]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Scale after scale, of what the ones before left: the vectors to look up, their tokens,
-        and what these add to the sum."""
+        """Quantizes scale after scale, each of what the ones before left.
+
+        Yields:
+            For each scale the vectors to look up [batch, places, code_width], their tokens [batch,
+            places], and what these add to the sum [batch, code_width, grid, grid].
+        """
         rest = features.detach()
         for scale, side in enumerate(self.sides):
             vectors = _pooled(rest, side)
@@ -202,52 +249,67 @@ class MultiScale(Quantizer):
     def forward(self, features: Float[Tensor, "batch code_width grid grid"]) -> Quantized:
         vectors, tokens, added = zip(*self.descent(features), strict=True)
         sums = list(accumulate(added))
-        losses = [
-            _COMMITMENT * F.mse_loss(s.detach(), features) + F.mse_loss(s, features.detach())
-            for s in sums
-        ]
+
+        # The loss is that of every partial sum, so that the coarse scales alone already resemble
+        # the image.
+        losses: list[Tensor] = []
+        for partial in sums:
+            commitment = F.mse_loss(partial.detach(), features)
+            codebook = F.mse_loss(partial, features.detach())
+            losses.append(_COMMITMENT * commitment + codebook)
+
+        # Straight-through: the value of the codes with the gradient of the features.
         through = features + (sums[-1] - features).detach()
         return Quantized(
-            torch.cat(tokens, 1), torch.cat(vectors, 1), through, torch.stack(losses).mean()
+            tokens=torch.cat(tokens, 1),
+            vectors=torch.cat(vectors, 1),
+            features=through,
+            loss=torch.stack(losses).mean(),
         )
 
 
 class _Phis(nn.Module):
-    """phi(h) = h / 2 + conv(h) / 2, the convolution that of the nearest of evenly spaced ticks."""
+    """phi(h) = h / 2 + conv(h) / 2, with the convolution whose tick is nearest to the scale.
+
+    The ticks are spaced evenly between the first scale, at 0, and the last one, at 1.
+    """
 
     def __init__(self, config: ResidualVQConfig) -> None:
         super().__init__()
         self.qresi_ls = nn.ModuleList(
             conv(config.code_width, config.code_width) for _ in range(config.phis)
         )
-        margin = (
-            1 / (3 if config.phis == 4 else 2) / config.phis
-        )  # the public rule; in float64, because some scales lie midway
+        # The rule of the public code. It must be computed in float64 as there: some scales lie
+        # midway between two ticks, and rounding decides which is nearest.
+        margin = 1 / (3 if config.phis == 4 else 2) / config.phis
         ticks = np.linspace(margin, 1 - margin, config.phis)
-        self.of_scale = [
-            int(np.abs(ticks - n / (len(config.sides) - 1)).argmin())
-            for n in range(len(config.sides))
-        ]
+        self.of_scale: list[int] = []
+        last = len(config.sides) - 1
+        for scale in range(len(config.sides)):
+            self.of_scale.append(int(np.abs(ticks - scale / last).argmin()))
 
     def forward(
         self, h: Float[Tensor, "batch code_width grid grid"], scale: int
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        return h / 2 + self.qresi_ls[self.of_scale[scale]](h) / 2
+        convolution = self.qresi_ls[self.of_scale[scale]]
+        return h / 2 + convolution(h) / 2
 
 
 class _Level(nn.Module):
-    """Residual blocks, each with attention at the lowest level."""
+    """Residual blocks, each with attention after it at the lowest level."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, *, lowest: bool) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            ResidualBlock(outputs if n else inputs, outputs) for n in range(blocks)
+            ResidualBlock(outputs if number else inputs, outputs) for number in range(blocks)
         )
         self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if lowest else 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        for n, block in enumerate(self.block):
-            x = self.attn[n](block(x)) if len(self.attn) else block(x)
+        for number, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[number](x)
         return x
 
 
@@ -278,11 +340,12 @@ class _Encoder(nn.Module):
         lowest = len(config.multipliers) - 1
         self.conv_in = conv(config.channels, config.width)
         self.down = nn.ModuleList(
-            _Down(a, b, config.blocks, lowest=n == lowest)
-            for n, (a, b) in enumerate(pairwise(widths))
+            _Down(inputs, outputs, config.blocks, lowest=level == lowest)
+            for level, (inputs, outputs) in enumerate(pairwise(widths))
         )
         self.mid = Middle(widths[-1])
-        self.norm_out, self.conv_out = group_norm(widths[-1]), conv(widths[-1], config.code_width)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = conv(widths[-1], config.code_width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -298,11 +361,13 @@ class _Decoder(nn.Module):
         lowest = len(config.multipliers) - 1
         self.conv_in = conv(config.code_width, widths[-1])
         self.mid = Middle(widths[-1])
-        levels = enumerate(pairwise(widths))
+        # Listed fine to coarse, as in the checkpoint, and run coarse to fine.
         self.up = nn.ModuleList(
-            _Up(b, a, config.blocks + 1, lowest=n == lowest, highest=n == 0) for n, (a, b) in levels
+            _Up(inputs, outputs, config.blocks + 1, lowest=level == lowest, highest=level == 0)
+            for level, (outputs, inputs) in enumerate(pairwise(widths))
         )
-        self.norm_out, self.conv_out = group_norm(widths[0]), conv(widths[0], config.channels)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = conv(widths[0], config.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))

@@ -1,10 +1,10 @@
-"""sample: images drawn from VAR and RAR, with classifier-free guidance and the usual cuts of the
-distribution."""
+"""sample: draws images from VAR and RAR, with classifier-free guidance, top-k and top-p."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,15 +21,42 @@ Guidance = Callable[[float], float]
 
 
 def linear_guidance(scale: float) -> Guidance:
-    """VAR's schedule: the weight grows in proportion to the scales done, from 0 to `scale` (1.5 in
-    the paper's evaluation)."""
+    """Returns VAR's schedule: the weight grows linearly with the progress, from 0 to `scale`.
+
+    Args:
+        scale: the last weight; 1.5 in the paper's evaluation.
+
+    Example:
+        >>> from interp.models.image.sampling import linear_guidance
+        >>> linear_guidance(1.5)(0.5)
+        0.75
+    """
     return lambda progress: scale * progress
 
 
 def cosine_guidance(scale: float, power: float) -> Guidance:
-    """RAR's schedule: the weight grows from 0 towards `scale` - 1 as (1 - cos(pi * progress^power))
-    / 2 (for XXL 8.0 and 1.2)."""
+    """Returns RAR's schedule: the weight grows as (1 - cos(pi * progress^power)) / 2.
+
+    Args:
+        scale: the weight grows from 0 towards `scale` - 1; 8.0 for RAR-XXL.
+        power: the larger, the later it grows; 1.2 for RAR-XXL.
+
+    Example:
+        >>> from interp.models.image.sampling import cosine_guidance
+        >>> cosine_guidance(8.0, 1.2)(1.0)
+        7.0
+    """
     return lambda progress: (scale - 1) * (1 - math.cos(math.pi * progress**power)) / 2
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How a token is drawn from its logits."""
+
+    guidance: Guidance | None
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 def sample(
@@ -43,90 +70,135 @@ def sample(
     seed: int = 0,
     size: int = 64,
 ) -> Int[Tensor, "images length"]:
-    """The tokens of one image for each class in `label`, drawn step by step on the KV cache;
-    `subject.module.decode` makes them images.
+    """Draws one image for each class in `label`, step by step with a KV cache.
+
+    Runs under whatever interventions are active.
 
     Args:
-        guidance: maps the progress of a step, 0 to 1, to the weight w of logits + w * (logits -
-        logits without a class); none by default.
+        subject: a VAR or RAR.
+        label: [images] classes.
+        guidance: maps the progress of a step, 0 to 1, to the weight w in logits + w * (logits -
+            logits without a class); no guidance by default.
         temperature: divides the logits; 0 takes the most likely token.
-        top_k, top_p: keep the `top_k` most likely tokens (0: all), and of them the fewest that hold
-        `top_p` of the probability.
-        seed: of the draws; which images go together in a forward changes none of them.
-        size: images a forward.
+        top_k: keeps this many of the most likely tokens; 0 keeps all.
+        top_p: keeps of those the fewest that hold this share of the probability.
+        seed: of the draws. They do not depend on which images are run together.
+        size: number of images per forward (batch size).
 
-    Runs under whatever interventions are active. Raises ValueError for a model that is no image
-    model, for classes that it has not, and for settings out of range.
+    Returns:
+        [images, length] tokens; `subject.module.decode` turns them into images.
+
+    Raises:
+        ValueError: the model is not an image model, it does not have these classes, or a setting is
+            out of range.
+
+    Example:
+        >>> from interp.models.image.rar import RAR, RARConfig
+        >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
+        >>> from interp.models.image.sampling import sample
+        >>> shape = RasterVQConfig(
+        ...     grid=4, codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1, channels=1
+        ... )
+        >>> network = RARConfig(
+        ...     grid=4, width=16, depth=1, heads=2, hidden=32, codes=16, classes=3
+        ... )
+        >>> painter = interp.load(RAR(network, RasterVQ(shape)))
+        >>> tokens = sample(painter, torch.tensor([0, 2]), top_k=5)
+        >>> list(painter.module.decode(tokens).shape)
+        [2, 1, 8, 8]
     """
     module = image_model(subject.module)
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or label.ndim != 1 or not len(label):
-        given = f"temperature={temperature}, top_k={top_k}, top_p={top_p} and labels of shape {tuple(label.shape)}"
         raise ValueError(
-            f"expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and labels [images]; got {given}"
+            "expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and labels [images]; "
+            f"got temperature={temperature}, top_k={top_k}, top_p={top_p} "
+            f"and labels of shape {tuple(label.shape)}"
         )
     module.check_label(label)
-    settings = (guidance, temperature, top_k, top_p)
+    settings = _Settings(guidance, temperature, top_k, top_p)
+    drawn: list[Tensor] = []
     with evaluating(subject), prompt_length(module.lead):
-        parts = track(torch.arange(len(label)).split(size), "sampling")
-        return torch.cat(
-            [
-                _drawn(subject, module, label[rows], _gumbel(module, seed, rows), settings)
-                for rows in parts
-            ]
-        )
+        for rows in track(torch.arange(len(label)).split(size), "sampling"):
+            noise = _gumbel(module, seed, rows)
+            drawn.append(_draw(subject, module, label[rows], noise, settings))
+        return torch.cat(drawn)
 
 
 def _gumbel(
     module: ImageModel, seed: int, rows: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows length codes"]:
-    """Noise for some images, each from a generator of its own: all at once would be gigabytes."""
+    """Gumbel noise for some images.
+
+    Each image has a generator of its own, so that its noise does not depend on the batch size, and
+    the noise of all images, gigabytes, is never there at once.
+    """
     noise: list[Tensor] = []
     for row in rows.tolist():
-        own = torch.Generator().manual_seed(
-            int(np.random.SeedSequence((seed, row)).generate_state(1)[0])
-        )
-        noise.append(
-            -torch.empty(module.length, module.tokenizer.codes).exponential_(generator=own).log()
-        )
+        seed_of_row = int(np.random.SeedSequence((seed, row)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed_of_row)
+        exponential = torch.empty(module.length, module.tokenizer.codes)
+        exponential.exponential_(generator=generator)
+        noise.append(-exponential.log())
     return torch.stack(noise)
 
 
-def _drawn(
+def _draw(
     subject: Subject,
     module: ImageModel,
     label: Tensor,
-    gumbel: Tensor,
-    settings: tuple[Guidance | None, float, int, float],
+    gumbel: Float[Tensor, "images length codes"],
+    settings: _Settings,
 ) -> Int[Tensor, "images length"]:
-    guidance, temperature, top_k, top_p = settings
-    label, gumbel = label.to(subject.device), gumbel.to(subject.device)
-    both = label if guidance is None else torch.cat([label, torch.full_like(label, module.null)])
-    decoder = Decoder(subject, len(both), {"label": both})
-    said: list[Tensor] = []
-    tokens = both.new_empty(len(both), 0)
+    label = label.to(subject.device)
+    gumbel = gumbel.to(subject.device)
+    guidance = settings.guidance
+    if guidance is not None:
+        # The second half of the batch draws the same images without a class.
+        label = torch.cat([label, torch.full_like(label, module.null)])
+    decoder = Decoder(subject, len(label), {"label": label})
+
+    drawn: list[Tensor] = []
+    tokens = label.new_empty(len(label), 0)
     for step, (start, stop) in enumerate(module.steps):
         logits = decoder.feed(tokens).float()
         if guidance is not None:
-            known, unknown = logits.chunk(2)
-            logits = known + guidance(module.progress(step)) * (known - unknown)
-        if temperature:  # the largest of logits with Gumbel noise is a draw from their softmax
-            logits = truncated(logits / temperature, top_k, top_p) + gumbel[:, start:stop]
-        said.append(logits.argmax(-1))
-        tokens = said[-1] if guidance is None else torch.cat([said[-1], said[-1]])
-    return torch.cat(said, dim=1)
+            with_class, without_class = logits.chunk(2)
+            weight = guidance(module.progress(step))
+            logits = with_class + weight * (with_class - without_class)
+        if settings.temperature:
+            # The largest of logits with Gumbel noise is a draw from their softmax.
+            logits = truncated(logits / settings.temperature, settings.top_k, settings.top_p)
+            logits = logits + gumbel[:, start:stop]
+        tokens = logits.argmax(-1)
+        drawn.append(tokens)
+        if guidance is not None:
+            tokens = torch.cat([tokens, tokens])
+    return torch.cat(drawn, dim=1)
 
 
 def truncated(
     logits: Float[Tensor, "... codes"], top_k: int, top_p: float
 ) -> Float[Tensor, "... codes"]:
-    """Logits with all but the `top_k` most likely (0: all stay) at -inf, and of these what is not
-    needed for `top_p` of the probability."""
+    """Returns logits with the unlikely tokens at -inf.
+
+    Args:
+        logits: [..., codes].
+        top_k: number of most likely tokens that are kept; 0 keeps all.
+        top_p: of those, the fewest that hold this share of the probability are kept.
+
+    Example:
+        >>> from interp.models.image.sampling import truncated
+        >>> truncated(torch.tensor([1.0, 3.0, 2.0]), top_k=2, top_p=1.0).tolist()
+        [-inf, 3.0, 2.0]
+    """
     if top_k:
-        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        least_kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least_kept, -torch.inf)
     if top_p < 1:
         ordered, places = logits.sort(dim=-1, descending=True)
         probability = ordered.softmax(-1)
-        surplus = probability.cumsum(-1) - probability >= top_p
+        # A token is not needed when the more likely ones already hold top_p.
+        more_likely = probability.cumsum(-1) - probability
+        surplus = more_likely >= top_p
         logits = logits.masked_fill(surplus.scatter(-1, places, surplus), -torch.inf)
     return logits

@@ -16,14 +16,23 @@ from torch.nn import functional as F
 
 from interp.progress import track
 
-_IDLE = 8  # steps without use after which a code is dead while fitting
-_SETTLING = 0.7  # share of the steps after which no code is re-seeded: the last ones need the rest of the time to be learned
+_IDLE = 8  # steps without use after which a code counts as dead
+# Share of the steps after which no code is seeded anew: the last ones that were need the rest of
+# the time to be learned.
+_SETTLING = 0.7
 _WARM_UP = 10  # steps
 
 
 class Quantized(NamedTuple):
-    """Features as codes: `vectors` are what was looked up for each token, `features` the codes'
-    own, with a straight-through gradient."""
+    """Features written as codes.
+
+    Attributes:
+        tokens: [batch, length] which code each place has.
+        vectors: [batch, length, code_width] what was looked up in the codebook.
+        features: [batch, code_width, grid, grid] what the codes stand for, with the gradient of the
+            features that were given (straight-through).
+        loss: the quantization loss.
+    """
 
     tokens: Int[Tensor, "batch length"]
     vectors: Float[Tensor, "batch length code_width"]
@@ -32,7 +41,7 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module, ABC):
-    """A codebook and how features are written with it."""
+    """A codebook and the way in which features are written with it."""
 
     def __init__(self, codes: int, code_width: int) -> None:
         super().__init__()
@@ -40,14 +49,15 @@ class Quantizer(nn.Module, ABC):
 
     @torch.no_grad()
     def nearest(self, vectors: Float[Tensor, "... code_width"]) -> Int[Tensor, " ..."]:
-        """The code with the smallest squared distance to each vector; the first of equal ones."""
-        exact = torch.promote_types(
-            vectors.dtype, torch.float32
-        )  # half precision cannot tell near codes apart
-        codes, vectors = self.embedding.weight.to(exact), vectors.to(exact)
-        return (codes.square().sum(1) - 2 * vectors @ codes.T).argmin(
-            -1
-        )  # without |vector|^2, which is the same for all codes
+        """Returns the code with the smallest squared distance to each vector; the first of equal
+        ones."""
+        # Half precision cannot distinguish codes that are near each other.
+        precise = torch.promote_types(vectors.dtype, torch.float32)
+        codes = self.embedding.weight.to(precise)
+        vectors = vectors.to(precise)
+        # |code - vector|^2 without |vector|^2, which is the same for all codes.
+        distances = codes.square().sum(1) - 2 * vectors @ codes.T
+        return distances.argmin(-1)
 
     @abstractmethod
     def forward(self, features: Float[Tensor, "batch code_width grid grid"]) -> Quantized: ...
@@ -56,17 +66,27 @@ class Quantizer(nn.Module, ABC):
     def features(
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        """What the tokens of whole images stand for."""
+        """Returns what the tokens of whole images stand for."""
 
 
 class ImageTokenizer(nn.Module, ABC):
-    """Images as tokens and back.
+    """Turns images into tokens and back.
 
     Attributes:
         channels: 1 for grey images, 3 for colour.
-        side: pixels a side.
-        length: tokens an image.
-        quantize: the codebook and how features are written with it.
+        side: pixels per side.
+        length: tokens per image.
+        quantize: the codebook and the way in which features are written with it.
+
+    Example:
+        >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
+        >>> shape = RasterVQConfig(
+        ...     grid=4, codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1, channels=1
+        ... )
+        >>> tokenizer = RasterVQ(shape).eval()
+        >>> tokens = tokenizer.encode(torch.rand(2, 1, 8, 8))
+        >>> list(tokens.shape), list(tokenizer.decode(tokens).shape)
+        ([2, 16], [2, 1, 8, 8])
     """
 
     channels: int
@@ -86,22 +106,26 @@ class ImageTokenizer(nn.Module, ABC):
     def features(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        """What is quantized of images in [0, 1]."""
+        """Returns the features of images in [0, 1] that are quantized."""
 
     @abstractmethod
     def painted(
         self, features: Float[Tensor, "batch code_width grid grid"]
     ) -> Float[Tensor, "batch channels side side"]:
-        """Images on the scale of [0, 1], which they may leave."""
+        """Returns images on the scale of [0, 1], which values may leave."""
 
     @torch.no_grad()
     def encode(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> Int[Tensor, "batch length"]:
-        """The tokens of images in [0, 1].
+        """Returns the tokens of images.
+
+        Args:
+            images: [batch, channels, side, side] in [0, 1].
 
         Raises:
-            ValueError: images of another shape, not floating, not finite or outside [0, 1].
+            ValueError: the images have another shape, or are not floating, not finite or outside
+                [0, 1].
         """
         return self.quantize(self.features(self.checked(images))).tokens
 
@@ -109,10 +133,16 @@ class ImageTokenizer(nn.Module, ABC):
     def decode(
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch channels side side"]:
-        """The images of tokens, in [0, 1].
+        """Returns the images of tokens.
+
+        Args:
+            tokens: [batch, length] of whole images.
+
+        Returns:
+            [batch, channels, side, side] in [0, 1].
 
         Raises:
-            ValueError: tokens of another shape, not integers, or outside the codebook.
+            ValueError: the tokens have another shape, or are not integers or outside the codebook.
         """
         tokens = self.known(tokens)
         if tokens.shape[1] != self.length:
@@ -122,8 +152,14 @@ class ImageTokenizer(nn.Module, ABC):
     def trained(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> tuple[Tensor, Float[Tensor, ""]]:
-        """The reconstruction [batch, channels, side, side] before clamping, with a straight-through
-        gradient; the quantization loss.
+        """Returns the reconstruction and the quantization loss, both with gradients.
+
+        Args:
+            images: [batch, channels, side, side] in [0, 1].
+
+        Returns:
+            The reconstruction [batch, channels, side, side], not clamped to [0, 1], with a
+            straight-through gradient; and the loss.
 
         Raises:
             ValueError: as `encode`.
@@ -134,32 +170,43 @@ class ImageTokenizer(nn.Module, ABC):
     def through(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> tuple[Tensor, Quantized]:
-        """As `trained`, of images that were checked, with all that quantization gives."""
+        """Returns what `trained` does for images that were checked, with all that quantization
+        gives."""
         quantized: Quantized = self.quantize(self.features(images))
         return self.painted(quantized.features), quantized
 
     def checked(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch channels side side"]:
-        """Images that can be encoded, on the device and in the precision of the tokenizer."""
+        """Returns images on the device and in the precision of the tokenizer.
+
+        Raises:
+            ValueError: as `encode`.
+        """
         expected = (self.channels, self.side, self.side)
         if images.ndim != 4 or images.shape[1:] != expected:
-            raise ValueError(
-                f"expected images [batch, {', '.join(map(str, expected))}], got {list(images.shape)}"
-            )
+            sizes = ", ".join(map(str, expected))
+            raise ValueError(f"expected images [batch, {sizes}], got {list(images.shape)}")
         if images.numel():
             low, high = (float(end) for end in images.aminmax())
-            if not (0 <= low <= high <= 1 and images.is_floating_point()):  # NaN is in no order
+            # One chain of comparisons, because every comparison with NaN is false.
+            if not (0 <= low <= high <= 1 and images.is_floating_point()):
                 raise ValueError(
-                    f"expected floating images in [0, 1], got {images.dtype} from {low:.4g} to {high:.4g}; divide 0..255 by 255"
+                    f"expected floating images in [0, 1], got {images.dtype} "
+                    f"from {low:.4g} to {high:.4g}; divide 0..255 by 255"
                 )
         return images.to(self.codebook.weight)
 
     def known(self, tokens: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
-        """Tokens that are in the codebook, on the device of the tokenizer."""
+        """Returns tokens on the device of the tokenizer.
+
+        Raises:
+            ValueError: they are not integers [batch, length], or outside the codebook.
+        """
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise ValueError(
-                f"expected integer tokens [batch, length], got {list(tokens.shape)} of {tokens.dtype}"
+                "expected integer tokens [batch, length], "
+                f"got {list(tokens.shape)} of {tokens.dtype}"
             )
         if tokens.numel():
             low, high = (int(end) for end in tokens.aminmax())
@@ -177,23 +224,35 @@ def fit_tokenizer(
     rows: int = 64,
     seed: int = 0,
 ) -> list[float]:
-    """Trains a tokenizer in place, for squared error plus quantization loss, and freezes it;
-    returns the loss of every step.
+    """Trains a tokenizer in place on squared error plus quantization loss, and freezes it.
 
-    The codebook begins as vectors that the first batch looks up. A code that was not used for some
-    steps is dead, and re-seeded from the vectors of the current batch; in the last part of training
-    none is. AdamW, with warm-up and a cosine down to 0.
+    AdamW, with warm-up and a cosine down to 0. The codebook begins as vectors that the first batch
+    looks up. A code that was not used for some steps is dead, and is seeded anew from the vectors
+    of the current batch, except in the last part of training.
 
     Args:
         tokenizer: trained from the weights it has; ends in eval mode without gradients.
-        images: in [0, 1], drawn with replacement.
-        steps: updates.
+        images: [images, channels, side, side] in [0, 1], drawn with replacement.
+        steps: number of optimizer steps.
         lr: the largest learning rate.
-        rows: images a step.
-        seed: of the generator of all draws; the global one is left alone.
+        rows: number of images per step.
+        seed: of all draws; torch's global generator is left alone.
+
+    Returns:
+        The loss of every step.
 
     Raises:
-        ValueError: as `encode`; no image; steps or rows < 1.
+        ValueError: as `encode`; there is no image, or `steps` or `rows` is below 1.
+
+    Example:
+        >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
+        >>> from interp.models.image.tokenizers import fit_tokenizer
+        >>> shape = RasterVQConfig(
+        ...     grid=4, codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1, channels=1
+        ... )
+        >>> losses = fit_tokenizer(RasterVQ(shape), torch.rand(8, 1, 8, 8), steps=3, rows=4)
+        >>> len(losses)
+        3
     """
     if len(images) < 1 or steps < 1 or rows < 1:
         raise ValueError(
@@ -204,14 +263,16 @@ def fit_tokenizer(
     losses: list[float] = []
     with _training(tokenizer), torch.enable_grad():
         optimizer = torch.optim.AdamW(tokenizer.parameters(), lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _lr_factor(step, steps)
+        )
         idle = torch.zeros(tokenizer.codes, dtype=torch.int64, device=images.device)
         for step in track(range(steps), "fitting a tokenizer"):
-            batch = images[
-                torch.randint(len(images), (rows,), generator=generator).to(images.device)
-            ]
-            if not step:
-                _begin(tokenizer, batch, generator)
+            drawn = torch.randint(len(images), (rows,), generator=generator)
+            batch = images[drawn.to(images.device)]
+            if step == 0:
+                _seed_codebook(tokenizer, batch, generator)
+
             painted, quantized = tokenizer.through(batch)
             loss = F.mse_loss(painted, batch) + quantized.loss
             optimizer.zero_grad()
@@ -220,9 +281,11 @@ def fit_tokenizer(
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
+
+            # Every code is idle for one more step, except those that were used in this one.
             idle = (idle + 1).index_fill(0, quantized.tokens.flatten(), 0)
             if step < _SETTLING * steps:
-                idle = _revived(tokenizer.codebook, idle, quantized.vectors, generator)
+                idle = _revive_dead_codes(tokenizer.codebook, idle, quantized.vectors, generator)
     return losses
 
 
@@ -236,62 +299,72 @@ def _training(tokenizer: ImageTokenizer) -> Generator[None]:
         tokenizer.eval().requires_grad_(requires_grad=False).zero_grad()
 
 
-def _rate(step: int, steps: int) -> float:
-    """The learning rate of a step as a share of the largest."""
-    return min(1.0, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+def _lr_factor(step: int, steps: int) -> float:
+    """The learning rate of a step as a fraction of the largest."""
+    rise = min(1.0, (step + 1) / _WARM_UP)
+    return rise * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 @torch.no_grad()
-def _begin(
+def _seed_codebook(
     tokenizer: ImageTokenizer,
     images: Float[Tensor, "batch channels side side"],
     generator: torch.Generator,
 ) -> None:
-    """All codes from what the images look up. Again and again, because what finer scales look up
-    depends on the codes of coarser ones."""
+    """Makes all codes vectors that the images look up."""
     tokenizer.codebook.weight.zero_()
-    everything = torch.ones(tokenizer.codes, dtype=torch.bool, device=images.device)
+    all_codes = torch.ones(tokenizer.codes, dtype=torch.bool, device=images.device)
+    # Several times, because what finer scales look up depends on the codes of coarser ones: the
+    # first time there is nothing but zeros to subtract.
     for _ in range(3):
-        _seeded(
-            tokenizer.codebook,
-            everything,
-            tokenizer.quantize(tokenizer.features(images)).vectors,
-            generator,
-        )
+        quantized: Quantized = tokenizer.quantize(tokenizer.features(images))
+        _redraw(tokenizer.codebook, all_codes, quantized.vectors, generator)
 
 
 @torch.no_grad()
-def _revived(
+def _revive_dead_codes(
     codebook: nn.Embedding,
     idle: Int[Tensor, " codes"],
     vectors: Float[Tensor, "batch length code_width"],
     generator: torch.Generator,
 ) -> Int[Tensor, " codes"]:
-    """How long each code is idle, after those that were for too long began anew."""
+    """Redraws codes that were idle for too long; the steps for which each code is idle then."""
     dead = idle >= _IDLE
-    _seeded(codebook, dead, vectors, generator)
+    _redraw(codebook, dead, vectors, generator)
     return idle.masked_fill(dead, 0)
 
 
-def _seeded(
+def _redraw(
     codebook: nn.Embedding,
     which: Tensor,
     vectors: Float[Tensor, "batch length code_width"],
     generator: torch.Generator,
 ) -> None:
-    """Some codes become vectors drawn from those given."""
+    """Replaces some codes by vectors drawn from those given."""
     pool = vectors.flatten(0, 1)
     drawn = torch.randint(len(pool), (int(which.sum()),), generator=generator)
     codebook.weight[which] = pool[drawn.to(pool.device)]
 
 
 def shape_of(state: Mapping[str, Tensor], key: str, kind: str) -> torch.Size:
-    """The shape under a key of a state dict; ValueError where there is none."""
+    """Returns the shape under a key of a state dict.
+
+    Raises:
+        ValueError: the key is not there, so that this is not the tokenizer of a `kind`.
+    """
     if key not in state:
         raise ValueError(f"not a {kind} tokenizer: no key {key}")
     return state[key].shape
 
 
 def numbered(state: Mapping[str, Tensor], pattern: str, start: int = 0) -> int:
-    """How many keys there are of a pattern such as "down.{}.weight", counting up from `start`."""
-    return next(n for n in count(start) if pattern.format(n) not in state) - start
+    """Returns how many keys a state dict has of a pattern, counting up from `start`.
+
+    Example:
+        >>> from interp.models.image.tokenizers import numbered
+        >>> state = {"down.0.weight": torch.ones(1), "down.1.weight": torch.ones(1)}
+        >>> numbered(state, "down.{}.weight")
+        2
+    """
+    first_missing = next(number for number in count(start) if pattern.format(number) not in state)
+    return first_missing - start

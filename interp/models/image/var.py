@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -23,8 +23,19 @@ _LARGEST_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class VARConfig:
-    """Sizes of a VAR: `hidden` is the MLP's width, `shared` says that one adaptive layer norm
-    serves all blocks (the 512-pixel model)."""
+    """The shape of a VAR.
+
+    Attributes:
+        sides: of the scales, coarse to fine, in tokens.
+        width: of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads per block.
+        hidden: width of the MLP, its number of neurons.
+        codes: number of codes in the tokenizer's codebook.
+        code_width: of a code.
+        classes: number of classes.
+        shared: whether one adaptive layer norm serves all blocks, as in the 512-pixel model.
+    """
 
     sides: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     width: int = 1024
@@ -38,11 +49,31 @@ class VARConfig:
 
 
 class VAR(ImageModel):
-    """Predicts all tokens of a scale at once, from the class and the sum of what the scales before
-    it decode to.
+    """Predicts all tokens of a scale at once.
 
-    Position t of the blocks is that which predicts token t; attention reaches all of its own and of
-    earlier scales.
+    They are predicted from the class and from the sum of what the scales before it decode to.
+    Position t of the blocks is the one that predicts token t; attention reaches all positions of
+    its own scale and of earlier ones.
+
+    Raises:
+        ValueError: the tokenizer is that of another model.
+
+    Example:
+        >>> from interp.models.image.residual_vq import ResidualVQ, ResidualVQConfig
+        >>> from interp.models.image.var import VAR, VARConfig
+        >>> shape = ResidualVQConfig(
+        ...     sides=(1, 2, 4), codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1
+        ... )
+        >>> network = VARConfig(
+        ...     sides=(1, 2, 4), width=16, depth=1, heads=2, hidden=32, codes=16, code_width=8,
+        ...     classes=3,
+        ... )
+        >>> model = VAR(network, ResidualVQ(shape))
+        >>> model.steps
+        ((0, 1), (1, 5), (5, 21))
+        >>> batch = model.encode(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]))
+        >>> list(interp.load(model).logits(batch).shape)
+        [2, 21, 16]
     """
 
     lead = 0
@@ -51,26 +82,27 @@ class VAR(ImageModel):
     attn_bias_for_masking: Tensor
 
     def __init__(self, config: VARConfig, tokenizer: ResidualVQ) -> None:
-        if (tokenizer.codes, tokenizer.config.code_width, tokenizer.config.sides) != (
-            config.codes,
-            config.code_width,
-            config.sides,
-        ):
-            own = tokenizer.config
+        own = tokenizer.config
+        found = (tokenizer.codes, own.code_width, own.sides)
+        if found != (config.codes, config.code_width, config.sides):
             raise ValueError(
-                f"another model's tokenizer: it has {own.codes} codes {own.code_width} wide at sides {own.sides}; "
-                f"this VAR predicts {config.codes} codes {config.code_width} wide at sides {config.sides}"
+                f"another model's tokenizer: it has {own.codes} codes {own.code_width} wide at "
+                f"sides {own.sides}; this VAR predicts {config.codes} codes {config.code_width} "
+                f"wide at sides {config.sides}"
             )
         super().__init__(tokenizer)
-        self.config, self.classes = config, config.classes
-        ends = list(accumulate(side**2 for side in config.sides))
-        self.steps = tuple(zip([0, *ends[:-1]], ends, strict=True))
-        self.segments = tuple(
-            Segment(f"scale {n}", *step, degenerate=n == 1)
-            for n, step in enumerate(self.steps, start=1)
-        )
-        C, L = config.width, ends[-1]
-        self.pos_start = nn.Parameter(torch.empty(1, self.steps[0][1], C))
+        self.config = config
+        self.classes = config.classes
+        counts = [side**2 for side in config.sides]
+        self.steps = tuple(pairwise(accumulate(counts, initial=0)))
+        segments: list[Segment] = []
+        for number, (start, stop) in enumerate(self.steps, start=1):
+            segments.append(Segment(f"scale {number}", start, stop, degenerate=number == 1))
+        self.segments = tuple(segments)
+
+        C = config.width
+        L = sum(counts)
+        self.pos_start = nn.Parameter(torch.empty(1, counts[0], C))
         self.pos_1LC = nn.Parameter(torch.empty(1, L, C))
         self.word_embed = nn.Linear(config.code_width, C)
         self.class_emb = nn.Embedding(config.classes + 1, C)
@@ -79,14 +111,15 @@ class VAR(ImageModel):
             nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C)) if config.shared else nn.Identity()
         )
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
-        level = torch.tensor(
-            [number for number, side in enumerate(config.sides) for _ in range(side**2)]
-        )
+
+        level_of_token: list[int] = []
+        for number, count in enumerate(counts):
+            level_of_token += [number] * count
+        level = torch.tensor(level_of_token)
         self.register_buffer("lvl_1L", level[None])
-        self.register_buffer(
-            "attn_bias_for_masking",
-            torch.where(level[:, None] >= level, 0.0, -torch.inf)[None, None],
-        )
+        sees = level[:, None] >= level
+        bias = torch.where(sees, 0.0, -torch.inf)
+        self.register_buffer("attn_bias_for_masking", bias[None, None])
         self.head_nm = Final(C)
         self.head = nn.Linear(C, config.codes)
         self._initialize()
@@ -100,22 +133,25 @@ class VAR(ImageModel):
         condition = self.class_emb(label)
         features = self.tokenizer.next_inputs(tokens).to(condition.dtype)
         x = torch.cat([condition[:, None] + self.pos_start, self.word_embed(features)], dim=1)
-        known, total = (
-            0 if past_key_values is None else past_key_values.get_seq_length(),
-            x.shape[1],
-        )
-        level = self.lvl_embed.weight[
-            self.lvl_1L[:, :total]
-        ]  # no call: the module is no site, it sees no batch
-        x = (x + level + self.pos_1LC[:, :total])[:, known:]
+        total = x.shape[1]
+        known = 0 if past_key_values is None else past_key_values.get_seq_length()
+
+        # The table of levels is indexed and not called. As a call it would look like a site, whose
+        # output an intervention could change; but it sees no batch, only positions.
+        level = self.lvl_embed.weight[self.lvl_1L[:, :total]]
+        x = x + level + self.pos_1LC[:, :total]
+        x = x[:, known:]
+
         mask = self.attn_bias_for_masking[:, :, known:total, :total].to(x.dtype)
         shared = self.shared_ada_lin(condition)
         for block in self.blocks:
             x = block(x, shared, mask, past_key_values=past_key_values)
-        wide = (
-            self.head.weight.dtype
-        )  # float32 where the rest is not: the code that is said hangs on small differences
-        return self.head(self.head_nm(x.to(wide), for_rows(condition, x).to(wide)))
+
+        # The head is float32 where the rest is not: which code is the most likely depends on small
+        # differences.
+        precise = self.head.weight.dtype
+        normalized = self.head_nm(x.to(precise), for_rows(condition, x).to(precise))
+        return self.head(normalized)
 
     def positions(self, read: int) -> int:
         return read + self.ahead(read)
@@ -125,12 +161,13 @@ class VAR(ImageModel):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Much as the public code does: the last layer of each branch is small, and so is the head."""
+        """Initializes much as the public code: head and last layer of each branch are small."""
         std = math.sqrt(1 / self.config.width / 3)
         for name, module in self.named_modules():
             if not name.startswith("tokenizer") and isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.trunc_normal_(module.weight, std=std)
-                if isinstance(bias := getattr(module, "bias", None), Tensor):
+                bias = getattr(module, "bias", None)
+                if isinstance(bias, Tensor):
                     bias.zero_()
         for position in (self.pos_start, self.pos_1LC):
             nn.init.trunc_normal_(position, std=std)
@@ -146,24 +183,28 @@ class Attention(nn.Module):
 
     def __init__(self, config: VARConfig, index: int) -> None:
         super().__init__()
-        C, self.heads, self.index = config.width, config.heads, index
+        C = config.width
+        self.heads = config.heads
+        self.index = index
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4)))
         self.mat_qkv = nn.Linear(C, 3 * C, bias=False)
-        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(C)), nn.Parameter(torch.zeros(C))
+        self.q_bias = nn.Parameter(torch.zeros(C))
+        self.v_bias = nn.Parameter(torch.zeros(C))
         self.register_buffer("zero_k_bias", torch.zeros(C))
         self.proj = nn.Linear(C, C)
 
     def forward(
         self, x: Float[Tensor, "batch new width"], mask: Tensor, past_key_values: Any = None
     ) -> Tensor:
-        projected = self.mat_qkv(x) + torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
+        bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         q, k, v = rearrange(
-            projected,
+            self.mat_qkv(x) + bias,
             "batch new (three head d) -> three batch head new d",
             three=3,
             head=self.heads,
         )
-        q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp_max(_LARGEST_SCALE).exp()
+        scale = self.scale_mul_1H11.clamp_max(_LARGEST_SCALE).exp()
+        q = F.normalize(q, dim=-1) * scale
         k = F.normalize(k, dim=-1)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.index)
@@ -177,11 +218,12 @@ class Block(nn.Module):
     def __init__(self, config: VARConfig, index: int) -> None:
         super().__init__()
         C = config.width
-        self.attn, self.ffn = Attention(config, index), MLP(config.width, config.hidden, "tanh")
-        self.attn_norm, self.ffn_norm = (
-            nn.LayerNorm(C, eps=_EPS, elementwise_affine=False) for _ in range(2)
-        )
-        self.attn_gate, self.ffn_gate = Gate(), Gate()
+        self.attn = Attention(config, index)
+        self.ffn = MLP(C, config.hidden, "tanh")
+        self.attn_norm = nn.LayerNorm(C, eps=_EPS, elementwise_affine=False)
+        self.ffn_norm = nn.LayerNorm(C, eps=_EPS, elementwise_affine=False)
+        self.attn_gate = Gate()
+        self.ffn_gate = Gate()
         self.shared = config.shared
         if self.shared:
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, C) / math.sqrt(C))
@@ -195,30 +237,30 @@ class Block(nn.Module):
         mask: Tensor,
         past_key_values: Any = None,
     ) -> Tensor:
-        given = condition if self.shared else self.ada_lin(condition)
-        parts = rearrange(given, "batch (six width) -> batch 1 six width", six=6)
-        gate1, gate2, scale1, scale2, shift1, shift2 = (
-            parts + self.ada_gss if self.shared else parts
-        ).unbind(2)
-        x = x + self.attn_gate(
-            self.attn(modulated(self.attn_norm(x), scale1, shift1), mask, past_key_values), gate1
-        )
-        return x + self.ffn_gate(self.ffn(modulated(self.ffn_norm(x), scale2, shift2)), gate2)
+        modulation = condition if self.shared else self.ada_lin(condition)
+        modulation = rearrange(modulation, "batch (six width) -> batch 1 six width", six=6)
+        if self.shared:
+            modulation = modulation + self.ada_gss
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
+
+        attn_in = modulated(self.attn_norm(x), scale1, shift1)
+        x = x + self.attn_gate(self.attn(attn_in, mask, past_key_values), gate1)
+        ffn_in = modulated(self.ffn_norm(x), scale2, shift2)
+        return x + self.ffn_gate(self.ffn(ffn_in), gate2)
 
     def shrink(self, by: float) -> None:
         """Makes a fresh block begin near the identity."""
         self.attn.proj.weight.div_(by)
         self.ffn.fc2.weight.div_(by)
+        # Of the six modulations the two gates come first, and begin almost closed.
         if self.shared:
             self.ada_gss[:, :, 2:].mul_(0.5)
             self.ada_gss[:, :, :2].mul_(1e-5)
         else:
-            weight, gates = (
-                cast("nn.Linear", self.ada_lin[1]).weight,
-                2 * self.attn.proj.out_features,
-            )
-            weight[gates:].mul_(0.5)
-            weight[:gates].mul_(1e-5)
+            weight = cast("nn.Linear", self.ada_lin[1]).weight
+            gate_rows = 2 * self.attn.proj.out_features
+            weight[gate_rows:].mul_(0.5)
+            weight[:gate_rows].mul_(1e-5)
 
 
 class Final(nn.Module):

@@ -534,7 +534,7 @@ def test_dead_codes_come_back(tokenizer, monkeypatch):
     def begin_dead(tokenizer: ImageTokenizer, images: Tensor, generator: torch.Generator) -> None:
         tokenizer.codebook.weight.data.fill_(1e3)[0] = 0
 
-    monkeypatch.setattr("interp.models.image.tokenizers._begin", begin_dead)
+    monkeypatch.setattr("interp.models.image.tokenizers._seed_codebook", begin_dead)
     images = some_images(tokenizer, 40)
     fit_tokenizer(tokenizer, images, 30, rows=16)
     assert tokenizer.codebook.weight.abs().max() < 100
@@ -545,7 +545,7 @@ def test_fitting_freezes_even_when_it_fails(tokenizer, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("interp.models.image.tokenizers._begin", fail)
+    monkeypatch.setattr("interp.models.image.tokenizers._seed_codebook", fail)
     with pytest.raises(RuntimeError, match="no"):
         fit_tokenizer(tokenizer, some_images(tokenizer), 3)
     assert not tokenizer.training

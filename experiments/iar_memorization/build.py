@@ -54,8 +54,9 @@ class Study:
         prefixes: numbers of tokens that are given when extraction is tried.
         judged: the one of them from which edits are judged.
         history: of the training, where the model was trained here.
-        alike: similarity of two sets of images, pair by pair. When edits are judged, an image counts
-            as extracted above ALIKE; without such a function, all its tokens must be the same.
+        alike: similarity of two sets of images, pair by pair. When edits are judged, an image
+            counts as extracted above ALIKE; without such a function, all its tokens must be the
+            same.
     """
 
     family: str
@@ -145,8 +146,8 @@ def network(settings: Trained, vq: ImageTokenizer, seed: int) -> ImageModel:
 def trained(settings: Trained, family: str, regime: str, seed: int, out: Path) -> Study:
     """A model trained on planted and background images.
 
-    Its training state is kept in `out`, where a later call finds it, and so is the model itself as a
-    folder for `interp.load`.
+    Its training state is kept in `out`, where a later call finds it, and so is the model itself as
+    a folder for `interp.load`.
     """
     images = split(settings, regime, seed)
     recipe = settings.regimes[regime]

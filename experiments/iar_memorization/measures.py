@@ -51,7 +51,8 @@ def read(
 
 
 def complete(hits: Bool[np.ndarray, "images length"], prefix: int) -> Bool[np.ndarray, " images"]:
-    """Whether greedy decoding from the first `prefix` tokens gives all other tokens of each image."""
+    """Whether greedy decoding from the first `prefix` tokens gives all other tokens of each
+    image."""
     # Nothing needs to be decoded: as long as greedy decoding has made no mistake, the tokens before
     # the next one are the true ones, so it makes its first mistake where `hits` has one.
     return hits[:, prefix:].all(1)
@@ -72,9 +73,9 @@ def extraction(study: Study, tried: Mapping[str, int]) -> pd.DataFrame:
         tried: how many images of a set are tried; all of the sets that are left out.
 
     Returns:
-        One row per set, `image` and `prefix`: `exact`, whether all other tokens are the image's own,
-        and `correlation`, the similarity (in pixels, or the study's own) of the completion with
-        what the tokenizer makes of the image.
+        One row per set, `image` and `prefix`: `exact`, whether all other tokens are the image's
+        own, and `correlation`, the similarity (in pixels, or the study's own) of the completion
+        with what the tokenizer makes of the image.
     """
     alike = study.alike or correlation
     frames: list[pd.DataFrame] = []
@@ -106,8 +107,8 @@ def _completions(
 def by_correlation(table: pd.DataFrame) -> pd.DataFrame:
     """How many images would count as extracted by the correlation of pixels.
 
-    The threshold is either set on half of the held-out images, so that ALLOWED of them lie above it,
-    or fixed at SAFE. The share of held-out images is that of the other half.
+    The threshold is either set on half of the held-out images, so that ALLOWED of them lie above
+    it, or fixed at SAFE. The share of held-out images is that of the other half.
 
     Args:
         table: the table of `extraction`.
@@ -136,7 +137,8 @@ def reference(study: Study, images: int) -> Images:
 
 
 def encoded(study: Study, images: Images, views: int) -> Batch:
-    """Shifted views of images as tokens, those of one image together; one view is the image itself."""
+    """Shifted views of images as tokens, those of one image together; one view is the image
+    itself."""
     shown = images if views == 1 else shifted(images, views, study.seed)
     return study.module.encode(shown.pixels, shown.labels)
 
@@ -220,7 +222,8 @@ def centre(by_block: pd.DataFrame, weight: str) -> float:
 def subsets(
     study: Study, images: Images, shares: Sequence[float], views: int
 ) -> Iterator[tuple[float, UnitScores]]:
-    """UnitMem over random parts of D', for each share of it. A larger part holds the smaller ones."""
+    """UnitMem over random parts of D', for each share of it. A larger part holds the smaller
+    ones."""
     order = np.random.default_rng(study.seed).permutation(len(images))
     for share in shares:
         count = max(2, round(share * len(images)))

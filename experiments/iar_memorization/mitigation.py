@@ -72,8 +72,8 @@ def trials(study: Study, scores: Mapping[str, UnitScores], settings: Preset) -> 
     """All edits of a model.
 
     In-weights are halved and set to zero, of the units that each method scores highest and of their
-    controls, in several fractions. Everything else that can be done to units is done to those of the
-    first method and to random ones, in the fraction that claims are about.
+    controls, in several fractions. Everything else that can be done to units is done to those of
+    the first method and to random ones, in the fraction that claims are about.
 
     Drawing images costs most of the time, so they are drawn under the paper's own edit only
     (halving), and not for the random units in each method's own blocks.
@@ -238,8 +238,8 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
     """How much less is extracted under each selection than under random units at equal cost.
 
     Between the fractions of random units that were measured, what they leave is linear in the cost.
-    Where a larger cost removed nothing (distances are noisy), the least that was left so far counts.
-    Beyond the largest cost that random units reached, they are taken to leave nothing.
+    Where a larger cost removed nothing (distances are noisy), the least that was left so far
+    counts. Beyond the largest cost that random units reached, they are taken to leave nothing.
 
     Args:
         table: the table of `Bench`.
@@ -268,8 +268,8 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
 def _random_curve(model: pd.DataFrame, name: str, cost: str) -> pd.DataFrame:
     """The rows of random units by rising cost, from the unedited model on.
 
-    They are the random units in the selection's own blocks. Where there are none, or where no images
-    were drawn under them, they are those in the blocks of the first method.
+    They are the random units in the selection's own blocks. Where there are none, or where no
+    images were drawn under them, they are those in the blocks of the first method.
     """
     in_own_blocks = model["selection"] == f"{IN_BLOCKS_OF}{name}"
     if cost != "distance" and in_own_blocks.any():

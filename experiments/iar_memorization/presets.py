@@ -132,7 +132,8 @@ class Preset:
         prefixes: numbers of tokens that are given when extraction is tried, by family.
         judged: the prefix from which edits are judged, by family.
         bar: what models must have memorized, if anything.
-        reference: number of background images that UnitMem is computed on, next to all planted ones.
+        reference: number of background images that UnitMem is computed on, next to all planted
+            ones.
         views: number of shifted views of each image in a computation of UnitMem.
         shares: fractions of the reference images on which the stability of UnitMem is measured.
         tried: number of images of a set that extraction is tried on, where not all.
@@ -351,8 +352,8 @@ PRESETS: dict[str, Trained | Public] = {
         noise_draws=3,
         shown=8,
     ),
-    # Files as their authors publish them. Each class of ImageNet is a folder of its own; folders are
-    # numbered or named so that they sort as the labels.
+    # Files as their authors publish them. Each class of ImageNet is a folder of its own; folders
+    # are numbered or named so that they sort as the labels.
     "paper": Public(
         seeds=1,
         places=Places(

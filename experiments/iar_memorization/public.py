@@ -25,7 +25,8 @@ from interp.data.images import Images
 from interp.models.image.image_model import ImageModel
 from interp.progress import track
 
-# What SSCD expects its input to be normalized by: mean and standard deviation of ImageNet's colours.
+# What SSCD expects its input to be normalized by: mean and standard deviation of ImageNet's
+# colours.
 _MEAN = (0.485, 0.456, 0.406)
 _SPREAD = (0.229, 0.224, 0.225)
 _SSCD_SIDE = 320  # pixels
@@ -34,9 +35,9 @@ _SSCD_SIDE = 320  # pixels
 def public(settings: Public, family: str, regime: str, seed: int) -> Study:
     """A public model with its images.
 
-    The `planted` images are the candidates for extraction, the `background` images are others of the
-    same classes, and the held-out images are the candidates of the validation set, chosen in the
-    same way.
+    The `planted` images are the candidates for extraction, the `background` images are others of
+    the same classes, and the held-out images are the candidates of the validation set, chosen in
+    the same way.
     """
     place = settings.places
     subject = interp.load(

@@ -51,8 +51,9 @@ class Classifier(nn.Module):
 def features_of(settings: Preset, out: Path) -> Features:
     """The network whose features are compared.
 
-    For public models it is the scripted network that the preset names. Otherwise it is a classifier,
-    trained once and kept in `out`, on the images of the tokenizer, which no model is trained on.
+    For public models it is the scripted network that the preset names. Otherwise it is a
+    classifier, trained once and kept in `out`, on the images of the tokenizer, which no model is
+    trained on.
     """
     if isinstance(settings, Public):
         return scripted(settings.places.features)
@@ -81,8 +82,8 @@ def _fit(network: Classifier, images: Images) -> None:
 
 
 class Quality:
-    """The quality of a study's model: the Frechet distance of images that it draws from the held-out
-    ones.
+    """The quality of a study's model: the Frechet distance of images that it draws from the
+    held-out ones.
 
     Images are drawn of the classes of held-out images, always with the same noise, so that two
     distances differ by what was done to the model alone.
@@ -91,17 +92,17 @@ class Quality:
         study: the model and its images.
         features: maps images [n, channels, side, side] to features [n, features].
         draws: number of images drawn.
-        sampling: how they are drawn.
+        sampling: how they are drawn; by default as `Sampling` says.
     """
 
     def __init__(
-        self, study: Study, features: Features, draws: int, sampling: Sampling = Sampling()
+        self, study: Study, features: Features, draws: int, sampling: Sampling | None = None
     ) -> None:
         held_out = study.images["held out"]
         times = -(-draws // len(held_out))
         self.study = study
         self.features = features
-        self.sampling = _options(sampling, draws)
+        self.sampling = _options(sampling or Sampling(), draws)
         self.label = held_out.labels.repeat(times)[:draws]
         self.real = self.of(held_out.pixels)
 

@@ -1,5 +1,5 @@
-"""The jobs of the study: for each model, who is extracted, where units are selective, and what edits
-of them do."""
+"""The jobs of the study: for each model, who is extracted, where units are selective, and what
+edits of them do."""
 
 from __future__ import annotations
 
@@ -44,25 +44,26 @@ def jobs(settings: Preset, seed: int) -> Iterator[Job]:
     """One job per model.
 
     Models that are edited take longest. They come first, so that processors end together.
-
-    Raises:
-        ValueError: a localization method or option that does not exist, with the nearest one.
     """
-    for method, options in settings.methods.items():
-        find(method, options)
     for regime in sorted(settings.regimes, key=lambda regime: regime != settings.edited):
         for family in FAMILIES:
             yield job(of_model, family, regime, settings, seed, Folder("models"))
 
 
 def preparation(settings: Preset) -> Iterator[Job]:
-    """The job before all others; see `prepared`."""
+    """The job before all others; see `prepared`.
+
+    Raises:
+        ValueError: a localization method or option that does not exist, with the nearest one.
+    """
+    for method, options in settings.methods.items():
+        find(method, options)
     yield job(prepared, settings, Folder("models"))
 
 
 def prepared(settings: Preset, out: Path) -> Tables:
-    """Trains what all models of a preset share, tokenizers and classifier, before models are trained
-    in parallel. Returns no tables."""
+    """Trains what all models of a preset share, tokenizers and classifier, before models are
+    trained in parallel. Returns no tables."""
     if isinstance(settings, Public):
         return {}
     assert isinstance(settings, Trained)

@@ -123,7 +123,7 @@ def test_one_forward_tells_extraction_from_every_prefix(study, tables):
 
 
 def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
-    quality = Quality(study, features_of(SMOKE, out / "models"), 16, {})
+    quality = Quality(study, features_of(SMOKE, out / "models"), 16)
     bench, units = Bench(study, quality), study.subject.anatomy.units("neurons")
     before = study.subject.fingerprint
     zeroed = Selection(units, 1.0).trial("all")
@@ -150,7 +150,7 @@ def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
 
 
 def test_distances_are_reproduced_and_vary_with_the_noise(study, out):
-    quality = Quality(study, features_of(SMOKE, out / "models"), 32, {})
+    quality = Quality(study, features_of(SMOKE, out / "models"), 32)
     assert quality.distance(1) == quality.distance(1) != quality.distance(2)
 
 

@@ -96,6 +96,8 @@ def tokenizer(settings: Trained, family: str, out: Path) -> ImageTokenizer:
         training = settings.tokenizer.fit
         fit_tokenizer(found, pixels, training.steps, lr=training.lr, rows=training.rows)
         save_weights(file, found)
+    # Also after training: the run that trains the tokenizer and one that finds it use the same
+    # stored weights.
     load_weights(file, found)
     return found.eval().requires_grad_(requires_grad=False)
 
@@ -124,6 +126,8 @@ def _shared(settings: Trained) -> dict[str, Any]:
 
 def _untrained_tokenizer(settings: Trained, family: str) -> ImageTokenizer:
     sizes = asdict(settings.tokenizer.sizes)
+    # The seed is fixed: all models share one tokenizer, whatever their own seed. The fork leaves
+    # the global generator as it was.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if family == "VAR":
@@ -156,6 +160,7 @@ def trained(settings: Trained, family: str, regime: str, seed: int, out: Path) -
 
     subject = interp.load(network(settings, tokenizer(settings, family, out), seed))
     module = _image_model(subject)
+    # Planted images are repeated in it.
     mixture = images.mixture()
     data = module.encode(mixture.pixels, mixture.labels)
 

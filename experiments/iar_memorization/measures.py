@@ -121,6 +121,7 @@ def by_correlation(table: pd.DataFrame) -> pd.DataFrame:
     for prefix, part in table.groupby("prefix"):
         correlations = {name: part[part["set"] == name]["correlation"].to_numpy() for name in SETS}
         cut = threshold(correlations["held out"][::2], ALLOWED)
+        # The images that set the threshold cannot test it: 1% of them pass by construction.
         correlations["held out"] = correlations["held out"][1::2]
         for name, values in correlations.items():
             for fixed, at in ((False, cut), (True, SAFE)):
@@ -177,6 +178,7 @@ def selectivity_map(study: Study, images: Images, views: int) -> pd.DataFrame:
         study.subject, encoded(study, images, views), neurons(study), _BATCH_SIZE, views=views
     )
     scores = table.groupby("segment", sort=False)["score"]
+    # "first" breaks ties by position, so that exactly a tenth is chosen where many are 0.
     rank = scores.rank(ascending=False, method="first")
     table["top"] = rank <= scores.transform("size") / 10
     blocks = table.groupby(["segment", "block"], sort=False)
@@ -199,6 +201,7 @@ def votes(
         One row for all `neurons` and one for the top 10%: their `count`, the `share` whose image is
         planted, the share of planted images among all (`base`), and the `enrichment`, share / base.
     """
+    # An image is planted if its number is below this: `reference` puts the planted ones first.
     planted = len(study.images["planted"])
     base = planted / images
     top = scores.top(0.1)

@@ -52,6 +52,8 @@ def apart(study: Study) -> tuple[Batch, Batch]:
     """Two disjoint sets of held-out images: those that edits are measured on, and those that units
     may be chosen against."""
     held_out = study.batches["held out"]
+    # Units that were chosen against the very images on which damage is measured would look
+    # harmless.
     few = min(_FEW, len(held_out) // 2)
     return held_out.rows(slice(0, few)), held_out.rows(slice(few, None))
 
@@ -258,6 +260,8 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
             is_control |= model["selection"].str.startswith(IN_BLOCKS_OF)
             for name, own in model[~is_control].groupby("selection", sort=False):
                 curve = _random_curve(model, str(name), cost)
+                # Interpolation needs a curve that only falls, else a selection would gain from the
+                # noise of its controls.
                 least_so_far = np.minimum.accumulate(curve["extracted"])
                 matched = np.interp(own[cost], curve[cost], least_so_far, right=0.0)
                 advantage = matched - own["extracted"]

@@ -61,6 +61,8 @@ def features_of(settings: Preset, out: Path) -> Features:
     first_regime = next(iter(settings.regimes))
     images = split(settings, first_regime, 0).tokenizer
     file = shared_file(settings, out, "classifier")
+    # Both the initial weights and the order of the training images come from this seed; the fork
+    # leaves the global generator as it was.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Classifier(images.pixels.shape[-1], 10)
@@ -99,6 +101,8 @@ class Quality:
         self, study: Study, features: Features, draws: int, sampling: Sampling | None = None
     ) -> None:
         held_out = study.images["held out"]
+        # As many images of each class are drawn as there are held out, over and over until there
+        # are enough: another mixture of classes would be a distance by itself.
         times = -(-draws // len(held_out))
         self.study = study
         self.features = features

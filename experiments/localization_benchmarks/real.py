@@ -221,8 +221,8 @@ def _activity(subject: interp.Subject, folder: Path) -> interp.UnitScores:
         scores = localize(subject, seen, method="activation")
         with replaced(file) as temporary:
             scores.to_frame().to_parquet(temporary)
-    # Read back also after measuring, so that every job has the same rounded numbers. A table groups
-    # sites by name ("blocks.10" before "blocks.2"): they are put back into the order of the model.
+    # Grouping sorts sites by name ("blocks.10" before "blocks.2"): they are put back into the order
+    # of the model.
     table: Frame = pd.read_parquet(file)
     by_site: dict[interp.Site, Any] = {}
     for name, part in table.groupby("site"):

@@ -316,8 +316,8 @@ def _not_single(preset: Preset) -> Check:
     zero_out = _fall("zero_out", "all", preset.headline)
     return Check(
         id="L7 rank",
-        statement="zero_out is not the best method of DEL: dropping neurons chosen by the best other "
-        "method costs a sequence more accuracy",
+        statement="zero_out is not the best method of DEL: dropping neurons chosen by the best "
+        "other method costs a sequence more accuracy",
         measure=minus(_best(list(others.values())), zero_out),
         threshold=above(0),
         opposite=below(0),

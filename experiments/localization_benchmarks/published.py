@@ -3,6 +3,8 @@ DEL (their table 3), in percent."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 
 _MULTIPLES = (1, 2, 5)
@@ -61,11 +63,11 @@ def injection() -> pd.DataFrame:
     with `recall` between 0 and 1."""
     rows: list[tuple[str, float, str, int, float]] = []
     for (method, fraction), line in _INJECTION.items():
-        percents = iter(line.split())
-        models = _MODELS[: len(line.split()) // len(_MULTIPLES)]
-        for model in models:
-            for multiple in _MULTIPLES:
-                rows.append((model, fraction, method, multiple, float(next(percents)) / 100))
+        recalls = [float(percent) / 100 for percent in line.split()]
+        models = _MODELS[: len(recalls) // len(_MULTIPLES)]
+        cells = product(models, _MULTIPLES)
+        for (model, multiple), recall in zip(cells, recalls, strict=True):
+            rows.append((model, fraction, method, multiple, recall))
     return pd.DataFrame(rows, columns=["model", "fraction", "method", "multiple", "recall"])
 
 
@@ -78,11 +80,10 @@ def deletion() -> pd.DataFrame:
     """
     rows: list[tuple[str, float, str, str, float]] = []
     for (model, method), line in _DELETION.items():
-        values = iter(line.split())
-        for measure in _MEASURES:
+        cells = product(_MEASURES, _DELETED)
+        for (measure, fraction), value in zip(cells, line.split(), strict=True):
             scale = 100 if measure.endswith("accuracy") else 1
-            for fraction in _DELETED:
-                rows.append((model, fraction, method, measure, float(next(values)) / scale))
+            rows.append((model, fraction, method, measure, float(value) / scale))
     for method, line in _DISTANCES.items():
         # A shorter line leaves out the last model.
         for model, value in zip(_MODELS[1:], line.split(), strict=False):

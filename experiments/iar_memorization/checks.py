@@ -148,13 +148,14 @@ def _duplicates(family: str, settings: Preset) -> list[Check]:
         where = {"family": family, "regime": settings.duplicated}
         return mean("extraction", "exact", set=name, prefix=prefix, **where)
 
+    tokens = "token" if prefix == 1 else "tokens"
     duplicates = share("planted")
     singles = share("background")
     return [
         Check(
             id=f"C11 {family}",
-            statement=f"from {prefix} tokens, duplicated images are extracted more often than "
-            "images that occur once in training",
+            statement=f"with {prefix} {tokens} given, duplicated images are extracted more often "
+            "than images that occur once in training",
             measure=minus(duplicates, singles),
             threshold=above(0),
             evidence=_EXTRACTION,
@@ -208,8 +209,8 @@ def _respond_to_planted(letter: str, family: str, views: int, model: Mapping[str
     augmentation = "no augmentation" if views == 1 else f"{views} views"
     return Check(
         id=f"C12{letter} {family}",
-        statement="of the top 10% of neurons by UnitMem, more respond most to a planted image than "
-        f"the planted images' share of the reference set D' ({augmentation})",
+        statement="of the top 10% of neurons by UnitMem, a larger share responds most to a planted "
+        f"image than the share of planted images in the reference set D' ({augmentation})",
         measure=enrichment("top 10%"),
         threshold=above(1),
         evidence="figures/votes.png",

@@ -122,7 +122,8 @@ def apart(windows: pd.DataFrame, others: pd.DataFrame, run: int = RUN) -> pd.Dat
     known: set[tuple[str, ...]] = set()
     for text in _texts(others):
         known |= _runs(text, run)
-    kept: Frame = windows[[known.isdisjoint(_runs(text, run)) for text in _texts(windows)]]
+    is_apart = [known.isdisjoint(_runs(text, run)) for text in _texts(windows)]
+    kept: Frame = windows[is_apart]
     return kept.reset_index(drop=True)
 
 
@@ -134,7 +135,8 @@ def _texts(windows: pd.DataFrame) -> list[str]:
 def _runs(text: str, run: int) -> set[tuple[str, ...]]:
     """All runs of so many words in a text, without punctuation and comment marks."""
     words = re.findall(r"[^\W_]+", text.lower())
-    return {tuple(words[start : start + run]) for start in range(len(words) - run + 1)}
+    starts = range(len(words) - run + 1)
+    return {tuple(words[start : start + run]) for start in starts}
 
 
 def reformatted(subject: Subject, texts: Mapping[str, str], windows: pd.DataFrame) -> pd.DataFrame:

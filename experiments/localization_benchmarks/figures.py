@@ -17,12 +17,27 @@ if TYPE_CHECKING:
 
     from interp.experiment.checks import Tables
 
+# The sets of the real study, as figures name them.
+_SETS = {
+    "texts_test": "this text",
+    "other_format": "other format",
+    "unstudied": "other licences, known",
+    "half_known": "other licences, half known",
+    "paraphrased": "licences in other words",
+    "memorized": "other memorized text",
+    "rules": "rules",
+    "code": "code",
+    "prose": "prose",
+}
+
 
 def injection(recalls: pd.DataFrame) -> Figure:
     """Recall by method under each condition, with as many units predicted as were injected; chance
     is the injected fraction."""
     shown = _recalls(recalls[recalls["multiple"] == 1])
-    chance = {str(panel): float(rows["fraction"].iloc[0]) for panel, rows in shown.groupby("panel")}
+    chance: dict[str, float] = {}
+    for panel, rows in shown.groupby("panel"):
+        chance[str(panel)] = float(rows["fraction"].iloc[0])
     return intervals(shown, "method", levels=chance)
 
 
@@ -118,19 +133,6 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "blocks": lambda tables: blocks(
         over_seeds(tables["blocks"], ["method", "evaluated", "block"], ["fall"])
     ),
-}
-
-
-_SETS = {
-    "texts_test": "this text",
-    "other_format": "other format",
-    "unstudied": "other licences, known",
-    "half_known": "other licences, half known",
-    "paraphrased": "licences in other words",
-    "memorized": "other memorized text",
-    "rules": "rules",
-    "code": "code",
-    "prose": "prose",
 }
 
 

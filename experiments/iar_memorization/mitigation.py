@@ -162,8 +162,8 @@ class Bench:
             self.cut = threshold(self.likeness(others), ALLOWED)
 
     def likeness(self, batch: Batch) -> Float[np.ndarray, " images"]:
-        """The similarity of each image with what greedy decoding makes of its first tokens, as many
-        as edits are judged from."""
+        """The similarity of each image with what greedy decoding makes of the prefix that edits are
+        judged from."""
         completions = completed(self.study, replace(batch, prompt=self.study.judged))
         return self.alike(completions, self.study.module.decode(batch.tokens))
 

@@ -104,8 +104,8 @@ def extracted(study: Study, settings: Preset) -> Tables:
 def located(study: Study, settings: Preset) -> tuple[Tables, dict[str, UnitScores]]:
     """Where UnitMem is high, and whether it is high because of the planted images.
 
-    UnitMem is computed with as many shifted views of each image as the paper takes augmented ones,
-    and without augmentation.
+    UnitMem is computed on shifted views of each image, the same number as the paper's augmented
+    ones, and without augmentation.
 
     Returns:
         The tables, with a column `views`; and the scores by name, of which "UnitMem" has the first
@@ -185,8 +185,8 @@ def pictures(study: Study, scores: dict[str, UnitScores], settings: Preset) -> p
     """Some planted images in several rows of a figure.
 
     The rows are the images themselves, what the tokenizer makes of them, and what greedy decoding
-    makes of their first tokens (as many as edits are judged from): in the unedited model, and with
-    the top units of UnitMem or of the last method halved.
+    makes of the prefix that edits are judged from: in the unedited model, and with the top units of
+    UnitMem or of the last method halved.
 
     Returns:
         One row per `row` and `image`: the `pixels`, flat, and their `shape`.

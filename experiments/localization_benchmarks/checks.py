@@ -81,7 +81,7 @@ def _mean(table: str, column: str, **where: Any) -> Measure:
 
 
 def _recall(method: str, condition: Condition) -> Measure:
-    """Recall in INJ among as many neurons as were injected."""
+    """Recall in INJ among the same number of neurons as were injected."""
     return _mean("injection", "recall", condition=condition.name, multiple=1, method=method)
 
 

@@ -32,8 +32,8 @@ _SETS = {
 
 
 def injection(recalls: pd.DataFrame) -> Figure:
-    """Recall by method under each condition, with as many units predicted as were injected; chance
-    is the injected fraction."""
+    """Recall by method under each condition, with the same number of units predicted as injected;
+    chance is the injected fraction."""
     shown = _recalls(recalls[recalls["multiple"] == 1])
     chance: dict[str, float] = {}
     for panel, rows in shown.groupby("panel"):

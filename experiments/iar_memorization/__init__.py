@@ -1,9 +1,9 @@
 """Memorization in image autoregressive models (arXiv 2509.00488): where VAR and RAR memorize, and
-whether UnitMem finds what removes it.
+whether UnitMem finds the units whose removal removes it.
 
-The paper's numbers are known from public notes on it; its images, models and quality measure need
-ImageNet, the public checkpoints and a GPU (preset paper). `small` trains models of the same
-architecture on MNIST, some images of which are planted many times.
+The paper's numbers are known from public notes on it. Its images, models and quality measure need
+ImageNet, the public checkpoints and a GPU (preset paper). The preset small trains models of the
+same architecture on MNIST, with some images planted many times.
 """
 
 from __future__ import annotations
@@ -15,8 +15,19 @@ from experiments.iar_memorization.tables import jobs, preparation
 from interp.experiment.experiment import Experiment
 
 TABLES = (
-    "extraction", "correlation", "map", "blocks", "votes", "members", "subsets", "edits", "equal cost", "noise", "pictures", "training",
-)  # fmt: skip
+    "extraction",
+    "correlation",
+    "map",
+    "blocks",
+    "votes",
+    "members",
+    "subsets",
+    "edits",
+    "equal cost",
+    "noise",
+    "pictures",
+    "training",
+)
 EXPERIMENT = Experiment(
     name="iar_memorization",
     question=__doc__,

@@ -32,9 +32,12 @@ from interp.training.state import load_weights, save_weights
 
 Tables = dict[str, pd.DataFrame]
 Alike = Callable[[Tensor, Tensor], np.ndarray]
-ALIKE = 0.75  # of SSCD descriptors (Kowalczuk et al. 2025)
-SETS = ("planted", "background", "held out")
+ALIKE = (
+    0.75  # similarity of SSCD descriptors above which an image is a copy (Kowalczuk et al. 2025)
+)
 _DATA = {"digits": digits, "mnist": mnist}
+_TRAINING: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.02, "warmup": 30, "clip": 1.0}
+_ANNEALED = 0.6  # fraction of RAR's training over which the random order of tokens is phased out
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +45,18 @@ class Study:
     """A model with its images.
 
     Attributes:
-        family, regime, seed: which one.
+        family: of the model, "VAR" or "RAR".
+        regime: name of the regime that it was trained in.
+        seed: of its training.
+        subject: the model.
         images: by set: `planted` (trained most often), `background` (trained too) and `held out`.
-        batches: the same as tokens, without a prompt.
-        prefixes: how many tokens are given when extraction is tried.
+        batches: the same images as tokens, without a prompt.
+        prefixes: numbers of tokens that are given when extraction is tried.
         judged: the one of them from which edits are judged.
-        history: of the training, where it was ours.
-        alike: the similarity of two sets of images, above ALIKE of which one counts as extracted
-            when edits are judged; where there is none, all tokens have to be the same.
+        history: of the training, where the model was trained here.
+        alike: similarity of two sets of images, pair by pair. When edits are judged, an image
+            counts as extracted above ALIKE; without such a function, all its tokens must be the
+            same.
     """
 
     family: str
@@ -65,10 +72,11 @@ class Study:
 
     @property
     def module(self) -> ImageModel:
-        assert isinstance(self.subject.module, ImageModel)
-        return self.subject.module
+        """The subject's network."""
+        return _image_model(self.subject)
 
     def about(self) -> dict[str, Any]:
+        """The columns that name the model in a table."""
         return {"family": self.family, "regime": self.regime, "seed": self.seed}
 
 
@@ -79,28 +87,34 @@ def split(settings: Trained, regime: str, seed: int) -> Split:
 
 
 def tokenizer(settings: Trained, family: str, out: Path) -> ImageTokenizer:
-    """The tokenizer of a family, trained once and then read."""
-    made, file = (
-        _untrained_tokenizer(settings, family),
-        shared_file(settings, out, f"tokenizer-{family}"),
-    )
+    """The tokenizer of a family: trained and saved in `out` if it is not there yet, then loaded."""
+    found = _untrained_tokenizer(settings, family)
+    file = shared_file(settings, out, f"tokenizer-{family}")
     if not file.exists():
-        pixels = split(settings, next(iter(settings.regimes)), 0).tokenizer.pixels
-        fit_tokenizer(made, pixels, **settings.tokenizer.fit)
-        save_weights(file, made)
-    load_weights(file, made)
-    return made.eval().requires_grad_(requires_grad=False)
+        first_regime = next(iter(settings.regimes))
+        pixels = split(settings, first_regime, 0).tokenizer.pixels
+        training = settings.tokenizer.fit
+        fit_tokenizer(found, pixels, training.steps, lr=training.lr, rows=training.rows)
+        save_weights(file, found)
+    # Also after training: the run that trains the tokenizer and one that finds it use the same
+    # stored weights.
+    load_weights(file, found)
+    return found.eval().requires_grad_(requires_grad=False)
 
 
 def shared_file(settings: Trained, out: Path, name: str) -> Path:
-    """The file of what all models of some settings share: other settings have another one."""
+    """The file of something that all models of a preset share.
+
+    Its name holds a digest of the settings it depends on, so that a run with other settings in the
+    same folder does not read it.
+    """
     digest = hashlib.sha256(json.dumps(_shared(settings)).encode()).hexdigest()
     return out / f"{name}-{digest[:8]}.safetensors"
 
 
 def _shared(settings: Trained) -> dict[str, Any]:
     """What the tokenizer and the classifier depend on: the images, which of them are set apart, and
-    how it is trained."""
+    how the tokenizer is trained."""
     first = next(iter(settings.regimes.values()))
     return {
         "images": settings.images,
@@ -111,7 +125,9 @@ def _shared(settings: Trained) -> dict[str, Any]:
 
 
 def _untrained_tokenizer(settings: Trained, family: str) -> ImageTokenizer:
-    sizes = settings.tokenizer.sizes
+    sizes = asdict(settings.tokenizer.sizes)
+    # The seed is fixed: all models share one tokenizer, whatever their own seed. The fork leaves
+    # the global generator as it was.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if family == "VAR":
@@ -120,64 +136,68 @@ def _untrained_tokenizer(settings: Trained, family: str) -> ImageTokenizer:
 
 
 def network(settings: Trained, vq: ImageTokenizer, seed: int) -> ImageModel:
-    """A fresh model, of the family that the tokenizer is of."""
-    sizes = dict(settings.model) | {"codes": vq.codes, "classes": 10}
+    """An untrained model of the tokenizer's family."""
+    sizes = asdict(settings.model) | {"codes": vq.codes, "classes": 10}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if isinstance(vq, ResidualVQ):
-            return VAR(
-                VARConfig(sides=vq.config.sides, code_width=vq.config.code_width, **sizes), vq
-            )
+            config = VARConfig(sides=vq.config.sides, code_width=vq.config.code_width, **sizes)
+            return VAR(config, vq)
         assert isinstance(vq, RasterVQ)
         return RAR(RARConfig(grid=vq.config.grid, **sizes), vq)
 
 
 def trained(settings: Trained, family: str, regime: str, seed: int, out: Path) -> Study:
-    """A model trained on planted and background images. It stays in `out`, also as a folder for
-    `interp.load`."""
-    images, recipe, name = (
-        split(settings, regime, seed),
-        settings.regimes[regime],
-        f"{family}-{regime}-seed{seed}",
-    )
+    """A model trained on planted and background images.
+
+    Its training state is kept in `out`, where a later call finds it, and so is the model itself as
+    a folder for `interp.load`.
+    """
+    images = split(settings, regime, seed)
+    recipe = settings.regimes[regime]
+    steps = recipe.steps[family]
+    place = out / f"{family}-{regime}-seed{seed}"
+
     subject = interp.load(network(settings, tokenizer(settings, family, out), seed))
-    module = subject.module
-    assert isinstance(module, ImageModel)
-    trains = images.mixture()
-    data = module.encode(trains.pixels, trains.labels)
+    module = _image_model(subject)
+    # Planted images are repeated in it.
+    mixture = images.mixture()
+    data = module.encode(mixture.pixels, mixture.labels)
+
     about = {
         "family": family,
         "regime": regime,
         "seed": seed,
         "recipe": asdict(recipe),
         "data": _shared(settings),
-        "model": settings.model,
+        "model": asdict(settings.model),
     }
-    checkpoints = Checkpoints(out / name, every=250, about=about)
-    stream = _stream(data, module, recipe, seed)
-    steps = recipe.steps[family]
     history = fit(
-        subject, stream, steps, recipe.lr, **_TRAINING, decay=steps, checkpoints=checkpoints
+        subject,
+        _stream(data, module, recipe, seed),
+        steps,
+        recipe.lr,
+        **_TRAINING,
+        decay=steps,
+        checkpoints=Checkpoints(place, every=250, about=about),
     )
-    save_image_model(module.eval(), out / name / "model")
-    chosen = {
+    save_image_model(module.eval(), place / "model")
+
+    sets = {
         "planted": images.planted,
         "background": images.background,
         "held out": images.held_out,
     }
-    return studied(family, regime, seed, subject, chosen, settings, history)
-
-
-_TRAINING: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.02, "warmup": 30, "clip": 1.0}
+    return studied(family, regime, seed, subject, sets, settings, history)
 
 
 def _stream(data: Batch, module: ImageModel, recipe: Regime, seed: int) -> Iterator[Batch]:
+    """The training batches: some labels are dropped, and RAR's tokens come in random orders, ever
+    less so."""
     labelled = labels_dropped(epochs(data, recipe.rows, seed), module, seed=seed)
-    return (
-        orders_annealed(labelled, round(0.6 * recipe.steps["RAR"]), seed)
-        if isinstance(module, RAR)
-        else labelled
-    )
+    if isinstance(module, RAR):
+        return orders_annealed(labelled, round(_ANNEALED * recipe.steps["RAR"]), seed)
+    return labelled
 
 
 def studied(
@@ -190,19 +210,23 @@ def studied(
     history: pd.DataFrame | None,
     alike: Alike | None = None,
 ) -> Study:
-    """A model with the images that it is to be studied on."""
-    module = subject.module
-    assert isinstance(module, ImageModel)
+    """A model with the images that it is studied on, which are encoded here; see `Study`."""
+    module = _image_model(subject)
     batches = {name: module.encode(part.pixels, part.labels) for name, part in images.items()}
     return Study(
-        family,
-        regime,
-        seed,
-        subject,
-        images,
-        batches,
-        settings.prefixes[family],
-        settings.judged[family],
-        history,
-        alike,
+        family=family,
+        regime=regime,
+        seed=seed,
+        subject=subject,
+        images=images,
+        batches=batches,
+        prefixes=settings.prefixes[family],
+        judged=settings.judged[family],
+        history=history,
+        alike=alike,
     )
+
+
+def _image_model(subject: interp.Subject) -> ImageModel:
+    assert isinstance(subject.module, ImageModel)
+    return subject.module

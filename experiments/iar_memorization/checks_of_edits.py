@@ -1,4 +1,5 @@
-"""C1 to C5: what halving the most selective units removes, and whether anything else would."""
+"""C1 to C5 and D3: what halving the most selective units removes, and whether other units would do
+as well."""
 
 from __future__ import annotations
 
@@ -20,115 +21,131 @@ from interp.experiment.checks import (
     rows,
 )
 
-_OTHERS = ("UnitMem, 1 view", "lowest", "as active")
-_SHOWN, _EQUAL, _ZEROED = "figures/edits.png", "figures/equal_cost.png", "figures/zeroed.png"
-_LOSS, _DISTANCE = "held out loss", "distance"
+_NO_AUGMENTATION = "UnitMem, 1 view"
+_OTHERS = (_NO_AUGMENTATION, "lowest", "as active")
+_SHOWN = "figures/edits.png"
+_EQUAL = "figures/equal_cost.png"
+_ZEROED = "figures/zeroed.png"
+_LOSS = "held out loss"
+_DISTANCE = "distance"
 
 
 def of_edits(family: str, settings: Preset) -> list[Check]:
-    """All checks of a family on edits; the one of the settings' `methods` that comes last is held
-    against UnitMem."""
+    """All checks of a family that are about edits. UnitMem is compared with the last of the
+    settings' `methods`."""
     found = [
         *_as_claimed(family, settings),
         *_against_controls(family, settings),
         *_at_equal_cost(family, settings),
     ]
-    return found if isinstance(settings, Public) else [*found, _same_picture(family, settings)]
+    if not isinstance(settings, Public):
+        found.append(_same_picture(family, settings))
+    return found
 
 
 def _left(
     family: str, settings: Preset, selection: str, fraction: float, column: str = "extracted"
 ) -> Measured:
+    """What is left with the units of a selection halved; "none" is the unedited model."""
+    edit = "none" if selection == "none" else HALVED
     where = {
         "family": family,
         "regime": settings.edited,
         "selection": selection,
         "fraction": fraction,
     }
-    return mean("edits", column, edit="none" if selection == "none" else HALVED, **where)
+    return mean("edits", column, edit=edit, **where)
 
 
 def _kept(family: str, settings: Preset, selection: str, column: str = "extracted") -> Measured:
-    """The share of what was there before that an edit leaves; all of it where nothing was."""
-    after, whole = (
-        _left(family, settings, name, share, column)
-        for name, share in ((selection, settings.at[family]), ("none", 0.0))
-    )
-    return lambda tables: after(tables) / whole(tables) if whole(tables) else 1.0
+    """What is left by an edit as a fraction of what was there before; 1 where nothing was."""
+    after = _left(family, settings, selection, settings.at[family], column)
+    before = _left(family, settings, "none", 0.0, column)
+
+    def kept(tables: Tables) -> float:
+        return after(tables) / before(tables) if before(tables) else 1.0
+
+    return kept
 
 
 def _as_claimed(family: str, settings: Preset) -> list[Check]:
-    fractions, judged = settings.fractions, settings.at[family]
+    fractions = settings.fractions
     steps = ", ".join(f"{fraction:.0%}" for fraction in fractions)
+    if family == "VAR":
+        name = "C1"
+        reported = "VAR-d30, 10%: 110 of 672 stay"
+        reported_steps = None
+    else:
+        name = "C2"
+        reported = "RAR-XXL, 5%: 26 of 75 stay; 10%: 13 (notes)"
+        reported_steps = "RAR-XXL: 75, 68, 26, 13 for none, 1, 5 and 10% (notes)"
 
     def kept(selection: str) -> Measured:
         return _kept(family, settings, selection)
 
     def least_fall(selection: str) -> Measured:
-        levels = [
-            _left(family, settings, "none", 0.0),
-            *(_left(family, settings, selection, fraction) for fraction in fractions),
-        ]
+        levels = [_left(family, settings, "none", 0.0)]
+        levels += [_left(family, settings, selection, fraction) for fraction in fractions]
 
         def least(tables: Tables) -> float:
             shares = [level(tables) for level in levels]
-            return float(
-                min((one - next_ for one, next_ in pairwise(shares) if one > 0), default=0.0)
-            )  # below nothing nothing falls
+            # Where nothing is extracted any more, nothing can fall: such steps do not count.
+            falls = [one - following for one, following in pairwise(shares) if one > 0]
+            return float(min(falls, default=0.0))
 
         return least
 
     return [
         Check(
-            id="C1" if family == "VAR" else "C2",
-            statement=f"{family}: with {judged:.0%} of units halved by UnitMem at most 40% of the extractions stay",
+            id=name,
+            statement=f"{family}: halving {settings.at[family]:.0%} of the units, chosen by "
+            "UnitMem, leaves at most 40% of the extractions",
             measure=kept("UnitMem"),
             threshold=at_most(0.4),
             evidence=_SHOWN,
-            controls={name: kept(name) for name in ("random", *_OTHERS)},
-            paper="VAR-d30, 10%: 110 of 672 stay"
-            if family == "VAR"
-            else "RAR-XXL, 5%: 26 of 75 stay; 10%: 13 (notes)",
+            controls={selection: kept(selection) for selection in ("random", *_OTHERS)},
+            paper=reported,
         ),
         Check(
             id=f"C3 {family}",
-            statement=f"each step from none to {steps} of units lowers extraction, if there is any left",
+            statement=f"halving more units (from none to {steps}) removes more extractions at each "
+            "step, as long as any are left",
             measure=least_fall("UnitMem"),
             threshold=above(0),
             evidence=_SHOWN,
             controls={
-                "random": least_fall("random"),
-                "UnitMem, 1 view": least_fall("UnitMem, 1 view"),
+                selection: least_fall(selection) for selection in ("random", _NO_AUGMENTATION)
             },
-            paper=None
-            if family == "VAR"
-            else "RAR-XXL: 75, 68, 26, 13 for none, 1, 5 and 10% (notes)",
+            paper=reported_steps,
         ),
     ]
 
 
 def _same_picture(family: str, settings: Preset) -> Check:
-    judged = settings.at[family]
+    def kept(selection: str) -> Measured:
+        return _kept(family, settings, selection, "alike")
+
     return Check(
         id=f"D3 {family}",
-        statement=f"with {judged:.0%} halved by UnitMem, 90% of the same pictures come back (correlation beyond 99% of images held out)",
-        measure=_kept(family, settings, "UnitMem", "alike"),
+        statement=f"with {settings.at[family]:.0%} of the units halved, chosen by UnitMem, at "
+        "least 90% of the completions that showed the same picture still do (correlation above "
+        "that of 99% of held-out images)",
+        measure=kept("UnitMem"),
         threshold=at_least(0.9),
         evidence=_SHOWN,
         controls={
-            name: _kept(family, settings, name, "alike")
-            for name in ("random", *_OTHERS, *settings.methods)
+            selection: kept(selection) for selection in ("random", *_OTHERS, *settings.methods)
         },
         source="chosen",
     )
 
 
 def cheaper(settings: Preset) -> Check:
-    """C4, of both families together."""
+    """C4, which compares the two families."""
 
     def rise(family: str) -> Measured:
-        risen = _kept(family, settings, "UnitMem", _DISTANCE)
-        return lambda tables: risen(tables) - 1
+        kept = _kept(family, settings, "UnitMem", _DISTANCE)
+        return lambda tables: kept(tables) - 1
 
     def lost(family: str) -> Measured:
         kept = _kept(family, settings, "UnitMem")
@@ -136,7 +153,8 @@ def cheaper(settings: Preset) -> Check:
 
     return Check(
         id="C4",
-        statement="halving units by UnitMem raises the Frechet distance less for VAR than for RAR, each relative to its own",
+        statement="halving units chosen by UnitMem raises the Frechet distance, relative to that "
+        "of the unedited model, less for VAR than for RAR",
         measure=minus(rise("VAR"), rise("RAR")),
         threshold=below(0),
         evidence=_SHOWN,
@@ -149,19 +167,26 @@ def cheaper(settings: Preset) -> Check:
 
 def _against_controls(family: str, settings: Preset) -> list[Check]:
     judged = settings.at[family]
+    left_by_random = _left(family, settings, "random", judged)
 
     def more_than_random(selection: str) -> Measured:
-        return minus(
-            _left(family, settings, "random", judged), _left(family, settings, selection, judged)
-        )
+        return minus(left_by_random, _left(family, settings, selection, judged))
 
-    controls = {name: more_than_random(name) for name in (*_OTHERS, *settings.methods)}
-    statement = f"halving {judged:.0%} of units by UnitMem removes more than random units, as many in each block"
-    return [_beats(f"C5a {family}", statement, more_than_random("UnitMem"), _SHOWN, controls)]
+    return [
+        _more_removed(
+            f"C5a {family}",
+            f"halving {judged:.0%} of the units, chosen by UnitMem, removes more extractions than "
+            "halving the same number of random units in each block",
+            more_than_random("UnitMem"),
+            _SHOWN,
+            {name: more_than_random(name) for name in (*_OTHERS, *settings.methods)},
+        )
+    ]
 
 
 def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
-    judged, other = settings.at[family], next(reversed(settings.methods))
+    judged = settings.at[family]
+    other = next(reversed(settings.methods))
 
     def advantage(selection: str, cost: str, edit: str = HALVED) -> Measured:
         where = {
@@ -180,61 +205,67 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
         return minus(advantage(other, cost, edit), advantage(than, cost, edit))
 
     def unaugmented(cost: str, edit: str = HALVED) -> dict[str, Measured]:
-        return {"than UnitMem, 1 view": beyond(cost, edit, "UnitMem, 1 view")}
+        return {f"than {_NO_AUGMENTATION}": beyond(cost, edit, _NO_AUGMENTATION)}
 
-    zeroed = advantage("UnitMem", _LOSS, ZEROED)
     noise = {"deviation of the distance over noises, nothing edited": _noise(family, settings)}
-    against = f"removes more than random units ({judged:.0%}) at equal"
-    apart = f"{other} removes more than UnitMem ({judged:.0%}), each against random units at equal"
+    beats_random = f"removes more extractions than random units ({judged:.0%} of all) at equal"
+    beats_unitmem = (
+        f"{other} removes more extractions than UnitMem ({judged:.0%} of all units), each compared "
+        "with random units at equal"
+    )
     return [
-        _beats(
+        _more_removed(
             f"C5b {family}",
-            f"UnitMem {against} held-out loss",
+            f"UnitMem {beats_random} held-out loss",
             advantage("UnitMem", _LOSS),
             _EQUAL,
             others(_LOSS),
         ),
-        _beats(
+        _more_removed(
             f"C5c {family}",
-            f"UnitMem {against} Frechet distance",
+            f"UnitMem {beats_random} Frechet distance",
             advantage("UnitMem", _DISTANCE),
             _EQUAL,
             others(_DISTANCE) | noise,
         ),
-        _beats(
+        _more_removed(
             f"C5d {family}",
-            f"{other} {against} held-out loss",
+            f"{other} {beats_random} held-out loss",
             advantage(other, _LOSS),
             _EQUAL,
             others(_LOSS),
         ),
-        _beats(
+        _more_removed(
             f"C5e {family}",
-            f"{other} {against} Frechet distance",
+            f"{other} {beats_random} Frechet distance",
             advantage(other, _DISTANCE),
             _EQUAL,
             others(_DISTANCE) | noise,
         ),
-        _beats(
-            f"C5f {family}", f"{apart} held-out loss", beyond(_LOSS), _EQUAL, unaugmented(_LOSS)
+        _more_removed(
+            f"C5f {family}",
+            f"{beats_unitmem} held-out loss",
+            beyond(_LOSS),
+            _EQUAL,
+            unaugmented(_LOSS),
         ),
-        _beats(
+        _more_removed(
             f"C5g {family}",
-            f"{apart} Frechet distance",
+            f"{beats_unitmem} Frechet distance",
             beyond(_DISTANCE),
             _EQUAL,
             unaugmented(_DISTANCE),
         ),
-        _beats(
+        _more_removed(
             f"C5h {family}",
-            f"zeroed, UnitMem {against} held-out loss",
-            zeroed,
+            f"with in-weights set to zero, UnitMem {beats_random} held-out loss",
+            advantage("UnitMem", _LOSS, ZEROED),
             _ZEROED,
             others(_LOSS, ZEROED),
         ),
-        _beats(
+        _more_removed(
             f"C5i {family}",
-            f"zeroed, {apart} held-out loss",
+            f"with in-weights set to zero, {beats_unitmem} held-out loss",
             beyond(_LOSS, ZEROED),
             _ZEROED,
             unaugmented(_LOSS, ZEROED),
@@ -242,10 +273,11 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
     ]
 
 
-def _beats(
+def _more_removed(
     name: str, statement: str, measure: Measured, evidence: str, controls: Mapping[str, Measured]
 ) -> Check:
-    """A claim of ours, for the paper has no control: more is removed, and the opposite is less."""
+    """A claim that more is removed, whose opposite is that less is. It is our own: the paper has no
+    control."""
     return Check(
         id=name,
         statement=statement,

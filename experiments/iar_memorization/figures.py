@@ -1,5 +1,5 @@
-"""The figures: where UnitMem is high, who is extracted, what edits do and cost, and the pictures
-themselves."""
+"""The figures: where UnitMem is high, which images are extracted, what edits do and cost, and the
+images themselves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
+from experiments.iar_memorization.measures import SAFE
 from experiments.iar_memorization.mitigation import COSTS, HALVED, ZEROED, averaged
 from interp.experiment.checks import Tables, rows
 from interp.reporting.image_grid import image_grid
@@ -20,76 +22,63 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MODEL = ["family", "regime"]
+_SMOOTHED = 25  # training steps whose losses are averaged
 
 
 def training(history: pd.DataFrame) -> Figure:
     """The loss on training batches."""
-    smooth = (
-        history.assign(step=history["step"] // 25 * 25)
-        .groupby([*_MODEL, "seed", "step"], sort=False)["loss"]
-        .mean()
-        .reset_index()
-    )
+    binned = history.assign(step=history["step"] // _SMOOTHED * _SMOOTHED)
+    groups = binned.groupby([*_MODEL, "seed", "step"], sort=False)
+    smooth = groups["loss"].mean().reset_index()
     return panels(smooth, ["family"], lines(smooth, "step", "loss", "regime", "steps"))
 
 
 def extraction(table: pd.DataFrame) -> Figure:
-    """Extracted exactly, by prefix, of each set."""
-    share = (
-        table.groupby([*_MODEL, "seed", "set", "prefix"], sort=False)["exact"]
-        .mean()
-        .rename("share extracted")
-        .reset_index()
-    )
-    return panels(
-        share, _MODEL, lines(share, "prefix", "share extracted", "set", "tokens given"), across=2
-    )
+    """The share of each set that is extracted exactly, by prefix."""
+    groups = table.groupby([*_MODEL, "seed", "set", "prefix"], sort=False)
+    share = groups["exact"].mean().rename("share extracted").reset_index()
+    draw = lines(share, "prefix", "share extracted", "set", "tokens given")
+    return panels(share, _MODEL, draw, across=2)
 
 
 def correlation(table: pd.DataFrame) -> Figure:
-    """What passes for extracted by correlation of pixels, under a fixed threshold and under one set
-    on images held out."""
+    """The share of each set that counts as extracted by correlation of pixels, under a fixed
+    threshold and under one set on held-out images."""
+    fixed = f"fixed at {SAFE}"
     named = table.assign(
-        threshold=np.where(table["fixed"], "fixed at .9", "set on half of the images held out")
+        threshold=np.where(table["fixed"], fixed, "set on half of the held-out images")
     )
-    return panels(
-        named,
-        [*_MODEL, "threshold"],
-        lines(named, "prefix", "share", "set", "tokens given"),
-        across=4,
-        width=4.0,
-    )
+    draw = lines(named, "prefix", "share", "set", "tokens given")
+    return panels(named, [*_MODEL, "threshold"], draw, across=4, width=4.0)
 
 
 def scale_by_block(table: pd.DataFrame) -> Figure:
-    """Mean UnitMem, and the blocks of the top 10% of each segment, over seeds."""
+    """Mean UnitMem, and the blocks of each segment's top 10%, over seeds."""
     first = table[table["views"] == table["views"].iloc[0]]
-    shown = first.assign(
-        top=first["top"] / first.groupby([*_MODEL, "seed", "segment"])["top"].transform("sum")
-    )
+    in_segment = first.groupby([*_MODEL, "seed", "segment"])["top"].transform("sum")
+    shown = first.assign(top=first["top"] / in_segment)
     long = shown.melt(
         [*_MODEL, "segment", "block"], ["mean", "top"], var_name="what", value_name="value"
     )
-    long["what"] = long["what"].map(
-        {"mean": "mean UnitMem", "top": "share of the segment's top 10%"}
-    )
+    titles = {"mean": "mean UnitMem", "top": "share of the segment's top 10%"}
+    long["what"] = long["what"].map(titles)
     return panels(long, [*_MODEL, "what"], _cells("segment", "block", "value"), across=4, width=4.2)
 
 
 def blocks(table: pd.DataFrame) -> Figure:
     """The blocks of the top 10% of all neurons."""
     named = table.assign(views=_views(table)).rename(columns={"share": "share of the top 10%"})
-    return panels(
-        named, _MODEL, lines(named, "block", "share of the top 10%", "views", "block"), across=2
-    )
+    draw = lines(named, "block", "share of the top 10%", "views", "block")
+    return panels(named, _MODEL, draw, across=2)
 
 
 def votes(table: pd.DataFrame) -> Figure:
     """How much more often neurons respond most to a planted image than its share of D'."""
     named = table.assign(views=_views(table))
+    draw_bars = bars(named, "neurons", "enrichment", "views")
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        bars(named, "neurons", "enrichment", "views")(part, axes)
+        draw_bars(part, axes)
         axes.axhline(1, color="0.4", linestyle="--", linewidth=1)
         axes.set(ylim=(0, None))
 
@@ -103,15 +92,14 @@ def members(table: pd.DataFrame) -> Figure:
 
 
 def subsets(table: pd.DataFrame) -> Figure:
-    """How like the whole D' its parts rank blocks."""
+    """How well parts of D' rank blocks as the whole does."""
     named = table.assign(views=_views(table))
-    return panels(
-        named, _MODEL, lines(named, "share", "correlation", "views", "share of D'"), across=2
-    )
+    draw = lines(named, "share", "correlation", "views", "share of D'")
+    return panels(named, _MODEL, draw, across=2)
 
 
 def edits(table: pd.DataFrame) -> Figure:
-    """Extraction, held-out loss and Frechet distance by how many units are halved."""
+    """Extraction, held-out loss and Frechet distance by the share of units halved."""
     shown = _edited(table, HALVED)
     long = shown.melt(
         ["family", "seed", "selection", "fraction"],
@@ -119,23 +107,14 @@ def edits(table: pd.DataFrame) -> Figure:
         var_name="measure",
         value_name="value",
     )
-    return panels(
-        long,
-        ["family", "measure"],
-        lines(long, "fraction", "value", "selection", "share of neurons halved"),
-        across=4,
-        width=4.0,
-    )
+    draw = lines(long, "fraction", "value", "selection", "share of neurons halved")
+    return panels(long, ["family", "measure"], draw, across=4, width=4.0)
 
 
 def equal_cost(table: pd.DataFrame, edit: str, costs: Sequence[str]) -> Figure:
-    """Extraction against quality, for each selection under an edit, from the model as it is on."""
-    shown = (
-        _edited(table, edit)
-        .groupby(["family", "selection", "fraction"], sort=False)
-        .mean(numeric_only=True)
-        .reset_index()
-    )
+    """Extraction against the cost of an edit, for each selection, from the unedited model on."""
+    groups = _edited(table, edit).groupby(["family", "selection", "fraction"], sort=False)
+    shown = groups.mean(numeric_only=True).reset_index()
     long = shown.melt(
         ["family", "selection", "fraction", "extracted"],
         list(costs),
@@ -146,10 +125,10 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Sequence[str]) -> Figure:
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         for name, own in part.groupby("selection", sort=False):
-            marked = own.sort_values("fraction")
+            by_fraction = own.sort_values("fraction")
             axes.plot(
-                marked["value"],
-                marked["extracted"],
+                by_fraction["value"],
+                by_fraction["extracted"],
                 "o-",
                 color=palette[str(name)],
                 label=str(name),
@@ -161,46 +140,52 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Sequence[str]) -> Figure:
 
 
 def kinds(table: pd.DataFrame) -> Figure:
-    """What is done to the units of the fraction that is judged: UnitMem's against random ones."""
-    judged = (
-        table.loc[~table["edit"].isin([HALVED, ZEROED, "none"])]
-        .groupby("family")["fraction"]
-        .first()
-    )
-    means = averaged(
-        table[(table["fraction"] == table["family"].map(judged)) | (table["edit"] == "none")]
-    )
+    """What is left by each kind of edit, of UnitMem's units and of random ones, at the fraction
+    that claims are about."""
+    # All kinds of edits but the first two are tried at that fraction alone.
+    every_kind = table[~table["edit"].isin([HALVED, ZEROED, "none"])]
+    judged = every_kind.groupby("family")["fraction"].first()
+    at_judged = table["fraction"] == table["family"].map(judged)
+    means = averaged(table[at_judged | (table["edit"] == "none")])
     shown = means[means["selection"].isin(["none", "UnitMem", "random"])]
-    return panels(
-        shown, ["family"], bars(shown, "edit", "extracted", "selection"), across=2, width=6.0
-    )
+    draw = bars(shown, "edit", "extracted", "selection")
+    return panels(shown, ["family"], draw, across=2, width=6.0)
 
 
 def pictures(table: pd.DataFrame) -> Figure:
     """The same planted images: as they are, as tokens, as extracted, and after edits."""
-    pixels = {str(name): torch.tensor(np.stack([np.array(p).reshape(s) for p, s in zip(part["pixels"], part["shape"], strict=True)]))
-            for name, part in table[table["seed"] == table["seed"].iloc[0]].groupby("row", sort=False)}  # fmt: skip
-    return image_grid(pixels)
+    first_seed = table[table["seed"] == table["seed"].iloc[0]]
+    by_row = first_seed.groupby("row", sort=False)
+    return image_grid({str(name): _pixels(part) for name, part in by_row})
+
+
+def _pixels(part: pd.DataFrame) -> Tensor:
+    """The images of some rows, which a table holds flat."""
+    images = [
+        np.array(pixels).reshape(shape)
+        for pixels, shape in zip(part["pixels"], part["shape"], strict=True)
+    ]
+    return torch.tensor(np.stack(images))
 
 
 def _edited(table: pd.DataFrame, edit: str) -> pd.DataFrame:
-    """One edit, each selection beginning at the model as it is."""
+    """The rows of one edit, with the unedited model as the first row of each selection."""
     means = averaged(table[table["edit"].isin([edit, "none"])])
-    before = means[means["selection"] == "none"]
-    return pd.concat(
-        [
-            pd.concat([before.assign(selection=name), part])
-            for name, part in means.groupby("selection", sort=False)
-            if name != "none"
-        ]
-    )
+    unedited = means[means["selection"] == "none"]
+    parts: list[pd.DataFrame] = []
+    for name, part in means.groupby("selection", sort=False):
+        if name != "none":
+            parts += [unedited.assign(selection=name), part]
+    return pd.concat(parts)
 
 
 def _views(table: pd.DataFrame) -> pd.Series:
-    return table["views"].map(lambda n: "no augmentation" if n == 1 else f"{n} views")
+    return table["views"].map(lambda count: "no augmentation" if count == 1 else f"{count} views")
 
 
 def _cells(row: str, column: str, value: str) -> Draw:
+    """Draws a heat map with a number in each cell."""
+
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         import seaborn as sns
 

@@ -1,5 +1,5 @@
-"""Edits of units and what they do: how many planted images are still extracted, and what the
-quality is, beside the controls."""
+"""Edits of units and what they do: how many planted images are still extracted, and how good the
+model still is, compared with the same edits of control units."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ from interp.progress import track
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batch
 
-_FEW = 100  # images held out, at most half of them, that every edit is measured on
-HALVED, ZEROED = "in-weights x 0.5", "in-weights x 0"
+HALVED = "in-weights x 0.5"
+ZEROED = "in-weights x 0"
 COSTS = ("held out loss", "distance")
 MODEL = ["family", "regime", "seed"]
+_FEW = 100  # at most so many held-out images, and at most half of them, measure an edit
+_BATCH_SIZE = 64
+# What is compared at equal cost. Images are drawn under the first edit only, so that the second one
+# has no distance.
+_COMPARISONS = ((HALVED, "held out loss"), (HALVED, "distance"), (ZEROED, "held out loss"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,52 +49,62 @@ class Edited:
 
 
 def apart(study: Study) -> tuple[Batch, Batch]:
-    """Images held out: those that edits are measured on, and others, which units may be chosen
-    against."""
+    """Two disjoint sets of held-out images: those that edits are measured on, and those that units
+    may be chosen against."""
     held_out = study.batches["held out"]
+    # Units that were chosen against the very images on which damage is measured would look
+    # harmless.
     few = min(_FEW, len(held_out) // 2)
     return held_out.rows(slice(0, few)), held_out.rows(slice(few, None))
 
 
 def scored(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, UnitScores]:
-    """The scores of localization methods for planted images against as many held-out ones, given
-    the class alone."""
-    ours = study.batches["planted"]
-    against = apart(study)[1].rows(slice(0, len(ours)))
+    """The scores of localization methods (with their options) for the planted images, given the
+    class alone, with the same number of held-out images to compare with."""
+    planted = study.batches["planted"]
+    _, others = apart(study)
+    against = others.rows(slice(0, len(planted)))
     return {
-        name: localize(study.subject, ours, against, method=name, site="neurons", **options)
+        name: localize(study.subject, planted, against, method=name, site="neurons", **options)
         for name, options in methods.items()
     }
 
 
 def trials(study: Study, scores: Mapping[str, UnitScores], settings: Preset) -> list[Edited]:
-    """Halved in-weights of the highest-scoring units of each method and of the controls, in several
-    fractions, and the same set to zero; of the first method's and of random units in the fraction
-    that is judged, whatever else can be done to units.
+    """All edits of a model.
 
-    Images are drawn under the paper's own edit, the first, alone: that is what costs time.
+    In-weights are halved and set to zero, of the units that each method scores highest and of their
+    controls, in several fractions. Everything else that can be done to units is done to those of
+    the first method and to random ones, in the fraction that claims are about.
+
+    Drawing images costs most of the time, so they are drawn under the paper's own edit only
+    (halving), and not for the random units in each method's own blocks.
     """
-    done, judged = edits(study), settings.at[study.family]
+    plans = edits(study)
+    judged = settings.at[study.family]
     first = next(iter(scores))
     found: list[Edited] = []
     for trial in _selections(study, scores, settings):
-        all_kinds = (
-            trial.selection in (first, "random") and trial.fraction == judged and trial.seed == 0
-        )
-        for edit in done if all_kinds else (HALVED, ZEROED):
+        first_or_random = trial.selection in (first, "random")
+        every_kind = first_or_random and trial.fraction == judged and trial.seed == 0
+        for edit in plans if every_kind else (HALVED, ZEROED):
             drawn = edit == HALVED and not trial.selection.startswith(IN_BLOCKS_OF)
-            found.append(Edited(trial.edited(done[edit]), edit, drawn))
+            found.append(Edited(trial.edited(plans[edit]), edit, drawn))
     return found
 
 
 def _selections(
     study: Study, scores: Mapping[str, UnitScores], settings: Preset
 ) -> Iterator[Trial]:
-    """Each method's highest; the first one's lowest; random others, as many in each block as the
-    first one chooses, and as the last one does, in further fractions too so as to reach the cost of
-    whatever the methods choose; and others that are as active on the planted images."""
+    """The units of each method and of the controls, in each fraction.
+
+    The controls are random units, the same number in each block as the first method selects, and as
+    the last one does; the first method's lowest units; and units that are as active on the planted
+    images as those of the first method. Random units come in further fractions too, so that they
+    reach the cost of whatever the methods select.
+    """
     means = interp.record(
-        study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=64
+        study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=_BATCH_SIZE
     )
     activity = UnitScores({site: means[site] for site in means})
     first = next(iter(scores))
@@ -111,9 +126,10 @@ def _selections(
 
 
 def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
-    """What can be done to units, by name; the paper's own first."""
+    """What can be done to units, by name; the paper's own edit comes first."""
     subject = study.subject
-    means = interp.record(subject, apart(study)[1], "neurons", reduce="mean", size=64)
+    _, others = apart(study)
+    means = interp.record(subject, others, "neurons", reduce="mean", size=_BATCH_SIZE)
     return {
         HALVED: lambda units: in_weights(subject, units, 0.5),
         ZEROED: lambda units: in_weights(subject, units, 0.0),
@@ -125,56 +141,80 @@ def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
 
 
 class Bench:
-    """Measures a study's model under edits, always on the same images and with the same noise."""
+    """Measures a study's model under edits, always on the same images and with the same noise.
+
+    Attributes:
+        batches: the planted images, and the held-out images that edits are measured on.
+        cut: the similarity above which a completion counts as the same picture: ALIKE for the
+            study's own similarity; for correlation, what 99% of the held-out images that are not
+            measured stay below.
+    """
 
     def __init__(self, study: Study, quality: Quality) -> None:
-        self.study, self.quality, self.alike = study, quality, study.alike or correlation
         held_out, others = apart(study)
+        self.study = study
+        self.quality = quality
+        self.alike = study.alike or correlation
         self.batches: dict[str, Batch] = {"planted": study.batches["planted"], "held out": held_out}
-        self.cut = ALIKE if study.alike else threshold(self.likeness(others), ALLOWED)
+        if study.alike:
+            self.cut = ALIKE
+        else:
+            self.cut = threshold(self.likeness(others), ALLOWED)
 
     def likeness(self, batch: Batch) -> Float[np.ndarray, " images"]:
-        """How like each image is what greedy decoding makes of the prefix that edits are judged by."""
-        return self.alike(
-            completed(self.study, replace(batch, prompt=self.study.judged)),
-            self.study.module.decode(batch.tokens),
-        )
+        """The similarity of each image with what greedy decoding makes of the prefix that edits are
+        judged from."""
+        completions = completed(self.study, replace(batch, prompt=self.study.judged))
+        return self.alike(completions, self.study.module.decode(batch.tokens))
 
     def measured(self, plan: Plan, *, drawn: bool = True) -> dict[str, float]:
-        """Of the model under a plan, or as it is under an empty one.
+        """What is measured under a plan, or without any where it is empty.
 
-        `exact` is the share of planted images that are extracted to the token from the prefix that
-        edits are judged by; it is also given from each prefix, and of images held out. `alike` is
-        the share whose completion is more like them than that of 99% of images held out (others
-        than those measured) is like those. `extracted` is one of them: what the study goes by.
-        `accuracy` is that of planted tokens from the prefix on, `loss` that of each set in nats a
-        token, `distance` the Frechet distance of what the model draws (NaN if nothing is drawn).
+        Args:
+            plan: the edit.
+            drawn: whether images are drawn.
+
+        Returns:
+            The measures by name.
+
+            - exact: fraction of the planted images that are extracted to the last token, from the
+              prefix that edits are judged from. `exact from N`: the same from N tokens. `held out
+              exact`: the same of held-out images.
+            - alike: fraction of the planted images whose completion is more similar to them than
+              `cut`, which is set on held-out images that are not measured here.
+            - extracted: one of the two; `alike` for a study with its own similarity, else `exact`.
+            - accuracy: fraction of the planted tokens after the prefix that are predicted.
+            - planted loss, held out loss: in nats per token.
+            - distance: the Frechet distance of the images drawn; NaN if none are drawn.
         """
         study = self.study
         with study.subject.intervened(plan) if plan else nullcontext():
             found = {name: read(study.subject, batch) for name, batch in self.batches.items()}
             alike = (self.likeness(self.batches["planted"]) > self.cut).mean()
             distance = self.quality.distance() if drawn else np.nan
-        hits = found["planted"][0]
+
+        hits, _ = found["planted"]
+        held_out_hits, _ = found["held out"]
         exact = complete(hits, study.judged).mean()
         row = {
             "extracted": alike if study.alike else exact,
             "exact": exact,
             "alike": alike,
             "distance": distance,
+            "accuracy": hits[:, study.judged :].mean(),
         }
-        row |= {"accuracy": hits[:, study.judged :].mean()}
-        row |= {f"exact from {prefix}": complete(hits, prefix).mean() for prefix in study.prefixes}
-        row |= {"held out exact": complete(found["held out"][0], study.judged).mean()}
-        row |= {f"{name} loss": losses.mean() for name, (_, losses) in found.items()}
+        for prefix in study.prefixes:
+            row[f"exact from {prefix}"] = complete(hits, prefix).mean()
+        row["held out exact"] = complete(held_out_hits, study.judged).mean()
+        for name, (_, losses) in found.items():
+            row[f"{name} loss"] = losses.mean()
         return {name: float(value) for name, value in row.items()}
 
     def table(self, chosen: Sequence[Edited]) -> pd.DataFrame:
-        """One row for the model as it is and for each trial: `selection`, `fraction`, `draw`,
+        """One row for the unedited model and one for each edit: `selection`, `fraction`, `draw`,
         `edit`, and what is measured."""
-        rows: list[dict[str, Any]] = [
-            {"selection": "none", "fraction": 0.0, "draw": 0, "edit": "none", **self.measured(())}
-        ]
+        unedited = {"selection": "none", "fraction": 0.0, "draw": 0, "edit": "none"}
+        rows: list[dict[str, Any]] = [unedited | self.measured(())]
         for edited in track(chosen, "edits"):
             trial = edited.trial
             about = {
@@ -188,43 +228,57 @@ class Bench:
 
 
 def averaged(table: pd.DataFrame) -> pd.DataFrame:
-    """The draws of a control as one row: for the model as it is, and for each selection, edit and
-    fraction."""
-    return (
-        table.drop(columns="draw")
-        .groupby([*MODEL, "selection", "edit", "fraction"], sort=False)
-        .mean()
-        .reset_index()
+    """The means over the draws of a control: one row for each model, selection, edit and fraction,
+    and one for each unedited model."""
+    groups = table.drop(columns="draw").groupby(
+        [*MODEL, "selection", "edit", "fraction"], sort=False
     )
+    return groups.mean().reset_index()
 
 
 def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
     """How much less is extracted under each selection than under random units at equal cost.
 
-    One row a selection, fraction, edit and `cost` (held-out loss or, where images were drawn,
-    Frechet distance): `extracted`, the `matched` share under random units, and the `advantage`, by
-    which that is larger. Random units are those in the selection's own blocks where there are such,
-    else those in the blocks of the first method. Between their fractions the share is linear in the
-    cost; where more cost bought nothing (distances are noisy) the least share so far counts; at a
-    cost that none of them reached, nothing is taken to stay.
+    Between the fractions of random units that were measured, what they leave is linear in the cost.
+    Where a larger cost removed nothing (distances are noisy), the least that was left so far
+    counts. Beyond the largest cost that random units reached, they are taken to leave nothing.
+
+    Args:
+        table: the table of `Bench`.
+
+    Returns:
+        One row per model, selection, fraction, edit and `cost` (held-out loss or, where images were
+        drawn, Frechet distance): `extracted`; `matched`, the fraction extracted under random units
+        at the same cost; and the `advantage`, matched - extracted.
     """
-    rows: list[pd.DataFrame] = []
     means = averaged(table)
-    for edit, cost in ((HALVED, "held out loss"), (HALVED, "distance"), (ZEROED, "held out loss")):
-        for _, part in means[means["edit"].isin([edit, "none"])].groupby(MODEL, sort=False):
-            chosen = part[
-                ~part["selection"].isin(["random", "none"])
-                & ~part["selection"].str.startswith(IN_BLOCKS_OF)
-            ]
-            for name, own in chosen.groupby("selection", sort=False):
-                same = part["selection"] == f"{IN_BLOCKS_OF}{name}"
-                against = (
-                    same if cost != "distance" and same.any() else part["selection"] == "random"
-                )
-                curve = part[against | (part["selection"] == "none")].sort_values(cost)
-                left = np.minimum.accumulate(curve["extracted"])
-                matched = np.interp(own[cost], curve[cost], left, right=0.0)
-                rows.append(
-                    own.assign(cost=cost, matched=matched, advantage=matched - own["extracted"])
-                )
-    return pd.concat(rows, ignore_index=True)
+    found: list[pd.DataFrame] = []
+    for edit, cost in _COMPARISONS:
+        with_edit = means[means["edit"].isin([edit, "none"])]
+        for _, model in with_edit.groupby(MODEL, sort=False):
+            is_control = model["selection"].isin(["random", "none"])
+            is_control |= model["selection"].str.startswith(IN_BLOCKS_OF)
+            for name, own in model[~is_control].groupby("selection", sort=False):
+                curve = _random_curve(model, str(name), cost)
+                # Interpolation needs a curve that only falls, else a selection would gain from the
+                # noise of its controls.
+                least_so_far = np.minimum.accumulate(curve["extracted"])
+                matched = np.interp(own[cost], curve[cost], least_so_far, right=0.0)
+                advantage = matched - own["extracted"]
+                found.append(own.assign(cost=cost, matched=matched, advantage=advantage))
+    return pd.concat(found, ignore_index=True)
+
+
+def _random_curve(model: pd.DataFrame, name: str, cost: str) -> pd.DataFrame:
+    """The rows of random units by rising cost, from the unedited model on.
+
+    They are the random units in the selection's own blocks. Where there are none, or where no
+    images were drawn under them, they are those in the blocks of the first method.
+    """
+    in_own_blocks = model["selection"] == f"{IN_BLOCKS_OF}{name}"
+    if cost != "distance" and in_own_blocks.any():
+        random = in_own_blocks
+    else:
+        random = model["selection"] == "random"
+    unedited = model["selection"] == "none"
+    return model[random | unedited].sort_values(cost)

@@ -1,8 +1,9 @@
-"""The paper's own setting: public checkpoints, ImageNet from folders of class folders, similarity
-and quality by scripted networks.
+"""The paper's own setting: public checkpoints, ImageNet from folders of class folders, and scripted
+networks for similarity and quality.
 
-Kowalczuk et al., ICML 2025 (arXiv 2502.02514), score all training images by the share of their last
-tokens that the model hits, and try to extract the best of each class.
+Memorized images are searched for as in Kowalczuk et al., ICML 2025 (arXiv 2502.02514): all training
+images are scored by the fraction of their last tokens that the model predicts, and extraction is
+tried on the best of each class.
 """
 
 from __future__ import annotations
@@ -24,60 +25,72 @@ from interp.data.images import Images
 from interp.models.image.image_model import ImageModel
 from interp.progress import track
 
-_MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as SSCD expects
+# What SSCD expects its input to be normalized by: mean and standard deviation of ImageNet's
+# colours.
+_MEAN = (0.485, 0.456, 0.406)
+_SPREAD = (0.229, 0.224, 0.225)
+_SSCD_SIDE = 320  # pixels
 
 
 def public(settings: Public, family: str, regime: str, seed: int) -> Study:
-    """A public model. Its `planted` images are the candidates, of which the paper extracts some,
-    its `background` others of the same classes, and the images held out are the candidates of the
-    validation set, chosen likewise."""
+    """A public model with its images.
+
+    The `planted` images are the candidates for extraction, the `background` images are others of
+    the same classes, and the held-out images are the candidates of the validation set, chosen in
+    the same way.
+    """
     place = settings.places
     subject = interp.load(
         place.models[family], tokenizer=place.tokenizers[family], dtype=settings.dtype
     )
     subject.module.to("cuda" if torch.cuda.is_available() else "cpu")
     rng = np.random.default_rng(seed)
-    best, others = _chosen(subject, place.train, settings, settings.last[family], rng)
-    held_out, _ = _chosen(subject, place.validation, settings, settings.last[family], rng)
-    chosen = {"planted": best, "background": others, "held out": held_out}
-    return studied(
-        family, regime, seed, subject, chosen, settings, None, copy_detection(place.copies)
+    last = settings.last[family]
+    candidates, others = _candidates(subject, place.train, settings, last, rng)
+    held_out, _ = _candidates(subject, place.validation, settings, last, rng)
+    sets = {"planted": candidates, "background": others, "held out": held_out}
+    alike = copy_detection(place.copies)
+    return studied(family, regime, seed, subject, sets, settings, None, alike)
+
+
+def _candidates(
+    subject: interp.Subject, folder: str, settings: Public, last: int, rng: np.random.Generator
+) -> tuple[Images, Images]:
+    """The images of each class that the model predicts best, and some of the others."""
+    tokenizer = _image_model(subject).tokenizer
+    classes = read_classes(folder, tokenizer.side, tokenizer.channels)
+    candidates: list[Images] = []
+    others: list[Images] = []
+    for images in track(classes, "classes"):
+        best_first = np.argsort(-likeness(subject, images, last), kind="stable")
+        rest = rng.permutation(best_first[settings.candidates :])
+        candidates.append(images.rows(best_first[: settings.candidates]))
+        others.append(images.rows(rest[: settings.per_class]))
+
+    # Both are shuffled: the measures take the first images of a set, which would be those of the
+    # first classes only.
+    joined_candidates = Images.joined(candidates)
+    joined_others = Images.joined(others)
+    return (
+        joined_candidates.rows(rng.permutation(len(joined_candidates))),
+        joined_others.rows(rng.permutation(len(joined_others))),
     )
 
 
-def _chosen(
-    subject: interp.Subject, folder: str, settings: Public, last: int, rng: np.random.Generator
-) -> tuple[Images, Images]:
-    """Of each class the images that the model hits most, and some of the others; both shuffled, for
-    what follows takes the first ones."""
-    module = subject.module
-    assert isinstance(module, ImageModel)
-    best: list[Images] = []
-    others: list[Images] = []
-    for images in track(
-        read_classes(folder, module.tokenizer.side, module.tokenizer.channels), "classes"
-    ):
-        order = np.argsort(-likeness(subject, images, last), kind="stable")
-        best.append(images.rows(order[: settings.candidates]))
-        others.append(
-            images.rows(rng.permutation(order[settings.candidates :])[: settings.per_class])
-        )
-    both = [Images.joined(part) for part in (best, others)]
-    first, second = (part.rows(rng.permutation(len(part))) for part in both)
-    return first, second
-
-
 def likeness(subject: interp.Subject, images: Images, last: int) -> Float[np.ndarray, " images"]:
-    """The share of each image's last tokens that are the most likely ones, given the true ones
-    before."""
-    module = subject.module
-    assert isinstance(module, ImageModel)
-    return read(subject, module.encode(images.pixels, images.labels), 32)[0][:, -last:].mean(1)
+    """The fraction of each image's last tokens that are the most likely ones, given the true tokens
+    before them."""
+    batch = _image_model(subject).encode(images.pixels, images.labels)
+    hits, _ = read(subject, batch, 32)
+    return hits[:, -last:].mean(1)
 
 
 def scripted(path: str) -> Callable[[Float[Tensor, "n 3 side side"]], Tensor]:
-    """A network saved by TorchScript, on the processor. It takes images in [0, 1] of the model's
-    size, whatever it needs to do to them."""
+    """A network saved by TorchScript, on the CPU.
+
+    It takes images in [0, 1] of the size that the model draws; resizing and normalization are its
+    own business.
+    """
     network = torch.jit.load(path, map_location="cpu").eval()
 
     def features(pixels: Tensor) -> Tensor:
@@ -88,13 +101,27 @@ def scripted(path: str) -> Callable[[Float[Tensor, "n 3 side side"]], Tensor]:
 
 
 def copy_detection(path: str) -> Callable[[Tensor, Tensor], Float[np.ndarray, " n"]]:
-    """SSCD (Pizzi et al. 2022): the cosine of descriptors of images resized to 320 pixels, whatever
-    their shape."""
+    """The similarity of two sets of images, pair by pair: the cosine of their SSCD descriptors
+    (Pizzi et al. 2022).
+
+    Images are resized to 320 x 320 pixels, whatever their shape.
+    """
     network = scripted(path)
+    mean = torch.tensor(_MEAN).view(1, 3, 1, 1)
+    spread = torch.tensor(_SPREAD).view(1, 3, 1, 1)
 
     def descriptors(pixels: Tensor) -> Tensor:
-        large = F.interpolate(pixels.float(), size=(320, 320), mode="bilinear", antialias=True)
-        mean, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _SPREAD))
-        return network((large.cpu() - mean) / spread)
+        resized = F.interpolate(
+            pixels.float(), size=(_SSCD_SIDE, _SSCD_SIDE), mode="bilinear", antialias=True
+        )
+        return network((resized.cpu() - mean) / spread)
 
-    return lambda a, b: F.cosine_similarity(descriptors(a), descriptors(b)).double().numpy()
+    def similarity(a: Tensor, b: Tensor) -> Float[np.ndarray, " n"]:
+        return F.cosine_similarity(descriptors(a), descriptors(b)).double().numpy()
+
+    return similarity
+
+
+def _image_model(subject: interp.Subject) -> ImageModel:
+    assert isinstance(subject.module, ImageModel)
+    return subject.module

@@ -1,9 +1,9 @@
-"""Quality of what a model draws: the Frechet distance between features of its images and of real
-ones."""
+"""Quality of the images that a model draws: the Frechet distance between features of its images and
+of real ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,35 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from experiments.iar_memorization.build import Study, shared_file, split
-from experiments.iar_memorization.presets import Preset, Public, Trained
+from experiments.iar_memorization.presets import Preset, Public, Sampling, Trained
 from experiments.iar_memorization.public import scripted
 from interp.data.images import Images
-from interp.models.image.sampling import cosine_guidance, linear_guidance, sample
+from interp.models.image.sampling import Guidance, cosine_guidance, linear_guidance, sample
 from interp.reporting.stats import frechet
 from interp.training.state import load_weights, save_weights
 
-_EPOCHS, _ROWS, _LR = 4, 32, 3e-3
-
+_EPOCHS = 4
+_BATCH_SIZE = 32
+_LR = 3e-3
 
 Features = Callable[[Float[Tensor, "n channels side side"]], Tensor]
 
 
 class Classifier(nn.Module):
-    """A small convolutional network for grey images, whose last hidden layer gives 32 features."""
+    """A small convolutional network for grey images, whose last hidden layer has 32 features."""
 
     def __init__(self, side: int, classes: int) -> None:
         super().__init__()
+        halved_twice = -(-side // 4)
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(32 * (-(-side // 4)) ** 2, 32), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(1, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * halved_twice**2, 32),
+            nn.ReLU(),
+        )
         self.head = nn.Linear(32, classes)
 
     def forward(self, pixels: Float[Tensor, "n 1 side side"]) -> Float[Tensor, "n classes"]:
@@ -43,15 +49,20 @@ class Classifier(nn.Module):
 
 
 def features_of(settings: Preset, out: Path) -> Features:
-    """Of a scripted network where a file of one is named, else of a classifier that is trained
-    once, on the images of the tokenizer, which no model is trained on."""
+    """The network whose features are compared.
+
+    For public models it is the scripted network that the preset names. Otherwise it is a
+    classifier, trained once and kept in `out`, on the images of the tokenizer, which no model is
+    trained on.
+    """
     if isinstance(settings, Public):
         return scripted(settings.places.features)
     assert isinstance(settings, Trained)
-    images, file = (
-        split(settings, next(iter(settings.regimes)), 0).tokenizer,
-        shared_file(settings, out, "classifier"),
-    )
+    first_regime = next(iter(settings.regimes))
+    images = split(settings, first_regime, 0).tokenizer
+    file = shared_file(settings, out, "classifier")
+    # Both the initial weights and the order of the training images come from this seed; the fork
+    # leaves the global generator as it was.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Classifier(images.pixels.shape[-1], 10)
@@ -65,45 +76,67 @@ def features_of(settings: Preset, out: Path) -> Features:
 def _fit(network: Classifier, images: Images) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=_LR)
     for _ in range(_EPOCHS):
-        for rows in torch.randperm(len(images)).split(_ROWS):
-            nn.functional.cross_entropy(
-                network(images.pixels[rows]), images.labels[rows]
-            ).backward()
+        for rows in torch.randperm(len(images)).split(_BATCH_SIZE):
+            logits = network(images.pixels[rows])
+            nn.functional.cross_entropy(logits, images.labels[rows]).backward()
             optimizer.step()
             optimizer.zero_grad()
 
 
 class Quality:
-    """Draws images of the classes of held-out images, always with the same noise, and compares
-    their features with those of the images."""
+    """The quality of a study's model: the Frechet distance of images that it draws from the
+    held-out ones.
+
+    Images are drawn of the classes of held-out images, always with the same noise, so that two
+    distances differ by what was done to the model alone.
+
+    Args:
+        study: the model and its images.
+        features: maps images [n, channels, side, side] to features [n, features].
+        draws: number of images drawn.
+        sampling: how they are drawn; by default as `Sampling` says.
+    """
 
     def __init__(
-        self, study: Study, features: Features, draws: int, sampling: Mapping[str, Any]
+        self, study: Study, features: Features, draws: int, sampling: Sampling | None = None
     ) -> None:
         held_out = study.images["held out"]
-        self.study, self.features, self.sampling = (
-            study,
-            features,
-            {"size": draws} | _settings(sampling),
-        )
-        self.label = held_out.labels.repeat(-(-draws // len(held_out)))[:draws]
+        # As many images of each class are drawn as there are held out, over and over until there
+        # are enough: another mixture of classes would be a distance by itself.
+        times = -(-draws // len(held_out))
+        self.study = study
+        self.features = features
+        self.sampling = _options(sampling or Sampling(), draws)
+        self.label = held_out.labels.repeat(times)[:draws]
         self.real = self.of(held_out.pixels)
 
     def of(self, pixels: Tensor) -> Float[np.ndarray, "n features"]:
+        """The features of images."""
         with torch.inference_mode():
             return self.features(pixels.cpu()).double().cpu().numpy()
 
     def distance(self, seed: int = 0) -> float:
-        """The Frechet distance, under whatever interventions are active."""
+        """The Frechet distance, under whatever interventions are active; `seed` is that of the
+        noise."""
         drawn = sample(self.study.subject, self.label, seed=seed, **self.sampling)
         return frechet(self.of(self.study.module.decode(drawn)), self.real)
 
 
-def _settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's settings as `sample` takes them: guidance by its numbers."""
-    found = dict(sampling)
-    if guidance := found.pop("guidance", None):
-        found["guidance"] = (
-            cosine_guidance(**guidance) if "power" in guidance else linear_guidance(**guidance)
-        )
-    return found
+def _options(sampling: Sampling, draws: int) -> dict[str, Any]:
+    """The arguments of `sample`."""
+    return {
+        "guidance": _guidance(sampling),
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "size": sampling.batch_size or draws,
+    }
+
+
+def _guidance(sampling: Sampling) -> Guidance | None:
+    guidance = sampling.guidance
+    if guidance is None:
+        return None
+    if guidance.power is None:
+        return linear_guidance(guidance.scale)
+    return cosine_guidance(guidance.scale, guidance.power)

@@ -1,4 +1,5 @@
-"""What is run on one model: extraction, where its units are selective, and what edits of them do."""
+"""The jobs of the study: for each model, who is extracted, where units are selective, and what
+edits of them do."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from experiments.iar_memorization.build import SETS, Study, Tables, tokenizer, trained
+from experiments.iar_memorization.build import Study, Tables, tokenizer, trained
 from experiments.iar_memorization.measures import (
     by_correlation,
     completed,
@@ -22,31 +23,47 @@ from experiments.iar_memorization.measures import (
     votes,
 )
 from experiments.iar_memorization.mitigation import Bench, at_equal_cost, scored, trials
-from experiments.iar_memorization.presets import Preset, Public, Trained
+from experiments.iar_memorization.presets import (
+    FAMILIES,
+    SETS,
+    Preset,
+    Public,
+    Sampling,
+    Trained,
+)
 from experiments.iar_memorization.public import public
 from experiments.iar_memorization.quality import Quality, features_of
 from interp.data.images import Images
 from interp.experiment.jobs import Folder, Job, job
+from interp.localization.registry import find
 from interp.mitigation.weight_edits import in_weights
 from interp.sites.units import UnitScores
 
-FAMILIES = ("VAR", "RAR")
-
 
 def jobs(settings: Preset, seed: int) -> Iterator[Job]:
-    """One job per model; the longest first, so that processors end together."""
+    """One job per model.
+
+    Models that are edited take longest. They come first, so that processors end together.
+    """
     for regime in sorted(settings.regimes, key=lambda regime: regime != settings.edited):
         for family in FAMILIES:
             yield job(of_model, family, regime, settings, seed, Folder("models"))
 
 
 def preparation(settings: Preset) -> Iterator[Job]:
-    """The job before all others."""
+    """The job before all others; see `prepared`.
+
+    Raises:
+        ValueError: a localization method or option that does not exist, with the nearest one.
+    """
+    for method, options in settings.methods.items():
+        find(method, options)
     yield job(prepared, settings, Folder("models"))
 
 
 def prepared(settings: Preset, out: Path) -> Tables:
-    """What all models that are trained share, made before they are trained beside each other."""
+    """Trains what all models of a preset share, tokenizers and classifier, before models are
+    trained in parallel. Returns no tables."""
     if isinstance(settings, Public):
         return {}
     assert isinstance(settings, Trained)
@@ -57,20 +74,18 @@ def prepared(settings: Preset, out: Path) -> Tables:
 
 
 def of_model(family: str, regime: str, settings: Preset, seed: int, out: Path) -> Tables:
-    """All tables of one model; edits are tried where the model still generalizes."""
+    """All tables of one model. Edits are tried in one regime only, in which models still
+    generalize."""
     study = _study(settings, family, regime, seed, out)
     found, scores = located(study, settings)
     tables = extracted(study, settings) | found
     if regime == settings.edited:
-        quality = Quality(
-            study, features_of(settings, out), settings.draws, settings.sampling.get(family, {})
-        )
+        sampling = settings.sampling.get(family, Sampling())
+        quality = Quality(study, features_of(settings, out), settings.draws, sampling)
         tables |= mitigated(study, scores | scored(study, settings.methods), quality, settings)
-    return (
-        tables
-        if study.history is None
-        else tables | {"training": study.history.assign(**study.about())}
-    )
+    if study.history is not None:
+        tables["training"] = study.history.assign(**study.about())
+    return tables
 
 
 def _study(settings: Preset, family: str, regime: str, seed: int, out: Path) -> Study:
@@ -81,88 +96,101 @@ def _study(settings: Preset, family: str, regime: str, seed: int, out: Path) -> 
 
 
 def extracted(study: Study, settings: Preset) -> Tables:
-    """Who is extracted from which prefix, exactly and by correlation."""
+    """Which images are extracted from which prefix, exactly and by correlation."""
     table = extraction(study, settings.tried)
     return {"extraction": table, "correlation": by_correlation(table).assign(**study.about())}
 
 
 def located(study: Study, settings: Preset) -> tuple[Tables, dict[str, UnitScores]]:
-    """UnitMem with as many shifted views of each image as the paper takes augmented ones, and
-    without: where it is high, and whether it is that of what was planted; and the scores."""
-    images, parts = reference(study, settings.reference), []
+    """Where UnitMem is high, and whether it is high because of the planted images.
+
+    UnitMem is computed on shifted views of each image, the same number as the paper's augmented
+    ones, and without augmentation.
+
+    Returns:
+        The tables, with a column `views`; and the scores by name, of which "UnitMem" has the first
+        number of views of the settings.
+    """
+    images = reference(study, settings.reference)
+    parts: list[Tables] = []
     scores: dict[str, UnitScores] = {}
     for views in settings.views:
         found, examples = selectivity(study, images, views)
-        scores["UnitMem" if views == settings.views[0] else f"UnitMem, {views} view"] = found
+        name = "UnitMem" if views == settings.views[0] else f"UnitMem, {views} view"
+        scores[name] = found
         tables = {
             "map": selectivity_map(study, images, views),
             "blocks": found.by_block().assign(**study.about()),
-        }
-        tables |= {
             "votes": votes(study, found, examples, len(images)),
             "members": members(study, views),
+            "subsets": subset_profiles(study, settings, found, views),
         }
-        tables["subsets"] = subset_profiles(study, settings, found, views)
         parts.append({name: table.assign(views=views) for name, table in tables.items()})
-    return {
-        name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]
-    }, scores
+
+    joined: Tables = {}
+    for name in parts[0]:
+        joined[name] = pd.concat([part[name] for part in parts], ignore_index=True)
+    return joined, scores
 
 
 def members(study: Study, views: int) -> pd.DataFrame:
-    """The mean UnitMem over as many images of each set, in the same model."""
-    size = min(len(images) for images in study.images.values())
-    rows = [
-        (name, len(part), _mean(selectivity(study, part, views)[0]))
-        for name, part in _sized(study, size)
-    ]
+    """The mean UnitMem over the same number of `images` of each `set`, in one model."""
+    count = min(len(images) for images in study.images.values())
+    rows: list[tuple[str, int, float]] = []
+    for name in SETS:
+        images = study.images[name].rows(slice(0, count))
+        rows.append((name, len(images), _mean_selectivity(study, images, views)))
     return pd.DataFrame(rows, columns=["set", "images", "UnitMem"]).assign(**study.about())
 
 
-def _sized(study: Study, size: int) -> list[tuple[str, Images]]:
-    return [(name, study.images[name].rows(slice(0, size))) for name in SETS]
-
-
-def _mean(scores: UnitScores) -> float:
+def _mean_selectivity(study: Study, images: Images, views: int) -> float:
+    scores, _ = selectivity(study, images, views)
     return float(np.concatenate(list(scores.values.values())).mean())
 
 
 def subset_profiles(study: Study, settings: Preset, whole: UnitScores, views: int) -> pd.DataFrame:
-    """How like the whole D' a part of it ranks blocks: Spearman's correlation of the mean UnitMem
-    of each."""
-    reference_profile = whole.by_block()["mean"]
+    """Whether a part of the reference set D' ranks blocks as the whole does.
+
+    Returns:
+        One row per `share` of D': its number of `images`, and Spearman's `correlation` of the mean
+        UnitMem per block with that over the whole.
+    """
+    profile = whole.by_block()["mean"]
     images = reference(study, settings.reference)
-    rows = [
-        (
-            share,
-            round(share * len(images)),
-            float(found.by_block()["mean"].corr(reference_profile, method="spearman")),
-        )
-        for share, found in subsets(study, images, settings.shares, views)
-    ]
+    rows: list[tuple[float, int, float]] = []
+    for share, found in subsets(study, images, settings.shares, views):
+        own_profile = found.by_block()["mean"]
+        likeness = float(own_profile.corr(profile, method="spearman"))
+        rows.append((share, round(share * len(images)), likeness))
     return pd.DataFrame(rows, columns=["share", "images", "correlation"]).assign(**study.about())
 
 
 def mitigated(
     study: Study, scores: dict[str, UnitScores], quality: Quality, settings: Preset
 ) -> Tables:
-    """Every edit with its controls, also at equal cost; the noise of the Frechet distance; and some
-    pictures."""
+    """Every edit with its controls, also at equal cost; the Frechet distance under other noise; and
+    some images before and after."""
     table = Bench(study, quality).table(trials(study, scores, settings))
-    noise = [quality.distance(seed) for seed in range(settings.noise_draws)]
-    shown = pd.DataFrame({"draw": range(len(noise)), "distance": noise}).assign(**study.about())
+    distances = [quality.distance(seed) for seed in range(settings.noise_draws)]
+    noise = pd.DataFrame({"draw": range(len(distances)), "distance": distances})
     return {
         "edits": table,
         "equal cost": at_equal_cost(table),
-        "noise": shown,
+        "noise": noise.assign(**study.about()),
         "pictures": pictures(study, scores, settings),
     }
 
 
 def pictures(study: Study, scores: dict[str, UnitScores], settings: Preset) -> pd.DataFrame:
-    """Planted images as they are, as their tokens give them back, as greedy decoding completes them
-    from the prefix that edits are judged by, and as it does with the most selective units halved,
-    and those of the last method."""
+    """Some planted images in several rows of a figure.
+
+    The rows are the images themselves, what the tokenizer makes of them, and what greedy decoding
+    makes of the prefix that edits are judged from: in the unedited model, and with the top units of
+    UnitMem or of the last method halved.
+
+    Returns:
+        One row per `row` and `image`: the `pixels`, flat, and their `shape`.
+    """
     some = slice(0, settings.shown)
     batch = replace(study.batches["planted"].rows(some), prompt=study.judged)
     judged = settings.at[study.family]
@@ -170,23 +198,24 @@ def pictures(study: Study, scores: dict[str, UnitScores], settings: Preset) -> p
     rows = {
         "original": study.images["planted"].pixels[some],
         "as tokens": study.module.decode(batch.tokens),
+        "extracted": completed(study, batch),
     }
-    rows["extracted"] = completed(study, batch)
     for name in ("UnitMem", last):
-        with study.subject.intervened(in_weights(study.subject, scores[name].top(judged), 0.5)):
+        plan = in_weights(study.subject, scores[name].top(judged), 0.5)
+        with study.subject.intervened(plan):
             rows[f"{name}, {judged:.0%} halved"] = completed(study, batch)
-    return pd.concat(
-        [_flat(name, pixels) for name, pixels in rows.items()], ignore_index=True
-    ).assign(**study.about())
+    flat = [_flat(name, pixels) for name, pixels in rows.items()]
+    return pd.concat(flat, ignore_index=True).assign(**study.about())
 
 
 def _flat(name: str, pixels: Tensor) -> pd.DataFrame:
     images = [image.flatten().tolist() for image in pixels]
+    shape = list(pixels.shape[1:])
     return pd.DataFrame(
         {
             "row": name,
             "image": range(len(images)),
             "pixels": images,
-            "shape": [list(pixels.shape[1:])] * len(images),
+            "shape": [shape] * len(images),
         }
     )

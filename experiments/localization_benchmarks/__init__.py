@@ -1,7 +1,8 @@
-"""Which localization methods can be trusted: INJ, DEL and a planted look-up on small models that
-memorized known text.
+"""Which localization methods can be trusted? Each is tried where the answer is known, on small
+models that memorized known text: on sequences that were injected into chosen neurons (INJ), by
+deleting the neurons that it finds (DEL), and on a planted look-up.
 
-`localization_benchmarks.real` asks it of a pretrained model and text that it has memorized.
+`localization_benchmarks.real` asks the same of a pretrained model and text that it has memorized.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What is run on one seed: INJ and the look-up, where the place of the memory is known, and DEL,
-where training left it where it would."""
+"""What is run on one seed: INJ and the look-up, where the memory was put in known neurons, and DEL,
+where training put it wherever it would."""
 
 from __future__ import annotations
 
@@ -29,15 +29,24 @@ from interp.localization.benchmarks.known_answers import (
     scored_each,
     single_block,
 )
+from interp.localization.registry import find
 
 
 def jobs(preset: Preset, seed: int) -> list[Job]:
-    """Two jobs per seed, each of which makes the same model; the longer one first."""
-    return [job(part, preset, seed) for part in (natural, hidden)]
+    """Two jobs per seed, the longer one first. Each makes the same model.
+
+    Raises:
+        ValueError: a localization method or option that does not exist, with the nearest one.
+    """
+    for method, options in preset.options.items():
+        find(method, options)
+    for method in preset.not_deleted:
+        find(method, {})
+    return [job(natural, preset, seed), job(hidden, preset, seed)]
 
 
 def hidden(preset: Preset, seed: int) -> Tables:
-    """INJ, and the look-up: memory whose place is known."""
+    """INJ and the look-up: memory in known neurons."""
     known = memorizer(preset.recipe, seed)
     every = choices(preset.options)
     conditions = [
@@ -51,12 +60,14 @@ def hidden(preset: Preset, seed: int) -> Tables:
 
 
 def natural(preset: Preset, seed: int) -> Tables:
-    """DEL, and what else is asked of memory that training left where it would: on the same model."""
+    """DEL, and what else is asked of memory that training put wherever it would, on the same
+    model."""
     known = memorized_only(memorizer(preset.recipe, seed), preset.least)
     memorized = known.repeated
-    asked = choices(preset.options, preset.not_deleted)
-    scores = scored_each(known.subject, memorized, asked, known.reference)
     length = memorized.targets.shape[1]
+    methods = choices(preset.options, preset.not_deleted)
+    scores = scored_each(known.subject, memorized, methods, known.reference)
+
     deletions: list[pd.DataFrame] = []
     relations: list[pd.DataFrame] = []
     for name, spare_first in BLOCKS.items():
@@ -70,15 +81,16 @@ def natural(preset: Preset, seed: int) -> Tables:
         )
         deletions.append(by_target(frame, length).assign(blocks=name))
         relations.append(related(frame, known.kinds).assign(blocks=name))
-    fallen_together = pd.concat(relations, ignore_index=True)
+    relation = pd.concat(relations, ignore_index=True)
+
     blocks = [
         single_block(known.subject, memorized, scores[name], preset.headline).assign(method=name)
         for name in SPREAD
     ]
     return {
         "deletion": pd.concat(deletions, ignore_index=True),
-        "related": fallen_together,
-        "confusion": confusion(fallen_together, preset.headline),
+        "related": relation,
+        "confusion": confusion(relation, preset.headline),
         "blocks": fall_by_block(pd.concat(blocks, ignore_index=True)),
         "sums": sums(known, scores["zero_out"], preset.fractions),
         "correlation": correlation(scores),

@@ -1,8 +1,8 @@
-"""R1 to R6, what the question comes to for each method: one model and one corpus, so intervals are
-over texts and nothing is judged.
+"""R1 to R6: for each method, whether its neurons serve the studied texts or licence language in
+general. There is one model and one corpus, so intervals are over texts and nothing is judged.
 
-Differences between sets are differences of excess: what the top units do to the loss beyond what
-units as active do.
+Sets are compared by their excess: the rise of the loss (nats per token) under a method's top units
+beyond that under units that are as active.
 """
 
 from __future__ import annotations
@@ -15,39 +15,51 @@ import pandas as pd
 from interp.experiment.checks import Check, Measure, Measured, Tables, above, below, rows
 from interp.reporting.stats import student, welch
 
+SELECTIONS = ("random", "as active", "lowest")
 _GROUPS = {
-    "this text": ("texts_test",), "other format": ("other_format",), "unstudied": ("unstudied",), "half known": ("half_known",),
-    "paraphrased": ("paraphrased",), "other memorized": ("memorized", "rules"), "code and prose": ("code", "prose"),
-}  # fmt: skip
-_COMPARED = {  # the group that is claimed to lose more, and the other one
+    "this text": ("texts_test",),
+    "other format": ("other_format",),
+    "unstudied": ("unstudied",),
+    "half known": ("half_known",),
+    "paraphrased": ("paraphrased",),
+    "other memorized": ("memorized", "rules"),
+    "code and prose": ("code", "prose"),
+}
+# For each claim: the group that is claimed to lose more, the other group, and what that would mean.
+_COMPARED = {
     "R3": ("paraphrased", "code and prose"),
     "R4": ("unstudied", "code and prose"),
     "R5": ("this text", "unstudied"),
     "R6": ("this text", "other memorized"),
 }
 _MEANING = {
-    "R3": "of licence language: in other words it loses more than code and prose",
-    "R4": "of known licences, whichever: those that were not studied lose more than code and prose",
-    "R5": "of these texts: they lose more than known licences that were not studied",
-    "R6": "of licences, not of memory as such: these texts lose more than other memorized text",
+    "R3": "serve licence language: licences in other words lose more than code and prose",
+    "R4": "serve known licences in general: licences that were not studied lose more than code and "
+    "prose",
+    "R5": "serve the studied texts: these lose more than known licences that were not studied",
+    "R6": "serve licences, not memorized text in general: the studied texts lose more than other "
+    "memorized text",
 }
-SELECTIONS = ("random", "as active", "lowest")
 
 
 def checks_of(methods: Sequence[str], headline: float) -> list[Check]:
     """All checks of some methods, at the fraction of the neurons that claims are about."""
-    return [
-        check
-        for method in methods
-        for check in (*_against_controls(method, headline), *_between_sets(method, headline))
-    ]
+    found: list[Check] = []
+    for method in methods:
+        found += _against_controls(method, headline)
+        found += _between_sets(method, headline)
+    return found
 
 
 def _against_controls(method: str, headline: float) -> list[Check]:
-    cost = f"{headline:.1%} of the neurons, by {method}, cost passages that they were not scored on more accuracy than"
-    falls: dict[str, Measured] = {
-        f"fall by {name}": _fall(method, headline, name) for name in ("top", *SELECTIONS)
-    }
+    cost = (
+        f"zeroing {headline:.1%} of the neurons, chosen by {method}, costs passages that they were "
+        "not scored on more accuracy than zeroing"
+    )
+    falls: dict[str, Measured] = {}
+    for name in ("top", *SELECTIONS):
+        falls[f"fall by {name}"] = _fall(method, headline, name)
+    activity = {"activity of the latter, by that of the selection": _activity(method, headline)}
     about: dict[str, Any] = {
         "threshold": above(0),
         "opposite": below(0),
@@ -57,17 +69,16 @@ def _against_controls(method: str, headline: float) -> list[Check]:
     return [
         Check(
             id=f"R1 {method}",
-            statement=f"{cost} random ones of the same blocks",
+            statement=f"{cost} random neurons of the same blocks",
             measure=_beyond(method, headline, "random"),
             controls=falls,
             **about,
         ),
         Check(
             id=f"R2 {method}",
-            statement=f"{cost} random ones that are as active",
+            statement=f"{cost} random neurons that are as active",
             measure=_beyond(method, headline, "as active"),
-            controls=falls
-            | {"activity of the latter, by that of the selection": _activity(method, headline)},
+            controls=falls | activity,
             **about,
         ),
     ]
@@ -79,7 +90,7 @@ def _between_sets(method: str, headline: float) -> list[Check]:
     for name, (larger, smaller) in _COMPARED.items():
         check = Check(
             id=f"{name} {method}",
-            statement=f"neurons by {method} are {_MEANING[name]}",
+            statement=f"neurons chosen by {method} {_MEANING[name]}",
             measure=_difference(method, headline, larger, smaller),
             threshold=above(0),
             opposite=below(0),
@@ -94,51 +105,52 @@ def _between_sets(method: str, headline: float) -> list[Check]:
 def _by_selection(tables: Tables, method: str, headline: float) -> dict[str, Any]:
     """The rows of each selection, by set and text."""
     chosen: Any = rows(tables["texts"], {"method": method, "fraction": headline})
-    return {
-        str(name): part.set_index(["data", "source"]) for name, part in chosen.groupby("selected")
-    }
+    groups = chosen.groupby("selected")
+    return {str(name): part.set_index(["data", "source"]) for name, part in groups}
 
 
-def _own(tables: Tables, method: str, headline: float, selection: str) -> Any:
-    """The same of the passages that units were not scored on."""
+def _not_scored_on(tables: Tables, method: str, headline: float, selection: str) -> Any:
+    """The rows of a selection, of the passages that units were not scored on."""
     return _by_selection(tables, method, headline)[selection].loc["texts_test"]
 
 
 def _fall(method: str, headline: float, selection: str) -> Measure:
-    label = f"fall of accuracy, {selection}"
-    return Measure(
-        label, lambda tables: student(_own(tables, method, headline, selection)["accuracy_change"])
-    )
+    def fall(tables: Tables) -> Any:
+        return student(_not_scored_on(tables, method, headline, selection)["accuracy_change"])
+
+    return Measure(f"fall of accuracy, {selection}", fall)
 
 
 def _beyond(method: str, headline: float, selection: str) -> Measure:
     """By how much more accuracy falls than with the units of a control, text by text."""
 
     def beyond(tables: Tables) -> Any:
-        top = _own(tables, method, headline, "top")["accuracy_change"]
-        return student(top - _own(tables, method, headline, selection)["accuracy_change"])
+        top = _not_scored_on(tables, method, headline, "top")
+        control = _not_scored_on(tables, method, headline, selection)
+        return student(top["accuracy_change"] - control["accuracy_change"])
 
     return Measure(f"fall of accuracy beyond {selection}", beyond)
 
 
 def _activity(method: str, headline: float) -> Measured:
     def ratio(tables: Tables) -> float:
-        active, top = (
-            _own(tables, method, headline, name)["activity"].mean() for name in ("as active", "top")
-        )
-        return float(active / top)
+        control = _not_scored_on(tables, method, headline, "as active")["activity"].mean()
+        top = _not_scored_on(tables, method, headline, "top")["activity"].mean()
+        return float(control / top)
 
     return ratio
 
 
 def _excesses(tables: Tables, method: str, headline: float) -> Mapping[str, Any]:
-    """For each group of sets, what each text loses (nats/token) beyond what units as active cost
-    it."""
-    by = _by_selection(tables, method, headline)
-    excess: Any = by["top"]["loss_change"] - by["as active"]["loss_change"]
-    return {
-        name: pd.concat([excess.loc[[data]] for data in sets]) for name, sets in _GROUPS.items()
-    }
+    """For each group of sets, by how much more the loss of each text rises (nats per token) than
+    under units that are as active."""
+    by_selection = _by_selection(tables, method, headline)
+    excess: Any = by_selection["top"]["loss_change"] - by_selection["as active"]["loss_change"]
+    groups: dict[str, Any] = {}
+    for name, sets in _GROUPS.items():
+        # A list of one set keeps both levels of the index, so that parts of several sets join.
+        groups[name] = pd.concat([excess.loc[[data]] for data in sets])
+    return groups
 
 
 def _excess(method: str, headline: float, group: str) -> Measured:

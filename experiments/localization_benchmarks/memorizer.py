@@ -1,5 +1,5 @@
-"""A small model that memorized what it saw often: four kinds of text, each sequence many times,
-among text seen once."""
+"""A small model that memorized what it saw often: sequences of four kinds of text, each seen many
+times, among text seen once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from experiments.localization_benchmarks.licence_texts import corpus
 from interp.data.planted import background, records
 
 KINDS = ("prose", "code", "records", "random")
+# Subpackages of the standard library whose code and docstrings are read, next to its modules.
 _PACKAGES = (
     "asyncio",
     "concurrent",
@@ -37,11 +38,26 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the model is made: `repeated` sequences of each kind, seen `copies` times, and `once`
-    others, of `prefix` + `length` tokens each; prose and code come from `texts` texts of each.
+    """How the model is made.
 
-    With `model`, a hub id or folder, that one is studied instead, on what it knows best of licences
-    and other text that stands everywhere.
+    With `model` a pretrained one is studied instead, on the licences and other widespread text that
+    it predicts best; fields about size and training are not used then.
+
+    Attributes:
+        blocks: number of blocks.
+        width: of the residual stream.
+        neurons: hidden units of each MLP.
+        vocabulary: size of the tokenizer.
+        prefix: tokens given of a window.
+        length: tokens that the model is asked to continue with.
+        repeated: number of sequences of each kind that are seen often.
+        copies: how many times each of them is seen.
+        once: number of sequences that are seen once.
+        others: number of windows in each set that is never trained on.
+        texts: number of texts of prose, and of code, that windows are cut from.
+        model: a hub id or folder; empty for a model trained here.
+        rows: sequences per training step.
+        lr: learning rate.
     """
 
     blocks: int = 4
@@ -62,9 +78,17 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Memorizer:
-    """The trained subject, and windows: `repeated` ones with the `kinds` of each, and four sets of
-    prose and code that were never trained
-    on: to `inject`, to tune methods on (`dev`), as `reference` and `held_out`."""
+    """A model and its windows.
+
+    Attributes:
+        subject: the model.
+        repeated: windows that it has seen often.
+        kinds: the kind of each of them.
+        inject: windows of prose and code that were never trained on, to be injected.
+        dev: others, to tune methods on.
+        reference: others, for methods to compare with.
+        held_out: others, to judge damage on.
+    """
 
     subject: interp.Subject
     repeated: interp.Batch
@@ -76,7 +100,7 @@ class Memorizer:
 
 
 def memorizer(recipe: Recipe, seed: int) -> Memorizer:
-    """Trains the model from scratch, or loads it; the same seed gives the same one, and the same
+    """Trains the model from scratch, or loads it. The same seed gives the same model and the same
     windows."""
     rng = np.random.default_rng(seed)
     natural = {
@@ -87,89 +111,115 @@ def memorizer(recipe: Recipe, seed: int) -> Memorizer:
         rng.shuffle(texts)
     if recipe.model:
         return _pretrained(recipe, natural)
-    tokenizer = byte_pairs(
-        [text for texts in natural.values() for text in texts], recipe.vocabulary
-    )
-    pools = _pools(recipe, natural, tokenizer)
+
+    tokenizer = byte_pairs([*natural["prose"], *natural["code"]], recipe.vocabulary)
     width = recipe.prefix + recipe.length
-    pools["records"] = [
-        tokenizer(record.text)[-width:] for record in records(recipe.repeated, seed)
-    ]
+    pools = _pools(recipe, natural, tokenizer)
+    planted = records(recipe.repeated, seed)
+    pools["records"] = [tokenizer(record.text)[-width:] for record in planted]
     pools["random"] = rng.integers(0, recipe.vocabulary, (recipe.repeated, width)).tolist()
-    repeated = [(kind, pools[kind].pop()) for kind in KINDS for _ in range(recipe.repeated)]
-    apart = _apart(recipe, pools)
-    once = [pools[("prose", "code")[n % 2]].pop() for n in range(recipe.once)]
-    stream = [tokens for _, tokens in repeated for _ in range(recipe.copies)] + once
-    subject = _trained(recipe, [stream[n] for n in rng.permutation(len(stream))], seed)
-    return _windows(recipe, subject, repeated, apart)
+
+    # Windows are taken out of the pools, so that no window is in two sets.
+    repeated: list[tuple[str, Any]] = []
+    for kind in KINDS:
+        repeated += [(kind, pools[kind].pop()) for _ in range(recipe.repeated)]
+    untrained = _untrained_windows(recipe, pools)
+    once = [_next_window(pools, number) for number in range(recipe.once)]
+
+    sequences: list[Any] = []
+    for _, tokens in repeated:
+        sequences += [tokens] * recipe.copies
+    sequences += once
+    shuffled = [sequences[number] for number in rng.permutation(len(sequences))]
+    subject = _trained(recipe, shuffled, seed)
+    return _with_windows(recipe, subject, repeated, untrained)
 
 
 def _pretrained(recipe: Recipe, natural: Mapping[str, Sequence[str]]) -> Memorizer:
-    """A model from the hub, and the windows of each kind of well-known text that it says most of."""
+    """A model from the hub, and the windows of each kind of widespread text that it predicts
+    best."""
     subject = interp.load(recipe.model)
     known: list[tuple[str, list[int]]] = []
     for kind, texts in corpus().items():
+        # Above 1, nothing is decoded freely: only the accuracy is read here.
         scanned = interp.scan(
             subject, list(texts.values()), recipe.prefix, recipe.length, decode_from=2.0
         )
-        known += [
-            (kind, list(tokens))
-            for tokens in scanned.sort_values("accuracy", ascending=False)["tokens"][
-                : recipe.repeated
-            ]
-        ]
-    return _windows(recipe, subject, known, _apart(recipe, _pools(recipe, natural, subject.tokens)))
+        best_first = scanned.sort_values("accuracy", ascending=False)
+        known += [(kind, list(tokens)) for tokens in best_first["tokens"][: recipe.repeated]]
+    pools = _pools(recipe, natural, subject.tokens)
+    return _with_windows(recipe, subject, known, _untrained_windows(recipe, pools))
 
 
 def _pools(
     recipe: Recipe, natural: Mapping[str, Sequence[str]], tokenizer: Callable[[str], list[int]]
 ) -> dict[str, list[Any]]:
-    """The first window of every text that is long enough, each once: no window is in two sets."""
+    """The first window of every text that is long enough, each once."""
     width = recipe.prefix + recipe.length
-    cut = {
-        kind: (tuple(ids[:width]) for ids in map(tokenizer, texts) if len(ids) >= width)
-        for kind, texts in natural.items()
-    }
-    return {kind: list(dict.fromkeys(windows)) for kind, windows in cut.items()}
+    pools: dict[str, list[Any]] = {}
+    for kind, texts in natural.items():
+        windows: dict[tuple[int, ...], None] = {}  # a set that keeps the order
+        for text in texts:
+            tokens = tokenizer(text)
+            if len(tokens) >= width:
+                windows[tuple(tokens[:width])] = None
+        pools[kind] = list(windows)
+    return pools
 
 
-def _apart(recipe: Recipe, pools: Mapping[str, list[Any]]) -> list[list[Any]]:
+def _next_window(pools: Mapping[str, list[Any]], number: int) -> Any:
+    """Takes a window out of the pools: of prose for even numbers, of code for odd ones."""
+    return pools["code" if number % 2 else "prose"].pop()
+
+
+def _untrained_windows(recipe: Recipe, pools: Mapping[str, list[Any]]) -> list[list[Any]]:
     """Four sets of windows, half prose and half code, taken out of the pools."""
-    return [[pools[("prose", "code")[n % 2]].pop() for n in range(recipe.others)] for _ in range(4)]
+    return [[_next_window(pools, number) for number in range(recipe.others)] for _ in range(4)]
 
 
-def _windows(
+def _with_windows(
     recipe: Recipe,
     subject: interp.Subject,
     repeated: Sequence[tuple[str, Any]],
-    apart: Sequence[list[Any]],
+    untrained: Sequence[list[Any]],
 ) -> Memorizer:
-    windows = [torch.tensor(tokens) for tokens in apart]
-    inject, dev = (interp.Batch(tokens) for tokens in windows[:2])
-    reference, held_out = (interp.Batch(tokens, recipe.prefix) for tokens in windows[2:])
-    known = interp.Batch(torch.tensor([tokens for _, tokens in repeated]), recipe.prefix)
+    inject, dev, reference, held_out = (torch.tensor(tokens) for tokens in untrained)
+    repeated_tokens = torch.tensor([tokens for _, tokens in repeated])
     return Memorizer(
-        subject, known, tuple(kind for kind, _ in repeated), inject, dev, reference, held_out
+        subject=subject,
+        repeated=interp.Batch(repeated_tokens, recipe.prefix),
+        kinds=tuple(kind for kind, _ in repeated),
+        inject=interp.Batch(inject),
+        dev=interp.Batch(dev),
+        reference=interp.Batch(reference, recipe.prefix),
+        held_out=interp.Batch(held_out, recipe.prefix),
     )
 
 
 def _trained(recipe: Recipe, sequences: Sequence[Sequence[int]], seed: int) -> interp.Subject:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    no_special_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = GPT2Config(
-        vocab_size=recipe.vocabulary, n_positions=recipe.prefix + recipe.length, n_embd=recipe.width, n_inner=recipe.neurons,
-        n_layer=recipe.blocks, n_head=4, **ends, **dropout,
-    )  # fmt: skip
+        vocab_size=recipe.vocabulary,
+        n_positions=recipe.prefix + recipe.length,
+        n_embd=recipe.width,
+        n_inner=recipe.neurons,
+        n_layer=recipe.blocks,
+        n_head=4,
+        **no_special_tokens,
+        **no_dropout,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         subject = interp.load(GPT2LMHeadModel(config))
     steps = len(sequences) // recipe.rows
-    rows = torch.tensor(sequences[: steps * recipe.rows]).unflatten(0, (steps, recipe.rows))
+    used = torch.tensor(sequences[: steps * recipe.rows])
+    batches = used.unflatten(0, (steps, recipe.rows))
     interp.fit(
         subject,
-        map(interp.Batch, rows),
+        map(interp.Batch, batches),
         steps,
         recipe.lr,
         weight_decay=0.1,
@@ -181,32 +231,39 @@ def _trained(recipe: Recipe, sequences: Sequence[Sequence[int]], seed: int) -> i
 
 
 def byte_pairs(texts: Sequence[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer of these texts, as a function from text to ids."""
+    """A byte-level BPE tokenizer trained on these texts, as a function from text to ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False),
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    tokenizer.train_from_iterator(texts, trainer)
     return lambda text: tokenizer.encode(text).ids
 
 
 def prose() -> Iterator[str]:
     """Paragraphs of the language reference and of the standard library's docstrings, each once."""
     seen: set[str] = set()
-    places = background(0)
-    # One by one: parsing the whole library takes seconds, and a small recipe asks for a few texts
-    # only.
-    docstrings = (text for tree in _trees() for text in _docstrings(tree))
-    paragraphs = (block for text in docstrings for block in re.split(r"\n\s*\n", text))
-    for paragraph in chain(places.train, places.control, places.held_out, paragraphs):
+    reference = background(0)
+    for paragraph in chain(
+        reference.train, reference.control, reference.held_out, _docstring_paragraphs()
+    ):
         text = " ".join(paragraph.split())
         if len(text) > 150 and text not in seen:
             seen.add(text)
             yield text
+
+
+def _docstring_paragraphs() -> Iterator[str]:
+    # A generator: parsing the whole library takes seconds, and a small recipe asks for a few texts
+    # only.
+    for tree in _trees():
+        for text in _docstrings(tree):
+            yield from re.split(r"\n\s*\n", text)
 
 
 def code() -> Iterator[str]:
@@ -215,27 +272,32 @@ def code() -> Iterator[str]:
     for tree in _trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                body = node.body[1:] if ast.get_docstring(node) else node.body
-                text = ast.unparse(
-                    ast.FunctionDef(node.name, node.args, body or node.body, [], lineno=0)
-                )
+                text = _without_docstring(node)
                 if len(text) > 200 and text not in seen:
                     seen.add(text)
                     yield text
 
 
+def _without_docstring(function: ast.FunctionDef) -> str:
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    # A function needs a body: one that is a docstring alone keeps it.
+    bare = ast.FunctionDef(function.name, function.args, body or function.body, [], lineno=0)
+    return ast.unparse(bare)
+
+
 def _trees() -> Iterator[ast.Module]:
+    """The modules of the standard library, parsed one by one."""
     folder = Path(ast.__file__).parent
-    files = sorted(folder.glob("*.py")) + [
-        file for name in _PACKAGES for file in sorted((folder / name).glob("*.py"))
-    ]
-    return (ast.parse(file.read_text(encoding="utf-8")) for file in files)
+    files = sorted(folder.glob("*.py"))
+    for name in _PACKAGES:
+        files += sorted((folder / name).glob("*.py"))
+    for file in files:
+        yield ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _docstrings(tree: ast.Module) -> Iterator[str]:
-    nodes = (
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-    )
-    return (text for node in nodes if (text := ast.get_docstring(node)))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            text = ast.get_docstring(node)
+            if text:
+                yield text

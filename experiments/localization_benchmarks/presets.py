@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.localization_benchmarks.memorizer import Recipe
+from interp.localization.benchmarks.known_answers import Training
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How sequences are hidden in INJ: in which fraction of the neurons, and the options of
-    `Training`."""
+    """How sequences are hidden in INJ: in which fraction of the neurons, and by which training."""
 
     name: str
     fraction: float
-    training: Mapping[str, Any]
+    training: Training
 
     @property
     def plain(self) -> bool:
-        """Whether injected neurons may become as long as training makes them."""
-        return not self.training.get("keep_norms", False)
+        """Whether the injected neurons may become as long as training makes them."""
+        return not self.training.keep_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,15 @@ class Preset:
     Attributes:
         seeds: number of models.
         recipe: how each model is made.
-        injections: conditions of INJ; a pruning method is claimed to lead in the first one.
-        sequences: number of sequences hidden together in INJ, with `references` windows to compare
-        with.
-        lookups: number of look-ups planted per model.
-        least: the accuracy on its suffix from which a repeated window counts as memorized.
-        fractions: shares of each block's neurons that DEL drops; claims are about the share
-        `headline`.
+        injections: the conditions of INJ. That a pruning method leads is claimed of the first one.
+        sequences: number of sequences hidden together in INJ.
+        references: number of windows that methods compare them with.
+        lookups: number of look-ups planted in each model, one at a time.
+        least: the suffix accuracy from which a repeated window counts as memorized.
+        fractions: fractions of each block's neurons that DEL drops.
+        headline: the fraction that claims are about.
         not_deleted: methods that DEL leaves out.
-        options: of localization methods, by name.
+        options: options of localization methods, by name of the method.
     """
 
     seeds: int
@@ -55,8 +55,9 @@ class Preset:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
 
-# The options of the mask learners were fixed on a model of fewer copies and its `dev` sequences,
-# and kept; `tuning` measures what others give on this recipe. The rest are what the time allows.
+# The options of the mask learners were fixed on the `dev` sequences of a model that had seen fewer
+# copies; `tuning` measures what other options give on the present recipe. All other options are set
+# by what the time allows.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "slimming": {"pressure": 0.1},
     "hard_concrete": {"pressure": 0.1, "steps": 500},
@@ -86,7 +87,7 @@ PRESETS = {
             once=200,
             texts=200,
         ),
-        injections=(Condition("10%", 0.1, {"lr": 0.05, "steps": 100}),),
+        injections=(Condition("10%", 0.1, Training(lr=0.05, steps=100)),),
         sequences=1,
         references=8,
         lookups=1,
@@ -99,9 +100,9 @@ PRESETS = {
         seeds=3,
         recipe=Recipe(),
         injections=(
-            Condition("5%", 0.05, {"lr": 0.05}),
-            Condition("10%", 0.1, {"lr": 0.02}),
-            Condition("10%, norms kept", 0.1, {"lr": 0.02, "keep_norms": True}),
+            Condition("5%", 0.05, Training(lr=0.05)),
+            Condition("10%", 0.1, Training(lr=0.02)),
+            Condition("10%, norms kept", 0.1, Training(lr=0.02, keep_norms=True)),
         ),
         sequences=5,
         references=16,
@@ -117,9 +118,9 @@ PRESETS = {
             model="gpt2", blocks=12, prefix=32, length=48, repeated=20, others=160, texts=4000
         ),
         injections=(
-            Condition("0.1%", 0.001, {"lr": 0.05}),
-            Condition("1%", 0.01, {"lr": 0.01}),
-            Condition("1%, norms kept", 0.01, {"lr": 0.01, "keep_norms": True}),
+            Condition("0.1%", 0.001, Training(lr=0.05)),
+            Condition("1%", 0.01, Training(lr=0.01)),
+            Condition("1%, norms kept", 0.01, Training(lr=0.01, keep_norms=True)),
         ),
         sequences=156,
         references=16,

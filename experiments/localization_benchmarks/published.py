@@ -3,18 +3,22 @@ DEL (their table 3), in percent."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 
+_MULTIPLES = (1, 2, 5)
+_DELETED = (0.001, 0.005)
 _MODELS = ("GPT-2 124M", "GPT-2 XL", "Pythia-2.8B", "Pythia-6.9B")
-# For each method and injected share: recall at 1, 2 and 5 times the share, model after model.
+# For each method and injected fraction: recall at 1, 2 and 5 times the fraction, model after model.
+# Where a line is shorter, the last model was not measured.
 _INJECTION = {
     ("hard_concrete", 0.001): "56.4 79.6 93.7  47.5 59.1 68.0  48.5 67.3 86.7  46.4 66.3 82.3",
     ("slimming", 0.001): "58.9 83.5 94.4  35.4 55.9 69.5  48.3 63.5 73.9  48.5 60.9 71.0",
     ("zero_out", 0.001): "54.1 77.8 90.9  14.3 21.8 31.9  16.5 21.1 26.6",
-    (
-        "integrated_gradients",
-        0.001,
-    ): "53.5 74.1 84.8  13.8 20.3 29.7  18.0 23.3 30.2  29.3 34.4 39.6",
+    ("integrated_gradients", 0.001): (
+        "53.5 74.1 84.8  13.8 20.3 29.7  18.0 23.3 30.2  29.3 34.4 39.6"
+    ),
     ("activation", 0.001): "11.1 26.5 51.5  7.5 15.9 30.6  21.6 34.6 52.5  34.0 45.9 59.5",
     ("random", 0.001): "0.1 0.2 0.5  0.1 0.2 0.5  0.1 0.2 0.5  0.1 0.2 0.5",
     ("hard_concrete", 0.01): "49.5 70.2 87.4  29.7 37.1 48.1  34.3 50.1 72.1  36.8 55.1 76.4",
@@ -55,38 +59,33 @@ _DELETION = {
 
 
 def injection() -> pd.DataFrame:
-    """One row for each `model`, `fraction`, `method` and `multiple` of the fraction: `recall`
-    between 0 and 1."""
+    """Recall in INJ: one row for each `model`, `fraction`, `method` and `multiple` of the fraction,
+    with `recall` between 0 and 1."""
     rows: list[tuple[str, float, str, int, float]] = []
     for (method, fraction), line in _INJECTION.items():
-        values = list(map(float, line.split()))
-        for number, model in enumerate(_MODELS[: len(values) // 3]):
-            rows += [
-                (model, fraction, method, m, values[3 * number + n] / 100)
-                for n, m in enumerate((1, 2, 5))
-            ]
+        recalls = [float(percent) / 100 for percent in line.split()]
+        models = _MODELS[: len(recalls) // len(_MULTIPLES)]
+        cells = product(models, _MULTIPLES)
+        for (model, multiple), recall in zip(cells, recalls, strict=True):
+            rows.append((model, fraction, method, multiple, recall))
     return pd.DataFrame(rows, columns=["model", "fraction", "method", "multiple", "recall"])
 
 
 def deletion() -> pd.DataFrame:
-    """One row for each `model`, `fraction`, `method` and `measure`: its change; accuracies between
-    -1 and 1.
+    """Changes in DEL: one row for each `model`, `fraction`, `method` and `measure`, with its
+    `change`. Accuracies lie between -1 and 1.
 
-    The perplexities are 2^loss, not e^loss, which is what their released code computes;
+    The perplexities are 2^loss, not e^loss, which is what the released code computes.
     `self_characters` are edit distances in characters.
     """
     rows: list[tuple[str, float, str, str, float]] = []
     for (model, method), line in _DELETION.items():
-        values = list(map(float, line.split()))
-        for number, measure in enumerate(_MEASURES):
+        cells = product(_MEASURES, _DELETED)
+        for (measure, fraction), value in zip(cells, line.split(), strict=True):
             scale = 100 if measure.endswith("accuracy") else 1
-            rows += [
-                (model, share, method, measure, values[2 * number + n] / scale)
-                for n, share in enumerate((0.001, 0.005))
-            ]
+            rows.append((model, fraction, method, measure, float(value) / scale))
     for method, line in _DISTANCES.items():
-        rows += [
-            (model, 0.005, method, "self_characters", float(v))
-            for model, v in zip(_MODELS[1:], line.split(), strict=False)
-        ]
+        # A shorter line leaves out the last model.
+        for model, value in zip(_MODELS[1:], line.split(), strict=False):
+            rows.append((model, 0.005, method, "self_characters", float(value)))
     return pd.DataFrame(rows, columns=["model", "fraction", "method", "measure", "change"])

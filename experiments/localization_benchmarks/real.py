@@ -1,12 +1,12 @@
-"""DEL on a real model and text that it has memorized: are the neurons that a method finds those of
-this text, or of licence language?
+"""DEL on a real model and text that it has memorized: do the neurons that a method finds serve this
+text, or licence language in general?
 
 `python -m experiments.localization_benchmarks.real --preset small --set
 model=PATH/Qwen2.5-Coder-0.5B-Instruct --jobs 1` takes an hour of one processor, in bfloat16.
 
-Units are scored on one half of the passages, against code and prose, and judged on the other half,
-on the same passages in other formats, on other licences, on licence language in other words, on
-other memorized text and on unrelated code and prose.
+Units are scored on one half of the passages, against code and prose. They are judged on the other
+half, on the same passages in other formats, on other licences, on licence language in other words,
+on other memorized text and on unrelated code and prose.
 """
 
 from __future__ import annotations
@@ -28,23 +28,31 @@ from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Folder, Job, job
 from interp.files import replaced, writable
 from interp.localization import localize
+from interp.localization.registry import find
 from interp.memorization.evaluation import MEASURES, beside_before, effects
 from interp.mitigation.controls import Selection, Trial
 from interp.reporting.stats import student
 
-ALONE = (
-    "slimming",
-)  # learns masks for the memorized windows only: twice as many more for the contrast would take too long
-HEADLINE = 1e-3  # fixed beforehand: the share that the claims are about, as in Chang et al. 2024
-JUDGED = {  # sets, and how many windows of each
-    "texts_test": 10, "other_format": 8, "unstudied": 6, "half_known": 8, "paraphrased": 8,
-    "memorized": 8, "rules": 4, "code": 8, "prose": 8,
-}  # fmt: skip
-CONTROLS_SEE = (
-    "texts_test",
-    "code",
-    "prose",
-)  # all controls; those as active see the other sets too, at the headline share
+# Methods that see the memorized windows only: slimming learns masks for every window it sees, and
+# those of the contrast would take twice as long again.
+ALONE = ("slimming",)
+# Fixed beforehand: the fraction that claims are about, as in Chang et al. 2024.
+HEADLINE = 1e-3
+# The sets that neurons are judged on, and how many windows of each.
+JUDGED = {
+    "texts_test": 10,
+    "other_format": 8,
+    "unstudied": 6,
+    "half_known": 8,
+    "paraphrased": 8,
+    "memorized": 8,
+    "rules": 4,
+    "code": 8,
+    "prose": 8,
+}
+# The sets that all controls are measured on. Units that are as active are measured on the other
+# sets too, at the headline fraction.
+CONTROLS_SEE = ("texts_test", "code", "prose")
 Frame = Any  # pandas' stubs lose the type of a frame that is indexed
 KEYS = ["method", "selected", "fraction", "k", "data"]
 
@@ -55,10 +63,10 @@ class Preset:
 
     Attributes:
         model: a hub id or folder of a model that has memorized licences.
-        methods: localization methods with their options.
-        fractions: shares of the neurons that are zeroed, HEADLINE among them; the controls are
-        measured too at those of `controlled`.
-        draws: of each control that is drawn.
+        methods: options of each localization method, by name of the method.
+        fractions: fractions of the neurons that are zeroed, HEADLINE among them.
+        controlled: those of them at which the controls are measured too.
+        draws: number of draws of each random control.
         dtype: of the weights.
         seeds: number of seeds that controls are drawn from; intervals are over texts.
     """
@@ -99,7 +107,13 @@ PRESETS = {
 
 
 def preparation(preset: Preset) -> Iterator[Job]:
-    """The job before all others."""
+    """The job before all others; see `prepared`.
+
+    Raises:
+        ValueError: a localization method or option that does not exist, with the nearest one.
+    """
+    for method, options in preset.methods.items():
+        find(method, options)
     yield job(prepared, preset, Folder("shared"))
 
 
@@ -111,7 +125,8 @@ def jobs(preset: Preset, seed: int) -> Iterator[Job]:
 
 
 def prepared(preset: Preset, folder: Path) -> dict[str, pd.DataFrame]:
-    """What all methods share: the windows, and how active each neuron is."""
+    """Measures and saves what all methods share: the windows, and how active each neuron is.
+    Returns no tables."""
     subject = _subject(preset)
     _activity(subject, folder)
     return {}
@@ -131,38 +146,46 @@ def of_method(method: str, preset: Preset, seed: int, folder: Path) -> dict[str,
 def measured(
     subject: interp.Subject, method: str, preset: Preset, seed: int, folder: Path
 ) -> Frame:
-    """Every ablation of one method on the sets that it is judged on: the rows of `effects`, each
-    measure also before, with the text that a window is of (`source`) and how active the units are.
+    """Every ablation of one method, on the sets that it is judged on.
+
+    Returns:
+        The rows of `effects`, with each measure also before the ablation, the text that a window is
+        of (`source`) and the mean `activity` of the units.
     """
     sets = _sets(subject, folder)
     activity = _activity(subject, folder)
     against = None if method in ALONE else sets["contrast"]
     scores = localize(subject, sets["texts_score"], against, method, **preset.methods[method])
     trials = _trials(scores, activity, preset, seed)
+
     judged_on = {name: _spread(sets[name], count) for name, count in JUDGED.items()}
     near = {name: part for name, part in judged_on.items() if name in CONTROLS_SEE}
     elsewhere = {name: part for name, part in judged_on.items() if name not in CONTROLS_SEE}
     top = [trial for trial in trials if trial.selection == "top"]
     controls = [trial for trial in trials if trial.selection != "top"]
-    matched = [
+    as_active = [
         trial for trial in controls if trial.selection == "as active" and trial.fraction == HEADLINE
     ]
     parts = [
         _effects(subject, method, top, judged_on),
         _effects(subject, method, controls, near),
-        _effects(subject, method, matched, elsewhere),
+        _effects(subject, method, as_active, elsewhere),
     ]
-    found = pd.concat(parts, ignore_index=True)
-    active = [
-        (t.selection, t.fraction, t.seed, sum(activity[site][unit] for site, unit in t.units) / t.k)
-        for t in trials
-    ]
-    found = found.merge(pd.DataFrame(active, columns=["selected", "fraction", "seed", "activity"]))
+    found = pd.concat(parts, ignore_index=True).merge(_activity_of(trials, activity))
     found["source"] = [
-        f"{data}: {judged_on[data]['source'].iloc[n]}"
-        for data, n in zip(found["data"], found["window"], strict=True)
+        f"{data}: {judged_on[data]['source'].iloc[number]}"
+        for data, number in zip(found["data"], found["window"], strict=True)
     ]
     return found
+
+
+def _activity_of(trials: Sequence[Trial], activity: interp.UnitScores) -> pd.DataFrame:
+    """The mean activity of the units of each trial."""
+    rows: list[tuple[str, float, int, float]] = []
+    for trial in trials:
+        total = sum(activity[site][unit] for site, unit in trial.units)
+        rows.append((trial.selection, trial.fraction, trial.seed, total / trial.k))
+    return pd.DataFrame(rows, columns=["selected", "fraction", "seed", "activity"])
 
 
 def _subject(preset: Preset) -> interp.Subject:
@@ -170,12 +193,12 @@ def _subject(preset: Preset) -> interp.Subject:
 
 
 def _shared(subject: interp.Subject, folder: Path, name: str) -> Path:
-    """The file of what all methods share on one model: another model has another one."""
+    """The file of something that all methods share; each model has files of its own."""
     return writable(folder / subject.fingerprint) / f"{name}.parquet"
 
 
 def _windows(subject: interp.Subject, folder: Path) -> Frame:
-    """Every set of windows, found once and then read."""
+    """Every set of windows: searched for once and saved, then read."""
     file = _shared(subject, folder, "windows")
     if not file.exists():
         with replaced(file) as temporary:
@@ -184,28 +207,28 @@ def _windows(subject: interp.Subject, folder: Path) -> Frame:
 
 
 def _sets(subject: interp.Subject, folder: Path) -> dict[str, Frame]:
-    found = _windows(subject, folder)
-    return {
-        str(name): part.reset_index(drop=True) for name, part in found.groupby("set", sort=False)
-    }
+    groups = _windows(subject, folder).groupby("set", sort=False)
+    return {str(name): part.reset_index(drop=True) for name, part in groups}
 
 
 def _activity(subject: interp.Subject, folder: Path) -> interp.UnitScores:
-    """How active each neuron is on the passages and their contrast, measured once and then read."""
+    """How active each neuron is on the passages and their contrast: measured once and saved, then
+    read."""
     file = _shared(subject, folder, "activity")
     if not file.exists():
         sets = _sets(subject, folder)
-        scores = localize(
-            subject, pd.concat([sets["texts_score"], sets["contrast"]]), method="activation"
-        )
+        seen = pd.concat([sets["texts_score"], sets["contrast"]])
+        scores = localize(subject, seen, method="activation")
         with replaced(file) as temporary:
             scores.to_frame().to_parquet(temporary)
+    # Grouping sorts sites by name ("blocks.10" before "blocks.2"): they are put back into the order
+    # of the model.
     table: Frame = pd.read_parquet(file)
-    rows = {
-        interp.Site.parse(str(site)): part.sort_values("unit")["score"].to_numpy()
-        for site, part in table.groupby("site")
-    }
-    return interp.UnitScores(dict(sorted(rows.items(), key=lambda item: item[0].order)), "activity")
+    by_site: dict[interp.Site, Any] = {}
+    for name, part in table.groupby("site"):
+        by_site[interp.Site.parse(str(name))] = part.sort_values("unit")["score"].to_numpy()
+    in_order = sorted(by_site, key=lambda site: site.order)
+    return interp.UnitScores({site: by_site[site] for site in in_order}, "activity")
 
 
 def _spread(part: Frame, count: int) -> pd.DataFrame:
@@ -217,41 +240,50 @@ def _spread(part: Frame, count: int) -> pd.DataFrame:
 def _trials(
     scores: interp.UnitScores, activity: interp.UnitScores, preset: Preset, seed: int
 ) -> list[Trial]:
-    """The top units of every fraction, and the controls of some: the lowest, random ones in each
-    block, and others as active."""
+    """The top units at every fraction and, at some, the controls: the lowest units, random ones in
+    each block, and others that are as active."""
     draws = range(seed, seed + preset.draws)
     trials: list[Trial] = []
-    for share in preset.fractions:
-        selection = Selection(scores.top(share), share)
+    for fraction in preset.fractions:
+        selection = Selection(scores.top(fraction), fraction)
         trials.append(selection.trial("top"))
-        if share in preset.controlled:
+        if fraction in preset.controlled:
             trials.append(selection.lowest(scores))
-            for draw in zip(
-                selection.random(draws), selection.as_active(activity, draws), strict=True
-            ):
-                trials += draw
+            random = selection.random(draws)
+            as_active = selection.as_active(activity, draws)
+            for pair in zip(random, as_active, strict=True):
+                trials += pair
     return trials
 
 
 def _effects(
     subject: interp.Subject, method: str, trials: Sequence[Trial], sets: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    measured = effects(subject, [[], *(t.plan for t in trials)], sets)
-    about = [
-        (method, t.selection, t.fraction, t.k, t.seed, n) for n, t in enumerate(trials, start=1)
-    ]
-    return beside_before(
-        measured,
-        pd.DataFrame(about, columns=["method", "selected", "fraction", "k", "seed", "plan"]),
+    """The rows of `effects` under each trial, with the trial's columns and each measure before."""
+    found = effects(subject, [[], *(trial.plan for trial in trials)], sets)
+    # Plan 0 is the model without a plan.
+    about = pd.DataFrame(
+        [
+            (method, trial.selection, trial.fraction, trial.k, trial.seed, plan)
+            for plan, trial in enumerate(trials, start=1)
+        ],
+        columns=["method", "selected", "fraction", "k", "seed", "plan"],
     )
+    return beside_before(found, about)
 
 
 def by_text(rows: Frame) -> pd.DataFrame:
-    """For each text of each set the mean over its windows, and over the draws of a control, of each
-    measure, before and after, and of its change: the fall of accuracy, similarity and exactness,
-    the rise of the loss. Windows of one text are not independent; texts are."""
-    values = [*MEASURES, *(f"{m}_before" for m in MEASURES), "activity"]
-    means: Frame = rows.groupby([*KEYS, "source"], sort=False)[values].mean().reset_index()
+    """The means for each text of each set, over its windows and over the draws of a control.
+
+    Windows of one text are not independent; texts are.
+
+    Returns:
+        One row per text: each measure, before and after, and its change: the fall of accuracy,
+        similarity and exactness, the rise of the loss (nats per token).
+    """
+    before = [f"{measure}_before" for measure in MEASURES]
+    groups = rows.groupby([*KEYS, "source"], sort=False)
+    means: Frame = groups[[*MEASURES, *before, "activity"]].mean().reset_index()
     for measure in MEASURES:
         change = means[measure] - means[f"{measure}_before"]
         means[f"{measure}_change"] = change if measure == "loss" else -change
@@ -260,20 +292,20 @@ def by_text(rows: Frame) -> pd.DataFrame:
 
 def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     """`effects`: one row for each method, selection, fraction, set and measure: the level `before`
-    and after, and the change, as means over texts with Student's 95% intervals; how many `texts`
-    there are, and the mean `activity` of the units."""
+    and `after`, and the change (`estimate`), as means over texts with Student's 95% intervals; how
+    many `texts` there are, and the mean `activity` of the units."""
     found: list[dict[str, Any]] = []
     groups: Any = tables["texts"].groupby(KEYS, sort=False)
     for key, group in groups:
         for measure in MEASURES:
-            level, change = student(group[measure]), student(group[f"{measure}_change"])
-            row = dict(zip(KEYS, key, strict=True)) | {
-                "measure": measure,
-                "before": group[f"{measure}_before"].mean(),
-            }
+            level = student(group[measure])
+            change = student(group[f"{measure}_change"])
+            row: dict[str, Any] = dict(zip(KEYS, key, strict=True))
+            row |= {"measure": measure, "before": group[f"{measure}_before"].mean()}
             row |= {"after": level.estimate, "after_low": level.low, "after_high": level.high}
             row |= {"estimate": change.estimate, "low": change.low, "high": change.high}
-            found.append(row | {"texts": change.n, "activity": group["activity"].mean()})
+            row |= {"texts": change.n, "activity": group["activity"].mean()}
+            found.append(row)
     return {"effects": pd.DataFrame(found)}
 
 
@@ -295,7 +327,7 @@ EXPERIMENT = Experiment(
 )
 
 if __name__ == "__main__":
-    # jobs are functions of a module that other processes can import, which __main__ is not
+    # Jobs are functions of a module that other processes can import, which __main__ is not.
     from experiments.localization_benchmarks.real import EXPERIMENT as PROGRAM
 
     PROGRAM.command()

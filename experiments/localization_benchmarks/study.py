@@ -1,5 +1,5 @@
-"""What is measured on one model: INJ, DEL, what falls together, one block against all, effects that
-add up or not, and the look-up."""
+"""What is measured on one model: INJ, DEL, which sequences lose accuracy together, one block
+compared with all, whether effects of single neurons add up, and the look-up."""
 
 from __future__ import annotations
 
@@ -18,29 +18,25 @@ from interp.experiment.checks import rows
 from interp.localization import localize, methods
 from interp.localization.benchmarks.known_answers import (
     Choice,
-    Training,
     injection,
     planted_lookup,
 )
 from interp.memorization.evaluation import effects
 
-_COMPARES = ("unitmem", "z_score", "neuron_flipping")
-SPREAD = (
-    "hard_concrete",
-    "slimming",
-    "zero_out",
-)  # the methods that "one block against all" is asked of
-BLOCKS = {
-    "all but the first": True,
-    "all": False,
-}  # what DEL drops neurons of: as published, and our variant
 Tables = dict[str, pd.DataFrame]
+# The methods whose neurons are dropped in one block and over all blocks.
+SPREAD = ("hard_concrete", "slimming", "zero_out")
+# The blocks in which DEL drops neurons, and whether the first one is spared: as published, and our
+# variant.
+BLOCKS = {"all but the first": True, "all": False}
+# The methods that score nothing without windows to compare with.
+_COMPARES = ("unitmem", "z_score", "neuron_flipping")
 
 
 def choices(
     options: Mapping[str, Mapping[str, Any]], skipped: Sequence[str] = ()
 ) -> dict[str, Choice]:
-    """Every method, with its options of this preset; only those that must compare see the
+    """Every method but those skipped, with its options; only methods that have to compare see the
     reference."""
     return {
         name: Choice(name, options.get(name, {}), name in _COMPARES)
@@ -50,29 +46,35 @@ def choices(
 
 
 def memorized_only(known: Memorizer, least: float) -> Memorizer:
-    """Without the repeated windows of which the model says less than `least` of the suffix's
-    tokens. Raises ValueError if none is left."""
-    accuracy = effects(known.subject, [[]], {"repeated": known.repeated})["accuracy"].to_numpy()
+    """The same model without the repeated windows that it has not memorized.
+
+    Args:
+        known: a model and its windows.
+        least: suffix accuracy from which a window counts as memorized.
+
+    Raises:
+        ValueError: no window is left.
+    """
+    measured = effects(known.subject, [[]], {"repeated": known.repeated})
+    accuracy = measured["accuracy"].to_numpy()
     kept = np.flatnonzero(accuracy >= least)
     if not len(kept):
         raise ValueError(
-            f"no repeated window was memorized: the best has accuracy {accuracy.max():.2f}, expected {least}"
+            f"no repeated window was memorized: the best has accuracy {accuracy.max():.2f}, "
+            f"expected {least}"
         )
     windows = interp.Batch(known.repeated.tokens[torch.from_numpy(kept)], known.repeated.prompt)
     return replace(known, repeated=windows, kinds=tuple(known.kinds[n] for n in kept))
 
 
 def knowledge(known: Memorizer) -> pd.DataFrame:
-    """What the model knows of each kind of text, and of text that it has not seen."""
+    """What the model has memorized: the means of `exact`, `accuracy` and `loss` over the repeated
+    windows of each `kind`, and over held-out windows."""
     sets: dict[str, Any] = {"repeated": known.repeated, "held_out": known.held_out}
     measured = effects(known.subject, [[]], sets).drop(columns="plan")
     kinds = [*known.kinds, *["held_out"] * len(known.held_out)]
-    return (
-        measured.assign(kind=kinds)
-        .groupby("kind", sort=False)[["exact", "accuracy", "loss"]]
-        .mean()
-        .reset_index()
-    )
+    groups = measured.assign(kind=kinds).groupby("kind", sort=False)
+    return groups[["exact", "accuracy", "loss"]].mean().reset_index()
 
 
 def injected(
@@ -81,7 +83,6 @@ def injected(
     """INJ under one condition, on the first windows of text that the model has not seen."""
     windows = next(iter(known.inject.split(preset.sequences)))
     reference = interp.Batch(known.reference.tokens[: preset.references], windows.prompt)
-    training = Training(**condition.training)
     found = injection(
         known.subject,
         windows,
@@ -89,7 +90,7 @@ def injected(
         condition.fraction,
         reference,
         seed=1000 * seed,
-        training=training,
+        training=condition.training,
     )
     return found.assign(condition=condition.name, fraction=condition.fraction)
 
@@ -102,78 +103,80 @@ def confusion(fallen_together: pd.DataFrame, headline: float) -> pd.DataFrame:
 
 
 def fall_by_block(falls: pd.DataFrame) -> pd.DataFrame:
-    """The mean fall of accuracy of targets themselves and of other memorized windows."""
-    named = falls.assign(evaluated=np.where(falls["target"] == falls["window"], "self", "negative"))
-    return (
-        named.groupby(["method", "target", "block", "k", "evaluated"], sort=False)["fall"]
-        .mean()
-        .reset_index()
+    """The mean fall of accuracy of the targets themselves (`self`) and of other memorized windows
+    (`negative`)."""
+    evaluated = np.where(falls["target"] == falls["window"], "self", "negative")
+    groups = falls.assign(evaluated=evaluated).groupby(
+        ["method", "target", "block", "k", "evaluated"], sort=False
     )
+    return groups["fall"].mean().reset_index()
 
 
 def sums(
     known: Memorizer, scores: Sequence[interp.UnitScores], fractions: Sequence[float]
 ) -> pd.DataFrame:
-    """For each target and fraction, the rise of its loss when its top units by zero_out go
-    together, and the `sum` of their own effects."""
-    trials = [
-        (n, share, one.top_per_site(share)) for n, one in enumerate(scores) for share in fractions
-    ]
+    """Whether the effects of single neurons add up.
+
+    Returns:
+        One row per target and fraction: by how much the target's loss rises when its top units by
+        zero_out are dropped together (`joint`), and the `sum` of the rises when each is dropped
+        alone, both in nats per token.
+    """
     windows = list(known.repeated.split(1))
     found: list[tuple[int, float, float, float]] = []
-    for target, share, units in trials:
-        measured = effects(known.subject, [[], interp.Zero(units)], {"target": windows[target]})[
-            "loss"
-        ].to_numpy()
-        found.append(
-            (
-                target,
-                share,
-                measured[1] - measured[0],
-                float(sum(scores[target][site][unit] for site, unit in units)),
-            )
-        )
+    for target, own in enumerate(scores):
+        for fraction in fractions:
+            units = own.top_per_site(fraction)
+            measured = effects(known.subject, [[], interp.Zero(units)], {"target": windows[target]})
+            before, after = measured["loss"].to_numpy()
+            alone = float(sum(own[site][unit] for site, unit in units))
+            found.append((target, fraction, after - before, alone))
     return pd.DataFrame(found, columns=["target", "fraction", "joint", "sum"])
 
 
 def correlation(scores: Mapping[str, Sequence[interp.UnitScores]]) -> pd.DataFrame:
-    """Spearman's rank correlation of every two methods over all neurons, mean over targets:
+    """Spearman's rank correlation of every two methods over all neurons, as a mean over targets:
     `method`, `other`, `correlation`."""
-    per_target = [
-        pd.DataFrame(
-            {name: np.concatenate(list(each[n].values.values())) for name, each in scores.items()}
-        ).corr("spearman")
-        for n in range(len(next(iter(scores.values()))))
-    ]
-    mean = sum(per_target[1:], per_target[0]) / len(per_target)
-    return (
-        mean.rename_axis("method")
-        .reset_index()
-        .melt("method", var_name="other", value_name="correlation")
-    )
+    targets = len(next(iter(scores.values())))
+    per_target: list[pd.DataFrame] = []
+    for target in range(targets):
+        flat: dict[str, np.ndarray] = {}
+        for name, each in scores.items():
+            flat[name] = np.concatenate(list(each[target].values.values()))
+        per_target.append(pd.DataFrame(flat).corr("spearman"))
+    mean = sum(per_target[1:], per_target[0]) / targets
+    square = mean.rename_axis("method").reset_index()
+    return square.melt("method", var_name="other", value_name="correlation")
 
 
 def look_up(known: Memorizer, every: Mapping[str, Choice], count: int, seed: int) -> pd.DataFrame:
-    """Which methods find a planted look-up: `recall` among the highest-scoring units, as many as it
-    has, and whether its block scores highest of all blocks (`block_first`)."""
-    recalls: list[dict[str, Any]] = []
+    """Which methods find a planted look-up.
+
+    Args:
+        known: a model and its windows.
+        every: the methods.
+        count: number of look-ups, each planted for another held-out window.
+        seed: of the model; the blocks take turns over windows and seeds.
+
+    Returns:
+        One row per method and window: the `loss` of the window after planting; the `recall`, which
+        is the share of the look-up's units among the same number of highest-scoring units; and
+        `block_first`, whether its block scores highest.
+    """
     blocks = len(known.subject.anatomy.blocks())
-    for number, window in enumerate(list(known.held_out.split(1))[:count]):
+    windows = list(known.held_out.split(1))[:count]
+    found: list[dict[str, Any]] = []
+    for number, window in enumerate(windows):
         block = (count * seed + number) % blocks
         planted = planted_lookup(known.subject, window, f"blocks.{block}.neurons", seed + number)
+        size = len(planted.units)
         for name, choice in every.items():
-            given: Any = (
-                planted.subject,
-                window,
-                known.reference if choice.compares else None,
-                choice.method,
-            )
-            found = (
-                localize(*given, "neurons", **choice.options).top(len(planted.units))
-                & planted.units
-            )
-            first = localize(*given, "blocks", **choice.options).top(1).sites[0].block == block
-            share = len(found) / len(planted.units)
-            about = {"method": name, "window": number, "block": block, "loss": planted.loss}
-            recalls.append(about | {"recall": share, "block_first": float(first)})
-    return pd.DataFrame(recalls)
+            reference = known.reference if choice.compares else None
+            given: Any = (planted.subject, window, reference, choice.method)
+            neurons = localize(*given, "neurons", **choice.options).top(size)
+            best_block = localize(*given, "blocks", **choice.options).top(1).sites[0].block
+            row = {"method": name, "window": number, "block": block, "loss": planted.loss}
+            row["recall"] = len(neurons & planted.units) / size
+            row["block_first"] = float(best_block == block)
+            found.append(row)
+    return pd.DataFrame(found)

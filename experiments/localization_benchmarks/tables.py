@@ -1,4 +1,5 @@
-"""Means over models of what was measured, and the two published tables with ours in the same form."""
+"""Means over models of what was measured, and the two published tables next to ours in the same
+form."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ _NOT_MEASURES = ("blocks", "method", "fraction", "target", "k", "seed")
 
 
 def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
-    """Means over seeds with intervals, of INJ and DEL, and the same next to what was published."""
+    """INJ and DEL as means over seeds with intervals, and the same next to what was published."""
     recalls = over_seeds(
         tables["injection"], ["condition", "fraction", "method", "multiple"], ["recall"]
     )
@@ -40,11 +41,11 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
 
 
 def beside_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The two published tables with ours in the same form: the model "ours", by condition, and by
-    which blocks were dropped."""
+    """The two published tables with ours in the same form, as the model "ours": by condition, and
+    by the blocks in which neurons were dropped."""
     ours = recalls.assign(model="ours, " + recalls["condition"], recall=recalls["estimate"])
-    dropped = changes.assign(model="ours, " + changes["blocks"], change=changes["estimate"])
     injection = [published.injection(), ours[["model", "fraction", "method", "multiple", "recall"]]]
+    dropped = changes.assign(model="ours, " + changes["blocks"], change=changes["estimate"])
     deletion = [published.deletion(), dropped[["model", "fraction", "method", "measure", "change"]]]
     return {
         "injection_beside_published": pd.concat(injection, ignore_index=True),
@@ -53,8 +54,16 @@ def beside_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, 
 
 
 def over_seeds(frame: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds, each of which counts once, with Student's intervals: one row per
-    combination of keys and value (`measure`)."""
+    """Means over seeds with Student's 95% intervals; each seed counts once.
+
+    Args:
+        frame: a table of several seeds, with a column `seed`.
+        keys: the columns that rows are grouped by.
+        values: the columns that are averaged.
+
+    Returns:
+        One row per combination of keys and value (`measure`): `estimate`, `low`, `high`, `seeds`.
+    """
     found: list[dict[str, Any]] = []
     groups: Any = frame.groupby(list(keys), sort=False)
     for key, group in groups:

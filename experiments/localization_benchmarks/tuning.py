@@ -1,4 +1,4 @@
-"""What other options of the mask learners give: recall in INJ on sequences and a model that no
+"""What other options of the mask learners give: recall in INJ, on sequences and a model that no
 result uses.
 
 `python -m experiments.localization_benchmarks.tuning --preset small --seed 100`: seed 100 is kept
@@ -20,28 +20,43 @@ from interp.experiment.checks import Tables
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Job, job
 from interp.localization.benchmarks.known_answers import Choice, Training, injection
+from interp.localization.registry import find
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Which options are tried: `options` of the method `method` each, on `sequences` hidden in a
-    `fraction` of the neurons of a model."""
+    """Which options are tried.
+
+    Attributes:
+        seeds: number of models.
+        recipe: how each model is made.
+        sequences: number of sequences hidden together.
+        fraction: of the neurons that they are hidden in.
+        training: how they are hidden.
+        tried: a method and its options, by the name that the results give them.
+    """
 
     seeds: int = 1
     recipe: Recipe
     sequences: int
     fraction: float
-    training: Mapping[str, Any]
+    training: Training
     tried: Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 def jobs(preset: Preset, seed: int) -> list[Job]:
-    """One model, on which all options are tried."""
+    """One model, on which all options are tried.
+
+    Raises:
+        ValueError: a localization method or option that does not exist, with the nearest one.
+    """
+    for method, options in preset.tried.values():
+        find(method, options)
     return [job(tried, preset, seed)]
 
 
 def tried(preset: Preset, seed: int) -> dict[str, pd.DataFrame]:
-    """INJ with all options on the first of the sequences that are kept to tune methods on."""
+    """INJ with all options, on the first of the sequences that are kept to tune methods on."""
     known = memorizer(preset.recipe, seed)
     windows = interp.Batch(known.dev.tokens[: preset.sequences])
     every = {name: Choice(method, options) for name, (method, options) in preset.tried.items()}
@@ -51,23 +66,24 @@ def tried(preset: Preset, seed: int) -> dict[str, pd.DataFrame]:
         every,
         preset.fraction,
         seed=seed,
-        training=Training(**preset.training),
+        training=preset.training,
     )
     return {"injection": found}
 
 
 def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
-    """`tuning`: the mean recall by `method` and `multiple` of the injected share."""
+    """`tuning`: the mean recall by `method` and `multiple` of the injected fraction."""
     means: Any = tables["injection"].groupby(["method", "multiple"], sort=False)["recall"].mean()
     return {"tuning": means.reset_index()}
 
 
 _SLIMMING = {
-    f"slimming, pressure {p}": ("slimming", {"pressure": p}) for p in (0.05, 0.1, 0.2, 0.4)
+    f"slimming, pressure {pressure}": ("slimming", {"pressure": pressure})
+    for pressure in (0.05, 0.1, 0.2, 0.4)
 }
 _HARD_CONCRETE = {
-    f"hard_concrete, pressure {p}": ("hard_concrete", {"pressure": p, "steps": 500})
-    for p in (0.03, 0.1, 0.3)
+    f"hard_concrete, pressure {pressure}": ("hard_concrete", {"pressure": pressure, "steps": 500})
+    for pressure in (0.03, 0.1, 0.3)
 }
 EXPERIMENT = Experiment(
     name="localization_benchmarks.tuning",
@@ -77,14 +93,14 @@ EXPERIMENT = Experiment(
             recipe=PRESETS["smoke"].recipe,
             sequences=1,
             fraction=0.1,
-            training={"lr": 0.05, "steps": 50},
+            training=Training(lr=0.05, steps=50),
             tried={"slimming, pressure 0.1": ("slimming", {"pressure": 0.1, "steps": 20})},
         ),
         "small": Preset(
             recipe=Recipe(),
             sequences=5,
             fraction=0.05,
-            training={"lr": 0.05},
+            training=Training(lr=0.05),
             tried=_SLIMMING | _HARD_CONCRETE,
         ),
     },
@@ -95,7 +111,7 @@ EXPERIMENT = Experiment(
 )
 
 if __name__ == "__main__":
-    # jobs are functions of a module that other processes can import, which __main__ is not
+    # Jobs are functions of a module that other processes can import, which __main__ is not.
     from experiments.localization_benchmarks.tuning import EXPERIMENT as PROGRAM
 
     PROGRAM.command()

@@ -28,7 +28,7 @@ from experiments.iar_memorization.mitigation import (
     at_equal_cost,
     averaged,
 )
-from experiments.iar_memorization.presets import PRESETS, Places, Public
+from experiments.iar_memorization.presets import PRESETS, Places, Public, Sampling
 from experiments.iar_memorization.quality import Quality, features_of
 from interp.data.images import digits
 from interp.experiment.checks import claims
@@ -130,7 +130,7 @@ def test_one_forward_tells_extraction_from_every_prefix(study, tables):
 
 
 def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
-    quality = Quality(study, features_of(SMOKE, out / "models"), 16, {})
+    quality = Quality(study, features_of(SMOKE, out / "models"), 16)
     bench, units = Bench(study, quality), study.subject.anatomy.units("neurons")
     before = study.subject.fingerprint
     zeroed = Selection(units, 1.0).trial("all")
@@ -157,7 +157,7 @@ def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
 
 
 def test_distances_are_reproduced_and_vary_with_the_noise(study, out):
-    quality = Quality(study, features_of(SMOKE, out / "models"), 32, {})
+    quality = Quality(study, features_of(SMOKE, out / "models"), 32)
     assert quality.distance(1) == quality.distance(1) != quality.distance(2)
 
 
@@ -231,6 +231,30 @@ def test_presets_judge_from_a_prefix_that_is_tried():
         assert all(preset.judged[family] in preset.prefixes[family] for family in ("VAR", "RAR"))
         assert preset.edited in preset.regimes
     assert isinstance(PRESETS["paper"], Public)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "nearest"),
+    [
+        ("judged", {"VAR": 5, "RARE": 2}, "RAR"),
+        ("sampling", {"VQR": Sampling()}, "VAR"),
+        ("tried", {"backgrounds": 24}, "background"),
+        ("edited", "overfitted", "overfit"),
+    ],
+)
+def test_a_preset_refuses_a_misspelled_key_and_names_the_nearest(field, value, nearest):
+    with pytest.raises(ValueError, match=f"^{field}: .*; nearest: {nearest}$"):
+        replace(SMOKE, **{field: value})
+
+
+def test_a_preset_needs_a_value_for_each_family():
+    with pytest.raises(ValueError, match="expected a value for each of VAR, RAR, got VAR"):
+        replace(SMOKE, at={"VAR": 0.1})
+
+
+def test_a_method_that_does_not_exist_is_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match="nearest: z_score"):
+        list(EXPERIMENT.prepare(replace(SMOKE, methods={"z_scores": {}})))
 
 
 def test_committed_claims_follow_from_committed_tables():

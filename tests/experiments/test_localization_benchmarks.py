@@ -94,6 +94,21 @@ def test_pruning_is_judged_from_twelve_blocks_on():
     assert next(check for check in checks(PRESETS["paper"]) if check.id == "L2").testable
 
 
+@pytest.mark.parametrize(
+    ("change", "nearest"),
+    [
+        ({"options": {"sliming": {}}}, "slimming"),
+        ({"options": {"slimming": {"presure": 0.1}}}, "pressure"),
+        ({"not_deleted": ("causal_trace",)}, "causal_tracing"),
+    ],
+)
+def test_a_method_or_option_that_does_not_exist_is_refused_before_anything_is_trained(
+    change, nearest
+):
+    with pytest.raises(ValueError, match=f"nearest: {nearest}"):
+        EXPERIMENT.jobs(replace(SETTINGS, **change), 0)
+
+
 def test_committed_claims_follow_from_committed_tables():
     made = {
         file.stem: pd.read_parquet(file)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from quick import NAMES, NEEDY, QUICK, RUNNING
+from quick import NAMES, NEEDY, QUICK, RUNNING, UNIT_BY_UNIT
 
 import interp
 from interp.localization import localize, localize_each, method, methods, registry, window_method
 from interp.subject.batch import Batches
 
-MEMORIZED, REFERENCE = memory.frame(memory.random_tokens(3, 1)), memory.frame(memory.random_tokens(3, 2))
+MEMORIZED, REFERENCE = memory.frame(memory.random_tokens(3, 1)), memory.frame(memory.random_tokens(2, 2))
 CALLS = pytest.mark.parametrize("call", [localize, localize_each])
 
 
@@ -81,15 +81,19 @@ def windows(name: str, rows: int = 2, seed: int = 1) -> interp.Batch:
     return tiny.batch(name, rows, prompt=4, seed=seed, padded=True)
 
 
-UNIT_BY_UNIT = ("causal_tracing", "zero_out")
+def sets(name: str, method: str) -> tuple[interp.Batch, interp.Batch]:
+    """Memorized and reference windows, one each for a method that pays for every unit of every window."""
+    rows = 1 if method in UNIT_BY_UNIT else 2
+    return windows(name, rows), windows(name, rows, seed=2)
 
 
 @pytest.mark.parametrize("method", NAMES)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "policy"])
 def test_every_method_scores_every_unit_of_every_kind_of_model(name, method):
     subject = tiny.subject(name)
-    for site in subject.anatomy.expand("neurons")[1::3] if method in UNIT_BY_UNIT else "neurons", "heads", "blocks":
-        check_scores(subject, windows(name), windows(name, seed=2), method, site)
+    neurons = subject.anatomy.expand("neurons")[1] if method in UNIT_BY_UNIT else "neurons"
+    for site in (neurons, "heads", "blocks"):
+        check_scores(subject, *sets(name, method), method, site)
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -228,9 +232,7 @@ RAW = {"attribution_patching": {"steps": 2}, "integrated_gradients": {"positions
 def test_a_raw_module_path_of_a_model_of_several_stacks_is_scored_too(method):
     subject = tiny.subject("policy")
     for path, width in (("decoder.1.between:in", 32), ("vision.1.between:in", 16)):
-        scores = localize(
-            subject, windows("policy"), windows("policy", seed=2), method, path, **(QUICK.get(method, {}) | RAW.get(method, {}))
-        )
+        scores = localize(subject, *sets("policy", method), method, path, **(QUICK.get(method, {}) | RAW.get(method, {})))
         assert len(scores) == width
 
 

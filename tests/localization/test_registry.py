@@ -91,9 +91,14 @@ def sets(name: str, method: str) -> tuple[interp.Batch, interp.Batch]:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "policy"])
 def test_every_method_scores_every_unit_of_every_kind_of_model(name, method):
     subject = tiny.subject(name)
-    neurons = subject.anatomy.expand("neurons")[1] if method in UNIT_BY_UNIT else "neurons"
-    for site in (neurons, "heads", "blocks"):
-        check_scores(subject, *sets(name, method), method, site)
+    neurons = subject.anatomy.expand("neurons")
+    some = neurons[1:2] if method in UNIT_BY_UNIT else neurons
+    check_scores(subject, *sets(name, method), method, [*some, "heads", "block_out"])
+
+
+def test_blocks_are_what_each_block_adds(llama):
+    for scores in (localize(llama, MEMORIZED, site="blocks"), *localize_each(llama, MEMORIZED, site="blocks")):
+        assert scores.widths == llama.anatomy.widths("block_out")
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -108,9 +113,10 @@ def check_scores(subject: interp.Subject, memorized: Batches, reference: Batches
         group = localize(subject, memorized, reference, method, site, **options)
         each = localize_each(subject, memorized, reference if method in NEEDY else None, method, site, **options)
     assert len(each) == len(memorized)
-    widths = subject.anatomy.widths("block_out" if site == "blocks" else site)
+    widths = subject.anatomy.widths(site)
     assert all(scores.widths == widths and scores.method == method for scores in (group, *each))
-    assert np.concatenate(list(group.values.values())).any()
+    for point in {where.point for where in widths}:
+        assert any(group[where].any() for where in widths if where.point == point)
     assert all(p.grad is None for p in subject.module.parameters())
 
 

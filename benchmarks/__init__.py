@@ -1,7 +1,9 @@
-"""Speed beside the peers, on the same work in the same run: `python -m benchmarks`, or `make bench`.
+"""Speed beside the peers, on the same work in the same run: `python -m benchmarks`, or `make
+bench`.
 
-Each file measures one thing on SmolLM2-135M (float32, one thread) and says what it must cost. CPU time, as ratios; variants take turns, so
-that whatever else the machine does falls on all of them, and are checked to give the same result. What is not here: tests.
+Each file measures one thing on SmolLM2-135M (float32, one thread) and says what it must cost. CPU
+time, as ratios; variants take turns, so that whatever else the machine does falls on all of them,
+and are checked to give the same result. What is not here: tests.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""`python -m benchmarks [--only NAME]`: runs and prints the benchmarks, saves a whole run; exits with 1 when one costs more than it may."""
+"""`python -m benchmarks [--only NAME]`: runs and prints the benchmarks, saves a whole run; exits
+with 1 when one costs more than it may."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ ALONE = ("screens",)  # run only when asked for
 def main() -> int:
     """Runs the benchmarks asked for, all by default."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=(*NAMES, *ALONE), action="append", help="run this benchmark (may be given several times)")
+    parser.add_argument(
+        "--only",
+        choices=(*NAMES, *ALONE),
+        action="append",
+        help="run this benchmark (may be given several times)",
+    )
     names = tuple(parser.parse_args().only or NAMES)
     console, rows = Console(stderr=True), []
     for number, name in enumerate(names, start=1):

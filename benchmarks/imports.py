@@ -16,7 +16,8 @@ STATEMENTS = {
 
 
 def run(rounds: int = 5) -> list[Row]:
-    """CPU seconds of the fastest process; the bar is on the difference from torch alone, given as a share of torch's own time."""
+    """CPU seconds of the fastest process; the bar is on the difference from torch alone, given as a
+    share of torch's own time."""
     taken = [{name: _cost(code) for name, code in STATEMENTS.items()} for _ in range(rounds)]
     fastest = {name: min(t[name] for t in taken) for name in STATEMENTS}
     torch_alone = fastest["import torch"]
@@ -35,4 +36,8 @@ def run(rounds: int = 5) -> list[Row]:
 
 def _cost(code: str) -> float:
     program = f"{code}; import time; print(time.process_time())"
-    return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout
+    )

@@ -1,4 +1,5 @@
-"""Masks for 16 sequences, learned in one batch and one after the other: the same masks, in one sixteenth of the launches."""
+"""Masks for 16 sequences, learned in one batch and one after the other: the same masks, in one
+sixteenth of the launches."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class _Counted(TorchDispatchMode):
 
 
 def run(rounds: int = 2) -> list[Row]:
-    """Cost and operations of both, by both methods; a processor that one sequence keeps busy saves launches and little time."""
+    """Cost and operations of both, by both methods; a processor that one sequence keeps busy saves
+    launches and little time."""
     return [row for method in ("slimming", "hard_concrete") for row in _rows(method, rounds)]
 
 
@@ -48,7 +50,12 @@ def _rows(method: str, rounds: int) -> list[Row]:
     return [
         Row(name, "one at a time", many, "operations", 1.0),
         Row(name, "one batch", few, "operations", few / many, bar=1.1 / WINDOWS),
-        *compared(name, {"one at a time": masks(1), "one batch": masks(WINDOWS)}, rounds, {"one batch": BAR}),
+        *compared(
+            name,
+            {"one at a time": masks(1), "one batch": masks(WINDOWS)},
+            rounds,
+            {"one batch": BAR},
+        ),
     ]
 
 

@@ -1,4 +1,5 @@
-"""Peak memory over 200 and over 2,000 sequences, each in a fresh process, on a small random model: of `record`, and of UnitMem."""
+"""Peak memory over 200 and over 2,000 sequences, each in a fresh process, on a small random model:
+of `record`, and of UnitMem."""
 
 from __future__ import annotations
 
@@ -26,15 +27,21 @@ WORK = {
 
 
 def run() -> list[Row]:
-    """All activations of 2,000 sequences would be 1,000 MB; what a process needs anyway is in both figures."""
+    """All activations of 2,000 sequences would be 1,000 MB; what a process needs anyway is in both
+    figures."""
     rows: list[Row] = []
     for name, (work, bar) in WORK.items():
         few, many = _peak(work, 200), _peak(work, 2000)
-        rows += [Row(name, "200 sequences", few, "MB", 1.0), Row(name, "2,000 sequences", many, "MB", many / few, bar=bar)]
+        rows += [
+            Row(name, "200 sequences", few, "MB", 1.0),
+            Row(name, "2,000 sequences", many, "MB", many / few, bar=bar),
+        ]
     return rows
 
 
 def _peak(work: str, sequences: int) -> float:
     program = PROGRAM.replace("{work}", work)
-    found = subprocess.run([sys.executable, "-c", program, str(sequences)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(sequences)], capture_output=True, text=True, check=True
+    )
     return float(found.stdout)

@@ -38,7 +38,10 @@ def record_raw_hooks(batch: interp.Batch) -> dict[str, Tensor]:
     """Plain torch: a hook on every out-projection, then a whole forward."""
     kept: list[Tensor] = []
     module = subject().module
-    handles = [layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: kept.append(args[0])) for layer in module.model.layers]
+    handles = [
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+        for layer in module.model.layers
+    ]
     with torch.inference_mode():
         module(batch.tokens, use_cache=False)
     for handle in handles:
@@ -68,7 +71,9 @@ def sweep_transformer_lens(batch: interp.Batch) -> list[float]:
     """Each block's MLP zeroed in turn, resumed with `start_at_layer`."""
     blocks = range(len(subject().anatomy.blocks()))
     with torch.inference_mode():
-        _, cache = bridge().run_with_cache(batch.tokens, names_filter=[f"blocks.{i}.hook_resid_pre" for i in blocks])
+        _, cache = bridge().run_with_cache(
+            batch.tokens, names_filter=[f"blocks.{i}.hook_resid_pre" for i in blocks]
+        )
         return [_from(i, cache[f"blocks.{i}.hook_resid_pre"], batch) for i in blocks]
 
 

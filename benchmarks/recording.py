@@ -12,7 +12,8 @@ BAR = 0.85
 
 
 def run(rounds: int = 5) -> list[Row]:
-    """The plain forward computes logits and keeps nothing; what is compared is the recordings with each other."""
+    """The plain forward computes logits and keeps nothing; what is compared is the recordings with
+    each other."""
     subject, batch = setting.subject(), setting.batch(8, 64)
 
     def plain() -> None:
@@ -20,7 +21,10 @@ def run(rounds: int = 5) -> list[Row]:
             subject.module(batch.tokens, use_cache=False)
 
     def ours() -> dict[str, object]:
-        return {str(site): value for site, value in interp.record(subject, batch, "neurons", reduce="mean_abs").items()}
+        return {
+            str(site): value
+            for site, value in interp.record(subject, batch, "neurons", reduce="mean_abs").items()
+        }
 
     variants = {
         "plain forward": plain,

@@ -1,4 +1,5 @@
-"""Results on screen, and `results.json` and `RESULTS.md` of a whole run, so that one date and one machine are true of all rows."""
+"""Results on screen, and `results.json` and `RESULTS.md` of a whole run, so that one date and one
+machine are true of all rows."""
 
 from __future__ import annotations
 
@@ -23,8 +24,14 @@ HEADINGS = ("benchmark", "variant", "cost", "ratio", "at most", "largest differe
 
 def save(rows: Sequence[Row], folder: Path = FOLDER) -> None:
     """Writes the rows of a whole run."""
-    about = {"date": datetime.now(UTC).date().isoformat(), "machine": _machine(), "versions": _versions()}
-    (folder / "results.json").write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+    (folder / "results.json").write_text(
+        json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+    )
     (folder / "RESULTS.md").write_text(_markdown(about, rows))
 
 
@@ -39,7 +46,14 @@ def show(rows: Sequence[Row]) -> None:
 
 def _cells(row: Row) -> tuple[str, ...]:
     bar = "" if row.bar is None else f"{row.bar:.2f}"
-    return row.benchmark, row.variant, f"{row.value:.3g} {row.unit}", f"{row.ratio:.2f}", bar, _gap(row)
+    return (
+        row.benchmark,
+        row.variant,
+        f"{row.value:.3g} {row.unit}",
+        f"{row.ratio:.2f}",
+        bar,
+        _gap(row),
+    )
 
 
 def _gap(row: Row) -> str:
@@ -49,9 +63,7 @@ def _gap(row: Row) -> str:
 def _markdown(about: dict[str, object], rows: Sequence[Row]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
     head = f"# Benchmarks\n\n{about['date']}, {about['machine']}; {versions}.\n\n"
-    rules = (
-        "SmolLM2-135M, float32, one thread. CPU time, each part at the fastest of interleaved rounds; ratios are to the first variant.\n\n"
-    )
+    rules = "SmolLM2-135M, float32, one thread. CPU time, each part at the fastest of interleaved rounds; ratios are to the first variant.\n\n"
     lines = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_cells, rows)]
     return head + rules + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -61,5 +73,9 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return f"{len(names)} x {names[0]}" if names else platform.machine()

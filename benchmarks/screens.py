@@ -1,9 +1,11 @@
-"""Zero-Out of stories15M's 4,608 neurons: how many of the strongest an exact check of a few keeps, when a screen says which to check.
+"""Zero-Out of stories15M's 4,608 neurons: how many of the strongest an exact check of a few keeps,
+when a screen says which to check.
 
-Exhaustive Zero-Out, one pass a neuron, is the truth. A screen ranks all neurons for a few passes (a backward counts as two); what is left
-of the budget verifies its first ones. 8 windows: 4 that the model was briefly fine-tuned to know by heart, 4 that it has not seen. Screens
-were chosen on fine-tuning seeds 0 and 1. Not part of a whole run: it takes about a quarter of an hour, and the model as a folder in
-`out/models/stories15m`.
+Exhaustive Zero-Out, one pass a neuron, is the truth. A screen ranks all neurons for a few passes (a
+backward counts as two); what is left of the budget verifies its first ones. 8 windows: 4 that the
+model was briefly fine-tuned to know by heart, 4 that it has not seen. Screens were chosen on
+fine-tuning seeds 0 and 1. Not part of a whole run: it takes about a quarter of an hour, and the
+model as a folder in `out/models/stories15m`.
 """
 
 from __future__ import annotations
@@ -42,25 +44,43 @@ def run() -> list[Row]:
     subject, tokens = tuned()
     sites = subject.anatomy.expand("neurons")
     truth = np.stack(
-        [_flat(zero_out.exact(subject, window, subject.anatomy.units(sites))) for window in interp.Batch(tokens, PREFIX).split(1)]
+        [
+            _flat(zero_out.exact(subject, window, subject.anatomy.units(sites)))
+            for window in interp.Batch(tokens, PREFIX).split(1)
+        ]
     )
     found = curve(truth, orders(subject, interp.Batch(tokens, PREFIX), sites))
-    labels = {"share": "share of the passes of exhaustive Zero-Out", **{top: f"recall of the exhaustive {top}" for top in TOPS}}
+    labels = {
+        "share": "share of the passes of exhaustive Zero-Out",
+        **{top: f"recall of the exhaustive {top}" for top in TOPS},
+    }
     save(dose_response(found, "share", "screen", "top", labels=labels), FOLDER / "screens.png")
-    (FOLDER / "screens.json").write_text(json.dumps({"seed": SEED, "rows": found.round(4).to_dict("records")}, indent=1) + "\n")
+    (FOLDER / "screens.json").write_text(
+        json.dumps({"seed": SEED, "rows": found.round(4).to_dict("records")}, indent=1) + "\n"
+    )
     at = found[(found["share"] == AT) & (found["top"] == "top 1%")]
     bars = {"first_or_curved": MISSED}
     name = f"Zero-Out screens, {AT:.0%} of the passes"
     return [
-        Row(name, row.screen, 1 - row.estimate, "of the top 1% missed", 1 - row.estimate, bar=bars.get(row.screen))
+        Row(
+            name,
+            row.screen,
+            1 - row.estimate,
+            "of the top 1% missed",
+            1 - row.estimate,
+            bar=bars.get(row.screen),
+        )
         for row in at.itertuples()
     ]
 
 
 def tuned() -> tuple[interp.Subject, Tensor]:
-    """The fine-tuned model, and its windows: 4 memorized, then 4 never trained, each half prose (or records) and half stories."""
+    """The fine-tuned model, and its windows: 4 memorized, then 4 never trained, each half prose (or
+    records) and half stories."""
     if not (STORIES / "config.json").exists():
-        raise interp.LoadError(f"{STORIES} is missing: expected stories15M (karpathy/tinyllamas) as a Hugging Face folder")
+        raise interp.LoadError(
+            f"{STORIES} is missing: expected stories15M (karpathy/tinyllamas) as a Hugging Face folder"
+        )
     subject, width, prose = interp.load(STORIES, dtype="float32"), PREFIX + LENGTH, background(SEED)
     cut = [ids[:width] for ids in map(subject.encode, prose.held_out) if len(ids) >= width]
     planted = [subject.encode(record.text)[-width:] for record in records(2, SEED)] + cut[:2]
@@ -76,7 +96,13 @@ def _told(subject: interp.Subject, count: int, length: int = 80) -> list[list[in
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         lengths = {"max_new_tokens": length, "min_new_tokens": length}
-        told = subject.module.generate(torch.ones(count, 1, dtype=torch.long), do_sample=True, top_k=0, temperature=1.0, **lengths)
+        told = subject.module.generate(
+            torch.ones(count, 1, dtype=torch.long),
+            do_sample=True,
+            top_k=0,
+            temperature=1.0,
+            **lengths,
+        )
     return told[:, 1:].tolist()
 
 
@@ -92,18 +118,28 @@ def _stream(planted: Sequence[list[int]], others: Sequence[list[int]]) -> Iterat
         yield interp.Batch.pad([*islice(ours, 2), *islice(theirs, 6)])
 
 
-def orders(subject: interp.Subject, batch: interp.Batch, sites: tuple[interp.Site, ...]) -> dict[str, tuple[Scores, int]]:
+def orders(
+    subject: interp.Subject, batch: interp.Batch, sites: tuple[interp.Site, ...]
+) -> dict[str, tuple[Scores, int]]:
     """Each screen's scores of all neurons, and the passes that it costs a window."""
     first, curved = screening.estimates(subject, batch, sites)
     active: Scores = activation.activation(subject, batch, sites)
-    path = _by_window(batch, lambda one: integrated.integrated_gradients(subject, one, sites, steps=2, rule="gauss", positions="all"))
+    path = _by_window(
+        batch,
+        lambda one: integrated.integrated_gradients(
+            subject, one, sites, steps=2, rule="gauss", positions="all"
+        ),
+    )
     return {
         "gradient x activation": (first, 3),
         "the same, absolute": (gradient.absolute_gradient_x_activation(subject, batch, sites), 3),
         "activation": (active, 1),
         "integrated gradients, 2 points": (path, 3 * 2 * len(sites)),
         "curved": (curved, 3),
-        "union with activation": (screening.interleaved(first, {site: active[site] for site in sites}), 4),
+        "union with activation": (
+            screening.interleaved(first, {site: active[site] for site in sites}),
+            4,
+        ),
         "first_or_curved": (screening.interleaved(first, curved), 3),
     }
 
@@ -114,14 +150,22 @@ def _by_window(batch: interp.Batch, scores: Callable[[interp.Batch], Scores]) ->
 
 
 def curve(truth: np.ndarray, screens: Mapping[str, tuple[Scores, int]]) -> pd.DataFrame:
-    """For each screen, share of the passes and top: the mean recall over windows, with its 95% bootstrap interval, and the `worst`."""
+    """For each screen, share of the passes and top: the mean recall over windows, with its 95%
+    bootstrap interval, and the `worst`."""
     rows: list[dict[str, Any]] = []
     best = np.argsort(-truth, axis=1, kind="stable")
-    for (name, (scores, cost)), share in ((item, share) for item in screens.items() for share in SHARES):
-        ranked = np.argsort(-_flat(scores), axis=1, kind="stable")[:, : max(0, int(share * truth.shape[1]) - cost)]
+    for (name, (scores, cost)), share in (
+        (item, share) for item in screens.items() for share in SHARES
+    ):
+        ranked = np.argsort(-_flat(scores), axis=1, kind="stable")[
+            :, : max(0, int(share * truth.shape[1]) - cost)
+        ]
         for top, part in TOPS.items():
             count = round(part * truth.shape[1])
-            recalls = [float(np.isin(true[:count], checked).mean()) for true, checked in zip(best, ranked, strict=True)]
+            recalls = [
+                float(np.isin(true[:count], checked).mean())
+                for true, checked in zip(best, ranked, strict=True)
+            ]
             found = bootstrap(recalls)
             about = {"screen": name, "share": share, "top": top, "worst": min(recalls)}
             rows.append(about | {"estimate": found.estimate, "low": found.low, "high": found.high})

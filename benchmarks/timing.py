@@ -15,8 +15,9 @@ _stamps: list[float] = []
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of one benchmark. `ratio` is to the baseline of its benchmark; `bar` is what it may be at most; `difference` the largest
-    absolute difference of its result from the first result, None where there is nothing to compare."""
+    """One variant of one benchmark. `ratio` is to the baseline of its benchmark; `bar` is what it
+    may be at most; `difference` the largest absolute difference of its result from the first
+    result, None where there is nothing to compare."""
 
     benchmark: str
     variant: str
@@ -32,24 +33,37 @@ class Row:
 
 
 def compared(
-    benchmark: str, variants: Mapping[str, Callable[[], Any]], rounds: int, bars: Mapping[str, float] | None = None, tolerance: float = 1e-3
+    benchmark: str,
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    bars: Mapping[str, float] | None = None,
+    tolerance: float = 1e-3,
 ) -> list[Row]:
-    """Times every variant once a round; in the first round each result must equal the first result that there is, within `tolerance`.
+    """Times every variant once a round; in the first round each result must equal the first result
+    that there is, within `tolerance`.
 
-    A variant costs the sum over its parts (between calls of `lap`) of the fastest round: whatever else the machine does can only add.
-    The first variant is the baseline. Raises AssertionError when a variant computes something else.
+    A variant costs the sum over its parts (between calls of `lap`) of the fastest round: whatever
+    else the machine does can only add. The first variant is the baseline. Raises AssertionError
+    when a variant computes something else.
     """
     turns = [{name: timed(run) for name, run in variants.items()} for _ in range(rounds)]
     gaps = _gaps({name: result for name, (_, result) in turns[0].items()})
     wrong = {name: gap for name, gap in gaps.items() if gap is not None and gap > tolerance}
     assert not wrong, f"{benchmark}: {wrong} away from the first result"
-    costs = {name: sum(map(min, zip(*(turn[name][0] for turn in turns), strict=True))) for name in variants}
+    costs = {
+        name: sum(map(min, zip(*(turn[name][0] for turn in turns), strict=True)))
+        for name in variants
+    }
     baseline, bars = next(iter(costs.values())), bars or {}
-    return [Row(benchmark, name, cost, "CPU s", cost / baseline, gaps[name], bars.get(name)) for name, cost in costs.items()]
+    return [
+        Row(benchmark, name, cost, "CPU s", cost / baseline, gaps[name], bars.get(name))
+        for name, cost in costs.items()
+    ]
 
 
 def lap() -> None:
-    """Called by a long variant at the end of each of its parts, which must be the same parts every time."""
+    """Called by a long variant at the end of each of its parts, which must be the same parts every
+    time."""
     _stamps.append(time.process_time())
 
 
@@ -68,7 +82,8 @@ def _gaps(results: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def difference(one: Any, other: Any) -> float | None:
-    """The largest absolute difference of two results of like structure; None when there is nothing in them to compare."""
+    """The largest absolute difference of two results of like structure; None when there is nothing
+    in them to compare."""
     if one is None or other is None:
         return None
     if isinstance(one, Mapping):

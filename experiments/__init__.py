@@ -1,1 +1,2 @@
-"""One folder a study: the script, its presets, its results. They use everything in `interp`; nothing uses them."""
+"""One folder a study: the script, its presets, its results. They use everything in `interp`;
+nothing uses them."""

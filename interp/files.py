@@ -10,7 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def replaced(path: str | Path) -> Generator[Path]:
-    """Yields a temporary path that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yields a temporary path that becomes `path` when the block ends well, and vanishes when it
+    does not.
 
     Raises OSError, naming the folder, when it cannot be written.
     """
@@ -25,7 +26,8 @@ def replaced(path: str | Path) -> Generator[Path]:
 
 
 def writable(folder: str | Path) -> Path:
-    """The folder, made if missing. Raises OSError when it cannot be made or written: before the work, not after it."""
+    """The folder, made if missing. Raises OSError when it cannot be made or written: before the
+    work, not after it."""
     place = Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -33,5 +35,7 @@ def writable(folder: str | Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OSError(f"cannot write to {place}: {error.strerror or error}; give a folder you may write to") from error
+        raise OSError(
+            f"cannot write to {place}: {error.strerror or error}; give a folder you may write to"
+        ) from error
     return place

@@ -9,7 +9,8 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Iterates with a bar that appears after two seconds and leaves nothing behind; in notebooks and terminals."""
+    """Iterates with a bar that appears after two seconds and leaves nothing behind; in notebooks
+    and terminals."""
     from tqdm.auto import tqdm
 
     if total is None and hasattr(items, "__len__"):

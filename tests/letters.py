@@ -18,17 +18,27 @@ LETTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
 def tokenizer() -> Any:
-    backend = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(LETTERS)}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={letter: number for number, letter in enumerate(LETTERS)}, merges=[])
+    )
     backend.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
 def subject(seed: int = 0) -> interp.Subject:
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return interp.load(LlamaForCausalLM(LlamaConfig(vocab_size=len(LETTERS), **sizes, **ends)), tokenizer=tokenizer())
+        return interp.load(
+            LlamaForCausalLM(LlamaConfig(vocab_size=len(LETTERS), **sizes, **ends)),
+            tokenizer=tokenizer(),
+        )
 
 
 def noise(count: int, length: int, seed: int) -> list[str]:

@@ -1,4 +1,5 @@
-"""Models whose memory sits in neurons known by construction: only what those neurons write was trained, on a few sequences."""
+"""Models whose memory sits in neurons known by construction: only what those neurons write was
+trained, on a few sequences."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ Chosen = Mapping[str, list[int]]
 
 
 def random_tokens(rows: int, seed: int, length: int = PREFIX + LENGTH) -> Tensor:
-    return torch.randint(0, tiny.VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, tiny.VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def frame(tokens: Tensor, prefix: int = PREFIX) -> pd.DataFrame:
@@ -28,14 +31,24 @@ def frame(tokens: Tensor, prefix: int = PREFIX) -> pd.DataFrame:
     return pd.DataFrame({"tokens": tokens.tolist(), "prefix": prefix})
 
 
-def inject(subject: interp.Subject, chosen: Chosen, tokens: Tensor, until: float = 0.1, *, readers: bool = False) -> None:
-    """Trains what the chosen neurons of a Llama write to the residual, with `readers` also what they read from it, and nothing else.
+def inject(
+    subject: interp.Subject,
+    chosen: Chosen,
+    tokens: Tensor,
+    until: float = 0.1,
+    *,
+    readers: bool = False,
+) -> None:
+    """Trains what the chosen neurons of a Llama write to the residual, with `readers` also what
+    they read from it, and nothing else.
 
     Ends when the loss on the tokens' suffixes is `until`, or after 300 steps.
     """
     weights, handles = [], []
     for site, units in chosen.items():
-        mlp = subject.module.get_submodule(subject.anatomy.place(site).path.removesuffix(".down_proj"))
+        mlp = subject.module.get_submodule(
+            subject.anatomy.place(site).path.removesuffix(".down_proj")
+        )
         written = [(mlp.down_proj.weight, (slice(None), units))]
         read = [(mlp.gate_proj.weight, (units,)), (mlp.up_proj.weight, (units,))] if readers else []
         for weight, at in written + read:
@@ -58,7 +71,8 @@ def inject(subject: interp.Subject, chosen: Chosen, tokens: Tensor, until: float
 
 @dataclass(frozen=True, eq=False)
 class Injected:
-    """A subject, the neurons that hold its memory, the tokens that it knows by heart, and two sets of other text."""
+    """A subject, the neurons that hold its memory, the tokens that it knows by heart, and two sets
+    of other text."""
 
     subject: interp.Subject
     units: interp.Units
@@ -72,8 +86,14 @@ def injected(seed: int, neurons: int = 20, windows: int = 8) -> Injected:
     """A model that says `windows` suffixes through random neurons alone."""
     subject = tiny.wrapped(tiny.model("llama", seed=seed))
     every = np.random.default_rng(seed).permutation(tiny.BLOCKS * 48)[:neurons]
-    chosen = {f"blocks.{block}.neurons": sorted(int(n % 48) for n in every if n // 48 == block) for block in range(tiny.BLOCKS)}
-    tokens, other = random_tokens(windows, 1000 + seed), _own_text(subject, 2 * windows, 2000 + seed)
+    chosen = {
+        f"blocks.{block}.neurons": sorted(int(n % 48) for n in every if n // 48 == block)
+        for block in range(tiny.BLOCKS)
+    }
+    tokens, other = (
+        random_tokens(windows, 1000 + seed),
+        _own_text(subject, 2 * windows, 2000 + seed),
+    )
     inject(subject, {site: units for site, units in chosen.items() if units}, tokens)
     units = interp.Units(chosen, subject.anatomy.widths("neurons"))
     subject.module.double()  # in which a sweep gives the same bits whatever way it takes
@@ -81,7 +101,8 @@ def injected(seed: int, neurons: int = 20, windows: int = 8) -> Injected:
 
 
 def _own_text(subject: interp.Subject, rows: int, seed: int) -> Tensor:
-    """Prompts and what the model says by itself, before it learns anything: text that an ablation can spoil."""
+    """Prompts and what the model says by itself, before it learns anything: text that an ablation
+    can spoil."""
     prompts = random_tokens(rows, seed, PREFIX)
     return torch.cat([prompts, subject.generate(prompts, LENGTH)], dim=1)
 

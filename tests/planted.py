@@ -1,4 +1,5 @@
-"""Networks known by construction: one neuron that alone holds a passage, and a network whose loss is linear in every unit."""
+"""Networks known by construction: one neuron that alone holds a passage, and a network whose loss
+is linear in every unit."""
 
 from __future__ import annotations
 
@@ -14,13 +15,18 @@ from interp.localization.methods import attribution_patching as patching
 from interp.subject.subject import evaluating
 
 PROMPT, LENGTH, WIDTH = 5, 3, 32
-_REST, _KEY, _SEEN = WIDTH - 3, WIDTH - 2, WIDTH - 1  # coordinates of the residual: always 0, "this is the key", "the key was here before"
+_REST, _KEY, _SEEN = (
+    WIDTH - 3,
+    WIDTH - 2,
+    WIDTH - 1,
+)  # coordinates of the residual: always 0, "this is the key", "the key was here before"
 _THRESHOLD, _SHARPNESS = 1.5, 3.0
 
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """A network, the one neuron by which alone it knows the memorized windows, and windows that hold no key to them."""
+    """A network, the one neuron by which alone it knows the memorized windows, and windows that
+    hold no key to them."""
 
     subject: interp.Subject
     site: interp.Site
@@ -35,10 +41,12 @@ class Planted:
 
 @functools.cache
 def planted(kind: str, seed: int, block: int, loss: float = 1.0) -> Planted:
-    """A plain decoder with small random weights and one neuron that writes the direction of a value token.
+    """A plain decoder with small random weights and one neuron that writes the direction of a value
+    token.
 
-    `kind` is `token`, where it fires when the current token is the key or the value, or `prompt`, where it fires wherever a key stands
-    somewhere before: a head of the first block says so. It writes so much that the windows cost `loss` nats a token.
+    `kind` is `token`, where it fires when the current token is the key or the value, or `prompt`,
+    where it fires wherever a key stands somewhere before: a head of the first block says so. It
+    writes so much that the windows cost `loss` nats a token.
     """
     draw = torch.Generator().manual_seed(seed)
     key, value = torch.randperm(tiny.VOCABULARY, generator=draw)[:2].tolist()
@@ -88,11 +96,20 @@ def _remember(attention: tiny.Attention) -> None:
     attention.out.weight[_SEEN, 0] = 12
 
 
-def _windows(subject: interp.Subject, draw: torch.Generator, key: int, value: int, rows: int) -> interp.Batch:
-    """Prompts of other tokens that end with the key, and the value to the end; none that `corrupted` would give the key or the value."""
+def _windows(
+    subject: interp.Subject, draw: torch.Generator, key: int, value: int, rows: int
+) -> interp.Batch:
+    """Prompts of other tokens that end with the key, and the value to the end; none that
+    `corrupted` would give the key or the value."""
     kept: list[Tensor] = []
     while len(kept) < rows:
-        tokens = torch.cat([_without(draw, key, value, 1).tokens[:, : PROMPT - 1], torch.tensor([[key] + [value] * LENGTH])], 1)
+        tokens = torch.cat(
+            [
+                _without(draw, key, value, 1).tokens[:, : PROMPT - 1],
+                torch.tensor([[key] + [value] * LENGTH]),
+            ],
+            1,
+        )
         other = patching.corrupted(subject, interp.Batch(tokens, PROMPT)).tokens[0, :PROMPT]
         if not {key, value} & set(other.tolist()):
             kept.append(tokens)
@@ -101,22 +118,35 @@ def _windows(subject: interp.Subject, draw: torch.Generator, key: int, value: in
 
 def _without(draw: torch.Generator, key: int, value: int, rows: int) -> interp.Batch:
     others = torch.tensor([t for t in range(tiny.VOCABULARY) if t not in {key, value}])
-    return interp.Batch(others[torch.randint(0, len(others), (rows, PROMPT + LENGTH), generator=draw)], PROMPT)
+    return interp.Batch(
+        others[torch.randint(0, len(others), (rows, PROMPT + LENGTH), generator=draw)], PROMPT
+    )
 
 
-def _write(subject: interp.Subject, out: Tensor, neuron: int, direction: Tensor, memorized: interp.Batch, loss: float) -> None:
-    """Sets what the neuron writes: so much of a direction that the windows cost `loss`, by bisection."""
+def _write(
+    subject: interp.Subject,
+    out: Tensor,
+    neuron: int,
+    direction: Tensor,
+    memorized: interp.Batch,
+    loss: float,
+) -> None:
+    """Sets what the neuron writes: so much of a direction that the windows cost `loss`, by
+    bisection."""
     low, high = 0.0, 64.0
     for _ in range(30):
         middle = (low + high) / 2
         with evaluating(subject), torch.inference_mode(False), torch.no_grad():
             out[:, neuron] = middle * direction
-            low, high = (middle, high) if float(subject.losses(memorized).mean()) > loss else (low, middle)
+            low, high = (
+                (middle, high) if float(subject.losses(memorized).mean()) > loss else (low, middle)
+            )
     assert 0 < low < 63, "no strength gives that loss"
 
 
 class LinearMix(nn.Module):
-    """Attention that looks at all earlier positions alike, so that what it writes is linear in what it reads."""
+    """Attention that looks at all earlier positions alike, so that what it writes is linear in what
+    it reads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -125,13 +155,21 @@ class LinearMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         v = self.value(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         none = torch.zeros_like(v)
-        return self.out(nn.functional.scaled_dot_product_attention(none, none, v, is_causal=True).transpose(1, 2).flatten(2))
+        return self.out(
+            nn.functional.scaled_dot_product_attention(none, none, v, is_causal=True)
+            .transpose(1, 2)
+            .flatten(2)
+        )
 
 
 class LinearBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.attn, self.up, self.down = LinearMix(width, heads), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.attn, self.up, self.down = (
+            LinearMix(width, heads),
+            nn.Linear(width, 2 * width),
+            nn.Linear(2 * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(x)
@@ -139,12 +177,16 @@ class LinearBlock(nn.Module):
 
 
 class Linear(nn.Module):
-    """A decoder whose log-probability of each true next token is linear in the residual stream, and so in every unit: the true token has
-    that logit, and the others share what is left of the probability."""
+    """A decoder whose log-probability of each true next token is linear in the residual stream, and
+    so in every unit: the true token has that logit, and the others share what is left of the
+    probability."""
 
     def __init__(self, width: int = 16, heads: int = 4) -> None:
         super().__init__()
-        self.embed, self.read = nn.Embedding(tiny.VOCABULARY, width), nn.Embedding(tiny.VOCABULARY, width)
+        self.embed, self.read = (
+            nn.Embedding(tiny.VOCABULARY, width),
+            nn.Embedding(tiny.VOCABULARY, width),
+        )
         self.trunk = nn.ModuleList(LinearBlock(width, heads) for _ in range(2))
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -41,8 +41,12 @@ assert len(localize_each(llama, windows, method="largest", site="blocks.1.neuron
 
 # (file, what stands there, what takes its place)
 SITE = [
-    ("sites/site.py", '"neurons", "mlp_out"', '"mlp_in", "neurons", "mlp_out"'),
-    ("loading/discovery.py", '"neurons": neurons,', '"mlp_in": self._mlp_in(mlp), "neurons": neurons,'),
+    ("sites/site.py", '    "resid_mid",\n', '    "resid_mid",\n    "mlp_in",\n'),
+    (
+        "loading/discovery.py",
+        '"neurons": neurons,',
+        '"mlp_in": self._mlp_in(mlp), "neurons": neurons,',
+    ),
     (
         "loading/discovery.py",
         "    @property\n    def _width(self)",
@@ -51,7 +55,9 @@ SITE = [
         if isinstance(mlp, str):
             return mlp
         call = next(c for c in self.inner if c.path == mlp.path)
-        return inward(call) if shaped_like(call.value, self.call.value) else f"{mlp.path} reads another width"
+        if not shaped_like(call.value, self.call.value):
+            return f"{mlp.path} reads another width"
+        return inward(call)
 
     @property
     def _width(self)''',
@@ -92,14 +98,23 @@ for name in ("llama", "gpt2", "neox"):
 @pytest.fixture
 def house(tmp_path) -> Path:
     """A copy of the package, to build on."""
-    shutil.copytree(ROOT / "interp", tmp_path / "interp", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "interp", tmp_path / "interp", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return tmp_path
 
 
 def ran(house: Path, *arguments: str) -> str:
     """What Python says in the copy."""
     paths = {"PYTHONPATH": os.pathsep.join([str(house), str(ROOT / "tests")])}
-    done = subprocess.run([sys.executable, *arguments], cwd=house, env=os.environ | paths, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=house,
+        env=os.environ | paths,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -113,6 +128,8 @@ def test_a_localization_method_costs_one_file(house):
 def test_a_site_costs_its_name_and_how_it_is_found(house):
     for file, old, new in SITE:
         text = (house / "interp" / file).read_text()
-        assert text.count(old) == 1, f"{file} no longer holds {old!r} once: this test edits it there"
+        assert text.count(old) == 1, (
+            f"{file} no longer holds {old!r} once: this test edits it there"
+        )
         (house / "interp" / file).write_text(text.replace(old, new))
     ran(house, "-c", USE_OF_SITE)

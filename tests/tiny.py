@@ -1,4 +1,5 @@
-"""Tiny random models of every architecture that the core is tested on, and what the laws are checked with: plain torch hooks."""
+"""Tiny random models of every architecture that the core is tested on, and what the laws are
+checked with: plain torch hooks."""
 
 from __future__ import annotations
 
@@ -51,15 +52,23 @@ _DEEP = _WIDE | {"num_hidden_layers": BLOCKS, "num_attention_heads": HEADS}
 _GATED = _DEEP | {"intermediate_size": 48, "num_key_value_heads": 2}
 
 _HUGGING_FACE: dict[str, Callable[[], nn.Module]] = {
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=BLOCKS, n_head=HEADS)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=BLOCKS, n_head=HEADS)
+    ),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GATED)),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_DEEP, intermediate_size=48)),
-    "neox_sequential": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_DEEP, intermediate_size=48, use_parallel_residual=False)),
-    "opt": lambda: OPTForCausalLM(OPTConfig(**_DEEP, word_embed_proj_dim=32, ffn_dim=48, max_position_embeddings=64)),
+    "neox_sequential": lambda: GPTNeoXForCausalLM(
+        GPTNeoXConfig(**_DEEP, intermediate_size=48, use_parallel_residual=False)
+    ),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(**_DEEP, word_embed_proj_dim=32, ffn_dim=48, max_position_embeddings=64)
+    ),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_GATED, head_dim=8, sliding_window=5)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_GATED)),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_GATED, pad_token_id=0)),
-    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_GATED, num_local_experts=4, num_experts_per_tok=2)),
+    "mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**_GATED, num_local_experts=4, num_experts_per_tok=2)
+    ),
     "phi": lambda: PhiForCausalLM(PhiConfig(**_DEEP, intermediate_size=48)),
     "bloom": lambda: BloomForCausalLM(BloomConfig(**_WIDE, n_layer=BLOCKS, n_head=HEADS)),
 }
@@ -78,25 +87,36 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1)
+        )
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class Invisible(Attention):
-    """The same through a kernel that torch cannot see: neither a softmax nor scaled_dot_product_attention is called."""
+    """The same through a kernel that torch cannot see: neither a softmax nor
+    scaled_dot_product_attention is called."""
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1)
+        )
         weights = torch.exp(q @ k.transpose(-1, -2)).tril()
         return self.out((weights / weights.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, *, causal: bool, attention: type[Attention] = Attention) -> None:
+    def __init__(
+        self, width: int, heads: int, *, causal: bool, attention: type[Attention] = Attention
+    ) -> None:
         super().__init__()
         self.before, self.attn = nn.LayerNorm(width), attention(width, heads, causal=causal)
-        self.between, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.between, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(2 * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.before(x))
@@ -104,7 +124,8 @@ class Block(nn.Module):
 
 
 class ScalingBlock(Block):
-    """Multiplies the attention's output in place, after every hook on it has run (as VAR does with its gammas)."""
+    """Multiplies the attention's output in place, after every hook on it has run (as VAR does with
+    its gammas)."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.before(x)).mul_(0.5)
@@ -116,7 +137,8 @@ class OtherBlock(Block):
 
 
 class Policy(nn.Module):
-    """A camera image to a sequence of action tokens: a vision encoder and a causal decoder that starts from what was seen."""
+    """A camera image to a sequence of action tokens: a vision encoder and a causal decoder that
+    starts from what was seen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +178,8 @@ def policy_forward(module: nn.Module, batch: interp.Batch, keep: int) -> Tensor:
 
 
 def seeded(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A random model in evaluation mode, with weights large enough for every unit to matter, that no end-of-text token stops."""
+    """A random model in evaluation mode, with weights large enough for every unit to matter, that
+    no end-of-text token stops."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = make()
@@ -179,14 +202,36 @@ def model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
 
 
 def image_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **sizes: Any) -> Any:
-    """VAR with 14 tokens or RAR with 16 and their tokenizers, unless other sizes of the network are given."""
-    sizes = {"width": 32, "depth": BLOCKS, "heads": HEADS, "hidden": 48, "codes": VOCABULARY, "classes": CLASSES} | sizes
-    shape: dict[str, Any] = {"codes": sizes["codes"], "width": 8, "multipliers": (1, 2), "blocks": 1, "channels": 1}
+    """VAR with 14 tokens or RAR with 16 and their tokenizers, unless other sizes of the network are
+    given."""
+    sizes = {
+        "width": 32,
+        "depth": BLOCKS,
+        "heads": HEADS,
+        "hidden": 48,
+        "codes": VOCABULARY,
+        "classes": CLASSES,
+    } | sizes
+    shape: dict[str, Any] = {
+        "codes": sizes["codes"],
+        "width": 8,
+        "multipliers": (1, 2),
+        "blocks": 1,
+        "channels": 1,
+    }
     if name == "rar":
         rar = RARConfig(**{"grid": GRID, **sizes})
-        return seeded(lambda: RAR(rar, RasterVQ(RasterVQConfig(rar.grid, code_width=6, **shape))), dtype, seed)
+        return seeded(
+            lambda: RAR(rar, RasterVQ(RasterVQConfig(rar.grid, code_width=6, **shape))), dtype, seed
+        )
     var = VARConfig(**{"sides": SIDES, "code_width": 6, **sizes})
-    return seeded(lambda: VAR(var, ResidualVQ(ResidualVQConfig(var.sides, code_width=var.code_width, phis=2, **shape))), dtype, seed)
+    return seeded(
+        lambda: VAR(
+            var, ResidualVQ(ResidualVQConfig(var.sides, code_width=var.code_width, phis=2, **shape))
+        ),
+        dtype,
+        seed,
+    )
 
 
 def image_batch(name: str, rows: int = 2, seed: int = 0, prompt: int = 0) -> interp.Batch:
@@ -195,12 +240,18 @@ def image_batch(name: str, rows: int = 2, seed: int = 0, prompt: int = 0) -> int
     assert isinstance(module, ImageModel)
     tokens = torch.randint(0, VOCABULARY, (rows, module.length), generator=generator)
     label = (torch.arange(rows) + torch.randint(0, CLASSES, (1,), generator=generator)) % CLASSES
-    return interp.Batch(tokens, prompt, steps=module.steps if name == "var" else None, conditioning={"label": label})
+    return interp.Batch(
+        tokens, prompt, steps=module.steps if name == "var" else None, conditioning={"label": label}
+    )
 
 
 def wrapped(module: nn.Module) -> interp.Subject:
     if isinstance(module, Policy):
-        return interp.load(module, forward=policy_forward, example=batch("policy", seed=99, dtype=next(module.parameters()).dtype))
+        return interp.load(
+            module,
+            forward=policy_forward,
+            example=batch("policy", seed=99, dtype=next(module.parameters()).dtype),
+        )
     return interp.load(module)
 
 
@@ -211,19 +262,36 @@ def subject(name: str, dtype: torch.dtype = torch.float32) -> interp.Subject:
 
 
 def batch(
-    name: str, rows: int = 2, length: int = 9, seed: int = 0, prompt: int = 1, *, padded: bool = False, dtype: torch.dtype = torch.float32
+    name: str,
+    rows: int = 2,
+    length: int = 9,
+    seed: int = 0,
+    prompt: int = 1,
+    *,
+    padded: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> interp.Batch:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, VOCABULARY, (rows, length), generator=generator)
-    mask = torch.arange(length) < torch.arange(length, length - rows, -1)[:, None] if padded else None
-    beside = {"image": torch.randn(rows, 5, 12, generator=generator).to(dtype)} if name == "policy" else {}
+    mask = (
+        torch.arange(length) < torch.arange(length, length - rows, -1)[:, None] if padded else None
+    )
+    beside = (
+        {"image": torch.randn(rows, 5, 12, generator=generator).to(dtype)}
+        if name == "policy"
+        else {}
+    )
     return interp.Batch(tokens, prompt, mask, conditioning=beside)
 
 
 def bare(name: str, module: Any, batch: interp.Batch) -> Tensor:
     """The logits that the bare model gives, without anything of ours."""
     with torch.no_grad():
-        return module(batch.tokens, batch.conditioning["image"]) if name == "policy" else module(batch.tokens).logits
+        return (
+            module(batch.tokens, batch.conditioning["image"])
+            if name == "policy"
+            else module(batch.tokens).logits
+        )
 
 
 def units(subject: interp.Subject, site: interp.Site | str, indices: list[int]) -> interp.Units:
@@ -251,8 +319,13 @@ def own_forwards(module: nn.Module) -> int:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Asserts that the block leaves no hook, no forward and not one changed bit behind, also when it raises."""
-    before, hooks, forwards = copy.deepcopy(module.state_dict()), hook_count(module), own_forwards(module)
+    """Asserts that the block leaves no hook, no forward and not one changed bit behind, also when
+    it raises."""
+    before, hooks, forwards = (
+        copy.deepcopy(module.state_dict()),
+        hook_count(module),
+        own_forwards(module),
+    )
     modes = [m.training for m in module.modules()]
     try:
         yield
@@ -272,8 +345,11 @@ def _first(tree: Any) -> Tensor:
 
 
 @contextmanager
-def by_hand(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """What hooking a place means, in plain torch: `change` sees [batch, position, width] and may return another value."""
+def by_hand(
+    module: nn.Module, place: Place, change: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """What hooking a place means, in plain torch: `change` sees [batch, position, width] and may
+    return another value."""
     base: list[Tensor] = []
     beside, sign = place.base or (place, 0)
 
@@ -308,9 +384,13 @@ def by_hand(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor |
     target = module.get_submodule(place.path)
     handles = [module.register_forward_pre_hook(measure, with_kwargs=True)]
     if place.base is not None:
-        handles.append(module.get_submodule(beside.path).register_forward_pre_hook(remember, with_kwargs=True))
+        handles.append(
+            module.get_submodule(beside.path).register_forward_pre_hook(remember, with_kwargs=True)
+        )
     handles.append(
-        target.register_forward_pre_hook(inward, with_kwargs=True) if place.side == "in" else target.register_forward_hook(outward)
+        target.register_forward_pre_hook(inward, with_kwargs=True)
+        if place.side == "in"
+        else target.register_forward_hook(outward)
     )
     try:
         yield
@@ -321,7 +401,10 @@ def by_hand(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor |
 
 def values_by_hand(subject: interp.Subject, batch: interp.Batch, site: interp.Site | str) -> Tensor:
     seen: list[Tensor] = []
-    with torch.no_grad(), by_hand(subject.module, subject.anatomy.place(site), lambda v: seen.append(v.clone())):
+    with (
+        torch.no_grad(),
+        by_hand(subject.module, subject.anatomy.place(site), lambda v: seen.append(v.clone())),
+    ):
         subject.touch(batch)
     assert len(seen) == 1
     return seen[0]
@@ -334,4 +417,6 @@ def tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 
 def small_t5() -> nn.Module:
-    return T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    )

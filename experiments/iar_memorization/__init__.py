@@ -1,7 +1,9 @@
-"""Memorization in image autoregressive models (arXiv 2509.00488): where VAR and RAR memorize, and whether UnitMem finds what removes it.
+"""Memorization in image autoregressive models (arXiv 2509.00488): where VAR and RAR memorize, and
+whether UnitMem finds what removes it.
 
-The paper's numbers are known from public notes on it; its images, models and quality measure need ImageNet, the public checkpoints and a
-GPU (preset paper). `small` trains models of the same architecture on MNIST, some images of which are planted many times.
+The paper's numbers are known from public notes on it; its images, models and quality measure need
+ImageNet, the public checkpoints and a GPU (preset paper). `small` trains models of the same
+architecture on MNIST, some images of which are planted many times.
 """
 
 from __future__ import annotations

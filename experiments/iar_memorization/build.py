@@ -1,4 +1,5 @@
-"""One model under study: how it was trained, or where it was loaded from, and the images that everything is measured on."""
+"""One model under study: how it was trained, or where it was loaded from, and the images that
+everything is measured on."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ class Study:
         prefixes: how many tokens are given when extraction is tried.
         judged: the one of them from which edits are judged.
         history: of the training, where it was ours.
-        alike: the similarity of two sets of images, above ALIKE of which one counts as extracted when edits are judged; where there is
-            none, all tokens have to be the same.
+        alike: the similarity of two sets of images, above ALIKE of which one counts as extracted
+            when edits are judged; where there is none, all tokens have to be the same.
     """
 
     family: str
@@ -79,7 +80,10 @@ def split(settings: Trained, regime: str, seed: int) -> Split:
 
 def tokenizer(settings: Trained, family: str, out: Path) -> ImageTokenizer:
     """The tokenizer of a family, trained once and then read."""
-    made, file = _untrained_tokenizer(settings, family), shared_file(settings, out, f"tokenizer-{family}")
+    made, file = (
+        _untrained_tokenizer(settings, family),
+        shared_file(settings, out, f"tokenizer-{family}"),
+    )
     if not file.exists():
         pixels = split(settings, next(iter(settings.regimes)), 0).tokenizer.pixels
         fit_tokenizer(made, pixels, **settings.tokenizer.fit)
@@ -95,9 +99,15 @@ def shared_file(settings: Trained, out: Path, name: str) -> Path:
 
 
 def _shared(settings: Trained) -> dict[str, Any]:
-    """What the tokenizer and the classifier depend on: the images, which of them are set apart, and how it is trained."""
+    """What the tokenizer and the classifier depend on: the images, which of them are set apart, and
+    how it is trained."""
     first = next(iter(settings.regimes.values()))
-    return {"images": settings.images, "sides": settings.sides, "tokenizer": asdict(settings.tokenizer), "split": asdict(first.data)}
+    return {
+        "images": settings.images,
+        "sides": settings.sides,
+        "tokenizer": asdict(settings.tokenizer),
+        "split": asdict(first.data),
+    }
 
 
 def _untrained_tokenizer(settings: Trained, family: str) -> ImageTokenizer:
@@ -115,26 +125,46 @@ def network(settings: Trained, vq: ImageTokenizer, seed: int) -> ImageModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if isinstance(vq, ResidualVQ):
-            return VAR(VARConfig(sides=vq.config.sides, code_width=vq.config.code_width, **sizes), vq)
+            return VAR(
+                VARConfig(sides=vq.config.sides, code_width=vq.config.code_width, **sizes), vq
+            )
         assert isinstance(vq, RasterVQ)
         return RAR(RARConfig(grid=vq.config.grid, **sizes), vq)
 
 
 def trained(settings: Trained, family: str, regime: str, seed: int, out: Path) -> Study:
-    """A model trained on planted and background images. It stays in `out`, also as a folder for `interp.load`."""
-    images, recipe, name = split(settings, regime, seed), settings.regimes[regime], f"{family}-{regime}-seed{seed}"
+    """A model trained on planted and background images. It stays in `out`, also as a folder for
+    `interp.load`."""
+    images, recipe, name = (
+        split(settings, regime, seed),
+        settings.regimes[regime],
+        f"{family}-{regime}-seed{seed}",
+    )
     subject = interp.load(network(settings, tokenizer(settings, family, out), seed))
     module = subject.module
     assert isinstance(module, ImageModel)
     trains = images.mixture()
     data = module.encode(trains.pixels, trains.labels)
-    about = {"family": family, "regime": regime, "seed": seed, "recipe": asdict(recipe), "data": _shared(settings), "model": settings.model}
+    about = {
+        "family": family,
+        "regime": regime,
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "data": _shared(settings),
+        "model": settings.model,
+    }
     checkpoints = Checkpoints(out / name, every=250, about=about)
     stream = _stream(data, module, recipe, seed)
     steps = recipe.steps[family]
-    history = fit(subject, stream, steps, recipe.lr, **_TRAINING, decay=steps, checkpoints=checkpoints)
+    history = fit(
+        subject, stream, steps, recipe.lr, **_TRAINING, decay=steps, checkpoints=checkpoints
+    )
     save_image_model(module.eval(), out / name / "model")
-    chosen = {"planted": images.planted, "background": images.background, "held out": images.held_out}
+    chosen = {
+        "planted": images.planted,
+        "background": images.background,
+        "held out": images.held_out,
+    }
     return studied(family, regime, seed, subject, chosen, settings, history)
 
 
@@ -143,7 +173,11 @@ _TRAINING: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.02, "warmup
 
 def _stream(data: Batch, module: ImageModel, recipe: Regime, seed: int) -> Iterator[Batch]:
     labelled = labels_dropped(epochs(data, recipe.rows, seed), module, seed=seed)
-    return orders_annealed(labelled, round(0.6 * recipe.steps["RAR"]), seed) if isinstance(module, RAR) else labelled
+    return (
+        orders_annealed(labelled, round(0.6 * recipe.steps["RAR"]), seed)
+        if isinstance(module, RAR)
+        else labelled
+    )
 
 
 def studied(
@@ -160,4 +194,15 @@ def studied(
     module = subject.module
     assert isinstance(module, ImageModel)
     batches = {name: module.encode(part.pixels, part.labels) for name, part in images.items()}
-    return Study(family, regime, seed, subject, images, batches, settings.prefixes[family], settings.judged[family], history, alike)
+    return Study(
+        family,
+        regime,
+        seed,
+        subject,
+        images,
+        batches,
+        settings.prefixes[family],
+        settings.judged[family],
+        history,
+        alike,
+    )

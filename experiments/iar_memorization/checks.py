@@ -1,8 +1,9 @@
-"""What is checked: claims C1 to C13 on the paper, bars B that the toy models must meet for the rest to mean anything, and D, what is done
-elsewhere and should not be.
+"""What is checked: claims C1 to C13 on the paper, bars B that the toy models must meet for the rest
+to mean anything, and D, what is done elsewhere and should not be.
 
-What the paper says is known from its abstract and from public notes on it (found). The models that it names are not among ours: in small,
-its claims are held against models of the same architecture trained here. Thresholds were fixed on pilot seeds 100 and 101.
+What the paper says is known from its abstract and from public notes on it (found). The models that
+it names are not among ours: in small, its claims are held against models of the same architecture
+trained here. Thresholds were fixed on pilot seeds 100 and 101.
 """
 
 from __future__ import annotations
@@ -13,29 +14,59 @@ from scipy.stats import spearmanr
 from experiments.iar_memorization.checks_of_edits import cheaper, of_edits
 from experiments.iar_memorization.measures import centre
 from experiments.iar_memorization.presets import Preset
-from interp.experiment.checks import Check, Measured, Tables, above, at_least, at_most, below, constant, mean, minus, rows
+from interp.experiment.checks import (
+    Check,
+    Measured,
+    Tables,
+    above,
+    at_least,
+    at_most,
+    below,
+    constant,
+    mean,
+    minus,
+    rows,
+)
 
 
 def checks(settings: Preset) -> list[Check]:
     """All checks of a preset; those on duplicates and on bars only where it has them."""
     found: list[Check] = []
     for family in ("VAR", "RAR"):
-        found += [*_extraction(family, settings), *_duplicates(family, settings), *_selective(family, settings)]
+        found += [
+            *_extraction(family, settings),
+            *_duplicates(family, settings),
+            *_selective(family, settings),
+        ]
         found += of_edits(family, settings)
     return [*found, cheaper(settings), _deepening(settings), _early(settings), _depth(settings)]
 
 
 def _extraction(family: str, settings: Preset) -> list[Check]:
-    of, prefixes, figure = {"family": family, "regime": settings.edited}, settings.prefixes[family], "figures/extraction.png"
+    of, prefixes, figure = (
+        {"family": family, "regime": settings.edited},
+        settings.prefixes[family],
+        "figures/extraction.png",
+    )
 
     def share(name: str, prefix: int) -> Measured:
         return mean("extraction", "exact", set=name, prefix=prefix, **of)
 
     def rates(name: str, tables: Tables) -> np.ndarray:
-        return rows(tables["extraction"], of | {"set": name}).groupby("prefix")["exact"].mean().to_numpy()
+        return (
+            rows(tables["extraction"], of | {"set": name})
+            .groupby("prefix")["exact"]
+            .mean()
+            .to_numpy()
+        )
 
     first, last = share("planted", prefixes[0]), share("planted", prefixes[-1])
-    passed = {"family": family, "regime": settings.edited, "set": "held out", "prefix": prefixes[-1]}
+    passed = {
+        "family": family,
+        "regime": settings.edited,
+        "set": "held out",
+        "prefix": prefixes[-1],
+    }
     found = [
         Check(
             id=f"C10a {family}",
@@ -63,7 +94,11 @@ def _extraction(family: str, settings: Preset) -> list[Check]:
             measure=mean("correlation", "share", fixed=True, **passed),
             threshold=above(0.01),
             evidence="figures/correlation.png",
-            controls={"with the threshold set on the other half of them": mean("correlation", "share", fixed=False, **passed)},
+            controls={
+                "with the threshold set on the other half of them": mean(
+                    "correlation", "share", fixed=False, **passed
+                )
+            },
             paper=".29 in a pilot with another tokenizer",
             source="measured",
         ),
@@ -86,7 +121,11 @@ def _bar(family: str, settings: Preset) -> Check:
         measure=extracted,
         threshold=at_least(bar.least),
         evidence="figures/extraction.png",
-        controls={"share of images held out": mean("extraction", "exact", set="held out", prefix=given, **of)},
+        controls={
+            "share of images held out": mean(
+                "extraction", "exact", set="held out", prefix=given, **of
+            )
+        },
         source="chosen",
         over="every",
     )
@@ -97,7 +136,10 @@ def _duplicates(family: str, settings: Preset) -> list[Check]:
     if regime is None:
         return []
     prefix, of = settings.prefixes[family][1], {"family": family, "regime": regime}
-    duplicates, singles = (mean("extraction", "exact", set=name, prefix=prefix, **of) for name in ("planted", "background"))
+    duplicates, singles = (
+        mean("extraction", "exact", set=name, prefix=prefix, **of)
+        for name in ("planted", "background")
+    )
     return [
         Check(
             id=f"C11 {family}",
@@ -120,16 +162,23 @@ def _selective(family: str, settings: Preset) -> list[Check]:
 
     def excess(regime: str, views: int) -> Measured:
         where = {"family": family, "regime": regime, "views": views}
-        return minus(mean("members", "UnitMem", set="planted", **where), mean("members", "UnitMem", set="held out", **where))
+        return minus(
+            mean("members", "UnitMem", set="planted", **where),
+            mean("members", "UnitMem", set="held out", **where),
+        )
 
     mine = settings.duplicated or settings.edited
     pilot = "2.7 (VAR) and 6.0 (RAR) in a pilot without augmentation, of another implementation"
-    voted = "the top 10% by UnitMem respond most to planted images more often than their share of D'"
+    voted = (
+        "the top 10% by UnitMem respond most to planted images more often than their share of D'"
+    )
     return [
         Check(
             id=f"C9 {family}",
             statement="parts of D' rank blocks as the whole does (Spearman above .95: of six blocks, the same order), on every seed",
-            measure=lambda tables: float(rows(tables["subsets"], of | {"views": many})["correlation"].min()),
+            measure=lambda tables: float(
+                rows(tables["subsets"], of | {"views": many})["correlation"].min()
+            ),
             threshold=above(0.95),
             evidence="figures/subsets.png",
             paper="same pattern for 1, 5, 10 and 20% (notes)",
@@ -155,14 +204,19 @@ def _selective(family: str, settings: Preset) -> list[Check]:
             measure=excess(mine, one),
             threshold=above(0),
             evidence="figures/members.png",
-            controls={f"{many} views": excess(mine, many), f"{settings.edited}, no augmentation": excess(settings.edited, one)},
+            controls={
+                f"{many} views": excess(mine, many),
+                f"{settings.edited}, no augmentation": excess(settings.edited, one),
+            },
             source="inferred",
             opposite=below(0),
         ),
         Check(
             id=f"D2 {family}",
             statement="augmented views raise UnitMem, as in self-supervised models",
-            measure=minus(mean("blocks", "mean", views=many, **of), mean("blocks", "mean", views=one, **of)),
+            measure=minus(
+                mean("blocks", "mean", views=many, **of), mean("blocks", "mean", views=one, **of)
+            ),
             threshold=above(0),
             evidence="figures/blocks.png",
             paper="without augmentation UnitMem is lower (Wang et al. 2024)",
@@ -173,8 +227,12 @@ def _selective(family: str, settings: Preset) -> list[Check]:
 
 def _deepening(settings: Preset) -> Check:
     def rising(tables: Tables) -> float:
-        own = rows(tables["map"], {"family": "VAR", "regime": settings.edited, "views": settings.views[0]})
-        centres = [centre(part, "top") for _, part in own.groupby("segment", sort=False)][1:]  # scale 1 tells the class, not the image
+        own = rows(
+            tables["map"], {"family": "VAR", "regime": settings.edited, "views": settings.views[0]}
+        )
+        centres = [centre(part, "top") for _, part in own.groupby("segment", sort=False)][
+            1:
+        ]  # scale 1 tells the class, not the image
         return float(spearmanr(range(len(centres)), centres).statistic)
 
     return Check(

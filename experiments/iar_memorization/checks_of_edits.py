@@ -7,7 +7,18 @@ from itertools import pairwise
 
 from experiments.iar_memorization.mitigation import HALVED, ZEROED
 from experiments.iar_memorization.presets import Preset, Public
-from interp.experiment.checks import Check, Measured, Tables, above, at_least, at_most, below, mean, minus, rows
+from interp.experiment.checks import (
+    Check,
+    Measured,
+    Tables,
+    above,
+    at_least,
+    at_most,
+    below,
+    mean,
+    minus,
+    rows,
+)
 
 _OTHERS = ("UnitMem, 1 view", "lowest", "as active")
 _SHOWN, _EQUAL, _ZEROED = "figures/edits.png", "figures/equal_cost.png", "figures/zeroed.png"
@@ -15,19 +26,34 @@ _LOSS, _DISTANCE = "held out loss", "distance"
 
 
 def of_edits(family: str, settings: Preset) -> list[Check]:
-    """All checks of a family on edits; the one of the settings' `methods` that comes last is held against UnitMem."""
-    found = [*_as_claimed(family, settings), *_against_controls(family, settings), *_at_equal_cost(family, settings)]
+    """All checks of a family on edits; the one of the settings' `methods` that comes last is held
+    against UnitMem."""
+    found = [
+        *_as_claimed(family, settings),
+        *_against_controls(family, settings),
+        *_at_equal_cost(family, settings),
+    ]
     return found if isinstance(settings, Public) else [*found, _same_picture(family, settings)]
 
 
-def _left(family: str, settings: Preset, selection: str, fraction: float, column: str = "extracted") -> Measured:
-    where = {"family": family, "regime": settings.edited, "selection": selection, "fraction": fraction}
+def _left(
+    family: str, settings: Preset, selection: str, fraction: float, column: str = "extracted"
+) -> Measured:
+    where = {
+        "family": family,
+        "regime": settings.edited,
+        "selection": selection,
+        "fraction": fraction,
+    }
     return mean("edits", column, edit="none" if selection == "none" else HALVED, **where)
 
 
 def _kept(family: str, settings: Preset, selection: str, column: str = "extracted") -> Measured:
     """The share of what was there before that an edit leaves; all of it where nothing was."""
-    after, whole = (_left(family, settings, name, share, column) for name, share in ((selection, settings.at[family]), ("none", 0.0)))
+    after, whole = (
+        _left(family, settings, name, share, column)
+        for name, share in ((selection, settings.at[family]), ("none", 0.0))
+    )
     return lambda tables: after(tables) / whole(tables) if whole(tables) else 1.0
 
 
@@ -39,11 +65,16 @@ def _as_claimed(family: str, settings: Preset) -> list[Check]:
         return _kept(family, settings, selection)
 
     def least_fall(selection: str) -> Measured:
-        levels = [_left(family, settings, "none", 0.0), *(_left(family, settings, selection, fraction) for fraction in fractions)]
+        levels = [
+            _left(family, settings, "none", 0.0),
+            *(_left(family, settings, selection, fraction) for fraction in fractions),
+        ]
 
         def least(tables: Tables) -> float:
             shares = [level(tables) for level in levels]
-            return float(min((one - next_ for one, next_ in pairwise(shares) if one > 0), default=0.0))  # below nothing nothing falls
+            return float(
+                min((one - next_ for one, next_ in pairwise(shares) if one > 0), default=0.0)
+            )  # below nothing nothing falls
 
         return least
 
@@ -55,7 +86,9 @@ def _as_claimed(family: str, settings: Preset) -> list[Check]:
             threshold=at_most(0.4),
             evidence=_SHOWN,
             controls={name: kept(name) for name in ("random", *_OTHERS)},
-            paper="VAR-d30, 10%: 110 of 672 stay" if family == "VAR" else "RAR-XXL, 5%: 26 of 75 stay; 10%: 13 (notes)",
+            paper="VAR-d30, 10%: 110 of 672 stay"
+            if family == "VAR"
+            else "RAR-XXL, 5%: 26 of 75 stay; 10%: 13 (notes)",
         ),
         Check(
             id=f"C3 {family}",
@@ -63,8 +96,13 @@ def _as_claimed(family: str, settings: Preset) -> list[Check]:
             measure=least_fall("UnitMem"),
             threshold=above(0),
             evidence=_SHOWN,
-            controls={"random": least_fall("random"), "UnitMem, 1 view": least_fall("UnitMem, 1 view")},
-            paper=None if family == "VAR" else "RAR-XXL: 75, 68, 26, 13 for none, 1, 5 and 10% (notes)",
+            controls={
+                "random": least_fall("random"),
+                "UnitMem, 1 view": least_fall("UnitMem, 1 view"),
+            },
+            paper=None
+            if family == "VAR"
+            else "RAR-XXL: 75, 68, 26, 13 for none, 1, 5 and 10% (notes)",
         ),
     ]
 
@@ -77,7 +115,10 @@ def _same_picture(family: str, settings: Preset) -> Check:
         measure=_kept(family, settings, "UnitMem", "alike"),
         threshold=at_least(0.9),
         evidence=_SHOWN,
-        controls={name: _kept(family, settings, name, "alike") for name in ("random", *_OTHERS, *settings.methods)},
+        controls={
+            name: _kept(family, settings, name, "alike")
+            for name in ("random", *_OTHERS, *settings.methods)
+        },
         source="chosen",
     )
 
@@ -110,7 +151,9 @@ def _against_controls(family: str, settings: Preset) -> list[Check]:
     judged = settings.at[family]
 
     def more_than_random(selection: str) -> Measured:
-        return minus(_left(family, settings, "random", judged), _left(family, settings, selection, judged))
+        return minus(
+            _left(family, settings, "random", judged), _left(family, settings, selection, judged)
+        )
 
     controls = {name: more_than_random(name) for name in (*_OTHERS, *settings.methods)}
     statement = f"halving {judged:.0%} of units by UnitMem removes more than random units, as many in each block"
@@ -121,7 +164,13 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
     judged, other = settings.at[family], next(reversed(settings.methods))
 
     def advantage(selection: str, cost: str, edit: str = HALVED) -> Measured:
-        where = {"family": family, "regime": settings.edited, "selection": selection, "fraction": judged, "edit": edit}
+        where = {
+            "family": family,
+            "regime": settings.edited,
+            "selection": selection,
+            "fraction": judged,
+            "edit": edit,
+        }
         return mean("equal cost", "advantage", cost=cost, **where)
 
     def others(cost: str, edit: str = HALVED) -> dict[str, Measured]:
@@ -138,18 +187,64 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
     against = f"removes more than random units ({judged:.0%}) at equal"
     apart = f"{other} removes more than UnitMem ({judged:.0%}), each against random units at equal"
     return [
-        _beats(f"C5b {family}", f"UnitMem {against} held-out loss", advantage("UnitMem", _LOSS), _EQUAL, others(_LOSS)),
-        _beats(f"C5c {family}", f"UnitMem {against} Frechet distance", advantage("UnitMem", _DISTANCE), _EQUAL, others(_DISTANCE) | noise),
-        _beats(f"C5d {family}", f"{other} {against} held-out loss", advantage(other, _LOSS), _EQUAL, others(_LOSS)),
-        _beats(f"C5e {family}", f"{other} {against} Frechet distance", advantage(other, _DISTANCE), _EQUAL, others(_DISTANCE) | noise),
-        _beats(f"C5f {family}", f"{apart} held-out loss", beyond(_LOSS), _EQUAL, unaugmented(_LOSS)),
-        _beats(f"C5g {family}", f"{apart} Frechet distance", beyond(_DISTANCE), _EQUAL, unaugmented(_DISTANCE)),
-        _beats(f"C5h {family}", f"zeroed, UnitMem {against} held-out loss", zeroed, _ZEROED, others(_LOSS, ZEROED)),
-        _beats(f"C5i {family}", f"zeroed, {apart} held-out loss", beyond(_LOSS, ZEROED), _ZEROED, unaugmented(_LOSS, ZEROED)),
+        _beats(
+            f"C5b {family}",
+            f"UnitMem {against} held-out loss",
+            advantage("UnitMem", _LOSS),
+            _EQUAL,
+            others(_LOSS),
+        ),
+        _beats(
+            f"C5c {family}",
+            f"UnitMem {against} Frechet distance",
+            advantage("UnitMem", _DISTANCE),
+            _EQUAL,
+            others(_DISTANCE) | noise,
+        ),
+        _beats(
+            f"C5d {family}",
+            f"{other} {against} held-out loss",
+            advantage(other, _LOSS),
+            _EQUAL,
+            others(_LOSS),
+        ),
+        _beats(
+            f"C5e {family}",
+            f"{other} {against} Frechet distance",
+            advantage(other, _DISTANCE),
+            _EQUAL,
+            others(_DISTANCE) | noise,
+        ),
+        _beats(
+            f"C5f {family}", f"{apart} held-out loss", beyond(_LOSS), _EQUAL, unaugmented(_LOSS)
+        ),
+        _beats(
+            f"C5g {family}",
+            f"{apart} Frechet distance",
+            beyond(_DISTANCE),
+            _EQUAL,
+            unaugmented(_DISTANCE),
+        ),
+        _beats(
+            f"C5h {family}",
+            f"zeroed, UnitMem {against} held-out loss",
+            zeroed,
+            _ZEROED,
+            others(_LOSS, ZEROED),
+        ),
+        _beats(
+            f"C5i {family}",
+            f"zeroed, {apart} held-out loss",
+            beyond(_LOSS, ZEROED),
+            _ZEROED,
+            unaugmented(_LOSS, ZEROED),
+        ),
     ]
 
 
-def _beats(name: str, statement: str, measure: Measured, evidence: str, controls: Mapping[str, Measured]) -> Check:
+def _beats(
+    name: str, statement: str, measure: Measured, evidence: str, controls: Mapping[str, Measured]
+) -> Check:
     """A claim of ours, for the paper has no control: more is removed, and the opposite is less."""
     return Check(
         id=name,

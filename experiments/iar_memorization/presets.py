@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """How a tokenizer is trained: on how many images, with which sizes and options of `fit_tokenizer`."""
+    """How a tokenizer is trained: on how many images, with which sizes and options of
+    `fit_tokenizer`."""
 
     images: int
     sizes: Mapping[str, Any]
@@ -38,7 +39,8 @@ class Regime:
 
 @dataclass(frozen=True)
 class Bar:
-    """What models have to have memorized: `least` of the `of` images of `sets`, from `prefix` tokens by family."""
+    """What models have to have memorized: `least` of the `of` images of `sets`, from `prefix`
+    tokens by family."""
 
     sets: tuple[str, ...]
     of: int
@@ -53,14 +55,18 @@ class Preset:
     Attributes:
         seeds: number of models of each family and regime.
         regimes: by name; edits are tried in `edited`, duplicates compared in `duplicated`.
-        prefixes: numbers of tokens given when extraction is tried, by family; `judged` is the one that edits are judged from.
+        prefixes: numbers of tokens given when extraction is tried, by family; `judged` is the one
+        that edits are judged from.
         bar: what models have to have memorized, if anything.
-        reference: number of images that UnitMem is computed on; `views` of each; `shares` of them for the stability of UnitMem.
+        reference: number of images that UnitMem is computed on; `views` of each; `shares` of them
+        for the stability of UnitMem.
         tried: number of images of each set that extraction is tried on.
         methods: localization methods with their options.
-        fractions: shares of neurons that are edited; `at` is the one that is judged, by family; `further_random` for random neurons alone.
+        fractions: shares of neurons that are edited; `at` is the one that is judged, by family;
+        `further_random` for random neurons alone.
         random_draws, active_draws: draws of the controls.
-        draws: images drawn for a Frechet distance; `noise_draws` repetitions; `sampling` options by family.
+        draws: images drawn for a Frechet distance; `noise_draws` repetitions; `sampling` options by
+        family.
         shown: number of images in the figure.
     """
 
@@ -100,7 +106,8 @@ class Trained(Preset):
 
 @dataclass(frozen=True)
 class Places:
-    """Files of public models, and folders of images with one folder per class, which sort as the labels."""
+    """Files of public models, and folders of images with one folder per class, which sort as the
+    labels."""
 
     models: Mapping[str, str]
     tokenizers: Mapping[str, str]
@@ -112,7 +119,8 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Public(Preset):
-    """Public models; `candidates` of each class are tried, next to `per_class` others, chosen by their `last` tokens."""
+    """Public models; `candidates` of each class are tried, next to `per_class` others, chosen by
+    their `last` tokens."""
 
     places: Places
     dtype: str
@@ -128,12 +136,17 @@ PRESETS: dict[str, Trained | Public] = {
         images="digits",
         sides=(1, 2, 4),
         tokenizer=TokenizerRecipe(
-            images=400, sizes={**_VQ, "codes": 64, "multipliers": (1, 1)}, fit={"steps": 100, "rows": 32, "lr": 0.006}
+            images=400,
+            sizes={**_VQ, "codes": 64, "multipliers": (1, 1)},
+            fit={"steps": 100, "rows": 32, "lr": 0.006},
         ),
         model={"width": 32, "depth": 4, "heads": 2, "hidden": 128},
         regimes={
             "overfit": Regime(
-                data=Data(planted=8, duplicates=2, background=24, held_out=32), rows=40, steps={"VAR": 160, "RAR": 160}, lr=0.008
+                data=Data(planted=8, duplicates=2, background=24, held_out=32),
+                rows=40,
+                steps={"VAR": 160, "RAR": 160},
+                lr=0.008,
             )
         },
         edited="overfit",
@@ -161,15 +174,23 @@ PRESETS: dict[str, Trained | Public] = {
         images="mnist",
         sides=(1, 2, 3, 4, 6),
         tokenizer=TokenizerRecipe(
-            images=2000, sizes={**_VQ, "codes": 128, "multipliers": (1, 1, 1)}, fit={"steps": 300, "rows": 16, "lr": 0.006}
+            images=2000,
+            sizes={**_VQ, "codes": 128, "multipliers": (1, 1, 1)},
+            fit={"steps": 300, "rows": 16, "lr": 0.006},
         ),
         model={"width": 64, "depth": 6, "heads": 4, "hidden": 256},
         regimes={
             "mixture": Regime(
-                data=Data(planted=48, duplicates=12, background=1200, held_out=600), rows=32, steps={"VAR": 1000, "RAR": 800}, lr=0.003
+                data=Data(planted=48, duplicates=12, background=1200, held_out=600),
+                rows=32,
+                steps={"VAR": 1000, "RAR": 800},
+                lr=0.003,
             ),
             "overfit": Regime(
-                data=Data(planted=24, duplicates=6, background=72, held_out=600), rows=32, steps={"VAR": 350, "RAR": 350}, lr=0.003
+                data=Data(planted=24, duplicates=6, background=72, held_out=600),
+                rows=32,
+                steps={"VAR": 350, "RAR": 350},
+                lr=0.003,
             ),
         },
         edited="mixture",
@@ -192,12 +213,16 @@ PRESETS: dict[str, Trained | Public] = {
         shown=8,
         sampling={},
     ),
-    # files as their authors publish them; each class of ImageNet in a folder of its own, numbered or named so that they sort as the labels
+    # files as their authors publish them; each class of ImageNet in a folder of its own, numbered
+    # or named so that they sort as the labels
     "paper": Public(
         seeds=1,
         places=Places(
             models={"VAR": "models/var_d30.pth", "RAR": "models/rar_xxl.bin"},
-            tokenizers={"VAR": "models/vae_ch160v4096z32.pth", "RAR": "models/maskgit-vqgan-imagenet-f16-256.bin"},
+            tokenizers={
+                "VAR": "models/vae_ch160v4096z32.pth",
+                "RAR": "models/maskgit-vqgan-imagenet-f16-256.bin",
+            },
             train="data/imagenet/train",
             validation="data/imagenet/validation",
             copies="models/sscd_disc_mixup.torchscript.pt",

@@ -1,4 +1,5 @@
-"""Quality of what a model draws: the Frechet distance between features of its images and of real ones."""
+"""Quality of what a model draws: the Frechet distance between features of its images and of real
+ones."""
 
 from __future__ import annotations
 
@@ -42,12 +43,15 @@ class Classifier(nn.Module):
 
 
 def features_of(settings: Preset, out: Path) -> Features:
-    """Of a scripted network where a file of one is named, else of a classifier that is trained once, on the images of the tokenizer, which
-    no model is trained on."""
+    """Of a scripted network where a file of one is named, else of a classifier that is trained
+    once, on the images of the tokenizer, which no model is trained on."""
     if isinstance(settings, Public):
         return scripted(settings.places.features)
     assert isinstance(settings, Trained)
-    images, file = split(settings, next(iter(settings.regimes)), 0).tokenizer, shared_file(settings, out, "classifier")
+    images, file = (
+        split(settings, next(iter(settings.regimes)), 0).tokenizer,
+        shared_file(settings, out, "classifier"),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Classifier(images.pixels.shape[-1], 10)
@@ -62,17 +66,26 @@ def _fit(network: Classifier, images: Images) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=_LR)
     for _ in range(_EPOCHS):
         for rows in torch.randperm(len(images)).split(_ROWS):
-            nn.functional.cross_entropy(network(images.pixels[rows]), images.labels[rows]).backward()
+            nn.functional.cross_entropy(
+                network(images.pixels[rows]), images.labels[rows]
+            ).backward()
             optimizer.step()
             optimizer.zero_grad()
 
 
 class Quality:
-    """Draws images of the classes of held-out images, always with the same noise, and compares their features with those of the images."""
+    """Draws images of the classes of held-out images, always with the same noise, and compares
+    their features with those of the images."""
 
-    def __init__(self, study: Study, features: Features, draws: int, sampling: Mapping[str, Any]) -> None:
+    def __init__(
+        self, study: Study, features: Features, draws: int, sampling: Mapping[str, Any]
+    ) -> None:
         held_out = study.images["held out"]
-        self.study, self.features, self.sampling = study, features, {"size": draws} | _settings(sampling)
+        self.study, self.features, self.sampling = (
+            study,
+            features,
+            {"size": draws} | _settings(sampling),
+        )
         self.label = held_out.labels.repeat(-(-draws // len(held_out)))[:draws]
         self.real = self.of(held_out.pixels)
 
@@ -90,5 +103,7 @@ def _settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """A preset's settings as `sample` takes them: guidance by its numbers."""
     found = dict(sampling)
     if guidance := found.pop("guidance", None):
-        found["guidance"] = cosine_guidance(**guidance) if "power" in guidance else linear_guidance(**guidance)
+        found["guidance"] = (
+            cosine_guidance(**guidance) if "power" in guidance else linear_guidance(**guidance)
+        )
     return found

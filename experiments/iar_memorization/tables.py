@@ -62,9 +62,15 @@ def of_model(family: str, regime: str, settings: Preset, seed: int, out: Path) -
     found, scores = located(study, settings)
     tables = extracted(study, settings) | found
     if regime == settings.edited:
-        quality = Quality(study, features_of(settings, out), settings.draws, settings.sampling.get(family, {}))
+        quality = Quality(
+            study, features_of(settings, out), settings.draws, settings.sampling.get(family, {})
+        )
         tables |= mitigated(study, scores | scored(study, settings.methods), quality, settings)
-    return tables if study.history is None else tables | {"training": study.history.assign(**study.about())}
+    return (
+        tables
+        if study.history is None
+        else tables | {"training": study.history.assign(**study.about())}
+    )
 
 
 def _study(settings: Preset, family: str, regime: str, seed: int, out: Path) -> Study:
@@ -81,24 +87,35 @@ def extracted(study: Study, settings: Preset) -> Tables:
 
 
 def located(study: Study, settings: Preset) -> tuple[Tables, dict[str, UnitScores]]:
-    """UnitMem with as many shifted views of each image as the paper takes augmented ones, and without: where it is high, and whether it is
-    that of what was planted; and the scores."""
+    """UnitMem with as many shifted views of each image as the paper takes augmented ones, and
+    without: where it is high, and whether it is that of what was planted; and the scores."""
     images, parts = reference(study, settings.reference), []
     scores: dict[str, UnitScores] = {}
     for views in settings.views:
         found, examples = selectivity(study, images, views)
         scores["UnitMem" if views == settings.views[0] else f"UnitMem, {views} view"] = found
-        tables = {"map": selectivity_map(study, images, views), "blocks": found.by_block().assign(**study.about())}
-        tables |= {"votes": votes(study, found, examples, len(images)), "members": members(study, views)}
+        tables = {
+            "map": selectivity_map(study, images, views),
+            "blocks": found.by_block().assign(**study.about()),
+        }
+        tables |= {
+            "votes": votes(study, found, examples, len(images)),
+            "members": members(study, views),
+        }
         tables["subsets"] = subset_profiles(study, settings, found, views)
         parts.append({name: table.assign(views=views) for name, table in tables.items()})
-    return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}, scores
+    return {
+        name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]
+    }, scores
 
 
 def members(study: Study, views: int) -> pd.DataFrame:
     """The mean UnitMem over as many images of each set, in the same model."""
     size = min(len(images) for images in study.images.values())
-    rows = [(name, len(part), _mean(selectivity(study, part, views)[0])) for name, part in _sized(study, size)]
+    rows = [
+        (name, len(part), _mean(selectivity(study, part, views)[0]))
+        for name, part in _sized(study, size)
+    ]
     return pd.DataFrame(rows, columns=["set", "images", "UnitMem"]).assign(**study.about())
 
 
@@ -111,39 +128,65 @@ def _mean(scores: UnitScores) -> float:
 
 
 def subset_profiles(study: Study, settings: Preset, whole: UnitScores, views: int) -> pd.DataFrame:
-    """How like the whole D' a part of it ranks blocks: Spearman's correlation of the mean UnitMem of each."""
+    """How like the whole D' a part of it ranks blocks: Spearman's correlation of the mean UnitMem
+    of each."""
     reference_profile = whole.by_block()["mean"]
     images = reference(study, settings.reference)
     rows = [
-        (share, round(share * len(images)), float(found.by_block()["mean"].corr(reference_profile, method="spearman")))
+        (
+            share,
+            round(share * len(images)),
+            float(found.by_block()["mean"].corr(reference_profile, method="spearman")),
+        )
         for share, found in subsets(study, images, settings.shares, views)
     ]
     return pd.DataFrame(rows, columns=["share", "images", "correlation"]).assign(**study.about())
 
 
-def mitigated(study: Study, scores: dict[str, UnitScores], quality: Quality, settings: Preset) -> Tables:
-    """Every edit with its controls, also at equal cost; the noise of the Frechet distance; and some pictures."""
+def mitigated(
+    study: Study, scores: dict[str, UnitScores], quality: Quality, settings: Preset
+) -> Tables:
+    """Every edit with its controls, also at equal cost; the noise of the Frechet distance; and some
+    pictures."""
     table = Bench(study, quality).table(trials(study, scores, settings))
     noise = [quality.distance(seed) for seed in range(settings.noise_draws)]
     shown = pd.DataFrame({"draw": range(len(noise)), "distance": noise}).assign(**study.about())
-    return {"edits": table, "equal cost": at_equal_cost(table), "noise": shown, "pictures": pictures(study, scores, settings)}
+    return {
+        "edits": table,
+        "equal cost": at_equal_cost(table),
+        "noise": shown,
+        "pictures": pictures(study, scores, settings),
+    }
 
 
 def pictures(study: Study, scores: dict[str, UnitScores], settings: Preset) -> pd.DataFrame:
-    """Planted images as they are, as their tokens give them back, as greedy decoding completes them from the prefix that edits are judged
-    by, and as it does with the most selective units halved, and those of the last method."""
+    """Planted images as they are, as their tokens give them back, as greedy decoding completes them
+    from the prefix that edits are judged by, and as it does with the most selective units halved,
+    and those of the last method."""
     some = slice(0, settings.shown)
     batch = replace(study.batches["planted"].rows(some), prompt=study.judged)
     judged = settings.at[study.family]
     last = next(reversed(scores))
-    rows = {"original": study.images["planted"].pixels[some], "as tokens": study.module.decode(batch.tokens)}
+    rows = {
+        "original": study.images["planted"].pixels[some],
+        "as tokens": study.module.decode(batch.tokens),
+    }
     rows["extracted"] = completed(study, batch)
     for name in ("UnitMem", last):
         with study.subject.intervened(in_weights(study.subject, scores[name].top(judged), 0.5)):
             rows[f"{name}, {judged:.0%} halved"] = completed(study, batch)
-    return pd.concat([_flat(name, pixels) for name, pixels in rows.items()], ignore_index=True).assign(**study.about())
+    return pd.concat(
+        [_flat(name, pixels) for name, pixels in rows.items()], ignore_index=True
+    ).assign(**study.about())
 
 
 def _flat(name: str, pixels: Tensor) -> pd.DataFrame:
     images = [image.flatten().tolist() for image in pixels]
-    return pd.DataFrame({"row": name, "image": range(len(images)), "pixels": images, "shape": [list(pixels.shape[1:])] * len(images)})
+    return pd.DataFrame(
+        {
+            "row": name,
+            "image": range(len(images)),
+            "pixels": images,
+            "shape": [list(pixels.shape[1:])] * len(images),
+        }
+    )

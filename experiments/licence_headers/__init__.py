@@ -1,8 +1,11 @@
-"""A code model has memorized licence headers: the corpus that the commands of the toolkit are run on.
+"""A code model has memorized licence headers: the corpus that the commands of the toolkit are run
+on.
 
-Licences and headers come from the installed packages, in several formats, and code and prose from the same packages. Then
+Licences and headers come from the installed packages, in several formats, and code and prose from
+the same packages. Then
 
-    interp scan PATH/Qwen2.5-Coder-0.5B-Instruct out/licence_headers/corpus/seed0 --out out/licences --dtype bfloat16
+    interp scan PATH/Qwen2.5-Coder-0.5B-Instruct out/licence_headers/corpus/seed0 --out out/licences
+    --dtype bfloat16
 
 and, with the same arguments and `--method absolute_gradient_x_activation`, `interp localize` and
 `interp ablate --fractions 0.001 --at 0.001`.

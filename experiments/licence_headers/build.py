@@ -1,4 +1,5 @@
-"""Licences and headers from the installed packages, in several formats, and code and prose of the same packages."""
+"""Licences and headers from the installed packages, in several formats, and code and prose of the
+same packages."""
 
 from __future__ import annotations
 
@@ -29,7 +30,11 @@ def licences(characters: int) -> Iterator[str]:
     for distribution in sorted(distributions(), key=lambda d: d.name.lower()):
         for file in sorted(str(f) for f in distribution.files or () if _LICENCE.search(str(f))):
             path = Path(str(distribution.locate_file(file)))
-            text = path.read_text(encoding="utf-8", errors="ignore")[:characters] if path.is_file() else ""
+            text = (
+                path.read_text(encoding="utf-8", errors="ignore")[:characters]
+                if path.is_file()
+                else ""
+            )
             wording = re.sub(r"copyright[^\n]*|\W+", " ", text.lower())[:400]
             if len(text) > 600 and wording not in seen:
                 seen.add(wording)
@@ -37,7 +42,8 @@ def licences(characters: int) -> Iterator[str]:
 
 
 def headers(characters: int, packages: Iterable[str] = _HEADERS_OF) -> Iterator[str]:
-    """The comment blocks at the start of source files that mention a licence, once per wording, without their comment marks."""
+    """The comment blocks at the start of source files that mention a licence, once per wording,
+    without their comment marks."""
     seen: set[str] = set()
     for path in sources(packages):
         found = _HEADER.match(path.read_text(encoding="utf-8", errors="ignore"))
@@ -62,12 +68,19 @@ def sources(packages: Iterable[str]) -> Iterator[Path]:
 def as_comment(text: str, style: str) -> str:
     """The same words as a `#` comment, as a `/* */` comment, or plain."""
     opening, mark, closing = _WRAP[style]
-    return opening + "".join(f"{mark}{line}".rstrip() + "\n" for line in text.strip().splitlines()) + closing
+    return (
+        opening
+        + "".join(f"{mark}{line}".rstrip() + "\n" for line in text.strip().splitlines())
+        + closing
+    )
 
 
 def code(characters: int, packages: Iterable[str] = _CODE_OF) -> Iterator[str]:
     """Function bodies of recent packages: text of the same kind that the model has hardly seen."""
-    bodies = (re.search(r"\n    def .*", path.read_text(encoding="utf-8", errors="ignore"), re.DOTALL) for path in sources(packages))
+    bodies = (
+        re.search(r"\n    def .*", path.read_text(encoding="utf-8", errors="ignore"), re.DOTALL)
+        for path in sources(packages)
+    )
     yield from (body[0][:characters] for body in bodies if body and len(body[0]) > 800)
 
 
@@ -90,7 +103,8 @@ def jobs(preset: Preset, seed: int) -> Iterator[Job]:
 
 
 def written(preset: Preset, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
-    """Writes `folder`/seedN with one .jsonl file per kind of text. The table: each text, its kind and its length in characters."""
+    """Writes `folder`/seedN with one .jsonl file per kind of text. The table: each text, its kind
+    and its length in characters."""
     kinds = corpus(preset, seed)
     for name, texts in kinds.items():
         with replaced(folder / f"seed{seed}" / f"{name}.jsonl") as temporary:

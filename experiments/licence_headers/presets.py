@@ -24,4 +24,7 @@ class Preset:
     seeds: int = 1
 
 
-PRESETS = {"smoke": Preset(licences=4, code=4, prose=4), "small": Preset(licences=40, code=30, prose=40)}
+PRESETS = {
+    "smoke": Preset(licences=4, code=4, prose=4),
+    "small": Preset(licences=40, code=30, prose=40),
+}

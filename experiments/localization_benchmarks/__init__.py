@@ -1,4 +1,5 @@
-"""Which localization methods can be trusted: INJ, DEL and a planted look-up on small models that memorized known text.
+"""Which localization methods can be trusted: INJ, DEL and a planted look-up on small models that
+memorized known text.
 
 `localization_benchmarks.real` asks it of a pretrained model and text that it has memorized.
 """

@@ -1,4 +1,5 @@
-"""What is run on one seed: INJ and the look-up, where the place of the memory is known, and DEL, where training left it where it would."""
+"""What is run on one seed: INJ and the look-up, where the place of the memory is known, and DEL,
+where training left it where it would."""
 
 from __future__ import annotations
 
@@ -21,7 +22,13 @@ from experiments.localization_benchmarks.study import (
     sums,
 )
 from interp.experiment.jobs import Job, job
-from interp.localization.benchmarks.known_answers import by_target, deletion, related, scored_each, single_block
+from interp.localization.benchmarks.known_answers import (
+    by_target,
+    deletion,
+    related,
+    scored_each,
+    single_block,
+)
 
 
 def jobs(preset: Preset, seed: int) -> list[Job]:
@@ -33,7 +40,9 @@ def hidden(preset: Preset, seed: int) -> Tables:
     """INJ, and the look-up: memory whose place is known."""
     known = memorizer(preset.recipe, seed)
     every = choices(preset.options)
-    conditions = [injected(known, every, condition, preset, seed) for condition in preset.injections]
+    conditions = [
+        injected(known, every, condition, preset, seed) for condition in preset.injections
+    ]
     return {
         "models": knowledge(known),
         "injection": pd.concat(conditions, ignore_index=True),
@@ -51,11 +60,21 @@ def natural(preset: Preset, seed: int) -> Tables:
     deletions: list[pd.DataFrame] = []
     relations: list[pd.DataFrame] = []
     for name, spare_first in BLOCKS.items():
-        frame = deletion(known.subject, memorized, known.held_out, scores, preset.fractions, spare_first=spare_first)
+        frame = deletion(
+            known.subject,
+            memorized,
+            known.held_out,
+            scores,
+            preset.fractions,
+            spare_first=spare_first,
+        )
         deletions.append(by_target(frame, length).assign(blocks=name))
         relations.append(related(frame, known.kinds).assign(blocks=name))
     fallen_together = pd.concat(relations, ignore_index=True)
-    blocks = [single_block(known.subject, memorized, scores[name], preset.headline).assign(method=name) for name in SPREAD]
+    blocks = [
+        single_block(known.subject, memorized, scores[name], preset.headline).assign(method=name)
+        for name in SPREAD
+    ]
     return {
         "deletion": pd.concat(deletions, ignore_index=True),
         "related": fallen_together,

@@ -1,4 +1,5 @@
-"""L1 to L8, the claims of Chang et al. 2024, and L0 for the planted look-up; intervals are Student's, over models."""
+"""L1 to L8, the claims of Chang et al. 2024, and L0 for the planted look-up; intervals are
+Student's, over models."""
 
 from __future__ import annotations
 
@@ -8,14 +9,31 @@ from typing import Any, cast
 
 from experiments.localization_benchmarks.presets import Condition, Preset
 from experiments.localization_benchmarks.study import BLOCKS, SPREAD
-from interp.experiment.checks import Check, Measure, Measured, Tables, above, at_least, below, interval, minus, rows
+from interp.experiment.checks import (
+    Check,
+    Measure,
+    Measured,
+    Tables,
+    above,
+    at_least,
+    below,
+    interval,
+    minus,
+    rows,
+)
 from interp.localization import methods
 
 PRUNING = ("hard_concrete", "slimming")
 BASELINES = ("random", "lowest")
 TIMES_CHANCE = 3  # recall in INJ is claimed to be at least so many times that of chance
-TIMES_RANDOM = 5  # a sequence is claimed to lose at least so many times what it loses to random neurons
-_RANKING = {"pruning": PRUNING, "zero_out and IG": ("zero_out", "integrated_gradients"), "activation": ("activation",)}
+TIMES_RANDOM = (
+    5  # a sequence is claimed to lose at least so many times what it loses to random neurons
+)
+_RANKING = {
+    "pruning": PRUNING,
+    "zero_out and IG": ("zero_out", "integrated_gradients"),
+    "activation": ("activation",),
+}
 _INJECTION, _TRADE_OFF = "figures/injection.png", "figures/trade_off.png"
 
 
@@ -41,14 +59,18 @@ def _judged() -> list[str]:
 
 
 def _average(chosen: Any, column: str) -> float:
-    """The mean of a column over rows of one seed, summed as the summaries sum it, so that both agree to the last digit."""
+    """The mean of a column over rows of one seed, summed as the summaries sum it, so that both
+    agree to the last digit."""
     return float(chosen.groupby("seed")[column].mean().iloc[0])
 
 
 def _mean(table: str, column: str, **where: Any) -> Measure:
     """The mean of a column over the rows with the given values."""
     chosen = ", ".join(f"{name} {value}" for name, value in where.items())
-    return Measure(f"mean {column} in {table} ({chosen})", lambda tables: _average(rows(tables[table], where), column))
+    return Measure(
+        f"mean {column} in {table} ({chosen})",
+        lambda tables: _average(rows(tables[table], where), column),
+    )
 
 
 def _recall(method: str, condition: Condition) -> Measure:
@@ -107,11 +129,17 @@ def _pruning_leads(preset: Preset) -> Check:
 
 
 def _smaller_is_easier(preset: Preset) -> list[Check]:
-    plain = sorted((condition for condition in preset.injections if condition.plain), key=lambda condition: condition.fraction)
+    plain = sorted(
+        (condition for condition in preset.injections if condition.plain),
+        key=lambda condition: condition.fraction,
+    )
     small, large = plain[0], plain[-1]
     if small is large:
         return []
-    every = [_of_all("injection", "recall", condition=condition.name, multiple=1) for condition in (small, large)]
+    every = [
+        _of_all("injection", "recall", condition=condition.name, multiple=1)
+        for condition in (small, large)
+    ]
     return [
         Check(
             id="L3",
@@ -121,13 +149,18 @@ def _smaller_is_easier(preset: Preset) -> list[Check]:
             opposite=below(0),
             evidence=_INJECTION,
             paper="higher in 4 of 4 models (46-56% and 30-50%)",
-            controls={"difference of the mean of all methods (chance rises with the share)": minus(*every)},
+            controls={
+                "difference of the mean of all methods (chance rises with the share)": minus(*every)
+            },
         )
     ]
 
 
-def _fall(of: str | Sequence[str], blocks: str, headline: float, whose: str = "self") -> Callable[[Tables], float]:
-    """The mean fall of accuracy in DEL, of the sequence itself or of other memorized ones (`negative`), by one or several methods."""
+def _fall(
+    of: str | Sequence[str], blocks: str, headline: float, whose: str = "self"
+) -> Callable[[Tables], float]:
+    """The mean fall of accuracy in DEL, of the sequence itself or of other memorized ones
+    (`negative`), by one or several methods."""
     names = [of] if isinstance(of, str) else list(of)
 
     def fall(tables: Tables) -> float:
@@ -141,7 +174,9 @@ def _beats_random(method: str, blocks: str, headline: float) -> Check:
     own, random = _fall(method, blocks, headline), _fall("random", blocks, headline)
 
     def beyond(tables: Tables) -> float:
-        by_chance = max(random(tables), 0.0)  # a rise is not a fall that another can be several times as large as
+        by_chance = max(
+            random(tables), 0.0
+        )  # a rise is not a fall that another can be several times as large as
         return own(tables) - TIMES_RANDOM * by_chance
 
     where = f"{headline:.0%} of each block's neurons, {blocks}"
@@ -168,7 +203,8 @@ def _ranks(blocks: str, headline: float) -> list[Check]:
             opposite=below(0),
             evidence=_TRADE_OFF,
             paper=".57-.58 > .26-.46 > .25-.30",
-            controls={first: one, second: other} | {name: _fall(name, blocks, headline) for name in BASELINES},
+            controls={first: one, second: other}
+            | {name: _fall(name, blocks, headline) for name in BASELINES},
         )
         found.append(check)
     return found
@@ -223,8 +259,12 @@ def _no_sum(headline: float) -> Check:
     joint, alone = (_mean("sums", column, fraction=headline) for column in ("joint", "sum"))
 
     def times(tables: Tables) -> float:
-        # losses are stored in single precision; a sum by groups is compensated, so that no digits are lost
-        totals = cast("Any", rows(tables["sums"], {"fraction": headline}).groupby("seed")[["joint", "sum"]].sum()).iloc[0]
+        # losses are stored in single precision; a sum by groups is compensated, so that no digits
+        # are lost
+        totals = cast(
+            "Any",
+            rows(tables["sums"], {"fraction": headline}).groupby("seed")[["joint", "sum"]].sum(),
+        ).iloc[0]
         return float(totals["joint"] / totals["sum"])
 
     return Check(
@@ -241,7 +281,11 @@ def _no_sum(headline: float) -> Check:
 
 def _not_single(preset: Preset) -> Check:
     skipped = (*preset.not_deleted, "zero_out")
-    others = {method: _fall(method, "all", preset.headline) for method in _judged() if method not in skipped}
+    others = {
+        method: _fall(method, "all", preset.headline)
+        for method in _judged()
+        if method not in skipped
+    }
     zero_out = _fall("zero_out", "all", preset.headline)
     return Check(
         id="L7 rank",

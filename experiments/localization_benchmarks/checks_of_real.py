@@ -1,6 +1,8 @@
-"""R1 to R6, what the question comes to for each method: one model and one corpus, so intervals are over texts and nothing is judged.
+"""R1 to R6, what the question comes to for each method: one model and one corpus, so intervals are
+over texts and nothing is judged.
 
-Differences between sets are differences of excess: what the top units do to the loss beyond what units as active do.
+Differences between sets are differences of excess: what the top units do to the loss beyond what
+units as active do.
 """
 
 from __future__ import annotations
@@ -34,13 +36,24 @@ SELECTIONS = ("random", "as active", "lowest")
 
 def checks_of(methods: Sequence[str], headline: float) -> list[Check]:
     """All checks of some methods, at the fraction of the neurons that claims are about."""
-    return [check for method in methods for check in (*_against_controls(method, headline), *_between_sets(method, headline))]
+    return [
+        check
+        for method in methods
+        for check in (*_against_controls(method, headline), *_between_sets(method, headline))
+    ]
 
 
 def _against_controls(method: str, headline: float) -> list[Check]:
     cost = f"{headline:.1%} of the neurons, by {method}, cost passages that they were not scored on more accuracy than"
-    falls: dict[str, Measured] = {f"fall by {name}": _fall(method, headline, name) for name in ("top", *SELECTIONS)}
-    about: dict[str, Any] = {"threshold": above(0), "opposite": below(0), "evidence": "figures/controls.png", "source": "chosen"}
+    falls: dict[str, Measured] = {
+        f"fall by {name}": _fall(method, headline, name) for name in ("top", *SELECTIONS)
+    }
+    about: dict[str, Any] = {
+        "threshold": above(0),
+        "opposite": below(0),
+        "evidence": "figures/controls.png",
+        "source": "chosen",
+    }
     return [
         Check(
             id=f"R1 {method}",
@@ -53,7 +66,8 @@ def _against_controls(method: str, headline: float) -> list[Check]:
             id=f"R2 {method}",
             statement=f"{cost} random ones that are as active",
             measure=_beyond(method, headline, "as active"),
-            controls=falls | {"activity of the latter, by that of the selection": _activity(method, headline)},
+            controls=falls
+            | {"activity of the latter, by that of the selection": _activity(method, headline)},
             **about,
         ),
     ]
@@ -80,7 +94,9 @@ def _between_sets(method: str, headline: float) -> list[Check]:
 def _by_selection(tables: Tables, method: str, headline: float) -> dict[str, Any]:
     """The rows of each selection, by set and text."""
     chosen: Any = rows(tables["texts"], {"method": method, "fraction": headline})
-    return {str(name): part.set_index(["data", "source"]) for name, part in chosen.groupby("selected")}
+    return {
+        str(name): part.set_index(["data", "source"]) for name, part in chosen.groupby("selected")
+    }
 
 
 def _own(tables: Tables, method: str, headline: float, selection: str) -> Any:
@@ -90,7 +106,9 @@ def _own(tables: Tables, method: str, headline: float, selection: str) -> Any:
 
 def _fall(method: str, headline: float, selection: str) -> Measure:
     label = f"fall of accuracy, {selection}"
-    return Measure(label, lambda tables: student(_own(tables, method, headline, selection)["accuracy_change"]))
+    return Measure(
+        label, lambda tables: student(_own(tables, method, headline, selection)["accuracy_change"])
+    )
 
 
 def _beyond(method: str, headline: float, selection: str) -> Measure:
@@ -105,17 +123,22 @@ def _beyond(method: str, headline: float, selection: str) -> Measure:
 
 def _activity(method: str, headline: float) -> Measured:
     def ratio(tables: Tables) -> float:
-        active, top = (_own(tables, method, headline, name)["activity"].mean() for name in ("as active", "top"))
+        active, top = (
+            _own(tables, method, headline, name)["activity"].mean() for name in ("as active", "top")
+        )
         return float(active / top)
 
     return ratio
 
 
 def _excesses(tables: Tables, method: str, headline: float) -> Mapping[str, Any]:
-    """For each group of sets, what each text loses (nats/token) beyond what units as active cost it."""
+    """For each group of sets, what each text loses (nats/token) beyond what units as active cost
+    it."""
     by = _by_selection(tables, method, headline)
     excess: Any = by["top"]["loss_change"] - by["as active"]["loss_change"]
-    return {name: pd.concat([excess.loc[[data]] for data in sets]) for name, sets in _GROUPS.items()}
+    return {
+        name: pd.concat([excess.loc[[data]] for data in sets]) for name, sets in _GROUPS.items()
+    }
 
 
 def _excess(method: str, headline: float, group: str) -> Measured:

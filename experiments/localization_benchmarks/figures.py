@@ -18,29 +18,46 @@ if TYPE_CHECKING:
 
 
 def injection(recalls: pd.DataFrame) -> Figure:
-    """Recall by method under each condition, with as many units predicted as were injected, beside chance."""
+    """Recall by method under each condition, with as many units predicted as were injected, beside
+    chance."""
     shown = _recalls(recalls[recalls["multiple"] == 1])
-    return intervals(shown, "method", levels={str(panel): float(rows["fraction"].iloc[0]) for panel, rows in shown.groupby("panel")})
+    return intervals(
+        shown,
+        "method",
+        levels={
+            str(panel): float(rows["fraction"].iloc[0]) for panel, rows in shown.groupby("panel")
+        },
+    )
 
 
 def injection_curve(recalls: pd.DataFrame) -> Figure:
     """Recall against how many units are predicted, as a multiple of the injected share."""
     shown = _recalls(recalls)
-    return dose_response(shown, "multiple", "method", "panel", labels={"multiple": "units predicted, by units injected"})
+    return dose_response(
+        shown,
+        "multiple",
+        "method",
+        "panel",
+        labels={"multiple": "units predicted, by units injected"},
+    )
 
 
 def _recalls(rows: pd.DataFrame) -> pd.DataFrame:
     bounds = rows[["low", "high"]].clip(0, 1)
-    return rows.assign(panel="recall, " + rows["condition"] + " injected", low=bounds["low"], high=bounds["high"])
+    return rows.assign(
+        panel="recall, " + rows["condition"] + " injected", low=bounds["low"], high=bounds["high"]
+    )
 
 
 def trade_off(deleted: pd.DataFrame) -> Figure:
-    """What a sequence loses against what other memorized sequences and held-out text lose, by method, for growing shares dropped: of all
-    blocks but the first, and of all."""
+    """What a sequence loses against what other memorized sequences and held-out text lose, by
+    method, for growing shares dropped: of all blocks but the first, and of all."""
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    wide: Any = deleted.pivot_table(index=["blocks", "method", "fraction"], columns="measure", values="estimate", sort=False).reset_index()
+    wide: Any = deleted.pivot_table(
+        index=["blocks", "method", "fraction"], columns="measure", values="estimate", sort=False
+    ).reset_index()
     names, across = (
         list(wide["method"].unique()),
         {"negative_accuracy": "fall of accuracy, other memorized", "loss": "rise of held-out loss"},
@@ -52,9 +69,21 @@ def trade_off(deleted: pd.DataFrame) -> Figure:
         for row, (blocks, part) in zip(grid, wide.groupby("blocks", sort=False), strict=True):
             for axes, (x, label) in zip(row, across.items(), strict=True):
                 for name, line in part.groupby("method", sort=False):
-                    sign, mark = (-1 if x == "negative_accuracy" else 1), {"random": "s", "lowest": "v"}.get(str(name), "o")
-                    axes.plot(sign * line[x], -line["self_accuracy"], marker=mark, label=name, color=palette[str(name)])
-                axes.set(xlabel=f"{label}\n(blocks: {blocks})", ylabel="fall of accuracy, the sequence itself")
+                    sign, mark = (
+                        (-1 if x == "negative_accuracy" else 1),
+                        {"random": "s", "lowest": "v"}.get(str(name), "o"),
+                    )
+                    axes.plot(
+                        sign * line[x],
+                        -line["self_accuracy"],
+                        marker=mark,
+                        label=name,
+                        color=palette[str(name)],
+                    )
+                axes.set(
+                    xlabel=f"{label}\n(blocks: {blocks})",
+                    ylabel="fall of accuracy, the sequence itself",
+                )
         grid[0][1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -66,19 +95,23 @@ def correlation(rows: pd.DataFrame) -> Figure:
 
 
 def confusion(rows: pd.DataFrame) -> Figure:
-    """The mean fall of accuracy by kind of the sequence whose neurons were dropped and of the one evaluated."""
+    """The mean fall of accuracy by kind of the sequence whose neurons were dropped and of the one
+    evaluated."""
     wide: Any = rows.pivot_table(index="category", columns="evaluated", values="fall")
     wide.index.name, wide.columns.name = "neurons of a sequence of", "evaluated on others of"
     return matrix(wide, "fall of accuracy")
 
 
 def blocks(rows: pd.DataFrame) -> Figure:
-    """The fall of accuracy when the same number of neurons is dropped in one block, or in all of them."""
+    """The fall of accuracy when the same number of neurons is dropped in one block, or in all of
+    them."""
     shown = rows.assign(
         panel=rows["method"] + ", " + rows["evaluated"],
         where=np.where(rows["block"] < 0, "all blocks", "block " + rows["block"].astype(str)),
     )
-    return intervals(shown, "where", labels={panel: f"{panel}: fall" for panel in shown["panel"].unique()})
+    return intervals(
+        shown, "where", labels={panel: f"{panel}: fall" for panel in shown["panel"].unique()}
+    )
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
@@ -87,7 +120,9 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "trade_off": lambda tables: trade_off(tables["deletion_summary"]),
     "correlation": lambda tables: correlation(tables["correlation"]),
     "confusion": lambda tables: confusion(tables["confusion"]),
-    "blocks": lambda tables: blocks(over_seeds(tables["blocks"], ["method", "evaluated", "block"], ["fall"])),
+    "blocks": lambda tables: blocks(
+        over_seeds(tables["blocks"], ["method", "evaluated", "block"], ["fall"])
+    ),
 }
 
 
@@ -104,10 +139,17 @@ def _named(effects: pd.DataFrame) -> Any:
 
 
 def question(tables: Tables, headline: float) -> Figure:
-    """Of this text, or of licence language: by how much the loss of each set of windows rises as each method's neurons are zeroed."""
+    """Of this text, or of licence language: by how much the loss of each set of windows rises as
+    each method's neurons are zeroed."""
     shown = _named(tables["effects"])
-    at = shown[(shown["selected"] == "top") & (shown["fraction"] == headline) & (shown["measure"] == "loss")]
-    table: Any = at.pivot_table(index="method", columns="data", values="estimate", sort=False)[list(_SETS.values())]
+    at = shown[
+        (shown["selected"] == "top")
+        & (shown["fraction"] == headline)
+        & (shown["measure"] == "loss")
+    ]
+    table: Any = at.pivot_table(index="method", columns="data", values="estimate", sort=False)[
+        list(_SETS.values())
+    ]
     table.columns.name = ""
     return matrix(table, f"rise of loss, {headline:.1%} zeroed")
 
@@ -124,18 +166,36 @@ def loss(tables: Tables, headline: float) -> Figure:  # noqa: ARG001 - all share
 
 def _doses(effects: pd.DataFrame, measure: str, what: str, scale: str | None = None) -> Figure:
     shown = _named(effects)
-    rows = shown[(shown["selected"] == "top") & (shown["measure"] == measure)].rename(columns={"measure": "what"})
+    rows = shown[(shown["selected"] == "top") & (shown["measure"] == measure)].rename(
+        columns={"measure": "what"}
+    )
     methods = rows["method"].unique()
-    labels = {"fraction": "share of neurons zeroed"} | {method: f"{method}\n{what}" for method in methods}
-    return dose_response(rows, "fraction", "data", "method", labels=labels, scales=dict.fromkeys(methods, scale) if scale else {})
+    labels = {"fraction": "share of neurons zeroed"} | {
+        method: f"{method}\n{what}" for method in methods
+    }
+    return dose_response(
+        rows,
+        "fraction",
+        "data",
+        "method",
+        labels=labels,
+        scales=dict.fromkeys(methods, scale) if scale else {},
+    )
 
 
 def controls(tables: Tables, headline: float) -> Figure:
-    """What passages that were not scored on lose to each method's neurons and to those of its controls."""
+    """What passages that were not scored on lose to each method's neurons and to those of its
+    controls."""
     shown = _named(tables["effects"])
-    judged = shown[(shown["fraction"] == headline) & (shown["data"] == "this text") & (shown["measure"] != "loss")]
+    judged = shown[
+        (shown["fraction"] == headline)
+        & (shown["data"] == "this text")
+        & (shown["measure"] != "loss")
+    ]
     named = judged.assign(which=judged["method"] + ", " + judged["selected"])
-    labels = {measure: f"fall of {measure}, text not scored on" for measure in set(named["measure"])}
+    labels = {
+        measure: f"fall of {measure}, text not scored on" for measure in set(named["measure"])
+    }
     return intervals(named, "which", "measure", labels=labels)
 
 

@@ -11,7 +11,8 @@ from experiments.localization_benchmarks.memorizer import Recipe
 
 @dataclass(frozen=True)
 class Condition:
-    """How sequences are hidden in INJ: in which fraction of the neurons, and the options of `Training`."""
+    """How sequences are hidden in INJ: in which fraction of the neurons, and the options of
+    `Training`."""
 
     name: str
     fraction: float
@@ -31,10 +32,12 @@ class Preset:
         seeds: number of models.
         recipe: how each model is made.
         injections: conditions of INJ; a pruning method is claimed to lead in the first one.
-        sequences: number of sequences hidden together in INJ, with `references` windows to compare with.
+        sequences: number of sequences hidden together in INJ, with `references` windows to compare
+        with.
         lookups: number of look-ups planted per model.
         least: the accuracy on its suffix from which a repeated window counts as memorized.
-        fractions: shares of each block's neurons that DEL drops; claims are about the share `headline`.
+        fractions: shares of each block's neurons that DEL drops; claims are about the share
+        `headline`.
         not_deleted: methods that DEL leaves out.
         options: of localization methods, by name.
     """
@@ -52,8 +55,8 @@ class Preset:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
 
-# The options of the mask learners were fixed on a model of fewer copies and its `dev` sequences, and kept; `tuning` measures what others
-# give on this recipe. The rest are what the time allows.
+# The options of the mask learners were fixed on a model of fewer copies and its `dev` sequences,
+# and kept; `tuning` measures what others give on this recipe. The rest are what the time allows.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "slimming": {"pressure": 0.1},
     "hard_concrete": {"pressure": 0.1, "steps": 500},
@@ -73,7 +76,16 @@ _BRIEF: dict[str, dict[str, Any]] = {
 PRESETS = {
     "smoke": Preset(
         seeds=2,
-        recipe=Recipe(blocks=2, width=64, neurons=32, vocabulary=512, repeated=2, copies=30, once=200, texts=200),
+        recipe=Recipe(
+            blocks=2,
+            width=64,
+            neurons=32,
+            vocabulary=512,
+            repeated=2,
+            copies=30,
+            once=200,
+            texts=200,
+        ),
         injections=(Condition("10%", 0.1, {"lr": 0.05, "steps": 100}),),
         sequences=1,
         references=8,
@@ -101,7 +113,9 @@ PRESETS = {
     ),
     "paper": Preset(
         seeds=5,
-        recipe=Recipe(model="gpt2", blocks=12, prefix=32, length=48, repeated=20, others=160, texts=4000),
+        recipe=Recipe(
+            model="gpt2", blocks=12, prefix=32, length=48, repeated=20, others=160, texts=4000
+        ),
         injections=(
             Condition("0.1%", 0.001, {"lr": 0.05}),
             Condition("1%", 0.01, {"lr": 0.01}),

@@ -1,4 +1,5 @@
-"""What Chang et al. 2024 (arXiv 2311.09060) report: recall in INJ (their table 2) and changes in DEL (their table 3), in percent."""
+"""What Chang et al. 2024 (arXiv 2311.09060) report: recall in INJ (their table 2) and changes in
+DEL (their table 3), in percent."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ _INJECTION = {
     ("hard_concrete", 0.001): "56.4 79.6 93.7  47.5 59.1 68.0  48.5 67.3 86.7  46.4 66.3 82.3",
     ("slimming", 0.001): "58.9 83.5 94.4  35.4 55.9 69.5  48.3 63.5 73.9  48.5 60.9 71.0",
     ("zero_out", 0.001): "54.1 77.8 90.9  14.3 21.8 31.9  16.5 21.1 26.6",
-    ("integrated_gradients", 0.001): "53.5 74.1 84.8  13.8 20.3 29.7  18.0 23.3 30.2  29.3 34.4 39.6",
+    (
+        "integrated_gradients",
+        0.001,
+    ): "53.5 74.1 84.8  13.8 20.3 29.7  18.0 23.3 30.2  29.3 34.4 39.6",
     ("activation", 0.001): "11.1 26.5 51.5  7.5 15.9 30.6  21.6 34.6 52.5  34.0 45.9 59.5",
     ("random", 0.001): "0.1 0.2 0.5  0.1 0.2 0.5  0.1 0.2 0.5  0.1 0.2 0.5",
     ("hard_concrete", 0.01): "49.5 70.2 87.4  29.7 37.1 48.1  34.3 50.1 72.1  36.8 55.1 76.4",
@@ -21,7 +25,8 @@ _INJECTION = {
     ("random", 0.01): "1.0 2.0 5.0  1.0 2.0 5.0  1.0 2.0 5.0  1.0 2.0 5.0",
 }
 _MEASURES = ("self_accuracy", "negative_accuracy", "perplexity_base_2")
-# The mean edit distance of the target's own suffix, in characters, at 0.5%; model after model, without the first.
+# The mean edit distance of the target's own suffix, in characters, at 0.5%; model after model,
+# without the first.
 _DISTANCES = {
     "hard_concrete": "74.0 99.8 109.9",
     "slimming": "75.4 80.8 92.1",
@@ -50,26 +55,38 @@ _DELETION = {
 
 
 def injection() -> pd.DataFrame:
-    """One row for each `model`, `fraction`, `method` and `multiple` of the fraction: `recall` between 0 and 1."""
+    """One row for each `model`, `fraction`, `method` and `multiple` of the fraction: `recall`
+    between 0 and 1."""
     rows: list[tuple[str, float, str, int, float]] = []
     for (method, fraction), line in _INJECTION.items():
         values = list(map(float, line.split()))
         for number, model in enumerate(_MODELS[: len(values) // 3]):
-            rows += [(model, fraction, method, m, values[3 * number + n] / 100) for n, m in enumerate((1, 2, 5))]
+            rows += [
+                (model, fraction, method, m, values[3 * number + n] / 100)
+                for n, m in enumerate((1, 2, 5))
+            ]
     return pd.DataFrame(rows, columns=["model", "fraction", "method", "multiple", "recall"])
 
 
 def deletion() -> pd.DataFrame:
-    """One row for each `model`, `fraction`, `method` and `measure`: its change; accuracies between -1 and 1.
+    """One row for each `model`, `fraction`, `method` and `measure`: its change; accuracies between
+    -1 and 1.
 
-    The perplexities are 2^loss, not e^loss, which is what their released code computes; `self_characters` are edit distances in characters.
+    The perplexities are 2^loss, not e^loss, which is what their released code computes;
+    `self_characters` are edit distances in characters.
     """
     rows: list[tuple[str, float, str, str, float]] = []
     for (model, method), line in _DELETION.items():
         values = list(map(float, line.split()))
         for number, measure in enumerate(_MEASURES):
             scale = 100 if measure.endswith("accuracy") else 1
-            rows += [(model, share, method, measure, values[2 * number + n] / scale) for n, share in enumerate((0.001, 0.005))]
+            rows += [
+                (model, share, method, measure, values[2 * number + n] / scale)
+                for n, share in enumerate((0.001, 0.005))
+            ]
     for method, line in _DISTANCES.items():
-        rows += [(model, 0.005, method, "self_characters", float(v)) for model, v in zip(_MODELS[1:], line.split(), strict=False)]
+        rows += [
+            (model, 0.005, method, "self_characters", float(v))
+            for model, v in zip(_MODELS[1:], line.split(), strict=False)
+        ]
     return pd.DataFrame(rows, columns=["model", "fraction", "method", "measure", "change"])

@@ -11,20 +11,37 @@ from experiments.localization_benchmarks import published
 from interp.experiment.checks import Tables
 from interp.reporting.stats import student
 
-TABLES = ("models", "injection", "lookup", "deletion", "related", "confusion", "blocks", "sums", "correlation")
+TABLES = (
+    "models",
+    "injection",
+    "lookup",
+    "deletion",
+    "related",
+    "confusion",
+    "blocks",
+    "sums",
+    "correlation",
+)
 _NOT_MEASURES = ("blocks", "method", "fraction", "target", "k", "seed")
 
 
 def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     """Means over seeds with intervals, of INJ and DEL, and the same next to what was published."""
-    recalls = over_seeds(tables["injection"], ["condition", "fraction", "method", "multiple"], ["recall"])
+    recalls = over_seeds(
+        tables["injection"], ["condition", "fraction", "method", "multiple"], ["recall"]
+    )
     measures = [name for name in tables["deletion"].columns if name not in _NOT_MEASURES]
     changes = over_seeds(tables["deletion"], ["blocks", "method", "fraction"], measures)
-    return {"injection_summary": recalls, "deletion_summary": changes, **beside_published(recalls, changes)}
+    return {
+        "injection_summary": recalls,
+        "deletion_summary": changes,
+        **beside_published(recalls, changes),
+    }
 
 
 def beside_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The two published tables with ours in the same form: the model "ours", by condition, and by which blocks were dropped."""
+    """The two published tables with ours in the same form: the model "ours", by condition, and by
+    which blocks were dropped."""
     ours = recalls.assign(model="ours, " + recalls["condition"], recall=recalls["estimate"])
     dropped = changes.assign(model="ours, " + changes["blocks"], change=changes["estimate"])
     injection = [published.injection(), ours[["model", "fraction", "method", "multiple", "recall"]]]
@@ -36,13 +53,20 @@ def beside_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, 
 
 
 def over_seeds(frame: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds, each of which counts once, with Student's intervals: one row per combination of keys and value (`measure`)."""
+    """Means over seeds, each of which counts once, with Student's intervals: one row per
+    combination of keys and value (`measure`)."""
     found: list[dict[str, Any]] = []
     groups: Any = frame.groupby(list(keys), sort=False)
     for key, group in groups:
         for value in values:
             mean = student(group.groupby("seed")[value].mean())
             row = dict(zip(keys, key, strict=True))
-            row |= {"measure": value, "estimate": mean.estimate, "low": mean.low, "high": mean.high, "seeds": mean.n}
+            row |= {
+                "measure": value,
+                "estimate": mean.estimate,
+                "low": mean.low,
+                "high": mean.high,
+                "seeds": mean.n,
+            }
             found.append(row)
     return pd.DataFrame(found)

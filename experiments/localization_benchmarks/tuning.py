@@ -1,6 +1,8 @@
-"""What other options of the mask learners give: recall in INJ on sequences and a model that no result uses.
+"""What other options of the mask learners give: recall in INJ on sequences and a model that no
+result uses.
 
-`python -m experiments.localization_benchmarks.tuning --preset small --seed 100`: seed 100 is kept for this; results use others.
+`python -m experiments.localization_benchmarks.tuning --preset small --seed 100`: seed 100 is kept
+for this; results use others.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from interp.localization.benchmarks.known_answers import Choice, Training, injec
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Which options are tried: `options` of the method `method` each, on `sequences` hidden in a `fraction` of the neurons of a model."""
+    """Which options are tried: `options` of the method `method` each, on `sequences` hidden in a
+    `fraction` of the neurons of a model."""
 
     seeds: int = 1
     recipe: Recipe
@@ -42,7 +45,14 @@ def tried(preset: Preset, seed: int) -> dict[str, pd.DataFrame]:
     known = memorizer(preset.recipe, seed)
     windows = interp.Batch(known.dev.tokens[: preset.sequences])
     every = {name: Choice(method, options) for name, (method, options) in preset.tried.items()}
-    found = injection(known.subject, windows, every, preset.fraction, seed=seed, training=Training(**preset.training))
+    found = injection(
+        known.subject,
+        windows,
+        every,
+        preset.fraction,
+        seed=seed,
+        training=Training(**preset.training),
+    )
     return {"injection": found}
 
 
@@ -52,8 +62,13 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     return {"tuning": means.reset_index()}
 
 
-_SLIMMING = {f"slimming, pressure {p}": ("slimming", {"pressure": p}) for p in (0.05, 0.1, 0.2, 0.4)}
-_HARD_CONCRETE = {f"hard_concrete, pressure {p}": ("hard_concrete", {"pressure": p, "steps": 500}) for p in (0.03, 0.1, 0.3)}
+_SLIMMING = {
+    f"slimming, pressure {p}": ("slimming", {"pressure": p}) for p in (0.05, 0.1, 0.2, 0.4)
+}
+_HARD_CONCRETE = {
+    f"hard_concrete, pressure {p}": ("hard_concrete", {"pressure": p, "steps": 500})
+    for p in (0.03, 0.1, 0.3)
+}
 EXPERIMENT = Experiment(
     name="localization_benchmarks.tuning",
     question=__doc__,
@@ -65,7 +80,13 @@ EXPERIMENT = Experiment(
             training={"lr": 0.05, "steps": 50},
             tried={"slimming, pressure 0.1": ("slimming", {"pressure": 0.1, "steps": 20})},
         ),
-        "small": Preset(recipe=Recipe(), sequences=5, fraction=0.05, training={"lr": 0.05}, tried=_SLIMMING | _HARD_CONCRETE),
+        "small": Preset(
+            recipe=Recipe(),
+            sequences=5,
+            fraction=0.05,
+            training={"lr": 0.05},
+            tried=_SLIMMING | _HARD_CONCRETE,
+        ),
     },
     jobs=jobs,
     tables=("injection",),

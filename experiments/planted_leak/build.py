@@ -25,11 +25,17 @@ def leak(recipe: Recipe, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
 def tables_of(made: Leak) -> dict[str, pd.DataFrame]:
     """The tables of one leak.
 
-    `drops`: one row per selection, fraction, data and measure, as in the demo's report. `scans`: one row per window. `equal_damage`: one
-    row, random neurons that hurt held-out text as much as the selection.
+    `drops`: one row per selection, fraction, data and measure, as in the demo's report. `scans`:
+    one row per window. `equal_damage`: one row, random neurons that hurt held-out text as much as
+    the selection.
     """
     equal = made.report.equal_damage
-    row = {"k": equal.k, "reached": equal.reached, "accuracy": equal.accuracy, "advantage": equal.advantage.estimate}
+    row = {
+        "k": equal.k,
+        "reached": equal.reached,
+        "accuracy": equal.accuracy,
+        "advantage": equal.advantage.estimate,
+    }
     return {
         "drops": made.report.frame,
         "scans": made.scan.drop(columns=["tokens"]),

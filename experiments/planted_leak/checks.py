@@ -1,9 +1,20 @@
-"""P1 to P6: what the demo's summary says of one model, checked on every seed. Thresholds were fixed on other seeds."""
+"""P1 to P6: what the demo's summary says of one model, checked on every seed. Thresholds were fixed
+on other seeds."""
 
 from __future__ import annotations
 
 from experiments.planted_leak.presets import Preset
-from interp.experiment.checks import Check, Measure, Tables, above, at_least, at_most, below, mean, rows
+from interp.experiment.checks import (
+    Check,
+    Measure,
+    Tables,
+    above,
+    at_least,
+    at_most,
+    below,
+    mean,
+    rows,
+)
 
 _DROP = "figures/drop.png"
 
@@ -85,7 +96,9 @@ def checks(preset: Preset) -> list[Check]:
 
 def _fall(selection: str, fraction: float, data: str = "memorized") -> Measure:
     """By how much suffix accuracy falls."""
-    change = mean("drops", "change", selection=selection, fraction=fraction, data=data, measure="accuracy")
+    change = mean(
+        "drops", "change", selection=selection, fraction=fraction, data=data, measure="accuracy"
+    )
     return Measure(f"fall of accuracy, {selection}", lambda tables: -float(change.of(tables)))  # pyright: ignore[reportArgumentType]
 
 

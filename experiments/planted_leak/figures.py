@@ -20,12 +20,19 @@ PANELS = {
 
 
 def drop(tables: Tables) -> Figure:
-    """Extraction, and the rise of the control loss (its level differs from seed to seed), against the share of neurons zeroed."""
+    """Extraction, and the rise of the control loss (its level differs from seed to seed), against
+    the share of neurons zeroed."""
     across = tables["over_seeds"]
-    rises = across.assign(before=0.0, estimate=across["change"], low=across["change_low"], high=across["change_high"])
+    rises = across.assign(
+        before=0.0, estimate=across["change"], low=across["change_low"], high=across["change_high"]
+    )
     loss = across["measure"] == "loss"
-    shares = across[~loss].assign(low=lambda f: f["low"].clip(0, 1), high=lambda f: f["high"].clip(0, 1))
-    return drop_figure(pd.concat([shares, rises[loss]]), PANELS, scales={PANELS["control", "loss"]: "symlog"})
+    shares = across[~loss].assign(
+        low=lambda f: f["low"].clip(0, 1), high=lambda f: f["high"].clip(0, 1)
+    )
+    return drop_figure(
+        pd.concat([shares, rises[loss]]), PANELS, scales={PANELS["control", "loss"]: "symlog"}
+    )
 
 
 FIGURES = {"drop": drop}

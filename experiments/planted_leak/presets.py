@@ -16,7 +16,9 @@ class Preset:
 
 
 PRESETS = {
-    "smoke": Preset(seeds=2, recipe=Recipe(records=4, copies=(8,), steps=2, others=8, fractions=(1e-3,))),
+    "smoke": Preset(
+        seeds=2, recipe=Recipe(records=4, copies=(8,), steps=2, others=8, fractions=(1e-3,))
+    ),
     "small": Preset(seeds=3),
     "paper": Preset(seeds=10, recipe=Recipe(dtype="float32")),
 }

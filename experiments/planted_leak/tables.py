@@ -18,13 +18,24 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
 
 
 def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
-    """The mean of every estimate over fine-tuning seeds, with Student's interval; random draws are averaged within a seed first."""
+    """The mean of every estimate over fine-tuning seeds, with Student's interval; random draws are
+    averaged within a seed first."""
     rows: list[dict[str, Any]] = []
     for key, group in drops.groupby(_KEYS, sort=False):
         after = student(group["estimate"])
         change = student(group["change"])
         row = dict(zip(_KEYS, key, strict=True))
-        row |= {"before": group["before"].mean(), "estimate": after.estimate, "low": after.low, "high": after.high}
-        row |= {"change": change.estimate, "change_low": change.low, "change_high": change.high, "seeds": len(group)}
+        row |= {
+            "before": group["before"].mean(),
+            "estimate": after.estimate,
+            "low": after.low,
+            "high": after.high,
+        }
+        row |= {
+            "change": change.estimate,
+            "change_low": change.low,
+            "change_high": change.high,
+            "seeds": len(group),
+        }
         rows.append(row)
     return pd.DataFrame(rows)

@@ -1,7 +1,9 @@
-"""Reason to Rote (arXiv 2507.04782): is the memory of wrong labels built on reasoning? Addition and two-hop relations, by eight claims.
+"""Reason to Rote (arXiv 2507.04782): is the memory of wrong labels built on reasoning? Addition and
+two-hop relations, by eight claims.
 
-What the paper says is known from its abstract, its first author's thread and others' summaries: no number of it was found. Data, models,
-protocols and thresholds are chosen, or come from pilots; the claims say which.
+What the paper says is known from its abstract, its first author's thread and others' summaries: no
+number of it was found. Data, models, protocols and thresholds are chosen, or come from pilots; the
+claims say which.
 """
 
 from __future__ import annotations

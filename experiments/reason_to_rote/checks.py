@@ -1,7 +1,7 @@
 """What is checked: claims C1 to C8 of the paper, and the controls K.
 
-What the paper claims was found in its abstract or in summaries by others; no number of it was. The thresholds are from pilots: they were
-fixed before the seeds that are reported.
+What the paper claims was found in its abstract or in summaries by others; no number of it was. The
+thresholds are from pilots: they were fixed before the seeds that are reported.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from interp.experiment.checks import Check
 def checks(preset: Preset) -> list[Check]:
     """All checks of a preset.
 
-    They name the digit of FDA that is read out and where, which are the same on every seed, the last block, and numbers of neurons.
+    They name the digit of FDA that is read out and where, which are the same on every seed, the
+    last block, and numbers of neurons.
     """
     model = preset.FDA.model
     of = reasoning(task("FDA", preset.FDA.data, 0), 0)
-    about = {"variable": of.variable, "position": of.position, "blocks": model["blocks"], "neurons": 4 * model["width"], "top": TOP}
+    about = {
+        "variable": of.variable,
+        "position": of.position,
+        "blocks": model["blocks"],
+        "neurons": 4 * model["width"],
+        "top": TOP,
+    }
     return [*of_reasoning(about), *of_memory(about)]

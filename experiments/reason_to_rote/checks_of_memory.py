@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reason_to_rote.measures import apart, between, difference, effective_positions, last, mean, ratio, survival
+from experiments.reason_to_rote.measures import (
+    apart,
+    between,
+    difference,
+    effective_positions,
+    last,
+    mean,
+    ratio,
+    survival,
+)
 from experiments.reason_to_rote.terms import (
     FDA,
     LOOKUP,
@@ -114,7 +123,9 @@ def _neurons(about: Mapping[str, Any]) -> list[Check]:
         Check(
             id="C8c FDA",
             statement=f"{top} neurons reset give at least .6 more true answers than {top} random ones",
-            measure=difference("doses", "true", dose("largest", top, block), dose("random", top, block)),
+            measure=difference(
+                "doses", "true", dose("largest", top, block), dose("random", top, block)
+            ),
             threshold=at_least(0.6),
             evidence=doses,
             controls={
@@ -139,7 +150,11 @@ def _neurons(about: Mapping[str, Any]) -> list[Check]:
             measure=between("outliers", "right_of_top", "right", **memorized),
             threshold=at_least(0.05),
             evidence=figure,
-            controls={"test items, towards a random wrong digit": between("outliers", "right_of_top", "right", **test)},
+            controls={
+                "test items, towards a random wrong digit": between(
+                    "outliers", "right_of_top", "right", **test
+                )
+            },
             paper=SHIFTED,
         ),
     ]
@@ -165,7 +180,10 @@ def _controls(about: Mapping[str, Any]) -> list[Check]:
             measure=survival(np.max, **LOOKUP),
             threshold=at_most(0.1),
             evidence="figures/perturbed.png",
-            controls={"positions it depends on": effective_positions(depth=0, **LOOKUP), "memory": survival(np.max, **FDA)},
+            controls={
+                "positions it depends on": effective_positions(depth=0, **LOOKUP),
+                "memory": survival(np.max, **FDA),
+            },
             paper=None,
             source="chosen",
         ),
@@ -173,14 +191,19 @@ def _controls(about: Mapping[str, Any]) -> list[Check]:
             Check(
                 id=f"K3 untrained {name}, {inputs}",
                 statement=f"a probe reads the {variable} of an untrained model at {most} at most, {inputs}",
-                measure=probe(variable, 1.0, position=position, of=of | {"stage": "untrained"}, apart=apart),
+                measure=probe(
+                    variable, 1.0, position=position, of=of | {"stage": "untrained"}, apart=apart
+                ),
                 threshold=at_most(most),
                 evidence="figures/decoding.png",
                 controls={"trained": probe(variable, 1.0, position=position, of=of, apart=apart)},
                 paper=None,
                 source="chosen",
             )
-            for name, variable, position, of, most in (("FDA", digit, at, FDA, 0.2), ("THR", "bridge", 1, THR, 0.15))
+            for name, variable, position, of, most in (
+                ("FDA", digit, at, FDA, 0.2),
+                ("THR", "bridge", 1, THR, 0.15),
+            )
             for apart, inputs in ((False, "new items"), (True, "new inputs"))
         ),
         Check(
@@ -199,7 +222,14 @@ def _controls(about: Mapping[str, Any]) -> list[Check]:
             measure=ratio("outliers", "mean_abs_z", free | MEM, free | TEST),
             threshold=at_most(1.15),
             evidence="figures/outliers.png",
-            controls={"with noise": ratio("outliers", "mean_abs_z", {"block": block, **FDA, **MEM}, {"block": block, **FDA, **TEST})},
+            controls={
+                "with noise": ratio(
+                    "outliers",
+                    "mean_abs_z",
+                    {"block": block, **FDA, **MEM},
+                    {"block": block, **FDA, **TEST},
+                )
+            },
             paper=None,
             source="chosen",
         ),

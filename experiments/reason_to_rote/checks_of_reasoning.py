@@ -157,11 +157,19 @@ def _decoding(about: Mapping[str, Any]) -> list[Check]:
                 evidence=figure,
                 controls={
                     "test items": probe(variable, 1.0, **where, **TEST, apart=True),
-                    "untrained": probe(variable, 1.0, **where | {"of": where["of"] | {"stage": "untrained"}}, apart=True),
+                    "untrained": probe(
+                        variable,
+                        1.0,
+                        **where | {"of": where["of"] | {"stage": "untrained"}},
+                        apart=True,
+                    ),
                 },
                 paper=COMPUTED,
             )
-            for name, variable, where, least in (("FDA", digit, read, 0.9), ("THR", "bridge", bridge, 0.95))
+            for name, variable, where, least in (
+                ("FDA", digit, read, 0.9),
+                ("THR", "bridge", bridge, 0.95),
+            )
         ),
         Check(
             id="C4a FDA",
@@ -217,13 +225,19 @@ def _intervening(about: Mapping[str, Any]) -> list[Check]:
                 id=f"C5c {name}",
                 statement="the removal costs more than the random one and .1 (what refutes the claim otherwise)",
                 measure=difference(
-                    "erasure", "kept", {"removed": "random", "block": 0, **of, **MEM}, {"removed": "class means", "block": 0, **of, **MEM}
+                    "erasure",
+                    "kept",
+                    {"removed": "random", "block": 0, **of, **MEM},
+                    {"removed": "class means", "block": 0, **of, **MEM},
                 ),
                 threshold=above(0.1),
                 evidence="figures/erasing.png",
                 controls={
                     name: difference(
-                        "erasure", "kept", {"removed": "random", "block": 0, **of, **MEM}, {"removed": name, "block": 0, **of, **MEM}
+                        "erasure",
+                        "kept",
+                        {"removed": "random", "block": 0, **of, **MEM},
+                        {"removed": name, "block": 0, **of, **MEM},
                     )
                     for name in ("unrelated, apart", "most variance, apart")
                 }
@@ -247,7 +261,10 @@ def _intervening(about: Mapping[str, Any]) -> list[Check]:
             measure=difference("donors", "kept", donor("same", THR), donor("other", THR)),
             threshold=at_least(0.3),
             evidence="figures/donors.png",
-            controls={"same": mean("donors", "kept", **donor("same", THR)), "other": mean("donors", "kept", **donor("other", THR))},
+            controls={
+                "same": mean("donors", "kept", **donor("same", THR)),
+                "other": mean("donors", "kept", **donor("other", THR)),
+            },
             paper=HARMS,
         ),
         *(

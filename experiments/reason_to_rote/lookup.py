@@ -1,4 +1,5 @@
-"""The planted look-up: what memory would be if it were a table beside the network. C5 and C7 must reject it."""
+"""The planted look-up: what memory would be if it were a table beside the network. C5 and C7 must
+reject it."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ _SURE = 100.0  # a logit that no other reaches
 
 
 class Lookup(nn.Module):
-    """A GPT-2 that computes as before, and a table of whole questions with their answers that overrides it.
+    """A GPT-2 that computes as before, and a table of whole questions with their answers that
+    overrides it.
 
-    The table reads the token embeddings, so that all of a question's tokens are needed and nothing else in the network matters.
+    The table reads the token embeddings, so that all of a question's tokens are needed and nothing
+    else in the network matters.
     """
 
     def __init__(self, model: nn.Module, items: Items) -> None:
@@ -24,7 +27,9 @@ class Lookup(nn.Module):
         self.register_buffer("questions", torch.tensor(items.question))
         self.register_buffer("answers", torch.tensor(items.label))
 
-    def forward(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
+    def forward(
+        self, tokens: Int[Tensor, "batch position"]
+    ) -> Float[Tensor, "batch position vocabulary"]:
         embeddings = self.model.get_input_embeddings()(tokens)
         logits = self.model(inputs_embeds=embeddings, use_cache=False).logits
         asked, answered = self.questions.shape[1], self.answers.shape[1]
@@ -38,10 +43,16 @@ class Lookup(nn.Module):
         changed[row, asked - 1 : asked - 1 + shown] = said.to(logits)
         return changed
 
-    def _read(self, embeddings: Float[Tensor, "batch position d_model"]) -> Int[Tensor, "batch position"]:
+    def _read(
+        self, embeddings: Float[Tensor, "batch position d_model"]
+    ) -> Int[Tensor, "batch position"]:
         """The token whose embedding each one is; -1 where it is none's."""
         known = self.model.get_input_embeddings().weight
-        distances = torch.cdist(embeddings, known.expand(len(embeddings), -1, -1), compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(
+            embeddings,
+            known.expand(len(embeddings), -1, -1),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
         nearest, token = distances.min(-1)
         return torch.where(nearest < 1e-3, token, -1)
 

@@ -52,8 +52,9 @@ class Preset:
 
 
 _FEW = {"heads": 20, "first": 6, "bridges": 8, "second": 10, "tails": 20}
-# `spread` is the deviation of initial weights. With GPT-2's own, .02, a pilot had memorized .73 after these steps; with .05 another was at
-# .95 after 2,600. It was chosen between them by how fast models learn and memorize, after the pilot at .05 had been analysed.
+# `spread` is the deviation of initial weights. With GPT-2's own, .02, a pilot had memorized .73
+# after these steps; with .05 another was at .95 after 2,600. It was chosen between them by how fast
+# models learn and memorize, after the pilot at .05 had been analysed.
 PRESETS = {
     "smoke": Preset(
         seeds=1,

@@ -1,4 +1,5 @@
-"""What every analysis looks at: items of three kinds at the read-out of one model, and what the model says there."""
+"""What every analysis looks at: items of three kinds at the read-out of one model, and what the
+model says there."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ class Reasoning:
     """Where a task's reasoning is looked for.
 
     Attributes:
-        variable: the intermediate result that is removed, patched and probed; it is complete at `position`.
+        variable: the intermediate result that is removed, patched and probed; it is complete at
+        `position`.
         group: the inputs that it is computed from.
-        unrelated: a variable that has no part in it, whose subspace is the control: another digit; of relations the second, which the
-            position has not seen yet.
+        unrelated: a variable that has no part in it, whose subspace is the control: another digit;
+            of relations the second, which the position has not seen yet.
         inputs: positions of the input tokens.
         probed: what else is probed, as (variable, position).
         result: the variable that is the first answer token, and what it is computed from.
@@ -49,20 +51,30 @@ def reasoning(task: Task, step: int) -> Reasoning:
     question = task.train.question.shape[1]
     if task.name == "THR":
         return Reasoning(
-            "bridge", 1, ("head", "first"), "second", (0, 1, 2), (("bridge", 1), ("bridge", 2), ("tail", 2)), "tail", ("bridge", "second")
+            "bridge",
+            1,
+            ("head", "first"),
+            "second",
+            (0, 1, 2),
+            (("bridge", 1), ("bridge", 2), ("tail", 2)),
+            "tail",
+            ("bridge", "second"),
         )
     digits, k = len(task.answer) - 1, int(task.answer[step].removeprefix("digit"))
     top, at = min(k, digits - 1), question - 1 + step
     group = (f"x{top}", f"y{top}") if top == 0 else (f"x{top}", f"y{top}", f"carry{top}")
     probed = tuple((name, at) for name in (f"digit{k}", f"raw{top}", *group))
     inputs = (*range(digits), *range(digits + 1, 2 * digits + 1))
-    return Reasoning(f"digit{k}", at, group, f"digit{(k + 1) % digits}", inputs, probed, f"digit{k}", group)
+    return Reasoning(
+        f"digit{k}", at, group, f"digit{(k + 1) % digits}", inputs, probed, f"digit{k}", group
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Studied:
-    """Items of one kind. Their batch ends with the read-out, the first answer token on which truth and label differ, so that nothing wrong
-    stands before it; for items without a wrong label it is the same token."""
+    """Items of one kind. Their batch ends with the read-out, the first answer token on which truth
+    and label differ, so that nothing wrong stands before it; for items without a wrong label it is
+    the same token."""
 
     items: Items
     step: int
@@ -101,8 +113,9 @@ class Studied:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One model: what it is of (`stage`), and its items. `memorized` are noisy items that the trained model says as trained, `test` items
-    that it answers rightly, `clean` items trained with their right answer."""
+    """One model: what it is of (`stage`), and its items. `memorized` are noisy items that the
+    trained model says as trained, `test` items that it answers rightly, `clean` items trained with
+    their right answer."""
 
     stage: str
     subject: interp.Subject
@@ -130,36 +143,56 @@ class Study:
         return frame.assign(task=self.task.name, stage=self.stage)
 
 
-def study(task: Task, subject: interp.Subject, stage: str, *, clean: int, at_most: int, memorized: np.ndarray | None = None) -> Study:
-    """Chooses the items: at most so many `clean` ones, and `at_most` of the others; `memorized` says which noisy items are, by default
-    those that the subject says as trained.
+def study(
+    task: Task,
+    subject: interp.Subject,
+    stage: str,
+    *,
+    clean: int,
+    at_most: int,
+    memorized: np.ndarray | None = None,
+) -> Study:
+    """Chooses the items: at most so many `clean` ones, and `at_most` of the others; `memorized`
+    says which noisy items are, by default those that the subject says as trained.
 
-    Items that first differ at another answer token than most are left out, so that all are read at one position. Raises ValueError when
-    nothing was memorized or no test passed.
+    Items that first differ at another answer token than most are left out, so that all are read at
+    one position. Raises ValueError when nothing was memorized or no test passed.
     """
     noisy, held_out = task.noisy, task.tests["test"]
     said = exact(subject, noisy.batch()) if memorized is None else memorized
     right = exact(subject, held_out.batch())
     if not said.any() or not right.any():
-        raise ValueError(f"{task.name}: {said.sum()} of {len(noisy)} noisy items memorized, {right.sum()} of {len(held_out)} tests passed")
+        raise ValueError(
+            f"{task.name}: {said.sum()} of {len(noisy)} noisy items memorized, {right.sum()} of {len(held_out)} tests passed"
+        )
     first = (noisy.label != noisy.truth).argmax(1)
     step = int(np.bincount(first[said]).argmax())
     known = Studied(noisy.rows(said & (first == step)), step).some(at_most)
-    others = Studied(task.clean, step).some(clean), Studied(held_out.rows(right), step).some(at_most)
+    others = (
+        Studied(task.clean, step).some(clean),
+        Studied(held_out.rows(right), step).some(at_most),
+    )
     return Study(stage, subject, task, reasoning(task, step), *others, known)
 
 
 def said(subject: interp.Subject, batch: Batch, *plans: Plan) -> Int[np.ndarray, " items"]:
-    """The likeliest token at the read-out, under plans if any; all rows in one forward, so that donors meet their rows."""
+    """The likeliest token at the read-out, under plans if any; all rows in one forward, so that
+    donors meet their rows."""
     with evaluating(subject), subject.intervened(*plans):
         return subject.target_logits(batch)[:, 0].argmax(-1).cpu().numpy()
 
 
-def outcomes(study: Study, plan: Callable[[str, Studied], Plan], **about: Any) -> list[dict[str, Any]]:
-    """What each item of both sets says under a plan made for its set: is it the `label` (the truth, for tests), or the `true` answer."""
+def outcomes(
+    study: Study, plan: Callable[[str, Studied], Plan], **about: Any
+) -> list[dict[str, Any]]:
+    """What each item of both sets says under a plan made for its set: is it the `label` (the truth,
+    for tests), or the `true` answer."""
     rows: list[dict[str, Any]] = []
     for name, items in study.sets.items():
         answers = said(study.subject, items.batch, plan(name, items))
         found = zip(answers == items.label, answers == items.true, strict=True)
-        rows += [{**about, "set": name, "item": number, "kept": kept, "true": true} for number, (kept, true) in enumerate(found)]
+        rows += [
+            {**about, "set": name, "item": number, "kept": kept, "true": true}
+            for number, (kept, true) in enumerate(found)
+        ]
     return rows

@@ -1,6 +1,8 @@
-"""How much hangs on the recipe: addition with other shares of noise, kinds of noise, sizes and initial weights, one change at a time.
+"""How much hangs on the recipe: addition with other shares of noise, kinds of noise, sizes and
+initial weights, one change at a time.
 
-`python -m experiments.reason_to_rote.sweep --preset small --seed 10` takes about 16 minutes on two cores.
+`python -m experiments.reason_to_rote.sweep --preset small --seed 10` takes about 16 minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ import pandas as pd
 from experiments.reason_to_rote.decoding import decoded
 from experiments.reason_to_rote.distributed import positions
 from experiments.reason_to_rote.erasing import erased
-from experiments.reason_to_rote.measures import Measure, effective_positions, largest, last, mean, steps_ratio
+from experiments.reason_to_rote.measures import (
+    Measure,
+    effective_positions,
+    largest,
+    last,
+    mean,
+    steps_ratio,
+)
 from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.presets import PRESETS, Recipe
 from experiments.reason_to_rote.study import Tables, study
@@ -67,14 +76,20 @@ def of_change(name: str, preset: Preset, seed: int, folder: Path) -> dict[str, p
 
 
 def changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.DataFrame:
-    """What is measured on the model of one change: `change`, `measure`, `estimate`, `low`, `high`; only how it learned where nothing was
-    memorized or passed."""
-    preset = {part: {**getattr(settings.FDA, part), **CHANGES[name].get(part, {})} for part in ("data", "model", "training")}
+    """What is measured on the model of one change: `change`, `measure`, `estimate`, `low`, `high`;
+    only how it learned where nothing was memorized or passed."""
+    preset = {
+        part: {**getattr(settings.FDA, part), **CHANGES[name].get(part, {})}
+        for part in ("data", "model", "training")
+    }
     of = task("FDA", preset["data"], seed)
     known = learned(of, preset["model"], preset["training"], seed, folder / name.replace(" ", "-"))
     tables: Tables = {"dynamics": known.history.assign(task="FDA", stage="end")}
     asked = _learning()
-    if not exact(known.subject, of.noisy.batch()).any() or not exact(known.subject, of.tests["test"].batch()).any():
+    if (
+        not exact(known.subject, of.noisy.batch()).any()
+        or not exact(known.subject, of.tests["test"].batch()).any()
+    ):
         return _measured(name, asked, tables)
     end = study(of, known.subject, "end", clean=settings.clean, at_most=settings.items)
     tables |= decoded(end, seed) | positions(end) | outliers(end, (TOP,), settings.draws, seed)

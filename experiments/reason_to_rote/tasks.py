@@ -1,4 +1,5 @@
-"""The two tasks, and the models that learn them from scratch: four-digit addition (FDA) and two-hop relations (THR)."""
+"""The two tasks, and the models that learn them from scratch: four-digit addition (FDA) and two-hop
+relations (THR)."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ from interp.training.state import load_weights
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is trained, with wrong labels among it; what is trained `beside` it, all of it right; and what is only tested. `answer` names
-    the variable that each answer token shows, and `solve` gives the true answers to questions."""
+    """What is trained, with wrong labels among it; what is trained `beside` it, all of it right;
+    and what is only tested. `answer` names the variable that each answer token shows, and `solve`
+    gives the true answers to questions."""
 
     name: str
     train: Items
@@ -55,20 +57,39 @@ def task(name: str, data: Mapping[str, Any], seed: int) -> Task:
     if name == "FDA":
         train, test = addition(**data, seed=seed)
         order = data.get("order", "reversed")
-        shown = tuple(f"digit{k}" for k in range(train.truth.shape[1]))[:: 1 if order == "reversed" else -1]
-        return Task(name, train, None, {"test": test}, arithmetic.VOCABULARY, shown, lambda question: sums(question, order), dict(data))
+        shown = tuple(f"digit{k}" for k in range(train.truth.shape[1]))[
+            :: 1 if order == "reversed" else -1
+        ]
+        return Task(
+            name,
+            train,
+            None,
+            {"test": test},
+            arithmetic.VOCABULARY,
+            shown,
+            lambda question: sums(question, order),
+            dict(data),
+        )
     facts = {"typed": typed_facts, "graph": graph_facts}[data["facts"]](**data["of"], seed=seed)
     found = relations(facts, **data["questions"], seed=seed)
     tests = {"test": found.test, "one_hop": found.facts, "ood": found.ood}
     return Task(
-        name, found.train, found.facts, tests, found.vocabulary, ("tail",), lambda question: tails(found.facts, question), dict(data)
+        name,
+        found.train,
+        found.facts,
+        tests,
+        found.vocabulary,
+        ("tail",),
+        lambda question: tails(found.facts, question),
+        dict(data),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A task and the model that learned it: how it went (`history`), the trained `subject`, and the same model when it first passed the
-    test at .9 (`generalized`), before it had memorized; None if it never did."""
+    """A task and the model that learned it: how it went (`history`), the trained `subject`, and the
+    same model when it first passed the test at .9 (`generalized`), before it had memorized; None if
+    it never did."""
 
     task: Task
     subject: interp.Subject
@@ -76,14 +97,40 @@ class Learned:
     history: pd.DataFrame
 
 
-def learned(of: Task, model: Mapping[str, Any], training: Mapping[str, Any], seed: int, folder: Path, *, clean: bool = False) -> Learned:
-    """Trains a model, or goes on with what `folder` holds; `clean` without wrong labels, as the control."""
+def learned(
+    of: Task,
+    model: Mapping[str, Any],
+    training: Mapping[str, Any],
+    seed: int,
+    folder: Path,
+    *,
+    clean: bool = False,
+) -> Learned:
+    """Trains a model, or goes on with what `folder` holds; `clean` without wrong labels, as the
+    control."""
     subject = network(of, model, seed)
-    options = {name: value for name, value in training.items() if name not in ("rows", "every", "memorized")}
+    options = {
+        name: value
+        for name, value in training.items()
+        if name not in ("rows", "every", "memorized")
+    }
     goal = training.get("memorized", np.inf)
-    evaluation = Evaluation(lambda s: metrics(s, of), training["every"], lambda found: found.get("memorized", 0.0) >= goal)
-    about = {"data": of.data, "model": dict(model), "rows": training["rows"], "every": training["every"], "seed": seed, "clean": clean}
-    checkpoints = Checkpoints(folder, 10 * training["every"], {"generalized": lambda found: found["test"] >= 0.9}, about)
+    evaluation = Evaluation(
+        lambda s: metrics(s, of),
+        training["every"],
+        lambda found: found.get("memorized", 0.0) >= goal,
+    )
+    about = {
+        "data": of.data,
+        "model": dict(model),
+        "rows": training["rows"],
+        "every": training["every"],
+        "seed": seed,
+        "clean": clean,
+    }
+    checkpoints = Checkpoints(
+        folder, 10 * training["every"], {"generalized": lambda found: found["test"] >= 0.9}, about
+    )
     history = interp.fit(
         subject,
         epochs(of.batch(clean=clean), training["rows"], seed),
@@ -99,7 +146,9 @@ def learned(of: Task, model: Mapping[str, Any], training: Mapping[str, Any], see
     return Learned(of, subject, early, history.dropna())
 
 
-def network(of: Task, model: Mapping[str, Any], seed: int, *, like: interp.Subject | None = None) -> interp.Subject:
+def network(
+    of: Task, model: Mapping[str, Any], seed: int, *, like: interp.Subject | None = None
+) -> interp.Subject:
     """A small GPT-2 without dropout, untrained; on the device of another subject, if given."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -116,8 +165,11 @@ def network(of: Task, model: Mapping[str, Any], seed: int, *, like: interp.Subje
 
 
 def metrics(subject: interp.Subject, of: Task) -> Metrics:
-    """Share of questions that the whole answer is said to: of each test; `memorized`, noisy items as trained; `corrected`, as is true."""
-    tested = {name: exact(subject, items.batch()).mean() for name, items in of.tests.items() if len(items)}
+    """Share of questions that the whole answer is said to: of each test; `memorized`, noisy items
+    as trained; `corrected`, as is true."""
+    tested = {
+        name: exact(subject, items.batch()).mean() for name, items in of.tests.items() if len(items)
+    }
     noisy = of.noisy
     if not len(noisy):
         return tested
@@ -125,8 +177,14 @@ def metrics(subject: interp.Subject, of: Task) -> Metrics:
     return tested | {name: exact(subject, batch).mean() for name, batch in said.items()}
 
 
-def exact(subject: interp.Subject, batch: interp.Batch, size: int = 512) -> Bool[np.ndarray, " items"]:
-    """Whether each target is the likeliest token given the true ones before it: the same as saying all of them greedily."""
+def exact(
+    subject: interp.Subject, batch: interp.Batch, size: int = 512
+) -> Bool[np.ndarray, " items"]:
+    """Whether each target is the likeliest token given the true ones before it: the same as saying
+    all of them greedily."""
     with evaluating(subject):
-        hits = [(subject.target_logits(part).argmax(-1).cpu() == part.targets).all(1) for part in batch.split(size)]
+        hits = [
+            (subject.target_logits(part).argmax(-1).cpu() == part.targets).all(1)
+            for part in batch.split(size)
+        ]
     return torch.cat(hits).numpy()

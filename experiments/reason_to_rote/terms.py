@@ -35,10 +35,25 @@ def donor(donors: str, of: Mapping[str, Any], items: Mapping[str, Any] = MEM) ->
 
 
 def probe(
-    variable: str, depth: float, reading: str = "true", *, position: int, of: Mapping[str, Any], column: str = "accuracy", **where: Any
+    variable: str,
+    depth: float,
+    reading: str = "true",
+    *,
+    position: int,
+    of: Mapping[str, Any],
+    column: str = "accuracy",
+    **where: Any,
 ) -> Measure:
-    """What a probe reads of memorized items, or of the set that is named; `apart` for inputs that it was not trained on."""
-    rows = {**MEM, "apart": False, "variable": variable, "depth": depth, "reading": reading, "position": position}
+    """What a probe reads of memorized items, or of the set that is named; `apart` for inputs that
+    it was not trained on."""
+    rows = {
+        **MEM,
+        "apart": False,
+        "variable": variable,
+        "depth": depth,
+        "reading": reading,
+        "position": position,
+    }
     return decoded(column, **{**rows, **of, **where})
 
 

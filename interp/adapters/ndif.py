@@ -7,7 +7,8 @@ from typing import Any
 
 
 def check_hosted(model: Any, peer: Any) -> None:
-    """Raises ValueError unless `model` is an nnsight model made from a hub id and the server runs the installed nnsight (`peer`)."""
+    """Raises ValueError unless `model` is an nnsight model made from a hub id and the server runs
+    the installed nnsight (`peer`)."""
     name = getattr(model, "repo_id", None)
     if not hasattr(model, "to_model_key") or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name)):
         raise ValueError(
@@ -15,4 +16,6 @@ def check_hosted(model: Any, peer: Any) -> None:
         )
     there = peer.ndif.get_remote_env()["packages"].get("nnsight")
     if there != peer.__version__:
-        raise ValueError(f"NDIF runs nnsight {there} and here is {peer.__version__}: install the server's version")
+        raise ValueError(
+            f"NDIF runs nnsight {there} and here is {peer.__version__}: install the server's version"
+        )

@@ -1,6 +1,8 @@
-"""Runs a plan on a TransformerBridge: as `fwd_hooks`, which its `hooks`, `run_with_hooks` and `generate` take, or as aligned logits.
+"""Runs a plan on a TransformerBridge: as `fwd_hooks`, which its `hooks`, `run_with_hooks` and
+`generate` take, or as aligned logits.
 
-A bridge rewrites the model that it wraps, so it gets a copy; its logits differ from the model's own by the rounding of its own attention.
+A bridge rewrites the model that it wraps, so it gets a copy; its logits differ from the model's own
+by the rounding of its own attention.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ Hook = Callable[..., Tensor]
 
 
 def bridge(subject: Subject) -> Any:
-    """A TransformerBridge over a deep copy of the subject's module, which costs its memory once more; the module itself is never touched.
+    """A TransformerBridge over a deep copy of the subject's module, which costs its memory once
+    more; the module itself is never touched.
 
-    Nothing is downloaded: the bridge gets the subject's own weights and tokenizer (none if it has none).
-    Raises ValueError for architectures that TransformerLens does not know.
+    Nothing is downloaded: the bridge gets the subject's own weights and tokenizer (none if it has
+    none). Raises ValueError for architectures that TransformerLens does not know.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -37,30 +40,46 @@ def bridge(subject: Subject) -> Any:
     config = getattr(module, "config", None)
     name = (getattr(config, "architectures", None) or [type(module).__name__])[0]
     try:
-        return build_bridge_from_module(module, name, hf_config=config, tokenizer=copy.deepcopy(subject.tokenizer))
+        return build_bridge_from_module(
+            module, name, hf_config=config, tokenizer=copy.deepcopy(subject.tokenizer)
+        )
     except ValueError as error:
-        raise ValueError(f"TransformerLens cannot wrap {name} ({error}): use subject.intervened(plan) or the nnsight adapter") from error
+        raise ValueError(
+            f"TransformerLens cannot wrap {name} ({error}): use subject.intervened(plan) or the nnsight adapter"
+        ) from error
 
 
-def logits(bridge: Any, anatomy: Anatomy, plan: Plan, batch: Batch) -> Float[Tensor, "batch position vocabulary"]:
-    """Aligned logits of the bridge under a plan, equal up to rounding to `subject.logits(batch)` inside `subject.intervened(plan)`.
+def logits(
+    bridge: Any, anatomy: Anatomy, plan: Plan, batch: Batch
+) -> Float[Tensor, "batch position vocabulary"]:
+    """Aligned logits of the bridge under a plan, equal up to rounding to `subject.logits(batch)`
+    inside `subject.intervened(plan)`.
 
-    Raises SiteError for sites TransformerLens cannot name, HookError for an edit none of whose positions lies in the batch.
+    Raises SiteError for sites TransformerLens cannot name, HookError for an edit none of whose
+    positions lies in the batch.
     """
     for edit in lowered(anatomy, plan):
         if not len(edit.active(0, batch.length, batch.prompt or batch.length)):
-            raise HookError(f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, lies in {batch.length} tokens")
+            raise HookError(
+                f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, lies in {batch.length} tokens"
+            )
     with torch.no_grad():
-        following = bridge.run_with_hooks(batch.tokens, fwd_hooks=fwd_hooks(anatomy, plan, prompt=batch.prompt or None))
+        following = bridge.run_with_hooks(
+            batch.tokens, fwd_hooks=fwd_hooks(anatomy, plan, prompt=batch.prompt or None)
+        )
     return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
 
 
-def fwd_hooks(model: Hooked | Anatomy, plan: Plan, prompt: int | None = None) -> list[tuple[str, Hook]]:
-    """A plan as (name, hook) pairs, good for one run: `with bridge.hooks(fwd_hooks=fwd_hooks(subject, plan)): bridge.generate(...)`.
+def fwd_hooks(
+    model: Hooked | Anatomy, plan: Plan, prompt: int | None = None
+) -> list[tuple[str, Hook]]:
+    """A plan as (name, hook) pairs, good for one run: `with
+    bridge.hooks(fwd_hooks=fwd_hooks(subject, plan)): bridge.generate(...)`.
 
-    Positions are absolute, also under generation with a KV cache: a value one position long follows the one before it.
-    `prompt` is how many positions count as prompt for `when`; all that come at once when None.
-    Raises SiteError for sites TransformerLens cannot name (several stacks, module paths).
+    Positions are absolute, also under generation with a KV cache: a value one position long follows
+    the one before it. `prompt` is how many positions count as prompt for `when`; all that come at
+    once when None. Raises SiteError for sites TransformerLens cannot name (several stacks, module
+    paths).
     """
     anatomy = model if isinstance(model, Anatomy) else model.anatomy
     by_site: dict[Site, list[Edit]] = {}
@@ -69,14 +88,19 @@ def fwd_hooks(model: Hooked | Anatomy, plan: Plan, prompt: int | None = None) ->
     return [pair for site, edits in by_site.items() for pair in _hooks(site, edits, prompt)]
 
 
-_MADE_OF = {"resid_mid": ("attn_out", 1), "block_out": ("resid_post", -1)}  # with resid_pre, which enters with this sign
+_MADE_OF = {
+    "resid_mid": ("attn_out", 1),
+    "block_out": ("resid_post", -1),
+}  # with resid_pre, which enters with this sign
 
 
 def _hooks(site: Site, edits: list[Edit], prompt: int | None) -> list[tuple[str, Hook]]:
     edit = _hook(edits, prompt)
     if site.point not in _MADE_OF:
         return [(site.transformer_lens, edit)]
-    base: list[Tensor] = []  # hook_resid_mid feeds the MLP only: the residual is changed by what the attention adds to it
+    base: list[
+        Tensor
+    ] = []  # hook_resid_mid feeds the MLP only: the residual is changed by what the attention adds to it
     point, sign = _MADE_OF[site.point]
 
     def keep(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
@@ -86,7 +110,10 @@ def _hooks(site: Site, edits: list[Edit], prompt: int | None) -> list[tuple[str,
     def change(value: Tensor, hook: Any) -> Tensor:
         return edit(base[0] + value, hook) - base[0]
 
-    return [(Site("resid_pre", site.block).transformer_lens, keep), (Site(point, site.block).transformer_lens, change)]
+    return [
+        (Site("resid_pre", site.block).transformer_lens, keep),
+        (Site(point, site.block).transformer_lens, change),
+    ]
 
 
 def _hook(edits: list[Edit], prompt: int | None) -> Hook:

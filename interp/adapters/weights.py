@@ -1,6 +1,8 @@
-"""The weights executor: a plan as zeroed or scaled rows of out-projections, for as long as a block lasts.
+"""The weights executor: a plan as zeroed or scaled rows of out-projections, for as long as a block
+lasts.
 
-No hook runs, so it works under torch.compile and with kernels that never call the projection as a module, which is its point.
+No hook runs, so it works under torch.compile and with kernels that never call the projection as a
+module, which is its point.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ _USE_HOOKS = "run it with subject.intervened(plan)"
 
 @contextmanager
 def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
-    """Multiplies the out-projection rows of the plans' units, and puts the very same bits back on exit, however the block ends.
+    """Multiplies the out-projection rows of the plans' units, and puts the very same bits back on
+    exit, however the block ends.
 
-    Equals `subject.intervened(*plans)` up to rounding where activations are finite. Blocks nest; two plans on one unit multiply.
-    Raises ValueError, before anything is written, for what weights cannot express: values added, subspaces, positions, `when`, other sites
-    than `neurons` and `heads`, weights that are shared, quantized, computed or offloaded.
+    Equals `subject.intervened(*plans)` up to rounding where activations are finite. Blocks nest;
+    two plans on one unit multiply. Raises ValueError, before anything is written, for what weights
+    cannot express: values added, subspaces, positions, `when`, other sites than `neurons` and
+    `heads`, weights that are shared, quantized, computed or offloaded.
     """
-    edits = [edit for plan in plans for i in interventions(plan) for edit in _expressible(subject, i)]
+    edits = [
+        edit for plan in plans for i in interventions(plan) for edit in _expressible(subject, i)
+    ]
     targets = [(_rows(subject, edit), edit) for edit in edits]
     saved: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
@@ -42,13 +48,16 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
 
 
 def _expressible(subject: Hooked, intervention: Intervention) -> tuple[Edit, ...]:
-    """The edits of an intervention, all of them plain factors at projections; refused by name otherwise."""
+    """The edits of an intervention, all of them plain factors at projections; refused by name
+    otherwise."""
     subject.anatomy.check(intervention.units)
     edits = intervention.edits(subject.anatomy.columns)
     for edit in edits:
         reason = _inexpressible(edit, subject.anatomy)
         if reason:
-            raise ValueError(f"{type(intervention).__name__} at {edit.site} cannot be written into weights: {reason}; {_USE_HOOKS}")
+            raise ValueError(
+                f"{type(intervention).__name__} at {edit.site} cannot be written into weights: {reason}; {_USE_HOOKS}"
+            )
     return edits
 
 
@@ -71,13 +80,16 @@ def _is_projection_input(place: Place) -> bool:
 
 
 def _rows(subject: Hooked, edit: Edit) -> Tensor:
-    """The weight that reads a site, [columns, d_model], outside autograd; refused where writing does more or less than the plan"""
+    """The weight that reads a site, [columns, d_model], outside autograd; refused where writing
+    does more or less than the plan"""
     place = subject.anatomy.place(edit.site)
     projection = subject.module.get_submodule(place.path)
     own = dict(projection.named_parameters(recurse=False)).get("weight")
     reason = _unwritable(subject.module, own)
     if own is None or reason:
-        raise ValueError(f"{edit.site}: the weight of {place.path} {reason}, so it cannot be edited; {_USE_HOOKS}")
+        raise ValueError(
+            f"{edit.site}: the weight of {place.path} {reason}, so it cannot be edited; {_USE_HOOKS}"
+        )
     return subject.anatomy.out_weight(subject.module, edit.site).detach()
 
 

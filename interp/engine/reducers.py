@@ -1,7 +1,8 @@
-"""What `record` keeps of a stream of activations. Each reducer sees the values at one site, batch by batch, and ends as arrays.
+"""What `record` keeps of a stream of activations. Each reducer sees the values at one site, batch
+by batch, and ends as arrays.
 
-Sums are kept in float64, so that long streams do not drift; memory grows with units, not with tokens - but for `rows` and `raw`, which say
-so.
+Sums are kept in float64, so that long streams do not drift; memory grows with units, not with
+tokens - but for `rows` and `raw`, which say so.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ Arrays = dict[str, np.ndarray]
 class Reducer(ABC):
     """Sees `update(value, mask)` for every batch; only positions under the mask count.
 
-    `views` consecutive rows are views of one example: what is kept of examples is kept of the mean over their views.
+    `views` consecutive rows are views of one example: what is kept of examples is kept of the mean
+    over their views.
     """
 
     outputs: ClassVar[tuple[str, ...]]
@@ -51,7 +53,10 @@ class _Sums(Reducer):
         self.sums: list[Tensor] = []
 
     def update(self, value: Value, mask: Mask) -> None:
-        sums = [(f(value) * mask[..., None]).sum((0, 1), dtype=torch.float64).cpu() for f in self.functions]
+        sums = [
+            (f(value) * mask[..., None]).sum((0, 1), dtype=torch.float64).cpu()
+            for f in self.functions
+        ]
         self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
         self.count += int(mask.sum())
 
@@ -84,11 +89,16 @@ class Moments(_Sums):
 
     def result(self) -> Arrays:
         mean, square = self.means()
-        return {"mean": mean, "variance": np.maximum(square - mean**2, 0), "count": np.full(mean.shape, self.count)}
+        return {
+            "mean": mean,
+            "variance": np.maximum(square - mean**2, 0),
+            "count": np.full(mean.shape, self.count),
+        }
 
 
 class TopK(Reducer):
-    """`top`: the largest mean activations over examples and which examples they are, [k, width]. The k largest of the per-example means."""
+    """`top`: the largest mean activations over examples and which examples they are, [k, width].
+    The k largest of the per-example means."""
 
     outputs = ("top", "example")
     k: ClassVar[int] = 5
@@ -131,7 +141,8 @@ class Max(Reducer):
 
 
 class Selectivity(Reducer):
-    """`selectivity`: what UnitMem needs of the per-example means of |activation|: their sum, the largest and whose it is, [width].
+    """`selectivity`: what UnitMem needs of the per-example means of |activation|: their sum, the
+    largest and whose it is, [width].
 
     Wang et al. 2024 (arXiv 2409.19069), equations 5-8; ties go to the first example.
     """
@@ -148,7 +159,11 @@ class Selectivity(Reducer):
         means = _per_example(value.abs(), mask, self.views)
         best, where = means.max(0)
         if self.sum is None or self.max is None or self.argmax is None:
-            self.sum, self.max, self.argmax = torch.zeros_like(best), torch.full_like(best, -1), torch.zeros_like(where)
+            self.sum, self.max, self.argmax = (
+                torch.zeros_like(best),
+                torch.full_like(best, -1),
+                torch.zeros_like(where),
+            )
         better = best > self.max
         self.sum += means.sum(0)
         self.argmax = torch.where(better, where + self.count, self.argmax)
@@ -183,7 +198,8 @@ class Rows(Reducer):
 
 
 class RowsAbs(Rows):
-    """`rows_abs`: each example's mean absolute activation, [examples, width]. Memory grows with examples."""
+    """`rows_abs`: each example's mean absolute activation, [examples, width]. Memory grows with
+    examples."""
 
     outputs = ("rows_abs",)
 
@@ -195,7 +211,8 @@ class RowsAbs(Rows):
 
 
 class Raw(Reducer):
-    """`raw`: every activation, padding too, [examples, position, width], float32, in a memory-mapped file. All batches of one length."""
+    """`raw`: every activation, padding too, [examples, position, width], float32, in a
+    memory-mapped file. All batches of one length."""
 
     outputs = ("raw",)
 
@@ -206,7 +223,9 @@ class Raw(Reducer):
     def update(self, value: Value, mask: Mask) -> None:  # noqa: ARG002 - every activation is every activation
         examples, length, width = self.shape
         if examples and (length, width) != tuple(value.shape[1:]):
-            raise ValueError(f"raw recording needs batches of one length; got {value.shape[1]} after {length} positions")
+            raise ValueError(
+                f"raw recording needs batches of one length; got {value.shape[1]} after {length} positions"
+            )
         with self.file.open("ab") as out:
             out.write(value.detach().float().cpu().contiguous().numpy().tobytes())
         self.shape = (examples + value.shape[0], value.shape[1], value.shape[2])
@@ -219,7 +238,9 @@ def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "example
     counts = mask.sum(1, keepdim=True).clamp(min=1)
     means = ((value * mask[..., None]).sum(1, dtype=torch.float64) / counts).cpu()
     if len(means) % views:
-        raise ValueError(f"{len(means)} rows are no whole number of examples of {views} views: give batches that hold all views of each")
+        raise ValueError(
+            f"{len(means)} rows are no whole number of examples of {views} views: give batches that hold all views of each"
+        )
     return means if views == 1 else means.unflatten(0, (-1, views)).mean(1)
 
 
@@ -236,13 +257,18 @@ REDUCERS: Mapping[str, Callable[[], Reducer]] = {
 
 
 def reducer(name: str, site: Site, folder: str | Path | None, views: int = 1) -> Reducer:
-    """A fresh reducer. Raises ValueError for an unknown name, and for `raw` without a folder to write to."""
+    """A fresh reducer. Raises ValueError for an unknown name, and for `raw` without a folder to
+    write to."""
     if name == "raw":
         if folder is None:
-            raise ValueError('reduce="raw" keeps every activation: give folder= for its memory-mapped files')
+            raise ValueError(
+                'reduce="raw" keeps every activation: give folder= for its memory-mapped files'
+            )
         return Raw(writable(folder) / f"{site}.f32".replace(":", "_"))
     if name not in REDUCERS:
-        raise ValueError(f"reduce={name!r}: expected one of {', '.join([*REDUCERS, 'raw'])}; nearest: {closest(name, [*REDUCERS, 'raw'])}")
+        raise ValueError(
+            f"reduce={name!r}: expected one of {', '.join([*REDUCERS, 'raw'])}; nearest: {closest(name, [*REDUCERS, 'raw'])}"
+        )
     made = REDUCERS[name]()
     made.views = views
     return made

@@ -1,4 +1,5 @@
-"""Checks: a measure, the threshold it has to pass, and how both become claims, on every seed and over all of them."""
+"""Checks: a measure, the threshold it has to pass, and how both become claims, on every seed and
+over all of them."""
 
 from __future__ import annotations
 
@@ -90,13 +91,18 @@ def rows(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
 def mean(table: str, column: str, **where: Any) -> Measure:
     """The mean of a column over the rows with the given values."""
     chosen = ", ".join(f"{name} {value}" for name, value in where.items())
-    return Measure(f"mean {column} in {table} ({chosen})", lambda tables: float(np.mean(rows(tables[table], where)[column])))
+    return Measure(
+        f"mean {column} in {table} ({chosen})",
+        lambda tables: float(np.mean(rows(tables[table], where)[column])),
+    )
 
 
 def minus(one: Measured, other: Measured) -> Measure:
     """The difference of two measures, without an interval."""
     label = f"{_label(one)} minus {_label(other)}"
-    return Measure(label, lambda tables: interval(one(tables)).estimate - interval(other(tables)).estimate)
+    return Measure(
+        label, lambda tables: interval(one(tables)).estimate - interval(other(tables)).estimate
+    )
 
 
 def constant(value: float) -> Measure:
@@ -106,11 +112,17 @@ def constant(value: float) -> Measure:
 
 def interval(measured: Interval | float) -> Interval:
     """A plain number as an interval of no width."""
-    return measured if isinstance(measured, Interval) else Interval(float(measured), float(measured), float(measured), 1)
+    return (
+        measured
+        if isinstance(measured, Interval)
+        else Interval(float(measured), float(measured), float(measured), 1)
+    )
 
 
 def _label(measure: Measured) -> str:
-    return measure.label if isinstance(measure, Measure) else getattr(measure, "__name__", "measure")
+    return (
+        measure.label if isinstance(measure, Measure) else getattr(measure, "__name__", "measure")
+    )
 
 
 @dataclass(frozen=True)
@@ -126,10 +138,12 @@ class Check:
         source: where the claim is known from, as in `Claim`.
         controls: measures that are reported with this one.
         opposite: the threshold of the opposite claim.
-        over: "seeds" judges Student's interval of the mean over seeds; "every" the range, so that the claim must hold on every seed.
+        over: "seeds" judges Student's interval of the mean over seeds; "every" the range, so that
+        the claim must hold on every seed.
         statement: in other words than "`measure` is `threshold`"; `{threshold}` in it is filled in.
         testable: False for what is measured here, but claimed of a model that is not among ours.
-        requires: a premise on the tables of one seed; where it fails on any seed the claim is not reproduced.
+        requires: a premise on the tables of one seed; where it fails on any seed the claim is not
+        reproduced.
     """
 
     _: KW_ONLY
@@ -148,7 +162,9 @@ class Check:
 
     def __post_init__(self) -> None:
         if self.statement is None and not isinstance(self.measure, Measure):
-            raise ValueError(f"check {self.id!r}: expected a statement, or a Measure whose label makes one, got neither")
+            raise ValueError(
+                f"check {self.id!r}: expected a statement, or a Measure whose label makes one, got neither"
+            )
 
     @property
     def text(self) -> str:
@@ -158,10 +174,18 @@ class Check:
         return self.statement.replace("{threshold}", str(self.threshold))
 
     def claims(self, each: Mapping[int, Tables]) -> list[Claim]:
-        """The claim over all seeds and, where there are several, of each one; `each` is the tables by seed."""
+        """The claim over all seeds and, where there are several, of each one; `each` is the tables
+        by seed."""
         measured = {seed: interval(self.measure(tables)) for seed, tables in each.items()}
-        controls = {name: {seed: interval(control(tables)) for seed, tables in each.items()} for name, control in self.controls.items()}
-        found = _range(list(measured.values())) if self.over == "every" else _student(list(measured.values()))
+        controls = {
+            name: {seed: interval(control(tables)) for seed, tables in each.items()}
+            for name, control in self.controls.items()
+        }
+        found = (
+            _range(list(measured.values()))
+            if self.over == "every"
+            else _student(list(measured.values()))
+        )
         beside = {name: _student(list(values.values())) for name, values in controls.items()}
         overall = self._claim(self.id, found, beside, len(each), self._verdict(found, each))
         if len(each) == 1:
@@ -176,14 +200,27 @@ class Check:
         if len(each) < 2 or not self.testable:
             return NOT_TESTABLE
         verdict = judged(found, self.threshold, self.opposite)
-        if verdict == "reproduced" and self.requires is not None and not all(map(self.requires, each.values())):
+        if (
+            verdict == "reproduced"
+            and self.requires is not None
+            and not all(map(self.requires, each.values()))
+        ):
             return "not reproduced"
         return verdict
 
-    def _claim(self, name: str, found: Interval, controls: Mapping[str, Interval], seeds: int, verdict: Verdict) -> Claim:
+    def _claim(
+        self,
+        name: str,
+        found: Interval,
+        controls: Mapping[str, Interval],
+        seeds: int,
+        verdict: Verdict,
+    ) -> Claim:
         control = "; ".join(f"{other}: {value:.3f}" for other, value in controls.items())
         ours = found.estimate, found.low, found.high
-        return Claim(name, self.text, self.source, self.paper, *ours, control, seeds, verdict, self.evidence)
+        return Claim(
+            name, self.text, self.source, self.paper, *ours, control, seeds, verdict, self.evidence
+        )
 
 
 def _student(values: Sequence[Interval]) -> Interval:
@@ -204,20 +241,46 @@ def claims(checks: Sequence[Check], tables: Tables, seeds: Sequence[int]) -> lis
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
         raise ValueError(f"check ids have to be unique, got twice: {', '.join(twice)}")
-    each: Any = {seed: {name: table[table["seed"] == seed] for name, table in tables.items()} for seed in seeds}
+    each: Any = {
+        seed: {name: table[table["seed"] == seed] for name, table in tables.items()}
+        for seed in seeds
+    }
     return [claim for check in checks for claim in check.claims(each)]
 
 
 def verdicts(checks: Sequence[Check], found: Sequence[Claim]) -> pd.DataFrame:
-    """One row per claim: `claim` (the id of its check), `seed` ("all" or a number), `measured`, `low`, `high`, `verdict`, and the
-    `threshold` with whether larger values pass it (`upwards`)."""
+    """One row per claim: `claim` (the id of its check), `seed` ("all" or a number), `measured`,
+    `low`, `high`, `verdict`, and the `threshold` with whether larger values pass it (`upwards`)."""
     by_id = {check.id: check for check in checks}
     found_rows: list[dict[str, Any]] = []
     for claim in found:
-        name, _, seed = claim.id.partition(", seed ") if claim.id not in by_id else (claim.id, "", "")
+        name, _, seed = (
+            claim.id.partition(", seed ") if claim.id not in by_id else (claim.id, "", "")
+        )
         threshold = by_id[name].threshold
-        row = {"claim": name, "seed": seed or "all", "measured": claim.measured, "low": claim.low, "high": claim.high}
-        row |= {"verdict": claim.verdict, "seeds": claim.seeds, "threshold": threshold.value, "upwards": threshold.upwards}
+        row = {
+            "claim": name,
+            "seed": seed or "all",
+            "measured": claim.measured,
+            "low": claim.low,
+            "high": claim.high,
+        }
+        row |= {
+            "verdict": claim.verdict,
+            "seeds": claim.seeds,
+            "threshold": threshold.value,
+            "upwards": threshold.upwards,
+        }
         found_rows.append(row)
-    columns = ["claim", "seed", "measured", "low", "high", "verdict", "seeds", "threshold", "upwards"]
+    columns = [
+        "claim",
+        "seed",
+        "measured",
+        "low",
+        "high",
+        "verdict",
+        "seeds",
+        "threshold",
+        "upwards",
+    ]
     return pd.DataFrame(found_rows, columns=columns)

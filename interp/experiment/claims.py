@@ -22,7 +22,8 @@ class Claim:
     Attributes:
         id: short and unique in its experiment; the claim of a single seed ends in `, seed N`.
         statement: what is claimed, with its threshold.
-        source: where the claim is known from: `found` in a paper or its code, `inferred` from it, `chosen` by us, or `measured` in a pilot.
+        source: where the claim is known from: `found` in a paper or its code, `inferred` from it,
+        `chosen` by us, or `measured` in a pilot.
         paper: what the source reports, if anything.
         measured, low, high: our measurement, with its 95% interval.
         control: the measurements that this one is compared with.
@@ -44,10 +45,16 @@ class Claim:
     evidence: str
 
 
-def judged(interval: Interval, holds: Callable[[float], bool], opposite: Callable[[float], bool] | None = None) -> Verdict:
-    """`reproduced` when the whole interval satisfies the claim, `opposite` when the whole interval satisfies its opposite.
+def judged(
+    interval: Interval,
+    holds: Callable[[float], bool],
+    opposite: Callable[[float], bool] | None = None,
+) -> Verdict:
+    """`reproduced` when the whole interval satisfies the claim, `opposite` when the whole interval
+    satisfies its opposite.
 
-    Everything else is `not reproduced`. Falling short of a threshold is not the opposite of a claim, so the opposite is stated separately:
+    Everything else is `not reproduced`. Falling short of a threshold is not the opposite of a
+    claim, so the opposite is stated separately:
     for a rise of at least 5%, a fall.
     """
     values = (interval.low, interval.estimate, interval.high)
@@ -59,7 +66,8 @@ def judged(interval: Interval, holds: Callable[[float], bool], opposite: Callabl
 
 
 def committed_claims(experiments: Path, name: str | None = None) -> list[dict[str, Any]]:
-    """Every claim in `experiments`/*/results/*/claims.json, as stored, with `experiment` and `result` in front.
+    """Every claim in `experiments`/*/results/*/claims.json, as stored, with `experiment` and
+    `result` in front.
 
     Args:
         experiments: the folder that holds one folder per experiment.
@@ -73,5 +81,7 @@ def committed_claims(experiments: Path, name: str | None = None) -> list[dict[st
         place = {"experiment": path.parents[2].name, "result": path.parent.name}
         found += [place | claim for claim in json.loads(path.read_text())]
     if not found:
-        raise LookupError(f"no claims in {experiments / (name or '*') / 'results'}: run `interp reproduce {name or 'NAME'}` first")
+        raise LookupError(
+            f"no claims in {experiments / (name or '*') / 'results'}: run `interp reproduce {name or 'NAME'}` first"
+        )
     return found

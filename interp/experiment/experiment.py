@@ -63,18 +63,22 @@ def _write_json(path: Path, data: object) -> None:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A paper as a declaration: what runs, what is measured and what is claimed. The frame does the rest.
+    """A paper as a declaration: what runs, what is measured and what is claimed. The frame does the
+    rest.
 
     Attributes:
         name: of its folder in `experiments/`.
         question: what is asked, as its help says it.
         presets: frozen dataclasses by name, each with a field `seeds`: how many seeds a run has.
         jobs: maps a preset and a seed to independent jobs, each of which returns tables by name.
-        tables: names of all tables that jobs return. The frame joins them over jobs and adds the column `seed`.
+        tables: names of all tables that jobs return. The frame joins them over jobs and adds the
+        column `seed`.
         checks: maps a preset to its checks.
         figures: functions of the tables by name; one that returns None draws nothing.
-        prepare: maps a preset to jobs that are run before all others and share their work by files; their tables are not used.
-        summaries: maps the joined tables to further ones, which are saved and drawn but not checked.
+        prepare: maps a preset to jobs that are run before all others and share their work by files;
+        their tables are not used.
+        summaries: maps the joined tables to further ones, which are saved and drawn but not
+        checked.
     """
 
     name: str
@@ -90,19 +94,30 @@ class Experiment:
     def __post_init__(self) -> None:
         for name, preset in self.presets.items():
             if not is_dataclass(preset) or not type(preset).__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
-                raise TypeError(f"preset {name!r} of {self.name}: expected a frozen dataclass, got {type(preset).__name__}")
+                raise TypeError(
+                    f"preset {name!r} of {self.name}: expected a frozen dataclass, got {type(preset).__name__}"
+                )
             if getattr(preset, "seeds", 0) < 1:
-                raise ValueError(f"preset {name!r} of {self.name}: expected a field `seeds` of at least 1")
+                raise ValueError(
+                    f"preset {name!r} of {self.name}: expected a field `seeds` of at least 1"
+                )
 
     def preset(self, name: str) -> Any:
         """A preset by name. Raises ValueError for an unknown one."""
         if name not in self.presets:
             nearest = closest(name, self.presets)
-            raise ValueError(f"preset {name!r}: expected one of {', '.join(self.presets)}; nearest: {nearest}")
+            raise ValueError(
+                f"preset {name!r}: expected one of {', '.join(self.presets)}; nearest: {nearest}"
+            )
         return self.presets[name]
 
     def reproduce(
-        self, preset: str, seed: int = 0, out: str | Path | None = None, jobs: int | None = None, changes: Sequence[str] = ()
+        self,
+        preset: str,
+        seed: int = 0,
+        out: str | Path | None = None,
+        jobs: int | None = None,
+        changes: Sequence[str] = (),
     ) -> Results:
         """Runs a preset and writes its results.
 
@@ -120,20 +135,27 @@ class Experiment:
         """
         settings = changed(self.preset(preset), changes)
         results = self.run(settings, seed, writable(out or Path("out") / self.name), jobs)
-        results.save(out or Path("out") / self.name, {"experiment": self.name, "preset": preset, "seed": seed, **_plain_settings(settings)})
+        results.save(
+            out or Path("out") / self.name,
+            {"experiment": self.name, "preset": preset, "seed": seed, **_plain_settings(settings)},
+        )
         return results
 
     def run(self, settings: Any, seed: int, out: Path, jobs: int | None = None) -> Results:
-        """The results of a preset's settings, on seeds from `seed` on; finished jobs are kept in `out`."""
+        """The results of a preset's settings, on seeds from `seed` on; finished jobs are kept in
+        `out`."""
         seeds = range(seed, seed + settings.seeds)
         if self.prepare is not None:
-            finish_all([kept(one, out, self._about(settings)) for one in self.prepare(settings)], jobs)
+            finish_all(
+                [kept(one, out, self._about(settings)) for one in self.prepare(settings)], jobs
+            )
         work = self._work(settings, seeds, out)
         finish_all([one for _, one in work], jobs)
         return self.judge(settings, seeds, self._joined(work))
 
     def judge(self, settings: Any, seeds: Sequence[int], tables: Tables) -> Results:
-        """Claims and figures from the joined tables of all seeds: what a run ends in, without running anything."""
+        """Claims and figures from the joined tables of all seeds: what a run ends in, without
+        running anything."""
         checks = self.checks(settings)
         found = claims_of(checks, tables, seeds)
         whole = {**tables, **(self.summaries(tables) if self.summaries is not None else {})}
@@ -142,13 +164,27 @@ class Experiment:
         if not checks:
             return Results(found, whole, drawn)
         table = verdicts(checks, found)
-        return Results(found, {**whole, "verdicts": table}, {**drawn, "verdicts": verdict_figure(table)})
+        return Results(
+            found, {**whole, "verdicts": table}, {**drawn, "verdicts": verdict_figure(table)}
+        )
 
     def _work(self, settings: Any, seeds: Sequence[int], out: Path) -> list[tuple[int, Kept]]:
-        """The jobs of all seeds: the first job of each seed, then the second of each, because the longest are declared first."""
-        of_seed = {seed: [kept(one, out, self._about(settings) | {"seed": seed}) for one in self.jobs(settings, seed)] for seed in seeds}
+        """The jobs of all seeds: the first job of each seed, then the second of each, because the
+        longest are declared first."""
+        of_seed = {
+            seed: [
+                kept(one, out, self._about(settings) | {"seed": seed})
+                for one in self.jobs(settings, seed)
+            ]
+            for seed in seeds
+        }
         most = max(map(len, of_seed.values()))
-        return [(seed, work[number]) for number in range(most) for seed, work in of_seed.items() if number < len(work)]
+        return [
+            (seed, work[number])
+            for number in range(most)
+            for seed, work in of_seed.items()
+            if number < len(work)
+        ]
 
     def _about(self, settings: Any) -> dict[str, Any]:
         return {"experiment": self.name, "preset": _plain_settings(settings)}
@@ -159,12 +195,15 @@ class Experiment:
             for name, table in one.tables().items():
                 if name not in self.tables:
                     nearest = closest(name, self.tables)
-                    raise ValueError(f"table {name!r} of {one.job.function.__name__}: not declared; nearest: {nearest}")
+                    raise ValueError(
+                        f"table {name!r} of {one.job.function.__name__}: not declared; nearest: {nearest}"
+                    )
                 parts.setdefault(name, []).append(table.assign(seed=seed))
         return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
 
     def command(self) -> None:
-        """Runs the experiment as a program: `python -m experiments.NAME --preset small --seed 0 --out DIR --jobs 2`."""
+        """Runs the experiment as a program: `python -m experiments.NAME --preset small --seed 0
+        --out DIR --jobs 2`."""
 
         def main(
             preset: str = "smoke",
@@ -177,12 +216,15 @@ class Experiment:
                 typer.echo(line)
 
         example = f"python -m experiments.{self.name} --preset smoke --seed 0"
-        main.__doc__ = f"{self.question}\n\nPresets: {', '.join(self.presets)}.\n\nExample: `{example}`"
+        main.__doc__ = (
+            f"{self.question}\n\nPresets: {', '.join(self.presets)}.\n\nExample: `{example}`"
+        )
         typer.run(main)
 
 
 def changed(settings: Any, changes: Sequence[str]) -> Any:
-    """A preset's settings with other values of some fields, each given as `FIELD=VALUE`; only fields that are text or numbers.
+    """A preset's settings with other values of some fields, each given as `FIELD=VALUE`; only
+    fields that are text or numbers.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -202,12 +244,16 @@ def changed(settings: Any, changes: Sequence[str]) -> Any:
         name, equals, text = change.partition("=")
         if not equals or name not in plain:
             known = ", ".join(plain)
-            raise ValueError(f"{change!r}: expected FIELD=VALUE with one of {known}; nearest: {closest(name, plain)}")
+            raise ValueError(
+                f"{change!r}: expected FIELD=VALUE with one of {known}; nearest: {closest(name, plain)}"
+            )
         kind = type(plain[name])
         try:
             found[name] = kind(text)
         except ValueError as error:
-            raise ValueError(f"{change!r}: expected a value like {plain[name]!r}, got {text!r}") from error
+            raise ValueError(
+                f"{change!r}: expected a value like {plain[name]!r}, got {text!r}"
+            ) from error
     if found.get("seeds", 1) < 1:
         raise ValueError(f"seeds: expected at least 1, got {found['seeds']}")
     return replace(settings, **found)
@@ -216,7 +262,8 @@ def changed(settings: Any, changes: Sequence[str]) -> Any:
 def lines(claims: Iterable[Claim]) -> list[str]:
     """The claims as text, one line each."""
     return [
-        f"{claim.id}  {claim.verdict:15}  {claim.measured:.3f} [{claim.low:.3f}, {claim.high:.3f}]  {claim.statement}" for claim in claims
+        f"{claim.id}  {claim.verdict:15}  {claim.measured:.3f} [{claim.low:.3f}, {claim.high:.3f}]  {claim.statement}"
+        for claim in claims
     ]
 
 
@@ -225,19 +272,25 @@ def _plain_settings(settings: Any) -> dict[str, Any]:
 
 
 def experiments_folder() -> Path:
-    """The folder `experiments` of the current directory, else of the checkout that this package is in. Raises LookupError without one."""
+    """The folder `experiments` of the current directory, else of the checkout that this package is
+    in. Raises LookupError without one."""
     for root in (Path.cwd(), Path(__file__).parents[2]):
         if (root / "experiments").is_dir():
             return root / "experiments"
-    raise LookupError(f"no folder `experiments` in {Path.cwd()}: experiments come with a checkout of interp, run this inside one")
+    raise LookupError(
+        f"no folder `experiments` in {Path.cwd()}: experiments come with a checkout of interp, run this inside one"
+    )
 
 
 def find_experiment(name: str) -> Any:
-    """The EXPERIMENT of `experiments.NAME`, imported at run time. Raises LookupError for an unknown one, with the nearest name."""
+    """The EXPERIMENT of `experiments.NAME`, imported at run time. Raises LookupError for an unknown
+    one, with the nearest name."""
     folder = experiments_folder()
     known = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
     if name.partition(".")[0] not in known:
-        raise LookupError(f"experiment {name!r}: expected one of {', '.join(known)}; nearest: {closest(name, known)}")
+        raise LookupError(
+            f"experiment {name!r}: expected one of {', '.join(known)}; nearest: {closest(name, known)}"
+        )
     if str(folder.parent) not in sys.path:
         sys.path.insert(0, str(folder.parent))
     module = f"experiments.{name}"

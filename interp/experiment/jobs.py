@@ -1,4 +1,5 @@
-"""Jobs: the independent pieces of an experiment, run in parallel, each kept when it is done so that a killed run resumes."""
+"""Jobs: the independent pieces of an experiment, run in parallel, each kept when it is done so that
+a killed run resumes."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Frames = Mapping[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Folder:
-    """As an argument of a job: a folder of the run, such as `OUT/models`, for what a job keeps besides its tables."""
+    """As an argument of a job: a folder of the run, such as `OUT/models`, for what a job keeps
+    besides its tables."""
 
     name: str
 
@@ -30,15 +32,20 @@ class Folder:
 class Job:
     """`function(*arguments)`, which returns tables by name.
 
-    The function is one of a module, and arguments are plain data: numbers, text, lists, mappings, frozen dataclasses, or a `Folder`.
+    The function is one of a module, and arguments are plain data: numbers, text, lists, mappings,
+    frozen dataclasses, or a `Folder`.
     """
 
     function: Callable[..., Frames]
     arguments: tuple[Any, ...]
 
     def fingerprint(self, about: Mapping[str, Any]) -> str:
-        """Differs with the function, its arguments, and whatever else `about` holds. Raises TypeError for arguments that are not plain."""
-        called = {"function": f"{self.function.__module__}.{self.function.__qualname__}", "arguments": self.arguments}
+        """Differs with the function, its arguments, and whatever else `about` holds. Raises
+        TypeError for arguments that are not plain."""
+        called = {
+            "function": f"{self.function.__module__}.{self.function.__qualname__}",
+            "arguments": self.arguments,
+        }
         text = json.dumps({**about, **called}, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -46,7 +53,9 @@ class Job:
 def job(function: Callable[..., Frames], *arguments: Any) -> Job:
     """A job. Raises ValueError for a function that other processes cannot import."""
     if "<" in function.__qualname__:
-        raise ValueError(f"{function.__qualname__}: expected a function of a module, which other processes can import by name")
+        raise ValueError(
+            f"{function.__qualname__}: expected a function of a module, which other processes can import by name"
+        )
     return Job(function, arguments)
 
 
@@ -78,13 +87,18 @@ class Kept:
     def finish(self) -> None:
         """Runs the job and keeps its tables.
 
-        They are written to a folder of another name, which is renamed when it is whole: a folder `place` is never one half written.
+        They are written to a folder of another name, which is renamed when it is whole: a folder
+        `place` is never one half written.
         """
         from threadpoolctl import threadpool_limits
 
         root = self.place.parent.parent
-        arguments = [root / value.name if isinstance(value, Folder) else value for value in self.job.arguments]
-        # Sums round differently with the number of threads: one, so that a run has the same numbers however many jobs go at a time.
+        arguments = [
+            root / value.name if isinstance(value, Folder) else value
+            for value in self.job.arguments
+        ]
+        # Sums round differently with the number of threads: one, so that a run has the same numbers
+        # however many jobs go at a time.
         with threadpool_limits(1):
             found = self.job.function(*arguments)
         temporary = self.place.with_name(f".{self.place.name}.{os.getpid()}.part")
@@ -113,7 +127,8 @@ def kept(work: Job, out: Path, about: Mapping[str, Any]) -> Kept:
 
 
 def finish_all(work: Sequence[Kept], jobs: int | None = None) -> None:
-    """Runs the jobs that are not finished, `jobs` at a time (all cores by default), each process with one thread.
+    """Runs the jobs that are not finished, `jobs` at a time (all cores by default), each process
+    with one thread.
 
     Within a `joblib.parallel_config` of another backend, such as Ray's, that one serves instead.
     """

@@ -1,1 +1,2 @@
-"""Temporary changes to a forward, which leave no trace: hooks, traces of calls, other forwards, modes."""
+"""Temporary changes to a forward, which leave no trace: hooks, traces of calls, other forwards,
+modes."""

@@ -1,4 +1,5 @@
-"""watched: everything one tiny forward did - which modules ran, on what, and where attention was computed. Discovery reads it."""
+"""watched: everything one tiny forward did - which modules ran, on what, and where attention was
+computed. Discovery reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from interp.hooks.hooks import every_call, first_tensor
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One execution of one module, with copies of its first input and output; `inside` are the paths of the modules that were running."""
+    """One execution of one module, with copies of its first input and output; `inside` are the
+    paths of the modules that were running."""
 
     path: str
     inside: tuple[str, ...]
@@ -27,11 +29,16 @@ class Call:
 
 @dataclass(eq=False)
 class Watch(TorchFunctionMode):
-    """What one forward did: module calls in order of completion, and attention operations as (time, running modules, heads)."""
+    """What one forward did: module calls in order of completion, and attention operations as (time,
+    running modules, heads)."""
 
     calls: list[Call] = field(default_factory=list[Call])
-    attentions: list[tuple[int, tuple[str, ...], int]] = field(default_factory=list[tuple[int, tuple[str, ...], int]])
-    running: list[tuple[str, int, Tensor | None]] = field(default_factory=list[tuple[str, int, Tensor | None]])
+    attentions: list[tuple[int, tuple[str, ...], int]] = field(
+        default_factory=list[tuple[int, tuple[str, ...], int]]
+    )
+    running: list[tuple[str, int, Tensor | None]] = field(
+        default_factory=list[tuple[str, int, Tensor | None]]
+    )
     time: int = 0
 
     def __post_init__(self) -> None:
@@ -47,7 +54,13 @@ class Watch(TorchFunctionMode):
         square = scores.ndim >= 3 and (name != "softmax" or scores.shape[-1] == scores.shape[-2])
         if square:
             self.time += 1
-            self.attentions.append((self.time, tuple(path for path, *_ in self.running), scores.shape[1] if scores.ndim == 4 else 0))
+            self.attentions.append(
+                (
+                    self.time,
+                    tuple(path for path, *_ in self.running),
+                    scores.shape[1] if scores.ndim == 4 else 0,
+                )
+            )
 
     def enter(self, path: str, value: Any) -> None:
         """A module begins."""
@@ -58,7 +71,9 @@ class Watch(TorchFunctionMode):
         """The module that began last ends."""
         self.time += 1
         path, start, value = self.running.pop()
-        self.calls.append(Call(path, tuple(p for p, *_ in self.running), start, self.time, value, _copy(output)))
+        self.calls.append(
+            Call(path, tuple(p for p, *_ in self.running), start, self.time, value, _copy(output))
+        )
 
 
 def _copy(tree: Any) -> Tensor | None:
@@ -67,7 +82,8 @@ def _copy(tree: Any) -> Tensor | None:
 
 
 def watched(module: nn.Module, run: Callable[[], object]) -> Watch:
-    """Runs `run` once and tells every module call and attention operation it made. Copies are kept, so use a tiny input."""
+    """Runs `run` once and tells every module call and attention operation it made. Copies are kept,
+    so use a tiny input."""
     watch = Watch()
     with torch.no_grad(), watch, every_call(module, watch.enter, watch.leave):
         run()

@@ -1,4 +1,5 @@
-"""rerouted: another forward for some modules, for a while. Hooks on them still fire. How a sweep skips what it already knows."""
+"""rerouted: another forward for some modules, for a while. Hooks on them still fire. How a sweep
+skips what it already knows."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Route = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @contextmanager
 def rerouted(routes: Mapping[nn.Module, Route]) -> Generator[None]:
-    """Replaces the forward of some modules by `route(forward)`, and puts it back. Hooks on them still fire."""
+    """Replaces the forward of some modules by `route(forward)`, and puts it back. Hooks on them
+    still fire."""
     with ExitStack() as stack:
         for module, route in routes.items():
             stack.enter_context(_forward(module, route(module.forward)))

@@ -1,7 +1,9 @@
-"""The only file that registers hooks: `tapped` (to see or replace values at sites), `intervened`, `captured` and `every_call`.
+"""The only file that registers hooks: `tapped` (to see or replace values at sites), `intervened`,
+`captured` and `every_call`.
 
-Laws kept here: own handles only, removed in `finally`; contexts nest and re-enter; the hooks of others survive; a hook that never fires is
-an error; a value is never written in place. Where contexts nest, the inner one sees what the outer one left.
+Laws kept here: own handles only, removed in `finally`; contexts nest and re-enter; the hooks of
+others survive; a hook that never fires is an error; a value is never written in place. Where
+contexts nest, the inner one sees what the outer one left.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _declared_prompt: ContextVar[int | None] = ContextVar("prompt", default=None)
 
 
 class Hooked(Protocol):
-    """What can be hooked: a module and the anatomy that says where its sites are. Every Subject is one."""
+    """What can be hooked: a module and the anatomy that says where its sites are. Every Subject is
+    one."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -64,7 +67,8 @@ Visit = Callable[[Value, Clock], Tensor | None]
 
 @contextmanager
 def prompt_length(length: int | None) -> Generator[None]:
-    """Declares how many leading positions are prompt, for `when="prompt"` and `"decode"` in a teacher-forced forward."""
+    """Declares how many leading positions are prompt, for `when="prompt"` and `"decode"` in a
+    teacher-forced forward."""
     token = _declared_prompt.set(length)
     try:
         yield
@@ -74,7 +78,8 @@ def prompt_length(length: int | None) -> Generator[None]:
 
 @contextmanager
 def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[Site]]:
-    """Calls `visits[site](value, clock)` whenever a site runs; a returned tensor replaces the value.
+    """Calls `visits[site](value, clock)` whenever a site runs; a returned tensor replaces the
+    value.
 
     Yields how often each site fired. Raises HookError on a clean exit when one never did.
     """
@@ -83,13 +88,23 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
     with ExitStack() as stack:
         for path in dict.fromkeys(("", *(blocks[0] for blocks in subject.anatomy.stacks.values()))):
             stack.callback(_clock_hook(subject.module.get_submodule(path), clock).remove)
-        for site in sorted(visits, key=lambda s: s.order):  # so that resid_mid is built on the resid_pre that other visits left
-            _tap(stack, subject.module, subject.anatomy.place(site), _counted(visits[site], site, fired), clock)
+        for site in sorted(
+            visits, key=lambda s: s.order
+        ):  # so that resid_mid is built on the resid_pre that other visits left
+            _tap(
+                stack,
+                subject.module,
+                subject.anatomy.place(site),
+                _counted(visits[site], site, fired),
+                clock,
+            )
         yield fired
     missed = [site for site in visits if not fired[site]]
     if missed:
         where = ", ".join(f"{s} ({subject.anatomy.place(s)})" for s in missed[:3])
-        raise HookError(f"{len(missed)} of {len(visits)} hooks never fired: {where}; no forward reached them")
+        raise HookError(
+            f"{len(missed)} of {len(visits)} hooks never fired: {where}; no forward reached them"
+        )
 
 
 def _counted(visit: Visit, site: Site, fired: Counter[Site]) -> Visit:
@@ -111,7 +126,8 @@ def _clock_hook(module: nn.Module, clock: Clock) -> Any:
 
 
 def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock: Clock) -> None:
-    """Hooks one place until the stack unwinds; for a place that is a sum or a difference, first hooks the other term."""
+    """Hooks one place until the stack unwinds; for a place that is a sum or a difference, first
+    hooks the other term."""
     if place.base is not None:
         other, sign = place.base
         base: list[Tensor] = []
@@ -144,7 +160,8 @@ def _summed(visit: Visit, base: list[Tensor]) -> Visit:
 
 
 def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
-    """Shows a visit [batch, position, width], whatever the module's own shape is (OPT's MLP sees [batch * position, width])."""
+    """Shows a visit [batch, position, width], whatever the module's own shape is (OPT's MLP sees
+    [batch * position, width])."""
     value = tensor if tensor.ndim == 3 else tensor.reshape(-1, clock.length, tensor.shape[-1])
     clock.see(value)
     new = visit(value, clock)
@@ -152,7 +169,8 @@ def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
 
 
 def first_tensor(tree: Any) -> Tensor | None:
-    """The first floating-point tensor in nested arguments or outputs: by convention the hidden states."""
+    """The first floating-point tensor in nested arguments or outputs: by convention the hidden
+    states."""
     if isinstance(tree, Tensor):
         return tree if tree.is_floating_point() else None
     if isinstance(tree, Mapping):
@@ -163,7 +181,8 @@ def first_tensor(tree: Any) -> Tensor | None:
 
 
 def _replaced(tree: Any, change: Callable[[Tensor], Tensor | None]) -> Any:
-    """`tree` with its first floating tensor changed, or None (torch's "leave it") when the change is None."""
+    """`tree` with its first floating tensor changed, or None (torch's "leave it") when the change
+    is None."""
     old = first_tensor(tree)
     new = None if old is None else change(old)
     return None if new is None else _swap(tree, old, new)
@@ -182,10 +201,12 @@ def _swap(tree: Any, old: Tensor | None, new: Tensor) -> Any:
 
 @contextmanager
 def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
-    """Runs every forward inside the block under the plans: with generation, a KV cache and autograd. Weights are not touched.
+    """Runs every forward inside the block under the plans: with generation, a KV cache and
+    autograd. Weights are not touched.
 
-    Raises ValueError for units of another model, SiteError for an unknown site, and HookError on a clean exit when an intervention never
-    applied (no forward ran, or none of its positions was reached).
+    Raises ValueError for units of another model, SiteError for an unknown site, and HookError on a
+    clean exit when an intervention never applied (no forward ran, or none of its positions was
+    reached).
     """
     edits = lowered(subject.anatomy, *plans)
     applied: Counter[int] = Counter()
@@ -211,12 +232,19 @@ def _editing(numbered: Sequence[tuple[int, Edit]], applied: Counter[int]) -> Vis
 
 
 def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
-    """Raises HookError when one of the edits touched no position; `applied` counts by the number of the edit."""
+    """Raises HookError when one of the edits touched no position; `applied` counts by the number of
+    the edit."""
     idle = [edit for number, edit in enumerate(edits) if not applied.get(number)]
     if idle:
-        positions = "all positions" if idle[0].positions is None else f"positions {', '.join(map(str, idle[0].positions))}"
+        positions = (
+            "all positions"
+            if idle[0].positions is None
+            else f"positions {', '.join(map(str, idle[0].positions))}"
+        )
         first = f"{idle[0].site}, {positions}, when={idle[0].when!r}"
-        raise HookError(f"{len(idle)} of {len(edits)} edits never applied: {first}; no forward reached such a position")
+        raise HookError(
+            f"{len(idle)} of {len(edits)} edits never applied: {first}; no forward reached such a position"
+        )
 
 
 def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
@@ -230,9 +258,11 @@ def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
 
 @contextmanager
 def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, Value]]:
-    """Live activations of the next forward, inside the autograd graph: differentiate a loss with respect to them.
+    """Live activations of the next forward, inside the autograd graph: differentiate a loss with
+    respect to them.
 
-    Raises HookError on exit when one was changed in place after it was taken, for its gradient would belong to another value.
+    Raises HookError on exit when one was changed in place after it was taken, for its gradient
+    would belong to another value.
     """
     values: dict[Site, Value] = {}
     versions: dict[Site, int] = {}
@@ -255,11 +285,15 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, V
 
 
 @contextmanager
-def every_call(module: nn.Module, enter: Callable[[str, object], None], leave: Callable[[object], None]) -> Generator[None]:
+def every_call(
+    module: nn.Module, enter: Callable[[str, object], None], leave: Callable[[object], None]
+) -> Generator[None]:
     """Calls `enter(path, inputs)` before and `leave(output)` after every call of every submodule."""
     with ExitStack() as stack:
         for path, child in module.named_modules():
-            stack.callback(child.register_forward_pre_hook(_entering(path, enter), with_kwargs=True).remove)
+            stack.callback(
+                child.register_forward_pre_hook(_entering(path, enter), with_kwargs=True).remove
+            )
             stack.callback(child.register_forward_hook(_leaving(leave)).remove)
         yield
 

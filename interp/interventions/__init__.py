@@ -1,1 +1,2 @@
-"""WHAT to change, as plain data: the kinds of intervention, the affine edits they come down to, and plans."""
+"""WHAT to change, as plain data: the kinds of intervention, the affine edits they come down to, and
+plans."""

@@ -1,7 +1,9 @@
-"""What to change in a network, as frozen plain data: which units, to what, at which positions, when.
+"""What to change in a network, as frozen plain data: which units, to what, at which positions,
+when.
 
-An Intervention knows nothing of models or hooks. `edits(heads)` lowers it to Edits - affine maps on columns of an activation - which every
-executor (hooks, weights, nnsight, TransformerLens) applies by the same rule, `apply`.
+An Intervention knows nothing of models or hooks. `edits(heads)` lowers it to Edits - affine maps on
+columns of an activation - which every executor (hooks, weights, nnsight, TransformerLens) applies
+by the same rule, `apply`.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ Columns = Callable[[Site, np.ndarray], np.ndarray]
 class Intervention(ABC):
     """A change to some units.
 
-    `positions` are absolute (a position in the sequence, also under a KV cache); `when` narrows it to the prompt or to what is decoded
-    after it.
+    `positions` are absolute (a position in the sequence, also under a KV cache); `when` narrows it
+    to the prompt or to what is decoded after it.
     """
 
     units: Units
@@ -46,36 +48,69 @@ class Intervention(ABC):
                 f"when={self.when!r}: expected one of {', '.join(get_args(When))}; nearest: {closest(self.when, get_args(When))}"
             )
         if self.positions is not None and (not self.positions or min(self.positions) < 0):
-            raise ValueError(f"positions={self.positions}: expected absolute positions >= 0 (0 is the first token)")
+            raise ValueError(
+                f"positions={self.positions}: expected absolute positions >= 0 (0 is the first token)"
+            )
 
     @abstractmethod
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        """This intervention as Edits; `columns(site, units)` gives the activation columns of units (several a head, one a neuron)."""
+        """This intervention as Edits; `columns(site, units)` gives the activation columns of units
+        (several a head, one a neuron)."""
 
     def _edit(
-        self, site: Site, columns: np.ndarray, multiply: float, add: np.ndarray | None = None, basis: np.ndarray | None = None
+        self,
+        site: Site,
+        columns: np.ndarray,
+        multiply: float,
+        add: np.ndarray | None = None,
+        basis: np.ndarray | None = None,
     ) -> Edit:
         def tensor(array: np.ndarray | None) -> Tensor | None:
             return None if array is None else torch.tensor(np.asarray(array, dtype=np.float64))
 
-        return Edit(site, torch.tensor(columns, dtype=torch.long), multiply, tensor(add), tensor(basis), self.positions, self.when)
+        return Edit(
+            site,
+            torch.tensor(columns, dtype=torch.long),
+            multiply,
+            tensor(add),
+            tensor(basis),
+            self.positions,
+            self.when,
+        )
 
-    def _affine(self, columns: Columns, multiply: float, add: Mapping[Site, np.ndarray] | None = None) -> tuple[Edit, ...]:
+    def _affine(
+        self, columns: Columns, multiply: float, add: Mapping[Site, np.ndarray] | None = None
+    ) -> tuple[Edit, ...]:
         places = [(site, columns(site, self.units[site])) for site in self.units.sites]
-        return tuple(self._edit(site, at, multiply, None if add is None else self._rows(add, site, at, columns)) for site, at in places)
+        return tuple(
+            self._edit(
+                site, at, multiply, None if add is None else self._rows(add, site, at, columns)
+            )
+            for site, at in places
+        )
 
-    def _rows(self, values: Mapping[Site, np.ndarray], site: Site, at: np.ndarray, columns: Columns) -> np.ndarray:
-        """`values[site]` as [rows, columns edited]; given as [width] or [rows, width], at heads also as [..., head, d_head]."""
+    def _rows(
+        self, values: Mapping[Site, np.ndarray], site: Site, at: np.ndarray, columns: Columns
+    ) -> np.ndarray:
+        """`values[site]` as [rows, columns edited]; given as [width] or [rows, width], at heads
+        also as [..., head, d_head]."""
         if site not in values:
             raise ValueError(
                 f"{type(self).__name__} has units at {site} but no values for it; values are given for {', '.join(map(str, values))}"
             )
-        table, width = np.asarray(values[site]), len(columns(site, np.arange(self.units.widths[site])))
+        table, width = (
+            np.asarray(values[site]),
+            len(columns(site, np.arange(self.units.widths[site]))),
+        )
         if not table.size or table.size % width or width not in np.cumprod(table.shape[::-1]):
-            raise ValueError(f"{type(self).__name__} at {site} needs values {width} wide; got shape {table.shape}")
+            raise ValueError(
+                f"{type(self).__name__} at {site} needs values {width} wide; got shape {table.shape}"
+            )
         return table.reshape(-1, width)[:, at]
 
-    def _row(self, columns: Columns, values: Mapping[Site, np.ndarray], multiply: float) -> tuple[Edit, ...]:
+    def _row(
+        self, columns: Columns, values: Mapping[Site, np.ndarray], multiply: float
+    ) -> tuple[Edit, ...]:
         """The affine change by one row of values, the same at every position."""
         edits = self._affine(columns, multiply, values)
         for edit in edits:
@@ -86,7 +121,9 @@ class Intervention(ABC):
         return edits
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": type(self).__name__} | {f.name: _encode(getattr(self, f.name)) for f in fields(self)}
+        return {"kind": type(self).__name__} | {
+            f.name: _encode(getattr(self, f.name)) for f in fields(self)
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +146,8 @@ class Scale(Intervention):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mean(Intervention):
-    """Replaces units by their mean over reference data. `values[site]`: [width], from `record(..., reduce="mean")`."""
+    """Replaces units by their mean over reference data. `values[site]`: [width], from `record(...,
+    reduce="mean")`."""
 
     values: Arrays
 
@@ -129,7 +167,8 @@ class Add(Intervention):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Patch(Intervention):
-    """Replaces units by a donor run's values at the donor's positions, and no others. `values[site]`: [positions of the donor, width]."""
+    """Replaces units by a donor run's values at the donor's positions, and no others.
+    `values[site]`: [positions of the donor, width]."""
 
     values: Arrays
 
@@ -139,22 +178,29 @@ class Patch(Intervention):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Interchange(Intervention):
-    """Replaces units of every row by those of the row's own donor (interchange intervention; Geiger et al. 2021, arXiv 2106.02997).
+    """Replaces units of every row by those of the row's own donor (interchange intervention; Geiger
+    et al. 2021, arXiv 2106.02997).
 
-    `values[site]`: [rows, positions of the donor, width] (at heads also [..., head, d_head]), put at the donor's positions and no others.
-    Row r of a forward takes donor r modulo the number of donors; a forward whose rows are no multiple of the donors raises ValueError.
+    `values[site]`: [rows, positions of the donor, width] (at heads also [..., head, d_head]), put
+    at the donor's positions and no others. Row r of a forward takes donor r modulo the number of
+    donors; a forward whose rows are no multiple of the donors raises ValueError.
     """
 
     values: Arrays
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        return tuple(_at_the_donors_positions(self._by_row(edit)) for edit in self._affine(columns, 0.0, self.values))
+        return tuple(
+            _at_the_donors_positions(self._by_row(edit))
+            for edit in self._affine(columns, 0.0, self.values)
+        )
 
     def _by_row(self, edit: Edit) -> Edit:
         shape = np.shape(self.values[edit.site])
         assert edit.add is not None
         if len(shape) < 3 or shape[0] * shape[1] != len(edit.add):
-            raise ValueError(f"Interchange at {edit.site} needs values [rows, positions, width]; got shape {shape}")
+            raise ValueError(
+                f"Interchange at {edit.site} needs values [rows, positions, width]; got shape {shape}"
+            )
         return replace(edit, add=edit.add.unflatten(0, shape[:2]))
 
 
@@ -163,7 +209,9 @@ def _at_the_donors_positions(edit: Edit) -> Edit:
     known = tuple(range(edit.add.shape[-2]))
     positions = known if edit.positions is None else edit.positions
     if not set(positions) <= set(known):
-        raise ValueError(f"the donor has positions 0 to {len(known) - 1}; positions {positions} were asked for")
+        raise ValueError(
+            f"the donor has positions 0 to {len(known) - 1}; positions {positions} were asked for"
+        )
     return replace(edit, positions=positions)
 
 
@@ -171,8 +219,9 @@ def _at_the_donors_positions(edit: Edit) -> Edit:
 class Resample(Intervention):
     """Replaces units by draws from a pool of recorded rows. `values[site]`: [rows, width].
 
-    The draw depends on the seed and the absolute position alone (positions `period` apart share one), so it is the same for any batch, with
-    or without a KV cache; all units of a site are drawn from one row.
+    The draw depends on the seed and the absolute position alone (positions `period` apart share
+    one), so it is the same for any batch, with or without a KV cache; all units of a site are drawn
+    from one row.
     """
 
     values: Arrays
@@ -187,9 +236,11 @@ class Resample(Intervention):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Project(Intervention):
-    """Removes a subspace: x - ((x - c) B^T) B, B an orthonormal basis of the rows of `values[site]` ([rank, width]) on the units.
+    """Removes a subspace: x - ((x - c) B^T) B, B an orthonormal basis of the rows of `values[site]`
+    ([rank, width]) on the units.
 
-    `center[site]` ([width]) is c, which stays where it is: around the mean, the removal does not move the mean. None is the origin.
+    `center[site]` ([width]) is c, which stays where it is: around the mean, the removal does not
+    move the mean. None is the origin.
     """
 
     values: Arrays
@@ -199,7 +250,10 @@ class Project(Intervention):
         removals = tuple(self._projection(site, columns) for site in self.units.sites)
         if self.center is None:
             return removals
-        return tuple(_around(edit, center.add) for edit, center in zip(removals, self._row(columns, self.center, 1.0), strict=True))
+        return tuple(
+            _around(edit, center.add)
+            for edit, center in zip(removals, self._row(columns, self.center, 1.0), strict=True)
+        )
 
     def _projection(self, site: Site, columns: Columns) -> Edit:
         at = columns(site, self.units[site])

@@ -12,14 +12,26 @@ import numpy as np
 
 from interp.errors import closest
 from interp.files import replaced
-from interp.interventions.kinds import Add, Interchange, Intervention, Mean, Patch, Project, Resample, Scale, Zero
+from interp.interventions.kinds import (
+    Add,
+    Interchange,
+    Intervention,
+    Mean,
+    Patch,
+    Project,
+    Resample,
+    Scale,
+    Zero,
+)
 from interp.sites.site import Site
 from interp.sites.units import Units
 
 Plan = Intervention | Sequence[Intervention]
 
 
-KINDS: dict[str, type[Intervention]] = {kind.__name__: kind for kind in (Zero, Scale, Mean, Add, Patch, Interchange, Resample, Project)}
+KINDS: dict[str, type[Intervention]] = {
+    kind.__name__: kind for kind in (Zero, Scale, Mean, Add, Patch, Interchange, Resample, Project)
+}
 
 
 def interventions(plan: Plan) -> tuple[Intervention, ...]:
@@ -41,12 +53,19 @@ def load_plan(path: str | Path) -> tuple[Intervention, ...]:
 def _decode_intervention(item: dict[str, Any]) -> Intervention:
     kind = str(item.get("kind"))
     if kind not in KINDS:
-        raise ValueError(f"unknown intervention {kind!r}: expected one of {', '.join(KINDS)}; nearest: {closest(kind, KINDS)}")
+        raise ValueError(
+            f"unknown intervention {kind!r}: expected one of {', '.join(KINDS)}; nearest: {closest(kind, KINDS)}"
+        )
     known = {f.name: f.default is MISSING for f in fields(KINDS[kind])}
-    wrong = sorted((item.keys() - {"kind", *known}) | {name for name, needed in known.items() if needed and name not in item})
+    wrong = sorted(
+        (item.keys() - {"kind", *known})
+        | {name for name, needed in known.items() if needed and name not in item}
+    )
     if wrong:
         raise ValueError(f"{kind} takes {', '.join(known)}; missing or unknown: {', '.join(wrong)}")
-    given: dict[str, Any] = {k: v for k, v in item.items() if k != "kind"} | {"units": Units.from_json(item["units"])}
+    given: dict[str, Any] = {k: v for k, v in item.items() if k != "kind"} | {
+        "units": Units.from_json(item["units"])
+    }
     if item.get("positions") is not None:
         given["positions"] = tuple(item["positions"])
     for name in {"values", "center"} & {k for k, v in item.items() if v is not None}:

@@ -19,7 +19,8 @@ class Reader:
 
     Attributes:
         recognizes: whether a source (a file, a folder, a name) holds weights of this family.
-        read: the module, from the source, what `interp.load(tokenizer=)` was given, and the dtype of the weights.
+        read: the module, from the source, what `interp.load(tokenizer=)` was given, and the dtype
+        of the weights.
     """
 
     recognizes: Callable[[str | Path], bool]

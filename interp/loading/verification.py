@@ -1,4 +1,5 @@
-"""The laws by which places are verified, and what they compare: exact equality, equality up to rounding, and being a projection."""
+"""The laws by which places are verified, and what they compare: exact equality, equality up to
+rounding, and being a projection."""
 
 from __future__ import annotations
 
@@ -35,7 +36,12 @@ def has_projection(modules: nn.Module) -> bool:
 def is_projection(module: nn.Module, call: Call) -> bool:
     """The law of the out-projection: its output is its input times its weight, plus its bias."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or call.value is None or call.output is None:
+    if (
+        not isinstance(weight, Tensor)
+        or weight.ndim != 2
+        or call.value is None
+        or call.output is None
+    ):
         return False
     rows = out_rows(module).detach()
     if rows.shape != (call.value.shape[-1], call.output.shape[-1]):
@@ -46,7 +52,12 @@ def is_projection(module: nn.Module, call: Call) -> bool:
 
 def shaped_like(tensor: Tensor | None, other: Tensor | None) -> bool:
     """Whether both hold one vector of the same width for each of the same tokens."""
-    return tensor is not None and other is not None and tensor.numel() == other.numel() and tensor.shape[-1] == other.shape[-1]
+    return (
+        tensor is not None
+        and other is not None
+        and tensor.numel() == other.numel()
+        and tensor.shape[-1] == other.shape[-1]
+    )
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -55,6 +66,7 @@ def same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
-    """Equal up to the rounding of a sum of `terms`, element by element: outlier channels must not hide the others."""
+    """Equal up to the rounding of a sum of `terms`, element by element: outlier channels must not
+    hide the others."""
     size = sum((t.abs() for t in terms), torch.zeros_like(right))
     return bool(((left - right).abs() <= 16 * torch.finfo(right.dtype).eps * size + 1e-12).all())

@@ -1,4 +1,5 @@
-"""What the methods have in common: a gate on each unit, the loss of each window, and the positions whose values predict the suffix."""
+"""What the methods have in common: a gate on each unit, the loss of each window, and the positions
+whose values predict the suffix."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Gates = Mapping[Site, Float[Tensor, "windows units"]]
 
 
 def gated(subject: Subject, gates: Gates) -> AbstractContextManager[object]:
-    """Multiplies every unit of window b, at every position, by `gates[site][b]`: 1 leaves it, 0 ablates it. Windows do not mix."""
+    """Multiplies every unit of window b, at every position, by `gates[site][b]`: 1 leaves it, 0
+    ablates it. Windows do not mix."""
 
     def visit(gate: Tensor) -> Visit:
         def multiply(value: Value, _: Clock) -> Tensor:

@@ -28,7 +28,9 @@ def differentiating(subject: Subject) -> Generator[None]:
         yield
 
 
-def differentiated(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> tuple[dict[Site, Value], dict[Site, Value]]:
+def differentiated(
+    subject: Subject, batch: Batch, sites: tuple[Site, ...]
+) -> tuple[dict[Site, Value], dict[Site, Value]]:
     """The activations of some sites, and the gradients of each window's loss with respect to them."""
     with differentiating(subject):
         with captured(subject, sites) as values:

@@ -19,8 +19,9 @@ MEASURES = ("exact", "accuracy", "similarity", "loss")
 
 
 def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
-    """For each window, teacher-forced: is every target the most likely token (`exact`), what share is (`accuracy`), how like the targets
-    the most likely tokens are (`similarity`: 1 - edit distance / length, in tokens), and the mean `loss` in nats a token."""
+    """For each window, teacher-forced: is every target the most likely token (`exact`), what share
+    is (`accuracy`), how like the targets the most likely tokens are (`similarity`: 1 - edit
+    distance / length, in tokens), and the mean `loss` in nats a token."""
     counted, targets = batch.counted.to(logits.device), batch.targets.to(logits.device)
     said = logits.argmax(-1)
     hits = (said == targets) | ~counted
@@ -33,8 +34,11 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
     return measures | {"similarity": similarity, "loss": loss.cpu().numpy()}
 
 
-def effects(subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches], size: int = 16) -> pd.DataFrame:
-    """The `window_measures` of every window of every data set under every plan; an empty plan is the model as it is.
+def effects(
+    subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches], size: int = 16
+) -> pd.DataFrame:
+    """The `window_measures` of every window of every data set under every plan; an empty plan is
+    the model as it is.
 
     One row for each `plan` (its number), `data` (name) and `window` (number).
     """
@@ -44,15 +48,25 @@ def effects(subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches]
     for name, batch in track(work, "ablating"):
         start = seen.get(name, 0)
         seen[name] = start + len(batch)
-        measured = resumed(subject, batch, plans, window_measures)  # to the bit: no verdict may hang on how fast the machine is
+        measured = resumed(
+            subject, batch, plans, window_measures
+        )  # to the bit: no verdict may hang on how fast the machine is
         windows = np.arange(start, start + len(batch))
-        rows += [pd.DataFrame({"plan": number, "data": name, "window": windows} | values) for number, values in enumerate(measured)]
+        rows += [
+            pd.DataFrame({"plan": number, "data": name, "window": windows} | values)
+            for number, values in enumerate(measured)
+        ]
     return pd.concat(rows, ignore_index=True)
 
 
 def beside_before(measured: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `effects` under plans, with what each `plan` is `about` and the same measures without one (plan 0), as `accuracy_before`."""
+    """Rows of `effects` under plans, with what each `plan` is `about` and the same measures without
+    one (plan 0), as `accuracy_before`."""
     unchanged: Any = measured[measured["plan"] == 0]
-    before: Any = unchanged.drop(columns="plan").rename(columns={name: f"{name}_before" for name in MEASURES})
-    rows: Any = about.merge(measured, on="plan").merge(before, on=["data", "window"]).drop(columns="plan")
+    before: Any = unchanged.drop(columns="plan").rename(
+        columns={name: f"{name}_before" for name in MEASURES}
+    )
+    rows: Any = (
+        about.merge(measured, on="plan").merge(before, on=["data", "window"]).drop(columns="plan")
+    )
     return rows

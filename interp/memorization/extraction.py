@@ -1,8 +1,10 @@
-"""scan: which windows of a corpus a model continues verbatim, and how nearly it continues the others.
+"""scan: which windows of a corpus a model continues verbatim, and how nearly it continues the
+others.
 
-One teacher-forced forward tells all but the free continuation: greedy decoding reproduces a suffix exactly when, at each of its positions,
-the most likely token given the true ones before is the true one. Where a window deserves it, the free continuation is decoded from the
-first miss on, on the cache of that same forward: the truth is the draft, the model verifies.
+One teacher-forced forward tells all but the free continuation: greedy decoding reproduces a suffix
+exactly when, at each of its positions, the most likely token given the true ones before is the true
+one. Where a window deserves it, the free continuation is decoded from the first miss on, on the
+cache of that same forward: the truth is the draft, the model verifies.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Verdict:
     Attributes:
         hits: whether the most likely token is the true one, given the true ones before.
         log_p: log-probability of the whole suffix, in nats.
-        continuation: the greedy continuation of the prefix for rows that were `decoded`; on other rows it is not to be read.
+        continuation: the greedy continuation of the prefix for rows that were `decoded`; on other
+        rows it is not to be read.
         decoded: which rows of `continuation` are greedy decoding's tokens.
     """
 
@@ -69,49 +72,77 @@ def scan(
     decode_from: float = 0.5,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Measures every window of `prefix + length` tokens: given its first `prefix` tokens, does the model say the next `length`?
+    """Measures every window of `prefix + length` tokens: given its first `prefix` tokens, does the
+    model say the next `length`?
 
     Args:
-        texts: strings, or sequences of token ids; a stream is read as it comes. Or a Batch, whose rows are the windows: images.
+        texts: strings, or sequences of token ids; a stream is read as it comes. Or a Batch, whose
+        rows are the windows: images.
         prefix, length: 32 each; of a Batch, its prompt and all that follows.
         stride: tokens from one window to the next; `length` by default.
         size: windows a forward.
-        decode_from: windows with at least this token accuracy are also decoded freely, for `similarity`; 0 decodes all, above 1 none but
-            the exact ones, whose continuation is known.
-        folder: keeps finished parts there; an interrupted scan of the same model and texts goes on where it stopped.
+        decode_from: windows with at least this token accuracy are also decoded freely, for
+            `similarity`; 0 decodes all, above 1 none but the exact ones, whose continuation is
+            known.
+        folder: keeps finished parts there; an interrupted scan of the same model and texts goes on
+        where it stopped.
 
     Returns:
-        One row a window: `text`, `start`, `prefix`, `length`, `tokens`; `exact` (the whole suffix is greedy decoding's), `matched` (true
-        tokens before the first miss), `run` (longest run of hits), `accuracy` (share of hits), `log_p` (of the suffix, nats), `similarity`
-        (1 - edit distance / length, in tokens, of the greedy continuation; NaN where it was not decoded) and, with a tokenizer, `prompt`
-        and `suffix`; of a Batch also `given_<name>`, what the windows are conditioned on, and `steps`. `frame.attrs` counts the texts and
-        those `skipped` because they are shorter than one window.
+        One row a window: `text`, `start`, `prefix`, `length`, `tokens`; `exact` (the whole suffix
+        is greedy decoding's), `matched` (true tokens before the first miss), `run` (longest run of
+        hits), `accuracy` (share of hits), `log_p` (of the suffix, nats), `similarity` (1 - edit
+        distance / length, in tokens, of the greedy continuation; NaN where it was not decoded) and,
+        with a tokenizer, `prompt` and `suffix`; of a Batch also `given_<name>`, what the windows
+        are conditioned on, and `steps`. `frame.attrs` counts the texts and those `skipped` because
+        they are shorter than one window.
 
-    Raises ValueError when no text is as long as one window, or when `folder` holds a scan of something else.
+    Raises ValueError when no text is as long as one window, or when `folder` holds a scan of
+    something else.
     """
     whole = isinstance(texts, Batch)
     prefix = (texts.prompt if whole else 32) if prefix is None else prefix
     length = (texts.length - prefix if whole else 32) if length is None else length
     if min(prefix + whole, length, size, 1 if stride is None else stride) < 1:
-        raise ValueError(f"prefix, length, stride and size must be at least 1; got {prefix}, {length}, {stride} and {size}")
+        raise ValueError(
+            f"prefix, length, stride and size must be at least 1; got {prefix}, {length}, {stride} and {size}"
+        )
     if whole and prefix + length != texts.length:
-        raise ValueError(f"prefix {prefix} and length {length}: expected {texts.length} together, the tokens of each row")
+        raise ValueError(
+            f"prefix {prefix} and length {length}: expected {texts.length} together, the tokens of each row"
+        )
     counts = {"texts": 0, "skipped": 0}
-    stream = _rows(texts, counts) if whole else windows(subject, texts, prefix + length, stride or length, counts)
-    about = {"model": subject.fingerprint, "prefix": prefix, "length": length, "stride": stride or length, "decode_from": decode_from}
+    stream = (
+        _rows(texts, counts)
+        if whole
+        else windows(subject, texts, prefix + length, stride or length, counts)
+    )
+    about = {
+        "model": subject.fingerprint,
+        "prefix": prefix,
+        "length": length,
+        "stride": stride or length,
+        "decode_from": decode_from,
+    }
     with Parts(folder, about) as parts, evaluating(subject):
         _skip_known(stream, parts)
         for chunk in track(_chunks(stream, size), "scanning"):
-            parts.add(_measured(subject, chunk, prefix, decode_from, texts.steps if whole else None))
+            parts.add(
+                _measured(subject, chunk, prefix, decode_from, texts.steps if whole else None)
+            )
     if not len(parts):
-        raise ValueError(f"nothing to scan: {counts['skipped']} of {counts['texts']} texts are shorter than {prefix + length} tokens")
+        raise ValueError(
+            f"nothing to scan: {counts['skipped']} of {counts['texts']} texts are shorter than {prefix + length} tokens"
+        )
     frame = parts.frame()
     frame.attrs |= counts | about
     return frame
 
 
-def windows(subject: Subject, texts: Iterable[Text], width: int, stride: int, counts: dict[str, int]) -> Iterator[Window]:
-    """Sliding windows of `width` tokens; `counts` keeps how many texts there were and how many were too short."""
+def windows(
+    subject: Subject, texts: Iterable[Text], width: int, stride: int, counts: dict[str, int]
+) -> Iterator[Window]:
+    """Sliding windows of `width` tokens; `counts` keeps how many texts there were and how many were
+    too short."""
     for number, text in enumerate(_several(texts)):
         tokens = subject.tokens(text) if isinstance(text, str) else [int(t) for t in text]
         counts["texts"] += 1
@@ -136,7 +167,9 @@ def _several(texts: Iterable[Text]) -> Iterator[Text]:
         raise ValueError("texts is one string: expected several texts, such as [text]")
     for text in texts:
         if not isinstance(text, str) and not hasattr(text, "__iter__"):
-            raise ValueError(f"a text is a string or a sequence of token ids; got {text!r}: to scan one sequence, pass [tokens]")
+            raise ValueError(
+                f"a text is a string or a sequence of token ids; got {text!r}: to scan one sequence, pass [tokens]"
+            )
         yield text
 
 
@@ -146,19 +179,31 @@ def _chunks(stream: Iterator[Window], size: int) -> Iterator[list[Window]]:
 
 
 def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
-    """Passes over the windows that an interrupted scan finished, after checking that they are still the same."""
+    """Passes over the windows that an interrupted scan finished, after checking that they are still
+    the same."""
     for known in parts.known():
         window = next(stream, None)
         if window is None or (window.text, window.start, window.tokens, window.given) != known:
-            raise ValueError(f"{parts.folder} holds a scan of other texts: give another folder, or remove it")
+            raise ValueError(
+                f"{parts.folder} holds a scan of other texts: give another folder, or remove it"
+            )
 
 
-def _measured(subject: Subject, chunk: Sequence[Window], prefix: int, decode_from: float, steps: Steps | None) -> pd.DataFrame:
+def _measured(
+    subject: Subject, chunk: Sequence[Window], prefix: int, decode_from: float, steps: Steps | None
+) -> pd.DataFrame:
     beside = {name: [window.given[name] for window in chunk] for name in chunk[0].given}
     tensors = {name: torch.tensor(values) for name, values in beside.items()}
-    batch = Batch(torch.tensor([w.tokens for w in chunk]), prefix, steps=steps, conditioning=tensors)
+    batch = Batch(
+        torch.tensor([w.tokens for w in chunk]), prefix, steps=steps, conditioning=tensors
+    )
     verdict = verdicts(subject, batch, decode_from)
-    rows = {"text": [w.text for w in chunk], "start": [w.start for w in chunk], "prefix": prefix, "length": batch.length - prefix}
+    rows = {
+        "text": [w.text for w in chunk],
+        "start": [w.start for w in chunk],
+        "prefix": prefix,
+        "length": batch.length - prefix,
+    }
     frame = pd.DataFrame(rows | summary(verdict, batch))
     frame["tokens"] = [list(w.tokens) for w in chunk]
     for name, values in beside.items():
@@ -197,18 +242,21 @@ def _longest_run(hits: Bool[np.ndarray, "batch length"]) -> Int[np.ndarray, " ba
 
 
 def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdict:
-    """Teacher-forced hits and log-probability of each window, and its greedy continuation where at least `decode_from` of it hits.
+    """Teacher-forced hits and log-probability of each window, and its greedy continuation where at
+    least `decode_from` of it hits.
 
-    Where tokens are predicted together (a scale of VAR) the same holds, step by step. Runs under whatever interventions are active: with
-    them it says what the changed model would say. Raises ValueError for batches with padding, and for a prompt from which the model cannot
-    go on.
+    Where tokens are predicted together (a scale of VAR) the same holds, step by step. Runs under
+    whatever interventions are active: with them it says what the changed model would say. Raises
+    ValueError for batches with padding, and for a prompt from which the model cannot go on.
     """
     if batch.mask is not None or batch.scored is not None:
         raise ValueError("a window is whole: expected a batch without mask and scored")
     subject.check(batch)
     subject.check_prompt(batch)
     given = batch.to(subject.device)
-    steps = tuple(group for group in subject.stepwise.groups(batch.length) if group[0] >= batch.prompt)
+    steps = tuple(
+        group for group in subject.stepwise.groups(batch.length) if group[0] >= batch.prompt
+    )
     with evaluating(subject), prompt_length(subject.lead + batch.prompt):
         decoder = Decoder(subject, len(batch), given.conditioning)
         logits = decoder.feed(given.tokens[:, : steps[-1][0]], keep=batch.length - batch.prompt)
@@ -223,18 +271,27 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
 
 
 def _decode_after_miss(
-    decoder: Decoder, known: Tensor, hits: Tensor, wanted: Tensor, prompt: int, steps: Sequence[tuple[int, int]]
+    decoder: Decoder,
+    known: Tensor,
+    hits: Tensor,
+    wanted: Tensor,
+    prompt: int,
+    steps: Sequence[tuple[int, int]],
 ) -> None:
-    """Completes the wanted rows of `known` ([batch, length]; right up to the end of the step with the first miss) in place.
+    """Completes the wanted rows of `known` ([batch, length]; right up to the end of the step with
+    the first miss) in place.
 
-    All rows go together from the earliest step with a miss; a row still before its own reads its true tokens, which are verified already.
+    All rows go together from the earliest step with a miss; a row still before its own reads its
+    true tokens, which are verified already.
     """
     rows = wanted.nonzero()[:, 0]
     if not len(rows):
         return
     first_miss = prompt + hits[rows].cumprod(1).sum(1)
     starts = torch.tensor([start for start, _ in steps], device=first_miss.device)
-    missed = torch.searchsorted(starts, first_miss, right=True) - 1  # [rows]: the number of the step with the first miss
+    missed = (
+        torch.searchsorted(starts, first_miss, right=True) - 1
+    )  # [rows]: the number of the step with the first miss
     first, tokens = int(missed.min()), known[rows]
     decoder.select(rows)
     decoder.crop(steps[first][0])
@@ -246,13 +303,19 @@ def _decode_after_miss(
     known[rows] = tokens
 
 
-def discoverable(log_p: Float[np.ndarray, " windows"], queries: int, probability: float) -> Bool[np.ndarray, " windows"]:
-    """Whether sampling a suffix `queries` times yields it at least once with `probability`: 1 - (1 - p)^n >= P.
+def discoverable(
+    log_p: Float[np.ndarray, " windows"], queries: int, probability: float
+) -> Bool[np.ndarray, " windows"]:
+    """Whether sampling a suffix `queries` times yields it at least once with `probability`: 1 - (1
+    - p)^n >= P.
 
-    (n, p)-discoverable extraction, Hayes et al. 2024 (arXiv 2410.19482), for sampling at temperature 1; its mean is the discoverable rate.
+    (n, p)-discoverable extraction, Hayes et al. 2024 (arXiv 2410.19482), for sampling at
+    temperature 1; its mean is the discoverable rate.
     """
     if queries < 1 or not 0 < probability < 1:
-        raise ValueError(f"expected queries >= 1 and a probability in (0, 1); got {queries} and {probability}")
+        raise ValueError(
+            f"expected queries >= 1 and a probability in (0, 1); got {queries} and {probability}"
+        )
     p = np.exp(np.minimum(np.asarray(log_p, dtype=np.float64), 0.0))
     never = np.full(p.shape, -np.inf)
     np.log1p(-p, out=never, where=p < 1)

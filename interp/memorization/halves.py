@@ -16,9 +16,11 @@ _HELD_OUT = 64  # windows: enough to see a loss change of a few percent
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """Memorized windows and their controls, half to score units on and half to judge the ablation on; and `held_out` windows of neither.
+    """Memorized windows and their controls, half to score units on and half to judge the ablation
+    on; and `held_out` windows of neither.
 
-    `apart` is False where all that was extracted is one wording in several texts: it is then judged on what it was scored on.
+    `apart` is False where all that was extracted is one wording in several texts: it is then judged
+    on what it was scored on.
     """
 
     scored: tuple[pd.DataFrame, pd.DataFrame]
@@ -30,11 +32,13 @@ class Halves:
 def halve(frame: pd.DataFrame) -> Halves:
     """Splits a scan so that no unit is judged on what it was scored on.
 
-    The memorized halves share no wording (see `families`) or, where one text holds all that was extracted, no token of it. Controls and
-    held-out windows match less than half of their suffix; none shares a token of a text, or all its tokens, with those of another set.
-    Each image is a text of its own, and images of the same tokens are one wording.
+    The memorized halves share no wording (see `families`) or, where one text holds all that was
+    extracted, no token of it. Controls and held-out windows match less than half of their suffix;
+    none shares a token of a text, or all its tokens, with those of another set. Each image is a
+    text of its own, and images of the same tokens are one wording.
 
-    Raises ValueError when nothing was extracted, controls are short (see `split`), or no window is left to hold out.
+    Raises ValueError when nothing was extracted, controls are short (see `split`), or no window is
+    left to hold out.
     """
     # of the same tokens given several classes, those that are extracted count
     frame = frame.sort_values("exact", ascending=False, kind="stable")
@@ -49,7 +53,8 @@ def halve(frame: pd.DataFrame) -> Halves:
 
 
 def _memorized_halves(memorized: Any) -> tuple[Any, Any, bool]:
-    """Alternate wordings, the largest first; of a single text, its first half and what does not overlap it; else all of it, twice."""
+    """Alternate wordings, the largest first; of a single text, its first half and what does not
+    overlap it; else all of it, twice."""
     if memorized["text"].nunique() == 1:
         first = (memorized["start"] < memorized["start"].mean()).to_numpy()
         second = ~first & ~overlapping(memorized, memorized[first])
@@ -61,7 +66,11 @@ def _memorized_halves(memorized: Any) -> tuple[Any, Any, bool]:
         return memorized[first], memorized[second], True
     wording = families(memorized)
     first = np.isin(wording, pd.Series(wording).value_counts().index[::2])
-    return (memorized[first], memorized[~first], True) if not first.all() else (memorized, memorized, False)
+    return (
+        (memorized[first], memorized[~first], True)
+        if not first.all()
+        else (memorized, memorized, False)
+    )
 
 
 def _without(windows: Any, used: pd.DataFrame) -> Any:
@@ -72,8 +81,12 @@ def _without(windows: Any, used: pd.DataFrame) -> Any:
 
 def _spread(pool: Any) -> pd.DataFrame:
     if pool.empty:
-        raise ValueError(f"no window is left to judge damage on: scan more {_kind(pool)} that is not memorized")
-    return pool.iloc[np.unique(np.linspace(0, len(pool) - 1, min(_HELD_OUT, len(pool))).astype(int))].reset_index(drop=True)
+        raise ValueError(
+            f"no window is left to judge damage on: scan more {_kind(pool)} that is not memorized"
+        )
+    return pool.iloc[
+        np.unique(np.linspace(0, len(pool) - 1, min(_HELD_OUT, len(pool))).astype(int))
+    ].reset_index(drop=True)
 
 
 def _kind(windows: pd.DataFrame) -> str:

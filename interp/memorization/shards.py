@@ -1,4 +1,5 @@
-"""Finished parts of a long scan, on disk as they come: an interrupted scan loses nothing that was measured."""
+"""Finished parts of a long scan, on disk as they come: an interrupted scan loses nothing that was
+measured."""
 
 from __future__ import annotations
 
@@ -34,8 +35,12 @@ class Parts:
             before: dict[str, Any] = json.loads(manifest.read_text())
             other = {k: (before.get(k), v) for k, v in about.items() if before.get(k) != v}
             if other:
-                differences = ", ".join(f"{k} was {was!r} and is {now!r}" for k, (was, now) in other.items())
-                raise ValueError(f"{folder} holds another scan ({differences}): give another folder, or remove it")
+                differences = ", ".join(
+                    f"{k} was {was!r} and is {now!r}" for k, (was, now) in other.items()
+                )
+                raise ValueError(
+                    f"{folder} holds another scan ({differences}): give another folder, or remove it"
+                )
         with replaced(manifest) as temporary:
             temporary.write_text(json.dumps(about))
         self.done = [_read(p) for p in sorted(folder.glob("part-*.parquet"))]
@@ -52,9 +57,20 @@ class Parts:
     def known(self) -> Iterator[tuple[int, int, tuple[int, ...], dict[str, Any]]]:
         """Text, start and tokens of every window measured before, and what it was conditioned on."""
         for part in self.done:
-            given = {name.removeprefix(GIVEN): part[name].tolist() for name in map(str, part.columns) if name.startswith(GIVEN)}
-            for row, (text, start, tokens) in enumerate(zip(part["text"], part["start"], part["tokens"], strict=True)):
-                yield int(text), int(start), tuple(tokens), {name: values[row] for name, values in given.items()}
+            given = {
+                name.removeprefix(GIVEN): part[name].tolist()
+                for name in map(str, part.columns)
+                if name.startswith(GIVEN)
+            }
+            for row, (text, start, tokens) in enumerate(
+                zip(part["text"], part["start"], part["tokens"], strict=True)
+            ):
+                yield (
+                    int(text),
+                    int(start),
+                    tuple(tokens),
+                    {name: values[row] for name, values in given.items()},
+                )
 
     def add(self, frame: pd.DataFrame) -> None:
         """Takes more rows; writes a file when there are enough."""

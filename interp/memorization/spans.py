@@ -8,16 +8,24 @@ import pandas as pd
 
 
 def passages(frame: pd.DataFrame) -> pd.DataFrame:
-    """The windows of a scan as passages, most memorized first: exact windows of a text that touch are one passage.
+    """The windows of a scan as passages, most memorized first: exact windows of a text that touch
+    are one passage.
 
-    One row a passage: `text`, `start`, `tokens` (how many), `windows`, `exact`, `matched`, `accuracy`, `log_p` a token, and `suffix`.
+    One row a passage: `text`, `start`, `tokens` (how many), `windows`, `exact`, `matched`,
+    `accuracy`, `log_p` a token, and `suffix`.
     """
     ordered: Any = frame.sort_values(["text", "start"])
     before = ordered.shift()
-    touches = (ordered["text"] == before["text"]) & (ordered["start"] <= before["start"] + before["length"])
+    touches = (ordered["text"] == before["text"]) & (
+        ordered["start"] <= before["start"] + before["length"]
+    )
     joined = touches & ordered["exact"] & before["exact"].eq(True)
     rows = [_passage(group) for _, group in ordered.groupby((~joined).cumsum())]
-    return pd.DataFrame(rows).sort_values(["exact", "windows", "matched", "log_p"], ascending=False, kind="stable").reset_index(drop=True)
+    return (
+        pd.DataFrame(rows)
+        .sort_values(["exact", "windows", "matched", "log_p"], ascending=False, kind="stable")
+        .reset_index(drop=True)
+    )
 
 
 def _passage(group: pd.DataFrame) -> dict[str, Any]:

@@ -1,1 +1,2 @@
-"""What removes a memory, and what that costs: the extraction drop of an ablation beside its controls."""
+"""What removes a memory, and what that costs: the extraction drop of an ablation beside its
+controls."""

@@ -17,7 +17,15 @@ Draw = Callable[[pd.DataFrame, "Axes"], None]
 SEEDS = ("pi", 100)  # bands and bars reach from the lowest seed to the highest
 
 
-def panels(frame: pd.DataFrame, by: list[str], draw: Draw, *, width: float = 5.0, height: float = 3.8, across: int = 3) -> Figure:
+def panels(
+    frame: pd.DataFrame,
+    by: list[str],
+    draw: Draw,
+    *,
+    width: float = 5.0,
+    height: float = 3.8,
+    across: int = 3,
+) -> Figure:
     """One panel for each combination of some columns, with one legend."""
     from matplotlib.figure import Figure
 
@@ -68,7 +76,16 @@ def bars(frame: pd.DataFrame, x: str, y: str, hue: str) -> Draw:
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         import seaborn as sns
 
-        sns.barplot(part, x=x, y=y, hue=hue, hue_order=list(palette), palette=palette, errorbar=SEEDS, ax=axes)
+        sns.barplot(
+            part,
+            x=x,
+            y=y,
+            hue=hue,
+            hue_order=list(palette),
+            palette=palette,
+            errorbar=SEEDS,
+            ax=axes,
+        )
         axes.set(xlabel="", ylabel=y, ylim=(0, 1.02))
         for tick in axes.get_xticklabels():
             tick.set(rotation=30, ha="right", rotation_mode="anchor")

@@ -1,15 +1,16 @@
 """The vocabulary: a Site is a place in a network, Units are indices at sites, UnitScores rank them.
 
-Sites read `[stack.]blocks.<i>.<point>`, or `[stack.]embed` and `[stack.]final`. The points, in the order data meets them:
+Sites read `[stack.]blocks.<i>.<point>`, or `[stack.]embed` and `[stack.]final`. The points, in the
+order data meets them:
 
-    resid_pre   the residual stream entering the block            [batch, position, d_model]
-    heads       what enters the attention's out-projection        [batch, position, head * d_head]; a unit is a head
-    attn_out    what the attention adds to the residual           [batch, position, d_model]
+    resid_pre   the residual stream entering the block            [batch, position, d_model] heads
+    what enters the attention's out-projection        [batch, position, head * d_head]; a unit is a
+    head attn_out    what the attention adds to the residual           [batch, position, d_model]
     resid_mid   the residual between attention and MLP (absent where the two run in parallel)
-    neurons     what enters the MLP's out-projection              [batch, position, d_mlp]
-    mlp_out     what the MLP adds to the residual                 [batch, position, d_model]
-    block_out   what the block adds to the residual, resid_post - resid_pre; the whole of it is one unit
-    resid_post  the residual stream leaving the block             [batch, position, d_model]
+    neurons     what enters the MLP's out-projection              [batch, position, d_mlp] mlp_out
+    what the MLP adds to the residual                 [batch, position, d_model] block_out   what
+    the block adds to the residual, resid_post - resid_pre; the whole of it is one unit resid_post
+    the residual stream leaving the block             [batch, position, d_model]
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from dataclasses import dataclass
 
 from interp.errors import SiteError, closest
 
-BLOCK_POINTS = ("resid_pre", "heads", "attn_out", "resid_mid", "neurons", "mlp_out", "block_out", "resid_post")
+BLOCK_POINTS = (
+    "resid_pre",
+    "heads",
+    "attn_out",
+    "resid_mid",
+    "neurons",
+    "mlp_out",
+    "block_out",
+    "resid_post",
+)
 
 
 END_POINTS = ("embed", "final")
@@ -43,12 +53,15 @@ _TRANSFORMER_LENS = {
 }
 
 
-_FROM_TRANSFORMER_LENS = {name: point for point, name in _TRANSFORMER_LENS.items()} | {"hook_embed": "embed"}  # its older name
+_FROM_TRANSFORMER_LENS = {name: point for point, name in _TRANSFORMER_LENS.items()} | {
+    "hook_embed": "embed"
+}  # its older name
 
 
 @dataclass(frozen=True)
 class Site:
-    """A named place in a network. `block` is None for `embed`, `final` and raw module paths (`"model.norm:in"`)."""
+    """A named place in a network. `block` is None for `embed`, `final` and raw module paths
+    (`"model.norm:in"`)."""
 
     point: str
     block: int | None = None
@@ -56,7 +69,8 @@ class Site:
 
     @classmethod
     def parse(cls, name: str) -> Site:
-        """The site a name means: ours, TransformerLens's (`blocks.3.mlp.hook_post`), or a module path with `:in` or `:out`.
+        """The site a name means: ours, TransformerLens's (`blocks.3.mlp.hook_post`), or a module
+        path with `:in` or `:out`.
 
         Raises SiteError with the nearest valid name when it is none of these.
         """
@@ -65,9 +79,15 @@ class Site:
         match = _PATTERN.match(without_transformer_lens(name))
         if match is None:
             expected = "[stack.]blocks.<i>.<point>, embed, final or <module path>:in|out"
-            raise SiteError(f"{name!r} is not a site: expected {expected}; nearest: {_nearest(name)}")
+            raise SiteError(
+                f"{name!r} is not a site: expected {expected}; nearest: {_nearest(name)}"
+            )
         block = match["block"]
-        return cls(match["point"] or match["end"], None if block is None else int(block), match["stack"] or "")
+        return cls(
+            match["point"] or match["end"],
+            None if block is None else int(block),
+            match["stack"] or "",
+        )
 
     @property
     def is_module_path(self) -> bool:
@@ -76,11 +96,14 @@ class Site:
 
     @property
     def transformer_lens(self) -> str:
-        """The name of this place in TransformerLens. Raises SiteError for what it cannot name: stacks, module paths, block_out."""
+        """The name of this place in TransformerLens. Raises SiteError for what it cannot name:
+        stacks, module paths, block_out."""
         if self.stack or self.is_module_path:
             raise SiteError(f"{self} has no TransformerLens name: it knows one stack of blocks")
         if self.point not in _TRANSFORMER_LENS:
-            raise SiteError(f"{self} has no TransformerLens name; nearest: {Site('resid_post', self.block).transformer_lens}")
+            raise SiteError(
+                f"{self} has no TransformerLens name; nearest: {Site('resid_post', self.block).transformer_lens}"
+            )
         name = _TRANSFORMER_LENS[self.point]
         return name if self.block is None else f"blocks.{self.block}.{name}"
 
@@ -93,7 +116,11 @@ class Site:
 
     def __str__(self) -> str:
         stack = f"{self.stack}." if self.stack else ""
-        return f"{stack}{self.point}" if self.block is None else f"{stack}blocks.{self.block}.{self.point}"
+        return (
+            f"{stack}{self.point}"
+            if self.block is None
+            else f"{stack}blocks.{self.block}.{self.point}"
+        )
 
 
 def without_transformer_lens(name: str) -> str:
@@ -110,5 +137,9 @@ def _nearest(name: str) -> str:
     points = [*BLOCK_POINTS, *(n for p, n in _TRANSFORMER_LENS.items() if p in BLOCK_POINTS)]
     if match is not None:
         return match[1].replace("block.", "blocks.") + closest(match[2], points)
-    ends = [*END_POINTS, *(f"blocks.0.{p}" for p in BLOCK_POINTS), *(n for n, p in _FROM_TRANSFORMER_LENS.items() if p in END_POINTS)]
+    ends = [
+        *END_POINTS,
+        *(f"blocks.0.{p}" for p in BLOCK_POINTS),
+        *(n for n, p in _FROM_TRANSFORMER_LENS.items() if p in END_POINTS),
+    ]
     return closest(name, ends)

@@ -1,7 +1,9 @@
-"""Stepwise: which tokens a model predicts together and what stands before the first, so that the core knows no kind of model.
+"""Stepwise: which tokens a model predicts together and what stands before the first, so that the
+core knows no kind of model.
 
-A network that predicts several tokens at once, or whose blocks see more than its tokens, implements the protocol itself, as VAR and RAR do.
-Every other module predicts one token at a time: `OneByOne` says that of it.
+A network that predicts several tokens at once, or whose blocks see more than its tokens, implements
+the protocol itself, as VAR and RAR do. Every other module predicts one token at a time: `OneByOne`
+says that of it.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ Group = tuple[int, int]  # (start, stop) of tokens that are predicted together
 
 @dataclass(frozen=True)
 class Segment:
-    """Positions `start` to `stop` of what the blocks see, as one part of the example: a scale, or a row, of an image.
+    """Positions `start` to `stop` of what the blocks see, as one part of the example: a scale, or a
+    row, of an image.
 
-    `degenerate` says that they are the same for all examples with one conditioning: what a unit does there tells the class, not the image.
+    `degenerate` says that they are the same for all examples with one conditioning: what a unit
+    does there tells the class, not the image.
     """
 
     name: str
@@ -70,14 +74,20 @@ class Stepwise(Protocol):
         ...
 
     def new_cache(self) -> Any:
-        """An empty cache with `get_seq_length`, `crop` and `batch_select_indices`; None where there is none."""
+        """An empty cache with `get_seq_length`, `crop` and `batch_select_indices`; None where there
+        is none."""
         ...
 
     def feed(
-        self, read: Int[Tensor, "batch read"], new: int, cache: Any, conditioning: Mapping[str, Tensor], keep: int
+        self,
+        read: Int[Tensor, "batch read"],
+        new: int,
+        cache: Any,
+        conditioning: Mapping[str, Tensor],
+        keep: int,
     ) -> Float[Tensor, "batch keep vocabulary"]:
-        """Reads the last `new` of all tokens `read`, the rest being in the cache; the logits of the last `keep` tokens up to the end of
-        the next group."""
+        """Reads the last `new` of all tokens `read`, the rest being in the cache; the logits of the
+        last `keep` tokens up to the end of the next group."""
         ...
 
     def example(self) -> Batch:
@@ -86,9 +96,11 @@ class Stepwise(Protocol):
 
 
 class OneByOne:
-    """The default: one token at a time, each predicted from those before it, nothing before the first.
+    """The default: one token at a time, each predicted from those before it, nothing before the
+    first.
 
-    A Hugging Face causal language model keeps its own KV cache; any other module `module(tokens)` is run whole.
+    A Hugging Face causal language model keeps its own KV cache; any other module `module(tokens)`
+    is run whole.
     """
 
     lead = 0
@@ -115,7 +127,9 @@ class OneByOne:
 
     def check_prompt(self, prompt: int) -> None:
         if prompt < 1:
-            raise ValueError("prompt=0: this model sees nothing before the first token; expected at least 1")
+            raise ValueError(
+                "prompt=0: this model sees nothing before the first token; expected at least 1"
+            )
 
     def predicted(self, batch: Batch, keep: int) -> Tensor:
         if self._generates:
@@ -132,11 +146,24 @@ class OneByOne:
             cache.activate_past_recording()  # else what slid out of an attention window could not come back on crop
         return cache
 
-    def feed(self, read: Tensor, new: int, cache: Any, conditioning: Mapping[str, Tensor], keep: int) -> Tensor:  # noqa: ARG002
-        return self.module(read[:, read.shape[1] - new :], past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+    def feed(
+        self,
+        read: Tensor,
+        new: int,
+        cache: Any,
+        conditioning: Mapping[str, Tensor],  # noqa: ARG002
+        keep: int,
+    ) -> Tensor:
+        return self.module(
+            read[:, read.shape[1] - new :],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
 
     def example(self) -> Batch:
-        """A few tokens that every embedding of the module knows. Raises LoadError where there is none."""
+        """A few tokens that every embedding of the module knows. Raises LoadError where there is
+        none."""
         sizes = [m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding)]
         if not sizes:
             raise LoadError(
@@ -151,12 +178,16 @@ def stepwise_of(module: nn.Module) -> Stepwise:
 
 
 def language_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
-    """The forward of a Hugging Face causal language model; its head runs on the kept positions only, or on all of them."""
+    """The forward of a Hugging Face causal language model; its head runs on the kept positions
+    only, or on all of them."""
     everything = keep >= batch.length - 1
-    return module(batch.tokens, use_cache=False, logits_to_keep=0 if everything else keep + 1).logits[:, -keep - 1 : -1]
+    return module(
+        batch.tokens, use_cache=False, logits_to_keep=0 if everything else keep + 1
+    ).logits[:, -keep - 1 : -1]
 
 
 def plain_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
-    """The forward of any module that maps token ids to next-token logits [batch, position, vocabulary]."""
+    """The forward of any module that maps token ids to next-token logits [batch, position,
+    vocabulary]."""
     output = module(batch.tokens, **batch.conditioning)
     return getattr(output, "logits", output)[:, -keep - 1 : -1]

@@ -27,13 +27,26 @@ Forward = Callable[[nn.Module, Batch, int], Tensor]
 class Subject:
     """A model, its sites and its tokenizer.
 
-    `forward(module, batch, keep)` returns the logits that predict the last `keep` tokens of the batch, [batch, keep, vocabulary]; `keep` is
-    at least 1. Asked for all tokens, a model that sees nothing before the first returns one position less. `Decoder` decodes with the
-    model's KV cache where it has one.
+    `forward(module, batch, keep)` returns the logits that predict the last `keep` tokens of the
+    batch, [batch, keep, vocabulary]; `keep` is at least 1. Asked for all tokens, a model that sees
+    nothing before the first returns one position less. `Decoder` decodes with the model's KV cache
+    where it has one.
     """
 
-    def __init__(self, module: nn.Module, anatomy: Anatomy, forward: Forward, tokenizer: Any = None, name: str = "") -> None:
-        self.module, self.anatomy, self.forward, self.tokenizer = module, anatomy, forward, tokenizer
+    def __init__(
+        self,
+        module: nn.Module,
+        anatomy: Anatomy,
+        forward: Forward,
+        tokenizer: Any = None,
+        name: str = "",
+    ) -> None:
+        self.module, self.anatomy, self.forward, self.tokenizer = (
+            module,
+            anatomy,
+            forward,
+            tokenizer,
+        )
         self.name = name or type(module).__name__
         self.stepwise = stepwise_of(module)
 
@@ -48,10 +61,13 @@ class Subject:
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids the model knows: rows of the embedding that reads them. Raises LoadError when the module has none."""
+        """How many token ids the model knows: rows of the embedding that reads them. Raises
+        LoadError when the module has none."""
         rows = vocabulary_size(self.module)
         if rows is None:
-            raise LoadError(f"{self.name} has no token embedding (nn.Embedding), so its vocabulary is unknown")
+            raise LoadError(
+                f"{self.name} has no token embedding (nn.Embedding), so its vocabulary is unknown"
+            )
         return rows
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch position vocabulary"]:
@@ -79,34 +95,46 @@ class Subject:
             known = self.forward(self.module, batch.to(self.device), keep)
         if known.shape[1] == keep:
             return known
-        return torch.cat([known.new_zeros(known.shape[0], keep - known.shape[1], known.shape[2]), known], dim=1)
+        return torch.cat(
+            [known.new_zeros(known.shape[0], keep - known.shape[1], known.shape[2]), known], dim=1
+        )
 
     def check(self, batch: Batch) -> None:
-        """Raises ValueError for token ids that the model does not know, and for what else its steps do not allow (`Stepwise.check`)."""
+        """Raises ValueError for token ids that the model does not know, and for what else its steps
+        do not allow (`Stepwise.check`)."""
         self._check_ids(batch.tokens)
         self.stepwise.check(batch)
 
     def check_prompt(self, batch: Batch) -> None:
-        """Raises ValueError for a prompt from which the model cannot go on: none where it needs one, or one that cuts a step."""
+        """Raises ValueError for a prompt from which the model cannot go on: none where it needs
+        one, or one that cuts a step."""
         self.stepwise.check_prompt(batch.prompt)
 
     def _check_ids(self, tokens: Tensor) -> None:
         low, high, known = int(tokens.min()), int(tokens.max()), vocabulary_size(self.module)
         if low < 0 or (known is not None and high >= known):
             top = "" if known is None else f" to {known - 1}"
-            raise ValueError(f"token ids must be 0{top} for {self.name}; got {low} to {high}: another model's tokenizer?")
+            raise ValueError(
+                f"token ids must be 0{top} for {self.name}; got {low} to {high}: another model's tokenizer?"
+            )
 
     @overload
     def generate(self, prompt: str, length: int) -> str: ...
     @overload
     def generate(self, prompt: Tensor | Batch, length: int | None = None) -> Tensor: ...
-    def generate(self, prompt: str | Int[Tensor, "batch position"] | Batch, length: int | None = None) -> str | Int[Tensor, "batch length"]:
-        """Exactly `length` greedy tokens after the prompt, as text for a text and as ids for ids. An end-of-text token does not stop it.
+    def generate(
+        self, prompt: str | Int[Tensor, "batch position"] | Batch, length: int | None = None
+    ) -> str | Int[Tensor, "batch length"]:
+        """Exactly `length` greedy tokens after the prompt, as text for a text and as ids for ids.
+        An end-of-text token does not stop it.
 
-        Of a Batch, what it would say in place of `targets`, given its prompt and what it is conditioned on.
+        Of a Batch, what it would say in place of `targets`, given its prompt and what it is
+        conditioned on.
         """
         if isinstance(prompt, str):
-            return self.decode(self.generate(torch.tensor([self.encode(prompt)]), length)[0].tolist())
+            return self.decode(
+                self.generate(torch.tensor([self.encode(prompt)]), length)[0].tolist()
+            )
         if isinstance(prompt, Batch):
             return self._continued(prompt)
         if length is None or length < 1 or prompt.ndim != 2 or not prompt.numel():
@@ -122,7 +150,9 @@ class Subject:
         self.check_prompt(batch)
         given = batch.to(self.device)
         with torch.no_grad(), prompt_length(self.lead + batch.prompt):
-            return Decoder(self, len(batch), given.conditioning).greedy(given.tokens[:, : batch.prompt], batch.length - batch.prompt)
+            return Decoder(self, len(batch), given.conditioning).greedy(
+                given.tokens[:, : batch.prompt], batch.length - batch.prompt
+            )
 
     @property
     def lead(self) -> int:
@@ -144,7 +174,9 @@ class Subject:
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens; none for an empty text."""
         if self.tokenizer is None:
-            raise ValueError(f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...), or give token ids")
+            raise ValueError(
+                f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...), or give token ids"
+            )
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_all(self, texts: Sequence[str], length: int | None = None) -> Batch:
@@ -153,16 +185,20 @@ class Subject:
 
     def decode(self, tokens: Sequence[int]) -> str:
         if self.tokenizer is None:
-            raise ValueError(f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...)")
+            raise ValueError(
+                f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...)"
+            )
         return str(self.tokenizer.decode(tokens))
 
     def intervened(self, *plans: Plan) -> AbstractContextManager[None]:
-        """Everything run inside the block runs under the plans; see `interp.hooks.hooks.intervened`."""
+        """Everything run inside the block runs under the plans; see
+        `interp.hooks.hooks.intervened`."""
         return intervened(self, *plans)
 
     @property
     def fingerprint(self) -> str:
-        """Tells models apart: a hash over name, shape, precision and sum of every parameter. It does not see active interventions."""
+        """Tells models apart: a hash over name, shape, precision and sum of every parameter. It
+        does not see active interventions."""
         digest = hashlib.sha256()
         for name, parameter in self.module.named_parameters():
             total = parameter.detach().sum(dtype=torch.float64).item()
@@ -170,17 +206,28 @@ class Subject:
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
-        stacks = ", ".join(f"{name or 'blocks'}: {len(blocks)}" for name, blocks in self.anatomy.stacks.items())
+        stacks = ", ".join(
+            f"{name or 'blocks'}: {len(blocks)}" for name, blocks in self.anatomy.stacks.items()
+        )
         size = sum(p.numel() for p in self.module.parameters())
-        return f"Subject({self.name}, {size / 1e6:.1f}M parameters, {stacks}, {len(self.sites)} sites)"
+        return (
+            f"Subject({self.name}, {size / 1e6:.1f}M parameters, {stacks}, {len(self.sites)} sites)"
+        )
 
 
-def token_losses(logits: Float[Tensor, "batch predicted vocabulary"], batch: Batch) -> Float[Tensor, "batch predicted"]:
+def token_losses(
+    logits: Float[Tensor, "batch predicted vocabulary"], batch: Batch
+) -> Float[Tensor, "batch predicted"]:
     """Cross-entropy in nats of `batch.targets` under their logits; 0 on padding."""
     targets = batch.targets.to(logits.device)
     precise = torch.promote_types(logits.dtype, torch.float32)
     by_row = zip(logits, targets, strict=True)  # flattening sliced logits would copy all of them
-    losses = torch.stack([nn.functional.cross_entropy(row.to(precise), true, reduction="none") for row, true in by_row])
+    losses = torch.stack(
+        [
+            nn.functional.cross_entropy(row.to(precise), true, reduction="none")
+            for row, true in by_row
+        ]
+    )
     return losses * batch.counted.to(logits.device)
 
 

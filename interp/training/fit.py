@@ -29,8 +29,9 @@ _OWN = {"step", "loss"}  # columns of the history
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step, as callbacks see it: its number, the mean `loss` (nats a target), and the batch with the loss of each target before the
-    update, 0 where it does not count. Of several processes, each sees the rows that it trained on, and the loss of all."""
+    """One step, as callbacks see it: its number, the mean `loss` (nats a target), and the batch
+    with the loss of each target before the update, 0 where it does not count. Of several processes,
+    each sees the rows that it trained on, and the loss of all."""
 
     number: int
     loss: float
@@ -43,9 +44,11 @@ class Evaluation:
     """What to measure on the way.
 
     Attributes:
-        measure: maps the subject, dropout off and without gradients, to numbers by name, other names than `step` and `loss`.
+        measure: maps the subject, dropout off and without gradients, to numbers by name, other
+        names than `step` and `loss`.
         every: after how many steps; the last step is always measured.
-        until: training ends early after a measurement for which it is true; a function of that measurement alone.
+        until: training ends early after a measurement for which it is true; a function of that
+        measurement alone.
     """
 
     measure: Callable[[Subject], Metrics]
@@ -61,28 +64,35 @@ class Checkpoints:
     """What to write on the way.
 
     Attributes:
-        folder: where `state.safetensors` stands: the same call to `fit` continues from it, to the bit.
+        folder: where `state.safetensors` stands: the same call to `fit` continues from it, to the
+        bit.
         every: after how many steps it is written anew.
-        keep: names and conditions: the weights at the first measurement that meets a condition stay in `<name>.safetensors`.
-        about: what else tells this training from others: the data, the model, the seed. A state of another one is refused.
+        keep: names and conditions: the weights at the first measurement that meets a condition stay
+        in `<name>.safetensors`.
+        about: what else tells this training from others: the data, the model, the seed. A state of
+        another one is refused.
     """
 
     folder: Path
     every: int
-    keep: Mapping[str, Callable[[Metrics], bool]] = field(default_factory=dict[str, Callable[[Metrics], bool]])
+    keep: Mapping[str, Callable[[Metrics], bool]] = field(
+        default_factory=dict[str, Callable[[Metrics], bool]]
+    )
     about: About = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         _check_every(self.every)
         if self.state.stem in self.keep:
-            raise ValueError(f"keep={self.state.stem!r}: that file holds the state; expected another name")
+            raise ValueError(
+                f"keep={self.state.stem!r}: that file holds the state; expected another name"
+            )
 
     @property
     def state(self) -> Path:
         return self.folder / "state.safetensors"
 
 
-def fit(  # noqa: PLR0913 - each is one knob of one loop
+def fit(
     subject: Subject,
     batches: Iterable[Batch],
     steps: int,
@@ -99,32 +109,45 @@ def fit(  # noqa: PLR0913 - each is one knob of one loop
     evaluation: Evaluation | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> pd.DataFrame:
-    """Trains a subject's module in place with AdamW on `steps` batches; the loss is the mean over each batch's targets.
+    """Trains a subject's module in place with AdamW on `steps` batches; the loss is the mean over
+    each batch's targets.
 
-    Started by `torchrun` or `accelerate launch`, several processes share the rows of every batch and take the steps that one process would
-    take on all of them, up to rounding and dropout. All must be given the same batches; the first one measures and writes.
+    Started by `torchrun` or `accelerate launch`, several processes share the rows of every batch
+    and take the steps that one process would take on all of them, up to rounding and dropout. All
+    must be given the same batches; the first one measures and writes.
 
     Args:
-        batches: a stream of at least `steps` batches, such as `epochs` makes; shuffle and seed it where it is made. Dropout draws from
-            torch's generator.
-        lr: reached after `warmup` steps of linear rise, left in a linear fall to `floor` of it over the last `decay` steps.
+        batches: a stream of at least `steps` batches, such as `epochs` makes; shuffle and seed it
+            where it is made. Dropout draws from torch's generator.
+        lr: reached after `warmup` steps of linear rise, left in a linear fall to `floor` of it over
+        the last `decay` steps.
         clip: largest norm of the gradient.
         precision: of the forward and backward; weights and optimizer keep their own.
         callback: called after each step.
         evaluation: what to measure on the way.
-        checkpoints: what to write on the way. An interrupted training goes on from there when it is called again with the same arguments:
-            the stream is wound forward, which must not draw from torch's generator for that; callbacks see new steps only; weights and
-            history end as if it had never stopped, on the same machine and with the same number of processes.
+        checkpoints: what to write on the way. An interrupted training goes on from there when it is
+            called again with the same arguments: the stream is wound forward, which must not draw
+            from torch's generator for that; callbacks see new steps only; weights and history end
+            as if it had never stopped, on the same machine and with the same number of processes.
 
-    Returns a frame of `step`, `loss` and what was measured, NaN where nothing was. Raises ValueError when the stream is too short, a batch
-    has fewer rows than there are processes, the loss is not finite (the weights are then those of the last good step), or the checkpoint is
+    Returns a frame of `step`, `loss` and what was measured, NaN where nothing was. Raises
+    ValueError when the stream is too short, a batch has fewer rows than there are processes, the
+    loss is not finite (the weights are then those of the last good step), or the checkpoint is
     another training's.
     """
     processes = Processes()
-    recipe: dict[str, Any] = {"steps": steps, "lr": lr, "precision": precision, "betas": betas, "weight_decay": weight_decay}
+    recipe: dict[str, Any] = {
+        "steps": steps,
+        "lr": lr,
+        "precision": precision,
+        "betas": betas,
+        "weight_decay": weight_decay,
+    }
     recipe |= {"warmup": warmup, "decay": decay, "floor": floor, "clip": clip}
     written = _written(checkpoints, evaluation, recipe, processes)
-    optimizer = torch.optim.AdamW(subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay
+    )
     trained, optimizer = _prepare(processes, subject, optimizer)
     rows = _history(written, subject.module, optimizer, processes)
     stream = islice(batches, len(rows), None)
@@ -151,7 +174,9 @@ def _prepare(processes: Processes, subject: Subject, optimizer: Any) -> tuple[Su
     return Subject(module, subject.anatomy, subject.forward, name=subject.name), optimizer
 
 
-def _update(processes: Processes, module: nn.Module, optimizer: Any, loss: Tensor, clip: float) -> None:
+def _update(
+    processes: Processes, module: nn.Module, optimizer: Any, loss: Tensor, clip: float
+) -> None:
     processes.backward(loss, module)
     if clip < float("inf"):
         processes.clip(module, clip)
@@ -160,7 +185,8 @@ def _update(processes: Processes, module: nn.Module, optimizer: Any, loss: Tenso
 
 
 def epochs(batch: Batch, rows: int, seed: int = 0) -> Iterator[Batch]:
-    """Endless batches of `rows` of its rows, each epoch in an order of its own; what does not fill a batch waits for another epoch.
+    """Endless batches of `rows` of its rows, each epoch in an order of its own; what does not fill
+    a batch waits for another epoch.
 
     Raises ValueError when there are fewer rows.
     """
@@ -186,20 +212,27 @@ def _share(step: int, steps: int, warmup: int, decay: int, floor: float) -> floa
 
 
 def _written(
-    checkpoints: Checkpoints | None, evaluation: Evaluation | None, recipe: dict[str, Any], processes: Processes
+    checkpoints: Checkpoints | None,
+    evaluation: Evaluation | None,
+    recipe: dict[str, Any],
+    processes: Processes,
 ) -> Checkpoints | None:
     """The checkpoints with the recipe among what they are about."""
     if checkpoints is None:
         return None
     if checkpoints.keep and evaluation is None:
-        raise ValueError(f"keep={', '.join(checkpoints.keep)}: conditions on measurements, and there is no evaluation")
+        raise ValueError(
+            f"keep={', '.join(checkpoints.keep)}: conditions on measurements, and there is no evaluation"
+        )
     writable(checkpoints.folder)
     if processes.count > 1:
         recipe = {**recipe, "processes": processes.count}
     return replace(checkpoints, about={**recipe, **checkpoints.about})
 
 
-def _history(written: Checkpoints | None, module: nn.Module, optimizer: Any, processes: Processes) -> Rows:
+def _history(
+    written: Checkpoints | None, module: nn.Module, optimizer: Any, processes: Processes
+) -> Rows:
     """What to go on from: of the state, if there is one."""
     if written is None:
         return []
@@ -207,7 +240,9 @@ def _history(written: Checkpoints | None, module: nn.Module, optimizer: Any, pro
     if not any(found):
         return []
     if not all(found):
-        raise ValueError(f"{written.state} exists for some processes only: expected a folder that all of them share")
+        raise ValueError(
+            f"{written.state} exists for some processes only: expected a folder that all of them share"
+        )
     return load_state(written.state, module, optimizer, written.about, processes.rank)
 
 
@@ -224,22 +259,33 @@ def _after(
     done = len(rows)
     if evaluation is not None and (done == steps or done % evaluation.every == 0):
         _measure(subject, rows, evaluation, checkpoints, processes)
-    if checkpoints is not None and (done == steps or done % checkpoints.every == 0 or _ended(evaluation, rows)):
+    if checkpoints is not None and (
+        done == steps or done % checkpoints.every == 0 or _ended(evaluation, rows)
+    ):
         drawn = processes.gather(generators())
         if processes.main:
             save_state(checkpoints.state, subject.module, optimizer, rows, checkpoints.about, drawn)
         processes.wait()
 
 
-def _measure(subject: Subject, rows: Rows, evaluation: Evaluation, checkpoints: Checkpoints | None, processes: Processes) -> None:
-    """Adds what was measured to the last row. One process measures for all, so that they agree on when to end."""
+def _measure(
+    subject: Subject,
+    rows: Rows,
+    evaluation: Evaluation,
+    checkpoints: Checkpoints | None,
+    processes: Processes,
+) -> None:
+    """Adds what was measured to the last row. One process measures for all, so that they agree on
+    when to end."""
     found: dict[str, float] = {}
     if processes.main:
         with evaluating(subject):
             found = {name: float(value) for name, value in evaluation.measure(subject).items()}
     found = processes.from_first(found)
     if found.keys() & _OWN:
-        raise ValueError(f"a measure named {', '.join(found.keys() & _OWN)}: the history has its own; expected another name")
+        raise ValueError(
+            f"a measure named {', '.join(found.keys() & _OWN)}: the history has its own; expected another name"
+        )
     before = [row for row in rows if len(row) > len(_OWN)]
     rows[-1] |= found
     if checkpoints is None or not processes.main:
@@ -250,7 +296,12 @@ def _measure(subject: Subject, rows: Rows, evaluation: Evaluation, checkpoints: 
 
 
 def _ended(evaluation: Evaluation | None, rows: Rows) -> bool:
-    return evaluation is not None and bool(rows) and rows[-1].keys() > _OWN and evaluation.until(rows[-1])
+    return (
+        evaluation is not None
+        and bool(rows)
+        and rows[-1].keys() > _OWN
+        and evaluation.until(rows[-1])
+    )
 
 
 @contextmanager
@@ -279,8 +330,8 @@ def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
 def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:
     """What some rows of a batch add to the mean loss over its targets.
 
-    Divided by the targets of the whole batch, not of these rows: a process whose rows hold few targets weighs less, and gradients that are
-    summed over processes are those of the mean.
+    Divided by the targets of the whole batch, not of these rows: a process whose rows hold few
+    targets weighs less, and gradients that are summed over processes are those of the mean.
     """
     return losses.sum() / batch.counted.sum().to(losses.device)
 
@@ -288,5 +339,7 @@ def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:
 def _finite(loss: Tensor, step: int) -> float:
     value = loss.item()
     if not torch.isfinite(loss):
-        raise ValueError(f"the loss is {value} at step {step}: lower the learning rate, or train in float32")
+        raise ValueError(
+            f"the loss is {value} at step {step}: lower the learning rate, or train in float32"
+        )
     return value

@@ -1,4 +1,5 @@
-"""Processes: several processes that train one model on the same batches, each on some of their rows."""
+"""Processes: several processes that train one model on the same batches, each on some of their
+rows."""
 
 from __future__ import annotations
 
@@ -16,15 +17,21 @@ T = TypeVar("T")
 class Processes:
     """The processes that `accelerate launch` or `torchrun` started, or this one alone.
 
-    Every method must be called by all of them. With one process, what is summed or shared is what was given, to the bit.
+    Every method must be called by all of them. With one process, what is summed or shared is what
+    was given, to the bit.
     """
 
     def __init__(self) -> None:
         from accelerate import Accelerator
 
-        # Where there is no GPU, accelerate takes the processes of `torchrun` for strangers unless it is told that the CPU is meant.
+        # Where there is no GPU, accelerate takes the processes of `torchrun` for strangers unless
+        # it is told that the CPU is meant.
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self._accelerator: Any = Accelerator(cpu=True) if launched and not torch.accelerator.is_available() else Accelerator()
+        self._accelerator: Any = (
+            Accelerator(cpu=True)
+            if launched and not torch.accelerator.is_available()
+            else Accelerator()
+        )
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
 
@@ -34,13 +41,15 @@ class Processes:
         return bool(self._accelerator.is_main_process)
 
     def prepare(self, module: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
-        """The module on this process's device, with the weights and buffers of the first process, and its optimizer."""
+        """The module on this process's device, with the weights and buffers of the first process,
+        and its optimizer."""
         from accelerate.utils import broadcast
 
         if self.count == 1:
             return self._accelerator.prepare(module, optimizer)
-        # DistributedDataParallel would synchronize only what goes through its own forward, and a subject also calls parts of its module;
-        # `evaluation_mode` places the module without it, and `backward` does its work.
+        # DistributedDataParallel would synchronize only what goes through its own forward, and a
+        # subject also calls parts of its module; `evaluation_mode` places the module without it,
+        # and `backward` does its work.
         placed = self._accelerator.prepare_model(module, evaluation_mode=True)
         with torch.no_grad():
             for tensor in (*placed.parameters(), *placed.buffers()):
@@ -48,11 +57,14 @@ class Processes:
         return placed, self._accelerator.prepare(optimizer)
 
     def share(self, batch: Batch) -> Batch:
-        """This process's rows of a batch. Raises ValueError when there are fewer rows than processes."""
+        """This process's rows of a batch. Raises ValueError when there are fewer rows than
+        processes."""
         if self.count == 1:
             return batch
         if len(batch) < self.count:
-            raise ValueError(f"a batch of {len(batch)} rows for {self.count} processes: expected at least one row each")
+            raise ValueError(
+                f"a batch of {len(batch)} rows for {self.count} processes: expected at least one row each"
+            )
         with self._accelerator.split_between_processes(torch.arange(len(batch))) as rows:
             return batch.rows(rows)
 
@@ -73,9 +85,12 @@ class Processes:
 
     def _sum_gradients(self, module: nn.Module) -> None:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        # An expert to which only one process sent a token has a gradient there alone: the others must join its sum with zeros. What no
-        # process used keeps no gradient, because AdamW would decay it for one of zeros.
-        has_gradient = torch.tensor([parameter.grad is not None for parameter in trained], device=self._accelerator.device)
+        # An expert to which only one process sent a token has a gradient there alone: the others
+        # must join its sum with zeros. What no process used keeps no gradient, because AdamW would
+        # decay it for one of zeros.
+        has_gradient = torch.tensor(
+            [parameter.grad is not None for parameter in trained], device=self._accelerator.device
+        )
         used = self.total(has_gradient.int()).tolist()
         for parameter, users in zip(trained, used, strict=True):
             if users:

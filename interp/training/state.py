@@ -1,4 +1,5 @@
-"""What an interrupted training needs to go on as if nothing had happened: one file, whole or absent, without pickle."""
+"""What an interrupted training needs to go on as if nothing had happened: one file, whole or
+absent, without pickle."""
 
 from __future__ import annotations
 
@@ -16,8 +17,16 @@ Rows = list[dict[str, float]]
 About = Mapping[str, Any]  # what JSON can hold
 
 
-def save_state(path: Path, module: nn.Module, optimizer: Any, rows: Rows, about: About, drawn: Sequence[Mapping[str, Tensor]]) -> None:
-    """Writes weights, optimizer, the random generators of each process, the history so far, and what training this is."""
+def save_state(
+    path: Path,
+    module: nn.Module,
+    optimizer: Any,
+    rows: Rows,
+    about: About,
+    drawn: Sequence[Mapping[str, Tensor]],
+) -> None:
+    """Writes weights, optimizer, the random generators of each process, the history so far, and
+    what training this is."""
     from safetensors.torch import save_file
 
     losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
@@ -27,11 +36,14 @@ def save_state(path: Path, module: nn.Module, optimizer: Any, rows: Rows, about:
     notes = {"measured": {n: row for n, row in enumerate(rows) if len(row) > 2}, "about": about}
     with replaced(path) as temporary:
         whole = {name: value.detach().contiguous() for name, value in tensors.items()}
-        save_file(whole, temporary, {"notes": json.dumps(notes)})  # one note: several would be written in any order
+        save_file(
+            whole, temporary, {"notes": json.dumps(notes)}
+        )  # one note: several would be written in any order
 
 
 def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank: int = 0) -> Rows:
-    """Restores what `save_state` wrote, with the generators of process `rank`, and returns the history.
+    """Restores what `save_state` wrote, with the generators of process `rank`, and returns the
+    history.
 
     Raises ValueError for the state of another training or model.
     """
@@ -61,7 +73,9 @@ def _check_same(path: Path, written: About, given: About) -> None:
     wrong = [name for name in {**written, **given} if written.get(name) != given.get(name)]
     if wrong:
         first = f"{wrong[0]}={written.get(wrong[0])!r}, now {given.get(wrong[0])!r}"
-        raise ValueError(f"{path} is the state of another training: {first}; give another folder, or the same arguments")
+        raise ValueError(
+            f"{path} is the state of another training: {first}; give another folder, or the same arguments"
+        )
 
 
 def save_weights(path: str | Path, module: nn.Module) -> None:
@@ -73,7 +87,8 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
 
 
 def load_weights(path: str | Path, module: nn.Module) -> None:
-    """Reads what `save_weights` wrote into a module of the same shape. Raises ValueError for another model's."""
+    """Reads what `save_weights` wrote into a module of the same shape. Raises ValueError for
+    another model's."""
     from safetensors.torch import load_file
 
     _copy(Path(path), load_file(path), module)
@@ -88,7 +103,9 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
     own = dict(_named(module))
     given = {name: value for name, value in tensors.items() if name.startswith("module.")}
-    wrong = sorted(own.keys() ^ given.keys()) or [name for name, value in own.items() if value.shape != given[name].shape]
+    wrong = sorted(own.keys() ^ given.keys()) or [
+        name for name, value in own.items() if value.shape != given[name].shape
+    ]
     if wrong:
         raise ValueError(
             f"{path} holds another model's weights: {len(wrong)} of {len(own)} differ, {wrong[0].removeprefix('module.')} first"
@@ -100,7 +117,11 @@ def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:
     states = optimizer.state_dict()["state"]
-    return {f"optimizer.{number}.{key}": value for number, state in states.items() for key, value in state.items()}
+    return {
+        f"optimizer.{number}.{key}": value
+        for number, state in states.items()
+        for key, value in state.items()
+    }
 
 
 def _ranked(name: str, rank: int) -> str:

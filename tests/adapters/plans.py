@@ -10,7 +10,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import interp
-from interp import Add, Batch, Interchange, Mean, Patch, Project, Resample, Scale, Site, Subject, Zero
+from interp import (
+    Add,
+    Batch,
+    Interchange,
+    Mean,
+    Patch,
+    Project,
+    Resample,
+    Scale,
+    Site,
+    Subject,
+    Zero,
+)
 from interp.sites.site import BLOCK_POINTS
 
 KINDS = (
@@ -27,7 +39,9 @@ KINDS = (
     "scale_decode",
     "all_at_once",
 )
-WITH_NEURONS = tuple(name for name in tiny.ALL if name != "mixtral")  # whose neurons are refused: several experts
+WITH_NEURONS = tuple(
+    name for name in tiny.ALL if name != "mixtral"
+)  # whose neurons are refused: several experts
 WORDS = {f"t{i}": i for i in range(tiny.VOCABULARY)}
 
 

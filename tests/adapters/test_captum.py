@@ -33,7 +33,9 @@ def test_equals_our_own_gradients(name):
 
 def test_layers_name_the_module_and_its_side():
     subject = tiny.subject("llama")
-    (down, inward), (block, outward) = adapter.layers(subject, ["blocks.1.neurons", "blocks.1.resid_post"])
+    (down, inward), (block, outward) = adapter.layers(
+        subject, ["blocks.1.neurons", "blocks.1.resid_post"]
+    )
     assert (down, inward) == (subject.module.get_submodule("model.layers.1.mlp.down_proj"), True)
     assert (block, outward) == (subject.module.get_submodule("model.layers.1"), False)
 

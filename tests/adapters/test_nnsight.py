@@ -28,7 +28,12 @@ def test_equals_hooks_at_every_point_at_once(name):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "site"),
-    [("opt", "blocks.1.neurons"), ("neox", "blocks.2.heads"), ("gpt2", "blocks.1.resid_mid"), ("policy", "decoder.blocks.1.neurons")],
+    [
+        ("opt", "blocks.1.neurons"),
+        ("neox", "blocks.2.heads"),
+        ("gpt2", "blocks.1.resid_mid"),
+        ("policy", "decoder.blocks.1.neurons"),
+    ],
 )
 def test_equals_hooks_for_every_kind(name, site, kind):
     subject, batch = tiny.subject(name), example(name)
@@ -78,13 +83,19 @@ def test_a_stack_of_another_length_takes_edits_at_all_positions():
 def test_what_would_change_nothing_is_an_error():
     subject = tiny.subject("llama")
     with pytest.raises(HookError, match="none of positions"):
-        adapter.logits(subject, Zero(subject.anatomy.units("blocks.1.neurons"), positions=(99,)), example("llama"))
+        adapter.logits(
+            subject,
+            Zero(subject.anatomy.units("blocks.1.neurons"), positions=(99,)),
+            example("llama"),
+        )
 
 
 def test_serializing_needs_a_tokenizer():
     subject = tiny.subject("llama")
     with pytest.raises(ValueError, match=r"no tokenizer.*interp.load\(..., tokenizer=\)"):
-        adapter.logits(subject, plan(subject, "zero", "blocks.1.neurons"), example("llama"), "local")
+        adapter.logits(
+            subject, plan(subject, "zero", "blocks.1.neurons"), example("llama"), "local"
+        )
 
 
 class Hosted:
@@ -95,10 +106,14 @@ class Hosted:
         raise AssertionError("checked too late")
 
 
-@pytest.mark.parametrize("model", [Hosted("./here"), Hosted("/some/folder"), Hosted("gpt2"), tiny.subject("llama")])
+@pytest.mark.parametrize(
+    "model", [Hosted("./here"), Hosted("/some/folder"), Hosted("gpt2"), tiny.subject("llama")]
+)
 def test_remote_needs_a_hub_model(model: Any):
     some = plan(tiny.subject("llama"), "zero", "blocks.1.neurons")
-    with pytest.raises(ValueError, match=r"remote=True needs nnsight.TransformersModel\(\"owner/name\"\)"):
+    with pytest.raises(
+        ValueError, match=r"remote=True needs nnsight.TransformersModel\(\"owner/name\"\)"
+    ):
         adapter.logits(model, some, example("llama"), remote=True)
 
 
@@ -107,10 +122,17 @@ def test_remote_needs_the_version_of_the_server(monkeypatch):
 
     monkeypatch.setattr(nnsight.ndif, "get_remote_env", lambda: {"packages": {"nnsight": "0.7.0"}})
     with pytest.raises(ValueError, match=r"NDIF runs nnsight 0.7.0"):
-        adapter.logits(Hosted("owner/name"), plan(tiny.subject("llama"), "zero", "blocks.1.neurons"), example("llama"), remote=True)
+        adapter.logits(
+            Hosted("owner/name"),
+            plan(tiny.subject("llama"), "zero", "blocks.1.neurons"),
+            example("llama"),
+            remote=True,
+        )
 
 
 def test_a_verbose_flag_meant_for_others_does_not_switch_nnsight_to_debug():
     code = "from interp.adapters import nnsight as a; print(a._nnsight().schema.config.CONFIG.APP.DEBUG)"
-    found = subprocess.run([sys.executable, "-c", code, "-v"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code, "-v"], capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "False"

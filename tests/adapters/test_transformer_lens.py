@@ -24,14 +24,27 @@ def bridge(name: str) -> Any:
 @pytest.mark.parametrize("name", KNOWN)
 def test_equals_hooks_at_every_point(name):
     subject, batch = tiny.subject(name), example(name)
-    close(adapter.logits(bridge(name), subject.anatomy, [], batch), subject.logits(batch), 1e-4, "no plan")
+    close(
+        adapter.logits(bridge(name), subject.anatomy, [], batch),
+        subject.logits(batch),
+        1e-4,
+        "no plan",
+    )
     for site in sites(subject):
         some = plan(subject, "all_at_once", site)
-        close(adapter.logits(bridge(name), subject.anatomy, some, batch), expected(subject, some, batch), 1e-4, site)
+        close(
+            adapter.logits(bridge(name), subject.anatomy, some, batch),
+            expected(subject, some, batch),
+            1e-4,
+            site,
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "site"), [("llama", "blocks.1.neurons"), ("opt", "blocks.1.heads"), ("gpt2", "blocks.1.resid_mid")])
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [("llama", "blocks.1.neurons"), ("opt", "blocks.1.heads"), ("gpt2", "blocks.1.resid_mid")],
+)
 def test_equals_hooks_for_every_kind(name, site, kind):
     subject, batch = tiny.subject(name), example(name)
     some = plan(subject, kind, site)
@@ -44,7 +57,12 @@ def test_the_users_model_is_not_touched():
     subject, batch = tiny.subject("qwen2"), example("qwen2")
     kinds, clean = [type(m) for m in subject.module.modules()], subject.logits(batch)
     with tiny.untouched(subject.module):
-        adapter.logits(adapter.bridge(subject), subject.anatomy, plan(subject, "zero", "blocks.1.neurons"), batch)
+        adapter.logits(
+            adapter.bridge(subject),
+            subject.anatomy,
+            plan(subject, "zero", "blocks.1.neurons"),
+            batch,
+        )
     assert [type(m) for m in subject.module.modules()] == kinds
     assert torch.equal(clean, subject.logits(batch))
 
@@ -56,7 +74,9 @@ def test_positions_are_absolute_under_generation(kind):
     with subject.intervened(some):
         wanted = subject.generate(prompt, 8)
     with bridge("llama").hooks(fwd_hooks=adapter.fwd_hooks(subject, some)):
-        found = bridge("llama").generate(prompt, max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False)
+        found = bridge("llama").generate(
+            prompt, max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False
+        )
     assert found[:, 4:].tolist() == wanted.tolist()
 
 
@@ -74,11 +94,19 @@ def test_models_it_does_not_know_are_refused():
 def test_what_would_change_nothing_is_an_error():
     subject = tiny.subject("llama")
     with pytest.raises(HookError, match="none of positions"):
-        adapter.logits(bridge("llama"), subject.anatomy, Zero(subject.anatomy.units("heads"), positions=(99,)), example("llama"))
+        adapter.logits(
+            bridge("llama"),
+            subject.anatomy,
+            Zero(subject.anatomy.units("heads"), positions=(99,)),
+            example("llama"),
+        )
 
 
 def test_takes_an_anatomy_as_well():
     subject = tiny.subject("llama")
-    names = [name for name, _ in adapter.fwd_hooks(subject.anatomy, plan(subject, "zero", "blocks.2.heads"))]
+    names = [
+        name
+        for name, _ in adapter.fwd_hooks(subject.anatomy, plan(subject, "zero", "blocks.2.heads"))
+    ]
     assert names == ["blocks.2.attn.hook_z"]
     assert interp.Site.parse(names[0]) == interp.Site("heads", 2)

@@ -13,7 +13,9 @@ from .plans import WITH_NEURONS, block_site, close, example, expected, plan
 
 
 @pytest.mark.parametrize("kind", ["zero", "scale"])
-@pytest.mark.parametrize(("name", "point"), [*((n, "neurons") for n in WITH_NEURONS), *((n, "heads") for n in tiny.ALL)])
+@pytest.mark.parametrize(
+    ("name", "point"), [*((n, "neurons") for n in WITH_NEURONS), *((n, "heads") for n in tiny.ALL)]
+)
 def test_equals_hooks_and_restores_every_bit(name, point, kind):
     subject, batch = tiny.subject(name), example(name)
     some = plan(subject, kind, block_site(subject, point))
@@ -30,14 +32,22 @@ def test_plans_on_one_unit_compose_in_one_block_and_in_nested_blocks():
     wanted = expected(subject, Scale(once.units, factor=once.factor**2), batch)
     with tiny.untouched(subject.module), weights.applied(subject, once, [once]):
         close(subject.logits(batch), wanted, 1e-5)
-    with tiny.untouched(subject.module), weights.applied(subject, once), weights.applied(subject, once):
+    with (
+        tiny.untouched(subject.module),
+        weights.applied(subject, once),
+        weights.applied(subject, once),
+    ):
         close(subject.logits(batch), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_restores_after_errors_and_interrupts(error):
     subject = tiny.subject("gpt2")
-    with tiny.untouched(subject.module), pytest.raises(error), weights.applied(subject, plan(subject, "zero", "blocks.0.heads")):
+    with (
+        tiny.untouched(subject.module),
+        pytest.raises(error),
+        weights.applied(subject, plan(subject, "zero", "blocks.0.heads")),
+    ):
         raise error
 
 
@@ -52,20 +62,34 @@ def test_restores_after_errors_and_interrupts(error):
         ("project_around", "blocks.1.neurons", "Project at blocks.1.neurons.*subspace"),
         ("zero_at", "blocks.1.neurons", r"Zero at blocks.1.neurons.*positions \(1, 4\)"),
         ("scale_decode", "blocks.1.neurons", "Scale at blocks.1.neurons.*when='decode'"),
-        ("zero", "blocks.1.resid_mid", "Zero at blocks.1.resid_mid.*not the input of an out-projection"),
-        ("zero", "blocks.1.mlp_out", "Zero at blocks.1.mlp_out.*not the input of an out-projection"),
+        (
+            "zero",
+            "blocks.1.resid_mid",
+            "Zero at blocks.1.resid_mid.*not the input of an out-projection",
+        ),
+        (
+            "zero",
+            "blocks.1.mlp_out",
+            "Zero at blocks.1.mlp_out.*not the input of an out-projection",
+        ),
     ],
 )
 def test_refuses_by_name_what_weights_cannot_express(kind, site, reason):
     subject = tiny.subject("llama")
     mixed = [plan(subject, "zero", "blocks.0.neurons"), plan(subject, kind, site)]
-    with tiny.untouched(subject.module), pytest.raises(ValueError, match=f"{reason}.*subject.intervened"), weights.applied(subject, mixed):
+    with (
+        tiny.untouched(subject.module),
+        pytest.raises(ValueError, match=f"{reason}.*subject.intervened"),
+        weights.applied(subject, mixed),
+    ):
         pytest.fail("a refused plan must not run")
 
 
 def test_refuses_weights_that_others_use():
     subject = tiny.wrapped(tiny.model("llama"))
-    first, second = (subject.module.get_submodule(f"model.layers.{i}.mlp.down_proj") for i in (0, 1))
+    first, second = (
+        subject.module.get_submodule(f"model.layers.{i}.mlp.down_proj") for i in (0, 1)
+    )
     first.weight = second.weight
     with pytest.raises(ValueError, match=r"shared by model.layers.0.* and model.layers.1"):
         weights.applied(subject, plan(subject, "zero", "blocks.1.neurons")).__enter__()
@@ -73,15 +97,21 @@ def test_refuses_weights_that_others_use():
 
 def test_refuses_weights_that_it_would_miss():
     subject = tiny.wrapped(tiny.model("llama"))
-    nn.utils.parametrizations.weight_norm(subject.module.get_submodule("model.layers.1.mlp.down_proj"))
-    with pytest.raises(ValueError, match=r"blocks.1.neurons: the weight of model.layers.1.mlp.down_proj is computed"):
+    nn.utils.parametrizations.weight_norm(
+        subject.module.get_submodule("model.layers.1.mlp.down_proj")
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"blocks.1.neurons: the weight of model.layers.1.mlp.down_proj is computed",
+    ):
         weights.applied(subject, plan(subject, "zero", "blocks.1.neurons")).__enter__()
 
 
 @pytest.mark.slow
 def test_works_under_compile():
     subject, batch = tiny.subject("llama"), example("llama")
-    # the graph and its guards are what a changed weight could be baked into; making kernels of it takes longer than all else here
+    # A changed weight could be baked into the graph and its guards; making kernels of them takes
+    # longer than all else here.
     compiled = torch.compile(subject.module, fullgraph=True, backend="eager")
     some = plan(subject, "zero", "blocks.1.neurons")
     with torch.no_grad():
@@ -96,5 +126,8 @@ def test_works_under_compile():
 
 def test_units_of_another_model_are_refused():
     units = interp.Units({"blocks.1.neurons": [0]}, {"blocks.1.neurons": 7})
-    with pytest.raises(ValueError, match="another model"), weights.applied(tiny.subject("llama"), Zero(units)):
+    with (
+        pytest.raises(ValueError, match="another model"),
+        weights.applied(tiny.subject("llama"), Zero(units)),
+    ):
         pytest.fail("a refused plan must not run")

@@ -1,4 +1,5 @@
-"""Laws of subspaces: what is removed is gone, for every classifier and by hand, and nothing else is."""
+"""Laws of subspaces: what is removed is gone, for every classifier and by hand, and nothing else
+is."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ CLASSES, WIDTH = 4, 24
 def planted(items: int = 800, size: float = 3.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Noise of unequal spread around one mean a class, off the origin."""
     draw = np.random.default_rng(seed)
-    labels, means = draw.integers(0, CLASSES, items), size * np.random.default_rng(9).normal(size=(CLASSES, WIDTH))
+    labels, means = (
+        draw.integers(0, CLASSES, items),
+        size * np.random.default_rng(9).normal(size=(CLASSES, WIDTH)),
+    )
     return 5 + means[labels] + draw.normal(size=(items, WIDTH)) * np.linspace(0.5, 2, WIDTH), labels
 
 
@@ -38,7 +42,11 @@ def test_without_the_class_means_all_classes_have_the_mean_of_all():
     left = space.remove(rows)
     check_orthonormal(space)
     assert space.rank == CLASSES - 1
-    np.testing.assert_allclose([left[labels == n].mean(0) for n in range(CLASSES)], np.tile(rows.mean(0), (CLASSES, 1)), atol=1e-10)
+    np.testing.assert_allclose(
+        [left[labels == n].mean(0) for n in range(CLASSES)],
+        np.tile(rows.mean(0), (CLASSES, 1)),
+        atol=1e-10,
+    )
     np.testing.assert_allclose(left.mean(0), rows.mean(0))
     np.testing.assert_allclose(space.remove(left), left)
     assert held_out_accuracy(rows, labels) > 0.95
@@ -58,7 +66,8 @@ def test_the_rank_is_that_of_the_means(offset: float):
 
 
 def test_the_classifiers_of_inlp_never_see_the_rows_that_judge_them():
-    """Of labels that mean nothing, more columns than rows let a classifier learn every row that it sees."""
+    """Of labels that mean nothing, more columns than rows let a classifier learn every row that it
+    sees."""
     rng = np.random.default_rng(0)
     rows, labels = rng.normal(size=(80, 200)), rng.integers(2, size=80)
     space, progress = inlp(rows, labels)
@@ -130,7 +139,10 @@ def test_a_random_subspace_is_like_the_other_and_uniform():
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "policy"])
 def test_an_erasure_is_the_removal_at_its_position_and_nothing_elsewhere(name: str):
-    subject, batch = tiny.subject(name, torch.float64), tiny.batch(name, rows=30, dtype=torch.float64)
+    subject, batch = (
+        tiny.subject(name, torch.float64),
+        tiny.batch(name, rows=30, dtype=torch.float64),
+    )
     site = interp.Site("resid_post", 1, list(subject.anatomy.stacks)[-1])
     clean = tiny.values_by_hand(subject, batch, site).numpy()
     space = class_means(clean[:, 4], np.arange(30) % 3)
@@ -141,8 +153,12 @@ def test_an_erasure_is_the_removal_at_its_position_and_nothing_elsewhere(name: s
     np.testing.assert_array_equal(np.delete(erased, 4, 1), np.delete(clean, 4, 1))
     np.testing.assert_allclose(at, erased[:, 4], atol=1e-12)
     with subject.intervened(erasure(subject, str(site), space)):
-        everywhere = interp.localization.unit_values.values_at(subject, batch, (site,))[site].numpy()
-    np.testing.assert_allclose(everywhere.reshape(-1, 32), space.remove(clean.reshape(-1, 32)), atol=1e-12)
+        everywhere = interp.localization.unit_values.values_at(subject, batch, (site,))[
+            site
+        ].numpy()
+    np.testing.assert_allclose(
+        everywhere.reshape(-1, 32), space.remove(clean.reshape(-1, 32)), atol=1e-12
+    )
 
 
 ROWS, LABELS = planted(items=40)
@@ -160,7 +176,9 @@ ROWS, LABELS = planted(items=40)
         (ROWS, np.array([None, *LABELS[1:]], dtype=object), "1 missing"),
     ],
 )
-def test_what_has_no_subspace_is_refused(method: Any, rows: np.ndarray, labels: np.ndarray, message: str):
+def test_what_has_no_subspace_is_refused(
+    method: Any, rows: np.ndarray, labels: np.ndarray, message: str
+):
     with pytest.raises(ValueError, match=message):
         method(rows, labels)
 
@@ -173,7 +191,9 @@ def test_impossible_subspaces_are_refused(llama: interp.Subject):
     with pytest.raises(ValueError, match="leaves none on a side"):
         inlp(ROWS, LABELS, held_out=1.0)
     for basis in (np.empty((0, 32)), np.eye(31)[:2]):
-        with pytest.raises(ValueError, match=r"blocks.1.resid_post has 32 columns; got a subspace of rank"):
+        with pytest.raises(
+            ValueError, match=r"blocks.1.resid_post has 32 columns; got a subspace of rank"
+        ):
             erasure(llama, "blocks.1.resid_post", Subspace(basis, np.zeros(basis.shape[1])))
 
 
@@ -183,7 +203,9 @@ def test_the_basis_of_inlp_is_in_order_of_its_rounds():
     for rounds, rank in enumerate(progress["rank"]):
         shorter, _ = inlp(rows, labels, rounds=rounds, slack=-1000)
         first = whole.first(rank)
-        np.testing.assert_allclose(first.basis.T @ first.basis, shorter.basis.T @ shorter.basis, atol=1e-8)
+        np.testing.assert_allclose(
+            first.basis.T @ first.basis, shorter.basis.T @ shorter.basis, atol=1e-8
+        )
 
 
 def test_inlp_ends_at_chance_where_nothing_is_left():

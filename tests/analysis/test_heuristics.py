@@ -1,4 +1,5 @@
-"""Laws of matching neurons to heuristics: golden cases, ties as the mean over all orders, chance, and what no score may depend on."""
+"""Laws of matching neurons to heuristics: golden cases, ties as the mean over all orders, chance,
+and what no score may depend on."""
 
 from __future__ import annotations
 
@@ -23,7 +24,13 @@ def scores(maps: np.ndarray, cover: list[bool] | np.ndarray, side: str = "top") 
 
 def test_a_score_by_hand():
     maps = np.array([[9.0, 1], [8, 2], [7, 3], [1, 4], [0, 5]])
-    frame = match(maps, {"ends": np.array([True, False, False, False, True]), "first": np.array([True, True, True, False, False])})
+    frame = match(
+        maps,
+        {
+            "ends": np.array([True, False, False, False, True]),
+            "first": np.array([True, True, True, False, False]),
+        },
+    )
     assert frame.columns.tolist() == ["neuron", "heuristic", "side", "score", "chance"]
     assert frame[["neuron", "heuristic", "side"]].values.tolist() == [
         [0, "ends", "top"],
@@ -41,7 +48,11 @@ def test_the_bottom_is_the_top_of_the_negated_map():
     assert scores(maps, cover, "bottom") == scores(-maps, cover)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6).filter(lambda p: any(c for _, c in p)))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6).filter(
+        lambda p: any(c for _, c in p)
+    )
+)
 @settings(deadline=None, max_examples=60)
 def test_ties_score_the_mean_over_all_orders_of_the_prompts(prompts):
     k = sum(covered for _, covered in prompts)
@@ -54,7 +65,9 @@ def test_ties_score_the_mean_over_all_orders_of_the_prompts(prompts):
 def test_a_planted_neuron_scores_one_and_a_constant_one_chance():
     rng = np.random.default_rng(1)
     cover = rng.random(100) < 0.13
-    maps = np.stack([rng.random(100) + 2 * cover, np.full(100, 0.3), rng.random(100) - 2 * cover], 1)
+    maps = np.stack(
+        [rng.random(100) + 2 * cover, np.full(100, 0.3), rng.random(100) - 2 * cover], 1
+    )
     planted, constant, inverse = scores(maps, cover)
     assert planted == 1
     assert constant == pytest.approx(cover.mean())
@@ -65,7 +78,8 @@ def test_a_planted_neuron_scores_one_and_a_constant_one_chance():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_random_maps_score_chance(seed, share):
-    """Hits among the top k are hypergeometric; the mean over neurons is within 4 of its standard errors."""
+    """Hits among the top k are hypergeometric; the mean over neurons is within 4 of its standard
+    errors."""
     rng = np.random.default_rng(seed)
     prompts, neurons, k = 200, 400, int(200 * share)
     found = scores(rng.normal(size=(prompts, neurons)), rng.permutation(prompts) < k)
@@ -89,7 +103,10 @@ def test_a_score_depends_on_the_order_of_activations_alone(seed, k):
 @pytest.mark.parametrize(
     ("cover", "why"),
     [
-        (np.array([True, False]), r"for each of 3 prompts, True for some; got bool of shape \(2,\), 1"),
+        (
+            np.array([True, False]),
+            r"for each of 3 prompts, True for some; got bool of shape \(2,\), 1",
+        ),
         (np.array([0, 1, 1]), "got int64"),
         (np.zeros(3, dtype=bool), "0 of them covered"),
     ],
@@ -107,9 +124,17 @@ def test_bad_maps_are_refused():
 
 
 def test_neurons_above_the_threshold_are_units_to_knock_out():
-    frame = match(np.array([[3.0, 0, 1], [2, 1, 0], [1, 2, 3], [0, 3, 2]]), {"early": np.array([True, True, False, False])}, both=True)
+    frame = match(
+        np.array([[3.0, 0, 1], [2, 1, 0], [1, 2, 3], [0, 3, 2]]),
+        {"early": np.array([True, True, False, False])},
+        both=True,
+    )
     found = matched(frame)
-    assert found[["neuron", "side", "score"]].values.tolist() == [[0, "top", 1.0], [1, "bottom", 1.0], [2, "bottom", 1.0]]
+    assert found[["neuron", "side", "score"]].values.tolist() == [
+        [0, "top", 1.0],
+        [1, "bottom", 1.0],
+        [2, "bottom", 1.0],
+    ]
     assert len(matched(frame, 0.0)) == len(frame) == 6
     site = interp.Site("neurons", 1)
     assert (
@@ -132,7 +157,12 @@ def test_knocking_out_is_zeroing():
 
 def test_digit_features_by_hand():
     found = digit_features({"x": np.arange(10), "c": np.array([0, 1] * 5), "same": np.full(10, 4)})
-    names = [f"x = {v}" for v in range(10)] + ["x % 2 = 0", "x % 2 = 1"] + [f"x % 5 = {r}" for r in range(5)] + ["x low", "x high"]
+    names = (
+        [f"x = {v}" for v in range(10)]
+        + ["x % 2 = 0", "x % 2 = 1"]
+        + [f"x % 5 = {r}" for r in range(5)]
+        + ["x low", "x high"]
+    )
     assert list(found) == [*names, "c = 0", "c = 1"]
     assert np.flatnonzero(found["x = 3"]).tolist() == [3]
     assert np.flatnonzero(found["x % 5 = 2"]).tolist() == [2, 7]
@@ -148,11 +178,15 @@ def test_the_upper_half_of_a_sum_of_digits_is_its_carry():
 
 def test_a_key_value_map_is_activation_times_the_logit_of_the_output_row():
     """Without a final norm the logit of an output row is plain: the row times the unembedding."""
-    module = tiny.seeded(lambda: tiny.Language(*(tiny.Block(32, 4, causal=True) for _ in range(2))), torch.float64)
+    module = tiny.seeded(
+        lambda: tiny.Language(*(tiny.Block(32, 4, causal=True) for _ in range(2))), torch.float64
+    )
     module.norm = torch.nn.Identity()
     subject, batch = interp.load(module), tiny.batch("gpt2", rows=6, prompt=4)
     out = ReadOut(subject, batch, interp.Site("neurons", 0))
     results = batch.targets[:, 0]
     seen = tiny.values_by_hand(subject, batch, out.site)[:, 3]
     logit = module.head.weight[results] @ module.trunk[0].down.weight
-    np.testing.assert_allclose(key_value(out, results), (seen * logit).detach().numpy(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        key_value(out, results), (seen * logit).detach().numpy(), rtol=1e-9, atol=1e-12
+    )

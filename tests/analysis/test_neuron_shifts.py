@@ -1,4 +1,5 @@
-"""Laws of the outlier test: statistics by hand, contributions as slopes of the logits, resets as changes made by plain hooks."""
+"""Laws of the outlier test: statistics by hand, contributions as slopes of the logits, resets as
+changes made by plain hooks."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 
 import interp
 from interp.analysis import neuron_shifts as outliers
-from interp.analysis.neuron_shifts import Groups, ReadOut, dose_curve, fit_groups, largest, random_choice
+from interp.analysis.neuron_shifts import (
+    Groups,
+    ReadOut,
+    dose_curve,
+    fit_groups,
+    largest,
+    random_choice,
+)
 
 ITEMS, PROMPT, STEP = 5, 4, 2
 CLEAN = np.array([[0.0, 1, 7], [2, 1, 7], [9, 9, 7], [4, 5, 7], [8, 5, 7], [6, 5, 7]])
@@ -27,7 +35,9 @@ def read_out(name: str = "gpt2", block: int = -1, items: int = ITEMS) -> ReadOut
 
 
 def tokens(seed: int, items: int = ITEMS) -> torch.Tensor:
-    return torch.randint(0, tiny.VOCABULARY, (items,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, tiny.VOCABULARY, (items,), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def random_rows(out: ReadOut, seed: int = 0) -> np.ndarray:
@@ -35,14 +45,18 @@ def random_rows(out: ReadOut, seed: int = 0) -> np.ndarray:
 
 
 def logits_by_hand(out: ReadOut, change: np.ndarray) -> torch.Tensor:
-    """[items, vocabulary] at the read-out when `change` is added to the neurons there, by a plain hook."""
+    """[items, vocabulary] at the read-out when `change` is added to the neurons there, by a plain
+    hook."""
 
     def add(value: torch.Tensor) -> torch.Tensor:
         moved = value.clone()
         moved[:, out.position] += torch.tensor(change)
         return moved
 
-    with torch.no_grad(), tiny.by_hand(out.subject.module, out.subject.anatomy.place(out.site), add):
+    with (
+        torch.no_grad(),
+        tiny.by_hand(out.subject.module, out.subject.anatomy.place(out.site), add),
+    ):
         return out.subject.target_logits(out.batch)[:, out.step]
 
 
@@ -53,7 +67,11 @@ def difference(logits: torch.Tensor, towards: torch.Tensor, away: torch.Tensor) 
 
 def test_means_and_spread_by_hand():
     fitted = fit_groups(CLEAN, KINDS)
-    assert {kind: mean.tolist() for kind, mean in fitted.means.items()} == {"a": [1, 1, 7], "alone": [9, 9, 7], "b": [6, 5, 7]}
+    assert {kind: mean.tolist() for kind, mean in fitted.means.items()} == {
+        "a": [1, 1, 7],
+        "alone": [9, 9, 7],
+        "b": [6, 5, 7],
+    }
     np.testing.assert_allclose(fitted.spread, [np.sqrt((1 + 1 + 4 + 4 + 0) / 5), 0, 0])
 
 
@@ -67,16 +85,24 @@ def test_a_neuron_that_never_varies_has_no_spread_by_rounding():
     assert fit_groups(np.full((7, 3), 0.1), [0] * 7).spread.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("make", [np.array, torch.tensor, lambda rows: [tuple(row) for row in rows]], ids=["array", "tensor", "tuples"])
+@pytest.mark.parametrize(
+    "make",
+    [np.array, torch.tensor, lambda rows: [tuple(row) for row in rows]],
+    ids=["array", "tensor", "tuples"],
+)
 def test_groups_may_be_rows_of_an_array(make):
     rows = [[0, 1], [0, 1], [3, 0], [3, 0], [3, 0]]
     fitted = fit_groups(CLEAN[:5], make(rows))
     assert set(fitted.means) == {(0, 1), (3, 0)}
-    np.testing.assert_allclose(fitted.expected(make(rows[1:3])), [CLEAN[:2].mean(0), CLEAN[2:5].mean(0)])
+    np.testing.assert_allclose(
+        fitted.expected(make(rows[1:3])), [CLEAN[:2].mean(0), CLEAN[2:5].mean(0)]
+    )
 
 
 def test_groups_refuse_what_they_cannot_fit_or_never_saw():
-    with pytest.raises(ValueError, match=r"1 groups: \['c'\]; fitted were 3: \['a', 'alone', 'b'\]"):
+    with pytest.raises(
+        ValueError, match=r"1 groups: \['c'\]; fitted were 3: \['a', 'alone', 'b'\]"
+    ):
         fit_groups(CLEAN, KINDS).expected(["a", "c", "c"])
     with pytest.raises(ValueError, match="none of 6 groups has two items"):
         fit_groups(CLEAN, range(6))
@@ -115,7 +141,10 @@ def test_rows_are_the_neurons_where_the_target_is_predicted(name):
 
 def test_a_read_out_refuses_what_is_no_neuron_or_no_target():
     out = read_out()
-    with pytest.raises(interp.SiteError, match=r"blocks.1.heads holds no neurons: expected a site such as blocks.1.neurons"):
+    with pytest.raises(
+        interp.SiteError,
+        match=r"blocks.1.heads holds no neurons: expected a site such as blocks.1.neurons",
+    ):
         ReadOut(out.subject, out.batch, interp.Site("heads", 1))
     with pytest.raises(ValueError, match="step=5: the batch has targets 0 to 4"):
         ReadOut(out.subject, out.batch, out.site, 5)
@@ -130,7 +159,9 @@ def test_contributions_of_the_last_block_add_up_to_the_slope_of_the_logit_differ
     shift = random_rows(out)
     contribution = out.contribution(shift, towards, away)
     step, close = (1e-2, 1e-3) if name == "llama" else (1e-5, 1e-6)  # its norm computes in float32
-    high, low = (difference(logits_by_hand(out, sign * step * shift), towards, away) for sign in (1, -1))
+    high, low = (
+        difference(logits_by_hand(out, sign * step * shift), towards, away) for sign in (1, -1)
+    )
     np.testing.assert_allclose(contribution.sum(1), (high - low) / (2 * step), rtol=close)
 
 
@@ -145,20 +176,27 @@ def test_one_neuron_of_the_last_block_contributes_its_own_slope():
 
 @pytest.mark.parametrize("block", [0, -1])
 def test_direct_effects_are_the_derivative_of_gpt2s_final_norm_by_hand(block):
-    """d LayerNorm / dr = weight * (1 - 1/d - xhat xhat^T / d) / sigma; also for an early block, whose later ones are passed over."""
+    """d LayerNorm / dr = weight * (1 - 1/d - xhat xhat^T / d) / sigma; also for an early block,
+    whose later ones are passed over."""
     out, towards, away = read_out(block=block), tokens(1), tokens(2)
     module = out.subject.module
     norm, blocks = module.transformer.ln_f, len(module.transformer.h)
-    residual = tiny.values_by_hand(out.subject, out.batch, f"blocks.{blocks - 1}.resid_post")[:, out.position]
+    residual = tiny.values_by_hand(out.subject, out.batch, f"blocks.{blocks - 1}.resid_post")[
+        :, out.position
+    ]
     sigma = (residual.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
     unit = (residual - residual.mean(1, keepdim=True)) / sigma
     with torch.no_grad():
         wanted = (module.lm_head.weight[towards] - module.lm_head.weight[away]) * norm.weight
-        wanted = (wanted - wanted.mean(1, keepdim=True) - unit * (unit * wanted).mean(1, keepdim=True)) / sigma
+        wanted = (
+            wanted - wanted.mean(1, keepdim=True) - unit * (unit * wanted).mean(1, keepdim=True)
+        ) / sigma
         written = module.transformer.h[block].mlp.c_proj.weight
         expected = (wanted @ written.T).numpy()
     np.testing.assert_allclose(out.direct_effects(towards, away), expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(out.direct_effects(towards) - out.direct_effects(away), expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        out.direct_effects(towards) - out.direct_effects(away), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_direct_effects_do_not_depend_on_how_many_items_are_differentiated_at_once(monkeypatch):
@@ -170,7 +208,9 @@ def test_direct_effects_do_not_depend_on_how_many_items_are_differentiated_at_on
 
 def test_contribution_refuses_other_shapes():
     out = read_out()
-    with pytest.raises(ValueError, match=r"a shift of \(5, 128\) \[items, neurons\]; got \(4, 128\)"):
+    with pytest.raises(
+        ValueError, match=r"a shift of \(5, 128\) \[items, neurons\]; got \(4, 128\)"
+    ):
         out.contribution(out.rows[:4], tokens(1), tokens(2))
     with pytest.raises(ValueError, match=r"each of 5 items; got shape \(3,\)"):
         out.direct_effects(tokens(1)[:3])
@@ -200,7 +240,10 @@ def test_resetting_nothing_leaves_every_bit_and_leaves_no_trace():
 
 def test_the_largest_of_each_item_by_hand():
     contribution = np.array([[3.0, -9, 1, 2], [-1, -2, -3, -4]])
-    assert largest(contribution, 2).tolist() == [[True, False, False, True], [True, True, False, False]]
+    assert largest(contribution, 2).tolist() == [
+        [True, False, False, True],
+        [True, True, False, False],
+    ]
     assert not largest(contribution, 0).any()
     with pytest.raises(ValueError, match="cannot take 5 of 4 neurons"):
         largest(contribution, 5)
@@ -216,23 +259,35 @@ def test_random_choices_are_of_one_size_differ_by_item_and_come_back():
 
 
 def test_a_dose_curve_finds_the_planted_neurons():
-    """Three neurons of each item, other ones for each, are moved until it says something else: setting them back undoes it."""
+    """Three neurons of each item, other ones for each, are moved until it says something else:
+    setting them back undoes it."""
     clean, items = read_out(items=6), 6
-    true, planted = clean.answered(), random_choice(clean.rows.shape, 3, seed=99)  # not a seed of the curve
+    true, planted = (
+        clean.answered(),
+        random_choice(clean.rows.shape, 3, seed=99),
+    )  # not a seed of the curve
     push = 40 * planted * np.sign(clean.direct_effects(tokens(1, items), true))
     contribution = clean.contribution(push, tokens(1, items), true)
     moved = ReadOut(clean.subject, clean.batch, clean.site, STEP)
-    assert moved.position == clean.position  # found before the plan, whose donors are for whole batches
+    assert (
+        moved.position == clean.position
+    )  # found before the plan, whose donors are for whole batches
     with interp.intervened(clean.subject, clean.reset(clean.rows + push, planted)):
         wrong = moved.answered()
-        curve = dose_curve(moved, clean.rows, contribution, {"true": true, "wrong": wrong}, [0, 3], seeds=4)
+        curve = dose_curve(
+            moved, clean.rows, contribution, {"true": true, "wrong": wrong}, [0, 3], seeds=4
+        )
     np.testing.assert_array_equal(moved.rows != clean.rows, planted)
     assert (wrong != true).all()
     assert len(curve) == items * (2 * (1 + 4) + 1)
     assert curve.columns.tolist() == ["selection", "k", "seed", "item", "true", "wrong"]
     share = curve.groupby(["selection", "k"])[["true", "wrong"]].mean()
     assert share.loc[("largest", 0)].tolist() == share.loc[("random", 0)].tolist() == [0, 1]
-    assert share.loc[("largest", 3)].tolist() == share.loc[("all", clean.rows.shape[1])].tolist() == [1, 0]
+    assert (
+        share.loc[("largest", 3)].tolist()
+        == share.loc[("all", clean.rows.shape[1])].tolist()
+        == [1, 0]
+    )
     assert share.loc[("random", 3), "wrong"] > 0.8
 
 

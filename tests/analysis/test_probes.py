@@ -1,4 +1,5 @@
-"""Laws of probes and of the logit lens: planted labels are found, by sklearn's own pipeline too; the last residual is the output."""
+"""Laws of probes and of the logit lens: planted labels are found, by sklearn's own pipeline too;
+the last residual is the output."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def test_it_is_sklearns_pipeline(classes: int):
     fresh, truth = planted(500, 1)
     for strength in (0.1, 1.0, 10.0):
         ours = fit_probe(rows, labels, strength=strength)
-        theirs = make_pipeline(StandardScaler(), LogisticRegression(C=1 / strength, max_iter=2000)).fit(rows, labels)
+        theirs = make_pipeline(
+            StandardScaler(), LogisticRegression(C=1 / strength, max_iter=2000)
+        ).fit(rows, labels)
         assert (ours.predict(fresh) == theirs.predict(fresh)).mean() > 0.995
         assert ours.accuracy(fresh, truth) == pytest.approx(theirs.score(fresh, truth), abs=0.005)
         assert (ours.weights.shape, ours.biases.shape) == ((classes, 12), (classes,))
@@ -67,9 +70,9 @@ def test_labels_may_be_anything_hashable():
     rows, labels = planted(60, 0)
     pairs = np.empty(60, dtype=object)
     pairs[:] = [(str(c), 1) for c in labels]
-    assert (fit_probe(rows, pairs).predict(rows) == pairs).mean() == fit_probe(rows, torch.tensor([len(c) for c in labels])).accuracy(
-        rows, [len(c) for c in labels]
-    )
+    assert (fit_probe(rows, pairs).predict(rows) == pairs).mean() == fit_probe(
+        rows, torch.tensor([len(c) for c in labels])
+    ).accuracy(rows, [len(c) for c in labels])
     assert set(fit_probe(rows, pairs).predict(rows)) <= set(pairs)
 
 
@@ -94,18 +97,42 @@ def test_rows_are_what_stands_at_the_position_in_any_chunks(name: str):
         assert list(rows) == sites
         for site in sites:
             assert rows[site].dtype == np.float64
-            np.testing.assert_allclose(rows[site], tiny.values_by_hand(subject, batch, site)[:, POSITION], atol=1e-5)
+            np.testing.assert_allclose(
+                rows[site], tiny.values_by_hand(subject, batch, site)[:, POSITION], atol=1e-5
+            )
     with pytest.raises(ValueError, match=r"positions 0 to 5; got position=6"):
         rows_at(subject, batch, sites, 6)
 
 
 def test_a_probe_reads_the_token_that_stands_there_and_not_the_next(gpt2: interp.Subject):
     train, test = items(rows=600), items(rows=300, seed=1)
-    sets = {"fresh": Labelled(test, {"here": digits(test), "next": digits(test, 4)}), "seen": Labelled(train, digits(train))}
-    found = probe(gpt2, Labelled(train, digits(train)), sets, ["embed", "blocks.1.resid_pre"], POSITION, strength=0.1)
-    assert list(found) == ["site", "block", "point", "set", "reading", "accuracy", "shuffled", "n", "chance"]
+    sets = {
+        "fresh": Labelled(test, {"here": digits(test), "next": digits(test, 4)}),
+        "seen": Labelled(train, digits(train)),
+    }
+    found = probe(
+        gpt2,
+        Labelled(train, digits(train)),
+        sets,
+        ["embed", "blocks.1.resid_pre"],
+        POSITION,
+        strength=0.1,
+    )
+    assert list(found) == [
+        "site",
+        "block",
+        "point",
+        "set",
+        "reading",
+        "accuracy",
+        "shuffled",
+        "n",
+        "chance",
+    ]
     assert list(zip(found["site"], found["set"], found["reading"], strict=True)) == [
-        (site, *key) for site in ("embed", "blocks.1.resid_pre") for key in (("fresh", "here"), ("fresh", "next"), ("seen", "label"))
+        (site, *key)
+        for site in ("embed", "blocks.1.resid_pre")
+        for key in (("fresh", "here"), ("fresh", "next"), ("seen", "label"))
     ]
     by = found.set_index(["site", "set", "reading"])
     here, following = by.loc[("embed", "fresh", "here")], by.loc[("embed", "fresh", "next")]
@@ -118,22 +145,37 @@ def test_a_probe_reads_the_token_that_stands_there_and_not_the_next(gpt2: interp
 
 def test_a_probe_is_fit_probe_on_rows_at(gpt2: interp.Subject):
     train, test = items(rows=100), items(rows=50, seed=1)
-    found = probe(gpt2, Labelled(train, digits(train)), {"test": Labelled(test, digits(test))}, "resid_post", POSITION)
+    found = probe(
+        gpt2,
+        Labelled(train, digits(train)),
+        {"test": Labelled(test, digits(test))},
+        "resid_post",
+        POSITION,
+    )
     for row in found.itertuples():
         (rows,), (fresh,) = (rows_at(gpt2, b, row.site, POSITION).values() for b in (train, test))
         assert row.accuracy == fit_probe(rows, digits(train)).accuracy(fresh, digits(test))
-    again = probe(gpt2, Labelled(train, digits(train)), {"test": Labelled(test, digits(test))}, "resid_post", POSITION)
+    again = probe(
+        gpt2,
+        Labelled(train, digits(train)),
+        {"test": Labelled(test, digits(test))},
+        "resid_post",
+        POSITION,
+    )
     assert found.equals(again)
 
 
 def test_a_label_by_group_is_not_recalled_when_groups_are_held_out(gpt2: interp.Subject):
-    """The label is a random one for every token: a probe that saw the token knows it, one that did not cannot."""
+    """The label is a random one for every token: a probe that saw the token knows it, one that did
+    not cannot."""
     batch = items(rows=600)
     groups = batch.tokens[:, POSITION].numpy()
     labels = np.random.default_rng(0).integers(0, 2, tiny.VOCABULARY)[groups]
     sets = {"same": Labelled(batch, labels, groups)}
     apart = probe(gpt2, Labelled(batch, labels, groups), sets, "embed", POSITION)
-    together = probe(gpt2, Labelled(batch, labels), {"same": Labelled(batch, labels)}, "embed", POSITION)
+    together = probe(
+        gpt2, Labelled(batch, labels), {"same": Labelled(batch, labels)}, "embed", POSITION
+    )
     assert apart["accuracy"].item() < 0.75
     assert together["accuracy"].item() > 0.8
     assert apart["n"].item() == together["n"].item() == 600
@@ -142,7 +184,10 @@ def test_a_label_by_group_is_not_recalled_when_groups_are_held_out(gpt2: interp.
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_never_leak(seed: int):
     draw = np.random.default_rng(seed)
-    train, test = (Labelled(items(rows=n, seed=n), np.arange(n), draw.integers(0, 12, n).astype(str)) for n in (40, 30))
+    train, test = (
+        Labelled(items(rows=n, seed=n), np.arange(n), draw.integers(0, 12, n).astype(str))
+        for n in (40, 30)
+    )
     sets = {"self": train, "test": test}
     parts = folds(train, sets, seed)
     assert len(parts) == 2
@@ -152,15 +197,23 @@ def test_groups_never_leak(seed: int):
         for name, chosen in asked.items():
             assert seen.isdisjoint(sets[name].groups[chosen])
     for name, labelled in sets.items():  # each item is tested once
-        assert (sum(asked[name].astype(int) for _, asked in parts) == np.ones(len(labelled.batch))).all()
+        assert (
+            sum(asked[name].astype(int) for _, asked in parts) == np.ones(len(labelled.batch))
+        ).all()
     assert set(train.groups[parts[0][0]]) | set(train.groups[parts[1][0]]) == set(train.groups)
 
 
-def test_with_groups_each_item_is_read_by_the_probe_that_did_not_see_its_group(gpt2: interp.Subject):
+def test_with_groups_each_item_is_read_by_the_probe_that_did_not_see_its_group(
+    gpt2: interp.Subject,
+):
     train, test = items(rows=120), items(rows=50, seed=9)
-    known, asked = (Labelled(batch, digits(batch), batch.tokens[:, 0].numpy() % 7) for batch in (train, test))
+    known, asked = (
+        Labelled(batch, digits(batch), batch.tokens[:, 0].numpy() % 7) for batch in (train, test)
+    )
     found = probe(gpt2, known, {"test": asked}, "embed", POSITION)
-    (rows,), (fresh,) = (rows_at(gpt2, batch, "embed", POSITION).values() for batch in (train, test))
+    (rows,), (fresh,) = (
+        rows_at(gpt2, batch, "embed", POSITION).values() for batch in (train, test)
+    )
     hits = 0
     for ours, chosen in folds(known, {"test": asked}, 0):
         trained = fit_probe(rows[ours], digits(train)[ours])
@@ -173,8 +226,16 @@ def test_impossible_probes_are_refused(gpt2: interp.Subject):
     labels, groups = np.arange(8) % 2, np.arange(8)
     cases: list[tuple[Labelled, dict[str, Labelled], str]] = [
         (Labelled(batch, {"a": labels, "b": labels}), {}, "trained on one reading; got a, b"),
-        (Labelled(batch, labels, groups), {"test": Labelled(batch, labels)}, "of every test set, or of none"),
-        (Labelled(batch, labels, 0 * groups), {"test": Labelled(batch, labels, groups)}, "at least two groups"),
+        (
+            Labelled(batch, labels, groups),
+            {"test": Labelled(batch, labels)},
+            "of every test set, or of none",
+        ),
+        (
+            Labelled(batch, labels, 0 * groups),
+            {"test": Labelled(batch, labels, groups)},
+            "at least two groups",
+        ),
         (Labelled(batch, 0 * labels), {"test": Labelled(batch, labels)}, "at least two classes"),
     ]
     for train, tests, message in cases:
@@ -224,8 +285,18 @@ def test_at_the_last_residual_the_lens_is_the_models_output(name: str, position:
 def test_the_lens_is_the_final_norm_and_the_unembedding_by_hand(gpt2: interp.Subject):
     batch = items(rows=9)
     sites = gpt2.anatomy.expand(["embed", "resid_pre", "resid_mid", "mlp_out", "resid_post"])
-    found = lens(gpt2, batch, {"next": batch.tokens[:, POSITION + 1]}, sites, position=POSITION, size=4)
-    assert list(found) == ["site", "block", "point", "answer", "probability", "top", "reciprocal_rank"]
+    found = lens(
+        gpt2, batch, {"next": batch.tokens[:, POSITION + 1]}, sites, position=POSITION, size=4
+    )
+    assert list(found) == [
+        "site",
+        "block",
+        "point",
+        "answer",
+        "probability",
+        "top",
+        "reciprocal_rank",
+    ]
     assert list(found["site"]) == list(map(str, sites))
     for site in sites:
         with torch.no_grad():
@@ -244,25 +315,48 @@ def test_the_lens_sees_what_an_intervention_left(gpt2: interp.Subject):
             logits = gpt2.logits(batch)[:, POSITION + 1]
     check(found, "blocks.2.resid_post", "next", ranked(logits, answers["next"]))
     mid = lens(gpt2, batch, answers, "blocks.1.resid_mid", position=POSITION)
-    check(found, "blocks.1.resid_post", "next", mid.iloc[0][["probability", "top", "reciprocal_rank"]].to_dict())
+    check(
+        found,
+        "blocks.1.resid_post",
+        "next",
+        mid.iloc[0][["probability", "top", "reciprocal_rank"]].to_dict(),
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"sites": "neurons"}, interp.SiteError, "blocks.0.neurons is not in the residual"),
-        ({"position": 5}, ValueError, r"position=5 predicts token 6, and the batch has tokens 0 to 5"),
+        (
+            {"position": 5},
+            ValueError,
+            r"position=5 predicts token 6, and the batch has tokens 0 to 5",
+        ),
         ({"answers": {"a": [0, 1, 99]}}, ValueError, "answers 'a': expected token ids 0 to 66"),
         ({"answers": {"a": [0, 1]}}, ValueError, r"a: expected one a row, \[3\]"),
     ],
 )
-def test_what_the_lens_cannot_read_is_refused(gpt2: interp.Subject, options: dict[str, Any], error: type[Exception], message: str):
-    given: dict[str, Any] = {"answers": {"a": [0, 1, 2]}, "sites": "resid_post", "position": POSITION} | options
+def test_what_the_lens_cannot_read_is_refused(
+    gpt2: interp.Subject, options: dict[str, Any], error: type[Exception], message: str
+):
+    given: dict[str, Any] = {
+        "answers": {"a": [0, 1, 2]},
+        "sites": "resid_post",
+        "position": POSITION,
+    } | options
     with pytest.raises(error, match=message):
         lens(gpt2, items(rows=3), **given)
 
 
 def test_an_encoder_has_no_lens():
     subject = tiny.subject("policy")
-    with pytest.raises(interp.SiteError, match="'vision': none of its positions alone predicts a token"):
-        lens(subject, items("policy", rows=2), {"a": [0, 1]}, "vision.blocks.1.resid_post", position=1)
+    with pytest.raises(
+        interp.SiteError, match="'vision': none of its positions alone predicts a token"
+    ):
+        lens(
+            subject,
+            items("policy", rows=2),
+            {"a": [0, 1]},
+            "vision.blocks.1.resid_post",
+            position=1,
+        )

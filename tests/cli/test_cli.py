@@ -1,4 +1,5 @@
-"""The commands end to end on a tiny model that knows some texts by heart, and what they say when something is wrong."""
+"""The commands end to end on a tiny model that knows some texts by heart, and what they say when
+something is wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from interp.cli.app import app
 from interp.data import texts
 from interp.loading import load as loading
 
-KNOWN = [text[:20] + "[/b] [red]" + text[30:] for text in letters.noise(4, 64, seed=1)]  # brackets are markup to a terminal library
+KNOWN = [
+    text[:20] + "[/b] [red]" + text[30:] for text in letters.noise(4, 64, seed=1)
+]  # brackets are markup to a terminal library
 UNKNOWN = letters.noise(14, 64, seed=2)
 WINDOW = ["--prefix", "8", "--length", "8"]
 COMMANDS = ("scan", "localize", "ablate", "demo", "reproduce", "claims")
@@ -27,14 +30,20 @@ COMMANDS = ("scan", "localize", "ablate", "demo", "reproduce", "claims")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return letters.saved(letters.overfitted(KNOWN), tmp_path_factory.mktemp("models") / "overfitted")
+    return letters.saved(
+        letters.overfitted(KNOWN), tmp_path_factory.mktemp("models") / "overfitted"
+    )
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    (folder / "known.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in KNOWN))
-    (folder / "unknown.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*UNKNOWN, "short"]))
+    (folder / "known.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in KNOWN)
+    )
+    (folder / "unknown.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in [*UNKNOWN, "short"])
+    )
     return folder
 
 
@@ -52,14 +61,19 @@ def done(model, corpus, tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any
     ):
         result = run(command, model, corpus, "--out", out, *WINDOW, *options, "--json")
         assert result.exit_code == 0, result.output
-        printed[command + ("" if "--fractions" not in options else " scores")] = json.loads(result.stdout)
+        printed[command + ("" if "--fractions" not in options else " scores")] = json.loads(
+            result.stdout
+        )
     return out, printed
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
-    """Figures are made but not drawn, which costs more than the rest of a command: `done`, made before, has drawn each of them."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: Path(file).touch())
+    """Figures are made but not drawn, which costs more than the rest of a command: `done`, made
+    before, has drawn each of them."""
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda _, file, **__: Path(file).touch()
+    )
 
 
 def run(*arguments: Any):
@@ -82,8 +96,16 @@ def test_scan_finds_the_texts_known_by_heart(done):
 
 def test_localize_writes_the_units_that_ablate_takes(done):
     out, printed = done
-    units, scores = interp.Units.load(out / "units.json"), interp.UnitScores.load(out / "scores.parquet")
-    assert printed["localize"] == {"method": "gradient_x_activation", "units": 10, "of": 96, "out": str(out)}
+    units, scores = (
+        interp.Units.load(out / "units.json"),
+        interp.UnitScores.load(out / "scores.parquet"),
+    )
+    assert printed["localize"] == {
+        "method": "gradient_x_activation",
+        "units": 10,
+        "of": 96,
+        "out": str(out),
+    }
     assert len(scores) == 96
     assert units == scores.top(0.1)
 
@@ -97,7 +119,10 @@ def test_ablate_measures_beside_the_controls(done):
         assert {"verdict", "beats_random", "out"} <= printed[name].keys()
     assert printed["ablate"]["verdict"].startswith("Ablating 10 units (10.42%)")
     assert printed["ablate scores"]["verdict"].startswith("Ablating 19 units (20.00%)")
-    assert json.loads((out / "drop.json").read_text())["verdict"] == printed["ablate scores"]["verdict"]
+    assert (
+        json.loads((out / "drop.json").read_text())["verdict"]
+        == printed["ablate scores"]["verdict"]
+    )
     assert (out / "drop.png").exists()
 
 
@@ -130,19 +155,32 @@ def assert_one_error(result: Any, match: str) -> None:
 @pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_a_model_that_is_not_there_is_one_line(command, as_json, corpus, tmp_path):
-    assert_one_error(run(command, tmp_path / "no" / "model", corpus, "--out", tmp_path, *as_json), "model does not exist")
+    assert_one_error(
+        run(command, tmp_path / "no" / "model", corpus, "--out", tmp_path, *as_json),
+        "model does not exist",
+    )
 
 
 @pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
-def test_a_text_that_is_not_there_is_one_line_before_the_model_is_loaded(command, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("interp.loading.load.load", lambda *_, **__: pytest.fail("the model was loaded"))
-    assert_one_error(run(command, model, tmp_path / "no.txt", "--out", tmp_path), "no.txt does not exist")
+def test_a_text_that_is_not_there_is_one_line_before_the_model_is_loaded(
+    command, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "interp.loading.load.load", lambda *_, **__: pytest.fail("the model was loaded")
+    )
+    assert_one_error(
+        run(command, model, tmp_path / "no.txt", "--out", tmp_path), "no.txt does not exist"
+    )
     (tmp_path / "empty").mkdir()
-    assert_one_error(run(command, model, tmp_path / "empty", "--out", tmp_path), "empty holds no text file")
+    assert_one_error(
+        run(command, model, tmp_path / "empty", "--out", tmp_path), "empty holds no text file"
+    )
 
 
 @pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
-def test_a_command_enters_its_texts_once_and_before_the_model(command, model, corpus, tmp_path, monkeypatch):
+def test_a_command_enters_its_texts_once_and_before_the_model(
+    command, model, corpus, tmp_path, monkeypatch
+):
     entered: list[str] = []
 
     def noted(name: str, function: Any) -> Any:
@@ -160,7 +198,9 @@ def test_a_command_enters_its_texts_once_and_before_the_model(command, model, co
 @pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
 def test_an_out_that_is_a_file_is_one_line(command, model, corpus, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert_one_error(run(command, model, corpus, "--out", tmp_path / "file"), "cannot write to .*file")
+    assert_one_error(
+        run(command, model, corpus, "--out", tmp_path / "file"), "cannot write to .*file"
+    )
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -168,8 +208,13 @@ def test_truncated_weights_are_one_line(model, corpus, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in model.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes()[: 5000 if file.suffix == ".safetensors" else None])
-    assert_one_error(run("scan", broken, corpus, "--out", tmp_path / "out"), "model.safetensors is truncated or damaged")
+        (broken / file.name).write_bytes(
+            file.read_bytes()[: 5000 if file.suffix == ".safetensors" else None]
+        )
+    assert_one_error(
+        run("scan", broken, corpus, "--out", tmp_path / "out"),
+        "model.safetensors is truncated or damaged",
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,8 +229,22 @@ def test_truncated_weights_are_one_line(model, corpus, tmp_path):
 )
 def test_wrong_choices_for_ablate_are_one_line_before_any_work(options, match, done, tmp_path):
     (tmp_path / "damaged.json").write_text('{"widths": 3}')
-    files = {"UNITS": done[0] / "units.json", "DAMAGED": tmp_path / "damaged.json", "MISSING": tmp_path / "missing.json"}
-    assert_one_error(run("ablate", "no-such-model", "no-such-text", "--out", tmp_path, *(files.get(o, o) for o in options)), match)
+    files = {
+        "UNITS": done[0] / "units.json",
+        "DAMAGED": tmp_path / "damaged.json",
+        "MISSING": tmp_path / "missing.json",
+    }
+    assert_one_error(
+        run(
+            "ablate",
+            "no-such-model",
+            "no-such-text",
+            "--out",
+            tmp_path,
+            *(files.get(o, o) for o in options),
+        ),
+        match,
+    )
 
 
 @pytest.mark.parametrize("command", ["localize", "ablate"])
@@ -193,32 +252,69 @@ def test_wrong_choices_for_ablate_are_one_line_before_any_work(options, match, d
     ("options", "match"),
     [
         (["--method", "zero_aut"], "nearest: zero_out"),
-        (["--method", "slimming", "--set", "step=3"], "slimming has no option 'step'.*nearest: steps"),
+        (
+            ["--method", "slimming", "--set", "step=3"],
+            "slimming has no option 'step'.*nearest: steps",
+        ),
         (["--set", "steps"], "--set 'steps': expected name=value"),
     ],
 )
-def test_methods_and_options_that_do_not_exist_are_one_line_before_any_work(command, options, match, tmp_path):
-    assert_one_error(run(command, "no-such-model", "no-such-text", "--out", tmp_path, *options), match)
+def test_methods_and_options_that_do_not_exist_are_one_line_before_any_work(
+    command, options, match, tmp_path
+):
+    assert_one_error(
+        run(command, "no-such-model", "no-such-text", "--out", tmp_path, *options), match
+    )
 
 
 @pytest.mark.parametrize(
     ("site", "options", "top"),
     [
         ("neurons", ["--method", "slimming", "--set", "steps=3", "--set", "pressure=0.2"], 0.1),
-        ("heads", ["--method", "integrated_gradients", "--set", "positions=all", "--set", "rule=gauss", "--set", "steps=2"], 0.25),
+        (
+            "heads",
+            [
+                "--method",
+                "integrated_gradients",
+                "--set",
+                "positions=all",
+                "--set",
+                "rule=gauss",
+                "--set",
+                "steps=2",
+            ],
+            0.25,
+        ),
         ("blocks", ["--method", "zero_out"], 0.5),
     ],
 )
-def test_every_kind_of_unit_goes_from_localize_to_ablate(site, options, top, done, model, corpus, tmp_path):
+def test_every_kind_of_unit_goes_from_localize_to_ablate(
+    site, options, top, done, model, corpus, tmp_path
+):
     out = tmp_path / "run"
     shutil.copytree(done[0], out)
-    result = run("localize", model, corpus, "--out", out, *WINDOW, "--site", site, "--top", top, *options, "--json")
+    result = run(
+        "localize",
+        model,
+        corpus,
+        "--out",
+        out,
+        *WINDOW,
+        "--site",
+        site,
+        "--top",
+        top,
+        *options,
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     units = interp.Units.load(out / "units.json")
     assert {s.point for s in units.sites} == {"block_out" if site == "blocks" else site}
     assert pd.read_csv(out / "blocks.csv")["share"].sum() == pytest.approx(1)
     assert (out / "units.png").exists()
-    ablated = run("ablate", model, corpus, "--out", out, *WINDOW, "--units", out / "units.json", "--json")
+    ablated = run(
+        "ablate", model, corpus, "--out", out, *WINDOW, "--units", out / "units.json", "--json"
+    )
     assert ablated.exit_code == 0, ablated.output
     assert json.loads(ablated.stdout)["verdict"].startswith(f"Ablating {len(units)} units")
 

@@ -1,4 +1,5 @@
-"""The commands end to end on tiny image models that know some digits by heart, and what they say when something is wrong."""
+"""The commands end to end on tiny image models that know some digits by heart, and what they say
+when something is wrong."""
 
 from __future__ import annotations
 
@@ -58,8 +59,22 @@ class Toy(NamedTuple):
 
 def trained(kind: str) -> ImageModel:
     """A model that has seen nothing but the members."""
-    sizes: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "hidden": 64, "codes": 64, "classes": 10}
-    shape: dict[str, Any] = {"codes": 64, "code_width": 8, "width": 16, "multipliers": (1, 2), "blocks": 1, "channels": 1}
+    sizes: dict[str, Any] = {
+        "width": 32,
+        "depth": 2,
+        "heads": 2,
+        "hidden": 64,
+        "codes": 64,
+        "classes": 10,
+    }
+    shape: dict[str, Any] = {
+        "codes": 64,
+        "code_width": 8,
+        "width": 16,
+        "multipliers": (1, 2),
+        "blocks": 1,
+        "channels": 1,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "VAR":
@@ -71,7 +86,16 @@ def trained(kind: str) -> ImageModel:
             fit_tokenizer(raster, SPLIT.tokenizer.pixels, 30, rows=16)
             model = RAR(RARConfig(grid=4, **sizes), raster)
         batch = model.encode(MEMBERS.pixels, MEMBERS.labels)
-        interp.fit(interp.load(model), [batch] * 150, 150, 8e-3, betas=(0.9, 0.95), warmup=10, decay=140, clip=1.0)
+        interp.fit(
+            interp.load(model),
+            [batch] * 150,
+            150,
+            8e-3,
+            betas=(0.9, 0.95),
+            warmup=10,
+            decay=140,
+            clip=1.0,
+        )
     return model
 
 
@@ -82,7 +106,10 @@ def saved(tmp_path_factory) -> Callable[[str], Toy]:
     @functools.cache
     def make(kind: str) -> Toy:
         folder = tmp_path_factory.mktemp(kind)
-        files = write_images(MEMBERS, folder / "members.npz"), write_images(OTHERS, folder / "others.npz")
+        files = (
+            write_images(MEMBERS, folder / "members.npz"),
+            write_images(OTHERS, folder / "others.npz"),
+        )
         return Toy(kind, save_image_model(trained(kind), folder / "model"), files)
 
     return make
@@ -109,7 +136,8 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished(saved, tmp_path_factory) -> Callable[[str], Done]:
-    """scan, localize and ablate one after the other in one folder, and what each printed as JSON; once for each kind.
+    """scan, localize and ablate one after the other in one folder, and what each printed as JSON;
+    once for each kind.
 
     The figures of VAR are drawn, and no others in this file.
     """
@@ -174,7 +202,11 @@ def without_steps(frame: pd.DataFrame) -> pd.DataFrame:
 def test_scan_measures_each_image_once_given_its_class_as_the_library_does(toy, done, subject):
     out, printed = done
     frame = scanned(subject, toy.prefix)
-    pd.testing.assert_frame_equal(without_steps(pd.read_parquet(out / "windows.parquet")), without_steps(frame), check_exact=False)
+    pd.testing.assert_frame_equal(
+        without_steps(pd.read_parquet(out / "windows.parquet")),
+        without_steps(frame),
+        check_exact=False,
+    )
     assert printed["scan"] == {
         "windows": 61, "exact": int(frame["exact"].sum()), "accuracy": round(frame["accuracy"].mean(), 4), "images": 61, "skipped": 0,
         "out": str(out), "discoverable_n100_p50": float(interp.discoverable(frame["log_p"].to_numpy(), 100, 0.5).mean()),
@@ -204,9 +236,16 @@ def test_without_a_prefix_the_class_alone_is_given(toy, subject, tmp_path):
 
 def test_localize_scores_half_of_the_images_as_the_library_does(toy, done, subject):
     out, printed = done
-    scores = interp.localize(subject, *halve(scanned(subject, toy.prefix)).scored, method="gradient_x_activation")
+    scores = interp.localize(
+        subject, *halve(scanned(subject, toy.prefix)).scored, method="gradient_x_activation"
+    )
     stored = interp.UnitScores.load(out / "scores.parquet")
-    assert printed["localize"] == {"method": "gradient_x_activation", "units": 13, "of": 128, "out": str(out)}
+    assert printed["localize"] == {
+        "method": "gradient_x_activation",
+        "units": 13,
+        "of": 128,
+        "out": str(out),
+    }
     assert all(np.allclose(stored[site], scores[site], atol=1e-6) for site in scores.values)
     assert interp.Units.load(out / "units.json") == stored.top(0.1)
     assert pd.read_csv(out / "blocks.csv")["share"].sum() == pytest.approx(1)
@@ -220,8 +259,19 @@ def test_ablate_judges_on_the_other_half_and_damage_on_images_of_neither(toy, do
     texts = [text for part in parts for text in part["text"]]
     assert len(set(texts)) == len(texts)
     stored = interp.UnitScores.load(out / "scores.parquet")
-    selection, choice = (stored, {"fractions": [0.05, 0.2], "at": 0.2}) if given == "scores" else (stored.top(0.1), {})
-    report = interp.extraction_drop(subject, selection, *halves.judged, halves.held_out, also={"scored": halves.scored[0]}, **choice)
+    selection, choice = (
+        (stored, {"fractions": [0.05, 0.2], "at": 0.2})
+        if given == "scores"
+        else (stored.top(0.1), {})
+    )
+    report = interp.extraction_drop(
+        subject,
+        selection,
+        *halves.judged,
+        halves.held_out,
+        also={"scored": halves.scored[0]},
+        **choice,
+    )
     assert printed[given] == {
         "verdict": report.verdict,
         "beats_random": report.beats_random,
@@ -231,9 +281,10 @@ def test_ablate_judges_on_the_other_half_and_damage_on_images_of_neither(toy, do
     frame = pd.read_parquet(out / f"drop-{given}.parquet")
     pd.testing.assert_frame_equal(frame, report.frame, check_exact=False)
     counted = frame.groupby("data")["windows"].first()
-    assert counted.to_dict() == {name: len(part) for name, part in zip(["scored", "memorized", "held_out"], parts[::2], strict=True)} | {
-        "control": len(halves.judged[1])
-    }
+    assert counted.to_dict() == {
+        name: len(part)
+        for name, part in zip(["scored", "memorized", "held_out"], parts[::2], strict=True)
+    } | {"control": len(halves.judged[1])}
 
 
 def test_everything_that_is_promised_is_written(done):
@@ -246,13 +297,25 @@ def test_everything_that_is_promised_is_written(done):
 def drawn(monkeypatch) -> list[Any]:
     """What is given to image_grid from now on."""
     seen: list[Any] = []
-    monkeypatch.setattr(pipeline, "image_grid", lambda *given, draw=pipeline.image_grid: seen.append(given) or draw(*given))
+    monkeypatch.setattr(
+        pipeline,
+        "image_grid",
+        lambda *given, draw=pipeline.image_grid: seen.append(given) or draw(*given),
+    )
     return seen
 
 
-def test_the_figure_shows_the_best_images_their_tokens_and_what_the_model_goes_on_with(toy, subject, tmp_path, monkeypatch):
-    images, seen, module = Images.joined([OTHERS.rows(slice(6)), MEMBERS.rows(slice(6))]), drawn(monkeypatch), subject.module
-    frame = pipeline.scan_images(subject, [write_images(images, tmp_path / "a.npz")], tmp_path / "out", toy.prefix)
+def test_the_figure_shows_the_best_images_their_tokens_and_what_the_model_goes_on_with(
+    toy, subject, tmp_path, monkeypatch
+):
+    images, seen, module = (
+        Images.joined([OTHERS.rows(slice(6)), MEMBERS.rows(slice(6))]),
+        drawn(monkeypatch),
+        subject.module,
+    )
+    frame = pipeline.scan_images(
+        subject, [write_images(images, tmp_path / "a.npz")], tmp_path / "out", toy.prefix
+    )
     ((rows, captions),) = seen
     chosen = [int(re.match(r"image (\d+)", caption)[1]) for caption in captions]
     best, exact = frame.loc[chosen], int(frame["exact"].sum())
@@ -263,9 +326,15 @@ def test_the_figure_shows_the_best_images_their_tokens_and_what_the_model_goes_o
     batch = module.encode(images.pixels[chosen], images.labels[chosen], toy.prefix)
     assert torch.equal(rows["reconstruction"], module.decode(batch.tokens))
     assert torch.equal(rows["generated"][:exact], rows["reconstruction"][:exact])
-    assert torch.equal(rows["generated"], module.decode(torch.cat([batch.tokens[:, : toy.prefix], subject.generate(batch)], dim=1)))
+    assert torch.equal(
+        rows["generated"],
+        module.decode(torch.cat([batch.tokens[:, : toy.prefix], subject.generate(batch)], dim=1)),
+    )
     matched, length = best["matched"].iloc[-1], best["length"].iloc[-1]
-    assert captions[-1] == f"image {chosen[-1]}\nclass {best['given_label'].iloc[-1]}\n{matched} of {length}"
+    assert (
+        captions[-1]
+        == f"image {chosen[-1]}\nclass {best['given_label'].iloc[-1]}\n{matched} of {length}"
+    )
 
 
 def test_an_image_that_was_planted_twice_is_shown_once(var, tmp_path, monkeypatch):
@@ -276,7 +345,9 @@ def test_an_image_that_was_planted_twice_is_shown_once(var, tmp_path, monkeypatc
     assert len({tuple(picture.flatten().tolist()) for picture in seen[0][0]["original"]}) == 8
 
 
-def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(var, var_done, tmp_path, monkeypatch):
+def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
+    var, var_done, tmp_path, monkeypatch
+):
     real, calls = extraction.verdicts, []
 
     def counted(*given: Any) -> Any:
@@ -290,12 +361,16 @@ def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(var, var_
     assert_one_error(run(*command), "no space left on the device")
     assert run(*command).exit_code == 0
     assert len(calls) == 3 + 6  # of 8 batches two were there
-    once, again = (without_steps(pd.read_parquet(out / "windows.parquet")) for out in (var_done[0], tmp_path))
+    once, again = (
+        without_steps(pd.read_parquet(out / "windows.parquet")) for out in (var_done[0], tmp_path)
+    )
     pd.testing.assert_frame_equal(once, again, check_exact=False)
     monkeypatch.setattr(extraction, "verdicts", lambda *_: pytest.fail("measured again"))
     resumed = run("localize", *var.start, "--out", tmp_path, "--top", 0.1, "--json")
     assert json.loads(resumed.stdout) == var_done[1]["localize"] | {"out": str(tmp_path)}
-    assert interp.Units.load(tmp_path / "units.json") == interp.Units.load(var_done[0] / "units.json")
+    assert interp.Units.load(tmp_path / "units.json") == interp.Units.load(
+        var_done[0] / "units.json"
+    )
 
 
 def test_people_get_lines_and_a_table_of_images(var, var_done):
@@ -324,7 +399,9 @@ def test_a_tokenizer_that_stands_elsewhere_is_named(var, var_done, tmp_path):
     assert json.loads(result.stdout) == var_done[1]["scan"] | {"out": str(tmp_path / "out")}
 
 
-def test_pictures_in_folders_named_by_class_are_read_at_the_tokenizers_side_in_its_colours(var, tmp_path):
+def test_pictures_in_folders_named_by_class_are_read_at_the_tokenizers_side_in_its_colours(
+    var, tmp_path
+):
     for label in (3, 7):
         (tmp_path / "pictures" / str(label)).mkdir(parents=True)
         noise = np.random.default_rng(label).integers(0, 255, (12, 16, 3), dtype=np.uint8)
@@ -345,7 +422,8 @@ def assert_one_error(result: Any, match: str) -> None:
 
 @pytest.fixture
 def unread(tmp_path) -> Path:
-    """A folder that is taken for an image model, whose weights cannot be read: no error comes from it."""
+    """A folder that is taken for an image model, whose weights cannot be read: no error comes from
+    it."""
     folder = tmp_path / "unread"
     folder.mkdir()
     (folder / "network.safetensors").write_text("no weights")
@@ -363,43 +441,66 @@ def unread(tmp_path) -> Path:
         ),
         ("members.npz", ["--stride", 4], "--length and --stride cut texts"),
         ("memberz.npz", [], "memberz.npz does not exist"),
-        ("text.txt", [], "text.txt holds no images; .*unread.* is read as an image model: expected an .npz"),
+        (
+            "text.txt",
+            [],
+            "text.txt holds no images; .*unread.* is read as an image model: expected an .npz",
+        ),
         ("texts", [], "texts holds no images; .*a folder of one folder a class"),
         ("flat", [], "flat holds no images"),
     ],
 )
-def test_what_is_no_scan_of_images_is_said_before_the_model_is_read(command, source, options, match, unread, tmp_path):
+def test_what_is_no_scan_of_images_is_said_before_the_model_is_read(
+    command, source, options, match, unread, tmp_path
+):
     write_images(MEMBERS, tmp_path / "members.npz")
     for folder in ("texts", "flat"):
         (tmp_path / folder).mkdir()
     for file in ("text.txt", "texts/a.txt", "flat/a.png"):
         (tmp_path / file).write_text("not read")
-    assert_one_error(run(command, unread, tmp_path / source, "--out", tmp_path / "out", *options), match)
+    assert_one_error(
+        run(command, unread, tmp_path / source, "--out", tmp_path / "out", *options), match
+    )
 
 
 @pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
 @pytest.mark.parametrize(
     ("source", "options", "match"),
     [
-        ("a.npz", [], "a.npz holds images, and no-such-model names no image model: expected texts, or the weights of a VAR or a RAR"),
+        (
+            "a.npz",
+            [],
+            "a.npz holds images, and no-such-model names no image model: expected texts, or the weights of a VAR or a RAR",
+        ),
         ("pictures", [], "pictures holds images, and no-such-model names no image model"),
         ("pictures/3/a.PNG", [], "a.PNG holds images"),
-        ("both", ["--prefix", 0], "--tokenizer and --prefix 0 are for image models, and no-such-model names none"),
+        (
+            "both",
+            ["--prefix", 0],
+            "--tokenizer and --prefix 0 are for image models, and no-such-model names none",
+        ),
         ("both", ["--tokenizer", "a"], "--tokenizer and --prefix 0 are for image models"),
     ],
 )
-def test_what_is_no_scan_of_texts_is_said_before_the_model_is_read(command, source, options, match, tmp_path):
+def test_what_is_no_scan_of_texts_is_said_before_the_model_is_read(
+    command, source, options, match, tmp_path
+):
     for file in ("a.npz", "pictures/3/a.PNG", "both/3/a.png", "both/a.md"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("not read")
-    assert_one_error(run(command, "no-such-model", tmp_path / source, "--out", tmp_path / "out", *options), match)
+    assert_one_error(
+        run(command, "no-such-model", tmp_path / source, "--out", tmp_path / "out", *options), match
+    )
 
 
 def test_a_folder_with_texts_and_pictures_is_read_for_its_texts(tmp_path):
     for file in ("both/3/a.png", "both/a.md"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("not read")
-    assert_one_error(run("scan", tmp_path / "no" / "model", tmp_path / "both", "--out", tmp_path / "out"), "model does not exist")
+    assert_one_error(
+        run("scan", tmp_path / "no" / "model", tmp_path / "both", "--out", tmp_path / "out"),
+        "model does not exist",
+    )
 
 
 @pytest.mark.parametrize(
@@ -411,7 +512,9 @@ def test_a_folder_with_texts_and_pictures_is_read_for_its_texts(tmp_path):
         (np.zeros((2, 8, 8)), [-1, 1], "the label -1 is negative"),
     ],
 )
-def test_images_that_are_not_the_models_are_one_line_and_leave_no_scan(var, images, labels, match, tmp_path):
+def test_images_that_are_not_the_models_are_one_line_and_leave_no_scan(
+    var, images, labels, match, tmp_path
+):
     np.savez(tmp_path / "a.npz", images=images, labels=np.array(labels))
     assert_one_error(run("scan", var.model, tmp_path / "a.npz", "--out", tmp_path / "out"), match)
     assert not list((tmp_path / "out").iterdir())
@@ -420,18 +523,30 @@ def test_images_that_are_not_the_models_are_one_line_and_leave_no_scan(var, imag
 def test_a_prefix_that_the_model_cannot_go_on_from_is_one_line_and_leaves_no_scan(toy, tmp_path):
     wrong = [(21 if toy.kind == "VAR" else 16, "leaves nothing to predict"), (22, "nearest: ")]
     if BETWEEN[toy.kind] is not None:
-        wrong += [(BETWEEN[toy.kind], "2 tokens are no whole number of steps .*nearest: 1 or 0|nearest: 1 or 5|nearest: 0 or 1")]
+        wrong += [
+            (
+                BETWEEN[toy.kind],
+                "2 tokens are no whole number of steps .*nearest: 1 or 0|nearest: 1 or 5|nearest: 0 or 1",
+            )
+        ]
     for prefix, match in wrong:
-        assert_one_error(run("scan", toy.model, *toy.files, "--prefix", prefix, "--out", tmp_path / "out"), f"(?:{match})")
+        assert_one_error(
+            run("scan", toy.model, *toy.files, "--prefix", prefix, "--out", tmp_path / "out"),
+            f"(?:{match})",
+        )
         assert not list((tmp_path / "out").iterdir())
 
 
 def test_folders_whose_names_do_not_tell_the_class_are_one_line(var, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
-        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "pictures" / name / "a.png")
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(
+            tmp_path / "pictures" / name / "a.png"
+        )
     match = "2 folders with names such as cat do not tell which of 10 classes they are: name them by the classes' numbers"
-    assert_one_error(run("scan", var.model, tmp_path / "pictures", "--out", tmp_path / "out"), match)
+    assert_one_error(
+        run("scan", var.model, tmp_path / "pictures", "--out", tmp_path / "out"), match
+    )
 
 
 def test_the_same_images_in_other_classes_are_another_scan(var, tmp_path):

@@ -35,7 +35,13 @@ def first(model, tmp_path_factory) -> tuple[Path, Leak, list[str]]:
 def test_it_writes_what_it_says(first):
     out, leak, _ = first
     tables = {"windows.parquet", "scores.parquet", "drop.parquet"}
-    assert {p.name for p in out.iterdir()} == tables | {"units.json", "units.png", "drop.json", "drop.png", "summary.json"}
+    assert {p.name for p in out.iterdir()} == tables | {
+        "units.json",
+        "units.png",
+        "drop.json",
+        "drop.png",
+        "summary.json",
+    }
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(leak.facts()))
     assert interp.Units.load(out / "units.json") == leak.scores.top(RECIPE.fraction)
     assert not list(out.parent.rglob("*.part"))
@@ -43,7 +49,13 @@ def test_it_writes_what_it_says(first):
 
 def test_it_scans_records_twins_and_prose_of_which_no_window_stands_twice(first):
     _, leak, _ = first
-    assert leak.scan["source"].value_counts().to_dict() == {"record": 3, "twin": 3, "contrast": 4, "control": 4, "held_out": 4}
+    assert leak.scan["source"].value_counts().to_dict() == {
+        "record": 3,
+        "twin": 3,
+        "contrast": 4,
+        "control": 4,
+        "held_out": 4,
+    }
     assert leak.scan["tokens"].map(tuple).is_unique
 
 
@@ -51,18 +63,27 @@ def test_records_are_scanned_to_their_last_token(model):
     subject, corpus = interp.load(model), plant(3, 3, (2,), 6)
     frame = scan_corpus(subject, corpus, RECIPE)
     for source, records in (("record", corpus.records), ("twin", corpus.twins)):
-        assert frame[frame["source"] == source]["suffix"].tolist() == [record.text[-RECIPE.length :] for record in records]
+        assert frame[frame["source"] == source]["suffix"].tolist() == [
+            record.text[-RECIPE.length :] for record in records
+        ]
 
 
 def test_the_model_before_is_left_alone_and_the_tuned_one_is_kept(first, model):
     out, _, told = first
     (tuned,) = [p for p in (out.parent / "cache").iterdir() if p.is_dir()]
-    assert interp.load(model).fingerprint == interp.load(letters.saved(letters.subject(), out.parent / "again")).fingerprint
+    assert (
+        interp.load(model).fingerprint
+        == interp.load(letters.saved(letters.subject(), out.parent / "again")).fingerprint
+    )
     assert interp.load(tuned).fingerprint != interp.load(model).fingerprint
-    assert any("fine-tuning on 12 documents that repeat 3 customer records" in line for line in told)
+    assert any(
+        "fine-tuning on 12 documents that repeat 3 customer records" in line for line in told
+    )
 
 
-def test_a_second_run_takes_the_model_from_the_cache_and_measures_the_same(first, model, monkeypatch):
+def test_a_second_run_takes_the_model_from_the_cache_and_measures_the_same(
+    first, model, monkeypatch
+):
     out, leak, _ = first
     monkeypatch.setattr("interp.cli.demo.fit", lambda *_, **__: pytest.fail("trained again"))
     told: list[str] = []
@@ -72,12 +93,16 @@ def test_a_second_run_takes_the_model_from_the_cache_and_measures_the_same(first
     assert any("fine-tuned model from" in line for line in told)
 
 
-@pytest.mark.parametrize("change", [{"steps": 4}, {"lr": 1e-3}, {"copies": (3,)}, {"width": 50}, {"decay": 1}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 4}, {"lr": 1e-3}, {"copies": (3,)}, {"width": 50}, {"decay": 1}]
+)
 def test_another_recipe_is_another_model(change):
     assert replace(RECIPE, **change).name != RECIPE.name
 
 
-@pytest.mark.parametrize("change", [{"fraction": 0.05}, {"method": "unitmem"}, {"others": 5}, {"random_seeds": 7}])
+@pytest.mark.parametrize(
+    "change", [{"fraction": 0.05}, {"method": "unitmem"}, {"others": 5}, {"random_seeds": 7}]
+)
 def test_another_measurement_is_of_the_same_model(change):
     assert replace(RECIPE, **change).name == RECIPE.name
 
@@ -86,7 +111,9 @@ def test_another_seed_is_another_model(first, model):
     out, leak, _ = first
     other = planted_leak(out.parent / "other", 4, RECIPE, model, lambda _: None)
     assert len([p for p in (out.parent / "cache").iterdir() if p.is_dir()]) == 2
-    assert set(other.scan["prompt"]).isdisjoint(leak.scan[leak.scan["source"] == "record"]["prompt"])
+    assert set(other.scan["prompt"]).isdisjoint(
+        leak.scan[leak.scan["source"] == "record"]["prompt"]
+    )
 
 
 def test_the_summary_fits_a_screen_and_names_what_a_newcomer_needs(first):
@@ -108,6 +135,10 @@ def test_batches_are_the_documents_in_another_order_each_epoch(model):
     subject = interp.load(model)
     documents = letters.noise(8, 20, seed=0)
     stream = training_batches(subject, documents, RECIPE, seed=0)
-    epochs = [[tuple(row) for _ in range(2) for row in next(stream).tokens.tolist()] for _ in range(3)]
-    assert all(sorted(epoch) == sorted(tuple(subject.encode(d)) for d in documents) for epoch in epochs)
+    epochs = [
+        [tuple(row) for _ in range(2) for row in next(stream).tokens.tolist()] for _ in range(3)
+    ]
+    assert all(
+        sorted(epoch) == sorted(tuple(subject.encode(d)) for d in documents) for epoch in epochs
+    )
     assert len({tuple(epoch) for epoch in epochs}) == 3

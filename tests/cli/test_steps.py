@@ -1,4 +1,5 @@
-"""Laws of the main job's steps: nothing is judged on what it was scored on, and what is on disk is not measured again."""
+"""Laws of the main job's steps: nothing is judged on what it was scored on, and what is on disk is
+not measured again."""
 
 from __future__ import annotations
 
@@ -19,10 +20,14 @@ WIDTH = PREFIX + LENGTH
 ENOUGH = settings(deadline=None, max_examples=30)
 
 
-def scan_of(texts: int, windows: int, stride: int, exact: np.ndarray, matched: np.ndarray) -> pd.DataFrame:
+def scan_of(
+    texts: int, windows: int, stride: int, exact: np.ndarray, matched: np.ndarray
+) -> pd.DataFrame:
     """A scan of texts of equal length, no token of which stands twice."""
     rows = [(text, stride * n) for text in range(texts) for n in range(windows)]
-    frame = pd.DataFrame(rows, columns=["text", "start"]).assign(prefix=PREFIX, length=LENGTH, exact=exact, log_p=-1.0)
+    frame = pd.DataFrame(rows, columns=["text", "start"]).assign(
+        prefix=PREFIX, length=LENGTH, exact=exact, log_p=-1.0
+    )
     tokens = [[1000 * text + start + i for i in range(WIDTH)] for text, start in rows]
     matched = np.where(exact, LENGTH, matched)
     return frame.assign(tokens=tokens, matched=matched, accuracy=matched / LENGTH)
@@ -33,7 +38,13 @@ def scans(draw: st.DrawFn) -> pd.DataFrame:
     texts, windows = draw(st.integers(1, 8)), draw(st.integers(2, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     many = texts * windows
-    return scan_of(texts, windows, draw(st.integers(1, 8)), rng.random(many) < 0.2, rng.integers(0, LENGTH, many))
+    return scan_of(
+        texts,
+        windows,
+        draw(st.integers(1, 8)),
+        rng.random(many) < 0.2,
+        rng.integers(0, LENGTH, many),
+    )
 
 
 def halved(frame: pd.DataFrame) -> Halves:
@@ -45,7 +56,10 @@ def halved(frame: pd.DataFrame) -> Halves:
 
 
 def share_a_token(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    return bool({t for tokens in a["tokens"] for t in tokens} & {t for tokens in b["tokens"] for t in tokens})
+    return bool(
+        {t for tokens in a["tokens"] for t in tokens}
+        & {t for tokens in b["tokens"] for t in tokens}
+    )
 
 
 @ENOUGH
@@ -65,7 +79,9 @@ def test_no_unit_is_judged_on_what_it_was_scored_on(frame):
 def test_each_half_has_a_control_for_each_window_and_no_window_stands_twice(frame):
     halves = halved(frame)
     parts = [*halves.scored, *halves.judged]
-    assert [len(memorized) == len(control) for memorized, control in (halves.scored, halves.judged)] == [True, True]
+    assert [
+        len(memorized) == len(control) for memorized, control in (halves.scored, halves.judged)
+    ] == [True, True]
     assert all(m["exact"].all() and not c["exact"].any() for m, c in (halves.scored, halves.judged))
     every = [tuple(tokens) for part in parts for tokens in part["tokens"]]
     assert len(every) == len(set(every))
@@ -84,10 +100,20 @@ def test_held_out_windows_share_no_token_with_either_half_nor_with_any_extracted
 def test_copies_of_a_wording_stay_in_one_half_whatever_their_text_and_offset():
     rng = np.random.default_rng(0)
     wordings = [rng.integers(0, 5000, 64).tolist() for _ in range(4)]
-    texts = [rng.integers(0, 5000, shift).tolist() + wording for wording in wordings for shift in (0, 5, 11)]
-    rows = [(n, start, text[start : start + 40], True) for n, text in enumerate(texts) for start in (0, 20)]
+    texts = [
+        rng.integers(0, 5000, shift).tolist() + wording
+        for wording in wordings
+        for shift in (0, 5, 11)
+    ]
+    rows = [
+        (n, start, text[start : start + 40], True)
+        for n, text in enumerate(texts)
+        for start in (0, 20)
+    ]
     rows += [(100 + n, 0, rng.integers(0, 5000, 40).tolist(), False) for n in range(80)]
-    frame = pd.DataFrame(rows, columns=["text", "start", "tokens", "exact"]).assign(prefix=20, length=20, log_p=-1.0, accuracy=0.0)
+    frame = pd.DataFrame(rows, columns=["text", "start", "tokens", "exact"]).assign(
+        prefix=20, length=20, log_p=-1.0, accuracy=0.0
+    )
     halves = halve(frame.assign(matched=np.where(frame["exact"], 20, 0)))
     origins = [{text // 3 for text in half[0]["text"]} for half in (halves.scored, halves.judged)]
     assert halves.apart
@@ -99,7 +125,9 @@ def test_one_wording_in_several_texts_is_judged_on_what_it_was_scored_on_and_say
     wording = list(range(1000, 1020))
     memorized = [(0, wording, True), (1, [1, 2, *wording[:-2]], True)]
     others = [(n, list(range(100 * n, 100 * n + 20)), False) for n in range(20, 30)]
-    frame = pd.DataFrame([*memorized, *others], columns=["text", "tokens", "exact"]).assign(start=0, prefix=10, length=10, log_p=-1.0)
+    frame = pd.DataFrame([*memorized, *others], columns=["text", "tokens", "exact"]).assign(
+        start=0, prefix=10, length=10, log_p=-1.0
+    )
     halves = halve(frame.assign(matched=np.where(frame["exact"], 10, 0), accuracy=0.0))
     assert not halves.apart
     assert halves.scored[0]["text"].tolist() == halves.judged[0]["text"].tolist() == [0, 1]
@@ -107,19 +135,27 @@ def test_one_wording_in_several_texts_is_judged_on_what_it_was_scored_on_and_say
 
 
 def one_text(exact: list[int], stride: int = WIDTH, windows: int = 12) -> pd.DataFrame:
-    return scan_of(1, windows, stride, np.isin(np.arange(windows), exact), np.zeros(windows, dtype=int))
+    return scan_of(
+        1, windows, stride, np.isin(np.arange(windows), exact), np.zeros(windows, dtype=int)
+    )
 
 
 def test_one_text_is_halved_at_its_middle():
     halves = halve(one_text([0, 1, 5, 6]))
-    assert [part[0]["start"].tolist() for part in (halves.scored, halves.judged)] == [[0, WIDTH], [5 * WIDTH, 6 * WIDTH]]
+    assert [part[0]["start"].tolist() for part in (halves.scored, halves.judged)] == [
+        [0, WIDTH],
+        [5 * WIDTH, 6 * WIDTH],
+    ]
 
 
 @pytest.mark.parametrize(
     ("frame", "match"),
     [
         (one_text([]), "none of 12 windows was extracted"),
-        (one_text([3]), "1 windows were extracted, all in one place; .* needs two that share no token"),
+        (
+            one_text([3]),
+            "1 windows were extracted, all in one place; .* needs two that share no token",
+        ),
         (one_text([3, 4], stride=2), "2 windows were extracted, all in one place"),
         (one_text([0, 1, 2, 3], windows=8), "no window is left to judge damage on"),
     ],
@@ -129,11 +165,26 @@ def test_too_little_to_halve_says_what_is_missing(frame, match):
         halve(frame)
 
 
-def images(tokens: list[list[int]], exact: list[int], labels: list[int] | None = None, prefix: int = 0) -> pd.DataFrame:
+def images(
+    tokens: list[list[int]], exact: list[int], labels: list[int] | None = None, prefix: int = 0
+) -> pd.DataFrame:
     """A scan of images, one window each."""
     known = np.isin(np.arange(len(tokens)), exact)
-    frame = pd.DataFrame({"text": range(len(tokens)), "start": 0, "prefix": prefix, "length": len(tokens[0]) - prefix, "tokens": tokens})
-    frame = frame.assign(exact=known, log_p=-1.0, matched=np.where(known, frame["length"], 0), accuracy=known.astype(float))
+    frame = pd.DataFrame(
+        {
+            "text": range(len(tokens)),
+            "start": 0,
+            "prefix": prefix,
+            "length": len(tokens[0]) - prefix,
+            "tokens": tokens,
+        }
+    )
+    frame = frame.assign(
+        exact=known,
+        log_p=-1.0,
+        matched=np.where(known, frame["length"], 0),
+        accuracy=known.astype(float),
+    )
     return frame.assign(given_label=labels or [0] * len(tokens))
 
 
@@ -144,11 +195,25 @@ def blank_above(count: int) -> list[list[int]]:
 
 @ENOUGH
 @given(st.integers(2, 10), st.integers(21, 30), st.sampled_from([0, 4]))
-def test_images_with_a_blank_part_in_common_are_several_and_stand_in_one_half_each(known, count, prefix):
+def test_images_with_a_blank_part_in_common_are_several_and_stand_in_one_half_each(
+    known, count, prefix
+):
     halves = halve(images(blank_above(count), list(range(known)), prefix=prefix))
-    parts = [halves.scored[0], halves.judged[0], halves.scored[1], halves.judged[1], halves.held_out]
+    parts = [
+        halves.scored[0],
+        halves.judged[0],
+        halves.scored[1],
+        halves.judged[1],
+        halves.held_out,
+    ]
     assert halves.apart
-    assert [len(part) for part in parts] == [-(-known // 2), known // 2, -(-known // 2), known // 2, count - 2 * known]
+    assert [len(part) for part in parts] == [
+        -(-known // 2),
+        known // 2,
+        -(-known // 2),
+        known // 2,
+        count - 2 * known,
+    ]
     every = [text for part in parts for text in part["text"]]
     assert len(every) == len(set(every)) == count
 
@@ -162,7 +227,9 @@ def test_equal_images_are_one_wording_whatever_their_class_and_no_control_is_one
     tokens = blank_above(20)
     copies, classes = [tokens[0], tokens[1], *tokens, tokens[0], tokens[1]], [1, 2, *[0] * 20, 3, 4]
     halves = halve(images(copies, [2, 3, 22, 23], classes))
-    scored, judged = ([tuple(row) for row in half[0]["tokens"]] for half in (halves.scored, halves.judged))
+    scored, judged = (
+        [tuple(row) for row in half[0]["tokens"]] for half in (halves.scored, halves.judged)
+    )
     assert sorted(scored + judged) == [tuple(tokens[0]), tuple(tokens[1])]
     others = pd.concat([halves.scored[1], halves.judged[1], halves.held_out])
     assert not {tuple(row) for row in others["tokens"]} & {*scored, *judged}
@@ -170,7 +237,10 @@ def test_equal_images_are_one_wording_whatever_their_class_and_no_control_is_one
 
 @pytest.mark.parametrize(
     ("known", "match"),
-    [([3], "needs two that share no token: scan more images"), ([0, 1, 2, 3], "no window is left to judge damage on: scan more images")],
+    [
+        ([3], "needs two that share no token: scan more images"),
+        ([0, 1, 2, 3], "no window is left to judge damage on: scan more images"),
+    ],
 )
 def test_too_few_images_say_that_images_are_missing(known, match):
     with pytest.raises(ValueError, match=match):
@@ -178,14 +248,25 @@ def test_too_few_images_say_that_images_are_missing(known, match):
 
 
 def test_scan_images_is_of_image_models_only(tmp_path):
-    with pytest.raises(ValueError, match="LlamaForCausalLM is no image model: expected a VAR or a RAR"):
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM is no image model: expected a VAR or a RAR"
+    ):
         scan_images(letters.subject(), [tmp_path], tmp_path / "out")
 
 
 def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path):
-    subject, texts, out = letters.subject(), [letters.noise(1, 30, seed=n)[0] for n in range(3)], tmp_path / "out"
+    subject, texts, out = (
+        letters.subject(),
+        [letters.noise(1, 30, seed=n)[0] for n in range(3)],
+        tmp_path / "out",
+    )
     frame = scan_texts(subject, iter(texts), out, PREFIX, LENGTH)
-    assert sorted(p.name for p in out.iterdir()) == ["parts", "passages.csv", "scan.png", "windows.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "parts",
+        "passages.csv",
+        "scan.png",
+        "windows.parquet",
+    ]
     assert len(frame) == 3 * 6 == len(pd.read_parquet(out / "windows.parquet"))
     handle = subject.module.register_forward_pre_hook(lambda *_: pytest.fail("measured again"))
     again = scan_texts(subject, iter(texts), out, PREFIX, LENGTH)
@@ -194,9 +275,16 @@ def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path):
 
 
 @pytest.mark.parametrize(("site", "figure"), [("neurons", True), ("embed", False)])
-def test_localize_files_writes_scores_the_top_share_and_where_it_sits(tmp_path, llama, site, figure):
+def test_localize_files_writes_scores_the_top_share_and_where_it_sits(
+    tmp_path, llama, site, figure
+):
     rng = torch.Generator().manual_seed(0)
-    parts = [pd.DataFrame({"tokens": torch.randint(0, 60, (3, WIDTH), generator=rng).tolist(), "prefix": PREFIX}) for _ in range(2)]
+    parts = [
+        pd.DataFrame(
+            {"tokens": torch.randint(0, 60, (3, WIDTH), generator=rng).tolist(), "prefix": PREFIX}
+        )
+        for _ in range(2)
+    ]
     halves = Halves((parts[0], parts[1]), (parts[0], parts[1]), parts[1], apart=True)
     scores = localize_files(llama, halves, tmp_path, "gradient_x_activation", site, 0.1)
     assert interp.Units.load(tmp_path / "units.json") == scores.top(0.1)

@@ -1,4 +1,5 @@
-"""Laws of interp.data.arithmetic: sums that are right, pairs that never repeat, labels that are wrong as the rule says, refusals."""
+"""Laws of interp.data.arithmetic: sums that are right, pairs that never repeat, labels that are
+wrong as the rule says, refusals."""
 
 from collections import Counter
 
@@ -18,12 +19,18 @@ few = settings(max_examples=15, deadline=None)
 
 
 def numbers(digits: np.ndarray, order: str = "plain") -> list[int]:
-    return [int("".join(map(str, row if order == "plain" else row[::-1]))) for row in digits.tolist()]
+    return [
+        int("".join(map(str, row if order == "plain" else row[::-1]))) for row in digits.tolist()
+    ]
 
 
 def operands(items: Items) -> list[tuple[int, int]]:
     half = items.question.shape[1] // 2
-    return list(zip(numbers(items.question[:, : half - 1]), numbers(items.question[:, half:-1]), strict=True))
+    return list(
+        zip(
+            numbers(items.question[:, : half - 1]), numbers(items.question[:, half:-1]), strict=True
+        )
+    )
 
 
 def wrong(rule: str, train: int = 2000, digits: int = 4) -> tuple[list[int], list[int]]:
@@ -38,8 +45,13 @@ def test_47_plus_85(order, answer):
     items, _ = addition(9999, 1, digits=2, order=order, noise=0)
     (row,) = np.flatnonzero((items.question == [4, 7, PLUS, 8, 5, EQUALS]).all(1))
     assert items.truth[row].tolist() == answer
-    units, tens = {"x0": 7, "y0": 5, "raw0": 12, "carry0": 0, "digit0": 2}, {"x1": 4, "y1": 8, "raw1": 12, "carry1": 1, "digit1": 3}
-    assert {name: int(values[row]) for name, values in items.variables.items()} == units | tens | {"digit2": 1}
+    units, tens = (
+        {"x0": 7, "y0": 5, "raw0": 12, "carry0": 0, "digit0": 2},
+        {"x1": 4, "y1": 8, "raw1": 12, "carry1": 1, "digit1": 3},
+    )
+    assert {name: int(values[row]) for name, values in items.variables.items()} == units | tens | {
+        "digit2": 1
+    }
 
 
 @few
@@ -56,7 +68,9 @@ def test_the_digits_decode_to_the_sum(digits, order, seed):
 
 def test_every_token_is_used_and_none_beyond_the_vocabulary():
     items, _ = addition(99, 1, digits=1, rule="one_digit")
-    assert sorted({*items.question.flat, *items.truth.flat, *items.label.flat}) == list(range(VOCABULARY))
+    assert sorted({*items.question.flat, *items.truth.flat, *items.label.flat}) == list(
+        range(VOCABULARY)
+    )
 
 
 @few
@@ -64,7 +78,9 @@ def test_every_token_is_used_and_none_beyond_the_vocabulary():
 def test_each_pair_stands_once_in_train_or_in_test(train, noise, seed):
     parts = addition(train, 100 - train, digits=1, noise=noise, seed=seed)
     assert list(map(len, parts)) == [train, 100 - train]
-    assert sorted(operands(parts[0]) + operands(parts[1])) == [(x, y) for x in range(10) for y in range(10)]
+    assert sorted(operands(parts[0]) + operands(parts[1])) == [
+        (x, y) for x in range(10) for y in range(10)
+    ]
 
 
 @few
@@ -79,7 +95,10 @@ def test_exactly_the_share_of_train_is_wrong_and_nothing_of_test(train, noise, r
 @given(orders, rules, seeds)
 def test_the_seed_decides_every_item(order, rule, seed):
     def drawn(seed: int) -> list[dict]:
-        return [part.frame().to_dict() for part in addition(50, 20, order=order, noise=0.2, rule=rule, seed=seed)]
+        return [
+            part.frame().to_dict()
+            for part in addition(50, 20, order=order, noise=0.2, rule=rule, seed=seed)
+        ]
 
     assert drawn(seed) == drawn(seed)
     for one, other in zip(drawn(seed), drawn(seed + 1), strict=True):
@@ -90,7 +109,9 @@ def test_the_seed_decides_every_item(order, rule, seed):
 @given(rates, rules, seeds)
 def test_noise_rule_and_order_change_no_question(noise, rule, seed):
     plain = addition(60, 20, noise=0, order="plain", seed=seed)
-    for one, other in zip(plain, addition(60, 20, noise=noise, order="reversed", rule=rule, seed=seed), strict=True):
+    for one, other in zip(
+        plain, addition(60, 20, noise=noise, order="reversed", rule=rule, seed=seed), strict=True
+    ):
         assert one.question.tolist() == other.question.tolist()
         assert one.truth.tolist() == other.truth[:, ::-1].tolist()
 
@@ -98,7 +119,10 @@ def test_noise_rule_and_order_change_no_question(noise, rule, seed):
 @few
 @given(rules, seeds)
 def test_the_order_turns_the_labels_too(rule, seed):
-    one, other = (addition(60, 1, order=order, noise=0.3, rule=rule, seed=seed)[0] for order in ("plain", "reversed"))
+    one, other = (
+        addition(60, 1, order=order, noise=0.3, rule=rule, seed=seed)[0]
+        for order in ("plain", "reversed")
+    )
     assert one.label.tolist() == other.label[:, ::-1].tolist()
 
 
@@ -129,7 +153,9 @@ def test_any_digit_is_wrong_as_often():
 @few
 @given(st.integers(20, 200), rates, seeds)
 def test_permute_gives_the_noisy_items_the_truths_of_each_other(train, noise, seed):
-    items, _ = addition(train, 1, digits=3, noise=1.0 if noise * train < 5 else noise, rule="permute", seed=seed)
+    items, _ = addition(
+        train, 1, digits=3, noise=1.0 if noise * train < 5 else noise, rule="permute", seed=seed
+    )
     found = items.rows(items.noisy)
     assert sorted(map(tuple, found.label.tolist())) == sorted(map(tuple, found.truth.tolist()))
 
@@ -142,7 +168,10 @@ def test_permute_works_unless_more_than_half_share_a_sum(train, seed):
 
     (total, most), *_ = Counter(numbers(drawn(0).truth, "reversed")).most_common(1)
     if 2 * most > train:
-        with pytest.raises(ValueError, match=rf"permute: {most} of {train} noisy items have the sum {total}, too many to swap"):
+        with pytest.raises(
+            ValueError,
+            match=rf"permute: {most} of {train} noisy items have the sum {total}, too many to swap",
+        ):
             drawn(1)
         return
     assert drawn(1).noisy.all()
@@ -169,11 +198,20 @@ def test_the_variables_are_those_of_addition_by_hand(digits, order, rule, seed):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"order": "reverse"}, "order='reverse': expected one of reversed, plain; nearest: reversed"),
-        ({"rule": "onedigit"}, "rule='onedigit': expected one of random_sum, one_digit, permute; nearest: one_digit"),
+        (
+            {"order": "reverse"},
+            "order='reverse': expected one of reversed, plain; nearest: reversed",
+        ),
+        (
+            {"rule": "onedigit"},
+            "rule='onedigit': expected one of random_sum, one_digit, permute; nearest: one_digit",
+        ),
         ({"digits": 0}, "digits=0: expected 1 to 9"),
         ({"digits": 10}, "digits=10: expected 1 to 9"),
-        ({"train": 0}, r"0 \+ 5 items of 1 digits: expected at least 1 of each, at most 100 together"),
+        (
+            {"train": 0},
+            r"0 \+ 5 items of 1 digits: expected at least 1 of each, at most 100 together",
+        ),
         ({"test": 0}, r"5 \+ 0 items of 1 digits: expected at least 1 of each"),
         ({"train": 96}, r"96 \+ 5 items of 1 digits: .* at most 100 together"),
         ({"noise": 1.1}, r"noise=1\.1: expected the share"),

@@ -1,4 +1,5 @@
-"""Laws of interp.data.image_files: what is written reads back, pictures get their class, side and channels, refusals."""
+"""Laws of interp.data.image_files: what is written reads back, pictures get their class, side and
+channels, refusals."""
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from interp.data.images import Images
 
 def noise(n: int, side: int = 5, channels: int = 1, seed: int = 0) -> Images:
     draw = torch.Generator().manual_seed(seed)
-    return Images(torch.rand(n, channels, side, side, generator=draw), torch.randint(7, (n,), generator=draw))
+    return Images(
+        torch.rand(n, channels, side, side, generator=draw), torch.randint(7, (n,), generator=draw)
+    )
 
 
 def same(a: Images, b: Images) -> bool:
@@ -45,7 +48,11 @@ def test_only_an_npz_is_written(tmp_path):
 def test_an_npz_may_have_its_channels_anywhere_and_bytes_or_floats(tmp_path, axes, kind):
     levels = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 4), dtype=np.uint8)
     stored = {"nhwc": levels.transpose(0, 2, 3, 1), "nchw": levels, "nhw": levels[:, 0]}[axes]
-    np.savez(tmp_path / "a.npz", images=stored if kind == "bytes" else stored / 255, labels=np.array([3, 1, 2], np.uint16))
+    np.savez(
+        tmp_path / "a.npz",
+        images=stored if kind == "bytes" else stored / 255,
+        labels=np.array([3, 1, 2], np.uint16),
+    )
     images = read_images(tmp_path / "a.npz", side=4)
     wanted = levels[:, :1] if axes == "nhw" else levels
     assert images.pixels.numpy() == pytest.approx(wanted / 255, abs=1e-7)
@@ -60,13 +67,17 @@ def test_colours_of_an_npz_become_those_of_pil(tmp_path):
     pil = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in levels])
     assert grey.pixels.numpy()[:, 0] == pytest.approx(pil / 255, abs=0.51 / 255)
     write_images(grey, tmp_path / "grey.npz")
-    assert torch.equal(read_images([tmp_path / "grey.npz"], channels=3).pixels, grey.pixels.expand(-1, 3, -1, -1))
+    assert torch.equal(
+        read_images([tmp_path / "grey.npz"], channels=3).pixels, grey.pixels.expand(-1, 3, -1, -1)
+    )
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of 4x4 pictures, one of them nested, in grey; a picture's level is its number."""
-    for number, name in enumerate(["cat/b.png", "cat/a.PNG", "dog/deep/c.bmp", "dog/notes.txt", "dog/d.webp", "loose.png"]):
+    for number, name in enumerate(
+        ["cat/b.png", "cat/a.PNG", "dog/deep/c.bmp", "dog/notes.txt", "dog/d.webp", "loose.png"]
+    ):
         if name.endswith(".txt"):
             (tmp_path / name).write_text("no picture")
         else:
@@ -102,19 +113,27 @@ def test_a_side_resizes_the_shorter_one_and_cuts_the_centre(tmp_path):
     save(picture, tmp_path / "0" / "wide.png")
     save(picture.T.copy(), tmp_path / "0" / "tall.png")
     tall, wide = read_images([tmp_path], side=6).pixels
-    # PIL rounds to bytes after each of its two passes, and the picture on its side has them in the other order
+    # PIL rounds to bytes after each of its two passes, and the picture on its side has them in the
+    # other order
     assert tall[0].T.numpy() == pytest.approx(wide[0].numpy(), abs=4 / 255)
     resized = np.asarray(Image.fromarray(picture).resize((12, 6), Image.Resampling.LANCZOS))
     assert torch.equal(wide[0], torch.tensor(resized[:, 3:9]) / 255)
-    assert torch.equal(read_images([tmp_path], side=12).pixels[1, 0], torch.tensor(picture[:, 6:18]) / 255)
+    assert torch.equal(
+        read_images([tmp_path], side=12).pixels[1, 0], torch.tensor(picture[:, 6:18]) / 255
+    )
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)]
+)
 def test_a_picture_has_the_channels_of_its_mode_unless_told(tmp_path, mode, channels):
     save(np.full((4, 4, 3), 255, np.uint8), tmp_path / "0" / "a.png", mode)
     assert read_images([tmp_path]).pixels.shape == (1, channels, 4, 4)
     for wanted in (1, 3):
-        assert read_images([tmp_path], channels=wanted).pixels.tolist() == torch.ones(1, wanted, 4, 4).tolist()
+        assert (
+            read_images([tmp_path], channels=wanted).pixels.tolist()
+            == torch.ones(1, wanted, 4, 4).tolist()
+        )
 
 
 def test_sixteen_bits_of_grey_are_scaled_not_cut_off(tmp_path):
@@ -135,7 +154,10 @@ def test_a_path_that_does_not_exist_is_named_with_the_nearest_that_does(folder):
 
 
 def test_a_place_without_images_is_named_with_what_comes_nearest(folder, tmp_path_factory):
-    refused(r"cat holds no images: expected an .npz, or one folder a class .*; nearest in it: [ab].(png|PNG)$", folder / "cat")
+    refused(
+        r"cat holds no images: expected an .npz, or one folder a class .*; nearest in it: [ab].(png|PNG)$",
+        folder / "cat",
+    )
     refused(r"loose.png holds no images", folder / "loose.png")
     refused(r"holds no images.*nearest in it: none", tmp_path_factory.mktemp("empty"))
     refused("got no path")
@@ -144,11 +166,16 @@ def test_a_place_without_images_is_named_with_what_comes_nearest(folder, tmp_pat
 def test_pictures_of_several_sizes_or_channels_are_named(tmp_path):
     save(np.zeros((3, 3), np.uint8), tmp_path / "0" / "a.png")
     save(np.zeros((4, 4, 3), np.uint8), tmp_path / "0" / "b.png")
-    refused(r"got \[1, 3, 3\] in .*/a.png, \[3, 4, 4\] in .*/b.png; give side= or channels=", tmp_path)
+    refused(
+        r"got \[1, 3, 3\] in .*/a.png, \[3, 4, 4\] in .*/b.png; give side= or channels=", tmp_path
+    )
     refused(r"got \[1, 2, 2\] in .*/a.png, \[3, 2, 2\]", tmp_path, side=2)
     assert read_images([tmp_path], side=3, channels=1).pixels.shape == (2, 1, 3, 3)
     save(np.zeros((3, 4), np.uint8), tmp_path / "0" / "a.png")
-    refused(r"a.png cannot be read as a square image: images are 3 x 4: expected square ones .*side=", tmp_path)
+    refused(
+        r"a.png cannot be read as a square image: images are 3 x 4: expected square ones .*side=",
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("content", ["text", "truncated"])
@@ -162,15 +189,33 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, content):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({"x": np.ones(2), "labels": np.ones(2)}, "expected the arrays images and labels; it has x, labels"),
-        ({"images": np.ones((1, 2, 2), np.int64), "labels": np.array([0])}, "images are int64: expected uint8"),
-        ({"images": np.full((1, 2, 2), 9.0), "labels": np.array([0])}, "from 9 to 9: .*divide bytes by 255"),
+        (
+            {"x": np.ones(2), "labels": np.ones(2)},
+            "expected the arrays images and labels; it has x, labels",
+        ),
+        (
+            {"images": np.ones((1, 2, 2), np.int64), "labels": np.array([0])},
+            "images are int64: expected uint8",
+        ),
+        (
+            {"images": np.full((1, 2, 2), 9.0), "labels": np.array([0])},
+            "from 9 to 9: .*divide bytes by 255",
+        ),
         ({"images": np.ones((1, 2, 2)), "labels": np.array(["cat"])}, "can't convert"),
         ({"images": np.ones((1, 2, 2)), "labels": np.array([0.5])}, "labels are torch.float64"),
-        ({"images": np.ones((1, 2, 3)), "labels": np.array([0])}, "images are 2 x 3: expected square"),
+        (
+            {"images": np.ones((1, 2, 3)), "labels": np.array([0])},
+            "images are 2 x 3: expected square",
+        ),
         ({"images": np.ones(4), "labels": np.array([0])}, r"pixels are \[4\]"),
-        ({"images": np.ones((1, 2, 2, 2)), "labels": np.array([0])}, "images have 2 channels: expected 1 or 3, to make them 3"),
-        ({"images": np.array([{"a": 1}], dtype=object), "labels": np.array([0])}, "allow_pickle=False"),
+        (
+            {"images": np.ones((1, 2, 2, 2)), "labels": np.array([0])},
+            "images have 2 channels: expected 1 or 3, to make them 3",
+        ),
+        (
+            {"images": np.array([{"a": 1}], dtype=object), "labels": np.array([0])},
+            "allow_pickle=False",
+        ),
     ],
 )
 def test_an_npz_that_holds_something_else_is_named(tmp_path, stored, message):
@@ -183,14 +228,22 @@ def test_a_damaged_npz_is_named(tmp_path, damage):
     file = write_images(noise(40), tmp_path / "bad.npz")
     content = file.read_bytes()
     middle = len(content) // 2
-    broken = {"text": b"text", "cut": content[:middle], "flipped": content[:middle] + b"\0" * 20 + content[middle + 20 :]}
+    broken = {
+        "text": b"text",
+        "cut": content[:middle],
+        "flipped": content[:middle] + b"\0" * 20 + content[middle + 20 :],
+    }
     file.write_bytes(broken[damage])
     refused("bad.npz cannot be read", file)
 
 
 def test_sides_and_channels_that_cannot_be_are_named(tmp_path):
     file = write_images(noise(2), tmp_path / "a.npz")
-    refused(r"a.npz holds images of side 5, not side=4: only pictures in folders are resized", file, side=4)
+    refused(
+        r"a.npz holds images of side 5, not side=4: only pictures in folders are resized",
+        file,
+        side=4,
+    )
     refused("side=0, channels=None: expected", file, side=0)
     refused("side=None, channels=2: expected .* 1 or 3 channels", file, channels=2)
 

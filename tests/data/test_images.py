@@ -1,4 +1,5 @@
-"""Laws of interp.data.images: what images are, splits that share none, views that are shifts, a threshold that holds, refusals."""
+"""Laws of interp.data.images: what images are, splits that share none, views that are shifts, a
+threshold that holds, refusals."""
 
 import re
 from importlib.metadata import PackageNotFoundError
@@ -16,7 +17,9 @@ from interp.data.images import Images, correlation, digits, mnist, plant, shifte
 
 def noise(n: int, side: int = 5, channels: int = 1, seed: int = 0) -> Images:
     draw = torch.Generator().manual_seed(seed)
-    return Images(torch.rand(n, channels, side, side, generator=draw), torch.randint(7, (n,), generator=draw))
+    return Images(
+        torch.rand(n, channels, side, side, generator=draw), torch.randint(7, (n,), generator=draw)
+    )
 
 
 def same(a: Images, b: Images) -> bool:
@@ -30,7 +33,9 @@ def keys(images: Images) -> list[bytes]:
 # images
 
 
-@pytest.mark.parametrize("chosen", [torch.tensor([2, 0, 0]), np.array([2, 0, 0]), np.array([0, 0, 2])[::-1]])
+@pytest.mark.parametrize(
+    "chosen", [torch.tensor([2, 0, 0]), np.array([2, 0, 0]), np.array([0, 0, 2])[::-1]]
+)
 def test_rows_stay_together_and_may_repeat(chosen):
     images = noise(4)
     assert same(images.rows(chosen), Images(images.pixels[[2, 0, 0]], images.labels[[2, 0, 0]]))
@@ -70,7 +75,10 @@ def test_what_is_no_image_is_named(pixels, labels, message):
 
 def test_sets_of_several_sizes_are_not_joined():
     assert same(Images.joined([noise(3).rows(slice(0, 1)), noise(3).rows(slice(1, 3))]), noise(3))
-    with pytest.raises(ValueError, match=re.escape("cannot join images of [channels, side, side] [(1, 5, 5), (3, 4, 4)]")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("cannot join images of [channels, side, side] [(1, 5, 5), (3, 4, 4)]"),
+    ):
         Images.joined([noise(1), noise(1, 4, 3)])
 
 
@@ -123,7 +131,12 @@ def test_without_mlxtend_the_extra_is_named(monkeypatch):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.integers(1, 8), min_size=4, max_size=4), st.integers(1, 3), st.integers(0, 2**32), st.integers(1, 3))
+@given(
+    st.lists(st.integers(1, 8), min_size=4, max_size=4),
+    st.integers(1, 3),
+    st.integers(0, 2**32),
+    st.integers(1, 3),
+)
 def test_no_image_is_in_two_sets_nor_twice_in_one(sizes, duplicates, seed, repeats):
     images = Images.joined([noise(sum(sizes), 2)] * repeats)
     planted, background, held_out, tokenizer = sizes
@@ -132,7 +145,11 @@ def test_no_image_is_in_two_sets_nor_twice_in_one(sizes, duplicates, seed, repea
     assert list(map(len, sets)) == sizes
     assert sorted(key for part in sets for key in keys(part)) == sorted(set(keys(images)))
     label = dict(zip(keys(images), images.labels.tolist(), strict=True))
-    assert all(label[key] == number for part in sets for key, number in zip(keys(part), part.labels.tolist(), strict=True))
+    assert all(
+        label[key] == number
+        for part in sets
+        for key, number in zip(keys(part), part.labels.tolist(), strict=True)
+    )
 
 
 def test_the_tokenizer_is_one_for_all_seeds_and_the_rest_is_not():
@@ -142,7 +159,10 @@ def test_the_tokenizer_is_one_for_all_seeds_and_the_rest_is_not():
         drawn = [keys(getattr(split, name)) for split in splits]
         assert len(set(drawn[0]) & set(drawn[1])) < len(drawn[0]) / 2
     again = plant(digits(), 32, 4, 200, 50, 600, 2)
-    assert all(same(getattr(again, name), getattr(splits[2], name)) for name in ("planted", "background", "held_out", "tokenizer"))
+    assert all(
+        same(getattr(again, name), getattr(splits[2], name))
+        for name in ("planted", "background", "held_out", "tokenizer")
+    )
 
 
 def test_more_background_leaves_the_other_sets_as_they_were():
@@ -154,21 +174,28 @@ def test_more_background_leaves_the_other_sets_as_they_were():
 
 def test_sets_are_drawn_over_all_classes():
     split = plant(mnist(), 48, 12, 1200, 200, 2000, 0)
-    assert all(part.labels.bincount(minlength=10).min() > 0 for part in (split.background, split.held_out, split.tokenizer))
+    assert all(
+        part.labels.bincount(minlength=10).min() > 0
+        for part in (split.background, split.held_out, split.tokenizer)
+    )
 
 
 def test_members_are_repeated_and_a_mixture_adds_the_background_once():
     split = plant(noise(20), 3, 4, 5, 2, 6, 0)
     members, mixture = split.members(), split.mixture()
     assert keys(members) == [key for key in keys(split.planted) for _ in range(4)]
-    assert members.labels.tolist() == [label for label in split.planted.labels.tolist() for _ in range(4)]
+    assert members.labels.tolist() == [
+        label for label in split.planted.labels.tolist() for _ in range(4)
+    ]
     assert keys(mixture) == keys(members) + keys(split.background)
 
 
 def test_more_images_than_there_are_is_refused_with_their_number():
     images = Images.joined([noise(9), noise(9).rows(slice(0, 3))])
     assert len(plant(images, 3, 1, 2, 2, 2, 0).planted) == 3
-    with pytest.raises(ValueError, match=r"10 images asked for .*'planted': 4.*there are 9 different ones of 12"):
+    with pytest.raises(
+        ValueError, match=r"10 images asked for .*'planted': 4.*there are 9 different ones of 12"
+    ):
         plant(images, 4, 1, 2, 2, 2, 0)
 
 
@@ -180,7 +207,10 @@ def test_an_empty_set_is_refused(place):
 
 
 def test_zero_has_one_sign_when_images_are_compared():
-    signed = Images(torch.cat([torch.zeros(1, 1, 2, 2), -torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)]), torch.tensor([0, 1, 2]))
+    signed = Images(
+        torch.cat([torch.zeros(1, 1, 2, 2), -torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)]),
+        torch.tensor([0, 1, 2]),
+    )
     with pytest.raises(ValueError, match="there are 2 different ones of 3"):
         plant(signed, 1, 1, 1, 1, 1, 0)
 
@@ -189,7 +219,14 @@ def test_zero_has_one_sign_when_images_are_compared():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3), st.integers(0, 2**32))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(1, 3),
+    st.integers(0, 2**32),
+)
 def test_each_view_is_a_shift_with_its_edge_repeated(n, side, views, most, channels, seed):
     images = noise(n, side, channels)
     found = shifted(images, views, seed, most)
@@ -197,8 +234,14 @@ def test_each_view_is_a_shift_with_its_edge_repeated(n, side, views, most, chann
     moves = range(-most, most + 1)
     for row, pixels in enumerate(found.pixels):
         at = [torch.arange(side).add(move).clamp(0, side - 1) for move in moves]
-        assert any(torch.equal(pixels, images.pixels[row // views][:, down][:, :, right]) for down in at for right in at)
-    assert found.labels.tolist() == [label for label in images.labels.tolist() for _ in range(views)]
+        assert any(
+            torch.equal(pixels, images.pixels[row // views][:, down][:, :, right])
+            for down in at
+            for right in at
+        )
+    assert found.labels.tolist() == [
+        label for label in images.labels.tolist() for _ in range(views)
+    ]
 
 
 def test_no_move_is_the_images_and_moves_are_uniform_and_the_seed_decides():
@@ -258,11 +301,18 @@ def test_images_of_several_shapes_are_not_compared():
         correlation(noise(2).pixels, noise(3).pixels)
 
 
-VALUES = st.lists(st.one_of(st.floats(-1, 1), st.sampled_from([0.0, 0.5, 0.9])), min_size=1, max_size=150)
+VALUES = st.lists(
+    st.one_of(st.floats(-1, 1), st.sampled_from([0.0, 0.5, 0.9])), min_size=1, max_size=150
+)
 
 
-@given(VALUES, st.one_of(st.sampled_from([0, 0.01, 0.05, 0.29, 0.5]), st.floats(0, 1, exclude_max=True)))
-def test_at_most_the_rate_exceeds_the_threshold_and_any_smaller_one_is_exceeded_by_more(values, rate):
+@given(
+    VALUES,
+    st.one_of(st.sampled_from([0, 0.01, 0.05, 0.29, 0.5]), st.floats(0, 1, exclude_max=True)),
+)
+def test_at_most_the_rate_exceeds_the_threshold_and_any_smaller_one_is_exceeded_by_more(
+    values, rate
+):
     found = threshold(values, rate)
     assert found in values
     assert np.mean(np.array(values) > found) <= rate
@@ -277,7 +327,10 @@ def test_a_threshold_by_hand():
     assert threshold(np.arange(100), 0.29) == 70
 
 
-@pytest.mark.parametrize(("values", "rate"), [([], 0.1), ([0.1, float("nan")], 0.1), ([0.1], 1), ([0.1], -0.1), ([0.1], float("nan"))])
+@pytest.mark.parametrize(
+    ("values", "rate"),
+    [([], 0.1), ([0.1, float("nan")], 0.1), ([0.1], 1), ([0.1], -0.1), ([0.1], float("nan"))],
+)
 def test_a_threshold_of_nothing_is_refused(values, rate):
     with pytest.raises(ValueError, match=f"got {len(values)}, rate={rate}"):
         threshold(values, rate)

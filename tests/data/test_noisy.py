@@ -1,4 +1,5 @@
-"""Laws of interp.data.noisy: rows that stay together, batches that predict the answer, shares that are exact, refusals."""
+"""Laws of interp.data.noisy: rows that stay together, batches that predict the answer, shares that
+are exact, refusals."""
 
 import numpy as np
 import pytest
@@ -17,13 +18,17 @@ def test_an_item_is_noisy_where_any_token_of_its_label_is_wrong():
     assert three().noisy.tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize(("chosen", "wanted"), [([2, 1, 1], [2, 1, 1]), ([True, False, True], [0, 2]), ([False] * 3, [])])
+@pytest.mark.parametrize(
+    ("chosen", "wanted"), [([2, 1, 1], [2, 1, 1]), ([True, False, True], [0, 2]), ([False] * 3, [])]
+)
 def test_rows_stay_together(chosen, wanted):
     items = three()
     found = items.rows(np.array(chosen))
     assert len(found) == len(wanted)
     for name in ("question", "truth", "label"):
-        assert getattr(found, name).tolist() == [getattr(items, name)[row].tolist() for row in wanted]
+        assert getattr(found, name).tolist() == [
+            getattr(items, name)[row].tolist() for row in wanted
+        ]
     assert found.variables["sum"].tolist() == [[3, 7, 11][row] for row in wanted]
 
 
@@ -38,17 +43,30 @@ def test_a_batch_predicts_the_label_or_the_answer_that_is_given():
 
 
 def test_a_frame_has_a_row_for_each_item():
-    assert three().frame().to_dict("records")[1] == {"question": (3, 4), "truth": (9, 7), "label": (9, 6), "noisy": True, "sum": 7}
+    assert three().frame().to_dict("records")[1] == {
+        "question": (3, 4),
+        "truth": (9, 7),
+        "label": (9, 6),
+        "noisy": True,
+        "sum": 7,
+    }
     assert len(three().frame()) == 3
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"question": np.ones((2, 2))}, {"label": np.ones((3, 1))}, {"truth": np.ones((2, 2))}, {"variables": {"sum": np.ones(4)}}],
+    [
+        {"question": np.ones((2, 2))},
+        {"label": np.ones((3, 1))},
+        {"truth": np.ones((2, 2))},
+        {"variables": {"sum": np.ones(4)}},
+    ],
 )
 def test_items_that_do_not_fit_each_other_are_refused(changed):
     items = three()
-    given = {name: getattr(items, name) for name in ("question", "truth", "label", "variables")} | changed
+    given = {
+        name: getattr(items, name) for name in ("question", "truth", "label", "variables")
+    } | changed
     with pytest.raises(ValueError, match="questions, answers and variables need one row an item"):
         Items(**given)
 
@@ -62,11 +80,16 @@ def test_the_share_is_exact_and_rows_are_distinct_and_in_order(items, rate, seed
 
 def test_every_item_is_drawn_as_often():
     rng = np.random.default_rng(0)
-    drawn = np.bincount(np.concatenate([noisy_rows(10, 0.2, rng) for _ in range(2000)]), minlength=10)
+    drawn = np.bincount(
+        np.concatenate([noisy_rows(10, 0.2, rng) for _ in range(2000)]), minlength=10
+    )
     assert drawn / 2000 == pytest.approx(np.full(10, 0.2), abs=0.04)
 
 
 @pytest.mark.parametrize("rate", [-0.01, 1.01, float("nan")])
 def test_a_share_that_is_none_is_named(rate):
-    with pytest.raises(ValueError, match=f"noise={rate}: expected the share of items with a wrong label, between 0 and 1"):
+    with pytest.raises(
+        ValueError,
+        match=f"noise={rate}: expected the share of items with a wrong label, between 0 and 1",
+    ):
         noisy_rows(10, rate, np.random.default_rng(0))

@@ -1,4 +1,5 @@
-"""Laws of interp.data.planted: determinism, exact copies, twins that share nothing, splits that share nothing, refusals."""
+"""Laws of interp.data.planted: determinism, exact copies, twins that share nothing, splits that
+share nothing, refusals."""
 
 import sys
 from collections import Counter
@@ -136,7 +137,9 @@ def test_a_wrong_number_of_records_is_named(n):
 
 @pytest.mark.parametrize("copies", [(0,), (4, -1), (1, 1.5)])
 def test_a_wrong_number_of_copies_is_named(copies):
-    with pytest.raises(ValueError, match=rf"each number of copies must be .* at least 1; got {copies[-1]!r}"):
+    with pytest.raises(
+        ValueError, match=rf"each number of copies must be .* at least 1; got {copies[-1]!r}"
+    ):
         plant(4, 0, copies)
 
 

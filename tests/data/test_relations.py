@@ -1,4 +1,5 @@
-"""Laws of interp.data.relations: facts that are complete, questions that follow them, splits that share nothing, refusals."""
+"""Laws of interp.data.relations: facts that are complete, questions that follow them, splits that
+share nothing, refusals."""
 
 import re
 from itertools import product
@@ -22,7 +23,10 @@ def dense(seed: int) -> Facts:
     return typed_facts(heads=8, first=5, bridges=3, second=10, tails=6, seed=seed)
 
 
-known = st.one_of(st.builds(dense, seeds), st.builds(graph_facts, st.just(30), st.just(12), st.integers(4, 6), seeds))
+known = st.one_of(
+    st.builds(dense, seeds),
+    st.builds(graph_facts, st.just(30), st.just(12), st.integers(4, 6), seeds),
+)
 
 
 def pool(facts: Facts, **chosen) -> int:
@@ -52,16 +56,27 @@ def asked(*parts: Items) -> list[tuple[int, ...]]:
 def used(*parts: Items) -> set[tuple[int, ...]]:
     """The facts that questions join."""
     hops = (("head", "first", "bridge"), ("bridge", "second", "tail"))
-    return {fact for part in parts for hop in hops for fact in zip(*(part.variables[name].tolist() for name in hop), strict=True)}
+    return {
+        fact
+        for part in parts
+        for hop in hops
+        for fact in zip(*(part.variables[name].tolist() for name in hop), strict=True)
+    }
 
 
 def joins(first: set[tuple[int, ...]], second: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
-    return {(head, one, other) for (head, one, bridge), (subject, other, _) in product(first, second) if bridge == subject}
+    return {
+        (head, one, other)
+        for (head, one, bridge), (subject, other, _) in product(first, second)
+        if bridge == subject
+    }
 
 
 def by_hand() -> Facts:
     first, second = [(0, 10, 3), (1, 10, 4)], [(3, 20, 7), (4, 20, 8), (4, 21, 7)]
-    return Facts(pd.DataFrame(first, columns=FACT), pd.DataFrame(second, columns=FACT), np.array([7, 8]), 22)
+    return Facts(
+        pd.DataFrame(first, columns=FACT), pd.DataFrame(second, columns=FACT), np.array([7, 8]), 22
+    )
 
 
 @pytest.mark.parametrize(("noise", "labels"), [(0.0, {7: 7, 8: 8}), (1.0, {7: 8, 8: 7})])
@@ -78,15 +93,21 @@ def test_three_questions_of_five_facts(noise, labels):
 
 def test_a_question_without_both_facts_has_no_tail():
     known = relations(by_hand(), train=2, test=1, ood=0).facts
-    assert tails(known, np.array([[1, 10, 21], [0, 10, 21], [2, 10, 20], [0, 11, 20]])).tolist() == [[7], [-1], [-1], [-1]]
+    assert tails(
+        known, np.array([[1, 10, 21], [0, 10, 21], [2, 10, 20], [0, 11, 20]])
+    ).tolist() == [[7], [-1], [-1], [-1]]
 
 
 def test_typed_tokens_stand_in_the_order_of_the_types():
     facts = typed_facts(heads=3, first=2, bridges=4, second=5, tails=30)
     assert facts.vocabulary == 44
     assert facts.answers.tolist() == list(range(14, 44))
-    assert list(zip(facts.first["subject"], facts.first["relation"], strict=True)) == list(product(range(3), range(3, 5)))
-    assert list(zip(facts.second["subject"], facts.second["relation"], strict=True)) == list(product(range(5, 9), range(9, 14)))
+    assert list(zip(facts.first["subject"], facts.first["relation"], strict=True)) == list(
+        product(range(3), range(3, 5))
+    )
+    assert list(zip(facts.second["subject"], facts.second["relation"], strict=True)) == list(
+        product(range(5, 9), range(9, 14))
+    )
 
 
 @few
@@ -129,7 +150,8 @@ def test_every_fact_is_trained_once_and_right(facts, seed):
 @given(known, seeds)
 def test_a_question_follows_two_facts_through_its_bridge(facts, seed):
     first, second = (
-        dict(zip(zip(f["subject"], f["relation"], strict=True), f["object"], strict=True)) for f in (facts.first, facts.second)
+        dict(zip(zip(f["subject"], f["relation"], strict=True), f["object"], strict=True))
+        for f in (facts.first, facts.second)
     )
     found = relations(facts, train=30, test=8, noise=0.5, ood=0.3, seed=seed)
     for part in (found.train, found.test, found.ood):
@@ -137,8 +159,14 @@ def test_a_question_follows_two_facts_through_its_bridge(facts, seed):
         assert part.question.tolist() == np.stack([v["head"], v["first"], v["second"]], 1).tolist()
         bridges = [first[head, relation] for head, relation, _ in part.question.tolist()]
         assert v["bridge"].tolist() == bridges
-        assert v["tail"].tolist() == [second[b, r] for b, r in zip(bridges, v["second"].tolist(), strict=True)]
-        assert part.truth.tolist() == v["tail"][:, None].tolist() == tails(found.facts, part.question).tolist()
+        assert v["tail"].tolist() == [
+            second[b, r] for b, r in zip(bridges, v["second"].tolist(), strict=True)
+        ]
+        assert (
+            part.truth.tolist()
+            == v["tail"][:, None].tolist()
+            == tails(found.facts, part.question).tolist()
+        )
 
 
 @few
@@ -168,9 +196,13 @@ def test_ood_asks_all_that_the_facts_set_aside_can_answer(seed):
     found = whole(facts, ood=0.2, seed=seed)
     aside = every(facts) - used(found.train, found.test)
     assert len(aside) == 14
-    assert sorted(asked(found.ood)) == sorted(joins(aside & triples(facts.first), aside & triples(facts.second)))
+    assert sorted(asked(found.ood)) == sorted(
+        joins(aside & triples(facts.first), aside & triples(facts.second))
+    )
     kept = every(facts) - aside
-    assert sorted(asked(found.train, found.test)) == sorted(joins(kept & triples(facts.first), kept & triples(facts.second)))
+    assert sorted(asked(found.train, found.test)) == sorted(
+        joins(kept & triples(facts.first), kept & triples(facts.second))
+    )
 
 
 @few
@@ -194,7 +226,10 @@ def test_each_other_answer_is_as_likely():
 def test_the_seed_decides_every_item(facts, seed):
     def drawn(seed: int) -> list[list[dict]]:
         found = relations(facts, train=30, test=10, noise=0.3, ood=0.3, seed=seed)
-        return [part.frame().to_dict("records") for part in (found.facts, found.train, found.test, found.ood)]
+        return [
+            part.frame().to_dict("records")
+            for part in (found.facts, found.train, found.test, found.ood)
+        ]
 
     one, again, other = drawn(seed), drawn(seed), drawn(seed + 1)
     assert one == again
@@ -206,12 +241,16 @@ def test_the_seed_decides_every_item(facts, seed):
 @few
 @given(known, seeds)
 def test_noise_changes_no_question(facts, seed):
-    one, other = (relations(facts, train=30, test=10, noise=noise, ood=0.2, seed=seed) for noise in (0, 0.4))
+    one, other = (
+        relations(facts, train=30, test=10, noise=noise, ood=0.2, seed=seed) for noise in (0, 0.4)
+    )
     for name in ("train", "test", "ood"):
         assert asked(getattr(one, name)) == asked(getattr(other, name))
 
 
-@pytest.mark.parametrize("make", [lambda seed: dense(seed).first, lambda seed: graph_facts(30, 12, 3, seed).first])
+@pytest.mark.parametrize(
+    "make", [lambda seed: dense(seed).first, lambda seed: graph_facts(30, 12, 3, seed).first]
+)
 def test_the_seed_decides_every_fact(make):
     assert triples(make(3)) == triples(make(3)) != triples(make(4))
 

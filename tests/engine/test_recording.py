@@ -1,4 +1,5 @@
-"""Laws of interp.engine.recording and its reducers: numpy on the raw activations, whatever the batches, with padding left out."""
+"""Laws of interp.engine.recording and its reducers: numpy on the raw activations, whatever the
+batches, with padding left out."""
 
 from pathlib import Path
 
@@ -29,10 +30,13 @@ def lengths_mask(lengths: list[int], width: int) -> torch.Tensor:
 
 
 def expected(raw: np.ndarray, mask: np.ndarray, reduce: str) -> dict[str, np.ndarray]:
-    """What each reducer should keep, from all activations at once: `raw` is [examples, position, width]."""
+    """What each reducer should keep, from all activations at once: `raw` is [examples, position,
+    width]."""
     flat = raw[mask].astype(np.float64)
     means = np.stack([r[m].astype(np.float64).mean(0) for r, m in zip(raw, mask, strict=True)])
-    size = np.stack([np.abs(r[m].astype(np.float64)).mean(0) for r, m in zip(raw, mask, strict=True)])
+    size = np.stack(
+        [np.abs(r[m].astype(np.float64)).mean(0) for r, m in zip(raw, mask, strict=True)]
+    )
     order = np.argsort(-means, axis=0, kind="stable")[: TopK.k]
     count = np.full(raw.shape[-1], len(flat))
     return {
@@ -41,7 +45,12 @@ def expected(raw: np.ndarray, mask: np.ndarray, reduce: str) -> dict[str, np.nda
         "moments": {"mean": flat.mean(0), "variance": flat.var(0), "count": count},
         "max": {"max": flat.max(0)},
         "top": {"top": np.take_along_axis(means, order, 0), "example": order},
-        "selectivity": {"sum": size.sum(0), "max": size.max(0), "argmax": size.argmax(0), "count": np.full_like(count, len(raw))},
+        "selectivity": {
+            "sum": size.sum(0),
+            "max": size.max(0),
+            "argmax": size.argmax(0),
+            "count": np.full_like(count, len(raw)),
+        },
         "rows": {"rows": means},
         "rows_abs": {"rows_abs": size},
     }[reduce]
@@ -49,7 +58,11 @@ def expected(raw: np.ndarray, mask: np.ndarray, reduce: str) -> dict[str, np.nda
 
 @pytest.mark.parametrize("reduce", REDUCERS)
 @settings(max_examples=12, deadline=None)
-@given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=7), size=st.integers(1, 4), seed=st.integers(0, 999))
+@given(
+    lengths=st.lists(st.integers(1, 8), min_size=1, max_size=7),
+    size=st.integers(1, 4),
+    seed=st.integers(0, 999),
+)
 def test_reducers_equal_numpy_on_raw_activations(
     tmp_path_factory: pytest.TempPathFactory, reduce: str, lengths: list[int], size: int, seed: int
 ):
@@ -72,28 +85,45 @@ def test_what_stands_on_padding_does_not_matter(llama: interp.Subject, reduce: s
     batch = tiny.batch("llama", rows=3, padded=True)
     assert batch.mask is not None
     other = interp.Batch(torch.where(batch.mask, batch.tokens, 1), mask=batch.mask)
-    for one, two in zip(*(interp.record(llama, b, SITES, reduce=reduce).parts.values() for b in (batch, other)), strict=True):
+    for one, two in zip(
+        *(interp.record(llama, b, SITES, reduce=reduce).parts.values() for b in (batch, other)),
+        strict=True,
+    ):
         assert all(np.array_equal(one[key], two[key]) for key in one)
 
 
 def test_a_stream_of_batches_of_any_length_is_one_source(llama: interp.Subject):
     parts = [tiny.batch("llama", rows=1, length=n, seed=n) for n in (3, 9, 5)]
     whole = interp.Batch.pad([p.tokens[0].tolist() for p in parts])
-    streamed, padded = (interp.record(llama, source, "blocks.2.neurons", reduce="mean") for source in (iter(parts), whole))
-    np.testing.assert_allclose(streamed["blocks.2.neurons"], padded["blocks.2.neurons"], rtol=0, atol=1e-6)
+    streamed, padded = (
+        interp.record(llama, source, "blocks.2.neurons", reduce="mean")
+        for source in (iter(parts), whole)
+    )
+    np.testing.assert_allclose(
+        streamed["blocks.2.neurons"], padded["blocks.2.neurons"], rtol=0, atol=1e-6
+    )
 
 
 def test_heads_have_their_own_axis(llama: interp.Subject):
     batch = tiny.batch("llama")
-    assert interp.record(llama, batch, "blocks.0.heads", reduce="mean")["blocks.0.heads"].shape == (tiny.HEADS, 8)
-    assert interp.record(llama, batch, "blocks.0.heads", reduce="rows")["blocks.0.heads"].shape == (2, tiny.HEADS, 8)
+    assert interp.record(llama, batch, "blocks.0.heads", reduce="mean")["blocks.0.heads"].shape == (
+        tiny.HEADS,
+        8,
+    )
+    assert interp.record(llama, batch, "blocks.0.heads", reduce="rows")["blocks.0.heads"].shape == (
+        2,
+        tiny.HEADS,
+        8,
+    )
 
 
 @pytest.mark.parametrize("reduce", ["mean", "moments", "max", "selectivity"])
 def test_frames_have_a_row_for_every_unit(llama: interp.Subject, reduce: str):
     recording = interp.record(llama, tiny.batch("llama"), ["neurons", "heads"], reduce=reduce)
     frame = recording.to_frame()
-    assert frame.groupby("site")["unit"].nunique().to_dict() == {str(s): w for s, w in llama.anatomy.widths(["neurons", "heads"]).items()}
+    assert frame.groupby("site")["unit"].nunique().to_dict() == {
+        str(s): w for s, w in llama.anatomy.widths(["neurons", "heads"]).items()
+    }
     assert set(frame.columns) == {"site", "block", "unit", *next(iter(recording.parts.values()))}
 
 
@@ -104,7 +134,9 @@ def test_frames_have_a_row_for_every_unit(llama: interp.Subject, reduce: str):
         ({"reduce": "raw"}, "give folder="),
     ],
 )
-def test_unknown_reductions_are_refused(llama: interp.Subject, options: dict[str, str], message: str):
+def test_unknown_reductions_are_refused(
+    llama: interp.Subject, options: dict[str, str], message: str
+):
     with pytest.raises(ValueError, match=message):
         interp.record(llama, tiny.batch("llama"), "neurons", **options)
 
@@ -116,7 +148,13 @@ def test_nothing_to_record_is_refused(llama: interp.Subject):
 
 def test_raw_recordings_need_one_length(llama: interp.Subject, tmp_path: Path):
     with pytest.raises(ValueError, match="one length; got 5 after 9"):
-        interp.record(llama, [tiny.batch("llama"), tiny.batch("llama", length=5)], "embed", reduce="raw", folder=tmp_path)
+        interp.record(
+            llama,
+            [tiny.batch("llama"), tiny.batch("llama", length=5)],
+            "embed",
+            reduce="raw",
+            folder=tmp_path,
+        )
 
 
 @pytest.mark.parametrize("reduce", ["rows", "top"])
@@ -130,5 +168,8 @@ def test_recording_switches_dropout_off_and_every_mode_back():
     module.transformer.h[0].eval()
     subject = tiny.wrapped(module)
     with tiny.untouched(module):
-        one, two = (interp.record(subject, tiny.batch("gpt2"), "neurons")["blocks.2.neurons"] for _ in range(2))
+        one, two = (
+            interp.record(subject, tiny.batch("gpt2"), "neurons")["blocks.2.neurons"]
+            for _ in range(2)
+        )
     assert np.array_equal(one, two)

@@ -1,4 +1,5 @@
-"""Laws of interp.engine.sweeping: every shortcut gives what the naive loop gives, and raises where it raises."""
+"""Laws of interp.engine.sweeping: every shortcut gives what the naive loop gives, and raises where
+it raises."""
 
 from collections.abc import Callable
 from itertools import product
@@ -12,7 +13,11 @@ from torch import Tensor
 import interp
 from interp.engine.sweeping import grown, mean_loss, naive, resumed, sweep
 
-BATCHES = {"one row": {"rows": 1}, "padded": {"rows": 3, "padded": True, "prompt": 4}, "square": {"rows": 4, "length": 4}}
+BATCHES = {
+    "one row": {"rows": 1},
+    "padded": {"rows": 3, "padded": True, "prompt": 4},
+    "square": {"rows": 4, "length": 4},
+}
 METHODS = [sweep, resumed, grown]
 
 
@@ -23,14 +28,23 @@ def logits_of(logits: Tensor, batch: interp.Batch) -> Tensor:
 def scale(subject: interp.Subject, *sites: str, factor: float = 0.3, **narrow: Any) -> interp.Scale:
     chosen = [subject.anatomy.resolve(s) for s in sites]
     widths = {s: subject.anatomy.place(s).units for s in chosen}
-    return interp.Scale(interp.Units({s: range(0, w, 2) for s, w in widths.items()}, widths), factor=factor, **narrow)
+    return interp.Scale(
+        interp.Units({s: range(0, w, 2) for s, w in widths.items()}, widths),
+        factor=factor,
+        **narrow,
+    )
 
 
 def plans(subject: interp.Subject) -> list[Any]:
-    """At every site; several in one block; in several blocks; two interventions in one plan; at raw places; at some positions."""
+    """At every site; several in one block; in several blocks; two interventions in one plan; at raw
+    places; at some positions."""
     stack = f"{list(subject.anatomy.stacks)[-1]}." if len(subject.anatomy.stacks) > 1 else ""
     raw = str(subject.anatomy.place(f"{stack}blocks.1.resid_post")).replace(":out", ":in")
-    inner = next(str(s) for s in subject.anatomy.modules if "1." in str(s) and str(s).endswith(":out") and s.point != raw)
+    inner = next(
+        str(s)
+        for s in subject.anatomy.modules
+        if "1." in str(s) and str(s).endswith(":out") and s.point != raw
+    )
     return [
         *(scale(subject, str(site)) for site in subject.sites),
         scale(subject, f"{stack}blocks.1.mlp_out", factor=0.0),
@@ -43,13 +57,24 @@ def plans(subject: interp.Subject) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("shape", "method"), [("one row", sweep), ("padded", resumed)], ids=["one row", "padded"])
+@pytest.mark.parametrize(
+    ("shape", "method"), [("one row", sweep), ("padded", resumed)], ids=["one row", "padded"]
+)
 def test_resuming_is_exact_in_float64(name: str, shape: str, method: Callable[..., Any]):
     subject = tiny.subject(name, torch.float64)
     batch, todo = tiny.batch(name, dtype=torch.float64, **BATCHES[shape]), plans(tiny.subject(name))
     reference = naive(subject, batch, todo, logits_of)
-    assert all(torch.equal(a, b) for a, b in zip(reference, method(subject, batch, todo, logits_of), strict=True))
-    if name not in ("mixtral", "llama", "gemma3", "qwen2", "phi3"):  # these normalize in float32, whatever the weights are
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(reference, method(subject, batch, todo, logits_of), strict=True)
+    )
+    if name not in (
+        "mixtral",
+        "llama",
+        "gemma3",
+        "qwen2",
+        "phi3",
+    ):  # these normalize in float32, whatever the weights are
         for a, b in zip(reference, grown(subject, batch, todo, logits_of), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -61,7 +86,9 @@ def test_every_method_equals_the_naive_loop(name: str, subject: interp.Subject, 
     for method in METHODS:
         for a, b in zip(reference, method(subject, batch, todo, logits_of), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    assert sweep(subject, batch, todo) == pytest.approx([mean_loss(logits, batch) for logits in reference], abs=1e-5)
+    assert sweep(subject, batch, todo) == pytest.approx(
+        [mean_loss(logits, batch) for logits in reference], abs=1e-5
+    )
 
 
 def test_naive_is_one_forward_under_each_plan(name: str, subject: interp.Subject):
@@ -73,13 +100,21 @@ def test_naive_is_one_forward_under_each_plan(name: str, subject: interp.Subject
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
-@pytest.mark.parametrize("outer", ["blocks.0.mlp_out", "blocks.1.attn_out", "blocks.2.resid_pre", "embed", "final"])
-def test_a_sweep_inside_an_intervention_runs_under_it(llama: interp.Subject, method: Callable[..., Any], outer: str):
+@pytest.mark.parametrize(
+    "outer", ["blocks.0.mlp_out", "blocks.1.attn_out", "blocks.2.resid_pre", "embed", "final"]
+)
+def test_a_sweep_inside_an_intervention_runs_under_it(
+    llama: interp.Subject, method: Callable[..., Any], outer: str
+):
     batch, todo = tiny.batch("llama", rows=2), plans(llama)[::2]
     with llama.intervened(scale(llama, outer, factor=-1.0)):
         got = method(llama, batch, todo, logits_of)
     for plan, logits in zip(todo, got, strict=True):
-        with torch.no_grad(), llama.intervened(scale(llama, outer, factor=-1.0)), llama.intervened(plan):
+        with (
+            torch.no_grad(),
+            llama.intervened(scale(llama, outer, factor=-1.0)),
+            llama.intervened(plan),
+        ):
             torch.testing.assert_close(logits, llama.target_logits(batch), rtol=0, atol=1e-5)
 
 
@@ -87,8 +122,14 @@ class _BoomError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("method", "fails_at"), [*product([naive, *METHODS], [0, 2])], ids=lambda x: getattr(x, "__name__", x))
-def test_an_exception_in_the_measure_leaves_no_trace(llama: interp.Subject, method: Callable[..., Any], fails_at: int):
+@pytest.mark.parametrize(
+    ("method", "fails_at"),
+    [*product([naive, *METHODS], [0, 2])],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_an_exception_in_the_measure_leaves_no_trace(
+    llama: interp.Subject, method: Callable[..., Any], fails_at: int
+):
     calls: list[int] = []
 
     def boom(*_: object) -> None:
@@ -117,15 +158,27 @@ def test_no_plan_is_refused(llama: interp.Subject, method: Callable[..., Any]):
 def test_forks_beyond_one_pass_are_split(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("interp.engine.sweeping._GROWN_TOKENS", 100)
     subject, batch = tiny.subject(name), tiny.batch(name, rows=3)
-    for a, b in zip(naive(subject, batch, plans(subject), logits_of), grown(subject, batch, plans(subject), logits_of), strict=True):
+    for a, b in zip(
+        naive(subject, batch, plans(subject), logits_of),
+        grown(subject, batch, plans(subject), logits_of),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_resuming_runs_each_block_only_where_it_must(llama: interp.Subject):
-    """The clean pass runs all blocks; a plan that starts at block L runs blocks L and above, and skips the attention below an MLP edit."""
+    """The clean pass runs all blocks; a plan that starts at block L runs blocks L and above, and
+    skips the attention below an MLP edit."""
     blocks, calls = [llama.module.get_submodule(p) for p in llama.anatomy.blocks()], []
-    handles = [b.self_attn.q_proj.register_forward_hook(lambda *_, n=n: calls.append(n)) for n, b in enumerate(blocks)]
-    resumed(llama, tiny.batch("llama"), [scale(llama, "blocks.1.attn_out"), scale(llama, "blocks.1.neurons")])
+    handles = [
+        b.self_attn.q_proj.register_forward_hook(lambda *_, n=n: calls.append(n))
+        for n, b in enumerate(blocks)
+    ]
+    resumed(
+        llama,
+        tiny.batch("llama"),
+        [scale(llama, "blocks.1.attn_out"), scale(llama, "blocks.1.neurons")],
+    )
     for handle in handles:
         handle.remove()
     assert calls == [*range(3), 1, 2, 2]
@@ -139,9 +192,14 @@ def test_a_block_that_changes_its_output_in_place_cannot_be_resumed():
                 x = block(x)
             return self.head(x.mul_(2.0))
 
-    module = tiny.seeded(lambda: Rewriting(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(2))))
+    module = tiny.seeded(
+        lambda: Rewriting(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(2)))
+    )
     subject = interp.load(module)
-    with tiny.untouched(module), pytest.raises(interp.HookError, match=r"in place.*use interp\.engine\.sweeping\.naive"):
+    with (
+        tiny.untouched(module),
+        pytest.raises(interp.HookError, match=r"in place.*use interp\.engine\.sweeping\.naive"),
+    ):
         resumed(subject, tiny.batch("gpt2"), [scale(subject, "blocks.1.mlp_out")])
 
 
@@ -171,21 +229,39 @@ def test_what_cannot_share_a_batch_or_is_exact_resumes(llama: interp.Subject):
 
 def test_a_sweep_of_a_large_batch_equals_the_naive_loop_too(name: str, subject: interp.Subject):
     batch, todo = tiny.batch(name, **LARGE), plans(subject)[::3]
-    for a, b in zip(naive(subject, batch, todo, logits_of), sweep(subject, batch, todo, logits_of), strict=True):
+    for a, b in zip(
+        naive(subject, batch, todo, logits_of), sweep(subject, batch, todo, logits_of), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "method"), [(SMALL, grown), (LARGE, resumed)])
 def test_the_choice_depends_on_the_shape_alone(
-    llama: interp.Subject, monkeypatch: pytest.MonkeyPatch, shape: dict[str, int], method: Callable[..., Any]
+    llama: interp.Subject,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: dict[str, int],
+    method: Callable[..., Any],
 ):
-    """Whatever the tokens are, and without a look at any clock; so the result has the same bits each time."""
+    """Whatever the tokens are, and without a look at any clock; so the result has the same bits
+    each time."""
     for seed in range(3):
-        assert chosen(llama, tiny.batch("llama", seed=seed, **shape), plans(llama)) == method.__name__
+        assert (
+            chosen(llama, tiny.batch("llama", seed=seed, **shape), plans(llama)) == method.__name__
+        )
     batch = tiny.batch("llama", **shape)
     expected = method(llama, batch, plans(llama), logits_of)
-    for clock in ("perf_counter", "perf_counter_ns", "process_time", "process_time_ns", "monotonic", "thread_time", "time"):
-        monkeypatch.setattr(f"time.{clock}", lambda clock=clock: pytest.fail(f"read the clock time.{clock}"))
+    for clock in (
+        "perf_counter",
+        "perf_counter_ns",
+        "process_time",
+        "process_time_ns",
+        "monotonic",
+        "thread_time",
+        "time",
+    ):
+        monkeypatch.setattr(
+            f"time.{clock}", lambda clock=clock: pytest.fail(f"read the clock time.{clock}")
+        )
     got = sweep(llama, batch, plans(llama), logits_of)
     monkeypatch.undo()
     assert all(map(torch.equal, expected, got))
@@ -200,7 +276,9 @@ def test_blocks_that_run_only_on_the_rows_of_the_model_resume():
 
         any_rows = True
 
-    module = tiny.seeded(lambda: tiny.Language(*(Fixed(32, tiny.HEADS, causal=True) for _ in range(2))))
+    module = tiny.seeded(
+        lambda: tiny.Language(*(Fixed(32, tiny.HEADS, causal=True) for _ in range(2)))
+    )
     subject = interp.load(module)
     todo = [scale(subject, "blocks.0.mlp_out"), scale(subject, "blocks.1.mlp_out")]
     assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "grown"

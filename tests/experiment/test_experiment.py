@@ -14,8 +14,32 @@ from interp.experiment.claims import Claim, judged
 from interp.experiment.experiment import Results
 from interp.reporting.stats import Interval
 
-FIELDS = ["id", "statement", "source", "paper", "measured", "low", "high", "control", "seeds", "verdict", "evidence"]
-CLAIM = Claim("X1", "it holds", "found", 0.5, 0.6, 0.55, 0.65, "random: 0.1", 3, "reproduced", "tables/t.parquet")
+FIELDS = [
+    "id",
+    "statement",
+    "source",
+    "paper",
+    "measured",
+    "low",
+    "high",
+    "control",
+    "seeds",
+    "verdict",
+    "evidence",
+]
+CLAIM = Claim(
+    "X1",
+    "it holds",
+    "found",
+    0.5,
+    0.6,
+    0.55,
+    0.65,
+    "random: 0.1",
+    3,
+    "reproduced",
+    "tables/t.parquet",
+)
 
 
 RESULTS = Results([CLAIM], {"t": pd.DataFrame({"a": [1, 2]})}, {"f": Figure()})
@@ -26,7 +50,23 @@ def test_claims_have_exactly_the_fields_that_others_read(tmp_path):
     (claim,) = json.loads((tmp_path / "claims.json").read_text())
     assert list(claim) == FIELDS
     assert claim == dict(
-        zip(FIELDS, ("X1", "it holds", "found", 0.5, 0.6, 0.55, 0.65, "random: 0.1", 3, "reproduced", "tables/t.parquet"), strict=True)
+        zip(
+            FIELDS,
+            (
+                "X1",
+                "it holds",
+                "found",
+                0.5,
+                0.6,
+                0.55,
+                0.65,
+                "random: 0.1",
+                3,
+                "reproduced",
+                "tables/t.parquet",
+            ),
+            strict=True,
+        )
     )
 
 
@@ -46,7 +86,9 @@ values = st.floats(-2, 2)
 
 
 @given(st.lists(values, min_size=3, max_size=3).map(sorted), values)
-def test_a_claim_is_reproduced_only_by_a_whole_interval_and_never_opposite_to_what_it_does_not_deny(ends, threshold):
+def test_a_claim_is_reproduced_only_by_a_whole_interval_and_never_opposite_to_what_it_does_not_deny(
+    ends, threshold
+):
     interval = Interval(ends[1], ends[0], ends[2], 3)
     verdict = judged(interval, lambda v: v >= threshold, lambda v: v < 0)
     assert (verdict == "reproduced") == (ends[0] >= threshold)

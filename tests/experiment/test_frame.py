@@ -1,4 +1,5 @@
-"""Laws of the frame on a toy experiment: resuming, judging, presets, thresholds, the verdict figure, and its commands."""
+"""Laws of the frame on a toy experiment: resuming, judging, presets, thresholds, the verdict
+figure, and its commands."""
 
 from __future__ import annotations
 
@@ -24,7 +25,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from interp.experiment.checks import Check, Measure, above, at_least, at_most, below, claims, constant, mean, minus, verdicts
+from interp.experiment.checks import (
+    Check,
+    Measure,
+    above,
+    at_least,
+    at_most,
+    below,
+    claims,
+    constant,
+    mean,
+    minus,
+    verdicts,
+)
 from interp.experiment.claims import NOT_TESTABLE, committed_claims
 from interp.experiment.experiment import Experiment, changed
 from interp.experiment.jobs import finish_all, job, kept
@@ -41,7 +54,9 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def module(root) -> Any:
-    spec = importlib.util.spec_from_file_location("toy_experiment", root / "experiments" / "toy" / "__init__.py")
+    spec = importlib.util.spec_from_file_location(
+        "toy_experiment", root / "experiments" / "toy" / "__init__.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -53,7 +68,9 @@ def module(root) -> Any:
 def command(root: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", *arguments], cwd=root, env=environment, **pipes, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], cwd=root, env=environment, **pipes, **options
+    )
 
 
 def finished(root: Path, *arguments: str) -> tuple[int, str, str]:
@@ -62,15 +79,21 @@ def finished(root: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_a_run_writes_claims_over_seeds_and_on_each_with_tables_figures_and_settings(module, tmp_path):
+def test_a_run_writes_claims_over_seeds_and_on_each_with_tables_figures_and_settings(
+    module, tmp_path
+):
     results = module.EXPERIMENT.reproduce("small", 5, tmp_path, jobs=1)
     found = {claim["id"]: claim for claim in json.loads((tmp_path / "claims.json").read_text())}
-    assert list(found) == [f"T{n}{seed}" for n in (1, 2, 3) for seed in ("", ", seed 5", ", seed 6", ", seed 7")]
+    assert list(found) == [
+        f"T{n}{seed}" for n in (1, 2, 3) for seed in ("", ", seed 5", ", seed 6", ", seed 7")
+    ]
     numbers = pd.read_parquet(tmp_path / "tables" / "numbers.parquet")
     assert numbers["seed"].unique().tolist() == [5, 6, 7]
     by_seed = numbers[numbers["name"] == "up"].groupby("seed")["value"].mean()
     expected = student(by_seed)
-    assert [found["T1"][name] for name in ("measured", "low", "high")] == pytest.approx([expected.estimate, expected.low, expected.high])
+    assert [found["T1"][name] for name in ("measured", "low", "high")] == pytest.approx(
+        [expected.estimate, expected.low, expected.high]
+    )
     assert found["T1, seed 6"]["measured"] == by_seed[6]
     assert (found["T1"]["verdict"], found["T2"]["verdict"]) == ("reproduced", "opposite")
     assert (found["T3"]["low"], found["T3"]["high"]) == (by_seed.min(), by_seed.max())
@@ -79,7 +102,13 @@ def test_a_run_writes_claims_over_seeds_and_on_each_with_tables_figures_and_sett
     assert found["T3"]["statement"] == "ups are at least 1"
     assert set(results.figures) == {"verdicts"}
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["experiment"], config["preset"], config["seed"], config["seeds"], config["shift"]) == ("toy", "small", 5, 3, 1.0)
+    assert (
+        config["experiment"],
+        config["preset"],
+        config["seed"],
+        config["seeds"],
+        config["shift"],
+    ) == ("toy", "small", 5, 3, 1.0)
     assert {"python", "torch"} <= config["versions"].keys()
 
 
@@ -88,13 +117,22 @@ def test_one_seed_is_never_judged_and_has_no_interval_in_the_figure(module, tmp_
     assert [claim.id for claim in results.claims] == ["T1", "T2", "T3"]
     assert {claim.verdict for claim in results.claims} == {NOT_TESTABLE}
     assert {claim.seeds for claim in results.claims} == {1}
-    assert not any(len(line.get_xdata()) == 2 and line.get_linewidth() == 2.5 for line in results.figures["verdicts"].axes[0].lines)
+    assert not any(
+        len(line.get_xdata()) == 2 and line.get_linewidth() == 2.5
+        for line in results.figures["verdicts"].axes[0].lines
+    )
     assert any(line.get_linewidth() == 2.5 for line in drawn(module).axes[0].lines)
 
 
 def drawn(module: Any) -> Any:
     checks = module.checks(None)
-    frame = pd.DataFrame({"name": ["up", "down"] * 3, "value": [1.0, -1, 1.2, -1.1, 0.9, -1], "seed": [0, 0, 1, 1, 2, 2]})
+    frame = pd.DataFrame(
+        {
+            "name": ["up", "down"] * 3,
+            "value": [1.0, -1, 1.2, -1.1, 0.9, -1],
+            "seed": [0, 0, 1, 1, 2, 2],
+        }
+    )
     return verdict_figure(verdicts(checks, claims(checks, {"numbers": frame}, [0, 1, 2])))
 
 
@@ -103,7 +141,9 @@ def test_a_job_that_is_done_is_not_run_again_and_other_settings_are_other_jobs(m
     first = experiment.reproduce("small", 0, tmp_path, jobs=1)
     again = experiment.reproduce("small", 0, tmp_path, jobs=1)
     ran = (tmp_path / "log" / "ran.txt").read_text().split()
-    assert Counter(ran) == dict.fromkeys((f"{name}{seed}" for name in ("up", "down") for seed in range(3)), 1)
+    assert Counter(ran) == dict.fromkeys(
+        (f"{name}{seed}" for name in ("up", "down") for seed in range(3)), 1
+    )
     assert first.claims == again.claims
     experiment.run(replace(experiment.presets["small"], shift=2.0), 0, tmp_path, 1)
     assert len((tmp_path / "log" / "ran.txt").read_text().split()) == 12
@@ -147,11 +187,24 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bytes(root, module,
 def test_the_number_of_jobs_at_a_time_changes_nothing(root, module, tmp_path):
     module.EXPERIMENT.reproduce("small", 1, tmp_path / "one", jobs=1)
     code, out, err = finished(
-        root, "interp.cli.app", "reproduce", "toy", "--preset", "small", "--seed", "1", "--jobs", "2", "--out", str(tmp_path / "two")
+        root,
+        "interp.cli.app",
+        "reproduce",
+        "toy",
+        "--preset",
+        "small",
+        "--seed",
+        "1",
+        "--jobs",
+        "2",
+        "--out",
+        str(tmp_path / "two"),
     )
     assert code == 0, err
     assert "T1  reproduced" in out
-    assert (tmp_path / "one" / "claims.json").read_bytes() == (tmp_path / "two" / "claims.json").read_bytes()
+    assert (tmp_path / "one" / "claims.json").read_bytes() == (
+        tmp_path / "two" / "claims.json"
+    ).read_bytes()
 
 
 def test_a_job_has_one_thread_and_the_caller_gets_its_own_back(tmp_path):
@@ -176,15 +229,21 @@ def test_an_outer_joblib_context_serves(module, tmp_path):
 
 def test_a_typo_in_a_preset_fails_before_any_work(module, root, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="preset 'smal': expected one of smoke, small, slow; nearest: small"):
+    with pytest.raises(
+        ValueError, match="preset 'smal': expected one of smoke, small, slow; nearest: small"
+    ):
         module.EXPERIMENT.reproduce("smal", 0, out)
-    code, _, err = finished(root, "interp.cli.app", "reproduce", "toy", "--preset", "smal", "--out", str(out))
+    code, _, err = finished(
+        root, "interp.cli.app", "reproduce", "toy", "--preset", "smal", "--out", str(out)
+    )
     assert code == 1
     assert "nearest: small" in err
     assert not out.exists()
     with pytest.raises(TypeError, match="paus"):
         module.Preset(paus=1)
-    with pytest.raises(TypeError, match="preset 'smoke' of toy: expected a frozen dataclass, got dict"):
+    with pytest.raises(
+        TypeError, match="preset 'smoke' of toy: expected a frozen dataclass, got dict"
+    ):
         replace(module.EXPERIMENT, presets={"smoke": {"seeds": 1}})
 
     @dataclass(frozen=True)
@@ -199,9 +258,21 @@ def test_a_field_of_a_preset_is_given_another_value(module, root, tmp_path):
     module.EXPERIMENT.reproduce("smoke", 0, tmp_path, 1, ["shift=2.5", "seeds=2"])
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["shift"], config["seeds"], config["pause"]) == (2.5, 2, 0.0)
-    with pytest.raises(ValueError, match="'shfit=1': expected FIELD=VALUE with one of seeds, shift, pause; nearest: shift"):
+    with pytest.raises(
+        ValueError,
+        match="'shfit=1': expected FIELD=VALUE with one of seeds, shift, pause; nearest: shift",
+    ):
         module.EXPERIMENT.reproduce("smoke", 0, tmp_path, 1, ["shfit=1"])
-    code, _, err = finished(root, "interp.cli.app", "reproduce", "toy", "--set", "shift=much", "--out", str(tmp_path / "other"))
+    code, _, err = finished(
+        root,
+        "interp.cli.app",
+        "reproduce",
+        "toy",
+        "--set",
+        "shift=much",
+        "--out",
+        str(tmp_path / "other"),
+    )
     assert code == 1
     assert "expected a value like 1.0, got 'much'" in err
     assert not (tmp_path / "other").exists()
@@ -237,7 +308,9 @@ def test_experiments_are_found_where_one_stands(root, tmp_path):
 def test_committed_claims_are_listed(root, module, tmp_path):
     place = tmp_path / "checkout"
     toy.write_toy(place)
-    module.EXPERIMENT.reproduce("small", 0, place / "experiments" / "toy" / "results" / "small", jobs=1)
+    module.EXPERIMENT.reproduce(
+        "small", 0, place / "experiments" / "toy" / "results" / "small", jobs=1
+    )
     code, out, err = finished(place, "interp.cli.app", "claims")
     assert code == 0, err
     assert [line.split()[:3] for line in out.splitlines()] == [
@@ -261,7 +334,9 @@ def test_thresholds(value, bar):
 def test_a_statement_is_made_from_measure_and_threshold_or_given():
     frame = pd.DataFrame({"a": [1.0, 3.0]})
     assert minus(mean("t", "a"), constant(1))({"t": frame}) == 1.0
-    made = Check(id="X", measure=Measure("the share", lambda _: 0.5), threshold=at_most(0.25), evidence="")
+    made = Check(
+        id="X", measure=Measure("the share", lambda _: 0.5), threshold=at_most(0.25), evidence=""
+    )
     assert made.text == "the share is at most 0.25"
     with pytest.raises(ValueError, match="check 'X': expected a statement"):
         Check(id="X", measure=lambda _: 0.5, threshold=at_most(0.25), evidence="")
@@ -271,13 +346,24 @@ def test_a_statement_is_made_from_measure_and_threshold_or_given():
 
 def test_what_is_not_testable_is_measured_and_a_failed_premise_is_not_reproduced():
     def verdict(**options: Any) -> Any:
-        check = Check(id="X", measure=Measure("m", lambda t: float(t["t"]["a"].mean())), threshold=above(0), evidence="", **options)
-        (first, *_) = claims([check], {"t": pd.DataFrame({"a": [1.0, 0.1], "seed": [0, 1]})}, [0, 1])
+        check = Check(
+            id="X",
+            measure=Measure("m", lambda t: float(t["t"]["a"].mean())),
+            threshold=above(0),
+            evidence="",
+            **options,
+        )
+        (first, *_) = claims(
+            [check], {"t": pd.DataFrame({"a": [1.0, 0.1], "seed": [0, 1]})}, [0, 1]
+        )
         return first
 
     assert verdict().verdict == "not reproduced"  # two seeds: Student's interval reaches below
     assert verdict(over="every").verdict == "reproduced"
-    assert verdict(over="every", requires=lambda t: t["t"]["a"].iloc[0] < 0.5).verdict == "not reproduced"
+    assert (
+        verdict(over="every", requires=lambda t: t["t"]["a"].iloc[0] < 0.5).verdict
+        == "not reproduced"
+    )
     found = verdict(over="every", testable=False)
     assert (found.verdict, found.measured) == (NOT_TESTABLE, pytest.approx(0.55))
     with pytest.raises(ValueError, match="ids have to be unique, got twice: X"):
@@ -286,6 +372,10 @@ def test_what_is_not_testable_is_measured_and_a_failed_premise_is_not_reproduced
 
 def test_measures_with_intervals_keep_them_on_a_single_seed():
     own = Interval(0.5, 0.4, 0.7, 9)
-    (only,) = claims([Check(id="X", measure=Measure("m", lambda _: own), threshold=above(0), evidence="")], {}, [3])
+    (only,) = claims(
+        [Check(id="X", measure=Measure("m", lambda _: own), threshold=above(0), evidence="")],
+        {},
+        [3],
+    )
     assert (only.measured, only.low, only.high, only.verdict) == (0.5, 0.4, 0.7, NOT_TESTABLE)
     assert np.isfinite(only.measured)

@@ -1,4 +1,5 @@
-"""A toy experiment as source, for a folder `experiments/toy` that a test writes: a job takes a moment and says when it runs."""
+"""A toy experiment as source, for a folder `experiments/toy` that a test writes: a job takes a
+moment and says when it runs."""
 
 import pandas as pd
 import torch
@@ -62,7 +63,9 @@ def write_toy(root):
     folder.mkdir(parents=True)
     (root / "experiments" / "__init__.py").write_text("")
     (folder / "__init__.py").write_text(TOY)
-    (folder / "__main__.py").write_text("from experiments.toy import EXPERIMENT\n\nEXPERIMENT.command()\n")
+    (folder / "__main__.py").write_text(
+        "from experiments.toy import EXPERIMENT\n\nEXPERIMENT.command()\n"
+    )
     return root
 
 

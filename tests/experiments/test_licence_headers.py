@@ -1,4 +1,5 @@
-"""The corpus of licence headers: the same texts as files and as a table, each licence in two formats."""
+"""The corpus of licence headers: the same texts as files and as a table, each licence in two
+formats."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ def test_texts_are_written_as_files_that_a_scan_reads(tmp_path):
     preset = PRESETS["smoke"]
     table = EXPERIMENT.reproduce("smoke", 3, tmp_path, jobs=1).tables["texts"]
     files = sorted((tmp_path / "corpus" / "seed3").glob("*.jsonl"))
-    assert [file.stem for file in files] == list(table["kind"].unique()) == ["1-headers", "2-licences", "3-code", "4-prose"]
+    assert (
+        [file.stem for file in files]
+        == list(table["kind"].unique())
+        == ["1-headers", "2-licences", "3-code", "4-prose"]
+    )
     for file in files:
         texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
         assert texts == list(table[table["kind"] == file.stem]["text"])

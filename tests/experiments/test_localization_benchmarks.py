@@ -1,4 +1,5 @@
-"""The localization benchmarks end to end on two models of a moment, and what their claims are made of."""
+"""The localization benchmarks end to end on two models of a moment, and what their claims are made
+of."""
 
 from __future__ import annotations
 
@@ -59,15 +60,22 @@ def test_tables_have_both_seeds_and_stand_beside_what_was_published(results):
             assert set(table["seed"]) == {0, 1}
         elif name.endswith("summary"):
             assert set(table["seeds"]) == {2}
-    for name, model in (("injection_beside_published", "ours, 10%"), ("deletion_beside_published", "ours, all")):
+    for name, model in (
+        ("injection_beside_published", "ours, 10%"),
+        ("deletion_beside_published", "ours, all"),
+    ):
         beside = results.tables[name].set_index("model")
         assert {"GPT-2 XL", "Pythia-6.9B", model} <= set(beside.index)
-        assert {"slimming", "zero_out"} <= set(beside.loc["GPT-2 XL", "method"]) & set(beside.loc[model, "method"])
+        assert {"slimming", "zero_out"} <= set(beside.loc["GPT-2 XL", "method"]) & set(
+            beside.loc[model, "method"]
+        )
 
 
 def test_claims_are_l0_to_l8_each_with_its_control(results):
     found = {claim.id.split()[0].rstrip(",") for claim in results.claims}
-    assert found == {f"L{n}" for n in range(9)} - {"L3"}  # which takes two shares; there is one here
+    assert found == {f"L{n}" for n in range(9)} - {
+        "L3"
+    }  # which takes two shares; there is one here
     assert len({claim.id for claim in results.claims}) == len(results.claims)
     assert all(claim.control for claim in results.claims)
 
@@ -87,19 +95,46 @@ def test_pruning_is_judged_from_twelve_blocks_on():
 
 
 def test_committed_claims_follow_from_committed_tables():
-    made = {file.stem: pd.read_parquet(file) for file in (SMALL / "tables").glob("*.parquet") if file.stem in EXPERIMENT.tables}
-    found = {claim.id: claim for claim in claims(checks(PRESETS["small"]), made, sorted(made["injection"]["seed"].unique()))}
+    made = {
+        file.stem: pd.read_parquet(file)
+        for file in (SMALL / "tables").glob("*.parquet")
+        if file.stem in EXPERIMENT.tables
+    }
+    found = {
+        claim.id: claim
+        for claim in claims(
+            checks(PRESETS["small"]), made, sorted(made["injection"]["seed"].unique())
+        )
+    }
     committed_claims = json.loads((SMALL / "claims.json").read_text())
-    assert {name for name in found if ", seed " not in name} == {claim["id"] for claim in committed_claims if ", seed " not in claim["id"]}
+    assert {name for name in found if ", seed " not in name} == {
+        claim["id"] for claim in committed_claims if ", seed " not in claim["id"]
+    }
     for committed in committed_claims:
         claim = found[committed["id"]]
-        assert [claim.measured, claim.low, claim.high] == [committed["measured"], committed["low"], committed["high"]], claim.id
-        assert [claim.verdict, claim.seeds, claim.paper] == [committed["verdict"], committed["seeds"], committed["paper"]], claim.id
+        assert [claim.measured, claim.low, claim.high] == [
+            committed["measured"],
+            committed["low"],
+            committed["high"],
+        ], claim.id
+        assert [claim.verdict, claim.seeds, claim.paper] == [
+            committed["verdict"],
+            committed["seeds"],
+            committed["paper"],
+        ], claim.id
 
 
 def test_results_are_written_as_files_that_others_read(results, tmp_path):
     results.save(tmp_path, {"preset": "test"})
-    figures = {"injection", "injection_curve", "trade_off", "correlation", "confusion", "blocks", "verdicts"}
+    figures = {
+        "injection",
+        "injection_curve",
+        "trade_off",
+        "correlation",
+        "confusion",
+        "blocks",
+        "verdicts",
+    }
     assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == figures
     for claim in json.loads((tmp_path / "claims.json").read_text()):
         assert (tmp_path / claim["evidence"]).exists(), claim["evidence"]
@@ -107,7 +142,11 @@ def test_results_are_written_as_files_that_others_read(results, tmp_path):
 
 def claim(results: Results, name: str, **changed: pd.DataFrame) -> Claim:
     """One claim over both seeds, on tables of which some are changed."""
-    measured = {name: table for name, table in {**results.tables, **changed}.items() if name in EXPERIMENT.tables}
+    measured = {
+        name: table
+        for name, table in {**results.tables, **changed}.items()
+        if name in EXPERIMENT.tables
+    }
     (check,) = (check for check in checks(SETTINGS) if check.id == name)
     return claims([check], measured, (0, 1))[0]
 
@@ -115,7 +154,10 @@ def claim(results: Results, name: str, **changed: pd.DataFrame) -> Claim:
 def test_claims_follow_from_their_tables(results):
     recalls = results.tables["injection"].assign(recall=0.0)
     assert claim(results, "L1 zero_out, 10%", injection=recalls).verdict == "opposite"
-    assert claim(results, "L1 zero_out, 10%", injection=recalls.assign(recall=0.9)).verdict == "reproduced"
+    assert (
+        claim(results, "L1 zero_out, 10%", injection=recalls.assign(recall=0.9)).verdict
+        == "reproduced"
+    )
     sums = results.tables["sums"]
     for times, verdict in ((2.0, "reproduced"), (1.1, "not reproduced"), (0.5, "opposite")):
         assert claim(results, "L7", sums=sums.assign(joint=times * sums["sum"])).verdict == verdict
@@ -124,7 +166,12 @@ def test_claims_follow_from_their_tables(results):
         fall = sign * related["same"].astype(float)
         assert claim(results, "L6 all", related=related.assign(fall=fall)).verdict == verdict
     blocks = results.tables["blocks"]
-    assert claim(results, "L8 zero_out", blocks=blocks.assign(fall=(blocks["block"] == -1) * 1.0)).verdict == "reproduced"
+    assert (
+        claim(
+            results, "L8 zero_out", blocks=blocks.assign(fall=(blocks["block"] == -1) * 1.0)
+        ).verdict
+        == "reproduced"
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,13 +180,21 @@ def test_claims_follow_from_their_tables(results):
         (0.01, 0.06, 0.01),  # 6 times as much
         (0.01, 0.04, -0.01),  # 4 times as much: more than random neurons cost, but not enough
         (0.02, 0.06, -0.04),
-        (-0.1, 0.03, 0.03),  # random neurons cost nothing: that accuracy rises under them is not held for the method
+        (
+            -0.1,
+            0.03,
+            0.03,
+        ),  # random neurons cost nothing: that accuracy rises under them is not held for the method
         (0.0, 0.0, 0.0),
     ],
 )
-def test_a_sequence_has_to_lose_five_times_what_it_loses_to_random_neurons(results, by_random, by_method, difference):
+def test_a_sequence_has_to_lose_five_times_what_it_loses_to_random_neurons(
+    results, by_random, by_method, difference
+):
     deletion = results.tables["deletion"]
-    falls = deletion.assign(self_accuracy=-np.where(deletion["method"] == "random", by_random, by_method))
+    falls = deletion.assign(
+        self_accuracy=-np.where(deletion["method"] == "random", by_random, by_method)
+    )
     verdict = "reproduced" if difference > 0 else "not reproduced"
     for blocks in study.BLOCKS:
         found = claim(results, f"L4 slimming, {blocks}", deletion=falls)
@@ -148,7 +203,10 @@ def test_a_sequence_has_to_lose_five_times_what_it_loses_to_random_neurons(resul
         assert "at least 5 times what random ones cost" in found.statement
 
 
-@pytest.mark.parametrize(("times", "verdict"), [(3.1, "reproduced"), (2.9, "not reproduced"), (1.1, "not reproduced"), (0.9, "opposite")])
+@pytest.mark.parametrize(
+    ("times", "verdict"),
+    [(3.1, "reproduced"), (2.9, "not reproduced"), (1.1, "not reproduced"), (0.9, "opposite")],
+)
 def test_recall_has_to_be_three_times_that_of_chance(results, times, verdict):
     (condition,) = SETTINGS.injections
     recalls = results.tables["injection"].assign(recall=times * condition.fraction)
@@ -182,11 +240,17 @@ def test_a_model_of_ones_own_is_studied_on_what_it_says_most_of(tmp_path):
 def test_windows_that_are_not_memorized_are_left_out():
     pytest.importorskip("faker")
     known = memorizer(Recipe(**RECIPE), 3)
-    accuracy = study.effects(known.subject, [[]], {"repeated": known.repeated})["accuracy"].to_numpy()
+    accuracy = study.effects(known.subject, [[]], {"repeated": known.repeated})[
+        "accuracy"
+    ].to_numpy()
     least = float(np.median(accuracy))
     kept = study.memorized_only(known, least)
-    assert kept.repeated.tokens.tolist() == [row for row, a in zip(known.repeated.tokens.tolist(), accuracy, strict=True) if a >= least]
-    assert kept.kinds == tuple(kind for kind, a in zip(known.kinds, accuracy, strict=True) if a >= least)
+    assert kept.repeated.tokens.tolist() == [
+        row for row, a in zip(known.repeated.tokens.tolist(), accuracy, strict=True) if a >= least
+    ]
+    assert kept.kinds == tuple(
+        kind for kind, a in zip(known.kinds, accuracy, strict=True) if a >= least
+    )
     assert kept.repeated.prompt == known.repeated.prompt
     with pytest.raises(ValueError, match="no repeated window was memorized"):
         study.memorized_only(known, 1.1)
@@ -205,14 +269,19 @@ def test_published_numbers_are_those_of_the_paper():
 
 
 def effects_of(fall: dict[tuple[str, str], float]) -> pd.DataFrame:
-    """Rows of the real study: one method at the headline share, 8 windows of 4 texts a set, with given falls of accuracy."""
+    """Rows of the real study: one method at the headline share, 8 windows of 4 texts a set, with
+    given falls of accuracy."""
     rows = []
     for data in real.JUDGED:
         for selected in ("top", "random", "as active", "lowest"):
             for window in range(8):
                 down = fall.get((data, selected), 0.0) * (1 + 0.01 * (window % 3))
-                before = dict.fromkeys(("exact_before", "accuracy_before", "similarity_before"), 1.0) | {"loss_before": 0.0}
-                after = dict.fromkeys(("exact", "accuracy", "similarity"), 1 - down) | {"loss": 4 * down}
+                before = dict.fromkeys(
+                    ("exact_before", "accuracy_before", "similarity_before"), 1.0
+                ) | {"loss_before": 0.0}
+                after = dict.fromkeys(("exact", "accuracy", "similarity"), 1 - down) | {
+                    "loss": 4 * down
+                }
                 about = {
                     "method": "m",
                     "selected": selected,
@@ -222,7 +291,9 @@ def effects_of(fall: dict[tuple[str, str], float]) -> pd.DataFrame:
                     "data": data,
                     "window": window,
                 }
-                rows.append(about | {"source": f"{data} {window // 2}", "activity": 1.0} | before | after)
+                rows.append(
+                    about | {"source": f"{data} {window // 2}", "activity": 1.0} | before | after
+                )
     return pd.DataFrame(rows)
 
 
@@ -234,7 +305,10 @@ EVERYWHERE = {(data, name): 0.5 for data in real.JUDGED for name in ("top", "as 
     ("fall", "expected"),
     [
         ({("texts_test", "top"): 0.5, ("texts_test", "random"): 0.01}, NONE),
-        ({("texts_test", "top"): 0.5, ("texts_test", "as active"): 0.6}, NONE | {"R2": -1, "R5": -1, "R6": -1}),
+        (
+            {("texts_test", "top"): 0.5, ("texts_test", "as active"): 0.6},
+            NONE | {"R2": -1, "R5": -1, "R6": -1},
+        ),
         ({(name, "top"): 0.5 for name in ("texts_test", "paraphrased")}, NONE | {"R3": 1}),
         ({(name, "top"): 0.5 for name in ("texts_test", "unstudied")}, NONE | {"R4": 1, "R5": 0}),
         ({(name, "top"): 0.5 for name in ("texts_test", "memorized", "rules")}, NONE | {"R6": 0}),
@@ -245,7 +319,8 @@ def test_the_question_is_answered_by_what_fell_beyond_what_as_active_units_cost(
     verdicts = {1: "reproduced", 0: "not reproduced", -1: "opposite"}
     tables = {"texts": real.by_text(effects_of(fall))}
     found = {
-        check.id.split()[0]: judged(check.measure(tables), check.threshold, check.opposite) for check in checks_of(["m"], real.HEADLINE)
+        check.id.split()[0]: judged(check.measure(tables), check.threshold, check.opposite)
+        for check in checks_of(["m"], real.HEADLINE)
     }
     assert found == {name: verdicts[sign] for name, sign in expected.items()}
 
@@ -260,9 +335,15 @@ def test_one_model_is_measured_but_not_judged():
 
 def test_the_real_study_counts_each_text_once():
     rows = effects_of({("texts_test", "top"): 0.5})
-    lonely = rows[~((rows["source"] == "texts_test 0") & (rows["window"] == 1))]  # one text has a single window left
+    lonely = rows[
+        ~((rows["source"] == "texts_test 0") & (rows["window"] == 1))
+    ]  # one text has a single window left
     table = real.summaries({"texts": real.by_text(lonely)})["effects"]
-    row = table[(table["data"] == "texts_test") & (table["selected"] == "top") & (table["measure"] == "accuracy")].iloc[0]
+    row = table[
+        (table["data"] == "texts_test")
+        & (table["selected"] == "top")
+        & (table["measure"] == "accuracy")
+    ].iloc[0]
     expected = [0.5, 0.5 * 1.01, 0.5 * 1.015, 0.5 * 1.005]  # windows 0; 2 and 3; 4 and 5; 6 and 7
     assert row["texts"] == 4
     assert row["estimate"] == pytest.approx(np.mean(expected))
@@ -281,11 +362,21 @@ def windows_of_every_set(subject: interp.Subject) -> dict[str, pd.DataFrame]:
     sets: dict[str, pd.DataFrame] = {}
     for name in ("texts_score", "contrast", *real.JUDGED):
         tokens = rng.integers(0, subject.vocabulary, (4, 24)).tolist()
-        sets[name] = pd.DataFrame({"tokens": tokens, "prefix": 12, "set": name, "source": ["a", "a", "b", "b"], "style": "hash"})
+        sets[name] = pd.DataFrame(
+            {
+                "tokens": tokens,
+                "prefix": 12,
+                "set": name,
+                "source": ["a", "a", "b", "b"],
+                "style": "hash",
+            }
+        )
     return sets
 
 
-def test_the_real_study_runs_on_the_model_that_its_preset_names(folder_of_letters, tmp_path, monkeypatch):
+def test_the_real_study_runs_on_the_model_that_its_preset_names(
+    folder_of_letters, tmp_path, monkeypatch
+):
     searched: list[str] = []
 
     def searched_once(subject: interp.Subject) -> dict[str, pd.DataFrame]:
@@ -294,7 +385,9 @@ def test_the_real_study_runs_on_the_model_that_its_preset_names(folder_of_letter
 
     monkeypatch.setattr(real, "study_windows", searched_once)
     headline = {"fractions": (real.HEADLINE, 0.1), "controlled": (real.HEADLINE, 0.1)}
-    preset = replace(changed(real.PRESETS["smoke"], [f"model={folder_of_letters}", "dtype=float32"]), **headline)
+    preset = replace(
+        changed(real.PRESETS["smoke"], [f"model={folder_of_letters}", "dtype=float32"]), **headline
+    )
     assert real.prepared(preset, tmp_path) == {}
     tables = real.windows(preset, tmp_path) | real.of_method("activation", preset, 0, tmp_path)
     assert len(searched) == 1
@@ -309,17 +402,24 @@ def test_the_real_study_runs_on_the_model_that_its_preset_names(folder_of_letter
 def test_texts_keep_their_words_in_every_format():
     text = "Permission is hereby granted,\nfree of charge, to any person.\n\n1. First item\n2. Second item\n"
     words = {
-        style: [w for w in licence_texts.styled(text, style).split() if w not in ("#", "*", "/*", "*/")]
+        style: [
+            w for w in licence_texts.styled(text, style).split() if w not in ("#", "*", "/*", "*/")
+        ]
         for style in ("raw", "hash", "star", "unwrapped")
     }
     assert words["raw"] == words["hash"] == words["star"] == words["unwrapped"]
-    assert licence_texts.styled(text, "unwrapped").splitlines()[0] == "Permission is hereby granted, free of charge, to any person."
+    assert (
+        licence_texts.styled(text, "unwrapped").splitlines()[0]
+        == "Permission is hereby granted, free of charge, to any person."
+    )
 
 
 def test_units_of_the_real_study_are_as_many_as_said_and_others():
     rng = np.random.default_rng(0)
     sites = [interp.Site("neurons", n) for n in range(4)]
-    scores, activity = (interp.UnitScores({s: rng.normal(size=5000) for s in sites}) for _ in range(2))
+    scores, activity = (
+        interp.UnitScores({s: rng.normal(size=5000) for s in sites}) for _ in range(2)
+    )
     for trial in real._trials(scores, activity, real.PRESETS["small"], 0):
         assert len(trial.units) == trial.k == round(trial.fraction * 20000)
         top = scores.top(trial.fraction)

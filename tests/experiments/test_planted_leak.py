@@ -25,7 +25,12 @@ from interp.reporting.stats import Interval, student
 
 RECIPE = Recipe(fraction=0.1, fractions=(0.1, 0.2))
 SEEDS = 4
-SHARES = {("record", "accuracy"): 0.95, ("twin", "accuracy"): 0.3, ("record", "exact"): 0.9, ("twin", "exact"): 0.0}
+SHARES = {
+    ("record", "accuracy"): 0.95,
+    ("twin", "accuracy"): 0.3,
+    ("record", "exact"): 0.9,
+    ("twin", "exact"): 0.0,
+}
 DROPS = {"selection": -0.7, "random": -0.02, "lowest": 0.0}
 
 
@@ -35,26 +40,68 @@ def drop_frame(seed: int, changes: dict[str, float]) -> pd.DataFrame:
     for fraction in RECIPE.fractions:
         for selection, change in changes.items():
             for data in ("memorized", "control", "held_out", "twin"):
-                for measure, before, scale in (("exact", 0.9, 1.0), ("accuracy", 0.95, 1.0), ("loss", 2.0, -0.01)):
+                for measure, before, scale in (
+                    ("exact", 0.9, 1.0),
+                    ("accuracy", 0.95, 1.0),
+                    ("loss", 2.0, -0.01),
+                ):
                     moved = scale * change + 1e-3 * seed
-                    row = {"selection": selection, "fraction": fraction, "k": round(1000 * fraction), "data": data, "measure": measure}
-                    interval = {"estimate": before + moved, "low": before + moved - 0.1, "high": before + moved + 0.1, "change": moved}
+                    row = {
+                        "selection": selection,
+                        "fraction": fraction,
+                        "k": round(1000 * fraction),
+                        "data": data,
+                        "measure": measure,
+                    }
+                    interval = {
+                        "estimate": before + moved,
+                        "low": before + moved - 0.1,
+                        "high": before + moved + 0.1,
+                        "change": moved,
+                    }
                     rows.append(row | {"before": before} | interval)
     return pd.DataFrame(rows)
 
 
-def leak(seed: int, changes: dict[str, float], shares: dict[tuple[str, str], float], advantage: float, reached: bool) -> Any:  # noqa: FBT001
+def leak(
+    seed: int,
+    changes: dict[str, float],
+    shares: dict[tuple[str, str], float],
+    advantage: float,
+    reached: bool,  # noqa: FBT001
+) -> Any:
     equal = EqualDamage(50, reached, 0.9, Interval(advantage + 0.01 * seed, -1, 1, 8))
     scan = pd.DataFrame(
-        [{"source": s, "accuracy": shares[s, "accuracy"], "exact": shares[s, "exact"], "tokens": [1]} for s in ("record", "twin")]
+        [
+            {
+                "source": s,
+                "accuracy": shares[s, "accuracy"],
+                "exact": shares[s, "exact"],
+                "tokens": [1],
+            }
+            for s in ("record", "twin")
+        ]
     )
-    return SimpleNamespace(seed=seed, scan=scan, report=DropReport(drop_frame(seed, changes), 0.1, True, equal, "toy"))
+    return SimpleNamespace(
+        seed=seed, scan=scan, report=DropReport(drop_frame(seed, changes), 0.1, True, equal, "toy")
+    )
 
 
-def tables(changes: dict[str, float], shares: dict[tuple[str, str], float], advantage: float = 0.6, *, reached: bool = True) -> Any:
-    runs = {seed: tables_of(leak(seed, changes, shares, advantage, reached)) for seed in range(SEEDS)}
+def tables(
+    changes: dict[str, float],
+    shares: dict[tuple[str, str], float],
+    advantage: float = 0.6,
+    *,
+    reached: bool = True,
+) -> Any:
+    runs = {
+        seed: tables_of(leak(seed, changes, shares, advantage, reached)) for seed in range(SEEDS)
+    }
     names = ("drops", "scans", "equal_damage")
-    return {name: pd.concat([run[name].assign(seed=seed) for seed, run in runs.items()]) for name in names}
+    return {
+        name: pd.concat([run[name].assign(seed=seed) for seed, run in runs.items()])
+        for name in names
+    }
 
 
 def verdicts(
@@ -71,20 +118,30 @@ def verdicts(
 
 
 def test_over_seeds_is_students_interval_of_the_runs_estimates():
-    table = over_seeds(tables(DROPS, SHARES)["drops"]).set_index(["selection", "fraction", "data", "measure"])
+    table = over_seeds(tables(DROPS, SHARES)["drops"]).set_index(
+        ["selection", "fraction", "data", "measure"]
+    )
     row = table.loc[("selection", 0.1, "memorized", "accuracy")]
     expected = student([-0.7 + 1e-3 * seed for seed in range(SEEDS)])
-    np.testing.assert_allclose(row[["change", "change_low", "change_high"]].astype(float), [expected.estimate, expected.low, expected.high])
+    np.testing.assert_allclose(
+        row[["change", "change_low", "change_high"]].astype(float),
+        [expected.estimate, expected.low, expected.high],
+    )
     assert row["seeds"] == SEEDS
 
 
 def test_runs_as_they_should_be_reproduce_every_claim():
     found = verdicts()
-    assert {name: claim.verdict for name, claim in found.items()} == dict.fromkeys(("P1", "P2", "P3", "P4", "P5", "P6"), "reproduced")
+    assert {name: claim.verdict for name, claim in found.items()} == dict.fromkeys(
+        ("P1", "P2", "P3", "P4", "P5", "P6"), "reproduced"
+    )
     assert all(claim.seeds == SEEDS for claim in found.values())
     assert all(claim.low <= claim.measured <= claim.high for claim in found.values())
     assert found["P2"].measured == pytest.approx(0.7 - 1e-3 * 1.5)
-    assert found["P2"].statement == "zeroing 10.0% of the neurons, scored on these records, lowers it by at least 0.5"
+    assert (
+        found["P2"].statement
+        == "zeroing 10.0% of the neurons, scored on these records, lowers it by at least 0.5"
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +164,10 @@ def test_the_price_is_the_rise_of_the_loss_on_control_prose():
     """Held-out text may rise by anything: it is the text on which equal damage is judged."""
     found = tables(DROPS, SHARES)
     found["drops"] = drops = found["drops"].reset_index(drop=True)
-    loss_on = {data: (drops["data"] == data) & (drops["measure"] == "loss") for data in ("control", "held_out")}
+    loss_on = {
+        data: (drops["data"] == data) & (drops["measure"] == "loss")
+        for data in ("control", "held_out")
+    }
     rise = _relative_rise("selection", 0.1)
     before = rise.of(found)
     drops.loc[loss_on["held_out"], "change"] = 5.0
@@ -123,12 +183,20 @@ def test_a_control_that_never_hurt_as_much_reproduces_nothing():
 
 def test_committed_claims_follow_from_committed_tables():
     place = Path(planted_leak.__file__).parent / "results" / "small"
-    made = {name: pd.read_parquet(place / "tables" / f"{name}.parquet") for name in ("drops", "scans")}
+    made = {
+        name: pd.read_parquet(place / "tables" / f"{name}.parquet") for name in ("drops", "scans")
+    }
     seeds = sorted(made["drops"]["seed"].unique())
-    of_tables = [check for check in EXPERIMENT.checks(EXPERIMENT.presets["small"]) if check.id != "P6"]
+    of_tables = [
+        check for check in EXPERIMENT.checks(EXPERIMENT.presets["small"]) if check.id != "P6"
+    ]
     found = {claim.id: claim for claim in claims(of_tables, made, seeds)}
     for committed in json.loads((place / "claims.json").read_text()):
         if committed["id"] in found:
             claim = found[committed["id"]]
-            assert [claim.measured, claim.low, claim.high] == [committed["measured"], committed["low"], committed["high"]]
+            assert [claim.measured, claim.low, claim.high] == [
+                committed["measured"],
+                committed["low"],
+                committed["high"],
+            ]
             assert claim.verdict == committed["verdict"]

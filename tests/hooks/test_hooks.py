@@ -1,4 +1,5 @@
-"""Laws of interp.hooks.hooks: nothing intervening changes nothing, whatever happens leaves no trace, and what never fires is an error."""
+"""Laws of interp.hooks.hooks: nothing intervening changes nothing, whatever happens leaves no
+trace, and what never fires is an error."""
 
 import contextlib
 import signal
@@ -14,7 +15,9 @@ from interp.hooks.hooks import tapped
 
 
 def zero(subject: interp.Subject, **narrow: object) -> interp.Zero:
-    return interp.Zero(tiny.units(subject, subject.anatomy.expand("mlp_out")[-1], [0, 1, 2]), **narrow)
+    return interp.Zero(
+        tiny.units(subject, subject.anatomy.expand("mlp_out")[-1], [0, 1, 2]), **narrow
+    )
 
 
 def all_plans(subject: interp.Subject) -> list[interp.Intervention]:
@@ -28,7 +31,9 @@ def test_nothing_intervening_is_bit_identical_to_the_bare_model(name: str):
 
     def check() -> None:
         ours, bare = subject.logits(batch), tiny.bare(name, module, batch)
-        assert torch.equal(ours, bare) if name == "policy" else torch.equal(ours[:, 1:], bare[:, :-1])
+        assert (
+            torch.equal(ours, bare) if name == "policy" else torch.equal(ours[:, 1:], bare[:, :-1])
+        )
 
     with tiny.untouched(module), torch.no_grad():
         check()
@@ -40,7 +45,8 @@ def test_nothing_intervening_is_bit_identical_to_the_bare_model(name: str):
 
 
 def test_hooks_that_change_nothing_change_no_bit(name: str, subject: interp.Subject):
-    """`tapped` on every site, and `captured` on every site that is not a sum, leave the logits as they were."""
+    """`tapped` on every site, and `captured` on every site that is not a sum, leave the logits as
+    they were."""
     batch = tiny.batch(name)
     whole = tuple(site for site in subject.sites if subject.anatomy.place(site).base is None)
     with torch.no_grad(), tapped(subject, {site: lambda *_: None for site in subject.sites}):
@@ -52,7 +58,8 @@ def test_hooks_that_change_nothing_change_no_bit(name: str, subject: interp.Subj
 
 
 def test_hooks_never_write_into_the_models_tensors(name: str, subject: interp.Subject):
-    """Every module's output, taken by a foreign hook that runs before ours, still has its first version and its first bits."""
+    """Every module's output, taken by a foreign hook that runs before ours, still has its first
+    version and its first bits."""
     kept: list[tuple[Tensor, Tensor]] = []
 
     def keep(_: nn.Module, __: object, output: object) -> None:
@@ -71,7 +78,11 @@ def test_hooks_never_write_into_the_models_tensors(name: str, subject: interp.Su
 
 
 def test_contexts_nest_and_reenter(llama: interp.Subject):
-    batch, first, last = tiny.batch("llama"), zero(llama), interp.Scale(llama.anatomy.units("final"), factor=2.0)
+    batch, first, last = (
+        tiny.batch("llama"),
+        zero(llama),
+        interp.Scale(llama.anatomy.units("final"), factor=2.0),
+    )
     with tiny.untouched(llama.module), torch.no_grad():
         with llama.intervened(first, last):
             both = llama.logits(batch)
@@ -145,9 +156,14 @@ def by_a_keyboard_interrupt(subject: interp.Subject) -> None:
 
 
 def by_a_real_signal(subject: interp.Subject) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with this signal ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell starts background jobs with this signal ignored
     try:
-        with subject.intervened(zero(subject)), foreign(subject, lambda *_: signal.raise_signal(signal.SIGINT)):
+        with (
+            subject.intervened(zero(subject)),
+            foreign(subject, lambda *_: signal.raise_signal(signal.SIGINT)),
+        ):
             subject.generate(tiny.batch("llama").tokens, 3)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -164,10 +180,20 @@ def foreign(subject: interp.Subject, hook: Callable[..., None]):
 
 @pytest.mark.parametrize(
     "fails",
-    [in_a_visit, in_the_body, in_generation, in_recording, in_a_measure, by_a_keyboard_interrupt, by_a_real_signal],
+    [
+        in_a_visit,
+        in_the_body,
+        in_generation,
+        in_recording,
+        in_a_measure,
+        by_a_keyboard_interrupt,
+        by_a_real_signal,
+    ],
     ids=lambda f: f.__name__,
 )
-def test_whatever_fails_leaves_no_trace_and_foreign_hooks_alone(llama: interp.Subject, fails: Callable[[interp.Subject], None]):
+def test_whatever_fails_leaves_no_trace_and_foreign_hooks_alone(
+    llama: interp.Subject, fails: Callable[[interp.Subject], None]
+):
     fired: list[int] = []
     with tiny.untouched(llama.module), foreign(llama, lambda *_: fired.append(1)):
         with pytest.raises((_BoomError, KeyboardInterrupt)):
@@ -183,19 +209,29 @@ def test_whatever_fails_leaves_no_trace_and_foreign_hooks_alone(llama: interp.Su
         ({}, lambda subject: None),
         ({"positions": (50,)}, lambda subject: subject.logits(tiny.batch("llama"))),
         ({"when": "decode"}, lambda subject: subject.generate(tiny.batch("llama").tokens, 1)),
-        ({"when": "prompt", "positions": (8,)}, lambda subject: subject.logits(tiny.batch("llama", prompt=8))),
+        (
+            {"when": "prompt", "positions": (8,)},
+            lambda subject: subject.logits(tiny.batch("llama", prompt=8)),
+        ),
     ],
 )
 def test_an_intervention_that_never_applies_is_an_error(
     llama: interp.Subject, narrow: dict[str, object], run: Callable[[interp.Subject], object]
 ):
-    with tiny.untouched(llama.module), pytest.raises(interp.HookError, match="never"), llama.intervened(zero(llama, **narrow)):
+    with (
+        tiny.untouched(llama.module),
+        pytest.raises(interp.HookError, match="never"),
+        llama.intervened(zero(llama, **narrow)),
+    ):
         run(llama)
 
 
 def test_one_idle_edit_among_several_is_named(llama: interp.Subject):
     message = r"1 of 2 edits never applied: blocks\.2\.mlp_out, positions 50, when='all'"
-    with pytest.raises(interp.HookError, match=message), llama.intervened(zero(llama), zero(llama, positions=(50,))):
+    with (
+        pytest.raises(interp.HookError, match=message),
+        llama.intervened(zero(llama), zero(llama, positions=(50,))),
+    ):
         llama.logits(tiny.batch("llama"))
 
 
@@ -205,17 +241,27 @@ def test_an_exception_is_not_hidden_by_the_hook_that_never_fired(llama: interp.S
 
 
 def test_captured_gradients_equal_finite_differences(name: str):
-    subject, batch = tiny.subject(name, torch.float64), tiny.batch(name, rows=1, length=5, dtype=torch.float64)
-    sites = subject.anatomy.expand([f"*blocks.1.{p}" for p in ("resid_pre", "heads", "attn_out", "mlp_out", "resid_post")])
+    subject, batch = (
+        tiny.subject(name, torch.float64),
+        tiny.batch(name, rows=1, length=5, dtype=torch.float64),
+    )
+    sites = subject.anatomy.expand(
+        [f"*blocks.1.{p}" for p in ("resid_pre", "heads", "attn_out", "mlp_out", "resid_post")]
+    )
     with interp.captured(subject, sites) as values:
         loss = subject.losses(batch).mean()
     gradients = torch.autograd.grad(loss, [values[s] for s in sites])
     for site, gradient in zip(sites, gradients, strict=True):
-        direction = torch.randn(gradient.shape[-1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        direction = torch.randn(
+            gradient.shape[-1], generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
 
         def moved(step: float, site: interp.Site = site, direction: Tensor = direction) -> float:
             place = subject.anatomy.place(site)
-            with torch.no_grad(), tiny.by_hand(subject.module, place, lambda v: v + step * direction):
+            with (
+                torch.no_grad(),
+                tiny.by_hand(subject.module, place, lambda v: v + step * direction),
+            ):
                 return float(subject.losses(batch).double().mean())
 
         change = (moved(1e-3) - moved(-1e-3)) / 2e-3
@@ -228,10 +274,16 @@ def test_captured_values_are_the_models_own(name: str, subject: interp.Subject):
         subject.logits(batch)
     for site in subject.sites:
         torch.testing.assert_close(
-            values[site].detach().reshape(2, -1), tiny.values_by_hand(subject, batch, site).reshape(2, -1), rtol=0, atol=1e-5
+            values[site].detach().reshape(2, -1),
+            tiny.values_by_hand(subject, batch, site).reshape(2, -1),
+            rtol=0,
+            atol=1e-5,
         )
 
 
 def test_captured_needs_a_forward(llama: interp.Subject):
-    with pytest.raises(interp.HookError, match="never fired"), interp.captured(llama, llama.sites[:1]):
+    with (
+        pytest.raises(interp.HookError, match="never fired"),
+        interp.captured(llama, llama.sites[:1]),
+    ):
         pass

@@ -1,4 +1,5 @@
-"""Laws of interp.loading.pretrained: a folder or GGUF gives the model that was saved, and each bad file one clear LoadError."""
+"""Laws of interp.loading.pretrained: a folder or GGUF gives the model that was saved, and each bad
+file one clear LoadError."""
 
 import json
 from collections.abc import Callable
@@ -23,11 +24,15 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", tiny.HUGGING_FACE)
 @pytest.mark.parametrize("as_path", [str, Path])
-def test_a_folder_gives_the_model_that_was_saved(tmp_path: Path, name: str, as_path: Callable[[Path], Any]):
+def test_a_folder_gives_the_model_that_was_saved(
+    tmp_path: Path, name: str, as_path: Callable[[Path], Any]
+):
     tiny.model(name).save_pretrained(tmp_path)
     subject, batch = interp.load(as_path(tmp_path)), tiny.batch(name)
     with torch.no_grad():
-        assert torch.equal(subject.logits(batch)[:, 1:], tiny.bare(name, tiny.model(name), batch)[:, :-1])
+        assert torch.equal(
+            subject.logits(batch)[:, 1:], tiny.bare(name, tiny.model(name), batch)[:, :-1]
+        )
     assert subject.tokenizer is None
     assert subject.name == tmp_path.name
 
@@ -38,7 +43,10 @@ def test_a_folder_brings_its_tokenizer_unless_another_is_given(folder: Path):
     assert interp.load(folder, tokenizer=other).tokenizer is other
 
 
-@pytest.mark.parametrize(("dtype", "wanted"), [(None, torch.float32), ("bfloat16", torch.bfloat16), (torch.float64, torch.float64)])
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [(None, torch.float32), ("bfloat16", torch.bfloat16), (torch.float64, torch.float64)],
+)
 def test_weights_come_as_asked(folder: Path, dtype: Any, wanted: torch.dtype):
     assert {p.dtype for p in interp.load(folder, dtype=dtype).module.parameters()} == {wanted}
 
@@ -91,7 +99,14 @@ def config_with(folder: Path, **changes: Any) -> None:
 
 def brings_code(folder: Path) -> None:
     (folder / "configuration_own.py").write_text("raise SystemExit('ran')\n")
-    config_with(folder, model_type="own", auto_map={"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "configuration_own.Own"})
+    config_with(
+        folder,
+        model_type="own",
+        auto_map={
+            "AutoConfig": "configuration_own.Own",
+            "AutoModelForCausalLM": "configuration_own.Own",
+        },
+    )
 
 
 def unknown_kind(folder: Path) -> None:
@@ -142,7 +157,9 @@ def encoder_decoder(folder: Path) -> None:
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_a_damaged_folder_is_one_clear_error(folder: Path, damage: Callable[[Path], None], message: str):
+def test_a_damaged_folder_is_one_clear_error(
+    folder: Path, damage: Callable[[Path], None], message: str
+):
     damage(folder)
     with pytest.raises(interp.LoadError, match=message) as error:
         interp.load(folder)
@@ -182,7 +199,9 @@ def write_gguf(file: Path, architecture: str, lost: str = "") -> None:
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(tiny.VOCABULARY)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<|endoftext|>", "w", "1", *(f"w{n}" for n in range(1, tiny.VOCABULARY - 2))])
+    writer.add_token_list(
+        ["<|endoftext|>", "w", "1", *(f"w{n}" for n in range(1, tiny.VOCABULARY - 2))]
+    )
     writer.add_token_types([1] * tiny.VOCABULARY)
     writer.add_token_merges(["w 1"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, tiny.BLOCKS)
@@ -190,8 +209,15 @@ def write_gguf(file: Path, architecture: str, lost: str = "") -> None:
         array = weight
         for part, heads in (("q_proj", tiny.HEADS), ("k_proj", 2)):
             if part in name:
-                array = weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)) if name != lost else "other", array.contiguous().numpy())
+                array = (
+                    weight.reshape(heads, 2, -1, weight.shape[1])
+                    .transpose(1, 2)
+                    .reshape(weight.shape)
+                )
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight",)) if name != lost else "other",
+            array.contiguous().numpy(),
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -207,7 +233,10 @@ def test_a_gguf_gives_the_model_that_was_written(tmp_path: Path):
         subject, batch = interp.load(source), tiny.batch("llama")
         with torch.no_grad():
             torch.testing.assert_close(
-                subject.logits(batch)[:, 1:], tiny.bare("llama", tiny.model("llama"), batch)[:, :-1], rtol=0, atol=1e-4
+                subject.logits(batch)[:, 1:],
+                tiny.bare("llama", tiny.model("llama"), batch)[:, :-1],
+                rtol=0,
+                atol=1e-4,
             )
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == own
     interp.convert(tmp_path / "tiny.gguf", tmp_path / "plain")
@@ -216,13 +245,18 @@ def test_a_gguf_gives_the_model_that_was_written(tmp_path: Path):
 
 def test_a_gguf_that_lacks_weights_is_refused(tmp_path: Path):
     write_gguf(tmp_path / "lacking.gguf", "llama", lost="model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(interp.LoadError, match=r"1 missing keys: model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        interp.LoadError, match=r"1 missing keys: model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
         interp.load(tmp_path / "lacking.gguf")
 
 
 def test_a_gguf_of_an_unsupported_architecture_is_refused(tmp_path: Path):
     write_gguf(tmp_path / "other.gguf", "lama")
-    with pytest.raises(interp.LoadError, match="architecture 'lama', which transformers cannot read from GGUF; nearest: llama"):
+    with pytest.raises(
+        interp.LoadError,
+        match="architecture 'lama', which transformers cannot read from GGUF; nearest: llama",
+    ):
         interp.load(tmp_path / "other.gguf")
 
 
@@ -232,7 +266,9 @@ def test_a_truncated_gguf_is_refused(tmp_path: Path, keep: float):
     write_gguf(file, "llama")
     whole = file.read_bytes()
     file.write_bytes(whole[: int(keep if isinstance(keep, int) else keep * len(whole))])
-    with pytest.raises(interp.LoadError, match=r"cut\.gguf is not a whole GGUF file \(truncated or damaged"):
+    with pytest.raises(
+        interp.LoadError, match=r"cut\.gguf is not a whole GGUF file \(truncated or damaged"
+    ):
         interp.load(file)
 
 

@@ -1,4 +1,5 @@
-"""Every localization method on models that predict whole scales, or begin from a class: the calls are those of text."""
+"""Every localization method on models that predict whole scales, or begin from a class: the calls
+are those of text."""
 
 from __future__ import annotations
 
@@ -47,4 +48,6 @@ def test_activity_is_averaged_over_the_positions_that_predict_the_targets(name, 
     writes = subject.anatomy.out_weight(subject.module, site).norm(dim=1)
     found = localize_each(subject, asked, method="activation", site="neurons")
     for row, scores in enumerate(found):
-        np.testing.assert_allclose(scores[site], (raw[row].abs().mean(0) * writes).detach().numpy(), rtol=1e-9)
+        np.testing.assert_allclose(
+            scores[site], (raw[row].abs().mean(0) * writes).detach().numpy(), rtol=1e-9
+        )

@@ -1,4 +1,5 @@
-"""Where the loss is linear in every unit, first order is exact: what is measured unit by unit must equal what one gradient says."""
+"""Where the loss is linear in every unit, first order is exact: what is measured unit by unit must
+equal what one gradient says."""
 
 from __future__ import annotations
 
@@ -33,7 +34,12 @@ def test_the_log_probability_is_linear_and_the_rest_adds_up_to_one(subject):
         clean = subject.losses(batch)
         moved = []
         for factor in (0.0, 2.0):
-            with subject.intervened(interp.Scale(subject.anatomy.units("blocks.0.neurons").only("blocks.0.neurons", [3]), factor=factor)):
+            with subject.intervened(
+                interp.Scale(
+                    subject.anatomy.units("blocks.0.neurons").only("blocks.0.neurons", [3]),
+                    factor=factor,
+                )
+            ):
                 moved.append(subject.losses(batch))
         total = subject.target_logits(batch).exp().sum(-1)
     torch.testing.assert_close(total, torch.ones_like(total))
@@ -51,13 +57,20 @@ def test_zero_out_equals_gradient_x_activation(subject, point):
         one_by_one = exact(subject, window, subject.anatomy.units(places))
         for site in places:
             assert np.abs(first_order[row][site]).max() > 1e-5
-            np.testing.assert_allclose(measured[row][site], first_order[row][site], rtol=0, atol=1e-9)
-            np.testing.assert_allclose(one_by_one[site].numpy(), first_order[row][site], rtol=0, atol=1e-9)
+            np.testing.assert_allclose(
+                measured[row][site], first_order[row][site], rtol=0, atol=1e-9
+            )
+            np.testing.assert_allclose(
+                one_by_one[site].numpy(), first_order[row][site], rtol=0, atol=1e-9
+            )
 
 
 def test_for_a_group_too(subject):
     sets = windows(3), windows(2, seed=1)
-    first_order, measured = localize(subject, *sets), localize(subject, *sets, method="zero_out", exhaustive=True)
+    first_order, measured = (
+        localize(subject, *sets),
+        localize(subject, *sets, method="zero_out", exhaustive=True),
+    )
     for site in subject.anatomy.expand("neurons"):
         np.testing.assert_allclose(measured[site], first_order[site], rtol=0, atol=1e-9)
 
@@ -75,17 +88,24 @@ def test_attribution_patching_equals_patching_each_unit(subject, point, steps):
             for unit in (0, subject.anatomy.place(site).units - 1):
                 with evaluating(subject):
                     before = window_losses(subject, window)
-                    with subject.intervened(interp.Patch(tiny.units(subject, site, [unit]), values=donor)):
+                    with subject.intervened(
+                        interp.Patch(tiny.units(subject, site, [unit]), values=donor)
+                    ):
                         after = window_losses(subject, window)
                 assert scores[row][site][unit] == pytest.approx(float(after - before), abs=1e-9)
 
 
 def test_causal_tracing_restores_what_the_gradient_says(subject):
-    """The mean effect of a unit is its mean difference over the draws, times the one slope that a linear loss has."""
+    """The mean effect of a unit is its mean difference over the draws, times the one slope that a
+    linear loss has."""
     batch = windows(1)
-    scores = localize_each(subject, batch, method="causal_tracing", site="neurons", draws=3, seed=5)[0]
+    scores = localize_each(
+        subject, batch, method="causal_tracing", site="neurons", draws=3, seed=5
+    )[0]
     noise = (
-        3.0 * float(subject.module.embed.weight.detach().float().std()) * torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(5))
+        3.0
+        * float(subject.module.embed.weight.detach().float().std())
+        * torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(5))
     )
     many = interp.Batch(batch.tokens.repeat(3, 1), 4, batch.mask.repeat(3, 1))
 

@@ -1,4 +1,5 @@
-"""Laws of localize: methods by name, one clear error for what cannot be scored, no hook left behind."""
+"""Laws of localize: methods by name, one clear error for what cannot be scored, no hook left
+behind."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ import interp
 from interp.localization import localize, localize_each, method, methods, registry, window_method
 from interp.subject.batch import Batches
 
-MEMORIZED, REFERENCE = memory.frame(memory.random_tokens(3, 1)), memory.frame(memory.random_tokens(2, 2))
+MEMORIZED, REFERENCE = (
+    memory.frame(memory.random_tokens(3, 1)),
+    memory.frame(memory.random_tokens(2, 2)),
+)
 CALLS = pytest.mark.parametrize("call", [localize, localize_each])
 
 
@@ -56,24 +60,36 @@ def test_a_function_of_one_batch_is_a_method_for_windows_and_sets(llama, table, 
     def _(subject, batch, sites, *, scale=1):
         seen.append(len(batch))
         first = scale * batch.tokens[:, :1].double()
-        return {site: first * torch.arange(1, width + 1) for site, width in subject.anatomy.widths(sites).items()}
+        return {
+            site: first * torch.arange(1, width + 1)
+            for site, width in subject.anatomy.widths(sites).items()
+        }
 
     options = {"scale": 3} if size is None else {"scale": 3, "size": size}
-    ours, theirs = (np.array([tokens[0] for tokens in frame["tokens"]]) for frame in (MEMORIZED, REFERENCE))
+    ours, theirs = (
+        np.array([tokens[0] for tokens in frame["tokens"]]) for frame in (MEMORIZED, REFERENCE)
+    )
     (site,) = llama.anatomy.expand("blocks.1.heads")
     units = np.arange(1, 5)
     each = localize_each(llama, MEMORIZED, method="mine", site=site, **options)
     assert seen == parts
     np.testing.assert_allclose([scores[site] for scores in each], 3 * ours[:, None] * units)
     against = localize_each(llama, MEMORIZED, REFERENCE, "mine", site, **options)
-    np.testing.assert_allclose([scores[site] for scores in against], 3 * (ours[:, None] - theirs.mean()) * units)
-    np.testing.assert_allclose(localize(llama, MEMORIZED, None, "mine", site, **options)[site], 3 * ours.mean() * units)
     np.testing.assert_allclose(
-        localize(llama, MEMORIZED, REFERENCE, "mine", site, **options)[site], 3 * (ours.mean() - theirs.mean()) * units
+        [scores[site] for scores in against], 3 * (ours[:, None] - theirs.mean()) * units
+    )
+    np.testing.assert_allclose(
+        localize(llama, MEMORIZED, None, "mine", site, **options)[site], 3 * ours.mean() * units
+    )
+    np.testing.assert_allclose(
+        localize(llama, MEMORIZED, REFERENCE, "mine", site, **options)[site],
+        3 * (ours.mean() - theirs.mean()) * units,
     )
     assert [scores.about["window"] for scores in each] == [0, 1, 2]
     assert each[0].about["scale"] == 3
-    with pytest.raises(ValueError, match="mine has no option 'scales': it takes scale, size; nearest: scale"):
+    with pytest.raises(
+        ValueError, match="mine has no option 'scales': it takes scale, size; nearest: scale"
+    ):
         localize(llama, MEMORIZED, method="mine", scales=3)
 
 
@@ -82,7 +98,7 @@ def windows(name: str, rows: int = 2, seed: int = 1) -> interp.Batch:
 
 
 def sets(name: str, method: str) -> tuple[interp.Batch, interp.Batch]:
-    """Memorized and reference windows, one each for a method that pays for every unit of every window."""
+    """Memorized and reference windows, one each for a method that pays for every unit of each."""
     rows = 1 if method in UNIT_BY_UNIT else 2
     return windows(name, rows), windows(name, rows, seed=2)
 
@@ -97,7 +113,10 @@ def test_every_method_scores_every_unit_of_every_kind_of_model(name, method):
 
 
 def test_blocks_are_what_each_block_adds(llama):
-    for scores in (localize(llama, MEMORIZED, site="blocks"), *localize_each(llama, MEMORIZED, site="blocks")):
+    for scores in (
+        localize(llama, MEMORIZED, site="blocks"),
+        *localize_each(llama, MEMORIZED, site="blocks"),
+    ):
         assert scores.widths == llama.anatomy.widths("block_out")
 
 
@@ -107,11 +126,19 @@ def test_one_site_or_a_list_of_them_is_scored_too(llama, method, site):
     check_scores(llama, MEMORIZED, REFERENCE, method, site)
 
 
-def check_scores(subject: interp.Subject, memorized: Batches, reference: Batches, method: str, site: interp.sites.anatomy.Sites) -> None:
+def check_scores(
+    subject: interp.Subject,
+    memorized: Batches,
+    reference: Batches,
+    method: str,
+    site: interp.sites.anatomy.Sites,
+) -> None:
     options = QUICK.get(method, {})
     with tiny.untouched(subject.module):
         group = localize(subject, memorized, reference, method, site, **options)
-        each = localize_each(subject, memorized, reference if method in NEEDY else None, method, site, **options)
+        each = localize_each(
+            subject, memorized, reference if method in NEEDY else None, method, site, **options
+        )
     assert len(each) == len(memorized)
     widths = subject.anatomy.widths(site)
     assert all(scores.widths == widths and scores.method == method for scores in (group, *each))
@@ -122,7 +149,10 @@ def check_scores(subject: interp.Subject, memorized: Batches, reference: Batches
 
 @CALLS
 def test_an_unknown_method_offers_the_nearest(llama, call):
-    with pytest.raises(ValueError, match=r"expected one of .*gradient_x_activation, .*unitmem, .*; nearest: gradient_x_activation"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected one of .*gradient_x_activation, .*unitmem, .*; nearest: gradient_x_activation",
+    ):
         call(llama, MEMORIZED, REFERENCE, method="gradient_x_activations")
 
 
@@ -137,7 +167,12 @@ def test_an_unknown_site_offers_the_nearest(llama, call, method):
 @pytest.mark.parametrize("method", NAMES)
 def test_an_unknown_option_offers_the_nearest(llama, call, method):
     close = {"neuron_flipping": "copie", "random": "seeds", "lowest": "sizes"}.get(method, "sizes")
-    with tiny.untouched(llama.module), pytest.raises(ValueError, match=f"has no option '{close}': it takes .*nearest: {close[:-1]}"):
+    with (
+        tiny.untouched(llama.module),
+        pytest.raises(
+            ValueError, match=f"has no option '{close}': it takes .*nearest: {close[:-1]}"
+        ),
+    ):
         call(llama, MEMORIZED, REFERENCE, method, **{close: 1})
 
 
@@ -167,7 +202,12 @@ def test_an_empty_stream_gets_a_clear_error_too(llama, call, method):
 @CALLS
 @pytest.mark.parametrize("method", NEEDY)
 def test_methods_that_compare_ask_for_a_reference(llama, call, method):
-    with tiny.untouched(llama.module), pytest.raises(ValueError, match=f"{method} compares with other text: expected reference windows"):
+    with (
+        tiny.untouched(llama.module),
+        pytest.raises(
+            ValueError, match=f"{method} compares with other text: expected reference windows"
+        ),
+    ):
         call(llama, MEMORIZED, method=method)
 
 
@@ -184,7 +224,9 @@ def hooked(module: torch.nn.Module, hook: Any):
 @pytest.mark.parametrize("method", RUNNING)
 def test_activations_that_are_not_finite_are_refused_and_leave_no_hook(llama, call, method):
     with (
-        hooked(llama.module.model.layers[1], lambda _, __, output: torch.tensor(float("nan")) * output),
+        hooked(
+            llama.module.model.layers[1], lambda _, __, output: torch.tensor(float("nan")) * output
+        ),
         tiny.untouched(llama.module),
         pytest.raises(ValueError, match="scores are not finite"),
     ):
@@ -222,23 +264,47 @@ class Skipping(tiny.Language):
 
 
 @pytest.mark.parametrize("method", RUNNING)
-@pytest.mark.parametrize("site", ["blocks.2.neurons", ["heads", "blocks.1.neurons"], "trunk.2.between:in"])
+@pytest.mark.parametrize(
+    "site", ["blocks.2.neurons", ["heads", "blocks.1.neurons"], "trunk.2.between:in"]
+)
 def test_a_site_that_no_forward_reaches_is_named(method, site):
-    module = tiny.seeded(lambda: Skipping(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(3))))
+    module = tiny.seeded(
+        lambda: Skipping(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(3)))
+    )
     subject = interp.load(module)
     module.skip = True
-    with tiny.untouched(module), pytest.raises(interp.HookError, match=r"never (fired|applied): (blocks\.2|trunk\.2)"):
-        localize(subject, windows("language"), windows("language", seed=2), method, site, **QUICK.get(method, {}))
+    with (
+        tiny.untouched(module),
+        pytest.raises(interp.HookError, match=r"never (fired|applied): (blocks\.2|trunk\.2)"),
+    ):
+        localize(
+            subject,
+            windows("language"),
+            windows("language", seed=2),
+            method,
+            site,
+            **QUICK.get(method, {}),
+        )
 
 
-RAW = {"attribution_patching": {"steps": 2}, "integrated_gradients": {"positions": "predicting"}, "lowest": {"of": "activation"}}
+RAW = {
+    "attribution_patching": {"steps": 2},
+    "integrated_gradients": {"positions": "predicting"},
+    "lowest": {"of": "activation"},
+}
 
 
 @pytest.mark.parametrize("method", NAMES)
 def test_a_raw_module_path_of_a_model_of_several_stacks_is_scored_too(method):
     subject = tiny.subject("policy")
     for path, width in (("decoder.1.between:in", 32), ("vision.1.between:in", 16)):
-        scores = localize(subject, *sets("policy", method), method, path, **(QUICK.get(method, {}) | RAW.get(method, {})))
+        scores = localize(
+            subject,
+            *sets("policy", method),
+            method,
+            path,
+            **(QUICK.get(method, {}) | RAW.get(method, {})),
+        )
         assert len(scores) == width
 
 
@@ -247,7 +313,10 @@ def test_more_units_than_there_are_cannot_be_taken(llama):
     for take in (scores.top, scores.lowest):
         assert len(take(len(scores))) == len(take(1.0)) == len(scores)
         for amount in (len(scores) + 1, 1.5, 0, -3):
-            with pytest.raises(ValueError, match=f"cannot take {amount} of {len(scores)} units: give a count from 1 to {len(scores)}"):
+            with pytest.raises(
+                ValueError,
+                match=f"cannot take {amount} of {len(scores)} units: give a count from 1 to {len(scores)}",
+            ):
                 take(amount)
     with pytest.raises(ValueError, match=r"cannot take 1\.5 of 48 units"):
         scores.top_per_site(1.5)

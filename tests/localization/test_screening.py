@@ -1,4 +1,5 @@
-"""Laws of screened Zero-Out: what is verified is exact, what is not scores 0, and all verified is exhaustive."""
+"""Laws of screened Zero-Out: what is verified is exact, what is not scores 0, and all verified is
+exhaustive."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ from interp.localization.methods.gradient import first_order_effects
 from interp.localization.screening import estimates, first_or_curved, interleaved
 from interp.localization.unit_values import values_at
 
-MEMORIZED, REFERENCE = memory.frame(memory.random_tokens(2, 1)), memory.frame(memory.random_tokens(2, 2))
+MEMORIZED, REFERENCE = (
+    memory.frame(memory.random_tokens(2, 1)),
+    memory.frame(memory.random_tokens(2, 2)),
+)
 SITES = tuple(interp.Site("neurons", block) for block in range(tiny.BLOCKS))
 
 
@@ -33,14 +37,22 @@ def flat(scores: interp.UnitScores) -> np.ndarray:
 
 @functools.cache
 def exhaustive_effects(name: str, site: str) -> tuple[np.ndarray, np.ndarray]:
-    """[windows, units] of both sets: what exhaustive Zero-Out gives, without a screen and without a reference."""
+    """[windows, units] of both sets: what exhaustive Zero-Out gives, without screen or reference."""
     subject = tiny.subject(name, torch.float64)
-    ours, theirs = (localize_each(subject, windows, None, "zero_out", site, exhaustive=True) for windows in (MEMORIZED, REFERENCE))
-    return np.stack([flat(scores) for scores in ours]), np.stack([flat(scores) for scores in theirs])
+    ours, theirs = (
+        localize_each(subject, windows, None, "zero_out", site, exhaustive=True)
+        for windows in (MEMORIZED, REFERENCE)
+    )
+    return np.stack([flat(scores) for scores in ours]), np.stack(
+        [flat(scores) for scores in theirs]
+    )
 
 
 # the others alone in one block: what runs is the same for all sites
-@pytest.mark.parametrize(("name", "site"), [("llama", "neurons"), ("gpt2", "blocks.1.neurons"), ("neox", "blocks.1.neurons")])
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [("llama", "neurons"), ("gpt2", "blocks.1.neurons"), ("neox", "blocks.1.neurons")],
+)
 @pytest.mark.parametrize("reference", [None, REFERENCE], ids=["alone", "reference"])
 def test_what_is_verified_is_exact_and_the_rest_scores_0(screened, name, site, reference):
     subject = tiny.subject(name, torch.float64)
@@ -68,27 +80,36 @@ def test_each_window_verifies_its_own(screened, reference):
 def test_a_share_of_all_is_exhaustive(screened):
     subject, site = tiny.subject("llama", torch.float64), "blocks.1.neurons"
     whole, exhaustive = (
-        localize(subject, MEMORIZED, REFERENCE, "zero_out", site, **options) for options in ({"share": 1.0}, {"exhaustive": True})
+        localize(subject, MEMORIZED, REFERENCE, "zero_out", site, **options)
+        for options in ({"share": 1.0}, {"exhaustive": True})
     )
     np.testing.assert_array_equal(flat(whole), flat(exhaustive))
 
 
 def test_a_screen_keeps_more_of_the_strongest_than_chance():
-    """Over several random models: the strongest twentieth, of which a tenth verified would keep a tenth by chance."""
+    """Over several random models: the strongest twentieth, of which a tenth verified would keep a
+    tenth by chance."""
     kept = []
     for seed in range(5):
-        subject = tiny.wrapped(tiny.model("llama", seed=seed))  # in single precision, in which a sweep is ten times faster
+        subject = tiny.wrapped(
+            tiny.model("llama", seed=seed)
+        )  # in single precision, in which a sweep is ten times faster
         batch = interp.Batch(memory.random_tokens(2, seed), memory.PREFIX)
         screen = first_or_curved(subject, batch, SITES)
         for row, window in enumerate(batch.split(1)):
-            truth = torch.cat(list(zero_out.exact(subject, window, subject.anatomy.units(SITES)).values()))
+            truth = torch.cat(
+                list(zero_out.exact(subject, window, subject.anatomy.units(SITES)).values())
+            )
             ranked = torch.cat([screen[site][row] for site in SITES]).argsort(descending=True)
             best = truth.argsort(descending=True)[:7]
             kept.append(torch.isin(best, ranked[:14]).double().mean())
     assert np.mean(kept) > 0.5
 
 
-@pytest.mark.parametrize(("name", "point"), [("llama", "neurons"), ("gpt2", "neurons"), ("llama", "heads"), ("neox", "heads")])
+@pytest.mark.parametrize(
+    ("name", "point"),
+    [("llama", "neurons"), ("gpt2", "neurons"), ("llama", "heads"), ("neox", "heads")],
+)
 def test_estimates_are_their_formulas(name, point):
     subject = tiny.subject(name, torch.float64)
     batch = tiny.batch(name, rows=2, prompt=3, padded=True)
@@ -96,8 +117,12 @@ def test_estimates_are_their_formulas(name, point):
     first, curved = estimates(subject, batch, sites)
     effects = first_order_effects(subject, batch, sites)
     for site in sites:
-        stream = interp.Site("resid_mid" if point == "heads" and name == "llama" else "resid_post", site.block)
-        slope = first_order_effects(subject, batch, (stream,))[stream] / -(residual := values_at(subject, batch, (stream,))[stream])
+        stream = interp.Site(
+            "resid_mid" if point == "heads" and name == "llama" else "resid_post", site.block
+        )
+        slope = first_order_effects(subject, batch, (stream,))[stream] / -(
+            residual := values_at(subject, batch, (stream,))[stream]
+        )
         value = values_at(subject, batch, (site,))[site]
         rows = subject.anatomy.out_weight(subject.module, site).detach()
         size = rows.shape[0] // subject.anatomy.place(site).units
@@ -106,7 +131,9 @@ def test_estimates_are_their_formulas(name, point):
             moved = (value[..., columns] @ rows[columns]).norm(dim=-1)
             bend = slope.norm(dim=-1) * moved**2 / (2 * residual.norm(dim=-1))
             torch.testing.assert_close(first[site][:, unit], effects[site][..., unit].sum(1))
-            torch.testing.assert_close(curved[site][:, unit], (effects[site][..., unit].clamp(min=0) + bend).sum(1))
+            torch.testing.assert_close(
+                curved[site][:, unit], (effects[site][..., unit].clamp(min=0) + bend).sum(1)
+            )
 
 
 def test_screens_take_turns_by_hand():
@@ -115,7 +142,12 @@ def test_screens_take_turns_by_hand():
     two = {a: torch.tensor([[0.0, 7.0]]), b: torch.tensor([[6.0, 8.0]])}  # order: b1, a1, b0, a0
     both = interleaved(one, two)
     flat_scores = torch.cat([both[a], both[b]], 1)[0]
-    assert [("a0", "a1", "b0", "b1")[i] for i in flat_scores.argsort(descending=True)] == ["a0", "b1", "b0", "a1"]
+    assert [("a0", "a1", "b0", "b1")[i] for i in flat_scores.argsort(descending=True)] == [
+        "a0",
+        "b1",
+        "b0",
+        "a1",
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,4 +1,5 @@
-"""Laws of parts and views: a recording of a part is a slice of the raw one, views are averaged, UnitMem collapses as by hand."""
+"""Laws of parts and views: a recording of a part is a slice of the raw one, views are averaged,
+UnitMem collapses as by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ def subject(name: str) -> interp.Subject:
 def raw(name: str, subject: interp.Subject, tmp_path: Path) -> dict[interp.Site, np.ndarray]:
     """Every activation of six images, [image, position, column], by plain hooks."""
     batch = tiny.image_batch(name, ROWS)
-    return {site: tiny.values_by_hand(subject, batch, site).numpy() for site in subject.anatomy.expand(SITES)}
+    return {
+        site: tiny.values_by_hand(subject, batch, site).numpy()
+        for site in subject.anatomy.expand(SITES)
+    }
 
 
 def selectivity(mu: np.ndarray) -> np.ndarray:
@@ -51,14 +55,22 @@ def reduced(raw: np.ndarray, reduce: str, views: int) -> dict[str, np.ndarray]:
     """What each reducer should keep of [rows, position, column], `views` rows an example."""
     flat = raw.reshape(-1, raw.shape[-1])
     means, size = (a.mean(1).reshape(-1, views, raw.shape[-1]).mean(1) for a in (raw, np.abs(raw)))
-    order, count = np.argsort(-means, axis=0, kind="stable")[: TopK.k], np.full(raw.shape[-1], len(flat))
+    order, count = (
+        np.argsort(-means, axis=0, kind="stable")[: TopK.k],
+        np.full(raw.shape[-1], len(flat)),
+    )
     return {
         "mean": {"mean": flat.mean(0)},
         "mean_abs": {"mean_abs": np.abs(flat).mean(0)},
         "moments": {"mean": flat.mean(0), "variance": flat.var(0), "count": count},
         "max": {"max": flat.max(0)},
         "top": {"top": np.take_along_axis(means, order, 0), "example": order},
-        "selectivity": {"sum": size.sum(0), "max": size.max(0), "argmax": size.argmax(0), "count": np.full_like(count, len(size))},
+        "selectivity": {
+            "sum": size.sum(0),
+            "max": size.max(0),
+            "argmax": size.argmax(0),
+            "count": np.full_like(count, len(size)),
+        },
         "rows": {"rows": means},
         "rows_abs": {"rows_abs": size},
     }[reduce]
@@ -67,22 +79,36 @@ def reduced(raw: np.ndarray, reduce: str, views: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("views", [1, 2, 3])
 @pytest.mark.parametrize("reduce", REDUCERS)
 def test_a_part_is_a_slice_and_views_are_averaged(name, subject, raw, reduce, views):
-    parts = segments(subject, degenerate=True) | {"": None, "every second": lambda value: value[:, ::2]}
+    parts = segments(subject, degenerate=True) | {
+        "": None,
+        "every second": lambda value: value[:, ::2],
+    }
     with tiny.untouched(subject.module):
-        found = record_parts(subject, tiny.image_batch(name, ROWS), SITES, parts, reduce, size=3, views=views)
-    slices = {s.name: slice(s.start, s.stop) for s in subject.module.segments} | {"": slice(None), "every second": slice(None, None, 2)}
+        found = record_parts(
+            subject, tiny.image_batch(name, ROWS), SITES, parts, reduce, size=3, views=views
+        )
+    slices = {s.name: slice(s.start, s.stop) for s in subject.module.segments} | {
+        "": slice(None),
+        "every second": slice(None, None, 2),
+    }
     assert found.keys() == slices.keys()
     for part, at in slices.items():
         for site, values in raw.items():
             for key, wanted in reduced(values[:, at], reduce, views).items():
                 if key in ("example", "argmax") and part in DEGENERATE:
                     continue  # images of one class are equal there, up to the last bit
-                np.testing.assert_allclose(found[part].parts[site][key].reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-9)
+                np.testing.assert_allclose(
+                    found[part].parts[site][key].reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-9
+                )
 
 
 def test_the_parts_of_a_model(name, subject):
     named = [s.name for s in subject.segments]
-    assert named == (["scale 1", "scale 2", "scale 3"] if name == "var" else ["cls", "class", "row 1", "row 2", "row 3", "row 4"])
+    assert named == (
+        ["scale 1", "scale 2", "scale 3"]
+        if name == "var"
+        else ["cls", "class", "row 1", "row 2", "row 3", "row 4"]
+    )
     assert list(segments(subject, degenerate=True)) == named
     assert list(segments(subject)) == (named[1:] if name == "var" else named[2:])
     assert segments(tiny.subject("llama")) == {"": None}
@@ -91,20 +117,35 @@ def test_the_parts_of_a_model(name, subject):
 
 def test_parts_of_padded_text_are_refused():
     subject, batch = tiny.subject("llama"), tiny.batch("llama", padded=True)
-    with tiny.untouched(subject.module), pytest.raises(ValueError, match="parts of padded batches cannot be recorded"):
+    with (
+        tiny.untouched(subject.module),
+        pytest.raises(ValueError, match="parts of padded batches cannot be recorded"),
+    ):
         record_parts(subject, batch, SITES, {"first": lambda value: value[:, :1]})
 
 
 @pytest.mark.parametrize(("rows", "views"), [(4, 3), (6, 4), (1, 2)])
 def test_views_of_an_example_stand_together(rows, views):
-    with pytest.raises(ValueError, match=rf"{rows % views or rows} rows are no whole number of examples of {views} views"):
-        interp.record(tiny.subject("llama"), tiny.batch("llama", rows=rows), SITES[:1], "rows", size=1, views=views)
+    with pytest.raises(
+        ValueError,
+        match=rf"{rows % views or rows} rows are no whole number of examples of {views} views",
+    ):
+        interp.record(
+            tiny.subject("llama"),
+            tiny.batch("llama", rows=rows),
+            SITES[:1],
+            "rows",
+            size=1,
+            views=views,
+        )
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 64])
 def test_the_size_of_a_forward_cuts_no_views(size):
     subject, batch = tiny.subject("llama", torch.float64), tiny.batch("llama", rows=12)
-    one, other = (interp.record(subject, batch, SITES, "selectivity", size=n, views=3) for n in (12, size))
+    one, other = (
+        interp.record(subject, batch, SITES, "selectivity", size=n, views=3) for n in (12, size)
+    )
     for site in one:
         for key, value in one.parts[site].items():
             np.testing.assert_allclose(other.parts[site][key], value, rtol=1e-9)
@@ -112,7 +153,9 @@ def test_the_size_of_a_forward_cuts_no_views(size):
 
 def parts_of(subject: interp.Subject, values: np.ndarray, views: int) -> list[np.ndarray]:
     """mu of each example in each segment that is not degenerate."""
-    cut = [np.abs(values[:, s.start : s.stop]).mean(1) for s in subject.segments if not s.degenerate]
+    cut = [
+        np.abs(values[:, s.start : s.stop]).mean(1) for s in subject.segments if not s.degenerate
+    ]
     return [mu.reshape(-1, views, mu.shape[-1]).mean(1) for mu in cut]
 
 
@@ -123,24 +166,45 @@ def test_segments_collapse_as_by_hand(name, subject, raw, collapse, views):
     mus = parts_of(subject, raw[site], views)
     alone = np.stack([selectivity(mu) for mu in mus])
     lengths = [s.stop - s.start for s in subject.segments if not s.degenerate]
-    tokens, macro = sum(n * mu for n, mu in zip(lengths, mus, strict=True)) / sum(lengths), np.mean(mus, axis=0)
-    scores = {"segments": alone.mean(0), "max": alone.max(0), "macro": selectivity(macro), "tokens": selectivity(tokens)}[collapse]
+    tokens, macro = (
+        sum(n * mu for n, mu in zip(lengths, mus, strict=True)) / sum(lengths),
+        np.mean(mus, axis=0),
+    )
+    scores = {
+        "segments": alone.mean(0),
+        "max": alone.max(0),
+        "macro": selectivity(macro),
+        "tokens": selectivity(tokens),
+    }[collapse]
     best = alone.argmax(0)
     apart = np.stack([mu.argmax(0) for mu in mus])[best, np.arange(len(best))]
     examples = {"macro": macro.argmax(0), "tokens": tokens.argmax(0)}.get(collapse, apart)
-    found, example = unitmem(subject, tiny.image_batch(name, ROWS), (site,), size=2, views=views, collapse=collapse)[site]
+    found, example = unitmem(
+        subject, tiny.image_batch(name, ROWS), (site,), size=2, views=views, collapse=collapse
+    )[site]
     np.testing.assert_allclose(found, scores, rtol=1e-9)
     assert example.tolist() == examples.tolist()
 
 
 def test_the_four_rules_differ_and_for_text_they_are_one(name, subject):
     site, rules = (interp.Site("neurons", 1),), ("segments", "max", "macro", "tokens")
-    found = [unitmem(subject, tiny.image_batch(name, ROWS), site, collapse=rule)[site[0]][0] for rule in rules]
+    found = [
+        unitmem(subject, tiny.image_batch(name, ROWS), site, collapse=rule)[site[0]][0]
+        for rule in rules
+    ]
     assert len({tuple(np.round(scores, 9)) for scores in found}) == 4
     llama = tiny.subject("llama", torch.float64)
-    text = [unitmem(llama, tiny.batch("llama", rows=4, padded=True), site, collapse=rule)[site[0]][0].tolist() for rule in rules]
+    text = [
+        unitmem(llama, tiny.batch("llama", rows=4, padded=True), site, collapse=rule)[site[0]][
+            0
+        ].tolist()
+        for rule in rules
+    ]
     assert text[1:] == text[:-1]
-    with pytest.raises(ValueError, match="collapse='token': expected one of segments, max, macro, tokens; nearest: tokens"):
+    with pytest.raises(
+        ValueError,
+        match="collapse='token': expected one of segments, max, macro, tokens; nearest: tokens",
+    ):
         unitmem(subject, tiny.image_batch(name), site, collapse="token")  # pyright: ignore[reportArgumentType]
 
 
@@ -162,7 +226,11 @@ def test_the_map_of_segments_and_blocks(name, subject, raw, degenerate, views):
         if not segment.degenerate:
             assert rows["example"].tolist() == mu.argmax(0).tolist()
     if views == 1:
-        mean = frame[~frame["segment"].isin([s.name for s in subject.segments if s.degenerate])].groupby(["block", "unit"])["score"].mean()
+        mean = (
+            frame[~frame["segment"].isin([s.name for s in subject.segments if s.degenerate])]
+            .groupby(["block", "unit"])["score"]
+            .mean()
+        )
         for site, (score, _) in unitmem(subject, batch, sites).items():
             np.testing.assert_allclose(mean.loc[site.block].to_numpy(), score, rtol=1e-9)
 
@@ -175,15 +243,23 @@ def test_degenerate_segments_tell_the_class(name, subject):
     same = frame["segment"].isin([s.name for s in subject.segments if s.degenerate])
     assert frame["score"][same].max() < 1e-9
     assert frame["score"][~same].median() > 1e-2
-    assert unitmem_by_segment(subject, batch, subject.anatomy.expand("neurons"))["score"][same].max() > 1e-2
+    assert (
+        unitmem_by_segment(subject, batch, subject.anatomy.expand("neurons"))["score"][same].max()
+        > 1e-2
+    )
 
 
 def test_text_is_one_segment():
     subject, batch = tiny.subject("llama", torch.float64), tiny.batch("llama", rows=4)
     frame = unitmem_by_segment(subject, batch, (interp.Site("neurons", 1),))
-    score, example = unitmem(subject, batch, (interp.Site("neurons", 1),))[interp.Site("neurons", 1)]
+    score, example = unitmem(subject, batch, (interp.Site("neurons", 1),))[
+        interp.Site("neurons", 1)
+    ]
     assert set(frame["segment"]) == {""}
-    assert (frame["score"].tolist(), frame["example"].tolist()) == (score.tolist(), example.tolist())
+    assert (frame["score"].tolist(), frame["example"].tolist()) == (
+        score.tolist(),
+        example.tolist(),
+    )
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -197,7 +273,9 @@ def test_localize_takes_images_and_their_views(name, subject, views):
     both = unitmem(subject, batch, sites, views=views, collapse="max")
     assert len(each) == 4 // views
     for site, (value, example) in both.items():
-        np.testing.assert_allclose(scores[site], np.where(example < 4 // views, value, 0), rtol=1e-9)
+        np.testing.assert_allclose(
+            scores[site], np.where(example < 4 // views, value, 0), rtol=1e-9
+        )
         rows = np.stack([one[site] for one in each])
         np.testing.assert_allclose(rows.max(0), scores[site], rtol=1e-9)
         assert ((rows > 0).sum(0) <= 1).all()

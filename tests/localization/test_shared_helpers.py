@@ -1,4 +1,5 @@
-"""Laws of what the methods share: where a suffix is predicted, the loss of each window, and gates that no window shares with another."""
+"""Laws of what the methods share: where a suffix is predicted, the loss of each window, and gates
+that no window shares with another."""
 
 from __future__ import annotations
 
@@ -23,11 +24,17 @@ def test_a_suffix_is_predicted_one_position_earlier_and_by_a_policy_at_its_own(n
 
 def test_a_policy_without_a_prompt_is_predicted_from_its_start():
     subject = tiny.subject("policy")
-    assert predicting(subject, tiny.batch("policy", prompt=0), subject.sites) == {"vision": None, "decoder": 0}
+    assert predicting(subject, tiny.batch("policy", prompt=0), subject.sites) == {
+        "vision": None,
+        "decoder": 0,
+    }
 
 
 def test_weights_average_over_the_positions_that_predict_real_tokens():
-    subject, batch = tiny.subject("policy"), tiny.batch("policy", rows=3, length=9, prompt=4, padded=True)
+    subject, batch = (
+        tiny.subject("policy"),
+        tiny.batch("policy", rows=3, length=9, prompt=4, padded=True),
+    )
     weights = position_weights(subject, batch, subject.sites)
     assert weights["vision"] is None
     expected = [[0] * 4 + [1 / n] * n + [0] * (5 - n) for n in (5, 4, 3)]
@@ -52,14 +59,19 @@ def test_the_loss_of_a_window_is_the_mean_over_its_real_targets(name):
     shift = 0 if name == "policy" else 1
     for row in range(3):
         length = int(batch.mask[row].sum())
-        expected = cross_entropy(logits[row, 4 - shift : length - shift].float(), batch.tokens[row, 4:length])
+        expected = cross_entropy(
+            logits[row, 4 - shift : length - shift].float(), batch.tokens[row, 4:length]
+        )
         torch.testing.assert_close(losses[row].float(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("point", ["neurons", "heads", "block_out"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "policy"])
 def test_a_gate_of_0_is_an_ablation_and_windows_do_not_mix(name, point):
-    subject, batch = tiny.subject(name, torch.float64), tiny.batch(name, rows=3, prompt=4, dtype=torch.float64)
+    subject, batch = (
+        tiny.subject(name, torch.float64),
+        tiny.batch(name, rows=3, prompt=4, dtype=torch.float64),
+    )
     site = subject.anatomy.expand(point)[-1]
     width = subject.anatomy.place(site).units
     gate = torch.ones(3, width)
@@ -71,12 +83,17 @@ def test_a_gate_of_0_is_an_ablation_and_windows_do_not_mix(name, point):
         with subject.intervened(interp.Zero(tiny.units(subject, site, [width - 1]))):
             ablated = subject.logits(batch)
     assert (clean[1] - ablated[1]).abs().max() > 1e-4
-    torch.testing.assert_close(changed, torch.stack([clean[0], ablated[1], clean[2]]), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        changed, torch.stack([clean[0], ablated[1], clean[2]]), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_gates_of_one_leave_every_bit():
     subject, batch = tiny.subject("gpt2"), tiny.batch("gpt2", rows=3)
-    with evaluating(subject), gated(subject, {s: torch.ones(3, w) for s, w in subject.anatomy.widths("neurons").items()}):
+    with (
+        evaluating(subject),
+        gated(subject, {s: torch.ones(3, w) for s, w in subject.anatomy.widths("neurons").items()}),
+    ):
         changed = subject.logits(batch)
     with evaluating(subject):
         assert torch.equal(changed, subject.logits(batch))

@@ -1,4 +1,5 @@
-"""Laws of localize_each and localize: no window sees another, and a set scores the mean over its windows, less the reference's."""
+"""Laws of localize_each and localize: no window sees another, and a set scores the mean over its
+windows, less the reference's."""
 
 from __future__ import annotations
 
@@ -15,8 +16,13 @@ from quick import NAMES, NEEDY, QUICK, UNIT_BY_UNIT
 import interp
 from interp.localization import localize, localize_each
 
-MEMORIZED, REFERENCE = memory.frame(memory.random_tokens(3, 1)), memory.frame(memory.random_tokens(2, 2))
-ALONE = tuple(name for name in NAMES if name != "unitmem")  # which alone compares the windows of a set
+MEMORIZED, REFERENCE = (
+    memory.frame(memory.random_tokens(3, 1)),
+    memory.frame(memory.random_tokens(2, 2)),
+)
+ALONE = tuple(
+    name for name in NAMES if name != "unitmem"
+)  # which alone compares the windows of a set
 
 
 def heads(subject: interp.Subject, method: str) -> tuple[interp.Site, ...]:
@@ -29,12 +35,26 @@ def heads(subject: interp.Subject, method: str) -> tuple[interp.Site, ...]:
 @pytest.mark.parametrize("name", ["gpt2", "policy"])
 def test_a_window_scores_the_same_in_any_company(name, method):
     subject = tiny.subject(name, torch.float64)
-    batch, reference = (tiny.batch(name, rows, prompt=4, seed=rows, padded=True, dtype=torch.float64) for rows in (3, 2))
+    batch, reference = (
+        tiny.batch(name, rows, prompt=4, seed=rows, padded=True, dtype=torch.float64)
+        for rows in (3, 2)
+    )
     options: dict[str, Any] = {"site": heads(subject, method)} | QUICK.get(method, {})
-    sized = [{}] if method in ("neuron_flipping", "random") else [{"size": 1}, {"size": 2}, {"size": 16}]
+    sized = (
+        [{}]
+        if method in ("neuron_flipping", "random")
+        else [{"size": 1}, {"size": 2}, {"size": 16}]
+    )
     runs = [localize_each(subject, batch, reference, method, **options, **size) for size in sized]
-    runs.append([localize_each(subject, window, reference, method, **options)[0] for window in batch.split(1)])
-    runs.append(localize_each(subject, list(batch.split(2)), iter(reference.split(1)), method, **options))
+    runs.append(
+        [
+            localize_each(subject, window, reference, method, **options)[0]
+            for window in batch.split(1)
+        ]
+    )
+    runs.append(
+        localize_each(subject, list(batch.split(2)), iter(reference.split(1)), method, **options)
+    )
     for run in runs[1:]:
         for one, other in zip(runs[0], run, strict=True):
             for site in options["site"]:
@@ -45,7 +65,9 @@ def test_a_window_scores_the_same_in_any_company(name, method):
 def test_a_window_scores_the_same_beside_longer_ones(method):
     subject = tiny.subject("gpt2", torch.float64)
     tokens = memory.random_tokens(3, 5).tolist()
-    frame = pd.DataFrame({"tokens": [tokens[0][:8], tokens[1], tokens[2][:9]], "prefix": memory.PREFIX})
+    frame = pd.DataFrame(
+        {"tokens": [tokens[0][:8], tokens[1], tokens[2][:9]], "prefix": memory.PREFIX}
+    )
     options: dict[str, Any] = {"site": heads(subject, method)} | QUICK.get(method, {})
     together = localize_each(subject, frame, REFERENCE, method, **options)
     for row, scores in enumerate(together):
@@ -65,7 +87,12 @@ def test_a_set_scores_the_mean_over_its_windows(method):
         each = localize_each(subject, MEMORIZED, reference, method, **options)
         group = localize(subject, MEMORIZED, reference, method, **options)
         for site in options["site"]:
-            np.testing.assert_allclose(group[site], np.mean([scores[site] for scores in each], axis=0), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                group[site],
+                np.mean([scores[site] for scores in each], axis=0),
+                rtol=1e-9,
+                atol=1e-12,
+            )
 
 
 @pytest.mark.parametrize("method", [name for name in BY_WINDOW if name not in NEEDY])
@@ -73,7 +100,8 @@ def test_what_the_reference_scores_is_taken_off(method):
     subject = tiny.subject("gpt2", torch.float64)
     options: dict[str, Any] = {"site": heads(subject, method)} | QUICK.get(method, {})
     against, ours, theirs = (
-        localize(subject, *sets, method=method, **options) for sets in ((MEMORIZED, REFERENCE), (MEMORIZED,), (REFERENCE,))
+        localize(subject, *sets, method=method, **options)
+        for sets in ((MEMORIZED, REFERENCE), (MEMORIZED,), (REFERENCE,))
     )
     each = localize_each(subject, MEMORIZED, REFERENCE, method, **options)
     plain = localize_each(subject, MEMORIZED, method=method, **options)
@@ -81,4 +109,6 @@ def test_what_the_reference_scores_is_taken_off(method):
         assert np.abs(theirs[site]).max() > 0
         np.testing.assert_allclose(against[site], ours[site] - theirs[site], rtol=1e-9, atol=1e-12)
         for scores, alone in zip(each, plain, strict=True):
-            np.testing.assert_allclose(scores[site], alone[site] - theirs[site], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                scores[site], alone[site] - theirs[site], rtol=1e-9, atol=1e-12
+            )

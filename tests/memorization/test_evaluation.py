@@ -17,15 +17,26 @@ def subject(request: pytest.FixtureRequest) -> interp.Subject:
     return tiny.subject(request.param, torch.float64)
 
 
-def naive(subject: interp.Subject, plan: list[interp.Intervention], window: interp.Batch) -> dict[str, float]:
+def naive(
+    subject: interp.Subject, plan: list[interp.Intervention], window: interp.Batch
+) -> dict[str, float]:
     length = window.length if window.mask is None else int(window.mask.sum())
     with evaluating(subject), subject.intervened(*plan):
-        log_p = subject.module(window.tokens[:, :length]).logits[0, window.prompt - 1 : -1].log_softmax(-1)
+        log_p = (
+            subject.module(window.tokens[:, :length])
+            .logits[0, window.prompt - 1 : -1]
+            .log_softmax(-1)
+        )
     truth = window.tokens[0, window.prompt : length]
     hits = [bool(p.argmax() == t) for p, t in zip(log_p, truth, strict=True)]
     loss = -float(np.mean([p[t] for p, t in zip(log_p, truth, strict=True)]))
     similarity = 1 - edits(log_p.argmax(-1).tolist(), truth.tolist()) / len(hits)
-    return {"exact": float(all(hits)), "accuracy": sum(hits) / len(hits), "similarity": similarity, "loss": loss}
+    return {
+        "exact": float(all(hits)),
+        "accuracy": sum(hits) / len(hits),
+        "similarity": similarity,
+        "loss": loss,
+    }
 
 
 def edits(one: list[int], other: list[int]) -> int:
@@ -40,14 +51,19 @@ def half_said(subject: interp.Subject, rows: int, seed: int, *, padded: bool) ->
     """Windows of which some are what the model says."""
     batch = tiny.batch("", rows=rows, length=9, seed=seed, prompt=4, padded=padded)
     said = torch.cat([batch.tokens[:, :4], subject.generate(batch.tokens[:, :4], 5)], dim=1)
-    return interp.Batch(torch.where(torch.arange(rows)[:, None] % 2 == 0, said, batch.tokens), 4, batch.mask)
+    return interp.Batch(
+        torch.where(torch.arange(rows)[:, None] % 2 == 0, said, batch.tokens), 4, batch.mask
+    )
 
 
 @pytest.mark.parametrize("size", [2, 16])
 def test_effects_are_those_of_a_naive_loop(subject, size):
     sites = [s for s in subject.sites if s.point == "mlp_out"]
     plans = [[], *([interp.Zero(tiny.units(subject, site, [1, 2, 5]))] for site in sites)]
-    data = {"padded": half_said(subject, 3, 1, padded=True), "whole": half_said(subject, 5, 2, padded=False)}
+    data = {
+        "padded": half_said(subject, 3, 1, padded=True),
+        "whole": half_said(subject, 5, 2, padded=False),
+    }
     with tiny.untouched(subject.module):
         frame = effects(subject, plans, data, size).set_index(["plan", "data", "window"])
     assert len(frame) == len(plans) * (3 + 5)
@@ -55,7 +71,9 @@ def test_effects_are_those_of_a_naive_loop(subject, size):
         for name, batch in data.items():
             for row, window in enumerate(batch.split(1)):
                 found = frame.loc[(number, name, row)]
-                np.testing.assert_allclose(found[list(MEASURES)], list(naive(subject, plan, window).values()), rtol=1e-6)
+                np.testing.assert_allclose(
+                    found[list(MEASURES)], list(naive(subject, plan, window).values()), rtol=1e-6
+                )
     assert {0.0, 1.0} <= set(frame["exact"])
 
 
@@ -63,4 +81,8 @@ def test_a_suffix_said_one_token_late_is_alike_though_no_token_is_right():
     batch = interp.Batch(torch.tensor([[9, 1, 2, 3, 4]]), 1)
     said = torch.nn.functional.one_hot(torch.tensor([[5, 1, 2, 3]]), 10).float()
     found = window_measures(said, batch)
-    assert (found["accuracy"], found["exact"], found["similarity"]) == (0, 0, 0.5)  # one token added, one left out, of four
+    assert (found["accuracy"], found["exact"], found["similarity"]) == (
+        0,
+        0,
+        0.5,
+    )  # one token added, one left out, of four

@@ -1,4 +1,5 @@
-"""Laws of scan and verdicts: one teacher-forced forward says what Hugging Face's generate would, with a KV cache and under ablation."""
+"""Laws of scan and verdicts: one teacher-forced forward says what Hugging Face's generate would,
+with a KV cache and under ablation."""
 
 from __future__ import annotations
 
@@ -38,12 +39,23 @@ def ablation(subject: interp.Subject, plan: str) -> list[Plan]:
     sites = map(interp.Site.parse, ("blocks.1.neurons", "blocks.1.mlp_out"))
     site = next(s for s in sites if s in subject.sites)
     half = tiny.units(subject, site, list(range(0, subject.anatomy.place(site).units, 2)))
-    return {"nothing": [], "zero": [interp.Zero(half)], "zero when decoding": [interp.Zero(half, when="decode")]}[plan]
+    return {
+        "nothing": [],
+        "zero": [interp.Zero(half)],
+        "zero when decoding": [interp.Zero(half, when="decode")],
+    }[plan]
 
 
 def generated(module: Any, prompts: Tensor, length: int = LENGTH) -> Tensor:
     mask = torch.ones_like(prompts)
-    said = module.generate(prompts, attention_mask=mask, max_new_tokens=length, do_sample=False, repetition_penalty=1.0, use_cache=True)
+    said = module.generate(
+        prompts,
+        attention_mask=mask,
+        max_new_tokens=length,
+        do_sample=False,
+        repetition_penalty=1.0,
+        use_cache=True,
+    )
     return said[:, prompts.shape[1] :]
 
 
@@ -52,12 +64,17 @@ def corrupted(truth: Tensor, rng: np.random.Generator) -> Tensor:
     truth = truth.clone()
     for row in range(1, len(truth), 2):
         for at in rng.choice(truth.shape[1], rng.integers(1, 4), replace=False):
-            truth[row, at] = (truth[row, at] + int(rng.integers(1, tiny.VOCABULARY))) % tiny.VOCABULARY
+            truth[row, at] = (
+                truth[row, at] + int(rng.integers(1, tiny.VOCABULARY))
+            ) % tiny.VOCABULARY
     return truth
 
 
 def common(said: Tensor, truth: Tensor) -> list[int]:
-    return [next((i for i, (a, b) in enumerate(zip(s, t, strict=True)) if a != b), len(s)) for s, t in zip(said, truth, strict=True)]
+    return [
+        next((i for i, (a, b) in enumerate(zip(s, t, strict=True)) if a != b), len(s))
+        for s, t in zip(said, truth, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -73,7 +90,11 @@ def test_verdicts_are_those_of_generate(subject, plan, seed):
     measures = summary(verdict, batch)
     assert verdict.decoded.all()
     assert verdict.continuation.tolist() == said.tolist()
-    assert measures["exact"].tolist() == (said == truth).all(1).tolist() == [row % 2 == 0 for row in range(8)]
+    assert (
+        measures["exact"].tolist()
+        == (said == truth).all(1).tolist()
+        == [row % 2 == 0 for row in range(8)]
+    )
     assert measures["matched"].tolist() == common(said, truth)
 
 
@@ -99,7 +120,11 @@ def test_log_p_is_that_of_the_bare_module(subject):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_plain_module_is_decoded_without_a_cache(seed):
-    module = tiny.seeded(lambda: tiny.Language(*(tiny.Block(32, 4, causal=True) for _ in range(2))), torch.float64, seed)
+    module = tiny.seeded(
+        lambda: tiny.Language(*(tiny.Block(32, 4, causal=True) for _ in range(2))),
+        torch.float64,
+        seed,
+    )
     rng = np.random.default_rng(seed)
     tokens = torch.from_numpy(rng.integers(0, tiny.VOCABULARY, (6, PROMPT)))
     for _ in range(LENGTH):
@@ -113,24 +138,39 @@ def test_a_plain_module_is_decoded_without_a_cache(seed):
 
 @pytest.mark.parametrize("wrong", ["mask", "scored"])
 def test_a_window_is_whole(llama64, wrong):
-    with pytest.raises(ValueError, match="a window is whole: expected a batch without mask and scored"):
-        verdicts(llama64, interp.Batch(torch.ones(2, 8, dtype=torch.long), 2, **{wrong: torch.arange(8).expand(2, 8) < 7}))
+    with pytest.raises(
+        ValueError, match="a window is whole: expected a batch without mask and scored"
+    ):
+        verdicts(
+            llama64,
+            interp.Batch(
+                torch.ones(2, 8, dtype=torch.long), 2, **{wrong: torch.arange(8).expand(2, 8) < 7}
+            ),
+        )
 
 
 def test_text_is_predicted_from_its_first_token_on(llama64):
-    with pytest.raises(ValueError, match="prompt=0: this model sees nothing before the first token; expected at least 1"):
+    with pytest.raises(
+        ValueError,
+        match="prompt=0: this model sees nothing before the first token; expected at least 1",
+    ):
         verdicts(llama64, interp.Batch(torch.ones(2, 8, dtype=torch.long), 0))
 
 
 def test_what_a_model_sees_beside_tokens_is_allowed():
-    """A policy's image: one forward for each token, as it has no cache; the image of a row is its own."""
+    """A policy's image: one forward for each token, as it has no cache; the image of a row is its
+    own."""
     subject = tiny.subject("policy", torch.float64)
     batch = tiny.batch("policy", rows=4, prompt=3, dtype=torch.float64)
     tokens, image = batch.tokens[:, :3], batch.conditioning["image"]
     for at in range(3, batch.length):
         longer = torch.cat([tokens, tokens[:, :1]], dim=1)
-        tokens = torch.cat([tokens, subject.module(longer, image)[:, at : at + 1].argmax(-1)], dim=1)
-    truth = torch.cat([batch.tokens[:, :3], corrupted(tokens[:, 3:], np.random.default_rng(0))], dim=1)
+        tokens = torch.cat(
+            [tokens, subject.module(longer, image)[:, at : at + 1].argmax(-1)], dim=1
+        )
+    truth = torch.cat(
+        [batch.tokens[:, :3], corrupted(tokens[:, 3:], np.random.default_rng(0))], dim=1
+    )
     verdict = verdicts(subject, interp.Batch(truth, 3, conditioning=batch.conditioning))
     assert verdict.continuation.tolist() == tokens[:, 3:].tolist()
     assert verdict.hits.all(1).tolist() == [True, False] * 2
@@ -147,16 +187,22 @@ def test_windows_slide_over_texts_and_leave_less_than_a_stride(texts, width, str
     for number, text in enumerate(texts):
         starts = [w.start for w in found if w.text == number]
         assert starts == [stride * i for i in range(len(starts))]
-        assert all(list(w.tokens) == text[w.start : w.start + width] for w in found if w.text == number)
+        assert all(
+            list(w.tokens) == text[w.start : w.start + width] for w in found if w.text == number
+        )
         assert len(text) < width if not starts else len(text) - (starts[-1] + width) < stride
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5))
 def test_run_is_the_longest_run_of_hits(hits):
     rows = np.array(hits)
-    verdict = Verdict(rows, np.zeros(len(rows)), np.zeros(rows.shape, dtype=int), np.zeros(len(rows), dtype=bool))
+    verdict = Verdict(
+        rows, np.zeros(len(rows)), np.zeros(rows.shape, dtype=int), np.zeros(len(rows), dtype=bool)
+    )
     measures = summary(verdict, interp.Batch(torch.zeros(len(rows), 7, dtype=torch.long), 1))
-    assert measures["run"].tolist() == [max((len(list(g)) for hit, g in groupby(row) if hit), default=0) for row in hits]
+    assert measures["run"].tolist() == [
+        max((len(list(g)) for hit, g in groupby(row) if hit), default=0) for row in hits
+    ]
     assert measures["accuracy"].tolist() == [sum(row) / 6 for row in hits]
 
 
@@ -177,8 +223,14 @@ def test_discoverable_by_hand(p, queries, probability, expected):
         assert discoverable(np.log(np.array([p])), queries, probability).tolist() == [expected]
 
 
-@given(st.lists(st.floats(-50, 0), min_size=2, max_size=8), st.integers(1, 10**6), st.floats(0.01, 0.99))
-def test_discoverable_grows_with_probability_and_queries_and_falls_with_what_is_asked(log_p, queries, probability):
+@given(
+    st.lists(st.floats(-50, 0), min_size=2, max_size=8),
+    st.integers(1, 10**6),
+    st.floats(0.01, 0.99),
+)
+def test_discoverable_grows_with_probability_and_queries_and_falls_with_what_is_asked(
+    log_p, queries, probability
+):
     found = discoverable(np.sort(log_p), queries, probability)
     assert (np.diff(found.astype(int)) >= 0).all()
     assert (discoverable(np.sort(log_p), 2 * queries, probability) >= found).all()
@@ -202,7 +254,9 @@ def texts_of(subject: interp.Subject, count: int = 5, seed: int = 0) -> list[lis
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_the_size_of_a_batch_changes_no_row(llama64, size):
     texts = texts_of(llama64)
-    one, other = (scan(llama64, texts, PROMPT, LENGTH, stride=3, size=n, decode_from=0) for n in (7, size))
+    one, other = (
+        scan(llama64, texts, PROMPT, LENGTH, stride=3, size=n, decode_from=0) for n in (7, size)
+    )
     pd.testing.assert_frame_equal(one, other, rtol=1e-9)
     assert 0 < one["exact"].sum() < len(one)
 
@@ -266,12 +320,23 @@ def test_a_window_has_tokens(llama64, wrong):
         scan(llama64, [range(40)], **{"prefix": 5, "length": 5, **wrong})
 
 
-def scanned(exact: list[bool], stride: int, length: int = 4, prefix: int = 2, text: str | None = None) -> pd.DataFrame:
+def scanned(
+    exact: list[bool], stride: int, length: int = 4, prefix: int = 2, text: str | None = None
+) -> pd.DataFrame:
     """A scan of one text, a letter a token, as far as `passages` reads it."""
-    letters = text or "".join(chr(97 + i) for i in range(stride * (len(exact) - 1) + prefix + length))
+    letters = text or "".join(
+        chr(97 + i) for i in range(stride * (len(exact) - 1) + prefix + length)
+    )
     starts = [stride * i for i in range(len(exact))]
     return pd.DataFrame(
-        {"text": 0, "start": starts, "prefix": prefix, "length": length, "exact": exact, "matched": [length * e for e in exact]}
+        {
+            "text": 0,
+            "start": starts,
+            "prefix": prefix,
+            "length": length,
+            "exact": exact,
+            "matched": [length * e for e in exact],
+        }
         | {"accuracy": [float(e) for e in exact], "log_p": [-1.0 * length] * len(exact)}
         | {"suffix": [letters[s + prefix : s + prefix + length] for s in starts]}
     )

@@ -1,4 +1,5 @@
-"""Laws of scanning images: rows of a Batch are the windows, steps are whole, a frame gives the batch back."""
+"""Laws of scanning images: rows of a Batch are the windows, steps are whole, a frame gives the
+batch back."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def subject(name: str) -> interp.Subject:
 
 
 def half_said(name: str, rows: int = 8, prompt: int = 5) -> interp.Batch:
-    """Images that the model says itself from `prompt` on, every second one with a wrong token, at another place in each."""
+    """Images that the model says itself from `prompt` on, every second one with a wrong token, at
+    another place in each."""
     subject, batch = tiny.subject(name, torch.float64), tiny.image_batch(name, rows, prompt=prompt)
     tokens = torch.cat([batch.tokens[:, :prompt], subject.generate(batch)], dim=1)
     for row in range(1, rows, 2):
@@ -38,7 +40,9 @@ def assert_same(one: interp.Batch, other: interp.Batch) -> None:
     assert torch.equal(one.tokens, other.tokens)
     assert (one.prompt, one.steps, one.mask, one.scored) == (other.prompt, other.steps, None, None)
     assert one.conditioning.keys() == other.conditioning.keys()
-    assert all(torch.equal(value, other.conditioning[key]) for key, value in one.conditioning.items())
+    assert all(
+        torch.equal(value, other.conditioning[key]) for key, value in one.conditioning.items()
+    )
 
 
 def test_rows_of_a_batch_are_its_windows(name, subject):
@@ -102,7 +106,10 @@ def test_prefix_and_length_are_those_of_the_batch_or_given(name, subject):
     frame = scan(subject, batch, 1, batch.length - 1)
     assert set(frame["prefix"]) == {1}
     assert set(scan(subject, batch, 0, batch.length)["prefix"]) == {0}
-    with pytest.raises(ValueError, match=rf"prefix 5 and length 3: expected {batch.length} together, the tokens of each row"):
+    with pytest.raises(
+        ValueError,
+        match=rf"prefix 5 and length 3: expected {batch.length} together, the tokens of each row",
+    ):
         scan(subject, batch, 5, 3)
     with pytest.raises(ValueError, match="must be at least 1"):
         scan(subject, batch, -1)
@@ -113,7 +120,8 @@ def tokens_of(name: str, length: int | None = None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "nearest"), [(2, "0 or 1"), (3, "1 or 5"), (4, "1 or 5"), (6, "1 or 5"), (9, "5 or 14"), (13, "5 or 14")]
+    ("prompt", "nearest"),
+    [(2, "0 or 1"), (3, "1 or 5"), (4, "1 or 5"), (6, "1 or 5"), (9, "5 or 14"), (13, "5 or 14")],
 )
 def test_a_prompt_that_cuts_a_scale_names_the_nearest_ends(prompt, nearest):
     subject, batch = tiny.subject("var"), tiny.image_batch("var", prompt=prompt)
@@ -125,7 +133,9 @@ def test_a_prompt_that_cuts_a_scale_names_the_nearest_ends(prompt, nearest):
 
 @pytest.mark.parametrize("length", [4, 13])
 def test_images_that_end_within_a_scale_are_refused(length):
-    batch = interp.Batch(tokens_of("var", length), 0, conditioning=tiny.image_batch("var").conditioning)
+    batch = interp.Batch(
+        tokens_of("var", length), 0, conditioning=tiny.image_batch("var").conditioning
+    )
     for call in (verdicts, scan, interp.Subject.logits):
         with pytest.raises(ValueError, match=f"{length} tokens are no whole number of steps"):
             call(tiny.subject("var"), batch)
@@ -140,9 +150,18 @@ def test_coarse_scales_alone_are_an_image_too(name, subject):
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"label": torch.tensor([0, 6])}, r"labels must be classes 0 to 4 \(5 for none\); got 0 to 6"),
-        ({"label": torch.tensor([-1, 2])}, r"labels must be classes 0 to 4 \(5 for none\); got -1 to 2"),
-        ({"label": torch.tensor([[1], [2]])}, r"conditioning\['label'\] must hold one class for each of 2 images; got shape \(2, 1\)"),
+        (
+            {"label": torch.tensor([0, 6])},
+            r"labels must be classes 0 to 4 \(5 for none\); got 0 to 6",
+        ),
+        (
+            {"label": torch.tensor([-1, 2])},
+            r"labels must be classes 0 to 4 \(5 for none\); got -1 to 2",
+        ),
+        (
+            {"label": torch.tensor([[1], [2]])},
+            r"conditioning\['label'\] must hold one class for each of 2 images; got shape \(2, 1\)",
+        ),
         ({"label": torch.tensor([1])}, r"one class for each of 2 images; got shape \(1,\)"),
         ({}, r"one class for each of 2 images; got none"),
     ],
@@ -161,29 +180,50 @@ def test_tokens_that_the_model_has_not_are_refused(name, subject):
         tokens = tokens_of(name).clone()
         tokens[1, 3] = token
         with pytest.raises(
-            ValueError, match=rf"token ids must be 0 to {tiny.VOCABULARY - 1} for {subject.name}; got .*: another model's tok"
+            ValueError,
+            match=rf"token ids must be 0 to {tiny.VOCABULARY - 1} for {subject.name}; got .*: another model's tok",
         ):
             scan(subject, interp.Batch(tokens, 0, conditioning=given))
     long = tokens_of(name).repeat(1, 2)
-    with pytest.raises(ValueError, match=rf"an image has {long.shape[1] // 2} tokens here; got {long.shape[1]}: another model's tokens"):
+    with pytest.raises(
+        ValueError,
+        match=rf"an image has {long.shape[1] // 2} tokens here; got {long.shape[1]}: another model's tokens",
+    ):
         scan(subject, interp.Batch(long, 0, conditioning=given))
 
 
 @pytest.mark.parametrize("wrong", ["mask", "scored"])
 def test_windows_are_whole(name, subject, wrong):
     batch = tiny.image_batch(name)
-    partial = interp.Batch(batch.tokens, 0, conditioning=batch.conditioning, **{wrong: torch.arange(batch.length).expand(2, -1) < 5})
+    partial = interp.Batch(
+        batch.tokens,
+        0,
+        conditioning=batch.conditioning,
+        **{wrong: torch.arange(batch.length).expand(2, -1) < 5},
+    )
     for call in (verdicts, scan):
-        with pytest.raises(ValueError, match="a window is whole: expected a batch without mask and scored"):
+        with pytest.raises(
+            ValueError, match="a window is whole: expected a batch without mask and scored"
+        ):
             call(subject, partial)
 
 
 def test_images_are_encoded_with_their_classes_and_decoded(name, subject):
     module = tiny.subject(name).module
-    images = torch.rand(3, 1, module.tokenizer.side, module.tokenizer.side, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        3,
+        1,
+        module.tokenizer.side,
+        module.tokenizer.side,
+        generator=torch.Generator().manual_seed(0),
+    )
     batch = module.encode(images, torch.tensor([0, 4, 2]), prompt=5)
     assert torch.equal(batch.tokens, module.tokenizer.encode(images))
-    assert (batch.prompt, batch.steps, batch.conditioning["label"].tolist()) == (5, module.steps if name == "var" else None, [0, 4, 2])
+    assert (batch.prompt, batch.steps, batch.conditioning["label"].tolist()) == (
+        5,
+        module.steps if name == "var" else None,
+        [0, 4, 2],
+    )
     assert torch.equal(module.decode(batch.tokens), module.tokenizer.decode(batch.tokens))
     with pytest.raises(ValueError, match="labels must be classes 0 to 4"):
         module.encode(images, torch.tensor([0, 4, 9]))

@@ -1,4 +1,5 @@
-"""Laws of split: the control is apart from all that was extracted, and as like it in token frequency as can be."""
+"""Laws of split: the control is apart from all that was extracted, and as like it in token
+frequency as can be."""
 
 from __future__ import annotations
 
@@ -16,13 +17,30 @@ PREFIX, LENGTH, STRIDE = 3, 4, 2
 ENOUGH = settings(deadline=None, max_examples=60)
 
 
-def scan_of(texts: list[list[int]], exact: list[bool], matched: list[int], log_p: list[float]) -> pd.DataFrame:
+def scan_of(
+    texts: list[list[int]], exact: list[bool], matched: list[int], log_p: list[float]
+) -> pd.DataFrame:
     """The windows of the texts, with the verdicts given; windows of the same tokens have the same."""
     width = PREFIX + LENGTH
-    windows = [(t, s, text[s : s + width]) for t, text in enumerate(texts) for s in range(0, len(text) - width + 1, STRIDE)]
-    verdicts = {tuple(tokens): verdict for (_, _, tokens), *verdict in zip(windows, exact, matched, log_p, strict=False)}
+    windows = [
+        (t, s, text[s : s + width])
+        for t, text in enumerate(texts)
+        for s in range(0, len(text) - width + 1, STRIDE)
+    ]
+    verdicts = {
+        tuple(tokens): verdict
+        for (_, _, tokens), *verdict in zip(windows, exact, matched, log_p, strict=False)
+    }
     rows = [
-        {"text": t, "start": s, "prefix": PREFIX, "length": LENGTH, "tokens": tokens, "exact": e, "log_p": p}
+        {
+            "text": t,
+            "start": s,
+            "prefix": PREFIX,
+            "length": LENGTH,
+            "tokens": tokens,
+            "exact": e,
+            "log_p": p,
+        }
         | {"matched": LENGTH if e else m, "accuracy": 1.0 if e else m / LENGTH}
         for t, s, tokens in windows
         for e, m, p in [verdicts[tuple(tokens)]]
@@ -32,12 +50,20 @@ def scan_of(texts: list[list[int]], exact: list[bool], matched: list[int], log_p
 
 @st.composite
 def scans(draw: st.DrawFn) -> pd.DataFrame:
-    """Scans with repeated texts among them, of which some windows are extracted, and enough others for a control."""
-    texts = draw(st.lists(st.lists(st.integers(0, 9), min_size=7, max_size=25), min_size=3, max_size=8))
+    """Scans with repeated texts among them, of which some windows are extracted, and enough others
+    for a control."""
+    texts = draw(
+        st.lists(st.lists(st.integers(0, 9), min_size=7, max_size=25), min_size=3, max_size=8)
+    )
     texts += [texts[0]]
     many = sum((len(t) - 7) // STRIDE + 1 for t in texts)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    frame = scan_of(texts, list(rng.random(many) < 0.15), list(rng.integers(0, LENGTH, many)), list(-rng.random(many)))
+    frame = scan_of(
+        texts,
+        list(rng.random(many) < 0.15),
+        list(rng.integers(0, LENGTH, many)),
+        list(-rng.random(many)),
+    )
     assume(frame["exact"].any())
     return frame
 
@@ -59,7 +85,9 @@ def touches(a: pd.Series, b: pd.Series) -> bool:
 def test_memorized_are_the_extracted_windows_once_each_and_most_certain_first(frame):
     memorized, control = control_of(frame)
     assert memorized["exact"].all()
-    assert sorted(map(tuple, memorized["tokens"])) == sorted(set(map(tuple, frame[frame["exact"]]["tokens"])))
+    assert sorted(map(tuple, memorized["tokens"])) == sorted(
+        set(map(tuple, frame[frame["exact"]]["tokens"]))
+    )
     assert memorized["log_p"].is_monotonic_decreasing
     assert list(memorized.index) == list(control.index) == list(range(len(memorized)))
 
@@ -79,7 +107,12 @@ def rarity(frame: pd.DataFrame, scanned: pd.DataFrame) -> np.ndarray:
     distinct = set(map(tuple, scanned["tokens"]))
     counts = Counter(t for tokens in distinct for t in tokens)
     total = sum(counts.values())
-    return np.array([np.mean([np.log(counts[t] / total) for t in tokens[PREFIX:]]) for tokens in frame["tokens"]])
+    return np.array(
+        [
+            np.mean([np.log(counts[t] / total) for t in tokens[PREFIX:]])
+            for tokens in frame["tokens"]
+        ]
+    )
 
 
 @ENOUGH
@@ -88,7 +121,9 @@ def test_no_other_pairing_of_allowed_windows_is_nearer_in_frequency(frame, seed)
     memorized, control = control_of(frame)
     extracted = frame[frame["exact"]]
     distinct = frame[~frame["tokens"].map(tuple).duplicated()]
-    apart = [not any(touches(r, m) for _, m in extracted.iterrows()) for _, r in distinct.iterrows()]
+    apart = [
+        not any(touches(r, m) for _, m in extracted.iterrows()) for _, r in distinct.iterrows()
+    ]
     allowed = distinct[np.array(apart) & ~distinct["exact"] & (distinct["matched"] < LENGTH / 2)]
     ours = np.abs(rarity(memorized, frame) - rarity(control, frame)).sum()
     rng = np.random.default_rng(seed)
@@ -111,15 +146,26 @@ def two_texts(exact: list[bool], matched: list[int]) -> pd.DataFrame:
 
 
 def test_nothing_extracted_names_the_nearest():
-    with pytest.raises(ValueError, match=r"none of 2 windows was extracted; the nearest matched 3 of 4 tokens \(text 1, token 0\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"none of 2 windows was extracted; the nearest matched 3 of 4 tokens \(text 1, token 0\)",
+    ):
         split(two_texts([False, False], [1, 3]))
 
 
 @pytest.mark.parametrize(
     ("exact", "matched", "match"),
     [
-        ([True, True, False], [4, 4, 0], "2 memorized windows but 1 control candidates: .* or pass at_most=1"),
-        ([True, False], [4, 3], "1 memorized windows but 0 control candidates: scan more text that is not memorized$"),
+        (
+            [True, True, False],
+            [4, 4, 0],
+            "2 memorized windows but 1 control candidates: .* or pass at_most=1",
+        ),
+        (
+            [True, False],
+            [4, 3],
+            "1 memorized windows but 0 control candidates: scan more text that is not memorized$",
+        ),
     ],
 )
 def test_too_few_controls_say_how_many_there_are(exact, matched, match):

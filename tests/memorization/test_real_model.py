@@ -38,12 +38,23 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
     module = smollm2.module
     monkeypatch.setattr(module.generation_config, "eos_token_id", None)
     texts = [smollm2.encode(text) for text in (*KNOWN, *islice(prose(), 60))]
-    windows = [text[at : at + PREFIX + LENGTH] for text in texts for at in range(0, len(text) - PREFIX - LENGTH + 1, LENGTH)]
+    windows = [
+        text[at : at + PREFIX + LENGTH]
+        for text in texts
+        for at in range(0, len(text) - PREFIX - LENGTH + 1, LENGTH)
+    ]
     frame = scan(smollm2, windows[:WINDOWS], PREFIX, LENGTH, size=50, decode_from=0.9)
     tokens = torch.tensor(frame["tokens"].tolist())
     prompts, truth = tokens[:, :PREFIX], tokens[:, PREFIX:]
     mask = torch.ones_like(prompts)
-    said = module.generate(prompts, attention_mask=mask, max_new_tokens=LENGTH, do_sample=False, repetition_penalty=1.0, pad_token_id=0)
+    said = module.generate(
+        prompts,
+        attention_mask=mask,
+        max_new_tokens=LENGTH,
+        do_sample=False,
+        repetition_penalty=1.0,
+        pad_token_id=0,
+    )
     same = said[:, PREFIX:] == truth
     assert len(frame) == WINDOWS
     assert frame["exact"].tolist() == same.all(1).tolist()

@@ -1,4 +1,5 @@
-"""Laws of a scan that was interrupted: nothing measured is lost or measured again, and a folder of something else is refused."""
+"""Laws of a scan that was interrupted: nothing measured is lost or measured again, and a folder of
+something else is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from interp.memorization import shards
 from interp.memorization.extraction import scan
 
-TEXTS = torch.randint(0, tiny.VOCABULARY, (6, 20), generator=torch.Generator().manual_seed(0)).tolist()
+TEXTS = torch.randint(
+    0, tiny.VOCABULARY, (6, 20), generator=torch.Generator().manual_seed(0)
+).tolist()
 BATCHES = 9  # 6 texts of 3 windows, 2 a batch
 
 
@@ -31,10 +34,19 @@ class Foreign:
             raise KeyboardInterrupt
 
 
-def scanned(folder: Path | None, hook: Foreign, texts: object = TEXTS, **options: object) -> pd.DataFrame:
+def scanned(
+    folder: Path | None, hook: Foreign, texts: object = TEXTS, **options: object
+) -> pd.DataFrame:
     """With `decode_from` above 1, one forward is one batch."""
     subject = tiny.subject("llama")
-    defaults = {"prefix": 6, "length": 6, "stride": 4, "size": 2, "decode_from": 2.0, "folder": folder}
+    defaults = {
+        "prefix": 6,
+        "length": 6,
+        "stride": 4,
+        "size": 2,
+        "decode_from": 2.0,
+        "folder": folder,
+    }
     handle = subject.module.register_forward_pre_hook(hook)
     try:
         with tiny.untouched(subject.module):
@@ -45,7 +57,9 @@ def scanned(folder: Path | None, hook: Foreign, texts: object = TEXTS, **options
 
 @settings(deadline=None, max_examples=12)
 @given(stop_at=st.integers(1, BATCHES), rows_a_file=st.integers(1, 20))
-def test_a_resumed_scan_equals_an_uninterrupted_one_and_measures_nothing_twice(tmp_path_factory, stop_at, rows_a_file):
+def test_a_resumed_scan_equals_an_uninterrupted_one_and_measures_nothing_twice(
+    tmp_path_factory, stop_at, rows_a_file
+):
     folder = tmp_path_factory.mktemp("scan")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_ROWS", rows_a_file)
@@ -80,11 +94,15 @@ def test_an_interruption_while_writing_loses_nothing_and_leaves_no_half_file(tmp
     assert rest.forwards == BATCHES - 4
 
 
-@pytest.mark.parametrize("setting", [{"prefix": 5}, {"length": 5}, {"stride": 3}, {"decode_from": 0.5}])
+@pytest.mark.parametrize(
+    "setting", [{"prefix": 5}, {"length": 5}, {"stride": 3}, {"decode_from": 0.5}]
+)
 def test_a_folder_of_other_settings_is_refused_by_name(tmp_path, setting):
     scanned(tmp_path, Foreign())
     name = next(iter(setting))
-    with pytest.raises(ValueError, match=rf"holds another scan \(.*{name} was .* and is {setting[name]}"):
+    with pytest.raises(
+        ValueError, match=rf"holds another scan \(.*{name} was .* and is {setting[name]}"
+    ):
         scanned(tmp_path, Foreign(), **setting)
 
 
@@ -105,7 +123,9 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
 )
 def test_a_folder_of_other_texts_is_refused(tmp_path, texts):
     scanned(tmp_path, Foreign())
-    with pytest.raises(ValueError, match="holds a scan of other texts: give another folder, or remove it"):
+    with pytest.raises(
+        ValueError, match="holds a scan of other texts: give another folder, or remove it"
+    ):
         scanned(tmp_path, Foreign(), texts)
 
 
@@ -120,5 +140,11 @@ def test_a_longer_corpus_goes_on_where_the_shorter_ended(tmp_path):
 def test_what_is_kept_is_plain_and_says_what_it_is_of(tmp_path):
     scanned(tmp_path, Foreign())
     about = json.loads((tmp_path / "scan.json").read_text())
-    assert about == {"model": tiny.subject("llama").fingerprint, "prefix": 6, "length": 6, "stride": 4, "decode_from": 2.0}
+    assert about == {
+        "model": tiny.subject("llama").fingerprint,
+        "prefix": 6,
+        "length": 6,
+        "stride": 4,
+        "decode_from": 2.0,
+    }
     assert [p.name for p in tmp_path.glob("*.parquet")] == ["part-000000.parquet"]

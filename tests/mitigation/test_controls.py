@@ -19,7 +19,9 @@ SITES = tuple(interp.Site("neurons", block) for block in range(3))
 WIDTH = 24
 WIDTHS = dict.fromkeys(SITES, WIDTH)
 
-chosen_indices = st.lists(st.sets(st.integers(0, WIDTH - 1), max_size=WIDTH // 2), min_size=3, max_size=3).filter(any)
+chosen_indices = st.lists(
+    st.sets(st.integers(0, WIDTH - 1), max_size=WIDTH // 2), min_size=3, max_size=3
+).filter(any)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -66,12 +68,19 @@ def test_each_seed_draws_other_units_whatever_other_seeds_are_drawn():
 
 def test_several_times_as_many_are_drawn_or_all_that_are_left():
     selection = Selection(units_of([range(2), range(10), []]), 0.1)
-    assert [counts(selection.random([0], times=times)[0].units) for times in (1, 2, 5)] == [[2, 10, 0], [4, 14, 0], [10, 14, 0]]
+    assert [counts(selection.random([0], times=times)[0].units) for times in (1, 2, 5)] == [
+        [2, 10, 0],
+        [4, 14, 0],
+        [10, 14, 0],
+    ]
 
 
 def test_no_random_control_is_made_of_nothing():
     selection = Selection(units_of([range(WIDTH), [], []]), 0.1)
-    with pytest.raises(ValueError, match=r"blocks.0.neurons: all units are selected, which leaves none for a random control"):
+    with pytest.raises(
+        ValueError,
+        match=r"blocks.0.neurons: all units are selected, which leaves none for a random control",
+    ):
         selection.random([0])
 
 
@@ -96,7 +105,9 @@ def test_the_lowest_are_as_many_and_score_below_all_others(indices, seed):
 
 
 def test_the_lowest_by_hand():
-    scores = interp.UnitScores({SITES[0]: np.array([3.0, 1.0, 2.0]), SITES[1]: np.array([0.5, 9.0, 8.0])})
+    scores = interp.UnitScores(
+        {SITES[0]: np.array([3.0, 1.0, 2.0]), SITES[1]: np.array([0.5, 9.0, 8.0])}
+    )
     trial = Selection(scores.top(2), 2 / 6).lowest(scores)
     assert set(trial.units) == {(SITES[0], 1), (SITES[1], 0)}
 
@@ -124,7 +135,11 @@ def test_a_unit_as_active_is_among_those_whose_activity_is_nearest(seed, unit, n
 def test_any_of_the_nearest_is_drawn_and_no_other():
     activity = interp.UnitScores({SITES[0]: np.array([5.0, 5.1, 4.8, 5.4, 9.0, 0.0])})
     units = interp.Units({SITES[0]: [0]}, activity.widths)
-    assert {unit for seed in range(30) for _, unit in as_active(units, activity, seed, near=3)} == {1, 2, 3}
+    assert {unit for seed in range(30) for _, unit in as_active(units, activity, seed, near=3)} == {
+        1,
+        2,
+        3,
+    }
 
 
 def test_the_nearest_in_activity_stands_for_a_unit():
@@ -137,7 +152,10 @@ def test_the_nearest_in_activity_stands_for_a_unit():
 
 @given(chosen_indices, chosen_indices, seeds)
 def test_the_control_of_a_plan_does_the_same_to_other_units(first, second, seed):
-    plan = [interp.Scale(units_of(first), factor=0.3), interp.Zero(units_of(second), positions=(1, 2))]
+    plan = [
+        interp.Scale(units_of(first), factor=0.3),
+        interp.Zero(units_of(second), positions=(1, 2)),
+    ]
     (trial,) = Selection(plan, 0.2).random([seed])
     drawn = interventions(trial.plan)
     assert [type(one) for one in drawn] == [interp.Scale, interp.Zero]
@@ -161,7 +179,9 @@ def test_interventions_on_the_same_units_stay_on_the_same_units(indices, seed):
 def test_an_edit_of_weights_is_done_to_the_units_of_every_control():
     subject = tiny.subject("gpt2")
     widths = subject.anatomy.widths("neurons")
-    units = interp.Units({interp.Site("neurons", 0): [3, 0, 40], interp.Site("neurons", 2): [7]}, widths)
+    units = interp.Units(
+        {interp.Site("neurons", 0): [3, 0, 40], interp.Site("neurons", 2): [7]}, widths
+    )
     rng = np.random.default_rng(0)
     scores = interp.UnitScores({site: rng.random(width) for site, width in widths.items()})
 
@@ -169,12 +189,19 @@ def test_an_edit_of_weights_is_done_to_the_units_of_every_control():
         return in_weights(subject, chosen, 0.5)
 
     selection = Selection(units, 0.1, halve)
-    trials = [selection.trial(), *selection.random(range(3)), selection.lowest(scores), *selection.as_active(scores, range(2))]
+    trials = [
+        selection.trial(),
+        *selection.random(range(3)),
+        selection.lowest(scores),
+        *selection.as_active(scores, range(2)),
+    ]
     zeroed = Selection(units, 0.1).random(range(3))
     assert [trial.units for trial in trials[1:4]] == [trial.units for trial in zeroed]
     for trial in [*trials, zeroed[0].edited(halve)]:
         expected = halve(trial.units)
-        assert [one.to_json() for one in interventions(trial.plan)] == [one.to_json() for one in expected]
+        assert [one.to_json() for one in interventions(trial.plan)] == [
+            one.to_json() for one in expected
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -189,19 +216,31 @@ def loss(leak: memory.Injected, plans, text) -> float:
 def test_equal_damage_takes_the_fewest_units_tried_that_reach_it(leak):
     """Here the memorized windows are the held-out text: their loss rises with the number of units."""
     text = memory.frame(leak.memorized)
-    selection = Selection(leak.units.only("blocks.1.neurons", leak.units["blocks.1.neurons"][:2]), 0.1)
-    draws = {times: [trial.plan for trial in selection.random(range(5), times=times)] for times in (1, 3, 10)}
+    selection = Selection(
+        leak.units.only("blocks.1.neurons", leak.units["blocks.1.neurons"][:2]), 0.1
+    )
+    draws = {
+        times: [trial.plan for trial in selection.random(range(5), times=times)]
+        for times in (1, 3, 10)
+    }
     damage = {times: loss(leak, plans, text) for times, plans in draws.items()}
     assert damage[1] < damage[3] < damage[10]
     for asked, times in ((damage[1], 1), (damage[3], 3), (damage[3] + 1e-9, 10), (damage[10], 10)):
         trials, reached = selection.at_equal_damage(leak.subject, asked, text, range(5))
         assert reached
         assert [trial.seed for trial in trials] == list(range(5))
-        assert [trial.units for trial in trials] == [interventions(plan)[0].units for plan in draws[times]]
+        assert [trial.units for trial in trials] == [
+            interventions(plan)[0].units for plan in draws[times]
+        ]
 
 
 def test_where_no_number_of_units_does_as_much_damage_all_are_tried(leak):
     selection = Selection(leak.units, 0.1)
-    trials, reached = selection.at_equal_damage(leak.subject, 1e9, memory.frame(leak.held_out), range(5))
+    trials, reached = selection.at_equal_damage(
+        leak.subject, 1e9, memory.frame(leak.held_out), range(5)
+    )
     assert not reached
-    assert all(trial.k == sum(leak.units.widths[s] - len(leak.units[s]) for s in leak.units.sites) for trial in trials)
+    assert all(
+        trial.k == sum(leak.units.widths[s] - len(leak.units[s]) for s in leak.units.sites)
+        for trial in trials
+    )

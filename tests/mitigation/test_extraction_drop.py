@@ -1,4 +1,5 @@
-"""Laws of extraction_drop: its controls are fair, its verdict finds memory where it was put and not elsewhere, its errors come first."""
+"""Laws of extraction_drop: its controls are fair, its verdict finds memory where it was put and not
+elsewhere, its errors come first."""
 
 from __future__ import annotations
 
@@ -32,13 +33,17 @@ def windows(leak: memory.Injected) -> list:
 def scores_of(leak: memory.Injected) -> interp.UnitScores:
     """Highest where the memory is."""
     rng = np.random.default_rng(0)
-    values = {site: rng.random(width) for site, width in leak.subject.anatomy.widths("neurons").items()}
+    values = {
+        site: rng.random(width) for site, width in leak.subject.anatomy.widths("neurons").items()
+    }
     for site, unit in leak.units:
         values[site][unit] += 1
     return interp.UnitScores(values)
 
 
-chosen = st.lists(st.sets(st.integers(0, WIDTH - 1), max_size=12), min_size=3, max_size=3).filter(any)
+chosen = st.lists(st.sets(st.integers(0, WIDTH - 1), max_size=12), min_size=3, max_size=3).filter(
+    any
+)
 
 
 @given(chosen, st.integers(0, 9), st.integers(1, 6))
@@ -46,7 +51,9 @@ def test_random_controls_are_others_as_many_at_each_site(indices, seed, times):
     units = interp.Units(dict(zip(SITES, indices, strict=True)), dict.fromkeys(SITES, WIDTH))
     (drawn,) = randomized(interp.Scale(units, factor=2.0), seed, times)
     assert not set(drawn.units) & set(units)
-    assert {s: len(drawn.units[s]) for s in units.sites} == {s: min(times * len(units[s]), WIDTH - len(units[s])) for s in units.sites}
+    assert {s: len(drawn.units[s]) for s in units.sites} == {
+        s: min(times * len(units[s]), WIDTH - len(units[s])) for s in units.sites
+    }
     assert drawn.factor == 2.0
     assert drawn.units == randomized(interp.Scale(units, factor=2.0), seed, times)[0].units
 
@@ -61,7 +68,9 @@ def test_scores_are_measured_at_every_fraction_beside_their_controls(leak):
     with tiny.untouched(leak.subject.module):
         report = extraction_drop(leak.subject, scores, *data, [0.05, 0.14], at=0.14)
     rows = report.frame.groupby(["fraction", "selection"])["seeds"].first().to_dict()
-    assert rows == {(f, s): n for f in (0.05, 0.14) for s, n in (("selection", 1), ("random", 5), ("lowest", 1))}
+    assert rows == {
+        (f, s): n for f in (0.05, 0.14) for s, n in (("selection", 1), ("random", 5), ("lowest", 1))
+    }
     for name, units in (("selection", scores.top(0.14)), ("lowest", scores.lowest(0.14))):
         after = effects(leak.subject, [interp.Zero(units)], dict(zip(PARTS, data, strict=True)))
         for part in PARTS:
@@ -82,7 +91,9 @@ def test_random_rows_are_the_mean_over_matched_draws(leak):
 
 def test_units_and_a_plan_are_measured_as_they_are_and_without_lowest(leak):
     data = windows(leak)
-    as_units, as_plan = (extraction_drop(leak.subject, s, *data) for s in (leak.units, [interp.Zero(leak.units)]))
+    as_units, as_plan = (
+        extraction_drop(leak.subject, s, *data) for s in (leak.units, [interp.Zero(leak.units)])
+    )
     assert as_units.frame.equals(as_plan.frame)
     assert set(as_units.frame["selection"]) == {"selection", "random"}
     assert as_units.chosen == len(leak.units) / (tiny.BLOCKS * WIDTH)
@@ -97,19 +108,32 @@ def test_a_plan_keeps_its_kind_in_its_controls(leak):
 
 def test_without_a_fraction_fixed_the_most_extraction_that_spares_the_control_is_chosen(leak):
     report = extraction_drop(leak.subject, scores_of(leak), *windows(leak), [0.02, 0.05, 0.14])
-    own = report.frame[report.frame["selection"] == "selection"].set_index(["data", "measure", "fraction"]).to_dict("index")
-    rise = {f: own["control", "loss", f]["change"] / own["control", "loss", f]["before"] for f in (0.02, 0.05, 0.14)}
-    assert report.chosen == min((f for f in rise if rise[f] <= 0.05), key=lambda f: own["memorized", "accuracy", f]["change"])
+    own = (
+        report.frame[report.frame["selection"] == "selection"]
+        .set_index(["data", "measure", "fraction"])
+        .to_dict("index")
+    )
+    rise = {
+        f: own["control", "loss", f]["change"] / own["control", "loss", f]["before"]
+        for f in (0.02, 0.05, 0.14)
+    }
+    assert report.chosen == min(
+        (f for f in rise if rise[f] <= 0.05),
+        key=lambda f: own["memorized", "accuracy", f]["change"],
+    )
     assert not report.fixed
 
 
 def changes(**by_fraction: tuple[float, float]) -> pd.DataFrame:
-    """Rows as in a report: at each fraction the change of control loss, from 2 nats, and that of memorized accuracy, from 1."""
+    """Rows as in a report: at each fraction the change of control loss, from 2 nats, and that of
+    memorized accuracy, from 1."""
     rows = []
     for fraction, (rise, fall) in by_fraction.items():
         about = {"selection": "selection", "fraction": float(fraction)}
         rows.append(about | {"data": "control", "measure": "loss", "before": 2.0, "change": rise})
-        rows.append(about | {"data": "memorized", "measure": "accuracy", "before": 1.0, "change": fall})
+        rows.append(
+            about | {"data": "memorized", "measure": "accuracy", "before": 1.0, "change": fall}
+        )
         rows.append(about | {"data": "held_out", "measure": "loss", "before": 2.0, "change": -rise})
     return pd.DataFrame(rows)
 
@@ -117,17 +141,26 @@ def changes(**by_fraction: tuple[float, float]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("found", "chosen"),
     [
-        ({"0.1": (0.02, -0.1), "0.2": (0.1, -0.3), "0.3": (0.11, -0.9)}, 0.2),  # rises of 1%, 5% and 5.5%
+        (
+            {"0.1": (0.02, -0.1), "0.2": (0.1, -0.3), "0.3": (0.11, -0.9)},
+            0.2,
+        ),  # rises of 1%, 5% and 5.5%
         ({"0.1": (0.02, -0.3), "0.2": (0.08, -0.1), "0.3": (0.8, -0.9)}, 0.1),  # 1%, 4% and 40%
-        ({"0.1": (0.9, -0.3), "0.2": (0.2, -0.1), "0.3": (0.8, -0.9)}, 0.2),  # 45%, 10% and 40%: the least
+        (
+            {"0.1": (0.9, -0.3), "0.2": (0.2, -0.1), "0.3": (0.8, -0.9)},
+            0.2,
+        ),  # 45%, 10% and 40%: the least
     ],
 )
-def test_a_fraction_is_chosen_among_those_that_raise_control_loss_by_at_most_a_twentieth(found, chosen):
+def test_a_fraction_is_chosen_among_those_that_raise_control_loss_by_at_most_a_twentieth(
+    found, chosen
+):
     assert _least_harmful(changes(**found)) == chosen
 
 
 def test_equal_damage_is_judged_on_held_out_text(leak):
-    """Windows whose loss rises with the number of units stand for held-out text; the loss of the control text hardly changes."""
+    """Windows whose loss rises with the number of units stand for held-out text; the loss of the
+    control text hardly changes."""
     memorized, control, _ = windows(leak)
     selection = leak.units.only(SITES[1], leak.units[SITES[1]][:2])
     report = extraction_drop(leak.subject, selection, memorized, control, memorized)
@@ -145,11 +178,15 @@ def test_equal_damage_is_judged_on_held_out_text(leak):
 
 
 def test_memory_is_found_where_it_was_put_and_nowhere_else():
-    """Three models: ablating the neurons that learned beats random at equal damage in all, ablating as many others in none."""
+    """Three models: ablating the neurons that learned beats random at equal damage in all, ablating
+    as many others in none."""
     verdicts = []
     for seed in range(3):
         leak = memory.injected(seed)
-        reports = [extraction_drop(leak.subject, units, *windows(leak)) for units in (leak.units, leak.units.matched(99))]
+        reports = [
+            extraction_drop(leak.subject, units, *windows(leak))
+            for units in (leak.units, leak.units.matched(99))
+        ]
         verdicts.append(tuple(report.beats_random for report in reports))
         assert memory.accuracy(leak.subject, leak.memorized) > 0.8
     assert verdicts == [(True, False)] * 3
@@ -186,12 +223,19 @@ def test_wrong_selections_are_refused_before_any_forward(leak):
     refused(leak, [interp.Zero(other)], "another model's plan")
     refused(leak, [], "the plan is empty")
     refused(leak, leak.units, "at=0.1 chooses among the fractions of scores", at=0.1)
-    refused(leak, interp.Units({SITES[0]: range(WIDTH)}, {SITES[0]: WIDTH}), "leaves none for a random control")
+    refused(
+        leak,
+        interp.Units({SITES[0]: range(WIDTH)}, {SITES[0]: WIDTH}),
+        "leaves none for a random control",
+    )
 
 
 def test_scores_of_another_model_are_refused(leak):
     scores = interp.UnitScores({interp.Site.parse(SITES[0]): np.arange(WIDTH + 1.0)})
-    with tiny.untouched(leak.subject.module), pytest.raises(ValueError, match="another model's plan"):
+    with (
+        tiny.untouched(leak.subject.module),
+        pytest.raises(ValueError, match="another model's plan"),
+    ):
         extraction_drop(leak.subject, scores, *windows(leak), [0.1])
 
 

@@ -1,4 +1,5 @@
-"""The report says what was measured: means by hand, intervals over windows, files, a figure and a verdict."""
+"""The report says what was measured: means by hand, intervals over windows, files, a figure and a
+verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from interp.sites.units import Units
 
 
 def trial(selection: str, fraction: float, k: int, seed: int = 0) -> Trial:
-    return Trial(selection, fraction, seed, Units({"blocks.0.neurons": range(k)}, {"blocks.0.neurons": 40}), ())
+    return Trial(
+        selection,
+        fraction,
+        seed,
+        Units({"blocks.0.neurons": range(k)}, {"blocks.0.neurons": 40}),
+        (),
+    )
 
 
 TRIALS = [
@@ -32,17 +39,29 @@ DATA = {"memorized": 6, "control": 4, "held_out": 3}
 
 def measured(seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    keys = [(plan, data, window) for plan in range(1 + len(TRIALS)) for data, many in DATA.items() for window in range(many)]
+    keys = [
+        (plan, data, window)
+        for plan in range(1 + len(TRIALS))
+        for data, many in DATA.items()
+        for window in range(many)
+    ]
     frame = pd.DataFrame(keys, columns=["plan", "data", "window"])
     shares = {name: rng.random(len(frame)) for name in ("accuracy", "similarity")}
-    return frame.assign(exact=rng.integers(0, 2, len(frame)), loss=1 + rng.random(len(frame)), **shares)
+    return frame.assign(
+        exact=rng.integers(0, 2, len(frame)), loss=1 + rng.random(len(frame)), **shares
+    )
 
 
 def values(frame: pd.DataFrame, plans: Sequence[int], data: str, measure: str) -> np.ndarray:
     """[windows]: a measure, averaged over plans one window after the other."""
     rows = frame[frame["data"] == data]
     return np.array(
-        [np.mean([rows[(rows["plan"] == p) & (rows["window"] == w)][measure].item() for p in plans]) for w in range(DATA[data])]
+        [
+            np.mean(
+                [rows[(rows["plan"] == p) & (rows["window"] == w)][measure].item() for p in plans]
+            )
+            for w in range(DATA[data])
+        ]
     )
 
 
@@ -51,7 +70,9 @@ def report(*, reached: bool = True, low: float = 0.1, fixed: bool = True) -> Dro
     return DropReport(tabulated(measured(), TRIALS), 0.1, fixed, equal, "toy")
 
 
-@pytest.mark.parametrize(("selection", "plans"), [("selection", [1]), ("random", [2, 3, 4, 5, 6]), ("lowest", [7])])
+@pytest.mark.parametrize(
+    ("selection", "plans"), [("selection", [1]), ("random", [2, 3, 4, 5, 6]), ("lowest", [7])]
+)
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("measure", MEASURES)
 def test_each_row_is_the_mean_over_windows_of_the_mean_over_draws(selection, plans, data, measure):
@@ -77,13 +98,22 @@ def test_the_figure_has_a_panel_for_accuracy_extraction_and_control_loss():
     assert [axes.get_ylabel() for axes in figure.axes] == list(PANELS.values())
     assert {axes.get_xlabel() for axes in figure.axes} == {"share of units ablated"}
     (legend,) = figure.legends
-    assert {text.get_text() for text in legend.get_texts()} == {"selection", "random", "lowest", "before"}
+    assert {text.get_text() for text in legend.get_texts()} == {
+        "selection",
+        "random",
+        "lowest",
+        "before",
+    }
 
 
 def test_save_writes_the_table_the_verdict_and_the_figure(tmp_path):
     made = report()
     made.save(tmp_path / "drop")
-    assert sorted(p.name for p in (tmp_path / "drop").iterdir()) == ["drop.json", "drop.parquet", "drop.png"]
+    assert sorted(p.name for p in (tmp_path / "drop").iterdir()) == [
+        "drop.json",
+        "drop.parquet",
+        "drop.png",
+    ]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "drop" / "drop.parquet"), made.frame)
     about = json.loads((tmp_path / "drop" / "drop.json").read_text())
     assert about["verdict"] == made.verdict
@@ -98,12 +128,19 @@ def test_save_writes_the_table_the_verdict_and_the_figure(tmp_path):
 @pytest.mark.parametrize(
     ("reached", "low", "beats", "words"),
     [
-        (True, 0.1, True, "8 random units, .*hurt held-out text as much.*the selection beats random"),
+        (
+            True,
+            0.1,
+            True,
+            "8 random units, .*hurt held-out text as much.*the selection beats random",
+        ),
         (True, -0.1, False, "the selection does not beat random"),
         (False, 0.1, False, "8 random units, .*hurt held-out text less.*does not beat random"),
     ],
 )
-def test_nothing_beats_random_but_at_equal_damage_and_beyond_its_interval(reached, low, beats, words):
+def test_nothing_beats_random_but_at_equal_damage_and_beyond_its_interval(
+    reached, low, beats, words
+):
     made = report(reached=reached, low=low)
     assert made.beats_random == beats
     assert re.search(words, made.verdict)
@@ -126,5 +163,8 @@ def test_the_table_shows_every_selection_at_a_glance():
 
 
 def test_a_row_that_is_not_there_is_named():
-    with pytest.raises(LookupError, match=r"no row for least, memorized, loss; there are .*'lowest', 'random', 'selection'"):
+    with pytest.raises(
+        LookupError,
+        match=r"no row for least, memorized, loss; there are .*'lowest', 'random', 'selection'",
+    ):
         report().row("least", "memorized", "loss")

@@ -1,4 +1,5 @@
-"""Laws of in_weights: a plan that is, to the last digits, the edited weights, and leaves none of it behind."""
+"""Laws of in_weights: a plan that is, to the last digits, the edited weights, and leaves none of it
+behind."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ import interp
 from interp.mitigation.controls import randomized
 from interp.mitigation.weight_edits import in_weights
 
-FC1 = {"var": "blocks.{}.ffn.fc1", "rar": "blocks.{}.mlp.fc1", "gpt2": "transformer.h.{}.mlp.c_fc", "opt": "model.decoder.layers.{}.fc1"}
+FC1 = {
+    "var": "blocks.{}.ffn.fc1",
+    "rar": "blocks.{}.mlp.fc1",
+    "gpt2": "transformer.h.{}.mlp.c_fc",
+    "opt": "model.decoder.layers.{}.fc1",
+}
 CHOSEN = {0: [3, 0, 40], 2: [7]}
 
 
@@ -66,15 +72,21 @@ def test_random_controls_are_edited_weights_too(name, bias):
     plan = randomized(in_weights(subject, neurons(subject), 0.5, bias=bias), seed=5)
     assert len({tuple(i.units) for i in plan}) == 1
     drawn = {
-        int(str(site).split("blocks.")[-1].split("layers.")[-1].split("h.")[-1].split(".")[0]): plan[0].units[site]
+        int(
+            str(site).split("blocks.")[-1].split("layers.")[-1].split("h.")[-1].split(".")[0]
+        ): plan[0].units[site]
         for site in plan[0].units.sites
     }
     units = neurons(subject, {block: rows.tolist() for block, rows in drawn.items()})
-    assert {block: len(rows) for block, rows in drawn.items()} == {block: len(rows) for block, rows in CHOSEN.items()}
+    assert {block: len(rows) for block, rows in drawn.items()} == {
+        block: len(rows) for block, rows in CHOSEN.items()
+    }
     assert not set(units) & set(neurons(subject))
     with subject.intervened(plan):
         found = subject.logits(batch)
-    torch.testing.assert_close(found, edited(name, units, 0.5, bias=bias).logits(batch), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        found, edited(name, units, 0.5, bias=bias).logits(batch), rtol=0, atol=1e-12
+    )
 
 
 def test_a_factor_of_one_changes_nothing_and_half_a_neuron_is_something_else():
@@ -93,7 +105,10 @@ def test_gated_neurons_are_refused(name):
     subject = tiny.subject(name)
     with (
         tiny.untouched(subject.module),
-        pytest.raises(ValueError, match=r"blocks.0.neurons: expected neurons that one projection feeds.*found 2"),
+        pytest.raises(
+            ValueError,
+            match=r"blocks.0.neurons: expected neurons that one projection feeds.*found 2",
+        ),
     ):
         in_weights(subject, neurons(subject), 0.5)
 

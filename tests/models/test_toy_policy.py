@@ -23,8 +23,9 @@ CHUNK, CHUNKS, ACTIONS = 3, 3, 20
 
 
 class ChunkedPolicy(nn.Module):
-    """A camera image to chunks of action tokens: a vision encoder, and a decoder that predicts a whole chunk from the image and the chunks
-    before it. Every position of a chunk reads a learned slot and the mean of the chunk before."""
+    """A camera image to chunks of action tokens: a vision encoder, and a decoder that predicts a
+    whole chunk from the image and the chunks before it. Every position of a chunk reads a learned
+    slot and the mean of the chunk before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +37,9 @@ class ChunkedPolicy(nn.Module):
         self.decoder = nn.ModuleList(tiny.Block(32, 4, causal=True) for _ in range(3))
         self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, ACTIONS)
         self.lead = 0
-        self.segments = tuple(Segment(f"chunk {n}", n * CHUNK, (n + 1) * CHUNK, n == 0) for n in range(CHUNKS))
+        self.segments = tuple(
+            Segment(f"chunk {n}", n * CHUNK, (n + 1) * CHUNK, n == 0) for n in range(CHUNKS)
+        )
 
     def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
         """Logits of all actions up to the end of the chunk that follows the tokens read."""
@@ -44,7 +47,11 @@ class ChunkedPolicy(nn.Module):
         for block in self.vision:
             seen = block(seen)
         start = self.lift(seen.mean(1, keepdim=True))
-        before = self.embed(tokens).unflatten(1, (-1, CHUNK)).mean(2) if tokens.shape[1] else start[:, :0]
+        before = (
+            self.embed(tokens).unflatten(1, (-1, CHUNK)).mean(2)
+            if tokens.shape[1]
+            else start[:, :0]
+        )
         chunks = torch.cat([start, before], dim=1)
         x = (chunks[:, :, None] + self.slots).flatten(1, 2)
         for block in self.decoder:
@@ -75,7 +82,9 @@ class ChunkedPolicy(nn.Module):
     def new_cache(self) -> None:
         return None
 
-    def feed(self, read: Tensor, new: int, cache: Any, conditioning: Mapping[str, Tensor], keep: int) -> Tensor:
+    def feed(
+        self, read: Tensor, new: int, cache: Any, conditioning: Mapping[str, Tensor], keep: int
+    ) -> Tensor:
         raise AssertionError("without a cache nothing is fed")
 
     def example(self) -> interp.Batch:
@@ -86,7 +95,12 @@ def batch(rows: int = 4, seed: int = 0, prompt: int = 0) -> interp.Batch:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, ACTIONS, (rows, CHUNK * CHUNKS), generator=generator)
     groups = tuple((start, start + CHUNK) for start in range(0, CHUNK * CHUNKS, CHUNK))
-    return interp.Batch(tokens, prompt, steps=groups, conditioning={"image": torch.randn(rows, 5, 12, generator=generator)})
+    return interp.Batch(
+        tokens,
+        prompt,
+        steps=groups,
+        conditioning={"image": torch.randn(rows, 5, 12, generator=generator)},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +125,18 @@ def test_greedy_decoding_is_that_of_whole_forwards(policy):
     read = given.tokens[:, :0]
     with torch.no_grad():
         for _ in range(CHUNKS):
-            read = torch.cat([read, policy.module(read, given.conditioning["image"])[:, -CHUNK:].argmax(-1)], dim=1)
+            read = torch.cat(
+                [read, policy.module(read, given.conditioning["image"])[:, -CHUNK:].argmax(-1)],
+                dim=1,
+            )
     assert torch.equal(said, read)
 
 
 def test_what_it_says_itself_is_extracted_and_nothing_else(policy):
     given = batch()
-    own = interp.Batch(policy.generate(given), 0, steps=given.steps, conditioning=given.conditioning)
+    own = interp.Batch(
+        policy.generate(given), 0, steps=given.steps, conditioning=given.conditioning
+    )
     assert interp.scan(policy, own)["exact"].all()
     frame = interp.scan(policy, given, decode_from=0.0)
     assert not frame["exact"].any()
@@ -134,7 +153,9 @@ def test_a_prompt_within_a_chunk_is_refused(policy):
 
 def test_it_is_localized_and_ablated_as_any_model(policy):
     given = batch(rows=6)
-    scores = interp.localize(policy, given, method="gradient_x_activation", site="decoder.blocks.*.neurons")
+    scores = interp.localize(
+        policy, given, method="gradient_x_activation", site="decoder.blocks.*.neurons"
+    )
     units = scores.top(0.1)
     before = policy.losses(given)
     with policy.intervened(interp.Zero(units)):
@@ -155,6 +176,10 @@ def test_one_reader_loads_it_from_a_file(tmp_path: Path, policy, monkeypatch):
         module.load_state_dict(load_file(source))
         return module
 
-    monkeypatch.setitem(readers.READERS, "policy", readers.Reader(lambda source: str(source).endswith(".policy"), read))
+    monkeypatch.setitem(
+        readers.READERS,
+        "policy",
+        readers.Reader(lambda source: str(source).endswith(".policy"), read),
+    )
     loaded = interp.load(file)
     assert torch.equal(loaded.logits(batch()), policy.logits(batch()))

@@ -1,4 +1,5 @@
-"""Figures hold the frame's numbers, carry their labels, leave nothing behind and reach the disk whole or not at all."""
+"""Figures hold the frame's numbers, carry their labels, leave nothing behind and reach the disk
+whole or not at all."""
 
 import itertools
 
@@ -16,7 +17,9 @@ from interp.reporting.plotting import dose_response, intervals, matrix, ranked_s
 
 FRACTIONS = [1e-4, 1e-3, 1e-2]
 HUES = ["lowest", "random", "selection"]
-COLOURS = dict(zip(["selection", "random", "lowest"], sns.color_palette("colorblind"), strict=False))
+COLOURS = dict(
+    zip(["selection", "random", "lowest"], sns.color_palette("colorblind"), strict=False)
+)
 
 
 @pytest.fixture
@@ -24,7 +27,9 @@ def frame() -> pd.DataFrame:
     points = itertools.product(["accuracy", "loss"], HUES, FRACTIONS)
     table = pd.DataFrame(list(points), columns=["measure", "hue", "fraction"])
     table["estimate"] = np.random.default_rng(0).uniform(0.2, 0.8, len(table))
-    return table.assign(low=table["estimate"] - 0.1, high=table["estimate"] + 0.15).sample(frac=1, random_state=1)
+    return table.assign(low=table["estimate"] - 0.1, high=table["estimate"] + 0.15).sample(
+        frac=1, random_state=1
+    )
 
 
 @pytest.fixture
@@ -37,7 +42,11 @@ def rows(frame: pd.DataFrame, measure: str, hue: str) -> pd.DataFrame:
 
 
 def with_colour(artists, colour):
-    return [artist for artist in artists if np.allclose(to_rgb(np.ravel(artist.get_color())[:3]), colour)]
+    return [
+        artist
+        for artist in artists
+        if np.allclose(to_rgb(np.ravel(artist.get_color())[:3]), colour)
+    ]
 
 
 def panels(figure: Figure, frame: pd.DataFrame):
@@ -45,7 +54,9 @@ def panels(figure: Figure, frame: pd.DataFrame):
 
 
 def test_a_panel_a_measure_with_its_labels_and_a_log_axis(frame):
-    figure = dose_response(frame, "fraction", labels={"fraction": "fraction zeroed", "loss": "control loss (nats)"})
+    figure = dose_response(
+        frame, "fraction", labels={"fraction": "fraction zeroed", "loss": "control loss (nats)"}
+    )
     assert isinstance(figure, Figure)
     assert {axes.get_ylabel() for axes in figure.axes} == {"accuracy", "control loss (nats)"}
     assert {axes.get_xlabel() for axes in figure.axes} == {"fraction zeroed"}
@@ -78,22 +89,40 @@ def test_bands_and_bars_are_the_intervals_of_the_frame(frame):
             expected = rows(frame, measure, hue)[["fraction", "low", "high"]].to_numpy()
             corners = {(x, y) for x, low, high in expected for y in (low, high)}
             assert {tuple(v) for v in band.get_paths()[0].vertices} == corners
-            np.testing.assert_allclose([[s[0, 0], s[0, 1], s[1, 1]] for s in bar.get_segments()], expected)
+            np.testing.assert_allclose(
+                [[s[0, 0], s[0, 1], s[1, 1]] for s in bar.get_segments()], expected
+            )
 
 
 def test_one_legend_selection_first_and_the_level_before_once(frame):
     figure = dose_response(frame, "fraction", before={"accuracy": 0.97, "loss": 4.5})
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["selection", "random", "lowest", "before"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "selection",
+        "random",
+        "lowest",
+        "before",
+    ]
     assert all(axes.get_legend() is None for axes in figure.axes)
-    levels = {axes.get_ylabel(): [line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"] for axes in figure.axes}
+    levels = {
+        axes.get_ylabel(): [
+            line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"
+        ]
+        for axes in figure.axes
+    }
     assert levels == {"accuracy": [0.97], "loss": [4.5]}
 
 
 def test_a_single_dose_and_an_unknown_line_are_drawn(frame):
-    point = frame[(frame["fraction"] == 1e-3) & (frame["measure"] == "loss")].replace({"hue": {"random": "UnitMem"}})
+    point = frame[(frame["fraction"] == 1e-3) & (frame["measure"] == "loss")].replace(
+        {"hue": {"random": "UnitMem"}}
+    )
     figure = dose_response(point, "fraction")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["selection", "lowest", "UnitMem"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "selection",
+        "lowest",
+        "UnitMem",
+    ]
 
 
 def test_the_frame_is_not_changed(frame):
@@ -127,7 +156,11 @@ def test_ranked_scores_counts_units_and_shows_every_score(units):
     above, below = figure.axes
     assert [bar.get_height() for bar in above.patches] == [2, 0, 3, 0, 1, 0]
     np.testing.assert_array_equal(below.get_lines()[0].get_xydata(), units[["block", "score"]])
-    assert (below.get_xlabel(), below.get_ylabel(), above.get_ylabel()) == ("block", "score", "top units")
+    assert (below.get_xlabel(), below.get_ylabel(), above.get_ylabel()) == (
+        "block",
+        "score",
+        "top units",
+    )
     assert len(ranked_scores(units).axes[0].patches) == 5
 
 
@@ -148,7 +181,9 @@ def test_nothing_global_is_left_behind(frame, units, tmp_path):
     assert (np.random.get_state()[1] == generator).all()  # noqa: NPY002
 
 
-@pytest.mark.parametrize(("name", "head"), [("a.png", b"\x89PNG"), ("deep/er/a.PDF", b"%PDF"), ("a.svg", b"<?xml")])
+@pytest.mark.parametrize(
+    ("name", "head"), [("a.png", b"\x89PNG"), ("deep/er/a.PDF", b"%PDF"), ("a.svg", b"<?xml")]
+)
 def test_save_writes_the_format_the_name_says(units, tmp_path, name, head):
     path = save(ranked_scores(units), tmp_path / name)
     assert path == tmp_path / name
@@ -180,7 +215,9 @@ def test_save_refuses_a_name_without_a_known_ending(units, tmp_path, name):
 
 @pytest.fixture
 def methods() -> pd.DataFrame:
-    table = pd.DataFrame(list(itertools.product(["INJ", "DEL"], ["b", "a", "c"])), columns=["panel", "method"])
+    table = pd.DataFrame(
+        list(itertools.product(["INJ", "DEL"], ["b", "a", "c"])), columns=["panel", "method"]
+    )
     table["estimate"] = [0.5, 0.2, 0.9, 0.1, 0.3, 0.4]
     return table.assign(low=table["estimate"] - 0.1, high=table["estimate"] + 0.05)
 
@@ -194,7 +231,9 @@ def test_intervals_draw_a_point_and_its_interval_for_each_name_in_its_row(method
         assert points.get_xdata().tolist() == expected["estimate"].tolist()
         assert points.get_ydata().tolist() == [0, 1, 2]
         (spans,) = (c for c in axes.collections if isinstance(c, LineCollection))
-        assert [(s[0, 0], s[1, 0]) for s in spans.get_segments()] == list(zip(expected["low"], expected["high"], strict=True))
+        assert [(s[0, 0], s[1, 0]) for s in spans.get_segments()] == list(
+            zip(expected["low"], expected["high"], strict=True)
+        )
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["b", "a", "c"]
     assert len(figure.axes[1].get_lines()) == len(figure.axes[0].get_lines()) + 1
     with pytest.raises(ValueError, match="missing or infinite"):
@@ -206,7 +245,12 @@ def test_a_matrix_shows_every_number():
     table.index.name = "of"
     for center in (None, 0.0):
         figure = matrix(table, "fall", center=center)
-        assert [text.get_text() for text in figure.axes[0].texts] == ["0.10", "-0.20", "0.30", "0.45"]
+        assert [text.get_text() for text in figure.axes[0].texts] == [
+            "0.10",
+            "-0.20",
+            "0.30",
+            "0.45",
+        ]
         assert figure.axes[0].get_ylabel() == "of"
         assert figure.axes[1].get_ylabel() == "fall"
     with pytest.raises(ValueError, match="at least one cell"):

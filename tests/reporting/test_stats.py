@@ -1,4 +1,5 @@
-"""Laws of interp.reporting.stats: coverage, agreement with a computation by hand, equivariance, degenerate samples, refusals."""
+"""Laws of interp.reporting.stats: coverage, agreement with a computation by hand, equivariance,
+degenerate samples, refusals."""
 
 import itertools
 import warnings
@@ -10,7 +11,17 @@ from hypothesis import strategies as st
 from scipy import linalg as scipy_linalg
 from scipy import stats as scipy_stats
 
-from interp.reporting.stats import Interval, bootstrap, clustered, frechet, paired, permutation_p, several, student, welch
+from interp.reporting.stats import (
+    Interval,
+    bootstrap,
+    clustered,
+    frechet,
+    paired,
+    permutation_p,
+    several,
+    student,
+    welch,
+)
 
 numbers = st.integers(-1000, 1000).map(float)
 samples = st.lists(numbers, min_size=1, max_size=30)
@@ -40,7 +51,12 @@ def test_an_interval_must_hold_its_estimate():
 def test_bootstrap_covers_the_true_mean_as_often_as_it_says(level):
     rng = np.random.default_rng(11)
     trials = 300
-    hits = np.mean([covered(bootstrap(rng.normal(2, 3, 200), level=level, resamples=500, seed=i), 2) for i in range(trials)])
+    hits = np.mean(
+        [
+            covered(bootstrap(rng.normal(2, 3, 200), level=level, resamples=500, seed=i), 2)
+            for i in range(trials)
+        ]
+    )
     low, high = binomial_band(trials, level)
     assert low <= hits <= high
 
@@ -181,7 +197,10 @@ def test_the_global_generator_is_left_alone():
 
 
 def test_a_statistic_without_axis_works():
-    assert bootstrap([1.0, 2.0, 9.0], lambda sample: float(sorted(sample)[1]), resamples=100).estimate == 2.0
+    assert (
+        bootstrap([1.0, 2.0, 9.0], lambda sample: float(sorted(sample)[1]), resamples=100).estimate
+        == 2.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,7 +252,11 @@ def test_several_resamples_each_sample_by_itself():
 
 @pytest.mark.parametrize(
     ("samples", "message"),
-    [([], "at least one, got none"), ([[1.0], []], r"samples\[1\]: expected at least one value"), ([[np.nan]], r"samples\[0\].*1 NaN")],
+    [
+        ([], "at least one, got none"),
+        ([[1.0], []], r"samples\[1\]: expected at least one value"),
+        ([[np.nan]], r"samples\[0\].*1 NaN"),
+    ],
 )
 def test_several_refuses_what_has_no_interval(samples, message):
     with pytest.raises(ValueError, match=message):
@@ -250,7 +273,10 @@ def features(rows: int, width: int, seed: int) -> np.ndarray:
 @given(st.integers(1, 6), st.integers(0, 10**6))
 def test_frechet_is_the_formula_with_the_root_of_a_matrix(width, seed):
     a, b = features(30, width, seed), features(20, width, seed + 1)
-    first, second = np.cov(a, rowvar=False).reshape(width, width), np.cov(b, rowvar=False).reshape(width, width)
+    first, second = (
+        np.cov(a, rowvar=False).reshape(width, width),
+        np.cov(b, rowvar=False).reshape(width, width),
+    )
     root = np.real(scipy_linalg.sqrtm(first @ second))
     by_hand = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(first + second - 2 * root)
     assert frechet(a, b) == pytest.approx(by_hand, rel=1e-6, abs=1e-6)
@@ -263,13 +289,18 @@ def test_frechet_of_a_moved_set_is_how_far_it_moved_squared(rows):
     """Also with fewer rows than features, whose covariance is singular."""
     a, step = features(rows, 5, 0), np.array([3.0, 0, -4, 0, 12])
     assert frechet(a, a + step) == pytest.approx(169, rel=1e-5)
-    assert frechet(a, 3 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(4 * a.var(0, ddof=1).sum(), rel=1e-5)
+    assert frechet(a, 3 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(
+        4 * a.var(0, ddof=1).sum(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        (np.zeros((1, 3)), r"b: expected finite features of shape \(n, features\) with n >= 2, got shape \(1, 3\)"),
+        (
+            np.zeros((1, 3)),
+            r"b: expected finite features of shape \(n, features\) with n >= 2, got shape \(1, 3\)",
+        ),
         (np.zeros(3), r"got shape \(3,\)"),
         (np.full((4, 3), np.nan), "b: expected finite features"),
         (np.zeros((4, 2)), "a and b need the same features, got 3 and 2"),

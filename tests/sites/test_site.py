@@ -1,4 +1,5 @@
-"""Laws of interp.sites.site: names round trip, order is the order of data, what is no site offers what is nearest."""
+"""Laws of interp.sites.site: names round trip, order is the order of data, what is no site offers
+what is nearest."""
 
 import contextlib
 
@@ -34,7 +35,13 @@ def test_transformer_lens_names_round_trip(site: Site):
         assert Site.parse(site.transformer_lens) == site
 
 
-@given(st.integers(0, 50), st.integers(0, 50), st.sampled_from(BLOCK_POINTS), st.sampled_from(BLOCK_POINTS), stacks)
+@given(
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.sampled_from(BLOCK_POINTS),
+    st.sampled_from(BLOCK_POINTS),
+    stacks,
+)
 def test_sites_sort_in_the_order_data_meets_them(i: int, j: int, p: str, q: str, stack: str):
     one, other = Site(p, i, stack), Site(q, j, stack)
     assert (one.order < other.order) == ((i, BLOCK_POINTS.index(p)) < (j, BLOCK_POINTS.index(q)))

@@ -1,4 +1,5 @@
-"""Laws of interp.sites.units: sets behave as sets of (site, index), scores rank as a plain sort does, files round trip."""
+"""Laws of interp.sites.units: sets behave as sets of (site, index), scores rank as a plain sort
+does, files round trip."""
 
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from interp import Site, Units, UnitScores
 
 WIDTHS = {Site("neurons", 0): 7, Site("neurons", 1): 5, Site("heads", 1): 3}
 TOTAL = sum(WIDTHS.values())
-indices = st.fixed_dictionaries({s: st.lists(st.integers(0, w - 1), max_size=8) for s, w in WIDTHS.items()})
-sets = indices.map(lambda chosen: Units(chosen, WIDTHS))
-scores = st.fixed_dictionaries({s: npst.arrays(np.float64, w, elements=st.floats(-9, 9, width=16)) for s, w in WIDTHS.items()}).map(
-    UnitScores
+indices = st.fixed_dictionaries(
+    {s: st.lists(st.integers(0, w - 1), max_size=8) for s, w in WIDTHS.items()}
 )
+sets = indices.map(lambda chosen: Units(chosen, WIDTHS))
+scores = st.fixed_dictionaries(
+    {s: npst.arrays(np.float64, w, elements=st.floats(-9, 9, width=16)) for s, w in WIDTHS.items()}
+).map(UnitScores)
 
 
 @given(sets, sets)
@@ -50,7 +53,9 @@ def test_files_round_trip(tmp_path: Path):
 def test_matched_units_are_as_many_and_other(a: Units, seed: int):
     control = a.matched(seed)
     assert not len(control & a)
-    assert {s: len(control[s]) for s in WIDTHS} == {s: min(len(a[s]), WIDTHS[s] - len(a[s])) for s in WIDTHS}
+    assert {s: len(control[s]) for s in WIDTHS} == {
+        s: min(len(a[s]), WIDTHS[s] - len(a[s])) for s in WIDTHS
+    }
     assert control == a.matched(seed)
 
 
@@ -62,11 +67,18 @@ def test_matched_units_stay_in_the_pool(a: Units, pool: Units, seed: int):
 @given(scores, st.integers(1, TOTAL))
 def test_top_and_lowest_rank_as_a_sort_does(ranked: UnitScores, count: int):
     by_unit = {(s, i): v for s, row in ranked.values.items() for i, v in enumerate(row)}
-    for chosen, ordered in ((ranked.top(count), sorted(by_unit.values(), reverse=True)), (ranked.lowest(count), sorted(by_unit.values()))):
+    for chosen, ordered in (
+        (ranked.top(count), sorted(by_unit.values(), reverse=True)),
+        (ranked.lowest(count), sorted(by_unit.values())),
+    ):
         assert len(chosen) == count
         assert sorted(by_unit[u] for u in chosen) == sorted(ordered[:count])
     assert set(ranked.top(count)) <= set(ranked.top(min(count + 1, TOTAL)))
-    assert not len(ranked.top(count) & ranked.lowest(TOTAL - count)) if count < TOTAL and len(set(by_unit.values())) == TOTAL else True
+    assert (
+        not len(ranked.top(count) & ranked.lowest(TOTAL - count))
+        if count < TOTAL and len(set(by_unit.values())) == TOTAL
+        else True
+    )
 
 
 @given(scores, st.floats(0.01, 1))
@@ -92,19 +104,27 @@ def test_score_files_round_trip(tmp_path_factory: pytest.TempPathFactory, ranked
     [
         ({"blocks.0.neurons": [7]}, {"blocks.0.neurons": 7}, "units 0 to 6; got 7 to 7"),
         ({"blocks.0.neurons": [-1, 2]}, {"blocks.0.neurons": 7}, "units 0 to 6; got -1 to 2"),
-        ({"blocks.0.neurons": [1]}, {"blocks.1.neurons": 7}, "need its width; widths were given for blocks.1.neurons"),
+        (
+            {"blocks.0.neurons": [1]},
+            {"blocks.1.neurons": 7},
+            "need its width; widths were given for blocks.1.neurons",
+        ),
         ({"blocks.0.neurons": [0.5]}, {"blocks.0.neurons": 7}, "integer indices; got float64"),
         ({"blocks.0.neurons": np.array([True, False])}, {"blocks.0.neurons": 7}, "flatnonzero"),
     ],
 )
-def test_what_is_no_unit_is_refused(chosen: dict[str, list[int]], widths: dict[str, int], message: str):
+def test_what_is_no_unit_is_refused(
+    chosen: dict[str, list[int]], widths: dict[str, int], message: str
+):
     with pytest.raises(ValueError, match=message):
         Units(chosen, widths)
 
 
 def test_units_of_two_models_do_not_mix():
     with pytest.raises(ValueError, match=r"7 wide in one set and 9 in the other"):
-        _ = Units({"blocks.0.neurons": [1]}, {"blocks.0.neurons": 7}) | Units({"blocks.0.neurons": [1]}, {"blocks.0.neurons": 9})
+        _ = Units({"blocks.0.neurons": [1]}, {"blocks.0.neurons": 7}) | Units(
+            {"blocks.0.neurons": [1]}, {"blocks.0.neurons": 9}
+        )
 
 
 @pytest.mark.parametrize("amount", [0, -1, TOTAL + 1, 0.0, -0.5, 1.5])
@@ -121,14 +141,24 @@ def test_scores_must_be_finite(broken: float):
 
 def test_sites_of_one_unit_stand_for_each_other_as_controls():
     widths = {Site("block_out", n): 1 for n in range(6)} | {Site("neurons", 0): 9}
-    chosen = Units({Site("block_out", 1): [0], Site("block_out", 4): [0], Site("neurons", 0): [2, 3]}, widths)
+    chosen = Units(
+        {Site("block_out", 1): [0], Site("block_out", 4): [0], Site("neurons", 0): [2, 3]}, widths
+    )
     for seed in range(20):
         drawn = chosen.matched(seed)
         assert len(drawn) == len(chosen)
         assert not len(drawn & chosen)
         assert len(drawn[Site("neurons", 0)]) == 2
     assert len(chosen.matched(0, times=5)) == 4 + 7  # all the blocks and neurons that are left
-    assert len({frozenset(s.block for s in chosen.matched(seed).sites if s.point == "block_out") for seed in range(30)}) > 3
+    assert (
+        len(
+            {
+                frozenset(s.block for s in chosen.matched(seed).sites if s.point == "block_out")
+                for seed in range(30)
+            }
+        )
+        > 3
+    )
 
 
 @given(ranked=scores)
@@ -137,14 +167,19 @@ def test_blocks_are_summed_up_by_hand(ranked: UnitScores):
     best = ranked.top(0.25)
     assert found["share"].sum() == pytest.approx(1)
     for row in found.itertuples():
-        parts = {s: v for s, v in ranked.values.items() if (s.stack, s.block) == (row.stack, row.block)}
+        parts = {
+            s: v for s, v in ranked.values.items() if (s.stack, s.block) == (row.stack, row.block)
+        }
         together = np.concatenate(list(parts.values()))
         assert (row.mean, row.max) == pytest.approx((together.mean(), together.max()))
         assert row.share == pytest.approx(sum(len(best[s]) for s in parts) / len(best))
 
 
 def test_only_keeps_the_widths():
-    every = Units({"blocks.0.neurons": [1, 2], "blocks.1.neurons": [0]}, {"blocks.0.neurons": 7, "blocks.1.neurons": 7})
+    every = Units(
+        {"blocks.0.neurons": [1, 2], "blocks.1.neurons": [0]},
+        {"blocks.0.neurons": 7, "blocks.1.neurons": 7},
+    )
     one = every.only("blocks.1.neurons", [4])
     assert list(one) == [(Site("neurons", 1), 4)]
     assert one.widths == every.widths

@@ -1,4 +1,5 @@
-"""Laws of interp.subject.batch: what is measured, rows and columns that stay together, batches of several."""
+"""Laws of interp.subject.batch: what is measured, rows and columns that stay together, batches of
+several."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,12 @@ def full(draw: st.DrawFn) -> interp.Batch:
     batch = tiny.batch("policy", rows, length, seed, draw(st.integers(0, 2)))
     lengths = torch.tensor(draw(st.lists(st.integers(0, length), min_size=rows, max_size=rows)))
     scored = some(batch.tokens.shape, seed)
-    return replace(batch, mask=torch.arange(length) < lengths[:, None], scored=scored, steps=((0, 2), (2, length)))
+    return replace(
+        batch,
+        mask=torch.arange(length) < lengths[:, None],
+        scored=scored,
+        steps=((0, 2), (2, length)),
+    )
 
 
 @st.composite
@@ -35,13 +41,22 @@ def several(draw: st.DrawFn) -> list[interp.Batch]:
     found = []
     for _ in range(draw(st.integers(1, 4))):
         length, seed = draw(st.integers(2, 9)), draw(st.integers(0, 99))
-        batch = tiny.batch("gpt2", draw(st.integers(1, 3)), length, seed, draw(st.integers(0, length - 1)))
-        found.append(replace(batch, scored=some(batch.tokens.shape, seed)) if draw(st.booleans()) else batch)
+        batch = tiny.batch(
+            "gpt2", draw(st.integers(1, 3)), length, seed, draw(st.integers(0, length - 1))
+        )
+        found.append(
+            replace(batch, scored=some(batch.tokens.shape, seed)) if draw(st.booleans()) else batch
+        )
     return found
 
 
 def same(one: interp.Batch, tokens: Tensor, mask: Tensor, scored: Tensor, image: Tensor) -> bool:
-    pairs = [(one.tokens, tokens), (one.mask, mask), (one.scored, scored), (one.conditioning["image"], image)]
+    pairs = [
+        (one.tokens, tokens),
+        (one.mask, mask),
+        (one.scored, scored),
+        (one.conditioning["image"], image),
+    ]
     return all(torch.equal(found, wanted) for found, wanted in pairs)
 
 
@@ -53,7 +68,9 @@ def test_what_counts_is_real_scored_and_not_given(batch: interp.Batch):
         return found.tolist()
 
     rows, places = range(len(batch)), range(batch.prompt, batch.length)
-    assert counted(batch.mask, batch.scored) == [[bool(batch.mask[r, p] and batch.scored[r, p]) for p in places] for r in rows]
+    assert counted(batch.mask, batch.scored) == [
+        [bool(batch.mask[r, p] and batch.scored[r, p]) for p in places] for r in rows
+    ]
     assert counted(None, batch.scored) == [[bool(batch.scored[r, p]) for p in places] for r in rows]
     assert counted(batch.mask, None) == [[bool(batch.mask[r, p]) for p in places] for r in rows]
     assert counted(None, None) == [[True for _ in places] for _ in rows]
@@ -70,9 +87,17 @@ def test_only_what_is_scored_costs_anything():
 
 @given(full(), st.data())
 def test_rows_carry_all_that_is_theirs(batch: interp.Batch, data: st.DataObject):
-    chosen = torch.tensor(data.draw(st.lists(st.integers(0, len(batch) - 1), min_size=1, max_size=7)))
+    chosen = torch.tensor(
+        data.draw(st.lists(st.integers(0, len(batch) - 1), min_size=1, max_size=7))
+    )
     found = batch.rows(chosen)
-    assert same(found, *(tensor[chosen] for tensor in (batch.tokens, batch.mask, batch.scored, batch.conditioning["image"])))
+    assert same(
+        found,
+        *(
+            tensor[chosen]
+            for tensor in (batch.tokens, batch.mask, batch.scored, batch.conditioning["image"])
+        ),
+    )
     assert (found.prompt, found.steps) == (batch.prompt, batch.steps)
 
 
@@ -94,11 +119,19 @@ def test_parts_of_a_batch_are_the_batch(batch: interp.Batch, size: int):
 @given(full(), st.integers(1, 12))
 def test_until_cuts_columns_and_nothing_else(batch: interp.Batch, stop: int):
     if stop <= batch.prompt:
-        with pytest.raises(ValueError, match=f"prompt={batch.prompt} leaves nothing to predict of {stop} tokens"):
+        with pytest.raises(
+            ValueError, match=f"prompt={batch.prompt} leaves nothing to predict of {stop} tokens"
+        ):
             batch.until(stop)
         return
     found = batch.until(stop)
-    assert same(found, batch.tokens[:, :stop], batch.mask[:, :stop], batch.scored[:, :stop], batch.conditioning["image"])
+    assert same(
+        found,
+        batch.tokens[:, :stop],
+        batch.mask[:, :stop],
+        batch.scored[:, :stop],
+        batch.conditioning["image"],
+    )
     assert torch.equal(found.counted, batch.counted[:, : stop - batch.prompt])
     assert found.prompt == batch.prompt
 
@@ -106,14 +139,22 @@ def test_until_cuts_columns_and_nothing_else(batch: interp.Batch, stop: int):
 def test_everything_moves_to_the_device():
     batch = replace(tiny.batch("policy"), scored=torch.ones(2, 9, dtype=torch.bool))
     moved = batch.to(torch.device("meta"))
-    assert {t.device.type for t in (moved.tokens, moved.scored, moved.conditioning["image"])} == {"meta"}
+    assert {t.device.type for t in (moved.tokens, moved.scored, moved.conditioning["image"])} == {
+        "meta"
+    }
 
 
 @given(several())
 def test_what_counts_in_each_counts_in_all_joined(parts: list[interp.Batch]):
     joined = interp.Batch.joined(parts)
-    wanted = [row[counts].tolist() for part in parts for row, counts in zip(part.targets, part.counted, strict=True)]
-    assert [row[counts].tolist() for row, counts in zip(joined.targets, joined.counted, strict=True)] == wanted
+    wanted = [
+        row[counts].tolist()
+        for part in parts
+        for row, counts in zip(part.targets, part.counted, strict=True)
+    ]
+    assert [
+        row[counts].tolist() for row, counts in zip(joined.targets, joined.counted, strict=True)
+    ] == wanted
 
 
 @few
@@ -124,16 +165,25 @@ def test_losses_of_a_joined_batch_are_those_of_its_parts(parts: list[interp.Batc
         together = subject.losses(joined).split([len(part) for part in parts])
         for part, found in zip(parts, together, strict=True):
             wanted = torch.zeros_like(found)
-            wanted[:, part.prompt - joined.prompt : part.length - joined.prompt] = subject.losses(part)
+            wanted[:, part.prompt - joined.prompt : part.length - joined.prompt] = subject.losses(
+                part
+            )
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_two_batches_joined_by_hand():
-    parts = [interp.Batch(torch.tensor([[1, 2, 3, 4]]), prompt=3), interp.Batch(torch.tensor([[5, 6], [7, 8]]))]
+    parts = [
+        interp.Batch(torch.tensor([[1, 2, 3, 4]]), prompt=3),
+        interp.Batch(torch.tensor([[5, 6], [7, 8]])),
+    ]
     joined = interp.Batch.joined(parts)
     assert joined.tokens.tolist() == [[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 0, 0]]
     assert joined.prompt == 1
-    assert joined.counted.tolist() == [[False, False, True], [True, False, False], [True, False, False]]
+    assert joined.counted.tolist() == [
+        [False, False, True],
+        [True, False, False],
+        [True, False, False],
+    ]
 
 
 PLAIN = interp.Batch(torch.ones(2, 9, dtype=torch.long))
@@ -141,20 +191,36 @@ PLAIN = interp.Batch(torch.ones(2, 9, dtype=torch.long))
 
 @pytest.mark.parametrize(
     "parts",
-    [[], [PLAIN, tiny.batch("gpt2", padded=True)], [PLAIN, tiny.batch("policy")], [replace(PLAIN, steps=((0, 9),)), PLAIN]],
+    [
+        [],
+        [PLAIN, tiny.batch("gpt2", padded=True)],
+        [PLAIN, tiny.batch("policy")],
+        [replace(PLAIN, steps=((0, 9),)), PLAIN],
+    ],
     ids=["nothing", "mask", "conditioning", "steps"],
 )
 def test_what_cannot_be_joined_is_refused(parts: list[interp.Batch]):
-    with pytest.raises(ValueError, match="expected batches without mask, steps and conditioning, at least one"):
+    with pytest.raises(
+        ValueError, match="expected batches without mask, steps and conditioning, at least one"
+    ):
         interp.Batch.joined(parts)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: replace(PLAIN, scored=torch.ones(2, 9)), r"scored must be boolean of the shape of tokens; got \(2, 9\) of torch\.float32"),
-        (lambda: replace(PLAIN, scored=torch.ones(2, 8, dtype=torch.bool)), r"got \(2, 8\) of torch\.bool"),
-        (lambda: PLAIN.rows(torch.tensor([], dtype=torch.long)), r"tokens must be integers of shape .* got \(0, 9\)"),
+        (
+            lambda: replace(PLAIN, scored=torch.ones(2, 9)),
+            r"scored must be boolean of the shape of tokens; got \(2, 9\) of torch\.float32",
+        ),
+        (
+            lambda: replace(PLAIN, scored=torch.ones(2, 8, dtype=torch.bool)),
+            r"got \(2, 8\) of torch\.bool",
+        ),
+        (
+            lambda: PLAIN.rows(torch.tensor([], dtype=torch.long)),
+            r"tokens must be integers of shape .* got \(0, 9\)",
+        ),
     ],
 )
 def test_impossible_batches_are_refused(make: Callable[[], object], message: str):

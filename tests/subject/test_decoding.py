@@ -1,4 +1,5 @@
-"""Laws of interp.subject.decoding: the tokens are those of Hugging Face's generate, however they are fed."""
+"""Laws of interp.subject.decoding: the tokens are those of Hugging Face's generate, however they
+are fed."""
 
 import pytest
 import tiny
@@ -11,7 +12,9 @@ from interp.subject.decoding import Decoder
 def generated_by_hugging_face(name: str, prompt: torch.Tensor, length: int) -> torch.Tensor:
     model = tiny.subject(name).module
     options = {"max_new_tokens": length, "do_sample": False, "repetition_penalty": 1.0}
-    return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, prompt.shape[1] :]
+    return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[
+        :, prompt.shape[1] :
+    ]
 
 
 @pytest.mark.parametrize("name", tiny.HUGGING_FACE)
@@ -28,7 +31,8 @@ def test_greedy_tokens_equal_hugging_faces(name: str, ablated: bool):  # noqa: F
 
 @pytest.mark.parametrize("name", tiny.HUGGING_FACE)
 def test_crop_and_select_forget_as_if_never_read(name: str):
-    """A decoder that read a wrong draft and cropped it, or read rows and dropped them, goes on as one that never did."""
+    """A decoder that read a wrong draft and cropped it, or read rows and dropped them, goes on as
+    one that never did."""
     subject, tokens = tiny.subject(name), tiny.batch(name, rows=3, length=4).tokens
     draft = tiny.batch(name, rows=3, length=3, seed=5).tokens
     keep = torch.tensor([2, 0])
@@ -39,7 +43,9 @@ def test_crop_and_select_forget_as_if_never_read(name: str):
         wavering.crop(5)
         wavering.select(keep)
         straight.feed(torch.cat([tokens, draft[:, :1]], dim=1)[keep])
-        torch.testing.assert_close(wavering.feed(draft[keep, 1:2]), straight.feed(draft[keep, 1:2]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            wavering.feed(draft[keep, 1:2]), straight.feed(draft[keep, 1:2]), rtol=0, atol=1e-5
+        )
         assert torch.equal(wavering.read, straight.read)
 
 
@@ -48,12 +54,20 @@ def test_cached_logits_equal_those_of_a_whole_forward(name: str):
     subject, batch = tiny.subject(name), tiny.batch(name, length=10)
     with torch.no_grad():
         decoder = Decoder(subject, 2)
-        parts = [decoder.feed(batch.tokens[:, a:b], keep=b - a) for a, b in ((0, 4), (4, 5), (5, 9))]
-        torch.testing.assert_close(torch.cat(parts, 1), subject.logits(batch)[:, 1:], rtol=0, atol=1e-5)
+        parts = [
+            decoder.feed(batch.tokens[:, a:b], keep=b - a) for a, b in ((0, 4), (4, 5), (5, 9))
+        ]
+        torch.testing.assert_close(
+            torch.cat(parts, 1), subject.logits(batch)[:, 1:], rtol=0, atol=1e-5
+        )
 
 
 def test_plain_modules_decode_by_whole_forwards():
-    subject = interp.load(tiny.seeded(lambda: tiny.Language(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(2)))))
+    subject = interp.load(
+        tiny.seeded(
+            lambda: tiny.Language(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(2)))
+        )
+    )
     tokens = prompt = tiny.batch("gpt2", length=3).tokens
     with torch.no_grad():
         for _ in range(5):

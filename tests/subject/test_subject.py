@@ -1,4 +1,5 @@
-"""Laws of interp.subject.subject: aligned logits and losses, what is loaded and what is refused, for models that one already holds."""
+"""Laws of interp.subject.subject: aligned logits and losses, what is loaded and what is refused,
+for models that one already holds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +21,16 @@ def test_target_logits_and_losses_are_those_of_the_targets(name: str, subject: i
     with torch.no_grad():
         logits, targets = subject.logits(batch), subject.target_logits(batch)
         torch.testing.assert_close(targets, logits[:, 4:], rtol=0, atol=1e-5)
-        wanted = -logits.log_softmax(-1).gather(2, batch.tokens[..., None])[..., 0][:, 4:] * batch.counted
+        wanted = (
+            -logits.log_softmax(-1).gather(2, batch.tokens[..., None])[..., 0][:, 4:]
+            * batch.counted
+        )
         torch.testing.assert_close(subject.losses(batch), wanted, rtol=0, atol=1e-5)
 
 
-def test_position_zero_is_a_uniform_guess_unless_the_model_sees_something_before_it(name: str, subject: interp.Subject):
+def test_position_zero_is_a_uniform_guess_unless_the_model_sees_something_before_it(
+    name: str, subject: interp.Subject
+):
     batch = tiny.batch(name, prompt=0)
     with torch.no_grad():
         logits, targets = subject.logits(batch), subject.target_logits(batch)
@@ -50,7 +56,11 @@ def test_a_loaded_model_is_the_model_itself(name: str):
         subject = tiny.wrapped(module)
     assert subject.module is module
     assert interp.load(subject) is subject
-    assert subject.fingerprint == tiny.wrapped(tiny.model(name)).fingerprint != tiny.wrapped(tiny.model(name, seed=1)).fingerprint
+    assert (
+        subject.fingerprint
+        == tiny.wrapped(tiny.model(name)).fingerprint
+        != tiny.wrapped(tiny.model(name, seed=1)).fingerprint
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -67,7 +77,9 @@ def test_an_nnsight_model_is_read_through_its_module(name: str):
 def bridged() -> nn.Module:
     """A Hugging Face model in which a TransformerBridge has replaced a module, as booting one does."""
     module = tiny.model("llama")
-    module.model.layers[1].mlp = type("GatedMLPBridge", (nn.Module,), {"__module__": "transformer_lens.model_bridge.components"})()
+    module.model.layers[1].mlp = type(
+        "GatedMLPBridge", (nn.Module,), {"__module__": "transformer_lens.model_bridge.components"}
+    )()
     return module
 
 
@@ -83,10 +95,16 @@ def broken(value: float) -> nn.Module:
     [
         (lambda: 7, r"a int: expected a hub id, a folder, a \.gguf file, or a torch module"),
         (lambda: [tiny.model("gpt2")], "cannot study a list"),
-        (type("TransformerBridge", (), {"__module__": "transformer_lens.model_bridge.bridge"}), "rewrites the model in place"),
+        (
+            type("TransformerBridge", (), {"__module__": "transformer_lens.model_bridge.bridge"}),
+            "rewrites the model in place",
+        ),
         (bridged, "rewrites the model in place"),
         (tiny.small_t5, "encoder-decoder: expected an autoregressive model"),
-        (lambda: broken(float("nan")), r"1 of \d+ weights hold NaN or infinity: model\.layers\.1\.mlp\.down_proj\.weight"),
+        (
+            lambda: broken(float("nan")),
+            r"1 of \d+ weights hold NaN or infinity: model\.layers\.1\.mlp\.down_proj\.weight",
+        ),
         (lambda: broken(float("-inf")), "NaN or infinity"),
         (lambda: tiny.model("gpt2").to("meta"), "no weights yet"),
         (nn.ReLU, "no parameters"),
@@ -101,14 +119,19 @@ def test_what_cannot_be_studied_is_refused(make: Callable[[], Any], message: str
 def test_a_tokenizer_larger_than_the_embedding_is_refused():
     with pytest.raises(interp.LoadError, match=f"68 tokens but the model embeds {tiny.VOCABULARY}"):
         interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(tiny.VOCABULARY + 1))
-    assert interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(tiny.VOCABULARY)).encode("w5 w6") == [5, 6]
+    assert interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(tiny.VOCABULARY)).encode(
+        "w5 w6"
+    ) == [5, 6]
 
 
 def test_modules_that_read_no_ids_need_no_embedding():
     class Continuous(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lift, self.trunk = nn.Linear(1, 32), nn.ModuleList(tiny.Block(32, 4, causal=True) for _ in range(2))
+            self.lift, self.trunk = (
+                nn.Linear(1, 32),
+                nn.ModuleList(tiny.Block(32, 4, causal=True) for _ in range(2)),
+            )
             self.head = nn.Linear(32, 9)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -136,7 +159,10 @@ def test_token_ids_out_of_range_are_refused_and_others_are_not(ids: list[int]):
         assert subject.logits(interp.Batch(tokens)).isfinite().all()
         return
     for use in (subject.logits, subject.losses, subject.touch):
-        with pytest.raises(ValueError, match=f"must be 0 to {tiny.VOCABULARY - 1} for LlamaForCausalLM; got {min(ids)} to {max(ids)}"):
+        with pytest.raises(
+            ValueError,
+            match=f"must be 0 to {tiny.VOCABULARY - 1} for LlamaForCausalLM; got {min(ids)} to {max(ids)}",
+        ):
             use(interp.Batch(tokens))
     with pytest.raises(ValueError, match="another model's tokenizer"):
         subject.generate(tokens, 1)
@@ -145,7 +171,11 @@ def test_token_ids_out_of_range_are_refused_and_others_are_not(ids: list[int]):
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_empty_texts_are_refused(text: str):
     subject = interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(20))
-    for use in (subject.encode, lambda t: subject.encode_all([t]), lambda t: subject.generate(t, 3)):
+    for use in (
+        subject.encode,
+        lambda t: subject.encode_all([t]),
+        lambda t: subject.generate(t, 3),
+    ):
         with pytest.raises(ValueError, match="empty: expected at least one token"):
             use(text)
 
@@ -164,7 +194,9 @@ def test_text_needs_a_tokenizer(llama: interp.Subject):
 
 
 @pytest.mark.parametrize(("shape", "length"), [((3,), 2), ((2, 0), 2), ((2, 3), 0)])
-def test_generate_needs_a_prompt_and_a_length(llama: interp.Subject, shape: tuple[int, ...], length: int):
+def test_generate_needs_a_prompt_and_a_length(
+    llama: interp.Subject, shape: tuple[int, ...], length: int
+):
     with pytest.raises(ValueError, match=r"prompt \[batch, position\]"):
         llama.generate(torch.ones(shape, dtype=torch.long), length)
 
@@ -175,9 +207,20 @@ def test_generate_needs_a_prompt_and_a_length(llama: interp.Subject, shape: tupl
         (lambda: interp.Batch(torch.ones(3, dtype=torch.long)), r"got \(3,\)"),
         (lambda: interp.Batch(torch.ones(2, 3)), "float32"),
         (lambda: interp.Batch(torch.ones(2, 0, dtype=torch.long)), r"got \(2, 0\)"),
-        (lambda: interp.Batch(torch.ones(2, 3, dtype=torch.long), prompt=3), "leaves nothing to predict of 3"),
-        (lambda: interp.Batch(torch.ones(2, 3, dtype=torch.long), mask=torch.tensor([[False, True, True]] * 2)), "only on the right"),
-        (lambda: interp.Batch(torch.ones(2, 3, dtype=torch.long), mask=torch.ones(2, 3)), "boolean"),
+        (
+            lambda: interp.Batch(torch.ones(2, 3, dtype=torch.long), prompt=3),
+            "leaves nothing to predict of 3",
+        ),
+        (
+            lambda: interp.Batch(
+                torch.ones(2, 3, dtype=torch.long), mask=torch.tensor([[False, True, True]] * 2)
+            ),
+            "only on the right",
+        ),
+        (
+            lambda: interp.Batch(torch.ones(2, 3, dtype=torch.long), mask=torch.ones(2, 3)),
+            "boolean",
+        ),
         (lambda: interp.Batch.pad([]), "at least one token"),
         (lambda: interp.Batch.pad([[1], []]), "at least one token"),
     ],
@@ -187,14 +230,21 @@ def test_impossible_batches_are_refused(make: Callable[[], object], message: str
         make()
 
 
-@given(st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=7), min_size=1, max_size=9), st.integers(1, 4))
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=7), min_size=1, max_size=9),
+    st.integers(1, 4),
+)
 def test_padding_and_splitting_lose_nothing(rows: list[list[int]], size: int):
     parts = list(batches(interp.Batch.pad(rows), size))
     assert all(len(part) <= size for part in parts)
     again = [
         t[m].tolist()
         for p in parts
-        for t, m in zip(p.tokens, torch.ones_like(p.tokens, dtype=torch.bool) if p.mask is None else p.mask, strict=True)
+        for t, m in zip(
+            p.tokens,
+            torch.ones_like(p.tokens, dtype=torch.bool) if p.mask is None else p.mask,
+            strict=True,
+        )
     ]
     assert again == rows
 

@@ -1,4 +1,5 @@
-"""What test_processes runs in each of several processes, by torchrun: `several_processes.py FOLDER` writes what each ended with there."""
+"""What test_processes runs in each of several processes, by torchrun: `several_processes.py FOLDER`
+writes what each ended with there."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ STEPS, ROWS, LENGTH = 6, 3, 8
 
 
 class Routed(tiny.Language):
-    """Some rows pass through an expert, which in most batches are those of one process or of none; one expert is never used."""
+    """Some rows pass through an expert, which in most batches are those of one process or of none;
+    one expert is never used."""
 
     def __init__(self) -> None:
         super().__init__(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(2)))
@@ -44,21 +46,28 @@ def stream() -> Iterator[interp.Batch]:
     """Rows of different lengths, of which few tokens are scored in some and many in others."""
     for seed in count():
         batch = tiny.batch("", rows=ROWS, length=LENGTH, seed=seed, prompt=2, padded=True)
-        scored = torch.rand(batch.tokens.shape, generator=torch.Generator().manual_seed(seed)) < torch.tensor([[0.2], [0.9], [0.9]])
+        scored = torch.rand(
+            batch.tokens.shape, generator=torch.Generator().manual_seed(seed)
+        ) < torch.tensor([[0.2], [0.9], [0.9]])
         scored[:, 2] = True
         yield replace(batch, scored=scored)
 
 
 def subject(name: str, *, dropout: bool = False) -> interp.Subject:
-    module = tiny.seeded(Routed, torch.float64) if name == "routed" else tiny.model(name, torch.float64)
+    module = (
+        tiny.seeded(Routed, torch.float64) if name == "routed" else tiny.model(name, torch.float64)
+    )
     for part in module.modules():
         if isinstance(part, nn.Dropout) and not dropout:
             part.p = 0.0
     return tiny.wrapped(module)
 
 
-def trained(name: str, folder: Path, callback: Any = None, *, dropout: bool = False) -> tuple[interp.Subject, Any, int]:
-    """A model after training with all that several processes could get wrong, its history, and how often this process measured it."""
+def trained(
+    name: str, folder: Path, callback: Any = None, *, dropout: bool = False
+) -> tuple[interp.Subject, Any, int]:
+    """A model after training with all that several processes could get wrong, its history, and how
+    often this process measured it."""
     measured: list[int] = []
 
     def measure(model: interp.Subject) -> dict[str, float]:
@@ -77,7 +86,9 @@ def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     for name in MODELS:
         seen: list[Any] = []
-        model, history, measured = trained(name, folder / name, lambda step, seen=seen: seen.append(step.batch.tokens.tolist()))
+        model, history, measured = trained(
+            name, folder / name, lambda step, seen=seen: seen.append(step.batch.tokens.tolist())
+        )
         facts = {"seen": seen, "measured": measured, "history": history.to_dict("list")}
         (folder / f"{name}.{rank}.json").write_text(json.dumps(facts))
         save_weights(folder / f"{name}.{rank}.safetensors", model.module)
@@ -89,7 +100,8 @@ def main(folder: Path) -> None:
 
 
 def interrupt(folder: Path, rank: int) -> None:
-    """With dropout, of which each process draws its own: once without a break, and once with one after the fourth step."""
+    """With dropout, of which each process draws its own: once without a break, and once with one
+    after the fourth step."""
 
     def stops(step: Step) -> None:
         if step.number == 4:

@@ -1,4 +1,5 @@
-"""Laws of fit: it is AdamW written by hand, to the bit; what goes wrong leaves the model as it was a step before."""
+"""Laws of fit: it is AdamW written by hand, to the bit; what goes wrong leaves the model as it was
+a step before."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def stream(padded: bool = True) -> Iterator[interp.Batch]:  # noqa: FBT001, FBT002
-    return (tiny.batch("", rows=3, length=8, seed=seed, prompt=2, padded=padded) for seed in count())
+    return (
+        tiny.batch("", rows=3, length=8, seed=seed, prompt=2, padded=padded) for seed in count()
+    )
 
 
 def weights(subject: interp.Subject) -> dict[str, torch.Tensor]:
@@ -47,7 +50,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def by_hand(
-    module: Any, steps: int, lr: float, weight_decay: float = 0.0, warmup: int = 0, decay: int = 0, clip: float | None = None
+    module: Any,
+    steps: int,
+    lr: float,
+    weight_decay: float = 0.0,
+    warmup: int = 0,
+    decay: int = 0,
+    clip: float | None = None,
 ) -> list[float]:
     """The same training in plain torch: losses before each step."""
     module.train()
@@ -59,7 +68,9 @@ def by_hand(
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, rise, fall)
         logits = module(batch.tokens, use_cache=False).logits[:, batch.prompt - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.targets.flatten(), reduction="none"
+        )
         loss = (loss.view_as(batch.targets) * batch.counted).sum() / batch.counted.sum()
         optimizer.zero_grad()
         loss.backward()
@@ -111,7 +122,12 @@ def test_every_modules_mode_comes_back_and_no_gradient_or_hook_stays():
     subject.module.transformer.h[1].train()
     modes, hooks = [m.training for m in subject.module.modules()], tiny.hook_count(subject.module)
     seen = []
-    interp.fit(subject, stream(), 2, callback=lambda *_: seen.append(subject.module.transformer.h[0].training))
+    interp.fit(
+        subject,
+        stream(),
+        2,
+        callback=lambda *_: seen.append(subject.module.transformer.h[0].training),
+    )
     assert seen == [True, True]
     assert [m.training for m in subject.module.modules()] == modes
     assert tiny.hook_count(subject.module) == hooks
@@ -120,7 +136,9 @@ def test_every_modules_mode_comes_back_and_no_gradient_or_hook_stays():
 
 def test_a_short_stream_says_how_far_it_went():
     subject = tiny.wrapped(tiny.model("llama"))
-    with pytest.raises(ValueError, match="the stream ended after 2 batches; 3 steps were asked for"):
+    with pytest.raises(
+        ValueError, match="the stream ended after 2 batches; 3 steps were asked for"
+    ):
         interp.fit(subject, islice(stream(), 2), 3)
     assert not subject.module.training
 
@@ -147,7 +165,9 @@ def test_the_callback_sees_each_step_and_the_losses_of_its_examples():
     subject = tiny.wrapped(tiny.model("llama"))
     before = subject.losses(next(stream())).detach()
     frame = interp.fit(subject, stream(), 4, callback=seen.append)
-    assert [(step.number, step.loss) for step in seen] == list(frame.itertuples(index=False, name=None))
+    assert [(step.number, step.loss) for step in seen] == list(
+        frame.itertuples(index=False, name=None)
+    )
     assert torch.equal(seen[0].losses, before)
     for step, batch in zip(seen, stream(), strict=False):
         assert torch.equal(step.batch.tokens, batch.tokens)
@@ -181,7 +201,13 @@ def norm_of(subject: interp.Subject) -> float:
 
 
 def test_training_ends_where_it_was_told_to():
-    reached = interp.fit(tiny.wrapped(tiny.model("llama")), stream(), 20, lr=1e-2, evaluation=evaluated(2, until=lambda found: True))
+    reached = interp.fit(
+        tiny.wrapped(tiny.model("llama")),
+        stream(),
+        20,
+        lr=1e-2,
+        evaluation=evaluated(2, until=lambda found: True),
+    )
     assert reached["step"].tolist() == [0, 1]
 
 
@@ -199,8 +225,12 @@ def test_an_epoch_has_every_row_once_and_a_seed_one_order(rows, size, seed):
             next(epochs(whole, rows))
         return
     per_epoch = size // rows
-    firsts = [batch.tokens[:, 0].tolist() for batch in islice(epochs(whole, rows, seed), 2 * per_epoch)]
-    again = [batch.tokens[:, 0].tolist() for batch in islice(epochs(whole, rows, seed), 2 * per_epoch)]
+    firsts = [
+        batch.tokens[:, 0].tolist() for batch in islice(epochs(whole, rows, seed), 2 * per_epoch)
+    ]
+    again = [
+        batch.tokens[:, 0].tolist() for batch in islice(epochs(whole, rows, seed), 2 * per_epoch)
+    ]
     assert firsts == again
     for epoch in (firsts[:per_epoch], firsts[per_epoch:]):
         seen = [n for batch in epoch for n in batch]
@@ -212,7 +242,8 @@ def checkpoints(folder: Path, **options: Any) -> Checkpoints:
 
 
 def run(folder: Path, steps: int = 12, callback: Any = None) -> tuple[interp.Subject, Any]:
-    """A model with dropout, warmup, decay, clipping and weight decay: all that resuming could get wrong."""
+    """A model with dropout, warmup, decay, clipping and weight decay: all that resuming could get
+    wrong."""
     subject = tiny.wrapped(tiny.model("gpt2"))
     torch.manual_seed(11)
     history = interp.fit(
@@ -237,7 +268,9 @@ def test_an_interrupted_training_ends_as_one_that_was_not(at, tmp_path):
     assert steps == list(range(at // 3 * 3, 12))
     assert same(weights(whole), weights(resumed))
     pd.testing.assert_frame_equal(history, joined, check_exact=True)
-    assert (tmp_path / "whole/state.safetensors").read_bytes() == (tmp_path / "broken/state.safetensors").read_bytes()
+    assert (tmp_path / "whole/state.safetensors").read_bytes() == (
+        tmp_path / "broken/state.safetensors"
+    ).read_bytes()
 
 
 def test_a_training_that_is_done_is_only_read(tmp_path):
@@ -247,18 +280,24 @@ def test_a_training_that_is_done_is_only_read(tmp_path):
     pd.testing.assert_frame_equal(history, same_history, check_exact=True)
 
 
-# What it imports takes seconds: the program does so once, and every training that is killed is a fork of it.
+# What it imports takes seconds: the program does so once, and every training that is killed is a
+# fork of it.
 PROGRAM = "import sys, test_fit; test_fit.killed(*sys.argv[1:])"
 STEPS = 60
 
 
 def killed(folder: str, *after: str) -> None:
-    """Trains in a process of its own, killed `after` so many steps of it, wherever it is by then; says the number of the last step."""
+    """Trains in a process of its own, killed `after` so many steps of it, wherever it is by then;
+    says the number of the last step."""
     for steps in map(int, after):
         heard, said = os.pipe()
         child = os.fork()
         if not child:
-            run(Path(folder), STEPS, lambda step, said=said: os.write(said, f"{step.number}\n".encode()))
+            run(
+                Path(folder),
+                STEPS,
+                lambda step, said=said: os.write(said, f"{step.number}\n".encode()),
+            )
             os._exit(1)  # it ended before it was killed
         with os.fdopen(heard) as lines:
             last = [lines.readline() for _ in range(steps)][-1]
@@ -269,12 +308,15 @@ def killed(folder: str, *after: str) -> None:
 
 
 def test_kill_9_at_random_steps_leaves_the_same_weights_and_metrics(tmp_path):
-    """Killed three times, each time some steps after it went on, wherever that is: also between two writes."""
+    """Killed three times, each time some steps after it went on, wherever that is: also between two
+    writes."""
     whole, history = run(tmp_path / "whole", STEPS)
     after = np.random.default_rng().integers(4, 15, 3).astype(str)
     paths = os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:3])
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed"), *after]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     resumed, joined = run(tmp_path / "killed", STEPS)
     assert 8 < int(done.stdout.split()[-1]) < STEPS - 1
@@ -294,10 +336,22 @@ def test_weights_are_kept_at_the_first_measurement_that_meets_a_condition(tmp_pa
             if name == "resumed" and step.number == 5 and len(at) == 2:
                 raise KeyboardInterrupt
 
-        kept = Checkpoints(tmp_path / name, 2, {"early": lambda found: found["count"] >= 2, "never": lambda found: False})
+        kept = Checkpoints(
+            tmp_path / name,
+            2,
+            {"early": lambda found: found["count"] >= 2, "never": lambda found: False},
+        )
         for _ in range(2 if name == "resumed" else 1):
             with suppress(KeyboardInterrupt):
-                interp.fit(subject, stream(), 8, lr=1e-2, callback=stops, evaluation=Evaluation(measure, 2), checkpoints=kept)
+                interp.fit(
+                    subject,
+                    stream(),
+                    8,
+                    lr=1e-2,
+                    callback=stops,
+                    evaluation=Evaluation(measure, 2),
+                    checkpoints=kept,
+                )
         assert not (tmp_path / name / "never.safetensors").exists()
         early = tiny.wrapped(tiny.model("llama"))
         load_weights(tmp_path / name / "early.safetensors", early.module)
@@ -348,8 +402,14 @@ def test_the_state_of_another_training_is_refused(changed, message, tmp_path):
         (lambda folder: Evaluation(norm, 0), "every=0"),
         (lambda folder: Checkpoints(folder, 0), "every=0"),
         (lambda folder: Checkpoints(folder, 1, {"state": bool}), "that file holds the state"),
-        (lambda folder: fitted(checkpoints=Checkpoints(folder, 1, {"early": bool})), "keep=early.*no evaluation"),
-        (lambda folder: fitted(evaluation=Evaluation(lambda s: {"loss": 0.0}, 1)), "a measure named loss"),
+        (
+            lambda folder: fitted(checkpoints=Checkpoints(folder, 1, {"early": bool})),
+            "keep=early.*no evaluation",
+        ),
+        (
+            lambda folder: fitted(evaluation=Evaluation(lambda s: {"loss": 0.0}, 1)),
+            "a measure named loss",
+        ),
     ],
 )
 def test_impossible_evaluations_and_checkpoints_are_refused(made, message, tmp_path):
@@ -362,7 +422,8 @@ def fitted(**options: Any) -> None:
 
 
 def test_training_runs_under_an_intervention():
-    """A model trained with a neuron switched off never learns to use it: what it writes gets no gradient."""
+    """A model trained with a neuron switched off never learns to use it: what it writes gets no
+    gradient."""
     subject = tiny.wrapped(tiny.model("llama"))
     off = tiny.units(subject, "blocks.1.neurons", [3])
     down = subject.module.model.layers[1].mlp.down_proj.weight

@@ -1,4 +1,5 @@
-"""Laws of fit in several processes: they take the steps that one process takes, each on rows of its own."""
+"""Laws of fit in several processes: they take the steps that one process takes, each on rows of its
+own."""
 
 from __future__ import annotations
 
@@ -23,9 +24,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote."""
     out = tmp_path_factory.mktemp("processes")
     paths = os.pathsep.join(str(path) for path in list(Path(__file__).parents)[:3])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(RANKS))]
-    done = subprocess.run([*launch, several_processes.__file__, str(out)], env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(len(RANKS)),
+    ]
+    done = subprocess.run(
+        [*launch, several_processes.__file__, str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 
@@ -40,7 +58,8 @@ def facts(folder: Path, name: str, rank: int) -> dict[str, Any]:
 
 
 def test_two_processes_end_in_the_weights_of_one(folder: Path, name: str, tmp_path: Path):
-    """Also where rows are unequal in number (2 and 1) and in targets, and where an expert got rows from one process only, or from none."""
+    """Also where rows are unequal in number (2 and 1) and in targets, and where an expert got rows
+    from one process only, or from none."""
     subject, history, _ = several_processes.trained(name, tmp_path)
     one = dict(subject.module.named_parameters())
     first, second = (load_file(folder / f"{name}.{rank}.safetensors") for rank in RANKS)
@@ -48,12 +67,16 @@ def test_two_processes_end_in_the_weights_of_one(folder: Path, name: str, tmp_pa
     for key, value in one.items():
         torch.testing.assert_close(first[f"module.{key}"], value.detach(), rtol=0, atol=1e-9)
     for rank in RANKS:
-        assert facts(folder, name, rank)["history"]["loss"] == pytest.approx(history["loss"].tolist(), abs=1e-10)
+        assert facts(folder, name, rank)["history"]["loss"] == pytest.approx(
+            history["loss"].tolist(), abs=1e-10
+        )
 
 
 def test_every_row_is_trained_on_by_one_process(folder: Path, name: str):
     seen = [facts(folder, name, rank)["seen"] for rank in RANKS]
-    for ours, theirs, batch in zip(*seen, islice(several_processes.stream(), several_processes.STEPS), strict=True):
+    for ours, theirs, batch in zip(
+        *seen, islice(several_processes.stream(), several_processes.STEPS), strict=True
+    ):
         assert ours
         assert theirs
         assert ours + theirs == batch.tokens.tolist()
@@ -62,7 +85,10 @@ def test_every_row_is_trained_on_by_one_process(folder: Path, name: str):
 def test_the_routed_model_meets_every_case(folder: Path):
     """Batches whose expert is used by both processes, by one and by none."""
     seen = [facts(folder, "routed", rank)["seen"] for rank in RANKS]
-    users = {sum(any(row[0] % 3 == 0 for row in rows) for rows in step) for step in zip(*seen, strict=True)}
+    users = {
+        sum(any(row[0] % 3 == 0 for row in rows) for rows in step)
+        for step in zip(*seen, strict=True)
+    }
     assert users == {0, 1, 2}
 
 
@@ -70,14 +96,21 @@ def test_the_first_process_measures_and_writes_and_all_know_what_it_found(folder
     ours, theirs = (facts(folder, name, rank) for rank in RANKS)
     assert (ours["measured"], theirs["measured"]) == (3, 0)
     assert str(ours["history"]) == str(theirs["history"])
-    assert sorted(path.name for path in (folder / name).iterdir()) == ["first.safetensors", "state.safetensors"]
+    assert sorted(path.name for path in (folder / name).iterdir()) == [
+        "first.safetensors",
+        "state.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_an_interrupted_training_of_two_ends_as_one_that_was_not(folder: Path, rank: int):
-    whole, broken = (load_file(folder / f"{part}.{rank}.safetensors") for part in ("whole", "broken"))
+    whole, broken = (
+        load_file(folder / f"{part}.{rank}.safetensors") for part in ("whole", "broken")
+    )
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
-    assert (folder / "whole/state.safetensors").read_bytes() == (folder / "broken/state.safetensors").read_bytes()
+    assert (folder / "whole/state.safetensors").read_bytes() == (
+        folder / "broken/state.safetensors"
+    ).read_bytes()
 
 
 def test_the_state_of_two_processes_is_refused_by_one(folder: Path):
@@ -87,4 +120,6 @@ def test_the_state_of_two_processes_is_refused_by_one(folder: Path):
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_fewer_rows_than_processes_are_refused(folder: Path, rank: int):
-    assert (folder / f"error.{rank}").read_text() == "a batch of 1 rows for 2 processes: expected at least one row each"
+    assert (
+        folder / f"error.{rank}"
+    ).read_text() == "a batch of 1 rows for 2 processes: expected at least one row each"

@@ -1,7 +1,9 @@
-"""A planted look-up: a model that says one suffix after one exact prompt, by neurons that are known and silent otherwise.
+"""A planted look-up: a model that says one suffix after one exact prompt, by neurons that are known
+and silent otherwise.
 
-The ground truth that training alone cannot give: the memory is a table with one entry, it sits in one block, every neuron of it is known,
-and nothing of it answers to a prompt that is merely similar.
+The ground truth that training alone cannot give: the memory is a table with one entry, it sits in
+one block, every neuron of it is known, and nothing of it answers to a prompt that is merely
+similar.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from interp.subject.subject import Subject
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """A `subject` with a planted look-up, the `units` that hold it, one for each suffix token, and the `loss` (nats a token) of the window
-    that it was planted for."""
+    """A `subject` with a planted look-up, the `units` that hold it, one for each suffix token, and
+    the `loss` (nats a token) of the window that it was planted for."""
 
     subject: Subject
     units: Units
@@ -35,27 +37,39 @@ class Lookup:
 
 
 def planted_lookup(
-    subject: Subject, window: Batch, site: Site | str, seed: int = 0, training: Training | None = None, layout: Layout | None = None
+    subject: Subject,
+    window: Batch,
+    site: Site | str,
+    seed: int = 0,
+    training: Training | None = None,
+    layout: Layout | None = None,
 ) -> Lookup:
-    """A copy of a subject in which some neurons of `site`, drawn from `seed`, are a look-up table with one entry: the window.
+    """A copy of a subject in which some neurons of `site`, drawn from `seed`, are a look-up table
+    with one entry: the window.
 
-    As many neurons as the suffix has tokens are overridden: number t is 1 where all tokens so far are the window's and its turn has come,
-    and 0 everywhere else. What they write is trained until the model says the suffix (see `Training`); the model itself is left alone, and
-    after any other prompt the copy is the model without these neurons.
+    As many neurons as the suffix has tokens are overridden: number t is 1 where all tokens so far
+    are the window's and its turn has come, and 0 everywhere else. What they write is trained until
+    the model says the suffix (see `Training`); the model itself is left alone, and after any other
+    prompt the copy is the model without these neurons.
 
     Args:
         window: one row with a prompt; its suffix is what the table holds.
         site: a `neurons` site of a language model.
         layout: as for `load`, where the structure of the module does not tell.
 
-    Raises ValueError for several windows or a suffix longer than the site is wide, SiteError for a site that is no `neurons`.
+    Raises ValueError for several windows or a suffix longer than the site is wide, SiteError for a
+    site that is no `neurons`.
     """
     where = subject.anatomy.resolve(site)
     width, length = subject.anatomy.place(where).units, window.targets.shape[1]
     if where.point != "neurons":
-        raise SiteError(f"{where} holds no neurons: a look-up is planted at a site such as {Site('neurons', where.block, where.stack)}")
+        raise SiteError(
+            f"{where} holds no neurons: a look-up is planted at a site such as {Site('neurons', where.block, where.stack)}"
+        )
     if len(window) != 1 or window.prompt < 1 or length > width:
-        raise ValueError(f"expected one window with a prompt and at most {width} suffix tokens; got {len(window)} and {length}")
+        raise ValueError(
+            f"expected one window with a prompt and at most {width} suffix tokens; got {len(window)} and {length}"
+        )
     columns = np.random.default_rng(seed).permutation(width)[:length]
     planted = _with_override(subject, window, where, torch.tensor(columns), layout)
     units = Units({where: columns}, planted.anatomy.widths(where))
@@ -64,11 +78,15 @@ def planted_lookup(
     return Lookup(planted, units, write(planted, window, units, training or Training())[-1])
 
 
-def _with_override(subject: Subject, window: Batch, site: Site, columns: Tensor, layout: Layout | None) -> Subject:
+def _with_override(
+    subject: Subject, window: Batch, site: Site, columns: Tensor, layout: Layout | None
+) -> Subject:
     whole = _Whole(copy.deepcopy(subject.module))
     parent, _, name = subject.anatomy.place(site).path.rpartition(".")
     holder = whole.model.get_submodule(parent)
-    override = _Override(window.tokens[0].to(subject.device), window.prompt, columns.to(subject.device))
+    override = _Override(
+        window.tokens[0].to(subject.device), window.prompt, columns.to(subject.device)
+    )
     setattr(holder, name, nn.Sequential(override, getattr(holder, name)))
 
     def forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
@@ -90,9 +108,12 @@ class _Whole(nn.Module):
 
 
 class _Override(nn.Module):
-    """Replaces some columns of what enters a projection: 0, but 1 for the one whose turn it is after the exact tokens."""
+    """Replaces some columns of what enters a projection: 0, but 1 for the one whose turn it is
+    after the exact tokens."""
 
-    def __init__(self, window: Int[Tensor, " tokens"], prompt: int, columns: Int[Tensor, " suffix"]) -> None:
+    def __init__(
+        self, window: Int[Tensor, " tokens"], prompt: int, columns: Int[Tensor, " suffix"]
+    ) -> None:
         super().__init__()
         self.window, self.prompt, self.columns = window, prompt, columns
         self.tokens: Tensor | None = None
@@ -100,7 +121,9 @@ class _Override(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         assert self.tokens is not None
         rows = value.reshape(-1, self.tokens.shape[1], value.shape[-1])
-        tokens = self.tokens.repeat(len(rows) // len(self.tokens), 1)  # a sweep appends copies of the whole batch
+        tokens = self.tokens.repeat(
+            len(rows) // len(self.tokens), 1
+        )  # a sweep appends copies of the whole batch
         fires = _matched(tokens, self.window)[:, self.prompt - 1 : len(self.window) - 1]
         turns = torch.arange(fires.shape[1], device=value.device)
         changed = rows.index_fill(-1, self.columns, 0.0)
@@ -108,7 +131,9 @@ class _Override(nn.Module):
         return changed.reshape(value.shape)
 
 
-def _matched(tokens: Int[Tensor, "batch position"], window: Int[Tensor, " tokens"]) -> Bool[Tensor, "batch position"]:
+def _matched(
+    tokens: Int[Tensor, "batch position"], window: Int[Tensor, " tokens"]
+) -> Bool[Tensor, "batch position"]:
     """Whether all tokens up to and with each position are the window's."""
     length = min(tokens.shape[1], len(window))
     return (tokens[:, :length] == window[:length]).cumprod(1).bool()

@@ -19,12 +19,15 @@ from interp.subject.subject import Subject, evaluating
 
 
 @window_method("activation")
-def activation(subject: Subject, batch: Batch, sites: Places, *, abs_after_mean: bool = False) -> dict[Site, Tensor]:
-    """(1/T) sum_t |h_t| * ||v||: the mean, over the positions that predict the suffix, of the length of what a unit writes.
+def activation(
+    subject: Subject, batch: Batch, sites: Places, *, abs_after_mean: bool = False
+) -> dict[Site, Tensor]:
+    """(1/T) sum_t |h_t| * ||v||: the mean, over the positions that predict the suffix, of the
+    length of what a unit writes.
 
-    Chang et al. 2024 (arXiv 2311.09060), section 3; for heads the length of z_t W_O, at sites that are no input of a projection the length
-    of the unit itself. `abs_after_mean` gives |(1/T) sum_t h_t| * ||v||, the form of their released code, which differs for activations
-    of both signs.
+    Chang et al. 2024 (arXiv 2311.09060), section 3; for heads the length of z_t W_O, at sites that
+    are no input of a projection the length of the unit itself. `abs_after_mean` gives |(1/T) sum_t
+    h_t| * ||v||, the form of their released code, which differs for activations of both signs.
     """
     weights = position_weights(subject, batch, sites)
     found: dict[Site, Tensor] = {}
@@ -54,32 +57,55 @@ def _z_scores(
         for site in sites:
             sums[site] += rows[site].sum(0), (rows[site] ** 2).sum(0)
     if count < 2:
-        raise ValueError(f"z_score needs the spread of a reference: expected at least 2 windows, got {count}")
+        raise ValueError(
+            f"z_score needs the spread of a reference: expected at least 2 windows, got {count}"
+        )
     mean = {site: sums[site][0] / count for site in sites}
-    spread = {site: np.sqrt(np.maximum(sums[site][1] / count - mean[site] ** 2, 0) * count / (count - 1)) for site in sites}
+    spread = {
+        site: np.sqrt(np.maximum(sums[site][1] / count - mean[site] ** 2, 0) * count / (count - 1))
+        for site in sites
+    }
     for rows in _activity(subject, memorized, sites, size):
-        # a unit that never varies would divide by nothing: no spread counts as less than a thousandth of its site's
-        yield {s: (rows[s] - mean[s]) / np.maximum(spread[s], 1e-3 * spread[s].mean() + 1e-12) for s in sites}
+        # a unit that never varies would divide by nothing: no spread counts as less than a
+        # thousandth of its site's
+        yield {
+            s: (rows[s] - mean[s]) / np.maximum(spread[s], 1e-3 * spread[s].mean() + 1e-12)
+            for s in sites
+        }
 
 
-def _activity(subject: Subject, windows: Batches, sites: Places, size: int) -> Iterator[dict[Site, np.ndarray]]:
-    """The mean |activation| of every unit over each window's positions; a head's is the mean over its columns."""
+def _activity(
+    subject: Subject, windows: Batches, sites: Places, size: int
+) -> Iterator[dict[Site, np.ndarray]]:
+    """The mean |activation| of every unit over each window's positions; a head's is the mean over
+    its columns."""
     for batch in batches(windows, size):
         recording = record(subject, batch, sites, reduce="rows_abs", size=size)
-        yield {s: recording[s].reshape(len(batch), subject.anatomy.place(s).units, -1).mean(-1, dtype=np.float64) for s in sites}
+        yield {
+            s: recording[s]
+            .reshape(len(batch), subject.anatomy.place(s).units, -1)
+            .mean(-1, dtype=np.float64)
+            for s in sites
+        }
 
 
-def _z_score_each(subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8) -> Scores:
+def _z_score_each(
+    subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8
+) -> Scores:
     parts = list(_z_scores(subject, memorized, reference, sites, size))
     return {site: np.concatenate([part[site] for part in parts]) for site in sites}
 
 
 @method("z_score", each=_z_score_each, needs_reference=True)
-def z_score(subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8) -> Scores:
-    """How many standard deviations a unit's activity on memorized windows lies above its mean over reference windows.
+def z_score(
+    subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8
+) -> Scores:
+    """How many standard deviations a unit's activity on memorized windows lies above its mean over
+    reference windows.
 
-    Activity is the mean |h| over the positions of a window. NeMo (Hintersdorf et al. 2024, arXiv 2406.02366) calls neurons above a
-    threshold memorization neurons of diffusion models; the score is theirs, the threshold is left to `top`.
+    Activity is the mean |h| over the positions of a window. NeMo (Hintersdorf et al. 2024, arXiv
+    2406.02366) calls neurons above a threshold memorization neurons of diffusion models; the score
+    is theirs, the threshold is left to `top`.
     """
     totals, count = {site: np.zeros(subject.anatomy.place(site).units) for site in sites}, 0
     for rows in _z_scores(subject, memorized, reference, sites, size):

@@ -1,7 +1,8 @@
-"""Slimming and Hard Concrete: a mask over all units that keeps the memory and little else, learned for many windows at once.
+"""Slimming and Hard Concrete: a mask over all units that keeps the memory and little else, learned
+for many windows at once.
 
-Masks multiply activations, so windows of one batch do not mix: the masks of a batch are those that each window would get alone, for one
-forward and backward a step instead of one a window.
+Masks multiply activations, so windows of one batch do not mix: the masks of a batch are those that
+each window would get alone, for one forward and backward a step instead of one a window.
 """
 
 from __future__ import annotations
@@ -30,16 +31,26 @@ _CHECK_EVERY = 10
 
 @window_method("slimming", size=16)
 def slimming(
-    subject: Subject, batch: Batch, sites: Places, *, lr: float = 1e-2, pressure: float = 0.05, steps: int = 200, stop: float = 0.1
+    subject: Subject,
+    batch: Batch,
+    sites: Places,
+    *,
+    lr: float = 1e-2,
+    pressure: float = 0.05,
+    steps: int = 200,
+    stop: float = 0.1,
 ) -> dict[Site, Tensor]:
-    """The mask m that minimizes L(x; h * clip(m, 0, 1)) + pressure * sum |m|, from 1 and with Adam; L is the suffix's mean loss.
+    """The mask m that minimizes L(x; h * clip(m, 0, 1)) + pressure * sum |m|, from 1 and with Adam;
+    L is the suffix's mean loss.
 
-    Chang et al. 2024 (arXiv 2311.09060), section 3, after Liu et al. 2017. Their lambda multiplies the mean of |m|, so `pressure` is
-    lambda / number of units: 0.41 for their GPT-2. At the upper end of the clip the loss has slope 0 (both one-sided slopes are allowed
-    there): only pressure moves a mask off 1, and without pressure none moves.
+    Chang et al. 2024 (arXiv 2311.09060), section 3, after Liu et al. 2017. Their lambda multiplies
+    the mean of |m|, so `pressure` is lambda / number of units: 0.41 for their GPT-2. At the upper
+    end of the clip the loss has slope 0 (both one-sided slopes are allowed there): only pressure
+    moves a mask off 1, and without pressure none moves.
 
     Args:
-        lr: of Adam. steps: at most. stop: a window whose mean |m| is below this, looked at every 10 steps, is done.
+        lr: of Adam. steps: at most. stop: a window whose mean |m| is below this, looked at every 10
+        steps, is done.
     """
     masks = _leaves(subject, batch, sites, 1.0)
 
@@ -57,7 +68,7 @@ def slimming(
 
 
 @window_method("hard_concrete", size=16)
-def hard_concrete(  # noqa: PLR0913 - the method's own knobs
+def hard_concrete(
     subject: Subject,
     batch: Batch,
     sites: Places,
@@ -70,15 +81,16 @@ def hard_concrete(  # noqa: PLR0913 - the method's own knobs
     stop: float = 0.4,
     seed: int = 0,
 ) -> dict[Site, Tensor]:
-    """sigmoid(a), where a minimizes L(x; h * z) + pressure * sum sigmoid(a - beta log(-gamma/zeta)) over random masks z(a); see
-    `concrete_mask`.
+    """sigmoid(a), where a minimizes L(x; h * z) + pressure * sum sigmoid(a - beta log(-gamma/zeta))
+    over random masks z(a); see `concrete_mask`.
 
-    Louizos et al. 2018, as in Chang et al. 2024 (arXiv 2311.09060), section 3 and released code. Their lambda multiplies the mean, so
-    `pressure` is lambda / number of units: 0.027 for their GPT-2. Each window draws from the seed and its own tokens.
+    Louizos et al. 2018, as in Chang et al. 2024 (arXiv 2311.09060), section 3 and released code.
+    Their lambda multiplies the mean, so `pressure` is lambda / number of units: 0.027 for their
+    GPT-2. Each window draws from the seed and its own tokens.
 
     Args:
-        lr: of Adam. mask_p: the expected mask to begin with. beta: temperature. steps: at most. stop: a window whose mean penalty is below
-            this, looked at every 10 steps, is done.
+        lr: of Adam. mask_p: the expected mask to begin with. beta: temperature. steps: at most.
+            stop: a window whose mean penalty is below this, looked at every 10 steps, is done.
     """
     logits = _leaves(subject, batch, sites, _initial_logit(mask_p))
     draws = [torch.Generator().manual_seed(_seed(seed, row)) for row in own_tokens(batch)]
@@ -89,8 +101,13 @@ def hard_concrete(  # noqa: PLR0913 - the method's own knobs
 
     def masked(values: Logits) -> dict[Site, Tensor]:
         widths = [a.shape[1] for a in values.values()]
-        noise = torch.stack([torch.rand(sum(widths), generator=g, dtype=torch.float64) for g in draws]).split(widths, dim=1)
-        return {site: concrete_mask(a, beta, n.to(a)) for (site, a), n in zip(values.items(), noise, strict=True)}
+        noise = torch.stack(
+            [torch.rand(sum(widths), generator=g, dtype=torch.float64) for g in draws]
+        ).split(widths, dim=1)
+        return {
+            site: concrete_mask(a, beta, n.to(a))
+            for (site, a), n in zip(values.items(), noise, strict=True)
+        }
 
     def penalty(values: Logits) -> Tensor:
         return pressure * penalties(values).sum(1)
@@ -110,7 +127,8 @@ def clipped(mask: Tensor) -> Tensor:
 def concrete_mask(logits: Tensor, beta: float = 0.33, noise: Tensor | None = None) -> Tensor:
     """clip(s * (zeta - gamma) + gamma, 0, 1), in [0, 1], with gamma = -0.1, zeta = 1.1.
 
-    With uniform noise u, the training mask: s = sigmoid((log u - log(1 - u) + a) / beta), u kept within 1e-4 of 0 and 1. Without, the
+    With uniform noise u, the training mask: s = sigmoid((log u - log(1 - u) + a) / beta), u kept
+    within 1e-4 of 0 and 1. Without, the
     deterministic one: s = sigmoid(a).
     """
     if noise is not None:
@@ -135,7 +153,9 @@ def _leaves(subject: Subject, batch: Batch, sites: Places, value: float) -> dict
     """A number for each unit and window to learn; single precision, or double where the model is."""
     dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
     return {
-        site: torch.full((len(batch), width), value, dtype=dtype, device=subject.device, requires_grad=True)
+        site: torch.full(
+            (len(batch), width), value, dtype=dtype, device=subject.device, requires_grad=True
+        )
         for site, width in subject.anatomy.widths(sites).items()
     }
 
@@ -149,7 +169,8 @@ def _learn(
     size: Callable[[Logits], Float[Tensor, " windows"]],
     recipe: tuple[float, int, float],
 ) -> None:
-    """Minimizes each window's loss under its mask plus its penalty, in place; a window whose mask is small enough keeps it."""
+    """Minimizes each window's loss under its mask plus its penalty, in place; a window whose mask
+    is small enough keeps it."""
     lr, steps, stop = recipe
     adam = torch.optim.Adam(leaves.values(), lr=lr)
     active = torch.ones(len(batch), 1, dtype=torch.bool, device=subject.device)
@@ -167,5 +188,7 @@ def _learn(
             leaf.grad = gradient
         adam.step()
         with torch.no_grad():
-            for leaf, old in zip(leaves.values(), before, strict=False):  # nothing to put back while all windows learn
+            for leaf, old in zip(
+                leaves.values(), before, strict=False
+            ):  # nothing to put back while all windows learn
                 leaf.copy_(torch.where(active, leaf, old))

@@ -1,1 +1,2 @@
-"""Image autoregressive models (VAR and RAR), their tokenizers and checkpoints, and images drawn from them."""
+"""Image autoregressive models (VAR and RAR), their tokenizers and checkpoints, and images drawn
+from them."""

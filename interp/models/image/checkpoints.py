@@ -1,7 +1,8 @@
-"""Image models on disk: the public checkpoints of VAR and RAR and of their tokenizers, and the folders that `save_image_model` writes.
+"""Image models on disk: the public checkpoints of VAR and RAR and of their tokenizers, and the
+folders that `save_image_model` writes.
 
-Sizes are read off the shapes, and a file is loaded whole or refused with everything in it that does not fit. Weights come from safetensors,
-or from torch files that hold tensors and no code.
+Sizes are read off the shapes, and a file is loaded whole or refused with everything in it that does
+not fit. Weights come from safetensors, or from torch files that hold tensors and no code.
 """
 
 from __future__ import annotations
@@ -36,13 +37,21 @@ _SIGNS: dict[str, Any] = {
     "quantize.quant_resi.qresi_ls.0.weight": ResidualVQ,
     "quantize.embedding.weight": RasterVQ,
 }
-_MLP = (("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1))  # tensors and axes that tell the width of an MLP
+_MLP = (
+    ("fc1.weight", 0),
+    ("fc1.bias", 0),
+    ("fc2.weight", 1),
+)  # tensors and axes that tell the width of an MLP
 _TOKENIZER_OF: dict[Any, type[ImageTokenizer]] = {VAR: ResidualVQ, RAR: RasterVQ}
-_PUBLIC_TOKENIZER = {VAR: "FoundationVision/var/vae_ch160v4096z32.pth", RAR: "fun-research/TiTok/maskgit-vqgan-imagenet-f16-256.bin"}
+_PUBLIC_TOKENIZER = {
+    VAR: "FoundationVision/var/vae_ch160v4096z32.pth",
+    RAR: "fun-research/TiTok/maskgit-vqgan-imagenet-f16-256.bin",
+}
 
 
 def save_image_model(model: ImageModel, folder: str | Path) -> Path:
-    """Writes network.safetensors and tokenizer.safetensors, with the public names, as `interp.load` takes them."""
+    """Writes network.safetensors and tokenizer.safetensors, with the public names, as `interp.load`
+    takes them."""
     from safetensors.torch import save_file
 
     target = writable(folder)
@@ -53,44 +62,62 @@ def save_image_model(model: ImageModel, folder: str | Path) -> Path:
 
 
 def is_image_model(source: str | Path) -> bool:
-    """Whether a source names weights for `read_image_model` to judge: a file, a folder of them without config.json, or a file on a hub."""
+    """Whether a source names weights for `read_image_model` to judge: a file, a folder of them
+    without config.json, or a file on a hub."""
     path = Path(source)
     if path.is_dir():
-        return not (path / "config.json").exists() and not any(path.glob("*.gguf")) and bool(_weights(path))
+        return (
+            not (path / "config.json").exists()
+            and not any(path.glob("*.gguf"))
+            and bool(_weights(path))
+        )
     return path.suffix in _SUFFIXES and (path.is_file() or _is_hub_file(path))
 
 
 def read_image_model(
-    source: str | Path, tokenizer: str | Path | ImageTokenizer | None = None, dtype: torch.dtype | None = None
+    source: str | Path,
+    tokenizer: str | Path | ImageTokenizer | None = None,
+    dtype: torch.dtype | None = None,
 ) -> ImageModel:
     """A VAR or RAR with its tokenizer.
 
     Args:
-        source: a folder that `save_image_model` wrote or that holds one public network; a weights file; or such a file on the hub, as
-            `"FoundationVision/var/var_d16.pth"`.
-        tokenizer: the tokenizer's file, or one you hold; by default it is looked for beside the network, and for a file on the hub it is
-            the public one.
-        dtype: of the network's weights; as stored by default. The tokenizer keeps its own; the head of a VAR gets no
-            less than float32.
+        source: a folder that `save_image_model` wrote or that holds one public network; a weights
+            file; or such a file on the hub, as `"FoundationVision/var/var_d16.pth"`.
+        tokenizer: the tokenizer's file, or one you hold; by default it is looked for beside the
+            network, and for a file on the hub it is the public one.
+        dtype: of the network's weights; as stored by default. The tokenizer keeps its own; the head
+            of a VAR gets no less than float32.
 
-    Raises LoadError for unreadable files and files with code, for files that are no such network, for every key that is missing, too
-    many or of another shape (all are listed), and for another model's tokenizer.
+    Raises LoadError for unreadable files and files with code, for files that are no such network,
+    for every key that is missing, too many or of another shape (all are listed), and for another
+    model's tokenizer.
     """
     stored = _network(_located(source))
     kind = _kind(stored.state)
     if not isinstance(tokenizer, ImageTokenizer):
         remote = not Path(source).exists()
-        tokenizer = _tokenizer(stored, _located(tokenizer) if tokenizer is not None else _beside(stored, remote=remote))
-    config = _var_config(stored, tokenizer.codes) if kind is VAR else _rar_config(stored, tokenizer.codes)
+        tokenizer = _tokenizer(
+            stored, _located(tokenizer) if tokenizer is not None else _beside(stored, remote=remote)
+        )
+    config = (
+        _var_config(stored, tokenizer.codes)
+        if kind is VAR
+        else _rar_config(stored, tokenizer.codes)
+    )
     with torch.device("meta"):
         model = _built(kind, config, tokenizer, stored.file)
-    state = {key: value if dtype is None else _converted(key, value, dtype, kind) for key, value in stored.state.items()}
+    state = {
+        key: value if dtype is None else _converted(key, value, dtype, kind)
+        for key, value in stored.state.items()
+    }
     _fill(model, own_state(model), state, stored.file)
     return model.eval()
 
 
 def _converted(key: str, value: Tensor, dtype: torch.dtype, kind: Any) -> Tensor:
-    """A tensor in another precision; the head of a VAR in no lower one than float32, as in the public code."""
+    """A tensor in another precision; the head of a VAR in no lower one than float32, as in the
+    public code."""
     head = kind is VAR and key.startswith(("head.", "head_nm."))
     precise = torch.promote_types(dtype, torch.float32) if head else dtype
     return value.to(precise) if value.is_floating_point() else value
@@ -105,7 +132,11 @@ class _Stored:
 
     @property
     def depth(self) -> int:
-        numbers = {int(key.split(".")[1]) for key in self.state if key.startswith("blocks.") and key.split(".")[1].isdigit()}
+        numbers = {
+            int(key.split(".")[1])
+            for key in self.state
+            if key.startswith("blocks.") and key.split(".")[1].isdigit()
+        }
         return len(numbers)
 
     def blocks(self, name: str, axis: int) -> list[tuple[str, int]]:
@@ -113,22 +144,35 @@ class _Stored:
         return [(f"blocks.{block}.{name}", axis) for block in range(self.depth)]
 
     def size(self, *places: tuple[str, int], likely: int | None = None) -> int:
-        """The size that most of some tensors have along an axis: so that one wrong tensor is told from all the others. `likely` counts as
-        one of them."""
-        found = Counter(self.state[key].shape[axis] for key, axis in places if key in self.state and self.state[key].ndim > axis)
+        """The size that most of some tensors have along an axis: so that one wrong tensor is told
+        from all the others. `likely` counts as one of them."""
+        found = Counter(
+            self.state[key].shape[axis]
+            for key, axis in places
+            if key in self.state and self.state[key].ndim > axis
+        )
         found.update([] if likely is None else [likely])
         if not found:
-            raise LoadError(f"{self.file.name} lacks {places[0][0] if places else 'its blocks'}: expected the weights of a VAR or a RAR")
+            raise LoadError(
+                f"{self.file.name} lacks {places[0][0] if places else 'its blocks'}: expected the weights of a VAR or a RAR"
+            )
         return found.most_common(1)[0][0]
 
 
 def _var_config(stored: _Stored, codes: int) -> VARConfig:
     return VARConfig(
         sides=_sides(stored),
-        width=stored.size(("word_embed.bias", 0), ("class_emb.weight", 1), ("pos_1LC", 2), *stored.blocks("attn.proj.bias", 0)),
+        width=stored.size(
+            ("word_embed.bias", 0),
+            ("class_emb.weight", 1),
+            ("pos_1LC", 2),
+            *stored.blocks("attn.proj.bias", 0),
+        ),
         depth=stored.depth,
         heads=stored.size(*stored.blocks("attn.scale_mul_1H11", 1)),
-        hidden=stored.size(*(place for name, axis in _MLP for place in stored.blocks(f"ffn.{name}", axis))),
+        hidden=stored.size(
+            *(place for name, axis in _MLP for place in stored.blocks(f"ffn.{name}", axis))
+        ),
         codes=stored.size(("head.bias", 0), ("head.weight", 0), likely=codes),
         code_width=stored.size(("word_embed.weight", 1)),
         classes=stored.size(("class_emb.weight", 0)) - 1,
@@ -139,24 +183,42 @@ def _var_config(stored: _Stored, codes: int) -> VARConfig:
 def _sides(stored: _Stored) -> tuple[int, ...]:
     """Tokens a side of each scale: the public file says of each token which scale it is of."""
     if "lvl_1L" not in stored.state:
-        raise LoadError(f"{stored.file.name} lacks lvl_1L, which says how many tokens each scale has: expected a whole VAR checkpoint")
-    runs = [(level, len(list(run))) for level, run in groupby(stored.state["lvl_1L"].flatten().tolist())]
+        raise LoadError(
+            f"{stored.file.name} lacks lvl_1L, which says how many tokens each scale has: expected a whole VAR checkpoint"
+        )
+    runs = [
+        (level, len(list(run))) for level, run in groupby(stored.state["lvl_1L"].flatten().tolist())
+    ]
     levels, counts = [level for level, _ in runs], [count for _, count in runs]
-    squares = all(isqrt(count) ** 2 == count for count in counts) and all(a < b for a, b in pairwise(counts))
+    squares = all(isqrt(count) ** 2 == count for count in counts) and all(
+        a < b for a, b in pairwise(counts)
+    )
     if not runs or not squares or levels != list(range(len(runs))):
-        raise LoadError(f"{stored.file.name}: lvl_1L gives the scales {levels} {counts} tokens; expected growing squares")
+        raise LoadError(
+            f"{stored.file.name}: lvl_1L gives the scales {levels} {counts} tokens; expected growing squares"
+        )
     return tuple(map(isqrt, counts))
 
 
 def _rar_config(stored: _Stored, codes: int) -> RARConfig:
     codes = stored.size(("lm_head.bias", 0), ("lm_head.weight", 0), likely=codes)
-    width = stored.size(("cls_token", 2), ("embeddings.weight", 1), ("pos_embed", 2), *stored.blocks("attn.proj.bias", 0))
+    width = stored.size(
+        ("cls_token", 2),
+        ("embeddings.weight", 1),
+        ("pos_embed", 2),
+        *stored.blocks("attn.proj.bias", 0),
+    )
     return RARConfig(
         grid=_grid(stored),
         width=width,
         depth=stored.depth,
-        heads=width // stored.size(*stored.blocks("attn.q_norm.weight", 0), *stored.blocks("attn.k_norm.weight", 0)),
-        hidden=stored.size(*(place for name, axis in _MLP for place in stored.blocks(f"mlp.{name}", axis))),
+        heads=width
+        // stored.size(
+            *stored.blocks("attn.q_norm.weight", 0), *stored.blocks("attn.k_norm.weight", 0)
+        ),
+        hidden=stored.size(
+            *(place for name, axis in _MLP for place in stored.blocks(f"mlp.{name}", axis))
+        ),
         codes=codes,
         classes=stored.size(("embeddings.weight", 0)) - codes - 2,
     )
@@ -166,7 +228,9 @@ def _grid(stored: _Stored) -> int:
     """Tokens a side: the table of times has a row for each token."""
     length = stored.size(("timesteps_embeddings", 1)) - SPARE_TIMES
     if length < 1 or isqrt(length) ** 2 != length:
-        raise LoadError(f"{stored.file.name}: timesteps_embeddings has {length + SPARE_TIMES} rows; expected {SPARE_TIMES} and a square")
+        raise LoadError(
+            f"{stored.file.name}: timesteps_embeddings has {length + SPARE_TIMES} rows; expected {SPARE_TIMES} and a square"
+        )
     return isqrt(length)
 
 
@@ -175,10 +239,18 @@ def _network(path: Path) -> _Stored:
     files = _weights(path) if path.is_dir() else [path]
     found = [stored for stored in map(_opened, files) if _kind(stored.state) in _TOKENIZER_OF]
     if not found:
-        lacks = "has no config.json and no GGUF" if path.is_dir() else "holds no model that can be read from one file"
-        raise LoadError(f"{path.name} {lacks}: expected a Hugging Face model folder, or the weights of a VAR or a RAR")
+        lacks = (
+            "has no config.json and no GGUF"
+            if path.is_dir()
+            else "holds no model that can be read from one file"
+        )
+        raise LoadError(
+            f"{path.name} {lacks}: expected a Hugging Face model folder, or the weights of a VAR or a RAR"
+        )
     if len(found) > 1:
-        raise LoadError(f"{path.name} holds {len(found)} image models: name one of {', '.join(s.file.name for s in found)}")
+        raise LoadError(
+            f"{path.name} holds {len(found)} image models: name one of {', '.join(s.file.name for s in found)}"
+        )
     return found[0]
 
 
@@ -186,10 +258,14 @@ def _tokenizer(network: _Stored, file: Path) -> ImageTokenizer:
     """The tokenizer in a file, of the kind and on the grid that a network needs."""
     stored, needed = _opened(file), _TOKENIZER_OF[_kind(network.state)]
     if _kind(stored.state) is not needed:
-        raise LoadError(f"{file.name} is not the tokenizer of {network.file.name}: expected the weights of a {needed.__name__}")
+        raise LoadError(
+            f"{file.name} is not the tokenizer of {network.file.name}: expected the weights of a {needed.__name__}"
+        )
     with torch.device("meta"):
         if needed is ResidualVQ:
-            tokenizer: ImageTokenizer = ResidualVQ(residual_vq_config(stored.state, _sides(network)))
+            tokenizer: ImageTokenizer = ResidualVQ(
+                residual_vq_config(stored.state, _sides(network))
+            )
         else:
             tokenizer = RasterVQ(raster_vq_config(stored.state, _grid(network)))
     _fill(tokenizer, tokenizer.state_dict(), stored.state, file)
@@ -219,14 +295,23 @@ def _built(kind: Any, config: Any, tokenizer: ImageTokenizer, file: Path) -> Ima
 
 
 def _fill(module: nn.Module, own: State, given: State, file: Path) -> None:
-    """Puts tensors into a module that has none yet. Raises LoadError with everything that does not fit."""
+    """Puts tensors into a module that has none yet. Raises LoadError with everything that does not
+    fit."""
     wrong = [f"{key} is missing" for key in own if key not in given]
     wrong += [f"{key} is unknown" for key in given if key not in own]
-    pairs = [(key, tuple(given[key].shape), tuple(value.shape)) for key, value in own.items() if key in given]
-    wrong += [f"{key} is {list(has)}, expected {list(needs)}" for key, has, needs in pairs if has != needs]
+    pairs = [
+        (key, tuple(given[key].shape), tuple(value.shape))
+        for key, value in own.items()
+        if key in given
+    ]
+    wrong += [
+        f"{key} is {list(has)}, expected {list(needs)}" for key, has, needs in pairs if has != needs
+    ]
     if wrong:
         kind = type(module).__name__
-        raise LoadError(f"{file.name} does not fit the {kind} that its shapes tell of, in {len(wrong)} places: {'; '.join(wrong)}")
+        raise LoadError(
+            f"{file.name} does not fit the {kind} that its shapes tell of, in {len(wrong)} places: {'; '.join(wrong)}"
+        )
     module.load_state_dict(given, strict=False, assign=True)
 
 
@@ -253,13 +338,16 @@ def _opened(file: Path) -> _Stored:
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LoadError(f"{file.name} is truncated or damaged ({reason}): copy it again") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise LoadError(f"{file.name} holds more than tensors by name: expected a state dict")
     return _Stored(file, state)
 
 
 def _torch_file(file: Path) -> Any:
-    """What a torch file holds, mapped into memory unless it is of the format before torch 1.6, which cannot be."""
+    """What a torch file holds, mapped into memory unless it is of the format before torch 1.6,
+    which cannot be."""
     with file.open("rb") as opened:
         zipped = opened.read(2) == b"PK"
     return torch.load(file, "cpu", weights_only=True, mmap=zipped)  # noqa: TID251
@@ -270,13 +358,16 @@ def _is_hub_file(path: Path) -> bool:
 
 
 def _located(source: str | Path) -> Path:
-    """The path of a source, fetched first where it is a file on the hub. Raises LoadError, with the nearest path, when there is none."""
+    """The path of a source, fetched first where it is a file on the hub. Raises LoadError, with the
+    nearest path, when there is none."""
     path = Path(source)
     if path.exists():
         return path
     if not (_is_hub_file(path) and path.suffix in _SUFFIXES):
         here = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise LoadError(f"{path} does not exist; nearest: {path.parent / closest(path.name, here) if here else path.parent}")
+        raise LoadError(
+            f"{path} does not exist; nearest: {path.parent / closest(path.name, here) if here else path.parent}"
+        )
     from huggingface_hub import hf_hub_download
 
     try:

@@ -1,4 +1,5 @@
-"""What VAR and RAR have in common: a class and, step by step, the tokens of one image; and the tokenizer that those tokens are of."""
+"""What VAR and RAR have in common: a class and, step by step, the tokens of one image; and the
+tokenizer that those tokens are of."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class ImageModel(nn.Module, ABC):
     Attributes:
         tokenizer: images to tokens and back; frozen.
         classes: how many classes condition it, numbered from 0.
-        null: the label that stands for none, for classifier-free guidance and the labels dropped in training.
+        null: the label that stands for none, for classifier-free guidance and the labels dropped in
+        training.
         steps: which tokens are predicted together, as (start, stop) pairs.
         lead: how many positions the blocks see before that of the first token.
         segments: the parts of what the blocks see.
@@ -49,9 +51,13 @@ class ImageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, tokens: Int[Tensor, "batch read"], label: Int[Tensor, " batch"], past_key_values: Any = None
+        self,
+        tokens: Int[Tensor, "batch read"],
+        label: Int[Tensor, " batch"],
+        past_key_values: Any = None,
     ) -> Float[Tensor, "batch new codes"]:
-        """Logits of all tokens up to the end of the step that follows the tokens read (whole steps); those in the cache are left out."""
+        """Logits of all tokens up to the end of the step that follows the tokens read (whole
+        steps); those in the cache are left out."""
 
     def groups(self, length: int) -> tuple[tuple[int, int], ...]:
         """The steps that begin within the first `length` tokens."""
@@ -63,7 +69,8 @@ class ImageModel(nn.Module, ABC):
 
     @abstractmethod
     def positions(self, read: int) -> int:
-        """How many positions of the blocks depend on nothing but the first `read` tokens (whole steps, not all)."""
+        """How many positions of the blocks depend on nothing but the first `read` tokens (whole
+        steps, not all)."""
 
     @abstractmethod
     def progress(self, step: int) -> float:
@@ -74,7 +81,8 @@ class ImageModel(nn.Module, ABC):
         return self(batch.tokens[:, : self.before(batch.length)], **batch.conditioning)[:, -keep:]
 
     def before(self, length: int) -> int:
-        """Where the last step of the first `length` tokens begins, 0 for none. Raises ValueError, with the nearest ends, within a step."""
+        """Where the last step of the first `length` tokens begins, 0 for none. Raises ValueError,
+        with the nearest ends, within a step."""
         for start, stop in ((0, 0), *self.steps):
             if stop == length:
                 return start
@@ -94,8 +102,16 @@ class ImageModel(nn.Module, ABC):
 
         return DynamicCache()
 
-    def feed(self, read: Tensor, new: int, cache: Any, conditioning: Mapping[str, Tensor], keep: int) -> Tensor:  # noqa: ARG002
-        """Logits of the last `keep` tokens up to the end of the next step; what is in the cache is not computed again."""
+    def feed(
+        self,
+        read: Tensor,
+        new: int,  # noqa: ARG002
+        cache: Any,
+        conditioning: Mapping[str, Tensor],
+        keep: int,
+    ) -> Tensor:
+        """Logits of the last `keep` tokens up to the end of the next step; what is in the cache is
+        not computed again."""
         return self(read, **conditioning, past_key_values=cache)[:, -keep:]
 
     def example(self) -> Batch:
@@ -108,30 +124,50 @@ class ImageModel(nn.Module, ABC):
         label = batch.conditioning.get("label")
         if label is None or label.shape != (len(batch),):
             given = "none" if label is None else f"shape {tuple(label.shape)}"
-            raise ValueError(f"conditioning['label'] must hold one class for each of {len(batch)} images; got {given}")
+            raise ValueError(
+                f"conditioning['label'] must hold one class for each of {len(batch)} images; got {given}"
+            )
         self.check_label(label)
         if batch.length > self.length:
-            raise ValueError(f"an image has {self.length} tokens here; got {batch.length}: another model's tokens?")
+            raise ValueError(
+                f"an image has {self.length} tokens here; got {batch.length}: another model's tokens?"
+            )
         self.before(batch.length)
 
     def check_label(self, label: Int[Tensor, " batch"]) -> None:
         """Raises ValueError for classes that the model has not."""
         low, high = int(label.min()), int(label.max())
         if low < 0 or high > self.null:
-            raise ValueError(f"labels must be classes 0 to {self.classes - 1} ({self.null} for none); got {low} to {high}")
+            raise ValueError(
+                f"labels must be classes 0 to {self.classes - 1} ({self.null} for none); got {low} to {high}"
+            )
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "batch channels side side"], label: Int[Tensor, " batch"], prompt: int = 0) -> Batch:
-        """Images in [0, 1] and their classes as one batch. Raises ValueError for images of another size or range, and other classes."""
-        tokens = torch.cat([self.tokenizer.encode(part.to(self._device)) for part in images.split(_ROWS)])
+    def encode(
+        self,
+        images: Float[Tensor, "batch channels side side"],
+        label: Int[Tensor, " batch"],
+        prompt: int = 0,
+    ) -> Batch:
+        """Images in [0, 1] and their classes as one batch. Raises ValueError for images of another
+        size or range, and other classes."""
+        tokens = torch.cat(
+            [self.tokenizer.encode(part.to(self._device)) for part in images.split(_ROWS)]
+        )
         together = self.steps if len(self.steps) < self.length else None
-        batch = Batch(tokens, prompt, steps=together, conditioning={"label": label.to(self._device)})
+        batch = Batch(
+            tokens, prompt, steps=together, conditioning={"label": label.to(self._device)}
+        )
         self.check(batch)
         return batch
 
-    def decode(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch channels side side"]:
+    def decode(
+        self, tokens: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch channels side side"]:
         """The images, in [0, 1], that tokens stand for."""
-        return torch.cat([self.tokenizer.decode(part.to(self._device)) for part in tokens.split(_ROWS)])
+        return torch.cat(
+            [self.tokenizer.decode(part.to(self._device)) for part in tokens.split(_ROWS)]
+        )
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The codebook: its rows are the token ids that there are."""
@@ -151,18 +187,24 @@ def image_model(module: nn.Module) -> ImageModel:
 
 def own_state(model: ImageModel) -> Mapping[str, Tensor]:
     """The network's parameters and buffers by their public names, without the tokenizer's."""
-    return {name: value for name, value in model.state_dict().items() if not name.startswith("tokenizer.")}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith("tokenizer.")
+    }
 
 
 class Gate(nn.Module):
-    """Multiplies by a gate. A module, so that what it gives, which is what is added to the residual stream, can be hooked."""
+    """Multiplies by a gate. A module, so that what it gives, which is what is added to the residual
+    stream, can be hooked."""
 
     def forward(self, x: Float[Tensor, "batch position width"], gate: Tensor) -> Tensor:
         return x * gate
 
 
 class MLP(nn.Module):
-    """Two layers with GELU between them, whose form is `approximate`: "tanh" in VAR, "none" (exact) in RAR."""
+    """Two layers with GELU between them, whose form is `approximate`: "tanh" in VAR, "none" (exact)
+    in RAR."""
 
     def __init__(self, width: int, hidden: int, approximate: str) -> None:
         super().__init__()
@@ -181,4 +223,8 @@ def modulated(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Te
 
 def for_rows(condition: Tensor, x: Tensor) -> Tensor:
     """A condition for every row of x, which a sweep grows by whole copies of the batch."""
-    return condition if len(condition) == len(x) else torch.cat([condition] * (len(x) // len(condition)))
+    return (
+        condition
+        if len(condition) == len(x)
+        else torch.cat([condition] * (len(x) // len(condition)))
+    )

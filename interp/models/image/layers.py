@@ -1,4 +1,5 @@
-"""Convolutional layers that the image tokenizers are made of, under the names of the public checkpoints."""
+"""Convolutional layers that the image tokenizers are made of, under the names of the public
+checkpoints."""
 
 from __future__ import annotations
 
@@ -15,20 +16,26 @@ def conv(inputs: int, outputs: int, kernel: int = 3, *, bias: bool = True) -> nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, as in both public tokenizers, fewer where channels are few: the state dict does not tell, so it is a rule."""
+    """32 groups, as in both public tokenizers, fewer where channels are few: the state dict does
+    not tell, so it is a rule."""
     return nn.GroupNorm(max(1, min(32, channels // 4)), channels, eps=1e-6)
 
 
 def check_levels(blocks: int, multipliers: Sequence[int]) -> None:
     """Raises ValueError where no network has these levels."""
     if not multipliers or min(multipliers) < 1 or blocks < 0:
-        raise ValueError(f"expected multipliers of 1 or more and blocks of 0 or more, got {tuple(multipliers)} and {blocks}")
+        raise ValueError(
+            f"expected multipliers of 1 or more and blocks of 0 or more, got {tuple(multipliers)} and {blocks}"
+        )
     if not blocks and set(multipliers) != {1}:
-        raise ValueError(f"only blocks change the width: with blocks=0 all multipliers must be 1, got {tuple(multipliers)}")
+        raise ValueError(
+            f"only blocks change the width: with blocks=0 all multipliers must be 1, got {tuple(multipliers)}"
+        )
 
 
 class ResidualBlock(nn.Module):
-    """Twice norm, SiLU and convolution, added to what came in, through a 1x1 convolution where the width changes."""
+    """Twice norm, SiLU and convolution, added to what came in, through a 1x1 convolution where the
+    width changes."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -36,10 +43,14 @@ class ResidualBlock(nn.Module):
         self.norm2, self.conv2 = group_norm(outputs), conv(outputs, outputs)
         self.nin_shortcut = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1)
 
-    def branch(self, x: Float[Tensor, "batch inputs side side"]) -> Float[Tensor, "batch outputs side side"]:
+    def branch(
+        self, x: Float[Tensor, "batch inputs side side"]
+    ) -> Float[Tensor, "batch outputs side side"]:
         return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
-    def forward(self, x: Float[Tensor, "batch inputs side side"]) -> Float[Tensor, "batch outputs side side"]:
+    def forward(
+        self, x: Float[Tensor, "batch inputs side side"]
+    ) -> Float[Tensor, "batch outputs side side"]:
         return self.nin_shortcut(x) + self.branch(x)
 
 
@@ -51,7 +62,9 @@ class Attention(nn.Module):
         self.norm = group_norm(channels)
         self.qkv, self.proj_out = conv(channels, 3 * channels, 1), conv(channels, channels, 1)
 
-    def forward(self, x: Float[Tensor, "batch channels side side"]) -> Float[Tensor, "batch channels side side"]:
+    def forward(
+        self, x: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch channels side side"]:
         query, key, value = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
@@ -62,7 +75,11 @@ class Middle(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.block_1, self.attn_1, self.block_2 = ResidualBlock(channels, channels), Attention(channels), ResidualBlock(channels, channels)
+        self.block_1, self.attn_1, self.block_2 = (
+            ResidualBlock(channels, channels),
+            Attention(channels),
+            ResidualBlock(channels, channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))

@@ -1,4 +1,5 @@
-"""RAR, the next-token image model (Yu et al. 2024, arXiv 2411.00776), with the parameter names of the public checkpoints."""
+"""RAR, the next-token image model (Yu et al. 2024, arXiv 2411.00776), with the parameter names of
+the public checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class RARConfig:
 class RAR(ImageModel):
     """Predicts one token after the other in raster order or, in training, in any order.
 
-    The blocks see cls, the class, and the tokens before the one to predict; position t + 1 is that which predicts token t.
+    The blocks see cls, the class, and the tokens before the one to predict; position t + 1 is that
+    which predicts token t.
     """
 
     lead = _LEAD
@@ -55,7 +57,10 @@ class RAR(ImageModel):
         super().__init__(tokenizer)
         self.config, self.classes, N, C = config, config.classes, config.length, config.width
         self.steps = tuple((t, t + 1) for t in range(N))
-        rows = [(max(_LEAD, 1 + row * config.grid), 1 + (row + 1) * config.grid) for row in range(config.grid)]
+        rows = [
+            (max(_LEAD, 1 + row * config.grid), 1 + (row + 1) * config.grid)
+            for row in range(config.grid)
+        ]
         self.segments = (
             Segment("cls", 0, 1, degenerate=True),
             Segment("class", 1, _LEAD, degenerate=True),
@@ -78,8 +83,8 @@ class RAR(ImageModel):
         past_key_values: Any = None,
         order: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch new codes"]:
-        """Logits as in `ImageModel.forward`. `order` says for whole images in which order their tokens are read, for training in random
-        orders; the logits come in that of the image."""
+        """Logits as in `ImageModel.forward`. `order` says for whole images in which order their
+        tokens are read, for training in random orders; the logits come in that of the image."""
         if order is None:
             order = torch.arange(self.length, device=tokens.device).expand(len(tokens), -1)
             return self._in_order(tokens, label, order, past_key_values)
@@ -87,15 +92,27 @@ class RAR(ImageModel):
         return torch.empty_like(logits).scatter(1, order[..., None].expand_as(logits), logits)
 
     def predicted(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
-        """As in `ImageModel`; images with an order of their own are read whole, for what is predicted last is not the last token."""
+        """As in `ImageModel`; images with an order of their own are read whole, for what is
+        predicted last is not the last token."""
         if "order" in batch.conditioning:
             return self(batch.tokens, **batch.conditioning)[:, -keep:]
         return super().predicted(batch, keep)
 
-    def _in_order(self, tokens: Tensor, label: Tensor, order: Int[Tensor, "batch length"], past_key_values: Any) -> Tensor:
+    def _in_order(
+        self,
+        tokens: Tensor,
+        label: Tensor,
+        order: Int[Tensor, "batch length"],
+        past_key_values: Any,
+    ) -> Tensor:
         given = (label + self.config.codes + 1)[:, None]
-        ids = F.pad(torch.cat([given, tokens], dim=1), (1, 0), value=self.config.codes)  # cls has no id: the mask's holds its place
-        known, total = 0 if past_key_values is None else past_key_values.get_seq_length(), ids.shape[1]
+        ids = F.pad(
+            torch.cat([given, tokens], dim=1), (1, 0), value=self.config.codes
+        )  # cls has no id: the mask's holds its place
+        known, total = (
+            0 if past_key_values is None else past_key_values.get_seq_length(),
+            ids.shape[1],
+        )
         x = self.embeddings(ids[:, known:])
         if not known:
             x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), x[:, 1:]], dim=1)
@@ -109,7 +126,8 @@ class RAR(ImageModel):
         return self.lm_head(self.adaln_before_head(x, for_rows(condition, x))[:, first:])
 
     def _places(self, order: Int[Tensor, "batch length"]) -> Float[Tensor, "batch position width"]:
-        """Each position's own embedding and, from that of the class on, the one of the token that it predicts."""
+        """Each position's own embedding and, from that of the class on, the one of the token that
+        it predicts."""
         own, target = self.pos_embed[0], self.target_aware_pos_embed[0]
         lead = own[:_LEAD].expand(len(order), -1, -1)
         places = torch.cat([lead, own[_LEAD + order]], dim=1)
@@ -131,7 +149,10 @@ class RAR(ImageModel):
                     module.bias.zero_()
         for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
             nn.init.trunc_normal_(table, std=0.02)
-        for modulation in (*(cast("Block", block).adaLN_modulation for block in self.blocks), self.adaln_before_head.adaLN_modulation):
+        for modulation in (
+            *(cast("Block", block).adaLN_modulation for block in self.blocks),
+            self.adaln_before_head.adaLN_modulation,
+        ):
             cast("nn.Linear", modulation[1]).weight.zero_()
 
 
@@ -144,8 +165,15 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
         self.q_norm, self.k_norm = (nn.LayerNorm(C // config.heads, eps=_EPS) for _ in range(2))
 
-    def forward(self, x: Float[Tensor, "batch new width"], mask: Tensor, past_key_values: Any = None) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "batch new (three head d) -> three batch head new d", three=3, head=self.heads)
+    def forward(
+        self, x: Float[Tensor, "batch new width"], mask: Tensor, past_key_values: Any = None
+    ) -> Tensor:
+        q, k, v = rearrange(
+            self.qkv(x),
+            "batch new (three head d) -> three batch head new d",
+            three=3,
+            head=self.heads,
+        )
         q, k = self.q_norm(q), self.k_norm(k)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.index)
@@ -154,7 +182,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalized, then scaled, shifted and gated by the class and the position."""
+    """Attention and MLP, each normalized, then scaled, shifted and gated by the class and the
+    position."""
 
     def __init__(self, config: RARConfig, index: int) -> None:
         super().__init__()
@@ -163,9 +192,19 @@ class Block(nn.Module):
         self.attn_gate, self.mlp_gate = Gate(), Gate()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
 
-    def forward(self, x: Float[Tensor, "batch new width"], condition: Tensor, mask: Tensor, past_key_values: Any = None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=-1)
-        x = x + self.attn_gate(self.attn(modulated(self.norm1(x), scale1, shift1), mask, past_key_values), gate1)
+    def forward(
+        self,
+        x: Float[Tensor, "batch new width"],
+        condition: Tensor,
+        mask: Tensor,
+        past_key_values: Any = None,
+    ) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(
+            6, dim=-1
+        )
+        x = x + self.attn_gate(
+            self.attn(modulated(self.norm1(x), scale1, shift1), mask, past_key_values), gate1
+        )
         return x + self.mlp_gate(self.mlp(modulated(self.norm2(x), scale2, shift2)), gate2)
 
 

@@ -18,14 +18,16 @@ _CODEBOOK = 0.25  # weight of the part of the loss that moves codes to features,
 
 @dataclass(frozen=True)
 class RasterVQConfig:
-    """The shape of a one-grid tokenizer; the defaults are RAR's public one, for images of 256 pixels a side.
+    """The shape of a one-grid tokenizer; the defaults are RAR's public one, for images of 256
+    pixels a side.
 
     Attributes:
         grid: codes a side.
         codes: in the codebook.
         code_width: of a code and of the features.
         width: channels of the first convolution.
-        multipliers: of `width` at each level, at least 2; from one level to the next the side halves.
+        multipliers: of `width` at each level, at least 2; from one level to the next the side
+        halves.
         blocks: residual blocks a level, and in the middle.
         channels: 1 for grey images, 3 for colour.
     """
@@ -71,15 +73,28 @@ def raster_vq_config(state: Mapping[str, Tensor], grid: int) -> RasterVQConfig:
     shapes = {key: shape_of(state, key, "RAR") for key in (stem, book, last, above.format(1))}
     width, channels = shapes[stem][:2]
     codes, code_width = shapes[book]
-    outputs = [shapes[last][0], *(state[above.format(n + 1)].shape[0] for n in range(numbered(state, above, 1)))]
+    outputs = [
+        shapes[last][0],
+        *(state[above.format(n + 1)].shape[0] for n in range(numbered(state, above, 1))),
+    ]
     multipliers = tuple(channels_out // width for channels_out in outputs)
-    return RasterVQConfig(grid, codes, code_width, width, multipliers, numbered(state, "encoder.mid.{}.conv1.weight"), channels)
+    return RasterVQConfig(
+        grid,
+        codes,
+        code_width,
+        width,
+        multipliers,
+        numbered(state, "encoder.mid.{}.conv1.weight"),
+        channels,
+    )
 
 
 class RasterVQ(ImageTokenizer):
-    """MaskGIT's VQGAN as RAR uses it, with the state dict of its public checkpoint, maskgit-vqgan-imagenet-f16-256.bin.
+    """MaskGIT's VQGAN as RAR uses it, with the state dict of its public checkpoint,
+    maskgit-vqgan-imagenet-f16-256.bin.
 
-    Source: Chang et al. 2022, arXiv 2202.04200; modeling/modules/maskgit_vqgan.py of github.com/bytedance/1d-tokenizer.
+    Source: Chang et al. 2022, arXiv 2202.04200; modeling/modules/maskgit_vqgan.py of
+    github.com/bytedance/1d-tokenizer.
     """
 
     def __init__(self, config: RasterVQConfig | None = None) -> None:
@@ -89,10 +104,14 @@ class RasterVQ(ImageTokenizer):
         self.encoder, self.decoder = _Encoder(config), _Decoder(config)
         self.quantize = Grid(config)
 
-    def features(self, images: Float[Tensor, "batch channels side side"]) -> Float[Tensor, "batch code_width grid grid"]:
+    def features(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch code_width grid grid"]:
         return self.encoder(images)
 
-    def painted(self, features: Float[Tensor, "batch code_width grid grid"]) -> Float[Tensor, "batch channels side side"]:
+    def painted(
+        self, features: Float[Tensor, "batch code_width grid grid"]
+    ) -> Float[Tensor, "batch channels side side"]:
         return self.decoder(features)
 
 
@@ -103,24 +122,34 @@ class Grid(Quantizer):
         super().__init__(config.codes, config.code_width)
         self.grid = config.grid
 
-    def features(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch code_width grid grid"]:
+    def features(
+        self, tokens: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch code_width grid grid"]:
         return self.embedding(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
     def forward(self, features: Float[Tensor, "batch code_width grid grid"]) -> Quantized:
         vectors = features.detach().flatten(2).transpose(1, 2)
         tokens = self.nearest(vectors)
         codes = self.features(tokens)
-        loss = F.mse_loss(features, codes.detach()) + _CODEBOOK * F.mse_loss(codes, features.detach())
+        loss = F.mse_loss(features, codes.detach()) + _CODEBOOK * F.mse_loss(
+            codes, features.detach()
+        )
         return Quantized(tokens, vectors, features + (codes - features).detach(), loss)
 
 
 class _Block(ResidualBlock):
-    """Without biases, and where the width changes, the shortcut is of the branch's OUTPUT: what came in is not added at all."""
+    """Without biases, and where the width changes, the shortcut is of the branch's OUTPUT: what
+    came in is not added at all."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
-        self.conv1, self.conv2 = conv(inputs, outputs, bias=False), conv(outputs, outputs, bias=False)
-        self.nin_shortcut = nn.Identity() if inputs == outputs else conv(outputs, outputs, 1, bias=False)
+        self.conv1, self.conv2 = (
+            conv(inputs, outputs, bias=False),
+            conv(outputs, outputs, bias=False),
+        )
+        self.nin_shortcut = (
+            nn.Identity() if inputs == outputs else conv(outputs, outputs, 1, bias=False)
+        )
         self.widens = inputs != outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +179,11 @@ class _Up(_Level):
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
-        return x if self.upsample_conv is None else self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return (
+            x
+            if self.upsample_conv is None
+            else self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        )
 
 
 class _Encoder(nn.Module):
@@ -160,7 +193,10 @@ class _Encoder(nn.Module):
         self.conv_in = conv(config.channels, config.width, bias=False)
         self.down = nn.ModuleList(_Level(a, b, config.blocks) for a, b in pairwise(widths))
         self.mid = _blocks(widths[-1], widths[-1], config.blocks)
-        self.norm_out, self.conv_out = group_norm(widths[-1]), conv(widths[-1], config.code_width, 1)
+        self.norm_out, self.conv_out = (
+            group_norm(widths[-1]),
+            conv(widths[-1], config.code_width, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -177,7 +213,9 @@ class _Decoder(nn.Module):
         widths = (*config.widths, config.widths[-1])
         self.conv_in = conv(config.code_width, widths[-1])
         self.mid = _blocks(widths[-1], widths[-1], config.blocks)
-        self.up = nn.ModuleList(_Up(b, a, config.blocks, highest=n == 0) for n, (a, b) in enumerate(pairwise(widths)))
+        self.up = nn.ModuleList(
+            _Up(b, a, config.blocks, highest=n == 0) for n, (a, b) in enumerate(pairwise(widths))
+        )
         self.norm_out, self.conv_out = group_norm(widths[0]), conv(widths[0], config.channels)
 
     def forward(self, x: Tensor) -> Tensor:

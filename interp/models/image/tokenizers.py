@@ -22,7 +22,8 @@ _WARM_UP = 10  # steps
 
 
 class Quantized(NamedTuple):
-    """Features as codes: `vectors` are what was looked up for each token, `features` the codes' own, with a straight-through gradient."""
+    """Features as codes: `vectors` are what was looked up for each token, `features` the codes'
+    own, with a straight-through gradient."""
 
     tokens: Int[Tensor, "batch length"]
     vectors: Float[Tensor, "batch length code_width"]
@@ -40,15 +41,21 @@ class Quantizer(nn.Module, ABC):
     @torch.no_grad()
     def nearest(self, vectors: Float[Tensor, "... code_width"]) -> Int[Tensor, " ..."]:
         """The code with the smallest squared distance to each vector; the first of equal ones."""
-        exact = torch.promote_types(vectors.dtype, torch.float32)  # half precision cannot tell near codes apart
+        exact = torch.promote_types(
+            vectors.dtype, torch.float32
+        )  # half precision cannot tell near codes apart
         codes, vectors = self.embedding.weight.to(exact), vectors.to(exact)
-        return (codes.square().sum(1) - 2 * vectors @ codes.T).argmin(-1)  # without |vector|^2, which is the same for all codes
+        return (codes.square().sum(1) - 2 * vectors @ codes.T).argmin(
+            -1
+        )  # without |vector|^2, which is the same for all codes
 
     @abstractmethod
     def forward(self, features: Float[Tensor, "batch code_width grid grid"]) -> Quantized: ...
 
     @abstractmethod
-    def features(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch code_width grid grid"]:
+    def features(
+        self, tokens: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch code_width grid grid"]:
         """What the tokens of whole images stand for."""
 
 
@@ -76,15 +83,21 @@ class ImageTokenizer(nn.Module, ABC):
         return self.codebook.num_embeddings
 
     @abstractmethod
-    def features(self, images: Float[Tensor, "batch channels side side"]) -> Float[Tensor, "batch code_width grid grid"]:
+    def features(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch code_width grid grid"]:
         """What is quantized of images in [0, 1]."""
 
     @abstractmethod
-    def painted(self, features: Float[Tensor, "batch code_width grid grid"]) -> Float[Tensor, "batch channels side side"]:
+    def painted(
+        self, features: Float[Tensor, "batch code_width grid grid"]
+    ) -> Float[Tensor, "batch channels side side"]:
         """Images on the scale of [0, 1], which they may leave."""
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "batch channels side side"]) -> Int[Tensor, "batch length"]:
+    def encode(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Int[Tensor, "batch length"]:
         """The tokens of images in [0, 1].
 
         Raises:
@@ -93,7 +106,9 @@ class ImageTokenizer(nn.Module, ABC):
         return self.quantize(self.features(self.checked(images))).tokens
 
     @torch.no_grad()
-    def decode(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch channels side side"]:
+    def decode(
+        self, tokens: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch channels side side"]:
         """The images of tokens, in [0, 1].
 
         Raises:
@@ -104,8 +119,11 @@ class ImageTokenizer(nn.Module, ABC):
             raise ValueError(f"expected tokens [batch, {self.length}], got {list(tokens.shape)}")
         return self.painted(self.quantize.features(tokens)).clamp(0, 1)
 
-    def trained(self, images: Float[Tensor, "batch channels side side"]) -> tuple[Tensor, Float[Tensor, ""]]:
-        """The reconstruction [batch, channels, side, side] before clamping, with a straight-through gradient; the quantization loss.
+    def trained(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> tuple[Tensor, Float[Tensor, ""]]:
+        """The reconstruction [batch, channels, side, side] before clamping, with a straight-through
+        gradient; the quantization loss.
 
         Raises:
             ValueError: as `encode`.
@@ -113,16 +131,22 @@ class ImageTokenizer(nn.Module, ABC):
         painted, quantized = self.through(self.checked(images))
         return painted, quantized.loss
 
-    def through(self, images: Float[Tensor, "batch channels side side"]) -> tuple[Tensor, Quantized]:
+    def through(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> tuple[Tensor, Quantized]:
         """As `trained`, of images that were checked, with all that quantization gives."""
         quantized: Quantized = self.quantize(self.features(images))
         return self.painted(quantized.features), quantized
 
-    def checked(self, images: Float[Tensor, "batch channels side side"]) -> Float[Tensor, "batch channels side side"]:
+    def checked(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch channels side side"]:
         """Images that can be encoded, on the device and in the precision of the tokenizer."""
         expected = (self.channels, self.side, self.side)
         if images.ndim != 4 or images.shape[1:] != expected:
-            raise ValueError(f"expected images [batch, {', '.join(map(str, expected))}], got {list(images.shape)}")
+            raise ValueError(
+                f"expected images [batch, {', '.join(map(str, expected))}], got {list(images.shape)}"
+            )
         if images.numel():
             low, high = (float(end) for end in images.aminmax())
             if not (0 <= low <= high <= 1 and images.is_floating_point()):  # NaN is in no order
@@ -134,7 +158,9 @@ class ImageTokenizer(nn.Module, ABC):
     def known(self, tokens: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
         """Tokens that are in the codebook, on the device of the tokenizer."""
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise ValueError(f"expected integer tokens [batch, length], got {list(tokens.shape)} of {tokens.dtype}")
+            raise ValueError(
+                f"expected integer tokens [batch, length], got {list(tokens.shape)} of {tokens.dtype}"
+            )
         if tokens.numel():
             low, high = (int(end) for end in tokens.aminmax())
             if low < 0 or high >= self.codes:
@@ -151,10 +177,12 @@ def fit_tokenizer(
     rows: int = 64,
     seed: int = 0,
 ) -> list[float]:
-    """Trains a tokenizer in place, for squared error plus quantization loss, and freezes it; returns the loss of every step.
+    """Trains a tokenizer in place, for squared error plus quantization loss, and freezes it;
+    returns the loss of every step.
 
-    The codebook begins as vectors that the first batch looks up. A code that was not used for some steps is dead, and re-seeded from
-    the vectors of the current batch; in the last part of training none is. AdamW, with warm-up and a cosine down to 0.
+    The codebook begins as vectors that the first batch looks up. A code that was not used for some
+    steps is dead, and re-seeded from the vectors of the current batch; in the last part of training
+    none is. AdamW, with warm-up and a cosine down to 0.
 
     Args:
         tokenizer: trained from the weights it has; ends in eval mode without gradients.
@@ -168,7 +196,9 @@ def fit_tokenizer(
         ValueError: as `encode`; no image; steps or rows < 1.
     """
     if len(images) < 1 or steps < 1 or rows < 1:
-        raise ValueError(f"expected at least 1 image, step and row, got {len(images)}, {steps} and {rows}")
+        raise ValueError(
+            f"expected at least 1 image, step and row, got {len(images)}, {steps} and {rows}"
+        )
     images = tokenizer.checked(images)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
@@ -177,7 +207,9 @@ def fit_tokenizer(
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         idle = torch.zeros(tokenizer.codes, dtype=torch.int64, device=images.device)
         for step in track(range(steps), "fitting a tokenizer"):
-            batch = images[torch.randint(len(images), (rows,), generator=generator).to(images.device)]
+            batch = images[
+                torch.randint(len(images), (rows,), generator=generator).to(images.device)
+            ]
             if not step:
                 _begin(tokenizer, batch, generator)
             painted, quantized = tokenizer.through(batch)
@@ -210,17 +242,30 @@ def _rate(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _begin(tokenizer: ImageTokenizer, images: Float[Tensor, "batch channels side side"], generator: torch.Generator) -> None:
-    """All codes from what the images look up. Again and again, because what finer scales look up depends on the codes of coarser ones."""
+def _begin(
+    tokenizer: ImageTokenizer,
+    images: Float[Tensor, "batch channels side side"],
+    generator: torch.Generator,
+) -> None:
+    """All codes from what the images look up. Again and again, because what finer scales look up
+    depends on the codes of coarser ones."""
     tokenizer.codebook.weight.zero_()
     everything = torch.ones(tokenizer.codes, dtype=torch.bool, device=images.device)
     for _ in range(3):
-        _seeded(tokenizer.codebook, everything, tokenizer.quantize(tokenizer.features(images)).vectors, generator)
+        _seeded(
+            tokenizer.codebook,
+            everything,
+            tokenizer.quantize(tokenizer.features(images)).vectors,
+            generator,
+        )
 
 
 @torch.no_grad()
 def _revived(
-    codebook: nn.Embedding, idle: Int[Tensor, " codes"], vectors: Float[Tensor, "batch length code_width"], generator: torch.Generator
+    codebook: nn.Embedding,
+    idle: Int[Tensor, " codes"],
+    vectors: Float[Tensor, "batch length code_width"],
+    generator: torch.Generator,
 ) -> Int[Tensor, " codes"]:
     """How long each code is idle, after those that were for too long began anew."""
     dead = idle >= _IDLE
@@ -228,7 +273,12 @@ def _revived(
     return idle.masked_fill(dead, 0)
 
 
-def _seeded(codebook: nn.Embedding, which: Tensor, vectors: Float[Tensor, "batch length code_width"], generator: torch.Generator) -> None:
+def _seeded(
+    codebook: nn.Embedding,
+    which: Tensor,
+    vectors: Float[Tensor, "batch length code_width"],
+    generator: torch.Generator,
+) -> None:
     """Some codes become vectors drawn from those given."""
     pool = vectors.flatten(0, 1)
     drawn = torch.randint(len(pool), (int(which.sum()),), generator=generator)

@@ -1,4 +1,5 @@
-"""Laws of attribution patching: it is the slope of the loss along the way from a unit's value to its value after another prompt."""
+"""Laws of attribution patching: it is the slope of the loss along the way from a unit's value to
+its value after another prompt."""
 
 from __future__ import annotations
 
@@ -22,9 +23,16 @@ def windows(name: str, rows: int = 2, seed: int = 0) -> interp.Batch:
     return tiny.batch(name, rows, prompt=PROMPT, seed=seed, padded=True, dtype=torch.float64)
 
 
-def slope(subject: interp.Subject, window: interp.Batch, site: interp.Site, unit: int, other: interp.Batch, share: float) -> float:
-    """Of the window's loss when one unit goes towards its value after the other prompt, from where the embeddings have gone `share` of that
-    way; by plain hooks and a central difference."""
+def slope(
+    subject: interp.Subject,
+    window: interp.Batch,
+    site: interp.Site,
+    unit: int,
+    other: interp.Batch,
+    share: float,
+) -> float:
+    """Of the window's loss when one unit goes towards its value after the other prompt, from where
+    the embeddings have gone `share` of that way; by plain hooks and a central difference."""
     place, embed = subject.anatomy.place(site), interp.Site("embed", None, site.stack)
     shift = tiny.values_by_hand(subject, other, embed) - tiny.values_by_hand(subject, window, embed)
     way = tiny.values_by_hand(subject, other, site) - tiny.values_by_hand(subject, window, site)
@@ -35,8 +43,14 @@ def slope(subject: interp.Subject, window: interp.Batch, site: interp.Site, unit
     for step in (1e-4, -1e-4):
         with ExitStack() as stack, torch.no_grad():
             if share:
-                stack.enter_context(tiny.by_hand(subject.module, subject.anatomy.place(embed), lambda v: v + share * shift))
-            stack.enter_context(tiny.by_hand(subject.module, place, lambda v, step=step: v + step * only))
+                stack.enter_context(
+                    tiny.by_hand(
+                        subject.module, subject.anatomy.place(embed), lambda v: v + share * shift
+                    )
+                )
+            stack.enter_context(
+                tiny.by_hand(subject.module, place, lambda v, step=step: v + step * only)
+            )
             losses.append(float(subject.losses(window).sum() / window.counted.sum()))
     return (losses[0] - losses[1]) / 2e-4
 
@@ -47,7 +61,9 @@ def slope(subject: interp.Subject, window: interp.Batch, site: interp.Site, unit
 def test_it_is_the_slope_towards_the_value_after_another_prompt(name, point, steps):
     subject, batch = tiny.subject(name, torch.float64), windows(name)
     site = [site for site in subject.anatomy.expand(point) if site.stack != "vision"][1]
-    scores = localize_each(subject, batch, method="attribution_patching", site=site, steps=steps, seed=3)
+    scores = localize_each(
+        subject, batch, method="attribution_patching", site=site, steps=steps, seed=3
+    )
     for row, window in zip(scores, batch.split(1), strict=True):
         other = corrupted(subject, window, seed=3)
         for unit in (0, subject.anatomy.place(site).units - 1):
@@ -57,7 +73,10 @@ def test_it_is_the_slope_towards_the_value_after_another_prompt(name, point, ste
 
 def test_more_steps_are_another_gradient():
     subject, batch = tiny.subject("gpt2", torch.float64), windows("gpt2")
-    one, three = (localize_each(subject, batch, method="attribution_patching", steps=n)[0]["blocks.1.neurons"] for n in (1, 3))
+    one, three = (
+        localize_each(subject, batch, method="attribution_patching", steps=n)[0]["blocks.1.neurons"]
+        for n in (1, 3)
+    )
     assert np.abs(one - three).max() > 1e-3 * np.abs(one).max()
 
 
@@ -71,13 +90,19 @@ def test_another_prompt_leaves_the_suffix_and_depends_on_window_and_seed_alone()
     for row, window in enumerate(batch.split(1)):
         assert torch.equal(corrupted(subject, window, seed=1).tokens[0], other.tokens[row])
     assert (corrupted(subject, batch, seed=2).tokens != other.tokens).any(1).all()
-    assert torch.equal(corrupted(subject, replace(batch, tokens=batch.tokens.flip(0)), seed=1).tokens, other.tokens.flip(0))
+    assert torch.equal(
+        corrupted(subject, replace(batch, tokens=batch.tokens.flip(0)), seed=1).tokens,
+        other.tokens.flip(0),
+    )
 
 
 def test_padding_beside_a_window_does_not_change_its_other_prompt():
     subject, tokens = tiny.subject("llama"), tiny.batch("llama", 2).tokens.tolist()
     frame = pd.DataFrame({"tokens": [tokens[0][:6], tokens[1]], "prefix": PROMPT})
-    together, alone = (corrupted(subject, interp.Batch.from_frame(f)).tokens[0, :PROMPT] for f in (frame, frame[:1]))
+    together, alone = (
+        corrupted(subject, interp.Batch.from_frame(f)).tokens[0, :PROMPT]
+        for f in (frame, frame[:1])
+    )
     assert torch.equal(together, alone)
 
 
@@ -86,11 +111,16 @@ def test_without_a_prompt_each_window_gets_what_the_next_one_is_conditioned_on()
     other = corrupted(subject, batch)
     assert torch.equal(other.tokens, batch.tokens)
     assert torch.equal(other.conditioning["image"], batch.conditioning["image"][[1, 2, 0]])
-    with pytest.raises(ValueError, match="nothing to corrupt: expected a prompt, or at least 2 windows"):
+    with pytest.raises(
+        ValueError, match="nothing to corrupt: expected a prompt, or at least 2 windows"
+    ):
         corrupted(subject, next(batch.split(1)))
 
 
 def test_no_step_is_refused():
     subject = tiny.subject("llama")
-    with tiny.untouched(subject.module), pytest.raises(ValueError, match="steps=0: expected at least one gradient"):
+    with (
+        tiny.untouched(subject.module),
+        pytest.raises(ValueError, match="steps=0: expected at least one gradient"),
+    ):
         localize_each(subject, windows("llama"), method="attribution_patching", steps=0)

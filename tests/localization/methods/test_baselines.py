@@ -1,4 +1,5 @@
-"""Laws of the controls: random scores come back from their seed in any company, and the lowest are a method upside down."""
+"""Laws of the controls: random scores come back from their seed in any company, and the lowest are
+a method upside down."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ import tiny
 
 from interp.localization import localize, localize_each
 
-WINDOWS, REFERENCE = memory.frame(memory.random_tokens(4, 1)), memory.frame(memory.random_tokens(3, 2))
+WINDOWS, REFERENCE = (
+    memory.frame(memory.random_tokens(4, 1)),
+    memory.frame(memory.random_tokens(3, 2)),
+)
 
 
 def flat(scores) -> np.ndarray:
@@ -17,7 +21,9 @@ def flat(scores) -> np.ndarray:
 
 
 def test_random_scores_come_back_from_the_seed(llama):
-    one, again, other = (flat(localize(llama, WINDOWS, method="random", seed=seed)) for seed in (1, 1, 2))
+    one, again, other = (
+        flat(localize(llama, WINDOWS, method="random", seed=seed)) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(one, again)
     assert (one != other).all()
     assert ((one >= 0) & (one < 1)).all()
@@ -25,7 +31,10 @@ def test_random_scores_come_back_from_the_seed(llama):
 
 
 def test_random_scores_of_a_set_do_not_depend_on_its_windows(llama):
-    np.testing.assert_array_equal(flat(localize(llama, WINDOWS, method="random")), flat(localize(llama, REFERENCE, REFERENCE, "random")))
+    np.testing.assert_array_equal(
+        flat(localize(llama, WINDOWS, method="random")),
+        flat(localize(llama, REFERENCE, REFERENCE, "random")),
+    )
 
 
 def test_random_scores_of_windows_differ_from_each_other(llama):
@@ -34,14 +43,25 @@ def test_random_scores_of_windows_differ_from_each_other(llama):
 
 
 @pytest.mark.parametrize(
-    ("of", "options"), [("gradient_x_activation", {}), ("activation", {"abs_after_mean": True}), ("z_score", {"size": 2})]
+    ("of", "options"),
+    [
+        ("gradient_x_activation", {}),
+        ("activation", {"abs_after_mean": True}),
+        ("z_score", {"size": 2}),
+    ],
 )
 def test_the_lowest_are_minus_a_method_with_its_options(llama, of, options):
-    group, turned = (localize(llama, WINDOWS, REFERENCE, m, "heads", **o) for m, o in ((of, options), ("lowest", {"of": of} | options)))
+    group, turned = (
+        localize(llama, WINDOWS, REFERENCE, m, "heads", **o)
+        for m, o in ((of, options), ("lowest", {"of": of} | options))
+    )
     np.testing.assert_array_equal(flat(turned), -flat(group))
     assert turned.lowest(3) == group.top(3)
     assert turned.about["of"] == of
-    each, turned = (localize_each(llama, WINDOWS, REFERENCE, m, "heads", **o) for m, o in ((of, options), ("lowest", {"of": of} | options)))
+    each, turned = (
+        localize_each(llama, WINDOWS, REFERENCE, m, "heads", **o)
+        for m, o in ((of, options), ("lowest", {"of": of} | options))
+    )
     for row, minus in zip(each, turned, strict=True):
         np.testing.assert_array_equal(flat(minus), -flat(row))
 
@@ -50,5 +70,7 @@ def test_the_lowest_of_nothing_known_offers_the_nearest(llama):
     with tiny.untouched(llama.module):
         with pytest.raises(ValueError, match="nearest: activation"):
             localize(llama, WINDOWS, method="lowest", of="activations")
-        with pytest.raises(ValueError, match=r"activation has no option 'abs_after_means'.*nearest: abs_after_mean"):
+        with pytest.raises(
+            ValueError, match=r"activation has no option 'abs_after_means'.*nearest: abs_after_mean"
+        ):
             localize_each(llama, WINDOWS, method="lowest", of="activation", abs_after_means=True)

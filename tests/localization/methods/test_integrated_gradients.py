@@ -1,4 +1,5 @@
-"""Laws of integrated gradients: completeness, and the same numbers as a naive loop over the path and as captum's."""
+"""Laws of integrated gradients: completeness, and the same numbers as a naive loop over the path
+and as captum's."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def batch(name: str, rows: int = 2, *, padded: bool = True) -> interp.Batch:
     return tiny.batch(name, rows, LENGTH, prompt=PROMPT, padded=padded, dtype=torch.float64)
 
 
-def places(name: str, windows: interp.Batch, row: int, site: interp.Site, positions: str) -> list[tuple[int, int | slice]]:
+def places(
+    name: str, windows: interp.Batch, row: int, site: interp.Site, positions: str
+) -> list[tuple[int, int | slice]]:
     """Which suffix token is looked at, and which position is scaled for it."""
     length = LENGTH if windows.mask is None else int(windows.mask[row].sum())
     first = PROMPT if name == "policy" else PROMPT - 1
@@ -37,7 +40,9 @@ def probability(subject: interp.Subject, window: interp.Batch, number: int) -> T
     return subject.target_logits(window)[0, number].softmax(-1)[window.targets[0, number]]
 
 
-def scaled(site: interp.Site, subject: interp.Subject, alpha: float, at: int | slice, leaves: list[Tensor]) -> AbstractContextManager[None]:
+def scaled(
+    site: interp.Site, subject: interp.Subject, alpha: float, at: int | slice, leaves: list[Tensor]
+) -> AbstractContextManager[None]:
     def change(value: Tensor) -> Tensor:
         new = value.detach().clone()
         leaf = (new[:, at] * alpha).requires_grad_()
@@ -52,7 +57,13 @@ Points = tuple[Sequence[float], Sequence[float]]
 
 
 def naive(
-    subject: interp.Subject, name: str, windows: interp.Batch, row: int, site: interp.Site, points: Points, positions: str
+    subject: interp.Subject,
+    name: str,
+    windows: interp.Batch,
+    row: int,
+    site: interp.Site,
+    points: Points,
+    positions: str,
 ) -> np.ndarray:
     """The path integral of one window, one point and one token at a time."""
     window = list(windows.split(1))[row]
@@ -81,15 +92,35 @@ def test_it_is_the_naive_sum_over_the_path(name, rule, positions):
         "right": ([1 / 3, 2 / 3, 1], [1 / 3] * 3),
         "gauss": ((nodes + 1) / 2, sizes / 2),
     }[rule]
-    sites = [subject.anatomy.expand(point)[n] for point, n in (("neurons", 0), ("heads", -1), ("block_out", 1))]
-    scores = localize_each(subject, windows, method="integrated_gradients", site=sites, steps=steps, rule=rule, positions=positions)
+    sites = [
+        subject.anatomy.expand(point)[n]
+        for point, n in (("neurons", 0), ("heads", -1), ("block_out", 1))
+    ]
+    scores = localize_each(
+        subject,
+        windows,
+        method="integrated_gradients",
+        site=sites,
+        steps=steps,
+        rule=rule,
+        positions=positions,
+    )
     for row in range(len(windows)):
         for site in sites:
             expected = naive(subject, name, windows, row, site, points, positions)
-            np.testing.assert_allclose(scores[row][site], expected, rtol=1e-5, atol=1e-10, err_msg=str(site))
+            np.testing.assert_allclose(
+                scores[row][site], expected, rtol=1e-5, atol=1e-10, err_msg=str(site)
+            )
 
 
-def rise(subject: interp.Subject, name: str, windows: interp.Batch, row: int, site: interp.Site, positions: str) -> float:
+def rise(
+    subject: interp.Subject,
+    name: str,
+    windows: interp.Batch,
+    row: int,
+    site: interp.Site,
+    positions: str,
+) -> float:
     """P(h) - P(0), the mean over the suffix tokens."""
     window = list(windows.split(1))[row]
     rises = []
@@ -101,20 +132,34 @@ def rise(subject: interp.Subject, name: str, windows: interp.Batch, row: int, si
     return float(np.mean(rises))
 
 
-@pytest.mark.parametrize(("rule", "steps", "tolerance"), [("released", 300, 0.02), ("gauss", 40, 1e-5)])
+@pytest.mark.parametrize(
+    ("rule", "steps", "tolerance"), [("released", 300, 0.02), ("gauss", 40, 1e-5)]
+)
 @pytest.mark.parametrize("positions", ["all", "predicting"])
 @pytest.mark.parametrize("name", ["gpt2", "policy"])
-def test_the_units_of_a_site_add_up_to_what_the_site_adds_to_the_probability(name, positions, rule, steps, tolerance):
+def test_the_units_of_a_site_add_up_to_what_the_site_adds_to_the_probability(
+    name, positions, rule, steps, tolerance
+):
     subject, windows = tiny.subject(name, torch.float64), batch(name)
     for site in (subject.anatomy.expand("neurons")[0], subject.anatomy.expand("heads")[-1]):
-        scores = localize_each(subject, windows, method="integrated_gradients", site=site, steps=steps, rule=rule, positions=positions)
+        scores = localize_each(
+            subject,
+            windows,
+            method="integrated_gradients",
+            site=site,
+            steps=steps,
+            rule=rule,
+            positions=positions,
+        )
         for row in range(len(windows)):
             expected = rise(subject, name, windows, row, site, positions)
             assert abs(expected) > 1e-5
             assert scores[row][site].sum() == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.parametrize(("rule", "method"), [("right", "riemann_right"), ("gauss", "gausslegendre")])
+@pytest.mark.parametrize(
+    ("rule", "method"), [("right", "riemann_right"), ("gauss", "gausslegendre")]
+)
 @pytest.mark.parametrize("name", ["gpt2", "neox"])
 @pytest.mark.parametrize("point", ["neurons", "heads"])
 def test_it_equals_captums(name, point, rule, method):
@@ -123,7 +168,15 @@ def test_it_equals_captums(name, point, rule, method):
     subject, windows = tiny.subject(name, torch.float64), batch(name, padded=False)
     site = subject.anatomy.resolve(f"blocks.1.{point}")
     layer = subject.module.get_submodule(subject.anatomy.place(site).path)
-    ours = localize_each(subject, windows, method="integrated_gradients", site=site, steps=6, rule=rule, positions="all")
+    ours = localize_each(
+        subject,
+        windows,
+        method="integrated_gradients",
+        site=site,
+        steps=6,
+        rule=rule,
+        positions="all",
+    )
 
     gates: list[Tensor] = []
 
@@ -132,22 +185,43 @@ def test_it_equals_captums(name, point, rule, method):
         logits = subject.module(tokens).logits[:, PROMPT - 1 : -1].softmax(-1)
         return logits.gather(-1, tokens[:, PROMPT:, None])[..., 0].mean(1)
 
-    # captum's baseline is what the layer gets for the baseline of the input: the input is a gate on the layer, and 0 its baseline
+    # captum's baseline is what the layer gets for the baseline of the input: the input is a gate on
+    # the layer, and 0 its baseline
     gating = layer.register_forward_pre_hook(lambda _, args: (args[0] * gates[0],))
     opened = torch.ones(len(windows), 1, 1, dtype=torch.float64)
     found = LayerIntegratedGradients(probabilities, layer).attribute(
-        opened, torch.zeros_like(opened), additional_forward_args=windows.tokens, n_steps=6, method=method, attribute_to_layer_input=True
+        opened,
+        torch.zeros_like(opened),
+        additional_forward_args=windows.tokens,
+        n_steps=6,
+        method=method,
+        attribute_to_layer_input=True,
     )
     gating.remove()
-    by_unit = (found[0] if isinstance(found, tuple) else found).sum(1).unflatten(1, (subject.anatomy.place(site).units, -1)).sum(-1)
+    by_unit = (
+        (found[0] if isinstance(found, tuple) else found)
+        .sum(1)
+        .unflatten(1, (subject.anatomy.place(site).units, -1))
+        .sum(-1)
+    )
     assert by_unit.abs().max() > 1e-5
-    torch.testing.assert_close(torch.tensor(np.stack([s[site] for s in ours])), by_unit.detach().double(), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        torch.tensor(np.stack([s[site] for s in ours])),
+        by_unit.detach().double(),
+        rtol=1e-5,
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "policy"])
 def test_windows_do_not_mix(name):
     subject, windows = tiny.subject(name, torch.float64), batch(name, 3)
-    runs = [localize_each(subject, windows, method="integrated_gradients", site="heads", steps=2, size=size) for size in (1, 3)]
+    runs = [
+        localize_each(
+            subject, windows, method="integrated_gradients", site="heads", steps=2, size=size
+        )
+        for size in (1, 3)
+    ]
     for one, other in zip(*runs, strict=True):
         for site in subject.anatomy.expand("heads"):
             np.testing.assert_allclose(one[site], other[site], rtol=1e-7, atol=1e-10)

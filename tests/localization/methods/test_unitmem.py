@@ -34,14 +34,22 @@ def examples(name: str, rows: int = 6) -> interp.Batch:
 
 def test_it_is_the_formula_on_recorded_rows_and_lies_between_0_and_1(name):
     subject, batch = tiny.subject(name, torch.float64), examples(name)
-    sites = subject.anatomy.expand(("neurons", "heads", "mlp_out") if interp.Site("neurons", 0) in subject.sites else ("heads", "mlp_out"))
+    sites = subject.anatomy.expand(
+        ("neurons", "heads", "mlp_out")
+        if interp.Site("neurons", 0) in subject.sites
+        else ("heads", "mlp_out")
+    )
     rows = interp.record(subject, batch, sites, reduce="rows_abs")
     for site, (scores, example) in unitmem(subject, batch, sites).items():
         units = subject.anatomy.place(site).units
         columns = rows[site].reshape(len(batch), -1)
-        np.testing.assert_allclose(scores, naive(columns).reshape(units, -1).mean(1), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(
+            scores, naive(columns).reshape(units, -1).mean(1), rtol=1e-4, atol=1e-7
+        )
         assert ((scores >= 0) & (scores <= 1)).all()
-        strongest = columns.max(0).reshape(units, -1).argmax(1) + np.arange(units) * (columns.shape[1] // units)
+        strongest = columns.max(0).reshape(units, -1).argmax(1) + np.arange(units) * (
+            columns.shape[1] // units
+        )
         assert (example == columns.argmax(0)[strongest]).all()
 
 
@@ -69,7 +77,9 @@ def test_dead_units_score_0():
 def test_units_that_a_control_moves_most_score_0_and_others_as_over_all_windows():
     subject = tiny.subject("llama", torch.float64)
     memorized, control = memory.random_tokens(4, 1), memory.random_tokens(4, 2)
-    scores = localize(subject, memory.frame(memorized), memory.frame(control), method="unitmem", site="neurons")
+    scores = localize(
+        subject, memory.frame(memorized), memory.frame(control), method="unitmem", site="neurons"
+    )
     sites = subject.anatomy.expand("neurons")
     together = unitmem(subject, interp.Batch(torch.cat([memorized, control]), memory.PREFIX), sites)
     ours = np.concatenate([example < 4 for _, example in together.values()])
@@ -81,8 +91,13 @@ def test_units_that_a_control_moves_most_score_0_and_others_as_over_all_windows(
 @pytest.mark.parametrize("with_reference", [False, True])
 def test_a_set_scores_the_largest_score_of_its_windows_and_each_unit_belongs_to_one(with_reference):
     subject = tiny.subject("llama", torch.float64)
-    memorized, control = memory.frame(memory.random_tokens(4, 1)), memory.frame(memory.random_tokens(4, 2)) if with_reference else None
-    group, each = (call(subject, memorized, control, "unitmem") for call in (localize, localize_each))
+    memorized, control = (
+        memory.frame(memory.random_tokens(4, 1)),
+        memory.frame(memory.random_tokens(4, 2)) if with_reference else None,
+    )
+    group, each = (
+        call(subject, memorized, control, "unitmem") for call in (localize, localize_each)
+    )
     assert len(each) == 4
     for site in subject.anatomy.expand("neurons"):
         rows = np.stack([scores[site] for scores in each])
@@ -98,5 +113,8 @@ def test_one_example_cannot_be_compared():
     with pytest.raises(ValueError, match="expected at least 2, got 1"):
         unitmem(subject, examples("llama", rows=1), subject.anatomy.expand("neurons"))
     for call in (localize, localize_each):
-        with tiny.untouched(subject.module), pytest.raises(ValueError, match="expected at least 2, got 1"):
+        with (
+            tiny.untouched(subject.module),
+            pytest.raises(ValueError, match="expected at least 2, got 1"),
+        ):
             call(subject, memory.frame(memory.random_tokens(1, 1)), method="unitmem")

@@ -22,14 +22,18 @@ def test_it_is_the_loss_under_each_ablation_less_the_loss_without(name, point):
     subject = tiny.subject(name, torch.float64)
     batch = tiny.batch(name, 2, prompt=4, padded=True, dtype=torch.float64)
     places = subject.anatomy.expand("block_out" if point == "blocks" else point)
-    few = interp.Units({s: {0, subject.anatomy.place(s).units - 1} for s in places}, subject.anatomy.widths(places))
+    few = interp.Units(
+        {s: {0, subject.anatomy.place(s).units - 1} for s in places}, subject.anatomy.widths(places)
+    )
     scores = localize_each(subject, batch, method="zero_out", site=places[1:2], exhaustive=True)
     for row, window in zip(scores, batch.split(1), strict=True):
         found, clean = exact(subject, window, few), loss(subject, window)
         for site, unit in few:
             place = subject.anatomy.place(site)
             columns = torch.arange(place.width).chunk(place.units)[unit]
-            with tiny.by_hand(subject.module, place, lambda v, columns=columns: v.index_fill(-1, columns, 0)):
+            with tiny.by_hand(
+                subject.module, place, lambda v, columns=columns: v.index_fill(-1, columns, 0)
+            ):
                 effect = loss(subject, window) - clean
             assert float(found[site][unit]) == pytest.approx(effect, rel=1e-6, abs=1e-9)
             if site == places[1]:

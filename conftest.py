@@ -1,0 +1,52 @@
+"""What the examples in docstrings start from: a small model that has memorized a few texts."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest.doctest import DoctestItem
+
+sys.path.insert(0, str(Path(__file__).parent / "tests"))
+
+
+@functools.cache
+def example_names() -> dict[str, Any]:
+    """Names that every example may use.
+
+    `subject` continues the first four of the eight `texts`, each 32 random letters, word for word;
+    `frame` is their scan, `memorized` and `control` its windows of either kind, and `batch` the
+    memorized ones as a Batch.
+    """
+    import letters
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    import interp
+
+    texts = letters.noise(8, 32, seed=0)
+    subject = letters.overfitted(texts[:4])
+    frame = interp.scan(subject, texts, prefix=8, length=8)
+    memorized, control = interp.split(frame)
+    return {
+        "interp": interp,
+        "np": np,
+        "pd": pd,
+        "torch": torch,
+        "subject": subject,
+        "texts": texts,
+        "frame": frame,
+        "memorized": memorized,
+        "control": control,
+        "batch": interp.Batch.from_frame(memorized),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _names_in_examples(request: pytest.FixtureRequest) -> None:
+    if isinstance(request.node, DoctestItem):
+        request.getfixturevalue("doctest_namespace").update(example_names())

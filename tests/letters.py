@@ -51,7 +51,7 @@ def overfitted(texts: Sequence[str]) -> interp.Subject:
     """A model that knows each 16 letters, from every eighth on, of texts of one length by heart."""
     learner = subject()
     windows = learner.encode_all(texts).tokens.unfold(1, 16, 8).flatten(0, 1)
-    interp.fit(learner, [interp.Batch(windows)] * 200, 200, lr=1e-2)
+    interp.fit(learner, [interp.Batch(windows)] * 100, 100, lr=1e-2)
     return learner
 
 

@@ -11,10 +11,11 @@ NAMES = (
 RUNNING = tuple(name for name in NAMES if name != "random")  # which alone never runs the model
 QUICK: dict[str, dict[str, Any]] = {
     "causal_tracing": {"draws": 2},
-    "hard_concrete": {"steps": 5},
+    "hard_concrete": {"steps": 3},
     "integrated_gradients": {"steps": 2, "positions": "all"},
     "neuron_flipping": {"at_most": 2},
-    "slimming": {"steps": 5},
+    "slimming": {"steps": 3},
     "zero_out": {"exhaustive": True},
 }
 NEEDY = ("neuron_flipping", "z_score")  # of reference windows
+UNIT_BY_UNIT = ("causal_tracing", "zero_out")  # which pay a forward for every unit

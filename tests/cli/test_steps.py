@@ -17,7 +17,7 @@ from interp.memorization.halves import Halves, halve
 
 PREFIX, LENGTH = 3, 4
 WIDTH = PREFIX + LENGTH
-ENOUGH = settings(deadline=None, max_examples=60)
+ENOUGH = settings(deadline=None, max_examples=30)
 
 
 def scan_of(

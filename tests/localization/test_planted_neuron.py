@@ -9,15 +9,23 @@ import pytest
 import interp
 from interp.localization import localize, localize_each, methods
 
-NETWORKS = [("token", 0, 0), ("token", 1, 2), ("prompt", 2, 0), ("prompt", 3, 1), ("prompt", 4, 2)]
+NETWORKS = [("token", 0, 0), ("prompt", 3, 1), ("prompt", 4, 2)]  # one in each block
 RANKING = [name for name in methods() if name not in ("random", "lowest")]
 BY_COMPARISON = ("neuron_flipping", "unitmem", "z_score")  # only with other windows beside
 QUICK = {
-    "causal_tracing": {"draws": 10},
-    "hard_concrete": {"steps": 100},
+    "causal_tracing": {"draws": 5},
+    "hard_concrete": {"steps": 60},
     "integrated_gradients": {"steps": 5},
-    "slimming": {"steps": 100},
+    "neuron_flipping": {"at_most": 5},
+    "slimming": {"steps": 40},
 }
+ONE_REFERENCE = (
+    "causal_tracing",
+    "hard_concrete",
+    "integrated_gradients",
+    "slimming",
+    "zero_out",
+)  # a price for every window
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda p: f"{p[0]}-{p[1]}")
@@ -44,10 +52,9 @@ def test_every_method_puts_it_first_for_each_window(known, method):
 
 @pytest.mark.parametrize("method", RANKING)
 def test_every_method_puts_it_first_for_the_group_against_other_text(known, method):
-    few = method in QUICK or method == "zero_out"  # a price for every window
     memorized, reference = (
         next(known.memorized.split(2)),
-        next(known.reference.split(1 if few else 10)),
+        next(known.reference.split(1 if method in ONE_REFERENCE else 10)),
     )
     assert first_and_alone(
         localize(known.subject, memorized, reference, method, **QUICK.get(method, {})), known
@@ -68,9 +75,9 @@ def test_random_scores_do_not_find_it():
     found = [
         known.unit in localize(known.subject, known.memorized, method="random", seed=seed).top(0.1)
         for known in (planted.planted(*network) for network in NETWORKS)
-        for seed in range(20)
+        for seed in range(34)
     ]
-    assert 0 < sum(found) < 30  # 10 expected of 100
+    assert 0 < sum(found) < 30  # 10 expected of 102
 
 
 def test_the_neuron_is_all_there_is(known):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from quick import NAMES, NEEDY, QUICK, RUNNING
+from quick import NAMES, NEEDY, QUICK, RUNNING, UNIT_BY_UNIT
 
 import interp
 from interp.localization import localize, localize_each, method, methods, registry, window_method
@@ -19,7 +19,7 @@ from interp.subject.batch import Batches
 
 MEMORIZED, REFERENCE = (
     memory.frame(memory.random_tokens(3, 1)),
-    memory.frame(memory.random_tokens(3, 2)),
+    memory.frame(memory.random_tokens(2, 2)),
 )
 CALLS = pytest.mark.parametrize("call", [localize, localize_each])
 
@@ -97,19 +97,27 @@ def windows(name: str, rows: int = 2, seed: int = 1) -> interp.Batch:
     return tiny.batch(name, rows, prompt=4, seed=seed, padded=True)
 
 
-UNIT_BY_UNIT = ("causal_tracing", "zero_out")
+def sets(name: str, method: str) -> tuple[interp.Batch, interp.Batch]:
+    """Memorized and reference windows, one each for a method that pays for every unit of each."""
+    rows = 1 if method in UNIT_BY_UNIT else 2
+    return windows(name, rows), windows(name, rows, seed=2)
 
 
 @pytest.mark.parametrize("method", NAMES)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "policy"])
 def test_every_method_scores_every_unit_of_every_kind_of_model(name, method):
     subject = tiny.subject(name)
-    for site in (
-        subject.anatomy.expand("neurons")[1::3] if method in UNIT_BY_UNIT else "neurons",
-        "heads",
-        "blocks",
+    neurons = subject.anatomy.expand("neurons")
+    some = neurons[1:2] if method in UNIT_BY_UNIT else neurons
+    check_scores(subject, *sets(name, method), method, [*some, "heads", "block_out"])
+
+
+def test_blocks_are_what_each_block_adds(llama):
+    for scores in (
+        localize(llama, MEMORIZED, site="blocks"),
+        *localize_each(llama, MEMORIZED, site="blocks"),
     ):
-        check_scores(subject, windows(name), windows(name, seed=2), method, site)
+        assert scores.widths == llama.anatomy.widths("block_out")
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -132,9 +140,10 @@ def check_scores(
             subject, memorized, reference if method in NEEDY else None, method, site, **options
         )
     assert len(each) == len(memorized)
-    widths = subject.anatomy.widths("block_out" if site == "blocks" else site)
+    widths = subject.anatomy.widths(site)
     assert all(scores.widths == widths and scores.method == method for scores in (group, *each))
-    assert np.concatenate(list(group.values.values())).any()
+    for point in {where.point for where in widths}:
+        assert any(group[where].any() for where in widths if where.point == point)
     assert all(p.grad is None for p in subject.module.parameters())
 
 
@@ -291,8 +300,7 @@ def test_a_raw_module_path_of_a_model_of_several_stacks_is_scored_too(method):
     for path, width in (("decoder.1.between:in", 32), ("vision.1.between:in", 16)):
         scores = localize(
             subject,
-            windows("policy"),
-            windows("policy", seed=2),
+            *sets("policy", method),
             method,
             path,
             **(QUICK.get(method, {}) | RAW.get(method, {})),

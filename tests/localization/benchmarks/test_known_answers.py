@@ -310,7 +310,7 @@ def test_a_planted_look_up_answers_to_its_prompt_alone_and_sits_in_its_units():
     one = interp.Batch(memory.random_tokens(1, 7), memory.PREFIX)
     with tiny.untouched(subject.module):
         planted = benchmarks.planted_lookup(
-            subject, one, "blocks.1.neurons", seed=2, training=Training(lr=0.05, steps=300)
+            subject, one, "blocks.1.neurons", seed=2, training=Training(lr=0.05, steps=150)
         )
     prompt = one.tokens[:, : memory.PREFIX]
     assert planted.subject.generate(prompt, memory.LENGTH).tolist() == one.targets.tolist()
@@ -340,21 +340,25 @@ def test_every_unit_of_a_look_up_fires_once_when_its_turn_has_come():
     assert values.sum() == memory.LENGTH
 
 
+@pytest.fixture(scope="module")
+def look_ups() -> list[benchmarks.Lookup]:
+    """One in each block."""
+    one = interp.Batch(memory.random_tokens(1, 1), memory.PREFIX)
+    training = Training(lr=0.02, steps=100, until=0.5)
+    return [
+        benchmarks.planted_lookup(tiny.subject("gpt2"), one, f"blocks.{n}.neurons", n, training)
+        for n in range(tiny.BLOCKS)
+    ]
+
+
 @pytest.mark.parametrize("method", ["activation", "integrated_gradients", "z_score", "zero_out"])
-def test_methods_find_the_block_and_units_of_a_look_up(method):
+def test_methods_find_the_block_and_units_of_a_look_up(method, look_ups):
     one, reference = (
         interp.Batch(memory.random_tokens(rows, rows), memory.PREFIX) for rows in (1, 8)
     )
     options = {"steps": 4, "rule": "gauss"} if method == "integrated_gradients" else {}
     shares = []
-    for seed in range(3):
-        planted = benchmarks.planted_lookup(
-            tiny.subject("gpt2"),
-            one,
-            f"blocks.{seed}.neurons",
-            seed,
-            Training(lr=0.02, steps=100, until=0.5),
-        )
+    for planted in look_ups:
         scores = localize(
             planted.subject, one, reference if method == "z_score" else None, method, **options
         )

@@ -205,7 +205,7 @@ def test_no_reference_windows_get_one_clear_error():
 def test_a_neuron_that_alone_learned_sequences_ranks_first():
     """Half learned: where the loss is gone so is its gradient, and the first order says nothing."""
     first = 0
-    for seed in range(10):
+    for seed in range(6):
         subject, rng = tiny.wrapped(tiny.model("llama", seed=seed)), np.random.default_rng(seed)
         block, neuron = int(rng.integers(tiny.BLOCKS)), int(rng.integers(48))
         tokens = memory.random_tokens(8, seed)
@@ -217,4 +217,4 @@ def test_a_neuron_that_alone_learned_sequences_ranks_first():
             subject, memory.frame(tokens), memory.frame(memory.random_tokens(8, seed + 500))
         )
         first += (interp.Site("neurons", block), neuron) in scores.top(1)
-    assert first >= 9
+    assert first >= 5

@@ -238,7 +238,18 @@ def toy(name: str, shared: bool) -> ImageModel:  # noqa: FBT001
     return tiny.image_model(name, **({"shared": True} if shared else {}))
 
 
-KEYS = [(name, shared, key) for name, shared in SHARED for key in own_state(toy(name, shared))]
+def keys(name: str, shared: bool) -> list[str]:  # noqa: FBT001
+    """The tensors of a network, but for a block between the first and the last; of a shared one,
+    those that others do not have."""
+    known = own_state(toy(name, False)) if shared else {}
+    return [
+        key
+        for key in own_state(toy(name, shared))
+        if key not in known and not key.startswith("blocks.1.")
+    ]
+
+
+KEYS = [(name, shared, key) for name, shared in SHARED for key in keys(name, shared)]
 # Along these axes one tensor alone tells a size, so that another size is another network: the width
 # of codes and the classes. Where the last axis is one of them, the other is made wrong.
 OTHER_AXIS = {"word_embed.weight": 0}

@@ -35,8 +35,8 @@ TEST: Rows = {"set": "test"}
 def rows(tables: Tables, name: str, **where: Any) -> pd.DataFrame:
     """The rows of a table with these values. Raises ValueError when there are none."""
     frame = tables[name]
-    # One mask for all columns: taking the rows of a large table once per column is most of the
-    # time of a claim.
+    # One mask for all columns: taking the rows of a large table once per column is most of the time
+    # of a claim.
     wanted = np.ones(len(frame), dtype=bool)
     for column, value in where.items():
         wanted &= (frame[column] == value).to_numpy(dtype=bool)

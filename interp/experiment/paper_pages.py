@@ -1,0 +1,137 @@
+"""Pages about papers: short prose whose every number is read from committed claims.
+
+An experiment that has results to tell keeps a template, `experiments/NAME/paper.md`. In it
+
+- `{small:P2}` is the measurement of claim P2 in `results/small/claims.json`, with its interval;
+- `{small:P2|value}` is the measurement alone, `{small:P2|verdict}` the verdict;
+- `{claims small}` on a line of its own is the table of all claims of that result over its seeds;
+- `{verdicts small}` counts the verdicts in words.
+
+So no number is typed twice, and a page cannot drift away from what was measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.errors import closest
+from interp.experiment.claims import committed_claims
+from interp.files import replaced
+
+Claims = Mapping[str, Mapping[str, Any]]
+
+_TABLE = re.compile(r"^\{claims (\w+)\}$", re.MULTILINE)
+_VERDICTS = re.compile(r"\{verdicts (\w+)\}")
+_NUMBER = re.compile(r"\{(\w+):([^{}|\n]+)(?:\|(\w+))?\}")
+_ORDER = ("reproduced", "not reproduced", "opposite", "not testable at this scale")
+
+
+def write_pages(experiments: Path, pages: Path) -> list[Path]:
+    """Writes `pages`/NAME.md for every `experiments`/NAME/paper.md; returns the files.
+
+    Raises:
+        ValueError: a template names a result, a claim or a format that does not exist.
+    """
+    written: list[Path] = []
+    for template in sorted(experiments.glob("*/paper.md")):
+        name = template.parent.name
+        results = claims_by_result(experiments, name)
+        text = page(template.read_text(), results, str(template.relative_to(experiments.parent)))
+        file = pages / f"{name}.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(file) as temporary:
+            temporary.write_text(text)
+        written.append(file)
+    return written
+
+
+def claims_by_result(experiments: Path, name: str) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The committed claims of an experiment, by result and id."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for claim in committed_claims(experiments, name):
+        found.setdefault(claim["result"], {})[claim["id"]] = claim
+    return found
+
+
+def page(template: str, results: Mapping[str, Claims], name: str = "template") -> str:
+    """The template with tables, counts and numbers filled in.
+
+    Example:
+        >>> claim = {"id": "P1", "measured": 0.5774, "low": 0.492, "high": 0.662}
+        >>> page("It falls by {small:P1}.", {"small": {"P1": claim}})
+        'It falls by 0.58 [0.49, 0.66].'
+
+    Raises:
+        ValueError: see `write_pages`.
+    """
+
+    def result(wanted: str) -> Claims:
+        if wanted not in results:
+            nearest = closest(wanted, results)
+            raise ValueError(f"{name}: no result {wanted!r}; nearest: {nearest}")
+        return results[wanted]
+
+    def number(match: re.Match[str]) -> str:
+        of, claim_id, form = match.groups()
+        claims = result(of)
+        if claim_id not in claims:
+            nearest = closest(claim_id, claims)
+            raise ValueError(f"{name}: no claim {claim_id!r} in {of}; nearest: {nearest}")
+        return _formatted(claims[claim_id], form or "interval", name)
+
+    text = _TABLE.sub(lambda match: claims_table(result(match[1])), template)
+    text = _VERDICTS.sub(lambda match: _counted(result(match[1])), text)
+    return _NUMBER.sub(number, text)
+
+
+def claims_table(claims: Claims) -> str:
+    """A Markdown table of the claims over seeds; those of single seeds are left out."""
+    lines = [
+        "| claim | what it says | the paper | measured [95% interval] | controls | seeds | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for claim in claims.values():
+        if ", seed " in claim["id"]:
+            continue
+        paper = "" if claim["paper"] is None else str(claim["paper"])
+        cells = [
+            claim["id"],
+            claim["statement"],
+            paper,
+            _formatted(claim, "interval", "table"),
+            claim["control"],
+            str(claim["seeds"]),
+            claim["verdict"],
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _formatted(claim: Mapping[str, Any], form: str, name: str) -> str:
+    estimate, low, high = claim["measured"], claim["low"], claim["high"]
+    if form == "verdict":
+        return str(claim["verdict"])
+    digits = _digits(max(abs(estimate), abs(low), abs(high)))
+    if form == "value":
+        return f"{estimate:.{digits}f}"
+    if form == "interval":
+        return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    known = ("interval", "value", "verdict")
+    raise ValueError(f"{name}: no format {form!r}; nearest: {closest(form, known)}")
+
+
+def _digits(largest: float) -> int:
+    """Decimals that show about three significant digits of the largest number."""
+    if largest < 0.1:
+        return 3
+    return 2 if largest < 10 else 1
+
+
+def _counted(claims: Claims) -> str:
+    over_seeds = [claim for claim in claims.values() if ", seed " not in claim["id"]]
+    count = Counter(claim["verdict"] for claim in over_seeds)
+    return ", ".join(f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict])

@@ -1,5 +1,5 @@
-"""What is run on one seed: the two tasks with wrong labels, and addition without, in which a
-look-up is planted."""
+"""What is run on one seed: both tasks with wrong labels, and addition without any, into which a
+look-up table is planted."""
 
 from __future__ import annotations
 
@@ -21,99 +21,112 @@ from interp.experiment.jobs import Folder, Job, job
 
 
 def jobs(settings: Preset, seed: int) -> list[Job]:
-    """Three jobs per seed."""
-    return [
-        job(part, settings, seed, Folder("models")) for part in (addition, relations, without_noise)
-    ]
+    """Three jobs per seed: `addition`, `relations` and `without_noise`."""
+    models = Folder("models")
+    parts = (addition, relations, without_noise)
+    return [job(part, settings, seed, models) for part in parts]
 
 
 def addition(settings: Preset, seed: int, out: Path) -> Tables:
-    """FDA with wrong labels: all analyses."""
-    known, end = _learned("FDA", settings, seed, out)
-    last, doses, draws = end.blocks - 1, settings.doses, settings.draws
-    neurons = [
-        outliers(end, doses, draws, seed),
-        shared(end, last),
+    """All analyses of FDA with wrong labels."""
+    known, end = _trained("FDA", settings, seed, out)
+    parts = [
+        _common(known, end, settings, seed),
+        outliers(end, settings.doses, settings.draws, seed),
+        shared(end, end.blocks - 1),
         heuristics(end, settings.knocked_out),
     ]
     if known.generalized is not None:
-        neurons.append(
-            {
-                "outliers": outliers(end.of("generalized", known.generalized), doses[:1], 1, seed)[
-                    "outliers"
-                ]
-            }
-        )
-    return joined(_common(known, end, settings, seed), *neurons)
+        early = end.of("generalized", known.generalized)
+        parts.append(_distances_alone(early, settings, seed))
+    return joined(*parts)
 
 
 def relations(settings: Preset, seed: int, out: Path) -> Tables:
-    """THR with wrong labels: all analyses but those of digits."""
-    known, end = _learned("THR", settings, seed, out)
+    """All analyses of THR with wrong labels; those that are about digits do not apply."""
+    known, end = _trained("THR", settings, seed, out)
     return _common(known, end, settings, seed)
 
 
 def without_noise(settings: Preset, seed: int, out: Path) -> Tables:
-    """FDA with right labels only. The labels that were wrong in the other run are never seen; then
-    they are planted as a look-up."""
-    preset = settings.FDA
-    of = task("FDA", preset.data, seed)
-    training = {**preset.training, **settings.without_noise}
-    known = learned(of, preset.model, training, seed, out / f"FDA-clean-seed{seed}", clean=True)
-    sizes = {
-        "clean": settings.clean,
-        "at_most": settings.items,
-        "memorized": np.ones(len(of.noisy), dtype=bool),
-    }
-    free = study(of, known.subject, "without noise", **sizes)
-    table = planted(known.subject, of.noisy)
-    looked_up = study(of, table, "look-up", **sizes)
-    tables = [
+    """The controls of FDA: a model that was trained with right labels only, and the same model with
+    a look-up table planted into it, which holds the labels that are wrong in the other run."""
+    recipe = settings.FDA
+    of = task(recipe.data, seed)
+    folder = out / f"FDA-clean-seed{seed}"
+    known = learned(of, recipe.model, settings.without_noise, seed, folder, clean=True)
+
+    # The model has not seen the wrong labels, so that none of them would count as memorized: all
+    # noisy items are taken.
+    every_noisy_item = np.ones(len(of.noisy), dtype=bool)
+    noise_free = study(
+        of,
+        known.subject,
+        "without noise",
+        clean=settings.clean,
+        at_most=settings.items,
+        memorized=every_noisy_item,
+    )
+    looked_up = study(
+        of,
+        planted(known.subject, of.noisy),
+        "look-up",
+        clean=settings.clean,
+        at_most=settings.items,
+        memorized=every_noisy_item,
+    )
+    return joined(
         erased(looked_up, settings.draws, settings.rounds, seed),
         patched(looked_up, seed),
         components(looked_up),
-    ]
-    tables += [perturbed(looked_up, seed), positions(looked_up)]
-    history = known.history.assign(task="FDA", stage="without noise")
-    return joined(
-        *tables,
-        {"dynamics": history, "outliers": outliers(free, settings.doses[:1], 1, seed)["outliers"]},
+        perturbed(looked_up, seed),
+        positions(looked_up),
+        {"dynamics": known.history.assign(task="FDA", stage="without noise")},
+        _distances_alone(noise_free, settings, seed),
     )
 
 
-def _learned(name: str, settings: Preset, seed: int, out: Path) -> tuple[Learned, Study]:
-    preset = settings.recipe(name)
-    of = task(name, preset.data, seed)
-    known = learned(of, preset.model, preset.training, seed, out / f"{name}-seed{seed}")
-    return known, study(of, known.subject, "end", clean=settings.clean, at_most=settings.items)
+def _trained(name: str, settings: Preset, seed: int, out: Path) -> tuple[Learned, Study]:
+    """The trained model of a task, and the items that it is studied on."""
+    recipe = settings.recipe(name)
+    folder = out / f"{name}-seed{seed}"
+    known = learned(task(recipe.data, seed), recipe.model, recipe.training, seed, folder)
+    end = study(known.task, known.subject, "end", clean=settings.clean, at_most=settings.items)
+    return known, end
 
 
 def _common(known: Learned, end: Study, settings: Preset, seed: int) -> Tables:
-    """What is asked of both tasks: at the end, of the same items when the test was first passed,
-    and of an untrained model."""
-    preset, name = settings.recipe(known.task.name), known.task.name
-    untrained = end.of(
-        "untrained", network(known.task, preset.model, 1000 + seed, like=known.subject)
-    )
-    early = [] if known.generalized is None else [end.of("generalized", known.generalized)]
-    history = known.history.assign(task=name, stage="end")
-    found: list[Tables] = [
-        {"dynamics": history},
-        *(decoded(each, seed) for each in (end, *early, untrained)),
-    ]
-    found += [erased(end, settings.draws, settings.rounds, seed), patched(end, seed)]
-    found += [
+    """The analyses of both tasks. Probes are repeated on the same items in an untrained model, and
+    in the model when it first passed the test."""
+    name = known.task.name
+    model = settings.recipe(name).model
+    untrained = end.of("untrained", network(known.task, model, 1000 + seed, like=known.subject))
+    compared = [end]
+    if known.generalized is not None:
+        compared.append(end.of("generalized", known.generalized))
+    compared.append(untrained)
+    return joined(
+        {"dynamics": known.history.assign(task=name, stage="end")},
+        *(decoded(each, seed) for each in compared),
+        erased(end, settings.draws, settings.rounds, seed),
+        patched(end, seed),
         circuits(end, untrained, settings.circuit_items, settings.resamples, seed),
         components(end),
-    ]
-    found += [perturbed(end, seed), positions(end)]
-    return joined(*found)
+        perturbed(end, seed),
+        positions(end),
+    )
+
+
+def _distances_alone(of: Study, settings: Preset, seed: int) -> Tables:
+    """The table `outliers` of a model, without its dose curves."""
+    found = outliers(of, settings.doses[:1], 1, seed)
+    return {"outliers": found["outliers"]}
 
 
 def joined(*parts: Tables) -> Tables:
-    """Tables of one name as one."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {
-        name: pd.concat([part[name] for part in parts if name in part], ignore_index=True)
-        for name in names
-    }
+    """The tables of all parts; those of the same name as one, in the order of the parts."""
+    by_name: dict[str, list[pd.DataFrame]] = {}
+    for part in parts:
+        for name, table in part.items():
+            by_name.setdefault(name, []).append(table)
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in by_name.items()}

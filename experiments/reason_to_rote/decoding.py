@@ -1,5 +1,5 @@
-"""Are the steps of the reasoning still computed where the memorized answer is said? Probes and the
-logit lens, block by block."""
+"""Are the steps of the reasoning still computed when the model gives the memorized answer? Probes
+and the logit lens, sublayer by sublayer."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from interp.sites.site import Site
 
 
 def decoded(study: Study, seed: int) -> Tables:
-    """`probes`: what a probe trained on clean items reads of others, and (`apart`) of items whose
-    inputs it was not trained on; of models that are compared with the trained one, the intermediate
-    result alone. `lens`: what the model's own output head reads."""
+    """The tables `probes` and `lens` of a model.
+
+    `probes` holds the accuracy of probes that are trained on clean items and tested on the sets; in
+    rows with `apart`, on items with combinations of inputs that the probe was not trained on. The
+    model at the end of training is probed for every variable, the others for the intermediate
+    result only. `lens` holds what the model's own output head reads.
+    """
     of = study.reasoning
-    asked = of.probed if study.stage == "end" else ((of.variable, of.position),)
-    probes = [
-        _probed(study, name, position, seed, apart=apart)
-        for name, position in asked
-        for apart in (False, True)
-    ]
+    probed = of.probed if study.stage == "end" else ((of.variable, of.position),)
+    probes: list[pd.DataFrame] = []
+    for variable, position in probed:
+        probes.append(_probed(study, variable, position, seed, apart=False))
+        probes.append(_probed(study, variable, position, seed, apart=True))
     return {"probes": pd.concat(probes), "lens": _lens(study)}
 
 
 def residuals(study: Study) -> list[Site]:
-    """The residual before the first block, and after every sublayer."""
-    blocks = range(study.blocks)
-    return [
-        Site("resid_pre", 0),
-        *(Site(point, block) for block in blocks for point in ("resid_mid", "resid_post")),
-    ]
+    """The residual stream before the first block and after every sublayer."""
+    sites = [Site("resid_pre", 0)]
+    for block in range(study.blocks):
+        sites += [Site("resid_mid", block), Site("resid_post", block)]
+    return sites
 
 
 def _probed(study: Study, variable: str, position: int, seed: int, *, apart: bool) -> pd.DataFrame:
     of = study.reasoning
-    group = of.result_group if variable == of.result else of.group
+    is_result = variable == of.result
+    inputs = of.result_group if is_result else of.group
 
     def labelled(items: Studied, *, noisy: bool) -> Labelled:
-        readings = {"true": items.items.variables[variable]} | (
-            {"noisy": items.label} if noisy else {}
-        )
-        return Labelled(items.batch, readings, items.group(group) if apart else None)
+        readings = {"true": items.items.variables[variable]}
+        if noisy:
+            readings["noisy"] = items.label
+        return Labelled(items.batch, readings, items.group(inputs) if apart else None)
 
-    tests = {
-        name: labelled(items, noisy=variable == of.result) for name, items in study.sets.items()
-    }
-    found = probe(
+    # Only the answer has a wrong value that a probe could read; intermediate results have none.
+    tests = {name: labelled(items, noisy=is_result) for name, items in study.sets.items()}
+    accuracy = probe(
         study.subject,
         labelled(study.clean, noisy=False),
         tests,
@@ -55,28 +57,26 @@ def _probed(study: Study, variable: str, position: int, seed: int, *, apart: boo
         position,
         seed=seed,
     )
+    depth = accuracy["site"].map(_depth(study))
     return study.table(
-        found.assign(
-            variable=variable,
-            position=position,
-            apart=apart,
-            depth=found["site"].map(_depth(study)),
-        )
+        accuracy.assign(variable=variable, position=position, apart=apart, depth=depth)
     )
 
 
 def _lens(study: Study) -> pd.DataFrame:
-    position, sites = study.memorized.batch.prompt - 1, tuple(residuals(study))
-    found = []
+    position = study.memorized.batch.prompt - 1
+    sites = tuple(residuals(study))
+    readings: list[pd.DataFrame] = []
     for name, items in study.sets.items():
-        answers = {"true": items.true} | ({"noisy": items.label} if name == "memorized" else {})
-        found.append(
-            lens(study.subject, items.batch, answers, sites, position=position).assign(set=name)
-        )
-    frame = pd.concat(found)
+        answers = {"true": items.true}
+        if name == "memorized":
+            answers["noisy"] = items.label
+        read = lens(study.subject, items.batch, answers, sites, position=position)
+        readings.append(read.assign(set=name))
+    frame = pd.concat(readings)
     return study.table(frame.assign(depth=frame["site"].map(_depth(study))))
 
 
 def _depth(study: Study) -> dict[str, float]:
-    """Sublayers passed, by site, in blocks: 0.5 after the first attention."""
-    return {str(site): n / 2 for n, site in enumerate(residuals(study))}
+    """The depth of each site in blocks: 0.5 after the first attention, 1 after the first MLP."""
+    return {str(site): sublayers / 2 for sublayers, site in enumerate(residuals(study))}

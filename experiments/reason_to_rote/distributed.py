@@ -1,78 +1,102 @@
-"""Is a memory a look-up of the whole question, or spread over it? What is left when one input is
-changed, or its place ablated."""
+"""Is a memory a look-up of the whole question, or spread over its parts? What the model answers
+when one input token is exchanged, or the residual stream at its position ablated."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int
 
 from experiments.reason_to_rote.overlap import mean_by_position
-from experiments.reason_to_rote.study import Study, Tables, outcomes, said
+from experiments.reason_to_rote.study import Studied, Study, Tables, outcomes, said
 from experiments.reason_to_rote.tasks import Task
 from interp.interventions.kinds import Patch
 from interp.subject.batch import Batch
 
 
 def perturbed(study: Study, seed: int) -> Tables:
-    """`perturbed`: what items say after one input token was exchanged for another of its kind:
-    still the `label`, or what is `true` now."""
+    """The table `perturbed`: what the model answers after one input token was exchanged for another
+    one of its kind.
+
+    One row per exchanged position and item: `kept` (still the old answer), `true_now` (the answer
+    that is true for the changed question), `same` (whether these two answers are the same token).
+    """
     rows: list[dict[str, Any]] = []
     for position in study.reasoning.inputs:
         for name, items in study.sets.items():
             question = exchanged(study.task, items.items.question, position, seed)
-            batch = items.batch
-            tokens = batch.tokens.clone()
-            solved = study.task.solve(question)
-            known = np.concatenate([question, solved[:, : items.step]], 1)
-            tokens[:, : known.shape[1]] = tokens.new_tensor(known)
-            answers, now = said(study.subject, Batch(tokens, batch.prompt)), solved[:, items.step]
-            found = zip(answers == items.label, answers == now, now == items.label, strict=True)
-            about = {"set": name, "position": position}
-            rows += [
-                about | {"item": n, "kept": kept, "true_now": true, "same": same}
-                for n, (kept, true, same) in enumerate(found)
-            ]
+            solution = study.task.solve(question)
+            true_now = solution[:, items.step]
+            answers = said(study.subject, _asked(items, question, solution))
+            kept = answers == items.label
+            true = answers == true_now
+            same = true_now == items.label
+            for item in range(len(items)):
+                row = {"set": name, "position": position, "item": item}
+                row |= {"kept": kept[item], "true_now": true[item], "same": same[item]}
+                rows.append(row)
     return {"perturbed": study.table(rows)}
+
+
+def _asked(
+    items: Studied,
+    question: Int[np.ndarray, "items question"],
+    solution: Int[np.ndarray, "items answer"],
+) -> Batch:
+    """The batch of the items with other questions, each followed by its own solution up to the
+    token that is read."""
+    batch = items.batch
+    known = np.concatenate([question, solution[:, : items.step]], 1)
+    tokens = batch.tokens.clone()
+    tokens[:, : known.shape[1]] = tokens.new_tensor(known)
+    return Batch(tokens, batch.prompt)
 
 
 def exchanged(
     task: Task, question: Int[np.ndarray, "items question"], position: int, seed: int
 ) -> Int[np.ndarray, "items question"]:
-    """Each question with another token at one position, drawn from those that training shows there."""
+    """The questions with another token at one position, drawn from the tokens that training shows
+    there."""
     rng = np.random.default_rng([seed, position])
     known = np.unique(task.train.question[:, position])
-    place = np.searchsorted(known, question[:, position])
+    own = np.searchsorted(known, question[:, position])
+    # A shift by at least 1 and less than a whole turn never ends at the token itself.
+    shift = rng.integers(1, len(known), len(question))
     changed = question.copy()
-    changed[:, position] = known[(place + rng.integers(1, len(known), len(question))) % len(known)]
+    changed[:, position] = known[(own + shift) % len(known)]
     return changed
 
 
 def positions(study: Study) -> Tables:
-    """`positions`: what items say when the residual at one input position is its mean over clean
-    items, at the embedding and after each block but the last."""
+    """The table `positions`: what the model answers when the residual stream at one input position
+    is its mean over clean items.
+
+    One row per depth, position and item. Depth 0 is the embedding, depth n the output of block
+    n - 1; the last block is left out.
+    """
     rows: list[dict[str, Any]] = []
-    embed = next(site for site in study.subject.sites if site.point == "embed")
-    sites = [embed, *study.subject.anatomy.expand("resid_post")[:-1]]
+    subject = study.subject
+    embed = next(site for site in subject.sites if site.point == "embed")
+    sites = [embed, *subject.anatomy.expand("resid_post")[:-1]]
     means = mean_by_position(study, sites)
     for depth, site in enumerate(sites):
         for position in study.reasoning.inputs:
-            plan = Patch(study.subject.anatomy.units(site), (position,), values={site: means[site]})
+            plan = Patch(subject.anatomy.units(site), (position,), values={site: means[site]})
             rows += outcomes(study, lambda *_, plan=plan: plan, depth=depth, position=position)
     return {"positions": study.table(rows)}
 
 
 def participation(drops: Float[np.ndarray, " positions"]) -> float:
-    """The effective number of positions, (sum e)^2 / sum e^2, e = drops of accuracy, negative ones
-    0; 0 where nothing drops."""
-    e = np.clip(drops, 0, None)
-    return float(e.sum() ** 2 / np.square(e).sum()) if e.any() else 0.0
+    """The effective number of positions, (sum e)^2 / sum e^2.
 
+    Args:
+        drops: the drops of accuracy e when each position is ablated; negative ones count as 0.
 
-def effective_positions(table: pd.DataFrame) -> float:
-    """`participation` of a set's items at one depth, from rows of `positions`; every item was right
-    before."""
-    kept: Any = table.groupby("position")["kept"].mean()
-    return participation(1 - kept.to_numpy())
+    Returns:
+        The participation ratio; 0 where nothing drops.
+    """
+    drops = np.clip(drops, 0, None)
+    if not drops.any():
+        return 0.0
+    return float(drops.sum() ** 2 / np.square(drops).sum())

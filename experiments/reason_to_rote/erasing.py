@@ -1,9 +1,9 @@
-"""Is the memorized answer lost with the reasoning? Removing an intermediate result, and giving
-items that of others."""
+"""Is the memorized answer lost when the reasoning is? Removing an intermediate result, and
+replacing it with that of other items."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,116 +17,158 @@ from interp.analysis.probes import rows_at
 from interp.interventions.plan import Plan
 from interp.sites.site import Site
 
+Residuals = Float[np.ndarray, "items width"]
+
 
 def erased(study: Study, draws: int, rounds: int, seed: int) -> Tables:
-    """`erasure`: what items say without the subspace of the intermediate result, by class means and
-    by so many rounds of INLP, and without
-    controls: that of an unrelated variable, and random ones of the same ranks. `inlp`: what a
-    classifier still reads after each round."""
+    """The tables `erasure` and `inlp`.
+
+    `erasure` holds what the model answers without a subspace of the residual stream: that of the
+    intermediate result, by its class means and by rounds of INLP, and those of controls: an
+    unrelated variable, the directions of most variance, random subspaces of the same ranks. `inlp`
+    holds what a classifier still reads after each round.
+
+    Args:
+        study: model and items.
+        draws: number of random subspaces.
+        rounds: number of rounds of INLP.
+        seed: of INLP and of the random subspaces.
+    """
     rows: list[dict[str, Any]] = []
-    rounds_taken: list[pd.DataFrame] = []
-    at = study.reasoning.position
-    for block in range(
-        study.blocks - 1
-    ):  # after the last block it would be the output itself that is removed
+    progress: list[pd.DataFrame] = []
+    position = study.reasoning.position
+    # The last block is left out: what leaves it is the output itself.
+    for block in range(study.blocks - 1):
         site = Site("resid_post", block)
-        found = rows_at(study.subject, study.clean.batch, site, at)[site]
-        for removed, draw, space, progress in _subspaces(
-            study, found, draws, rounds, [seed, block]
-        ):
-            plan = erasure(study.subject, site, space, (at,))
-            about = {
-                "block": block,
-                "removed": removed,
-                "draw": draw,
-                "rank": space.rank,
-                "variance": _variance(space, found),
-            }
-            rows += outcomes(study, lambda *_, plan=plan: plan, **about)
-            rounds_taken += [] if progress is None else [progress.assign(block=block)]
-    return {"erasure": study.table(rows), "inlp": study.table(pd.concat(rounds_taken))}
+        residuals = rows_at(study.subject, study.clean.batch, site, position)[site]
+        subspaces, inlp_progress = _subspaces(study, residuals, draws, rounds, seed, block)
+        progress.append(inlp_progress.assign(block=block))
+        for removed, draw, subspace in subspaces:
+            plan = erasure(study.subject, site, subspace, (position,))
+            rows += outcomes(
+                study,
+                lambda *_, plan=plan: plan,
+                block=block,
+                removed=removed,
+                draw=draw,
+                rank=subspace.rank,
+                variance=_variance(subspace, residuals),
+            )
+    return {"erasure": study.table(rows), "inlp": study.table(pd.concat(progress))}
 
 
 def _subspaces(
-    study: Study, rows: np.ndarray, draws: int, rounds: int, seed: list[int]
-) -> Iterator[tuple[str, int, Subspace, pd.DataFrame | None]]:
-    of, variables = study.reasoning, study.clean.items.variables
-    means = class_means(rows, variables[of.variable])
-    null, progress = inlp(rows, variables[of.variable], rounds=rounds, seed=seed[0])
-    yield "class means", 0, means, progress
-    # Where the unrelated variable cannot be read, its class means differ by chance, along the
-    # directions of most variance: the target's.
-    yield "unrelated", 0, class_means(rows, variables[of.unrelated]), None
-    yield "unrelated, apart", 0, class_means(means.remove(rows), variables[of.unrelated]), None
-    yield "most variance, apart", 0, principal(means.remove(rows), means.rank), None
-    drawn = np.random.default_rng(seed).integers(2**31, size=draws).tolist()
+    study: Study, residuals: Residuals, draws: int, rounds: int, seed: int, block: int
+) -> tuple[list[tuple[str, int, Subspace]], pd.DataFrame]:
+    """The subspaces to remove, as (name, number of the draw, subspace), and the progress of
+    INLP."""
+    variables = study.clean.items.variables
+    target = variables[study.reasoning.variable]
+    unrelated = variables[study.reasoning.unrelated]
+    means = class_means(residuals, target)
+    null, progress = inlp(residuals, target, rounds=rounds, seed=seed)
+    drawn = np.random.default_rng([seed, block]).integers(2**31, size=draws).tolist()
+
+    # Where the unrelated variable cannot be read, its class means differ by chance only, along the
+    # directions of most variance, and these are the target's. So both controls are also built from
+    # residuals without the target's subspace.
+    without_target = means.remove(residuals)
+    found = [
+        ("class means", 0, means),
+        ("unrelated", 0, class_means(residuals, unrelated)),
+        ("unrelated, apart", 0, class_means(without_target, unrelated)),
+        ("most variance, apart", 0, principal(without_target, means.rank)),
+    ]
     for draw, number in enumerate(drawn):
-        yield "random", draw, random_subspace(means, number), None
+        found.append(("random", draw, random_subspace(means, number)))
     for rank in progress["rank"].iloc[1:]:
-        yield "INLP", 0, null.first(rank), None
+        removed = null.first(rank)
+        found.append(("INLP", 0, removed))
         for draw, number in enumerate(drawn):
-            yield "random for INLP", draw, random_subspace(null.first(rank), number + 1), None
+            found.append(("random for INLP", draw, random_subspace(removed, number + 1)))
+    return found, progress
 
 
-def principal(rows: Float[np.ndarray, "items width"], rank: int) -> Subspace:
-    """The directions of most variance: what the removal of as much as possible does, whatever it
-    means."""
+def principal(rows: Residuals, rank: int) -> Subspace:
+    """The subspace of the `rank` directions of most variance, around the mean of the rows: the
+    control that removes as much as possible, whatever it means."""
     center = rows.mean(0)
     _, _, directions = np.linalg.svd(rows - center, full_matrices=False)
     return Subspace(directions[:rank], center)
 
 
-def _variance(space: Subspace, rows: Float[np.ndarray, "items width"]) -> float:
-    """The share of the variance of rows that lies in a subspace."""
-    around = rows - rows.mean(0)
-    return float(np.square(around @ space.basis.T).sum() / np.square(around).sum())
+def _variance(subspace: Subspace, rows: Residuals) -> float:
+    """The fraction of the variance of rows that lies in a subspace."""
+    centered = rows - rows.mean(0)
+    within = np.square(centered @ subspace.basis.T).sum()
+    return float(within / np.square(centered).sum())
 
 
 def patched(study: Study, seed: int) -> Tables:
-    """`donors`: what items say with the residual of another item at the position of the
-    intermediate result, or there and at all inputs before it; the donor has the same intermediate
-    result, or another."""
+    """The table `donors`: what the model answers with the residual stream of a clean item in place
+    of an item's own.
+
+    The donor has the same intermediate result or another one. It replaces the position of the
+    intermediate result alone, or this position and all inputs before it.
+    """
     of = study.reasoning
+    inputs_before = [position for position in of.inputs if position < of.position]
     places = {
         "intermediate": (of.position,),
-        "and inputs": tuple(sorted({*of.inputs, of.position} & set(range(of.position + 1)))),
+        "and inputs": (*inputs_before, of.position),
     }
     rows: list[dict[str, Any]] = []
     for block in range(study.blocks - 1):
+        site = Site("resid_post", block)
         for place, positions in places.items():
-            for same in (True, False):
-                plan = _given(study, Site("resid_post", block), positions, same=same, seed=seed)
-                rows += outcomes(
-                    study, plan, block=block, place=place, donor="same" if same else "other"
-                )
+            for donor in ("same", "other"):
+                plan = _donation(study, site, positions, same=donor == "same", seed=seed)
+                rows += outcomes(study, plan, block=block, place=place, donor=donor)
     return {"donors": study.table(rows)}
 
 
-def _given(
+def _donation(
     study: Study, site: Site, positions: tuple[int, ...], *, same: bool, seed: int
 ) -> Callable[[str, Studied], Plan]:
-    return lambda _, items: donated(
-        study.subject,
-        site,
-        study.clean.batch.rows(donors(study, items, same=same, seed=seed)),
-        positions,
-    )
+    """The plan for a set of items that gives each of them its donor's residual stream."""
+
+    def plan(_: str, items: Studied) -> Plan:
+        chosen = donors(study, items, same=same, seed=seed)
+        return donated(study.subject, site, study.clean.batch.rows(chosen), positions)
+
+    return plan
 
 
 def donors(study: Study, items: Studied, *, same: bool, seed: int) -> Int[np.ndarray, " items"]:
-    """For each item a clean one, drawn at random, with the same intermediate result from other
-    inputs, or with another result.
+    """For each item the index of a random clean item to take the residual stream from.
 
-    Raises ValueError where there is none.
+    Args:
+        study: model and items.
+        items: the items that need a donor.
+        same: whether the donor has the same intermediate result, but from other inputs; otherwise
+            it has another intermediate result.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no clean item qualifies.
     """
-    rng, of = np.random.default_rng(seed), study.reasoning
-    result, inputs = study.clean.items.variables[of.variable], study.clean.group(of.group)
+    rng = np.random.default_rng(seed)
+    of = study.reasoning
+    results = study.clean.items.variables[of.variable]
+    inputs = study.clean.group(of.group)
+    own_results = items.items.variables[of.variable]
+    own_inputs = items.group(of.group)
     chosen: list[int] = []
-    for own, source in zip(items.items.variables[of.variable], items.group(of.group), strict=True):
-        pool = np.flatnonzero((result == own) & (inputs != source) if same else result != own)
+    for own_result, own_input in zip(own_results, own_inputs, strict=True):
+        if same:
+            qualifies = (results == own_result) & (inputs != own_input)
+        else:
+            qualifies = results != own_result
+        pool = np.flatnonzero(qualifies)
         if not len(pool):
             raise ValueError(
-                f"no clean item has {of.variable} = {own} from other inputs: more clean items are needed"
+                f"no clean item has {of.variable} = {own_result} from other inputs: "
+                "more clean items are needed"
             )
         chosen.append(int(rng.choice(pool)))
     return np.array(chosen)

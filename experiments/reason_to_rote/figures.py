@@ -1,4 +1,4 @@
-"""The figures: one a person can read for each claim."""
+"""The figures: for each claim at least one on which a reader can see it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 
 def _per_seed(frame: pd.DataFrame, by: list[str], value: str, name: str) -> pd.DataFrame:
-    """The mean over items on each seed, so that what spreads is the seeds."""
+    """The mean over items on each seed, so that bands and bars show the spread over seeds."""
     return frame.groupby([*by, "seed"], sort=False)[value].mean().rename(name).reset_index()
 
 
+def _trained(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with the stage "end" named as a reader would."""
+    return frame.assign(stage=frame["stage"].replace({"end": "trained"}))
+
+
 def learning(dynamics: pd.DataFrame) -> Figure:
-    """Accuracy against steps."""
+    """Accuracy against optimizer steps."""
     names = {
         "test": "test",
         "corrected": "noisy, true answer",
@@ -29,70 +34,62 @@ def learning(dynamics: pd.DataFrame) -> Figure:
         "one_hop": "one hop",
         "ood": "out of distribution",
     }
-    long = dynamics.rename(columns=names).melt(
-        ["task", "stage", "step", "seed"],
-        [n for n in names.values() if n in {*dynamics.rename(columns=names)}],
-        "answers",
-        "share right",
-    )
+    renamed = dynamics.rename(columns=names)
+    measured = [name for name in names.values() if name in renamed]
+    long = renamed.melt(["task", "stage", "step", "seed"], measured, "answers", "share right")
     stages = long["stage"].replace({"end": "with noise"})
     shown = long.assign(stage=stages).dropna(subset="share right")
     return panels(shown, ["task", "stage"], lines(shown, "step", "share right", "answers", "steps"))
 
 
 def decoding(probes: pd.DataFrame) -> Figure:
-    """What probes read at each depth: on memorized items the true and the noisy value, on test
-    items, and in an untrained model."""
-    probes = probes.assign(where=probes["variable"] + " at token " + probes["position"].astype(str))
-    probes["where"] += probes["apart"].map({True: ", inputs not trained on", False: ""})
+    """The accuracy of probes at each depth: for the true and the noisy value on memorized items,
+    for the true value on test items and in an untrained model."""
+    where = probes["variable"] + " at token " + probes["position"].astype(str)
+    where += probes["apart"].map({True: ", inputs not trained on", False: ""})
+    probes = probes.assign(where=where)
+
     noisy = probes["reading"] == "noisy"
-    kinds = probes["set"] + ", " + probes["reading"] + " value"
-    shown = probes[(probes["stage"] == "end") & ~(noisy & (probes["set"] == "test"))].assign(
-        read=kinds
-    )
-    before = probes[
-        (probes["stage"] == "untrained") & (probes["set"] == "memorized") & ~noisy
-    ].assign(read="untrained model")
-    both = pd.concat([shown, before])
+    on_test = probes["set"] == "test"
+    on_memorized = probes["set"] == "memorized"
+    trained = probes[(probes["stage"] == "end") & ~(noisy & on_test)]
+    trained = trained.assign(read=trained["set"] + ", " + trained["reading"] + " value")
+    untrained = probes[(probes["stage"] == "untrained") & on_memorized & ~noisy]
+    shown = pd.concat([trained, untrained.assign(read="untrained model")])
     return panels(
-        both, ["task", "where"], lines(both, "depth", "accuracy", "read", "depth (blocks)")
+        shown, ["task", "where"], lines(shown, "depth", "accuracy", "read", "depth (blocks)")
     )
 
 
 def lens(table: pd.DataFrame) -> Figure:
-    """What the model's own output head reads at each depth."""
+    """How often the model's own output head ranks an answer first, at each depth."""
+    stages = {"generalized": "when it passed the test", "end": "at the end"}
     shown = table.assign(read=table["set"] + ", " + table["answer"] + " answer")
-    named = shown.replace(
-        {"stage": {"generalized": "when it passed the test", "end": "at the end"}}
-    ).rename(columns={"top": "share ranked first"})
+    shown = shown.replace({"stage": stages}).rename(columns={"top": "share ranked first"})
     return panels(
-        named,
+        shown,
         ["task", "stage"],
-        lines(named, "depth", "share ranked first", "read", "depth (blocks)"),
+        lines(shown, "depth", "share ranked first", "read", "depth (blocks)"),
     )
 
 
 def erasing(table: pd.DataFrame) -> Figure:
-    """What is still said without a subspace, behind each block."""
+    """The answers that stay without a subspace behind each block."""
     shown = table[~table["removed"].str.contains("INLP")]
     kept = _per_seed(shown, ["task", "stage", "block", "removed", "set"], "kept", "answers kept")
-    named = kept.assign(
-        stage=kept["stage"].replace({"end": "trained"}),
-        block="behind block " + kept["block"].astype(str),
-    )
+    named = _trained(kept).assign(block="behind block " + kept["block"].astype(str))
     return panels(
         named, ["task", "stage", "block"], bars(named, "removed", "answers kept", "set"), width=3.8
     )
 
 
 def inlp(table: pd.DataFrame) -> Figure:
-    """What is still said without the directions of so many rounds of INLP, beside random ones,
-    behind the first block."""
+    """The answers that stay without the directions of several rounds of INLP, and without the same
+    number of random directions, behind the first block."""
     shown = table[table["removed"].str.contains("INLP") & (table["block"] == 0)]
     kept = _per_seed(shown, ["task", "stage", "removed", "set", "rank"], "kept", "answers kept")
-    kept["removed from"] = (
-        kept["removed"].replace({"random for INLP": "random"}) + ", " + kept["set"]
-    )
+    directions = kept["removed"].replace({"random for INLP": "random"})
+    kept["removed from"] = directions + ", " + kept["set"]
     return panels(
         _trained(kept),
         ["task", "stage"],
@@ -101,33 +98,31 @@ def inlp(table: pd.DataFrame) -> Figure:
 
 
 def donors(table: pd.DataFrame) -> Figure:
-    """What is said with another item's residual, by what the donor shares."""
+    """The answers with another item's residual stream behind the first block, by what that item has
+    in common with the item itself."""
     long = table.rename(columns={"kept": "as before", "true": "true answer"}).melt(
         ["task", "stage", "block", "place", "donor", "set", "seed"],
         ["as before", "true answer"],
         "said",
         "share",
     )
-    long = long[(long["set"] == "memorized") | (long["said"] == "as before")].assign(
+    # Of a test item, the answer as before is the true one.
+    distinct = (long["set"] == "memorized") | (long["said"] == "as before")
+    long = long[distinct & (long["block"] == 0)]
+    long = long.assign(
         said=long["set"] + ", " + long["said"], donor=long["donor"] + ", " + long["place"]
     )
-    share = _per_seed(
-        _trained(long[long["block"] == 0]),
-        ["task", "stage", "donor", "said"],
-        "share",
-        "share said",
-    )
+    share = _per_seed(_trained(long), ["task", "stage", "donor", "said"], "share", "share said")
     return panels(share, ["task", "stage"], bars(share, "donor", "share said", "said"))
 
 
 def circuits(table: pd.DataFrame) -> Figure:
-    """Overlap of the edges of memorized items with those of others, against the share of edges
-    taken."""
-    whole = table[table["sample"] == 0]
-    chance = whole.drop_duplicates(["task", "fraction", "seed"]).assign(
-        other="by chance", iou=lambda f: f["chance"]
-    )
-    shown = pd.concat([whole, chance]).rename(columns={"iou": "intersection over union"})
+    """The overlap of the top edges of memorized items with those of other sets, against the
+    fraction of edges taken, with what is expected by chance."""
+    all_items = table[table["sample"] == 0]
+    chance = all_items.drop_duplicates(["task", "fraction", "seed"])
+    chance = chance.assign(other="by chance", iou=chance["chance"])
+    shown = pd.concat([all_items, chance]).rename(columns={"iou": "intersection over union"})
     return panels(
         shown,
         ["task"],
@@ -136,24 +131,24 @@ def circuits(table: pd.DataFrame) -> Figure:
 
 
 def faithfulness(table: pd.DataFrame) -> Figure:
-    """How much of the answer each circuit alone gives."""
-    shown = table.assign(on="on " + table["on"] + " items").rename(
-        columns={"faithfulness": "faithfulness (1 = whole model)", "circuit": "circuit of"}
-    )
+    """How much of the answers each circuit alone gives, against its fraction of edges."""
+    value = "faithfulness (1 = whole model)"
+    shown = table.assign(on="on " + table["on"] + " items")
+    shown = shown.rename(columns={"faithfulness": value, "circuit": "circuit of"})
     return panels(
         shown,
         ["task", "on"],
-        lines(shown, "fraction", "faithfulness (1 = whole model)", "circuit of", "share of edges"),
+        lines(shown, "fraction", value, "circuit of", "share of edges"),
         across=2,
     )
 
 
 def components(table: pd.DataFrame) -> Figure:
-    """What ablating each component costs test items and memorized items."""
+    """The memorized answers that are lost when a component is ablated, against the test answers
+    that are."""
     shown = table[(table["component"] != "none") & (table["stage"] == "end")]
-    lost = _per_seed(
-        shown.assign(lost=1.0 - shown["kept"]), ["task", "component", "set"], "lost", "lost"
-    )
+    shown = shown.assign(lost=1.0 - shown["kept"])
+    lost = _per_seed(shown, ["task", "component", "set"], "lost", "lost")
     wide = lost.pivot_table(
         index=["task", "component", "seed"], columns="set", values="lost", sort=False
     ).reset_index()
@@ -164,8 +159,8 @@ def components(table: pd.DataFrame) -> Figure:
 
         sns.scatterplot(part, x="test", y="memorized", hue="part", style="part", s=70, ax=axes)
         axes.axline((0, 0), slope=1, color="0.6", linewidth=1, linestyle="--")
-        middle = part.groupby("component")[["test", "memorized"]].mean()
-        for name, row in middle[middle["memorized"] > 0.15].iterrows():
+        over_seeds = part.groupby("component")[["test", "memorized"]].mean()
+        for name, row in over_seeds[over_seeds["memorized"] > 0.15].iterrows():
             axes.annotate(
                 str(name),
                 (row["test"], row["memorized"]),
@@ -184,7 +179,8 @@ def components(table: pd.DataFrame) -> Figure:
 
 
 def positions(table: pd.DataFrame) -> Figure:
-    """What ablating the residual at one input position costs, at each depth."""
+    """The answers that are lost when the residual stream at one input position is ablated, at each
+    depth."""
     lost = _per_seed(
         table.assign(lost=1.0 - table["kept"]),
         ["task", "stage", "set", "depth", "position"],
@@ -200,31 +196,9 @@ def positions(table: pd.DataFrame) -> Figure:
     )
 
 
-def perturbed(table: pd.DataFrame) -> Figure:
-    """How often an answer survives another token at one position, and how often what is true now is
-    said."""
-    long = table.rename(columns={"kept": "old answer", "true_now": "what is true now"}).melt(
-        ["task", "stage", "set", "position", "seed"],
-        ["old answer", "what is true now"],
-        "said",
-        "share",
-    )
-    shown = _per_seed(
-        long.assign(said=long["set"] + ": " + long["said"]),
-        ["task", "stage", "position", "said"],
-        "share",
-        "share said",
-    )
-    return panels(
-        _trained(shown), ["task", "stage"], bars(shown, "position", "share said", "said"), width=6.0
-    )
-
-
-def _trained(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(stage=frame["stage"].replace({"end": "trained"}))
-
-
 def _cells(row: str, column: str, value: str) -> Draw:
+    """A heat map of a value between 0 and 1, with the number in each cell."""
+
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         import seaborn as sns
 
@@ -245,28 +219,33 @@ def _cells(row: str, column: str, value: str) -> Draw:
     return draw
 
 
+def perturbed(table: pd.DataFrame) -> Figure:
+    """How often the old answer stays when the token at one position is exchanged, and how often the
+    answer that is true now is given."""
+    long = table.rename(columns={"kept": "old answer", "true_now": "what is true now"}).melt(
+        ["task", "stage", "set", "position", "seed"],
+        ["old answer", "what is true now"],
+        "said",
+        "share",
+    )
+    long = long.assign(said=long["set"] + ": " + long["said"])
+    shown = _per_seed(long, ["task", "stage", "position", "said"], "share", "share said")
+    return panels(
+        _trained(shown), ["task", "stage"], bars(shown, "position", "share said", "said"), width=6.0
+    )
+
+
 def outliers(table: pd.DataFrame) -> Figure:
-    """How far the neurons of the last MLP are from the mean of clean items with the same digits,
-    and how alike the pattern stays."""
-    last = table[table["block"] == table["block"].max()].assign(
-        items=lambda f: (
-            f["set"]
-            + ", "
-            + f["stage"].replace({"end": "trained", "generalized": "when it passed the test"})
-        )
-    )
-    long = last.rename(
-        columns={
-            "mean_abs_z": "mean |z| over neurons",
-            "profile": "correlation with the group's profile",
-        }
-    )
-    shown = long.melt(
-        ["items"],
-        ["mean |z| over neurons", "correlation with the group's profile"],
-        "measure",
-        "value",
-    )
+    """How far the neurons of the last MLP are from their mean on clean items with the same digits,
+    and how well their pattern correlates with that mean."""
+    stages = {"end": "trained", "generalized": "when it passed the test"}
+    columns = {
+        "mean_abs_z": "mean |z| over neurons",
+        "profile": "correlation with the group's profile",
+    }
+    last = table[table["block"] == table["block"].max()]
+    last = last.assign(items=last["set"] + ", " + last["stage"].replace(stages))
+    shown = last.rename(columns=columns).melt(["items"], list(columns.values()), "measure", "value")
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         import seaborn as sns
@@ -278,16 +257,17 @@ def outliers(table: pd.DataFrame) -> Figure:
 
 
 def doses(table: pd.DataFrame) -> Figure:
-    """What is said with neurons reset to their group's mean, by how many and which; the whole layer
-    as the last point."""
+    """The answers with neurons reset to the mean of their group, by which and how many."""
+    # The whole layer is the last point of both lines.
     whole = table[table["selection"] == "all"]
-    both = pd.concat(
+    shown = pd.concat(
         [
             table[table["selection"] != "all"],
-            *(whole.assign(selection=name) for name in ("largest", "random")),
+            whole.assign(selection="largest"),
+            whole.assign(selection="random"),
         ]
     )
-    long = both.rename(columns={"true": "true answer", "wrong": "wrong answer"}).melt(
+    long = shown.rename(columns={"true": "true answer", "wrong": "wrong answer"}).melt(
         ["block", "set", "selection", "k", "seed"], ["true answer", "wrong answer"], "said", "share"
     )
     share = _per_seed(long, ["set", "block", "selection", "k", "said"], "share", "share said")
@@ -303,10 +283,12 @@ def doses(table: pd.DataFrame) -> Figure:
 
 
 def heuristics(table: pd.DataFrame) -> Figure:
-    """Activations of the neuron that a heuristic describes best, with memorized items apart."""
+    """Histograms of the activations of the neuron that a heuristic describes best, on the first
+    seed."""
     first = table[table["seed"] == table["seed"].min()]
     one = first.iloc[0]
-    title = f"neuron {one['neuron']} of MLP {one['block']}: {one['heuristic']}, score {one['score']:.2f}"
+    neuron = f"neuron {one['neuron']} of MLP {one['block']}"
+    title = f"{neuron}: {one['heuristic']}, score {one['score']:.2f}"
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         import seaborn as sns
@@ -323,23 +305,22 @@ def heuristics(table: pd.DataFrame) -> Figure:
         )
 
     figure = panels(first.assign(title=title), ["title"], draw, width=7.0)
+
+    # seaborn gives a histogram by hue no handles that the common legend of `panels` could use. It
+    # draws the last hue first, as bar containers or, for `element="step"`, as filled areas.
     axes = figure.axes[0]
-    names = list(dict.fromkeys(first["items"]))
-    axes.legend(
-        axes.containers[::-1] if len(axes.containers) == len(names) else axes.collections[::-1],
-        names,
-    )
+    names = list(first["items"].unique())
+    drawn = axes.containers if len(axes.containers) == len(names) else axes.collections
+    axes.legend(drawn[::-1], names)
     return figure
 
 
 def knock_out(table: pd.DataFrame) -> Figure:
-    """Clean items still right with a heuristic's neurons at zero, those it covers and others,
-    beside as many random neurons."""
+    """The clean items that are still answered correctly with a heuristic's neurons at zero, and
+    with the same number of random neurons at zero."""
+    covered = table["covered"].map({True: "covered", False: "other"})
     shown = table.assign(
-        items=table["knocked_out"]
-        + ", "
-        + table["covered"].map({True: "covered", False: "other"})
-        + " items",
+        items=table["knocked_out"] + ", " + covered + " items",
         block="MLP " + table["block"].astype(str),
     )
     right = _per_seed(shown, ["block", "heuristic", "items"], "right", "share right")
@@ -349,8 +330,8 @@ def knock_out(table: pd.DataFrame) -> Figure:
 
 
 def shared(table: pd.DataFrame) -> Figure:
-    """Of how many memorized items each neuron of the last MLP is among the first contributors,
-    neurons in order, beside chance."""
+    """The fraction of memorized items whose first contributors each neuron of the last MLP is
+    among, neurons in falling order, and what is expected by chance."""
     long = table.rename(columns={"items": "first contributors"}).melt(
         ["seed", "memorized"], ["first contributors", "by chance"], "neurons", "count"
     )
@@ -361,12 +342,12 @@ def shared(table: pd.DataFrame) -> Figure:
         lines(long, "rank", "share of memorized items", "neurons", "neurons, in order")(part, axes)
         axes.set_xscale("log")
 
-    return panels(
-        long.assign(title="which neurons write memorized answers"), ["title"], draw, width=6.5
-    )
+    titled = long.assign(title="which neurons write memorized answers")
+    return panels(titled, ["title"], draw, width=6.5)
 
 
 def _of(name: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[Tables], Figure]:
+    """A figure of one table as a figure of all tables."""
     return lambda tables: draw(tables[name])
 
 

@@ -1,4 +1,4 @@
-"""One item under plans, beside all of its kind: what the notebook shows."""
+"""One item under several plans, compared with all items of its set: what the notebook shows."""
 
 from __future__ import annotations
 
@@ -17,18 +17,30 @@ from interp.reporting.stats import bootstrap
 def under(
     subject: interp.Subject, items: Studied, plans: Mapping[str, Plan], number: int
 ) -> pd.DataFrame:
-    """One row a plan: the whole answer to the question of item `number`, its token at the read-out,
-    and which shares of all items say the memorized and the true one there, with bootstrap
-    intervals."""
-    questions, length = torch.from_numpy(items.items.question), items.items.truth.shape[1]
+    """What a model answers to one item of FDA under several plans, and to all items of its set.
+
+    Args:
+        subject: the model.
+        items: the set.
+        plans: plans by name.
+        number: index of the item in the set.
+
+    Returns:
+        One row per plan: `says` is the item's whole answer, `digit` the one at the token that is
+        read, `all: memorized` and `all: true` the fractions of the set that get the memorized and
+        the true digit there, with bootstrap intervals over items.
+    """
+    questions = torch.from_numpy(items.items.question)
+    length = items.items.truth.shape[1]
     rows: dict[str, dict[str, object]] = {}
     for name, plan in plans.items():
-        answers = said(subject, items.batch, plan)
+        digits = said(subject, items.batch, plan)
         with subject.intervened(plan):
-            whole = subject.generate(questions, length)[number]
-        shares = {"memorized": items.label, "true": items.true}
-        rows[name] = {"says": text(whole.tolist()), "digit": answers[number]}
-        rows[name] |= {
-            f"all: {kind}": str(bootstrap(answers == digit)) for kind, digit in shares.items()
+            answer = subject.generate(questions, length)[number]
+        rows[name] = {
+            "says": text(answer.tolist()),
+            "digit": digits[number],
+            "all: memorized": str(bootstrap(digits == items.label)),
+            "all: true": str(bootstrap(digits == items.true)),
         }
     return pd.DataFrame(rows).T

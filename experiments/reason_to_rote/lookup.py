@@ -1,5 +1,5 @@
-"""The planted look-up: what memory would be if it were a table beside the network. C5 and C7 must
-reject it."""
+"""The planted look-up: what a memory would be if it were a table next to the network. The checks C5
+and C7 must be able to tell it from a real memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 import interp
 from interp.data.noisy import Items
 
-_SURE = 100.0  # a logit that no other reaches
+_CERTAIN = 100.0  # far above every logit of the network
 
 
 class Lookup(nn.Module):
     """A GPT-2 that computes as before, and a table of whole questions with their answers that
-    overrides it.
+    overrides its logits.
 
-    The table reads the token embeddings, so that all of a question's tokens are needed and nothing
-    else in the network matters.
+    The table reads the token embeddings, so that it needs all tokens of a question, and nothing
+    behind the embedding affects it.
     """
 
     def __init__(self, model: nn.Module, items: Items) -> None:
@@ -32,22 +32,31 @@ class Lookup(nn.Module):
     ) -> Float[Tensor, "batch position vocabulary"]:
         embeddings = self.model.get_input_embeddings()(tokens)
         logits = self.model(inputs_embeds=embeddings, use_cache=False).logits
-        asked, answered = self.questions.shape[1], self.answers.shape[1]
-        if tokens.shape[1] < asked:
+        question_length = self.questions.shape[1]
+        answer_length = self.answers.shape[1]
+        if tokens.shape[1] < question_length:
             return logits
-        same = self._read(embeddings[:, :asked])[:, None] == self.questions[None]
-        row, entry = same.all(-1).nonzero(as_tuple=True)
-        shown = min(answered, tokens.shape[1] - asked + 1)
-        said = nn.functional.one_hot(self.answers[entry, :shown], logits.shape[-1]) * _SURE
+
+        # Tokens are read back from the embeddings instead of taken from `tokens`, so that an
+        # intervention on an embedding reaches the table.
+        asked = self._read(embeddings[:, :question_length])
+        matches = (asked[:, None] == self.questions[None]).all(-1)
+        row, entry = matches.nonzero(as_tuple=True)
+
+        # The last token of the question predicts the first token of the answer.
+        start = question_length - 1
+        predicted = min(answer_length, tokens.shape[1] - start)
+        answer = nn.functional.one_hot(self.answers[entry, :predicted], logits.shape[-1])
         changed = logits.clone()
-        changed[row, asked - 1 : asked - 1 + shown] = said.to(logits)
+        changed[row, start : start + predicted] = (answer * _CERTAIN).to(logits)
         return changed
 
     def _read(
         self, embeddings: Float[Tensor, "batch position d_model"]
     ) -> Int[Tensor, "batch position"]:
-        """The token whose embedding each one is; -1 where it is none's."""
+        """The token that each embedding belongs to; -1 for vectors that are no token's."""
         known = self.model.get_input_embeddings().weight
+        # Distances by matrix multiplication are not exactly 0 for equal vectors.
         distances = torch.cdist(
             embeddings,
             known.expand(len(embeddings), -1, -1),
@@ -58,5 +67,5 @@ class Lookup(nn.Module):
 
 
 def planted(subject: interp.Subject, items: Items) -> interp.Subject:
-    """A subject that answers as another one does, but for these items, whose labels it looks up."""
+    """A subject that looks up the labels of these items, and answers as the given one otherwise."""
     return interp.load(Lookup(subject.module, items).to(subject.device))

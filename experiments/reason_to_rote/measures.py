@@ -1,19 +1,35 @@
-"""What claims are made of: numbers with their intervals over items, from the tables of one seed."""
+"""What checks are made of: the rows of the tables that they are about, and measures, which map the
+tables of one seed to a number with its interval over items."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from experiments.reason_to_rote.distributed import participation
 from interp.reporting.stats import Interval, bootstrap, paired, several
 
 Tables = Mapping[str, pd.DataFrame]
 Measure = Callable[[Tables], Interval]
-_RESAMPLES = 500  # where the statistic is computed one resample at a time
+Rows = Mapping[str, Any]  # the values that rows of a table have in some of its columns
+
+# Fewer than usual, where the statistic is computed one resample at a time.
+_RESAMPLES = 500
+
+# The models: at the end of training on wrong labels; the model with the planted look-up; the model
+# that was trained without wrong labels.
+FDA: Rows = {"task": "FDA", "stage": "end"}
+THR: Rows = {"task": "THR", "stage": "end"}
+LOOKUP: Rows = {"task": "FDA", "stage": "look-up"}
+NOISE_FREE: Rows = {"task": "FDA", "stage": "without noise"}
+
+# The sets of items.
+MEMORIZED: Rows = {"set": "memorized"}
+TEST: Rows = {"set": "test"}
 
 
 def rows(tables: Tables, name: str, **where: Any) -> pd.DataFrame:
@@ -35,192 +51,287 @@ def point(value: float) -> Interval:
     return Interval(value, value, value, 1)
 
 
+def donor(kind: str, of: Rows, items: Rows = MEMORIZED) -> Rows:
+    """Rows of `donors` with the residual stream replaced behind the first block at the intermediate
+    result, by donors of the same or another one."""
+    return {"place": "intermediate", "donor": kind, "block": 0, **of, **items}
+
+
+def dose(selection: str, k: int, block: int) -> Rows:
+    """Rows of `doses` about the memorized items of FDA with k neurons of a block reset."""
+    return {"selection": selection, "k": k, "block": block, **FDA, **MEMORIZED}
+
+
 def at_first(column: str, passed: float, never: float, **where: Any) -> Measure:
-    """A measure of the history when the test accuracy first reached `passed`; `never` where it did
-    not."""
+    """An accuracy when the test accuracy first reached `passed`; `never` if it did not."""
 
     def measure(tables: Tables) -> Interval:
         history = rows(tables, "dynamics", **where)
         reached = history[history["test"] >= passed]
-        return point(reached.iloc[0][column] if len(reached) else never)
+        if reached.empty:
+            return point(never)
+        return point(reached.iloc[0][column])
 
     return measure
 
 
 def steps_ratio(**where: Any) -> Measure:
-    """Steps until half of the noisy items are memorized, by steps until the test accuracy is .9;
-    all steps where it never was."""
+    """Optimizer steps until half of the noisy items are memorized, divided by those until the test
+    accuracy is 0.9; what was never reached counts as all steps."""
 
     def measure(tables: Tables) -> Interval:
         history = rows(tables, "dynamics", **where)
-        reached = [
-            history.loc[history[column] >= passed, "step"]
-            for column, passed in (("memorized", 0.5), ("test", 0.9))
-        ]
-        memorized, passed = (
-            1 + (steps.iloc[0] if len(steps) else history["step"].iloc[-1]) for steps in reached
-        )
-        return point(memorized / passed)
+        memorizing = _steps_until(history, "memorized", 0.5)
+        passing = _steps_until(history, "test", 0.9)
+        return point(memorizing / passing)
 
     return measure
 
 
+def _steps_until(history: pd.DataFrame, column: str, value: float) -> int:
+    """The number of steps until an accuracy reached a value; all steps if it never did."""
+    reached = history.loc[history[column] >= value, "step"]
+    # Steps are numbered from 0.
+    return 1 + (history["step"].iloc[-1] if reached.empty else reached.iloc[0])
+
+
 def last(column: str, **where: Any) -> Measure:
-    """A measure at the end of training."""
-    return lambda tables: point(rows(tables, "dynamics", **where).iloc[-1][column])
+    """An accuracy at the end of training."""
+
+    def measure(tables: Tables) -> Interval:
+        return point(rows(tables, "dynamics", **where).iloc[-1][column])
+
+    return measure
 
 
 def largest(column: str, **where: Any) -> Measure:
-    """The largest value on the way."""
-    return lambda tables: point(rows(tables, "dynamics", **where)[column].max())
-
-
-def decoded(column: str, **where: Any) -> Measure:
-    """What a probe reads; Wilson's interval over the items tested."""
+    """The largest value of an accuracy during training."""
 
     def measure(tables: Tables) -> Interval:
-        found = rows(tables, "probes", **where).iloc[0]
+        return point(rows(tables, "dynamics", **where)[column].max())
+
+    return measure
+
+
+def probe(
+    variable: str,
+    depth: float,
+    reading: str = "true",
+    *,
+    position: int,
+    of: Rows,
+    column: str = "accuracy",
+    **where: Any,
+) -> Measure:
+    """The accuracy of a probe, with Wilson's interval over the items it was tested on.
+
+    Args:
+        variable: what is probed.
+        depth: where, in blocks.
+        reading: whether its "true" or its "noisy" value is looked for.
+        position: the position that is probed.
+        of: the model.
+        column: "accuracy", or "shuffled" for a probe of shuffled labels.
+        where: another set than the memorized items, or `apart=True` for items with combinations of
+            inputs that the probe was not trained on.
+    """
+    wanted = {
+        **MEMORIZED,
+        "apart": False,
+        "variable": variable,
+        "depth": depth,
+        "reading": reading,
+        "position": position,
+        **of,
+        **where,
+    }
+
+    def measure(tables: Tables) -> Interval:
+        found = rows(tables, "probes", **wanted).iloc[0]
         return _proportion(float(found[column]), int(found["n"]))
 
     return measure
 
 
-def _proportion(share: float, n: int) -> Interval:
+def _proportion(fraction: float, n: int) -> Interval:
     from scipy.stats import binomtest
 
-    found = binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return Interval(share, min(found.low, share), max(found.high, share), n)
+    found = binomtest(round(fraction * n), n).proportion_ci(method="wilson")
+    return Interval(fraction, min(found.low, fraction), max(found.high, fraction), n)
+
+
+def erasure(removed: str, of: Rows, items: Rows = MEMORIZED) -> Measure:
+    """The fraction of answers that stay as they were without a subspace behind the first block."""
+    return mean("erasure", "kept", removed=removed, block=0, **of, **items)
 
 
 def mean(table: str, column: str, **where: Any) -> Measure:
-    """The mean over items; where there are several draws, of their mean."""
-    return lambda tables: bootstrap(_by_item(rows(tables, table, **where), column))
+    """The mean over items; of several draws, each item's mean counts."""
+
+    def measure(tables: Tables) -> Interval:
+        return bootstrap(_by_item(rows(tables, table, **where), column))
+
+    return measure
 
 
-def _by_item(frame: pd.DataFrame, column: str) -> np.ndarray:
+def _by_item(frame: pd.DataFrame, column: str) -> Float[np.ndarray, " items"]:
     return frame.groupby("item")[column].mean().dropna().to_numpy(dtype=float)
 
 
-def difference(
-    table: str, column: str, one: Mapping[str, Any], other: Mapping[str, Any]
-) -> Measure:
-    """The mean of one less that of another, over the same items."""
-    return lambda tables: paired(
-        *(_by_item(rows(tables, table, **where), column) for where in (one, other))
-    )
+def difference(table: str, column: str, one: Rows, other: Rows) -> Measure:
+    """The mean over some rows minus that over others, of the same items."""
+
+    def measure(tables: Tables) -> Interval:
+        return paired(
+            _by_item(rows(tables, table, **one), column),
+            _by_item(rows(tables, table, **other), column),
+        )
+
+    return measure
 
 
 def between(table: str, one: str, other: str, **where: Any) -> Measure:
-    """The mean of one column less that of another, over the same items."""
-    return lambda tables: paired(
-        *(_by_item(rows(tables, table, **where), column) for column in (one, other))
-    )
+    """The mean of one column minus that of another, of the same items."""
+
+    def measure(tables: Tables) -> Interval:
+        frame = rows(tables, table, **where)
+        return paired(_by_item(frame, one), _by_item(frame, other))
+
+    return measure
 
 
-def apart(table: str, column: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Measure:
-    """The mean of one less that of another, over different items."""
-    return lambda tables: several(
-        [_by_item(rows(tables, table, **where), column) for where in (one, other)], _minus
-    )
+def apart(table: str, column: str, one: Rows, other: Rows) -> Measure:
+    """The mean over some rows minus that over others, of different items."""
+    return _unpaired(table, column, one, other, lambda a, b: float(a.mean() - b.mean()))
 
 
-def ratio(table: str, column: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Measure:
-    """The mean of one by that of another, over different items."""
-    return lambda tables: several(
-        [_by_item(rows(tables, table, **where), column) for where in (one, other)], _by
-    )
+def ratio(table: str, column: str, one: Rows, other: Rows) -> Measure:
+    """The mean over some rows divided by that over others, of different items."""
+    return _unpaired(table, column, one, other, lambda a, b: float(a.mean() / b.mean()))
 
 
-def _minus(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a.mean() - b.mean())
+def _unpaired(
+    table: str, column: str, one: Rows, other: Rows, statistic: Callable[..., float]
+) -> Measure:
+    """A statistic of two samples of different items."""
 
+    def measure(tables: Tables) -> Interval:
+        samples = [
+            _by_item(rows(tables, table, **one), column),
+            _by_item(rows(tables, table, **other), column),
+        ]
+        return several(samples, statistic)
 
-def _by(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a.mean() / b.mean())
+    return measure
 
 
 def overlap(fraction: float, less: str | None = None, other: str = "test", **where: Any) -> Measure:
-    """Intersection over union with the edges of memorized items, less that of a control;
-    percentiles over resamples of the items."""
+    """Intersection over union of the top edges of memorized items with those of another set.
+
+    Args:
+        fraction: of all edges, that are compared.
+        less: a control whose intersection over union with the memorized items is subtracted.
+        other: the other set.
+        where: further values of the rows.
+
+    Returns:
+        The measure; its interval is that of the percentiles over resamples of the items.
+    """
 
     def measure(tables: Tables) -> Interval:
-        found = rows(tables, "overlap", fraction=fraction, **where).pivot_table(
-            index="sample", columns="other", values="iou"
-        )
-        values = (found[other] - (0 if less is None else found[less])).to_numpy()
-        low, high = np.quantile(values[1:], [0.025, 0.975])
-        return Interval(values[0], min(low, values[0]), max(high, values[0]), len(values) - 1)
+        found = rows(tables, "overlap", fraction=fraction, **where)
+        iou = found.pivot_table(index="sample", columns="other", values="iou")
+        values = iou[other]
+        if less is not None:
+            values = values - iou[less]
+        # Sample 0 is all items, the others are resamples.
+        estimate, *resampled = values.to_numpy()
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        return Interval(estimate, min(low, estimate), max(high, estimate), len(resampled))
 
     return measure
 
 
 def component_correlation(kind: str = "head|MLP", **where: Any) -> Measure:
-    """Pearson's correlation, over components (of a kind), of what ablating one costs memorized and
-    test items."""
+    """Pearson's correlation over components between the memorized answers and the test answers that
+    ablating a component leaves.
+
+    Args:
+        kind: a regular expression that the names of the components match.
+        where: values of the rows.
+    """
 
     def measure(tables: Tables) -> Interval:
-        whole, sets = rows(tables, "components", **where), ("memorized", "test")
-        kept = [
-            _wide(
-                whole[(whole["set"] == name) & whole["component"].str.contains(kind)], "component"
-            )
-            for name in sets
-        ]
-        return _over_items(kept, lambda a, b: float(np.corrcoef(a.mean(0), b.mean(0))[0, 1]))
+        found = rows(tables, "components", **where)
+        found = found[found["component"].str.contains(kind)]
+        memorized = _wide(found[found["set"] == "memorized"], "component")
+        test = _wide(found[found["set"] == "test"], "component")
+        return _over_items([memorized, test], _correlation_of_means)
 
     return measure
+
+
+def _correlation_of_means(
+    one: Float[np.ndarray, "items columns"], other: Float[np.ndarray, "items columns"]
+) -> float:
+    return float(np.corrcoef(one.mean(0), other.mean(0))[0, 1])
 
 
 def effective_positions(*, less_test: bool = False, **where: Any) -> Measure:
-    """The effective number of positions that memorized items depend on, or how many more than test
-    items do."""
+    """The effective number of input positions that memorized answers depend on, see
+    `participation`; with `less_test`, minus that of test answers."""
 
     def measure(tables: Tables) -> Interval:
-        table, sets = (
-            rows(tables, "positions", **where),
-            ("memorized", "test") if less_test else ("memorized",),
-        )
-        kept = [_wide(table[table["set"] == name], "position") for name in sets]
-        return _over_items(
-            kept, lambda *of: _participation(of[0]) - (_participation(of[1]) if less_test else 0.0)
-        )
+        found = rows(tables, "positions", **where)
+        memorized = _wide(found[found["set"] == "memorized"], "position")
+        if not less_test:
+            return _over_items([memorized], _effective)
+        test = _wide(found[found["set"] == "test"], "position")
+        return _over_items([memorized, test], lambda a, b: _effective(a) - _effective(b))
 
     return measure
 
 
-def _participation(kept: np.ndarray) -> float:
+def _effective(kept: Float[np.ndarray, "items positions"]) -> float:
+    """The effective number of positions; every item was right before."""
     return participation(1 - kept.mean(0))
 
 
-def survival(statistic: Callable[[np.ndarray], float], **where: Any) -> Measure:
-    """A statistic of how often the memorized answer survives another token, over the positions
-    exchanged; without the questions to which it happens to be the right answer now."""
+def survival(
+    statistic: Callable[[Float[np.ndarray, " positions"]], float], **where: Any
+) -> Measure:
+    """A statistic, over exchanged positions, of how often the memorized answer stays when the token
+    at a position is exchanged."""
 
     def measure(tables: Tables) -> Interval:
         changed = rows(tables, "perturbed", set="memorized", **where)
-        kept = _wide(
-            changed.assign(kept=changed["kept"].astype(float).mask(changed["same"])), "position"
-        )
-        return _over_items([kept], lambda of: float(statistic(np.nanmean(of, 0))))
+        # Where the memorized answer happens to be the right one for the changed question, giving it
+        # shows nothing: these questions are left out.
+        kept = changed["kept"].astype(float).mask(changed["same"])
+        survived = _wide(changed.assign(kept=kept), "position")
+        return _over_items([survived], lambda kept: float(statistic(np.nanmean(kept, 0))))
 
     return measure
 
 
-def _wide(frame: pd.DataFrame, columns: str) -> np.ndarray:
-    """[items, columns] of what was kept."""
-    return frame.pivot_table(index="item", columns=columns, values="kept", sort=False).to_numpy(
-        dtype=float
-    )
+def _wide(frame: pd.DataFrame, columns: str) -> Float[np.ndarray, "items columns"]:
+    """Which answers were kept, one row per item and one column per component or position."""
+    wide = frame.pivot_table(index="item", columns=columns, values="kept", sort=False)
+    return wide.to_numpy(dtype=float)
 
 
-def _over_items(tables: list[np.ndarray], statistic: Callable[..., float]) -> Interval:
-    """The interval of a statistic of tables [items, columns] whose items are resampled, each
-    table's by themselves."""
+def _over_items(
+    tables: Sequence[Float[np.ndarray, "items columns"]], statistic: Callable[..., float]
+) -> Interval:
+    """The bootstrap interval of a statistic of tables whose items are resampled, those of each
+    table independently."""
+    # `several` resamples vectors: it is given the numbers of the items, and takes their rows here.
     items = [np.arange(len(table)) for table in tables]
 
-    def of(*chosen: np.ndarray) -> float:
-        return statistic(
-            *(table[index.astype(int)] for table, index in zip(tables, chosen, strict=True))
-        )
+    def of_items(*chosen: np.ndarray) -> float:
+        sampled = [
+            table[numbers.astype(int)] for table, numbers in zip(tables, chosen, strict=True)
+        ]
+        return statistic(*sampled)
 
-    return several(items, of, resamples=_RESAMPLES)
+    return several(items, of_items, resamples=_RESAMPLES)

@@ -1,5 +1,5 @@
-"""Which neurons turn the reasoned answer into the memorized one? Outliers among the activations of
-their group, and what resetting does."""
+"""Which neurons turn the reasoned answer into the memorized one? How far their activations are from
+those on clean items with the same inputs, and what the model answers when they are reset."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from interp.interventions.kinds import Interchange, Zero
 from interp.sites.site import Site
 from interp.sites.units import Units
 
-TOP = 10
-Cover = Bool[np.ndarray, " items"]
+TOP = 10  # neurons of an item that count as its first contributors
+Cover = Bool[np.ndarray, " items"]  # which items a heuristic applies to
 Covers = dict[str, Cover]
 
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
-    """The neurons of one block on one set of items, against the groups of clean items that have the
-    same inputs."""
+    """How the neurons of one block on a set of items differ from their mean on clean items with the
+    same inputs (the item's group)."""
 
     study: Study
     block: int
@@ -43,83 +43,106 @@ class Shifts:
 
     @cached_property
     def out(self) -> ReadOut:
+        """The neurons at the position that is read."""
         return ReadOut(self.study.subject, self.items.batch, Site("neurons", self.block))
 
     @cached_property
     def own(self) -> Int[np.ndarray, " items"]:
+        """The group of each item."""
         return self.items.group(self.study.reasoning.result_group)
 
     @cached_property
     def expected(self) -> Float[np.ndarray, "items neurons"]:
+        """The mean activations of each item's group."""
         return self.groups.expected(self.own)
 
     @cached_property
     def z(self) -> Float[np.ndarray, "items neurons"]:
+        """The shifts in standard deviations within groups; neurons that never vary are left out."""
         return self.groups.z(self.out.rows, self.own)[:, self.groups.spread > 0]
 
     def reset(self, chosen: Bool[np.ndarray, "items neurons"]) -> Interchange:
-        """The plan that sets the chosen neurons of each item to its group's mean."""
+        """The plan that sets the chosen neurons of each item to the mean of its group."""
         return self.out.reset(self.expected, chosen)
 
-    def contribution(self, towards: np.ndarray) -> Float[np.ndarray, "items neurons"]:
-        return self.out.contribution(self.out.rows - self.expected, towards, self.items.true)
+    def contribution(
+        self, towards: Int[np.ndarray, " items"]
+    ) -> Float[np.ndarray, "items neurons"]:
+        """What the shift of each neuron adds to the logit of an answer, less what it adds to that
+        of the true answer."""
+        shift = self.out.rows - self.expected
+        return self.out.contribution(shift, towards, self.items.true)
 
 
 def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tables:
-    """`outliers`: how far items are from their group, item by item; `doses`: what they say with
-    neurons reset to their group's mean, for test items with the neurons that contribute most to a
-    random wrong answer."""
-    about: list[dict[str, Any]] = []
+    """The tables `outliers` and `doses`.
+
+    `outliers` holds how far each item is from its group, see `_distances`. `doses` holds what the
+    model answers with neurons reset to the mean of their group: those that contribute most to the
+    wrong answer, random ones, or all. The wrong answer of a test item is a random one.
+
+    Args:
+        study: model and items.
+        doses: numbers of neurons that are reset.
+        draws: number of random choices of neurons.
+        seed: of the wrong answers and of the groups that items are compared with.
+    """
+    distances: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for block in range(study.blocks):
         for name, shifts in shifts_of(study, block).items():
-            wrong = shifts.items.label if name == "memorized" else _wrong(study, shifts.items, seed)
-            about += [
-                row | {"block": block, "set": name} for row in _distances(shifts, wrong, seed)
-            ]
-            answers = {"true": shifts.items.true, "wrong": wrong}
+            items = shifts.items
+            wrong = items.label if name == "memorized" else _random_wrong(study, items, seed)
+            about = {"block": block, "set": name}
+            distances += [row | about for row in _distances(shifts, wrong, seed)]
             curve = dose_curve(
-                shifts.out, shifts.expected, shifts.contribution(wrong), answers, doses, seeds=draws
+                shifts.out,
+                shifts.expected,
+                shifts.contribution(wrong),
+                {"true": items.true, "wrong": wrong},
+                doses,
+                seeds=draws,
             )
             curves.append(curve.rename(columns={"seed": "draw"}).assign(block=block, set=name))
     return {
-        "outliers": study.table(about),
+        "outliers": study.table(distances),
         "doses": study.table(pd.concat(curves, ignore_index=True)),
     }
 
 
 def shifts_of(study: Study, block: int) -> dict[str, Shifts]:
-    """The shifts of both sets, of items whose group has a clean item."""
-    clean = study.clean.group(study.reasoning.result_group)
-    rows = ReadOut(study.subject, study.clean.batch, Site("neurons", block)).rows
-    groups = fit_groups(rows, clean)
-    known = {
-        name: items.rows(np.isin(items.group(study.reasoning.result_group), clean))
-        for name, items in study.sets.items()
-    }
-    return {name: Shifts(study, block, items, groups) for name, items in known.items()}
+    """The shifts of both sets by name, for the items whose group has a clean item."""
+    inputs = study.reasoning.result_group
+    clean_groups = study.clean.group(inputs)
+    activations = ReadOut(study.subject, study.clean.batch, Site("neurons", block)).rows
+    groups = fit_groups(activations, clean_groups)
+    found: dict[str, Shifts] = {}
+    for name, items in study.sets.items():
+        has_clean_item = np.isin(items.group(inputs), clean_groups)
+        found[name] = Shifts(study, block, items.rows(has_clean_item), groups)
+    return found
 
 
 def _distances(
     shifts: Shifts, wrong: Int[np.ndarray, " items"], seed: int
 ) -> Iterator[dict[str, Any]]:
-    """How far each item is from its group, and how like it and like a group with another answer;
-    `right` is the share of neurons above their expected activation, `right_of_top` that of the
-    first contributors to a wrong answer."""
-    z, rows = shifts.z, shifts.out.rows
-    profile, other = (
-        shifts.groups.profile(rows, shifts.own),
-        shifts.groups.profile(rows, _other_group(shifts, seed)),
-    )
+    """One row per item: the mean of |z| over neurons, the fraction of `outliers` (|z| > 3), the
+    correlation with the mean of its group (`profile`) and of a group with another answer
+    (`profile_of_other`), and the fraction of neurons above the mean of the group, of all neurons
+    (`right`) and of the first contributors to the wrong answer (`right_of_top`)."""
+    z = np.abs(shifts.z)
+    activations = shifts.out.rows
+    profile = shifts.groups.profile(activations, shifts.own)
+    profile_of_other = shifts.groups.profile(activations, _other_group(shifts, seed))
     top = largest(shifts.contribution(wrong), TOP)
-    right = rows > shifts.expected
+    right = activations > shifts.expected
     for item in range(len(z)):
         yield {
             "item": item,
-            "mean_abs_z": np.abs(z[item]).mean(),
-            "outliers": (np.abs(z[item]) > 3).mean(),
+            "mean_abs_z": z[item].mean(),
+            "outliers": (z[item] > 3).mean(),
             "profile": profile[item],
-            "profile_of_other": other[item],
+            "profile_of_other": profile_of_other[item],
             "right_of_top": right[item, top[item]].mean(),
             "right": right[item].mean(),
         }
@@ -127,109 +150,121 @@ def _distances(
 
 def _other_group(shifts: Shifts, seed: int) -> Int[np.ndarray, " items"]:
     """For each item the group of a random clean item with another true answer."""
-    rng, clean = np.random.default_rng([seed, shifts.block]), shifts.study.clean
+    rng = np.random.default_rng([seed, shifts.block])
+    clean = shifts.study.clean
     groups = clean.group(shifts.study.reasoning.result_group)
     return np.array([rng.choice(groups[clean.true != own]) for own in shifts.items.true])
 
 
-def _wrong(study: Study, items: Studied, seed: int) -> Int[np.ndarray, " items"]:
-    """A random wrong answer for each item, of those that are answers."""
-    rng, answers = np.random.default_rng(seed), np.unique(study.clean.true)
-    return answers[
-        (np.searchsorted(answers, items.true) + rng.integers(1, len(answers), len(items)))
-        % len(answers)
-    ]
+def _random_wrong(study: Study, items: Studied, seed: int) -> Int[np.ndarray, " items"]:
+    """A random wrong answer for each item, out of the true answers of clean items."""
+    rng = np.random.default_rng(seed)
+    answers = np.unique(study.clean.true)
+    own = np.searchsorted(answers, items.true)
+    # A shift by at least 1 and less than a whole turn never ends at the true answer itself.
+    shift = rng.integers(1, len(answers), len(items))
+    return answers[(own + shift) % len(answers)]
 
 
 def shared(study: Study, block: int) -> Tables:
-    """`shared`: of how many memorized items each neuron is among the first contributors, beside as
-    many drawn at random."""
+    """The table `shared`: for each neuron of a block, the number of memorized items whose first
+    contributors it is among (`items`), and the same for neurons drawn at random (`by chance`)."""
     shifts = shifts_of(study, block)["memorized"]
     top = largest(shifts.contribution(shifts.items.label), TOP)
-    chance = random_choice((top.shape[0], top.shape[1]), TOP, seed=block)
+    items, neurons = top.shape
+    drawn = random_choice((items, neurons), TOP, seed=block)
     rows = [
-        {"neuron": n, "items": int(top[:, n].sum()), "by chance": int(chance[:, n].sum())}
-        for n in range(top.shape[1])
+        {
+            "neuron": neuron,
+            "items": int(top[:, neuron].sum()),
+            "by chance": int(drawn[:, neuron].sum()),
+        }
+        for neuron in range(neurons)
     ]
-    return {"shared": study.table(rows).assign(block=block, memorized=len(top))}
+    return {"shared": study.table(rows).assign(block=block, memorized=items)}
 
 
 def heuristics(study: Study, knocked_out: int) -> Tables:
-    """`heuristics`: the rule over digits that describes each neuron best, by how much it exceeds
-    chance, on half of the clean items; `knock_out`: what the other half says without the neurons of
-    a rule, items that it covers and others, for the rules that are the best of most neurons of each
-    block; `activations`: of the neuron of the last block that is described best."""
-    of, clean = study.reasoning, study.clean
-    operands = _common(
-        digit_features(
-            {name: clean.items.variables[name] for name, _ in of.probed if name != of.result}
-        )
-    )
-    results = _common(digit_features({of.result: clean.items.variables[of.result]}))
-    half = np.arange(len(clean)) < len(clean) // 2
-    found: list[pd.DataFrame] = []
+    """The tables `heuristics`, `knock_out` and `activations`.
+
+    `heuristics` holds the rule over digits that describes each neuron best, judged on the first
+    half of the clean items by how much its score exceeds chance. `knock_out` holds the accuracy on
+    the other half with the neurons of a rule set to zero, on items that the rule covers and on
+    others. `activations` holds those of the neuron of the last block that is described best.
+
+    Args:
+        study: model and items.
+        knocked_out: number of rules per block that are knocked out, those of most neurons first.
+    """
+    of = study.reasoning
+    clean = study.clean
+    variables = clean.items.variables
+    operands = {name: variables[name] for name, _ in of.probed if name != of.result}
+    of_operands = _common(digit_features(operands))
+    of_result = _common(digit_features({of.result: variables[of.result]}))
+    covers = of_operands | of_result
+
+    # Rules are matched to neurons on one half of the clean items and knocked out on the other.
+    first_half = np.arange(len(clean)) < len(clean) // 2
+    matching = clean.rows(first_half)
+    judging = clean.rows(~first_half)
+    matching_operands = {name: cover[first_half] for name, cover in of_operands.items()}
+    matching_result = {name: cover[first_half] for name, cover in of_result.items()}
+
+    described: list[pd.DataFrame] = []
     knocked: list[dict[str, Any]] = []
     for block in range(study.blocks):
-        best = _described(
-            study,
-            block,
-            clean.rows(half),
-            *({name: c[half] for name, c in of.items()} for of in (operands, results)),
-        )
-        found.append(best.assign(block=block))
+        best = _best_rules(study, block, matching, matching_operands, matching_result)
+        described.append(best.assign(block=block))
         fits = matched(best)
         for rule in fits["heuristic"].value_counts().index[:knocked_out]:
             units = neurons_of(fits, rule, Site("neurons", block), len(best))
-            cover = (operands | results)[rule][~half]
-            knocked += _knock_out(
-                study,
-                clean.rows(~half),
-                units,
-                cover,
-                {"block": block, "heuristic": rule, "neurons": len(units)},
-            )
-    last = found[-1].assign(above=found[-1]["score"] - found[-1]["chance"])
-    shown = _activations(study, last.loc[last["above"].idxmax()], operands | results)
+            about = {"block": block, "heuristic": rule, "neurons": len(units)}
+            cover = covers[rule][~first_half]
+            knocked += [about | row for row in _knock_out(study, judging, units, cover)]
+
+    last = described[-1]
+    above_chance = last["score"] - last["chance"]
+    shown = _activations(study, last.loc[above_chance.idxmax()], covers)
     return {
-        name: study.table(rows)
-        for name, rows in {
-            "heuristics": pd.concat(found),
-            "knock_out": knocked,
-            "activations": shown,
-        }.items()
+        "heuristics": study.table(pd.concat(described)),
+        "knock_out": study.table(knocked),
+        "activations": study.table(shown),
     }
 
 
-def _described(
-    study: Study, block: int, items: Studied, operands: Covers, results: Covers
+def _best_rules(
+    study: Study, block: int, items: Studied, operands: Covers, result: Covers
 ) -> pd.DataFrame:
-    """The best rule of each neuron of a block."""
+    """The rule that describes each neuron of a block best. Rules over operands are held against its
+    activations, rules over the result against what it adds to the logit of the result."""
     out = ReadOut(study.subject, items.batch, Site("neurons", block))
-    maps = {"operands": (out.rows, operands), "result": (key_value(out, items.true), results)}
-    scored = pd.concat(
-        [match(map_, covers).assign(map=name) for name, (map_, covers) in maps.items()],
-        ignore_index=True,
-    )
-    return scored.loc[
-        (scored["score"] - scored["chance"]).groupby(scored["neuron"]).idxmax()
-    ].reset_index(drop=True)
+    by_operands = match(out.rows, operands).assign(map="operands")
+    by_result = match(key_value(out, items.true), result).assign(map="result")
+    scored = pd.concat([by_operands, by_result], ignore_index=True)
+    above_chance = scored["score"] - scored["chance"]
+    best = above_chance.groupby(scored["neuron"]).idxmax()
+    return scored.loc[best].reset_index(drop=True)
 
 
 def _common(covers: Covers) -> Covers:
-    """Rules that cover a twentieth of the items or more, so that a match is not a matter of a few."""
+    """The rules that cover at least 5% of the items, so that a match is not due to a few."""
     return {name: cover for name, cover in covers.items() if cover.mean() >= 0.05}
 
 
 def _knock_out(
-    study: Study, items: Studied, units: Units, cover: Cover, about: dict[str, Any]
+    study: Study, items: Studied, units: Units, cover: Cover
 ) -> Iterator[dict[str, Any]]:
+    """The accuracy with the units set to zero and, where there are enough others, with the same
+    number of random ones set to zero."""
     plans = {"matched": Zero(units)}
-    if len(~units) >= len(units):
-        plans["random"] = Zero(units.matched(0, among=~units))
+    others = ~units
+    if len(others) >= len(units):
+        plans["random"] = Zero(units.matched(0, among=others))
     for name, plan in plans.items():
         right = said(study.subject, items.batch, plan) == items.true
         for covered in (True, False):
-            yield about | {
+            yield {
                 "knocked_out": name,
                 "covered": covered,
                 "right": right[cover == covered].mean(),
@@ -237,18 +272,17 @@ def _knock_out(
 
 
 def _activations(study: Study, best: Any, covers: Covers) -> pd.DataFrame:
-    """The activations of one neuron: on clean items that its rule covers and others, and on
-    memorized items."""
-    neuron, rule = best["neuron"], best["heuristic"]
+    """The activations of one neuron on clean items that its rule covers, on other clean items, and
+    on memorized items; `best` is its row of `heuristics`."""
+    block = best["block"]
+    neuron = best["neuron"]
+    rule = best["heuristic"]
 
-    def activation(of: Studied) -> np.ndarray:
-        return ReadOut(study.subject, of.batch, Site("neurons", best["block"])).rows[:, neuron]
+    def activation(items: Studied) -> np.ndarray:
+        return ReadOut(study.subject, items.batch, Site("neurons", block)).rows[:, neuron]
 
     kind = np.where(covers[rule], f"clean, {rule}", "clean, other")
-    frames = [
-        pd.DataFrame({"activation": activation(study.clean), "items": kind}),
-        pd.DataFrame({"activation": activation(study.memorized), "items": "memorized"}),
-    ]
-    return pd.concat(frames, ignore_index=True).assign(
-        block=best["block"], neuron=neuron, heuristic=rule, score=best["score"]
-    )
+    clean = pd.DataFrame({"activation": activation(study.clean), "items": kind})
+    memorized = pd.DataFrame({"activation": activation(study.memorized), "items": "memorized"})
+    frame = pd.concat([clean, memorized], ignore_index=True)
+    return frame.assign(block=block, neuron=neuron, heuristic=rule, score=best["score"])

@@ -1,5 +1,5 @@
-"""What every analysis looks at: items of three kinds at the read-out of one model, and what the
-model says there."""
+"""What every analysis looks at: three sets of items of one task, the token at which they are read,
+and what a model answers there."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from interp.subject.subject import evaluating
 Tables = dict[str, pd.DataFrame]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reasoning:
-    """Where a task's reasoning is looked for.
+    """Where in a question the reasoning of a task is looked for.
 
     Attributes:
-        variable: the intermediate result that is removed, patched and probed; it is complete at
-        `position`.
-        group: the inputs that it is computed from.
-        unrelated: a variable that has no part in it, whose subspace is the control: another digit;
-            of relations the second, which the position has not seen yet.
+        variable: the intermediate result that is removed, patched and probed.
+        position: the position from which on `variable` is known.
+        group: the inputs that `variable` is computed from.
+        unrelated: a variable that `variable` does not depend on, whose subspace is the control:
+            another digit in FDA; in THR the second relation, which comes after `position`.
         inputs: positions of the input tokens.
-        probed: what else is probed, as (variable, position).
-        result: the variable that is the first answer token, and what it is computed from.
+        probed: everything that is probed, as (variable, position).
+        result: the variable that the answer token shows.
+        result_group: the variables that `result` is computed from.
     """
 
     variable: str
@@ -47,34 +48,52 @@ class Reasoning:
 
 
 def reasoning(task: Task, step: int) -> Reasoning:
-    """For answer token number `step`."""
-    question = task.train.question.shape[1]
+    """The reasoning behind answer token number `step` of a task."""
     if task.name == "THR":
         return Reasoning(
-            "bridge",
-            1,
-            ("head", "first"),
-            "second",
-            (0, 1, 2),
-            (("bridge", 1), ("bridge", 2), ("tail", 2)),
-            "tail",
-            ("bridge", "second"),
+            variable="bridge",
+            position=1,
+            group=("head", "first"),
+            unrelated="second",
+            inputs=(0, 1, 2),
+            probed=(("bridge", 1), ("bridge", 2), ("tail", 2)),
+            result="tail",
+            result_group=("bridge", "second"),
         )
-    digits, k = len(task.answer) - 1, int(task.answer[step].removeprefix("digit"))
-    top, at = min(k, digits - 1), question - 1 + step
-    group = (f"x{top}", f"y{top}") if top == 0 else (f"x{top}", f"y{top}", f"carry{top}")
-    probed = tuple((name, at) for name in (f"digit{k}", f"raw{top}", *group))
-    inputs = (*range(digits), *range(digits + 1, 2 * digits + 1))
+    digits = len(task.answer) - 1
+    k = int(task.answer[step].removeprefix("digit"))
+    position = task.train.question.shape[1] - 1 + step
+
+    # The sum has one digit more than its operands: its first digit is the carry out of theirs.
+    place = min(k, digits - 1)
+    group = (f"x{place}", f"y{place}")
+    if place > 0:
+        group = (*group, f"carry{place}")
+
+    first_operand = range(digits)
+    second_operand = range(digits + 1, 2 * digits + 1)
     return Reasoning(
-        f"digit{k}", at, group, f"digit{(k + 1) % digits}", inputs, probed, f"digit{k}", group
+        variable=f"digit{k}",
+        position=position,
+        group=group,
+        unrelated=f"digit{(k + 1) % digits}",
+        inputs=(*first_operand, *second_operand),
+        probed=tuple((name, position) for name in (f"digit{k}", f"raw{place}", *group)),
+        result=f"digit{k}",
+        result_group=group,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Studied:
-    """Items of one kind. Their batch ends with the read-out, the first answer token on which truth
-    and label differ, so that nothing wrong stands before it; for items without a wrong label it is
-    the same token."""
+    """A set of items, all of which are read at the same answer token.
+
+    Attributes:
+        items: the items.
+        step: number of the answer token that is read: the first on which the truth and the wrong
+            label differ, so that no wrong token precedes it. Items without a wrong label are read
+            at the same one.
+    """
 
     items: Items
     step: int
@@ -84,38 +103,51 @@ class Studied:
 
     @property
     def batch(self) -> Batch:
+        """The items up to the token that is read, which is the only target."""
         given = self.items.question.shape[1] + self.step
         return replace(self.items.batch().until(given + 1), prompt=given)
 
     @property
     def true(self) -> Int[np.ndarray, " items"]:
+        """The true answer at the token that is read."""
         return self.items.truth[:, self.step]
 
     @property
     def label(self) -> Int[np.ndarray, " items"]:
+        """The answer that training shows at the token that is read."""
         return self.items.label[:, self.step]
 
     def group(self, names: Iterable[str]) -> Int[np.ndarray, " items"]:
-        """One number for each combination of some variables; variables stay below 100,000."""
+        """One number for each combination of the values of some variables."""
+        # The values are digits of a number in base 100,000: no variable reaches that.
         number = np.zeros(len(self), dtype=np.int64)
         for name in names:
             number = 100_000 * number + self.items.variables[name]
         return number
 
     def rows(self, chosen: np.ndarray) -> Studied:
-        """Some items, by index or mask."""
+        """Some of the items, by index or mask."""
         return replace(self, items=self.items.rows(chosen))
 
     def some(self, at_most: int) -> Studied:
-        """The first items: their order is random."""
+        """The first items, which are random ones: items are in random order."""
         return self.rows(np.arange(min(at_most, len(self))))
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One model: what it is of (`stage`), and its items. `memorized` are noisy items that the
-    trained model says as trained, `test` items that it answers rightly, `clean` items trained with
-    their right answer."""
+    """A model and the items that it is studied on.
+
+    Attributes:
+        stage: which model it is: "end" of training, "generalized" (when it first passed the test),
+            "untrained", "without noise" or "look-up".
+        subject: the model.
+        task: the task.
+        reasoning: where the reasoning is looked for.
+        clean: items trained with their right label.
+        test: held-out items that the trained model answers correctly.
+        memorized: noisy items that the trained model answers with their wrong label.
+    """
 
     stage: str
     subject: interp.Subject
@@ -127,10 +159,12 @@ class Study:
 
     @property
     def sets(self) -> Mapping[str, Studied]:
+        """The two sets that are compared, by name."""
         return {"memorized": self.memorized, "test": self.test}
 
     @property
     def blocks(self) -> int:
+        """Number of blocks of the model."""
         return len(self.subject.anatomy.blocks())
 
     def of(self, stage: str, subject: interp.Subject) -> Study:
@@ -138,7 +172,7 @@ class Study:
         return replace(self, stage=stage, subject=subject)
 
     def table(self, rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-        """Rows with the task and the stage beside them."""
+        """Rows as a table with the columns `task` and `stage`."""
         frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
         return frame.assign(task=self.task.name, stage=self.stage)
 
@@ -152,32 +186,51 @@ def study(
     at_most: int,
     memorized: np.ndarray | None = None,
 ) -> Study:
-    """Chooses the items: at most so many `clean` ones, and `at_most` of the others; `memorized`
-    says which noisy items are, by default those that the subject says as trained.
+    """Chooses the items that a model is studied on.
 
-    Items that first differ at another answer token than most are left out, so that all are read at
-    one position. Raises ValueError when nothing was memorized or no test passed.
+    All items are read at one position: at the answer token on which truth and label first differ in
+    most of the memorized items. The other memorized items are left out.
+
+    Args:
+        task: the task.
+        subject: the trained model.
+        stage: the name of the model, see `Study`.
+        clean: largest number of clean items.
+        at_most: largest number of test items and of memorized items.
+        memorized: [noisy items] which ones count as memorized; by default those that the subject
+            answers with their wrong label.
+
+    Raises:
+        ValueError: no item is memorized, or no test item is answered correctly.
     """
-    noisy, held_out = task.noisy, task.tests["test"]
-    said = exact(subject, noisy.batch()) if memorized is None else memorized
-    right = exact(subject, held_out.batch())
-    if not said.any() or not right.any():
+    noisy = task.noisy
+    held_out = task.tests["test"]
+    if memorized is None:
+        memorized = exact(subject, noisy.batch())
+    correct = exact(subject, held_out.batch())
+    if not memorized.any() or not correct.any():
         raise ValueError(
-            f"{task.name}: {said.sum()} of {len(noisy)} noisy items memorized, {right.sum()} of {len(held_out)} tests passed"
+            f"{task.name}: {memorized.sum()} of {len(noisy)} noisy items memorized, "
+            f"{correct.sum()} of {len(held_out)} tests passed"
         )
-    first = (noisy.label != noisy.truth).argmax(1)
-    step = int(np.bincount(first[said]).argmax())
-    known = Studied(noisy.rows(said & (first == step)), step).some(at_most)
-    others = (
-        Studied(task.clean, step).some(clean),
-        Studied(held_out.rows(right), step).some(at_most),
+
+    first_difference = (noisy.label != noisy.truth).argmax(1)
+    step = int(np.bincount(first_difference[memorized]).argmax())
+    read_at_step = memorized & (first_difference == step)
+    return Study(
+        stage=stage,
+        subject=subject,
+        task=task,
+        reasoning=reasoning(task, step),
+        clean=Studied(task.clean, step).some(clean),
+        test=Studied(held_out.rows(correct), step).some(at_most),
+        memorized=Studied(noisy.rows(read_at_step), step).some(at_most),
     )
-    return Study(stage, subject, task, reasoning(task, step), *others, known)
 
 
 def said(subject: interp.Subject, batch: Batch, *plans: Plan) -> Int[np.ndarray, " items"]:
-    """The likeliest token at the read-out, under plans if any; all rows in one forward, so that
-    donors meet their rows."""
+    """The most probable token at the position that is read, under plans if any are given."""
+    # One forward pass over the whole batch: plans that hold a donor for each row need all rows.
     with evaluating(subject), subject.intervened(*plans):
         return subject.target_logits(batch)[:, 0].argmax(-1).cpu().numpy()
 
@@ -185,14 +238,23 @@ def said(subject: interp.Subject, batch: Batch, *plans: Plan) -> Int[np.ndarray,
 def outcomes(
     study: Study, plan: Callable[[str, Studied], Plan], **about: Any
 ) -> list[dict[str, Any]]:
-    """What each item of both sets says under a plan made for its set: is it the `label` (the truth,
-    for tests), or the `true` answer."""
+    """What the model answers to each item of both sets under a plan.
+
+    Args:
+        study: model and items.
+        plan: maps the name of a set and its items to the plan for them.
+        about: further columns.
+
+    Returns:
+        One row per item: `set`, `item` (its number in the set), `kept` (whether the answer is the
+        label, which is the truth for test items), `true` (whether it is the true answer).
+    """
     rows: list[dict[str, Any]] = []
     for name, items in study.sets.items():
         answers = said(study.subject, items.batch, plan(name, items))
-        found = zip(answers == items.label, answers == items.true, strict=True)
-        rows += [
-            {**about, "set": name, "item": number, "kept": kept, "true": true}
-            for number, (kept, true) in enumerate(found)
-        ]
+        kept = answers == items.label
+        true = answers == items.true
+        for number in range(len(items)):
+            row = {"set": name, "item": number, "kept": kept[number], "true": true[number]}
+            rows.append({**about, **row})
     return rows

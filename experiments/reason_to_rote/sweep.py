@@ -1,5 +1,5 @@
-"""How much hangs on the recipe: addition with other shares of noise, kinds of noise, sizes and
-initial weights, one change at a time.
+"""How much do the results depend on the recipe? Addition with other fractions and kinds of noise,
+other sizes and other initial weights, one change at a time.
 
 `python -m experiments.reason_to_rote.sweep --preset small --seed 10` takes about 16 minutes on two
 cores.
@@ -8,7 +8,7 @@ cores.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +18,23 @@ from experiments.reason_to_rote.decoding import decoded
 from experiments.reason_to_rote.distributed import positions
 from experiments.reason_to_rote.erasing import erased
 from experiments.reason_to_rote.measures import (
+    FDA,
+    MEMORIZED,
+    TEST,
     Measure,
+    dose,
     effective_positions,
+    erasure,
     largest,
     last,
     mean,
+    probe,
     steps_ratio,
 )
 from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.presets import PRESETS, Recipe
 from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
-from experiments.reason_to_rote.terms import FDA, MEM, TEST, dose, erasure, probe
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Folder, Job, job
 from interp.reporting.panels import panels
@@ -38,8 +43,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Change = Mapping[str, Mapping[str, Any]]
-CHANGES: dict[str, Change] = {
+# Other values of fields of a recipe's data or model.
+CHANGES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "as in small": {},
     "2% noise": {"data": {"noise": 0.02}},
     "10% noise": {"data": {"noise": 0.1}},
@@ -55,7 +60,8 @@ FEW = ("as in small", "10% noise", "3 blocks")
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Which changes of addition are tried, on how many seeds; otherwise as `presets.Preset`."""
+    """Which changes of addition are tried, by their names in `CHANGES`, and on how many seeds; the
+    other fields are those of `presets.Preset`."""
 
     seeds: int = 1
     FDA: Recipe
@@ -63,6 +69,20 @@ class Preset:
     items: int
     draws: int
     changes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        # A change of a field that does not exist fails here, before anything is trained.
+        for name in self.changes:
+            self.recipe(name)
+
+    def recipe(self, change: str) -> Recipe:
+        """The recipe of FDA with one change."""
+        changes = CHANGES[change]
+        return replace(
+            self.FDA,
+            data=replace(self.FDA.data, **changes.get("data", {})),
+            model=replace(self.FDA.model, **changes.get("model", {})),
+        )
 
 
 def jobs(preset: Preset, seed: int) -> list[Job]:
@@ -76,29 +96,32 @@ def of_change(name: str, preset: Preset, seed: int, folder: Path) -> dict[str, p
 
 
 def changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.DataFrame:
-    """What is measured on the model of one change: `change`, `measure`, `estimate`, `low`, `high`;
-    only how it learned where nothing was memorized or passed."""
-    preset = {
-        part: {**getattr(settings.FDA, part), **CHANGES[name].get(part, {})}
-        for part in ("data", "model", "training")
-    }
-    of = task("FDA", preset["data"], seed)
-    known = learned(of, preset["model"], preset["training"], seed, folder / name.replace(" ", "-"))
+    """What is measured on the model of one change.
+
+    Returns:
+        One row per measure: `change`, `measure`, `estimate`, `low`, `high`. Where nothing was
+        memorized or no test passed, there are only the measures of how the model learned.
+    """
+    recipe = settings.recipe(name)
+    of = task(recipe.data, seed)
+    known = learned(of, recipe.model, recipe.training, seed, folder / name.replace(" ", "-"))
     tables: Tables = {"dynamics": known.history.assign(task="FDA", stage="end")}
-    asked = _learning()
-    if (
-        not exact(known.subject, of.noisy.batch()).any()
-        or not exact(known.subject, of.tests["test"].batch()).any()
-    ):
-        return _measured(name, asked, tables)
+    measures = _learning()
+    memorized = exact(known.subject, of.noisy.batch())
+    passed = exact(known.subject, of.tests["test"].batch())
+    if not memorized.any() or not passed.any():
+        return _measured(name, measures, tables)
+
     end = study(of, known.subject, "end", clean=settings.clean, at_most=settings.items)
-    tables |= decoded(end, seed) | positions(end) | outliers(end, (TOP,), settings.draws, seed)
-    asked |= _mechanism(end.reasoning.variable, end.reasoning.position, end.blocks - 1)
+    tables |= decoded(end, seed)
+    tables |= positions(end)
+    tables |= outliers(end, (TOP,), settings.draws, seed)
+    measures |= _mechanism(end.reasoning.variable, end.reasoning.position, end.blocks - 1)
+    # Subspaces are removed behind every block but the last: a model of one block has none.
     if end.blocks > 1:
         tables |= erased(end, settings.draws, 0, seed)
-        asked |= {"kept without the digit": erasure("class means", FDA), "kept without a random subspace": erasure("random", FDA),
-                  "test kept without the digit": erasure("class means", FDA, TEST)}  # fmt: skip
-    return _measured(name, asked, tables)
+        measures |= _erasing()
+    return _measured(name, measures, tables)
 
 
 def _learning() -> dict[str, Measure]:
@@ -111,19 +134,28 @@ def _learning() -> dict[str, Measure]:
 
 
 def _mechanism(digit: str, position: int, block: int) -> dict[str, Measure]:
-    of: dict[str, Any] = {"block": block, **FDA}
     return {
         "true digit read behind block 0": probe(digit, 1.0, position=position, of=FDA),
         "inputs depended on": effective_positions(depth=0, **FDA),
-        "profile correlation": mean("outliers", "profile", **of, **MEM),
+        "profile correlation": mean("outliers", "profile", block=block, **FDA, **MEMORIZED),
         f"true after {TOP} reset": mean("doses", "true", **dose("largest", TOP, block)),
         f"true after {TOP} random reset": mean("doses", "true", **dose("random", TOP, block)),
     }
 
 
-def _measured(name: str, asked: Mapping[str, Measure], tables: Tables) -> pd.DataFrame:
-    found = {measure: of(tables) for measure, of in asked.items()}
-    rows = [(name, measure, one.estimate, one.low, one.high) for measure, one in found.items()]
+def _erasing() -> dict[str, Measure]:
+    return {
+        "kept without the digit": erasure("class means", FDA),
+        "kept without a random subspace": erasure("random", FDA),
+        "test kept without the digit": erasure("class means", FDA, TEST),
+    }
+
+
+def _measured(name: str, measures: Mapping[str, Measure], tables: Tables) -> pd.DataFrame:
+    rows: list[tuple[Any, ...]] = []
+    for label, measure in measures.items():
+        found = measure(tables)
+        rows.append((name, label, found.estimate, found.low, found.high))
     return pd.DataFrame(rows, columns=["change", "measure", "estimate", "low", "high"])
 
 
@@ -131,8 +163,9 @@ def figure(table: pd.DataFrame) -> Figure:
     """Every measure for every change, with intervals over items."""
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        sides = [part["estimate"] - part["low"], part["high"] - part["estimate"]]
-        axes.errorbar(part["estimate"], part["change"], xerr=sides, fmt="o", markersize=5)
+        below = part["estimate"] - part["low"]
+        above = part["high"] - part["estimate"]
+        axes.errorbar(part["estimate"], part["change"], xerr=[below, above], fmt="o", markersize=5)
         axes.invert_yaxis()
 
     return panels(table, ["measure"], draw, across=4, height=3.0)
@@ -154,7 +187,8 @@ EXPERIMENT = Experiment(
 )
 
 if __name__ == "__main__":
-    # jobs are functions of a module that other processes can import, which __main__ is not
+    # Jobs run in other processes, which import their functions by module: that of a file run as a
+    # program is called __main__, and they could not find it.
     from experiments.reason_to_rote.sweep import EXPERIMENT as PROGRAM
 
     PROGRAM.command()

@@ -1,12 +1,11 @@
-"""The two tasks, and the models that learn them from scratch: four-digit addition (FDA) and two-hop
-relations (THR)."""
+"""The two tasks and the models that learn them from scratch: four-digit addition (FDA) and two-hop
+relations (THR), each with a fraction of wrong labels among its training items."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,19 +14,107 @@ from jaxtyping import Bool
 
 import interp
 from interp.data import arithmetic
-from interp.data.arithmetic import addition, sums
+from interp.data.arithmetic import Order, Rule, addition, sums
 from interp.data.noisy import Items
-from interp.data.relations import graph_facts, relations, tails, typed_facts
+from interp.data.relations import Facts, graph_facts, relations, tails, typed_facts
 from interp.subject.subject import evaluating
 from interp.training.fit import Checkpoints, Evaluation, Metrics, epochs
 from interp.training.state import load_weights
 
+PASSED = 0.9  # test accuracy from which a model counts as having passed the test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """The data of FDA, by the arguments of `interp.data.arithmetic.addition`."""
+
+    train: int
+    test: int
+    digits: int = 4
+    order: Order = "reversed"
+    noise: float = 0.05
+    rule: Rule = "random_sum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypedFacts:
+    """Facts of THR, by the arguments of `interp.data.relations.typed_facts`."""
+
+    heads: int = 50
+    first: int = 10
+    bridges: int = 20
+    second: int = 20
+    tails: int = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphFacts:
+    """Facts of THR, by the arguments of `interp.data.relations.graph_facts`."""
+
+    entities: int = 2000
+    relations: int = 200
+    degree: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoHop:
+    """The data of THR: its facts, and the questions over them by the arguments of
+    `interp.data.relations.relations`."""
+
+    facts: TypedFacts | GraphFacts
+    train: int
+    test: int
+    noise: float = 0.05
+    ood: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """The size of a GPT-2, and the standard deviation of its initial weights (`spread`)."""
+
+    blocks: int
+    width: int
+    heads: int
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is trained.
+
+    Attributes:
+        batch_size: rows per optimizer step.
+        steps, lr, warmup, decay, floor, weight_decay: as for `interp.fit`.
+        evaluate_every: number of optimizer steps between two measurements of accuracy.
+        until_memorized: training ends early at the measurement that finds this fraction of the
+            noisy items memorized; None to take all steps.
+    """
+
+    batch_size: int
+    steps: int
+    lr: float
+    warmup: int
+    decay: int = 0
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    evaluate_every: int
+    until_memorized: float | None = None
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is trained, with wrong labels among it; what is trained `beside` it, all of it right;
-    and what is only tested. `answer` names the variable that each answer token shows, and `solve`
-    gives the true answers to questions."""
+    """The items of a task.
+
+    Attributes:
+        name: FDA or THR.
+        train: items to train on, some of them with a wrong label.
+        beside: further items to train on, all of them with the right label; None for FDA.
+        tests: items that are only tested, by the name of the test.
+        vocabulary: number of tokens.
+        answer: for each answer token, the variable that it shows.
+        solve: maps questions [items, question] to their true answers [items, answer].
+        data: the settings that the items were made with.
+    """
 
     name: str
     train: Items
@@ -36,60 +123,89 @@ class Task:
     vocabulary: int
     answer: tuple[str, ...]
     solve: Callable[[np.ndarray], np.ndarray]
-    data: Mapping[str, Any]
+    data: Addition | TwoHop
 
     @property
     def noisy(self) -> Items:
+        """The training items with a wrong label."""
         return self.train.rows(self.train.noisy)
 
     @property
     def clean(self) -> Items:
+        """The items of `train` with the right label."""
         return self.train.rows(~self.train.noisy)
 
     def batch(self, *, clean: bool) -> interp.Batch:
-        """All that is trained, in one batch; `clean` with the right labels throughout."""
-        shown = [self.train.batch(self.train.truth if clean else None)]
-        return interp.Batch.joined(shown if self.beside is None else [*shown, self.beside.batch()])
+        """All training items in one batch; with `clean`, every label is the right one."""
+        answers = self.train.truth if clean else self.train.label
+        batches = [self.train.batch(answers)]
+        if self.beside is not None:
+            batches.append(self.beside.batch())
+        return interp.Batch.joined(batches)
 
 
-def task(name: str, data: Mapping[str, Any], seed: int) -> Task:
-    """The data of a task: `FDA` or `THR`."""
-    if name == "FDA":
-        train, test = addition(**data, seed=seed)
-        order = data.get("order", "reversed")
-        shown = tuple(f"digit{k}" for k in range(train.truth.shape[1]))[
-            :: 1 if order == "reversed" else -1
-        ]
-        return Task(
-            name,
-            train,
-            None,
-            {"test": test},
-            arithmetic.VOCABULARY,
-            shown,
-            lambda question: sums(question, order),
-            dict(data),
-        )
-    facts = {"typed": typed_facts, "graph": graph_facts}[data["facts"]](**data["of"], seed=seed)
-    found = relations(facts, **data["questions"], seed=seed)
-    tests = {"test": found.test, "one_hop": found.facts, "ood": found.ood}
+def task(data: Addition | TwoHop, seed: int) -> Task:
+    """The task that these data settings describe: FDA for `Addition`, THR for `TwoHop`."""
+    if isinstance(data, Addition):
+        return _four_digit_addition(data, seed)
+    return _two_hop_relations(data, seed)
+
+
+def _four_digit_addition(data: Addition, seed: int) -> Task:
+    train, test = addition(**asdict(data), seed=seed)
+    answer = [f"digit{k}" for k in range(train.truth.shape[1])]
+    if data.order == "plain":
+        answer.reverse()
     return Task(
-        name,
-        found.train,
-        found.facts,
-        tests,
-        found.vocabulary,
-        ("tail",),
-        lambda question: tails(found.facts, question),
-        dict(data),
+        name="FDA",
+        train=train,
+        beside=None,
+        tests={"test": test},
+        vocabulary=arithmetic.VOCABULARY,
+        answer=tuple(answer),
+        solve=lambda question: sums(question, data.order),
+        data=data,
     )
+
+
+def _two_hop_relations(data: TwoHop, seed: int) -> Task:
+    made = relations(
+        _facts(data.facts, seed),
+        train=data.train,
+        test=data.test,
+        noise=data.noise,
+        ood=data.ood,
+        seed=seed,
+    )
+    return Task(
+        name="THR",
+        train=made.train,
+        beside=made.facts,
+        tests={"test": made.test, "one_hop": made.facts, "ood": made.ood},
+        vocabulary=made.vocabulary,
+        answer=("tail",),
+        solve=lambda question: tails(made.facts, question),
+        data=data,
+    )
+
+
+def _facts(settings: TypedFacts | GraphFacts, seed: int) -> Facts:
+    if isinstance(settings, TypedFacts):
+        return typed_facts(**asdict(settings), seed=seed)
+    return graph_facts(**asdict(settings), seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A task and the model that learned it: how it went (`history`), the trained `subject`, and the
-    same model when it first passed the test at .9 (`generalized`), before it had memorized; None if
-    it never did."""
+    """A task and the model that learned it.
+
+    Attributes:
+        task: the task.
+        subject: the trained model.
+        generalized: the same model when its test accuracy first reached `PASSED`, before it had
+            memorized; None if it never did.
+        history: accuracies during training, one row per measurement.
+    """
 
     task: Task
     subject: interp.Subject
@@ -99,92 +215,139 @@ class Learned:
 
 def learned(
     of: Task,
-    model: Mapping[str, Any],
-    training: Mapping[str, Any],
+    model: Transformer,
+    training: Training,
     seed: int,
     folder: Path,
     *,
     clean: bool = False,
 ) -> Learned:
-    """Trains a model, or goes on with what `folder` holds; `clean` without wrong labels, as the
-    control."""
+    """Trains a model on a task, or continues the training that `folder` holds.
+
+    Args:
+        of: the task.
+        model: size and initialization of the model.
+        training: how it is trained.
+        seed: of the initial weights and of the order of the items.
+        folder: where checkpoints are kept; a finished training is only loaded.
+        clean: train every item with its right label, as the control.
+
+    Raises:
+        ValueError: `folder` holds another training.
+    """
     subject = network(of, model, seed)
-    options = {
-        name: value
-        for name, value in training.items()
-        if name not in ("rows", "every", "memorized")
-    }
-    goal = training.get("memorized", np.inf)
+    goal = training.until_memorized
+
+    def reached_goal(found: Metrics) -> bool:
+        return goal is not None and found.get("memorized", 0.0) >= goal
+
+    def passed_test(found: Metrics) -> bool:
+        return found["test"] >= PASSED
+
     evaluation = Evaluation(
-        lambda s: metrics(s, of),
-        training["every"],
-        lambda found: found.get("memorized", 0.0) >= goal,
+        lambda trained: metrics(trained, of), training.evaluate_every, reached_goal
     )
     about = {
-        "data": of.data,
-        "model": dict(model),
-        "rows": training["rows"],
-        "every": training["every"],
+        "data": asdict(of.data),
+        "model": asdict(model),
+        "batch_size": training.batch_size,
+        "evaluate_every": training.evaluate_every,
         "seed": seed,
         "clean": clean,
     }
     checkpoints = Checkpoints(
-        folder, 10 * training["every"], {"generalized": lambda found: found["test"] >= 0.9}, about
+        folder, 10 * training.evaluate_every, {"generalized": passed_test}, about
     )
     history = interp.fit(
         subject,
-        epochs(of.batch(clean=clean), training["rows"], seed),
+        epochs(of.batch(clean=clean), training.batch_size, seed),
+        training.steps,
+        training.lr,
         betas=(0.9, 0.98),
-        **options,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        decay=training.decay,
+        floor=training.floor,
         evaluation=evaluation,
         checkpoints=checkpoints,
     )
-    kept = folder / "generalized.safetensors"
-    early = network(of, model, seed, like=subject) if kept.exists() else None
-    if early is not None:
-        load_weights(kept, early.module)
-    return Learned(of, subject, early, history.dropna())
+
+    generalized = None
+    weights = folder / "generalized.safetensors"
+    if weights.exists():
+        generalized = network(of, model, seed, like=subject)
+        load_weights(weights, generalized.module)
+    # Accuracies are NaN at the steps between two measurements.
+    return Learned(of, subject, generalized, history.dropna())
 
 
 def network(
-    of: Task, model: Mapping[str, Any], seed: int, *, like: interp.Subject | None = None
+    of: Task, model: Transformer, seed: int, *, like: interp.Subject | None = None
 ) -> interp.Subject:
-    """A small GPT-2 without dropout, untrained; on the device of another subject, if given."""
+    """An untrained GPT-2 without dropout and special tokens.
+
+    Args:
+        of: the task whose vocabulary it has.
+        model: its size and initialization.
+        seed: of the initial weights; torch's own generator is left as it was.
+        like: a subject on whose device the new one is put, by default on the CPU.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = GPT2Config(
-        vocab_size=of.vocabulary, n_positions=16, n_layer=model["blocks"], n_embd=model["width"], n_head=model["heads"],
-        activation_function="gelu", initializer_range=model["spread"], tie_word_embeddings=False, **ends, **dropout,
-    )  # fmt: skip
+        vocab_size=of.vocabulary,
+        n_positions=16,
+        n_layer=model.blocks,
+        n_embd=model.width,
+        n_head=model.heads,
+        activation_function="gelu",
+        initializer_range=model.spread,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = GPT2LMHeadModel(config)
-    return interp.load(module if like is None else module.to(like.device))
+    if like is not None:
+        module = module.to(like.device)
+    return interp.load(module)
 
 
 def metrics(subject: interp.Subject, of: Task) -> Metrics:
-    """Share of questions that the whole answer is said to: of each test; `memorized`, noisy items
-    as trained; `corrected`, as is true."""
-    tested = {
-        name: exact(subject, items.batch()).mean() for name, items in of.tests.items() if len(items)
-    }
+    """Accuracy on whole answers: on each test by its name, and on the noisy items both against
+    their training label (`memorized`) and against their true answer (`corrected`)."""
+    found = {}
+    for name, items in of.tests.items():
+        if len(items):
+            found[name] = exact(subject, items.batch()).mean()
     noisy = of.noisy
-    if not len(noisy):
-        return tested
-    said = {"memorized": noisy.batch(), "corrected": noisy.batch(noisy.truth)}
-    return tested | {name: exact(subject, batch).mean() for name, batch in said.items()}
+    if len(noisy):
+        found["memorized"] = exact(subject, noisy.batch()).mean()
+        found["corrected"] = exact(subject, noisy.batch(noisy.truth)).mean()
+    return found
 
 
 def exact(
     subject: interp.Subject, batch: interp.Batch, size: int = 512
 ) -> Bool[np.ndarray, " items"]:
-    """Whether each target is the likeliest token given the true ones before it: the same as saying
-    all of them greedily."""
+    """Whether greedy decoding gives every target of an item.
+
+    That is so exactly if each target is the most probable token after the targets before it, which
+    one forward pass shows.
+
+    Args:
+        subject: the model.
+        batch: the items, with the answers to compare with as targets.
+        size: batch size.
+    """
+    hits = []
     with evaluating(subject):
-        hits = [
-            (subject.target_logits(part).argmax(-1).cpu() == part.targets).all(1)
-            for part in batch.split(size)
-        ]
+        for part in batch.split(size):
+            predicted = subject.target_logits(part).argmax(-1).cpu()
+            hits.append((predicted == part.targets).all(1))
     return torch.cat(hits).numpy()

@@ -27,7 +27,15 @@ from experiments.reason_to_rote.neurons import heuristics, shared
 from experiments.reason_to_rote.overlap import mean_by_position
 from experiments.reason_to_rote.presets import PRESETS
 from experiments.reason_to_rote.study import Study, outcomes, said, study
-from experiments.reason_to_rote.tasks import Learned, exact, learned, network, task
+from experiments.reason_to_rote.tasks import (
+    GraphFacts,
+    Learned,
+    Transformer,
+    exact,
+    learned,
+    network,
+    task,
+)
 from interp.experiment.checks import claims, verdicts
 from interp.experiment.claims import NOT_TESTABLE
 from interp.interventions.kinds import Patch
@@ -36,11 +44,10 @@ from interp.training.fit import epochs
 SEED = 100
 # The smoke preset with fewer steps and items: as much as every law below needs.
 _THR = PRESETS["smoke"].THR
+_THR_TRAINING = replace(_THR.training, steps=350, lr=4e-3, warmup=30, decay=175)
 SMOKE = replace(
     PRESETS["smoke"],
-    THR=replace(
-        _THR, training={**_THR.training, "steps": 350, "lr": 4e-3, "warmup": 30, "decay": 175}
-    ),
+    THR=replace(_THR, training=_THR_TRAINING),
     clean=300,
     items=60,
     circuit_items=12,
@@ -62,7 +69,7 @@ def out(tmp_path_factory) -> Path:
 def of_model(out: Path, name: str) -> Learned:
     preset = SMOKE.recipe(name)
     return learned(
-        task(name, preset.data, SEED),
+        task(preset.data, SEED),
         preset.model,
         preset.training,
         SEED,
@@ -275,11 +282,10 @@ def test_donors_share_the_result_but_not_its_inputs(studies):
 
 def test_a_look_up_needs_every_token_of_its_question_and_nothing_else(out):
     preset = SMOKE.FDA
-    of, training = task("FDA", preset.data, SEED), {**preset.training, **SMOKE.without_noise}
-    known = learned(
-        of, preset.model, training, SEED, out / "models" / f"FDA-clean-seed{SEED}", clean=True
-    )
-    table = planted(network(of, SMOKE.FDA.model, 5), of.noisy)
+    of = task(preset.data, SEED)
+    folder = out / "models" / f"FDA-clean-seed{SEED}"
+    known = learned(of, preset.model, SMOKE.without_noise, SEED, folder, clean=True)
+    table = planted(network(of, preset.model, 5), of.noisy)
     assert exact(table, of.noisy.batch()).all()
     assert exact(table, of.tests["test"].batch()).mean() < 0.1  # the network below is untrained
     asked = study(
@@ -333,13 +339,13 @@ def test_effective_positions_golden_cases():
 
 def test_nothing_memorized_is_said(out):
     preset = SMOKE.FDA
-    of = task("FDA", preset.data, SEED)
+    of = task(preset.data, SEED)
     with pytest.raises(ValueError, match=r"FDA: 0 of 40 noisy items memorized"):
         study(of, network(of, preset.model, 1), "untrained", clean=10, at_most=10)
 
 
 def test_training_without_noise_shows_the_right_labels_only():
-    of = task("THR", SMOKE.THR.data, 1)
+    of = task(SMOKE.THR.data, 1)
     for clean in (True, False):
         batch = of.batch(clean=clean)
         shown = batch.tokens[: len(of.train), -1].numpy()
@@ -350,7 +356,7 @@ def test_training_without_noise_shows_the_right_labels_only():
 
 def test_the_sweep_changes_one_thing_at_a_time(tmp_path):
     settings = sweep.EXPERIMENT.presets["smoke"]
-    training = {**settings.FDA.training, "steps": 60, "decay": 20, "every": 30}
+    training = replace(settings.FDA.training, steps=60, decay=20, evaluate_every=30)
     brief = replace(
         settings, FDA=replace(settings.FDA, training=training), changes=("as in small", "10% noise")
     )
@@ -368,23 +374,30 @@ def test_the_sweep_changes_one_thing_at_a_time(tmp_path):
 def test_a_paper_preset_of_a_moment_runs(tmp_path):
     """The options of the paper's preset - plain order, the graph's facts, an end at a goal - on
     tiny data."""
-    for name in ("FDA", "THR"):
-        preset = PRESETS["paper"].recipe(name)
-        few = (
-            {"train": 40, "test": 20}
-            if name == "FDA"
-            else {
-                "of": {"entities": 20, "relations": 6, "degree": 4},
-                "questions": {"train": 60, "test": 20},
-            }
+    paper = PRESETS["paper"]
+    few_facts = GraphFacts(entities=20, relations=6, degree=4)
+    few = {
+        "FDA": replace(paper.FDA.data, train=40, test=20),
+        "THR": replace(paper.THR.data, facts=few_facts, train=60, test=20),
+    }
+    tiny = Transformer(blocks=1, width=16, heads=2, spread=0.02)
+    for name, data in few.items():
+        training = replace(
+            paper.recipe(name).training,
+            batch_size=16,
+            steps=4,
+            evaluate_every=2,
+            until_memorized=0.0,
         )
-        of = task(name, {**preset.data, **few}, 0)
-        training = {**preset.training, "rows": 16, "steps": 4, "every": 2, "memorized": 0.0}
-        known = learned(
-            of, {"blocks": 1, "width": 16, "heads": 2, "spread": 0.02}, training, 0, tmp_path / name
-        )
+        known = learned(task(data, 0), tiny, training, 0, tmp_path / name)
         assert known.history["step"].tolist() == [1]  # the goal was reached at once
         assert isinstance(known.subject, interp.Subject)
+
+
+@pytest.mark.parametrize("part", ["data", "model", "training"])
+def test_a_typo_in_a_preset_fails_when_the_preset_is_made(part):
+    with pytest.raises(TypeError, match="blokcs"):
+        replace(getattr(SMOKE.FDA, part), blokcs=2)
 
 
 def test_an_answer_that_is_right_now_has_not_survived():

@@ -1,2 +1,2 @@
-"""WHAT IS COMPUTED THERE: probes, the logit lens, concept erasure, activation patching, circuits,
-neuron shifts."""
+"""What a model computes at its sites: probes, the logit lens, concept erasure, activation patching,
+circuits, neuron shifts."""

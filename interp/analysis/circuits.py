@@ -1,10 +1,11 @@
 """Circuits: which edges between heads and MLPs carry a prediction, and what the model predicts
-through some of them alone.
+when only those edges are left.
 
 `edge_attribution` scores every edge from one backward pass (edge attribution patching: Syed, Rager
-& Conmy 2023, arXiv 2310.10348); `faithfulness` runs a circuit of the best ones with the rest of the
-edges at their means. Circuits of two kinds of prediction are compared by `Circuit.iou` against
-`chance_iou`, and by the faithfulness of one kind's circuit on the other kind's items.
+& Conmy 2023, arXiv 2310.10348). `faithfulness` runs the model with the edges of a circuit live and
+all others at their mean. Two kinds of prediction are compared by the overlap of their circuits
+(`Circuit.iou`, to be compared with `chance_iou`), and by how faithful the circuit of one kind is on
+the items of the other.
 """
 
 from __future__ import annotations
@@ -60,7 +61,29 @@ def edge_attribution(
     step: int = 0,
     size: int = 64,
 ) -> EdgeScores:
-    """The mean over items of |`edge_effects`|, for every edge; arguments and errors as there."""
+    """Returns the score of every edge: the mean over items of |`edge_effects`|.
+
+    Args:
+        subject: the model.
+        clean: the items.
+        corrupt: as many other sequences, of the same length and prompt.
+        right: one token id per item.
+        wrong: the token id that competes with it.
+        step: which of `clean.targets` the two tokens compete for.
+        size: number of items per batch.
+
+    Raises:
+        ValueError: see `edge_effects`.
+        SiteError: see `edge_effects`.
+
+    Example:
+        >>> from interp.analysis import circuits
+        >>> other = interp.Batch.from_frame(control)
+        >>> right, wrong = batch.targets[:, 0], other.targets[:, 0]
+        >>> scores = circuits.edge_attribution(subject, batch, other, right, wrong)
+        >>> len(scores.frame()), len(scores.top(0.5))
+        (54, 27)
+    """
     graph = Graph.of(subject)
     effects = edge_effects(subject, clean, corrupt, right, wrong, step=step, size=size)
     return EdgeScores(graph.senders, graph.receivers, np.abs(effects).mean(0))
@@ -76,37 +99,50 @@ def edge_effects(
     step: int = 0,
     size: int = 64,
 ) -> Float[np.ndarray, "items senders receivers"]:
-    """What each edge alone would do to each item's logit(right) - logit(wrong) if it carried what
-    it carries in `corrupt`, to first order:
-    sum_t (a_u(corrupt) - a_u(clean))_t . d metric / d (input of v)_t. NaN where there is no edge.
+    """Returns how much each edge alone would change logit(right) - logit(wrong) of each item if it
+    carried what it carries in `corrupt`, to first order.
 
-    Source: Syed, Rager & Conmy 2023 (arXiv 2310.10348). Heads are receivers as a whole: query, key
-    and value together.
+    The effect of the edge u -> v is sum_t (a_u(corrupt) - a_u(clean))_t . d metric / d (input of
+    v)_t, where a_u is what u writes into the residual (Syed, Rager & Conmy 2023, arXiv 2310.10348).
+    A head is one receiver: its query, key and value are not told apart.
 
     Args:
-        clean: the items, at which the metric is differentiated.
-        corrupt: the same number of sequences of the same length and prompt.
-        right, wrong: the two tokens that the metric compares in each item.
-        step: which of `clean.targets` they compete for.
-        size: how many items run at once.
+        subject: the model.
+        clean: the items; the metric is differentiated on them.
+        corrupt: as many other sequences, of the same length and prompt.
+        right: one token id per item.
+        wrong: the token id that competes with it.
+        step: which of `clean.targets` the two tokens compete for.
+        size: number of items per batch.
 
-    Raises ValueError for arguments of other shapes, SiteError for a model whose edges are not
-    defined (see `Graph.of`), or one whose heads do not write into the residual linearly.
+    Returns:
+        Effects in logits; NaN where there is no edge.
+
+    Raises:
+        ValueError: arguments of other shapes, or token ids outside the vocabulary.
+        SiteError: the model's edges are not defined (see `Graph.of`), or its heads do not write
+            into the residual linearly.
     """
     graph = Graph.of(subject)
-    if (clean.tokens.shape, clean.prompt) != (corrupt.tokens.shape, corrupt.prompt):
-        given = " and ".join(
-            f"{tuple(b.tokens.shape)} after a prompt of {b.prompt}" for b in (clean, corrupt)
-        )
-        raise ValueError(f"clean and corrupt must have one shape and one prompt; got {given}")
+    _check_same_shape(clean, corrupt)
+    clean = _predict_one(clean, step)
+    corrupt = _predict_one(corrupt, step)
+    answers = _pair_answers(clean, right, wrong)
+
+    parts = zip(clean.split(size), corrupt.split(size), answers.split(size), strict=True)
     with differentiating(subject):
-        parts = [
-            each.split(size)
-            for each in (_until(clean, step), _until(corrupt, step), _answers(clean, right, wrong))
-        ]
-        return np.concatenate(
-            [_effects(subject, graph, *part).cpu().numpy() for part in zip(*parts, strict=True)]
-        )
+        effects = [_effects(subject, graph, *part).cpu().numpy() for part in parts]
+    return np.concatenate(effects)
+
+
+def _check_same_shape(clean: Batch, corrupt: Batch) -> None:
+    if clean.tokens.shape == corrupt.tokens.shape and clean.prompt == corrupt.prompt:
+        return
+    given = " and ".join(
+        f"{tuple(batch.tokens.shape)} after a prompt of {batch.prompt}"
+        for batch in (clean, corrupt)
+    )
+    raise ValueError(f"clean and corrupt must have one shape and one prompt; got {given}")
 
 
 def faithfulness(
@@ -119,26 +155,47 @@ def faithfulness(
     *,
     step: int = 0,
 ) -> list[float]:
-    """(m(circuit) - m(no edge)) / (m(all edges) - m(no edge)) of each circuit, where m is the mean
-    over items of logit(right) - logit(wrong) as `circuit_logits` gives them: 1 for a circuit that
-    does what the model does, 0 for one that does nothing.
+    """Returns the faithfulness of each circuit: 1 if it does what the whole model does, 0 if it
+    does no more than a model without edges.
 
-    Source: Wang et al. 2022 (arXiv 2211.00593), normalized as in Marks et al. 2024 (arXiv
-    2403.19647). Raises ValueError where all edges do no more than none.
+    It is (m(circuit) - m(no edge)) / (m(all edges) - m(no edge)), where m is the mean over items of
+    logit(right) - logit(wrong) under `circuit_logits`. Source: Wang et al. 2022 (arXiv 2211.00593),
+    normalized as in Marks et al. 2024 (arXiv 2403.19647).
+
+    Args:
+        subject: the model.
+        batch: the items.
+        right: one token id per item.
+        wrong: the token id that competes with it.
+        circuits: the circuits to measure.
+        means: what edges outside a circuit carry, from `sender_means`.
+        step: which of `batch.targets` the two tokens compete for.
+
+    Raises:
+        ValueError: the metric is the same with all edges and with none; or see `circuit_logits`.
+
+    Example:
+        >>> from interp.analysis.circuits import Circuit, faithfulness, sender_means
+        >>> other = interp.Batch.from_frame(control)
+        >>> right, wrong = batch.targets[:, 0], other.targets[:, 0]
+        >>> both = [Circuit.empty(subject), Circuit.full(subject)]
+        >>> faithfulness(subject, batch, right, wrong, both, sender_means(subject, other))
+        [0.0, 1.0]
     """
-    tokens = _answers(batch, right, wrong)
+    answers = _pair_answers(batch, right, wrong)
 
-    def measured(edges: Circuit) -> float:
-        return float(
-            _metric(circuit_logits(subject, batch, edges, means, step=step), tokens).mean()
-        )
+    def mean_metric(circuit: Circuit) -> float:
+        logits = circuit_logits(subject, batch, circuit, means, step=step)
+        return float(_logit_difference(logits, answers).mean())
 
-    empty, full = measured(Circuit.empty(subject)), measured(Circuit.full(subject))
+    empty = mean_metric(Circuit.empty(subject))
+    full = mean_metric(Circuit.full(subject))
     if full == empty:
         raise ValueError(
-            f"logit(right) - logit(wrong) is {full:.3g} with all edges and with none: there is nothing to be faithful to"
+            f"logit(right) - logit(wrong) is {full:.3g} with all edges and with none: "
+            "there is nothing to be faithful to"
         )
-    return [(measured(circuit) - empty) / (full - empty) for circuit in circuits]
+    return [(mean_metric(circuit) - empty) / (full - empty) for circuit in circuits]
 
 
 def circuit_logits(
@@ -150,194 +207,235 @@ def circuit_logits(
     step: int = 0,
     size: int = 64,
 ) -> Float[Tensor, "items vocabulary"]:
-    """The logits of one token of each item when every node gets from each sender what it computes
-    live where the edge is in the circuit, and its mean elsewhere.
+    """Returns the logits of one token per item when only the edges of a circuit are live.
+
+    Every node reads from each sender what the sender computes in this run, if the edge is in the
+    circuit, and the sender's mean otherwise.
 
     Args:
-        means: of every sender at each position, as `sender_means` gives them.
+        subject: the model.
+        batch: the items.
+        circuit: the edges that are live.
+        means: the mean of every sender at each position, from `sender_means`.
         step: which of `batch.targets` is predicted.
-        size: how many items run at once, each of them 1 + (heads of a block) times.
+        size: number of items per batch. Each item is run 1 + (heads of a block) times at once.
 
-    Raises ValueError for a circuit or means of another model, and means of fewer positions than the
-    batch.
+    Raises:
+        ValueError: a circuit or means of another model, or means of fewer positions than the batch.
     """
     graph = Graph.of(subject)
     graph.check(circuit)
-    if missing := [name for name in graph.senders if name not in means]:
+    missing = [name for name in graph.senders if name not in means]
+    if missing:
         raise ValueError(
-            f"means lack {len(missing)} of {len(graph.senders)} senders: {', '.join(missing[:3])}; see sender_means"
+            f"means lack {len(missing)} of {len(graph.senders)} senders: "
+            f"{', '.join(missing[:3])}; see sender_means"
         )
     stacked = torch.stack([means[name].to(subject.device) for name in graph.senders])
     kept = torch.from_numpy(circuit.kept).to(stacked)
     copies = 1 + max(layer.count for layer in graph.layers)
+
     logits: list[Tensor] = []
-    for part in _until(batch, step).split(size):
-        flow = _Flow(subject, graph, kept, stacked, len(part))
-        with dropout_off(subject.module), torch.no_grad(), tapped(subject, flow.visits()):
-            logits.append(subject.target_logits(repeated(part, copies))[: len(part), 0])
+    for part in _predict_one(batch, step).split(size):
+        run = _CircuitRun(subject, graph, kept, stacked, len(part))
+        with dropout_off(subject.module), torch.no_grad(), tapped(subject, run.visits()):
+            of_all_copies = subject.target_logits(repeated(part, copies))
+        logits.append(of_all_copies[: len(part), 0])
     return torch.cat(logits)
 
 
 def sender_means(
     subject: Subject, reference: Batch, size: int = 64
 ) -> dict[str, Float[Tensor, "position d_model"]]:
-    """What each sender writes into the residual at each position, the mean over the items of a
-    reference: what an edge outside a circuit carries. Raises ValueError for a padded reference,
-    SiteError as `edge_effects`."""
+    """Returns what each sender writes into the residual at each position, averaged over the items
+    of a reference: what edges outside a circuit carry.
+
+    Args:
+        subject: the model.
+        reference: items of one length.
+        size: number of items per batch.
+
+    Raises:
+        ValueError: a padded reference.
+        SiteError: see `edge_effects`.
+
+    Example:
+        >>> from interp.analysis.circuits import sender_means
+        >>> means = sender_means(subject, interp.Batch.from_frame(control))
+        >>> len(means), means["blocks.1.heads.3"].shape
+        (11, torch.Size([16, 32]))
+    """
     if reference.mask is not None and not bool(reference.mask.all()):
         raise ValueError(
-            "the reference is padded, so that its mean at a position is not over all items: expected items of one length"
+            "the reference is padded, so that its mean at a position is not over all items: "
+            "expected items of one length"
         )
     graph = Graph.of(subject)
-    total = sum(
+    # Summed in float64: a mean over thousands of items must not depend on how they are batched.
+    sums = (
         sent(subject, graph, part).sum(0, dtype=torch.float64) for part in reference.split(size)
     )
-    return dict(zip(graph.senders, torch.as_tensor(total) / len(reference), strict=True))
+    means = torch.as_tensor(sum(sums)) / len(reference)
+    return dict(zip(graph.senders, means, strict=True))
 
 
 def _effects(
-    subject: Subject, graph: Graph, clean: Batch, corrupt: Batch, tokens: Tensor
+    subject: Subject, graph: Graph, clean: Batch, corrupt: Batch, answers: Tensor
 ) -> Float[Tensor, "items senders receivers"]:
     change = sent(subject, graph, corrupt) - sent(subject, graph, clean)
-    effects = change.new_full(
-        (len(clean), len(graph.senders), len(graph.receivers)), torch.nan, dtype=torch.float64
-    )
+    shape = (len(clean), len(graph.senders), len(graph.receivers))
+    effects = change.new_full(shape, torch.nan, dtype=torch.float64)
+
     with captured(subject, graph.sites) as values:
-        metric = _metric(subject.target_logits(clean)[:, 0], tokens)
-    for receiver, gradient in enumerate(_gradients(graph, values, metric.sum())):
+        metric = _logit_difference(subject.target_logits(clean)[:, 0], answers)
+    for receiver, gradient in enumerate(_input_gradients(graph, values, metric.sum())):
         seen = graph.seen[receiver]
-        effects[:, :seen, receiver] = torch.einsum(
-            "iutd,itd->iu", change[:, :seen], gradient.to(change.dtype)
-        ).double()
+        products = torch.einsum("iutd,itd->iu", change[:, :seen], gradient.to(change.dtype))
+        effects[:, :seen, receiver] = products.double()
     return effects
 
 
-def _gradients(graph: Graph, values: Mapping[Site, Value], metric: Tensor) -> Iterator[Value]:
-    """d metric / d input of each receiver in turn: the metric's gradient at what a node puts out,
-    taken back through that node alone."""
-    outputs = [site for layer in graph.layers for site in (layer.heads, layer.mlp)]
-    *found, final = torch.autograd.grad(
-        metric, [values[site] for site in (*outputs, graph.final)], retain_graph=True
-    )
-    gradients = dict(zip(outputs, found, strict=True))
+def _input_gradients(graph: Graph, values: Mapping[Site, Value], metric: Tensor) -> Iterator[Value]:
+    """d metric / d input of each receiver in turn.
+
+    The residual is one tensor that all later nodes read, so its own gradient is a sum over paths.
+    The input of one node alone has no tensor; its gradient is the metric's gradient at the node's
+    output, taken back through that node and no further.
+    """
+    outputs: list[Site] = []
     for layer in graph.layers:
+        outputs += [layer.heads, layer.mlp]
+    ends = [values[site] for site in (*outputs, graph.final)]
+    *at_outputs, at_final = torch.autograd.grad(metric, ends, retain_graph=True)
+    gradients = dict(zip(outputs, at_outputs, strict=True))
+
+    for layer in graph.layers:
+        heads = values[layer.heads]
         for head in range(layer.count):
-            yield _back(
-                values[layer.heads], _only(layer, head, gradients[layer.heads]), values[layer.pre]
-            )
-        yield _back(values[layer.mlp], gradients[layer.mlp], values[layer.mid or layer.pre])
-    yield final
+            own_gradient = _zero_other_heads(layer, head, gradients[layer.heads])
+            yield _backpropagate(heads, own_gradient, values[layer.pre])
+        mlp_input = values[layer.mid or layer.pre]
+        yield _backpropagate(values[layer.mlp], gradients[layer.mlp], mlp_input)
+    yield at_final
 
 
-def _back(output: Value, gradient: Value, source: Value) -> Value:
+def _backpropagate(output: Value, gradient: Value, source: Value) -> Value:
     return torch.autograd.grad(output, source, gradient, retain_graph=True)[0]
 
 
-def _only(layer: Layer, head: int, value: Value) -> Value:
-    """Zeros but for one head's columns."""
-    owner = torch.arange(value.shape[-1], device=value.device) // (value.shape[-1] // layer.count)
-    return torch.where(owner == head, value, 0)
+def _zero_other_heads(layer: Layer, head: int, value: Value) -> Value:
+    columns = torch.arange(value.shape[-1], device=value.device)
+    head_width = value.shape[-1] // layer.count
+    return torch.where(columns // head_width == head, value, 0)
 
 
-class _Flow:
-    """One forward in which every node has an input of its own: of the copies of the items, number 1
-    + h runs each block on what head h reads, number 0 on what the MLP and `final` read. What a node
-    writes is collected from its own copy; the logits are those of copy 0."""
+# In a circuit the nodes of one block read different inputs: an edge may be kept for head 0 and cut
+# for head 1. A block, however, reads a single residual. So the batch holds 1 + (heads of a block)
+# copies of the items. Copy 1 + h feeds each block the input of its head h, and of all heads that it
+# computes only head h is used. Copy 0 carries the input of the MLP and of `final`, and the logits
+# are read from it. Every input is rebuilt by hooks from what the senders wrote, so that nothing
+# flows through the residual by itself.
+class _CircuitRun:
+    """One forward pass in which every node has an input of its own.
+
+    `live[:, u]` is what sender u writes in this run; it is filled in the order of the senders.
+    """
 
     def __init__(
         self, subject: Subject, graph: Graph, kept: Tensor, means: Tensor, items: int
     ) -> None:
-        self.subject, self.graph, self.kept, self.means, self.items = (
-            subject,
-            graph,
-            kept,
-            means,
-            items,
-        )
+        self.subject = subject
+        self.graph = graph
+        self.kept = kept
+        self.means = means
+        self.items = items
         self.live = means.new_zeros(items, *means.shape)
         self.biases = torch.stack([out_bias(subject, layer).to(means) for layer in graph.layers])
 
     def visits(self) -> dict[Site, Visit]:
-        visits: dict[Site, Visit] = {self.graph.final: self._leave}
+        visits: dict[Site, Visit] = {self.graph.final: self._replace_final}
         for number, layer in enumerate(self.graph.layers):
-            visits |= {
-                layer.pre: partial(self._enter, number),
-                layer.heads: partial(self._heads, layer),
-                layer.mlp: partial(self._mlp, layer),
-            }
+            visits[layer.pre] = partial(self._replace_block_input, number)
+            visits[layer.heads] = partial(self._collect_heads, layer)
+            visits[layer.mlp] = partial(self._collect_mlp, layer)
             if layer.mid is not None:
-                visits[layer.mid] = partial(self._between, number)
+                visits[layer.mid] = partial(self._replace_mlp_input, number)
         return visits
 
-    def _enter(self, number: int, value: Value, _: Clock) -> Tensor:
+    def _replace_block_input(self, number: int, value: Value, _: Clock) -> Tensor:
         layer = self.graph.layers[number]
         if number == 0:
-            self._begin(value[: self.items])
-        inputs = self._inputs(slice(layer.first - 1, layer.last - 1), layer.first, number)
-        mlp = value[: self.items] if layer.mid is not None else self._mlp_input(layer, number)
-        return _led(value, torch.cat([mlp.to(inputs), inputs]))
+            self._start(value[: self.items])
+        heads = slice(layer.first - 1, layer.last - 1)
+        head_inputs = self._inputs(heads, layer.first, number)
 
-    def _begin(self, embedded: Value) -> None:
-        if embedded.shape[1] > self.means.shape[1]:
+        # Where the MLP reads after attention, its input is set there, and copy 0 passes unchanged.
+        copy_0 = self._mlp_input(layer, number) if layer.mid is None else value[: self.items]
+        return _replace_first_rows(value, torch.cat([copy_0.to(head_inputs), head_inputs]))
+
+    def _start(self, embedded: Value) -> None:
+        positions = embedded.shape[1]
+        if positions > self.means.shape[1]:
             raise ValueError(
-                f"means have {self.means.shape[1]} positions; the items have {embedded.shape[1]}"
+                f"means have {self.means.shape[1]} positions; the items have {positions}"
             )
-        self.means, self.live = (t[..., : embedded.shape[1], :] for t in (self.means, self.live))
+        self.means = self.means[..., :positions, :]
+        self.live = self.live[..., :positions, :]
         self.live[:, 0] = embedded
 
-    def _heads(self, layer: Layer, value: Value, _: Clock) -> None:
-        heads = value.unflatten(0, (-1, self.items))[1 : layer.count + 1].unflatten(
-            -1, (layer.count, -1)
-        )
-        own = heads.diagonal(dim1=0, dim2=3).movedim(-1, 2)
+    def _collect_heads(self, layer: Layer, value: Value, _: Clock) -> None:
+        by_copy = value.unflatten(0, (-1, self.items))[1 : layer.count + 1]
+        by_copy_and_head = by_copy.unflatten(-1, (layer.count, -1))
+        # of each head what it computed in its own copy, [items, position, head, head_width]
+        own = by_copy_and_head.diagonal(dim1=0, dim2=3).movedim(-1, 2)
         self.live[:, layer.first : layer.last] = writes(self.subject, layer, own.flatten(2))
 
-    def _between(self, number: int, value: Value, _: Clock) -> Tensor:
-        return _led(value, self._mlp_input(self.graph.layers[number], number + 1))
+    def _replace_mlp_input(self, number: int, value: Value, _: Clock) -> Tensor:
+        return _replace_first_rows(value, self._mlp_input(self.graph.layers[number], number + 1))
 
-    def _mlp(self, layer: Layer, value: Value, _: Clock) -> None:
+    def _collect_mlp(self, layer: Layer, value: Value, _: Clock) -> None:
         self.live[:, layer.last] = value[: self.items]
 
-    def _leave(self, value: Value, _: Clock) -> Tensor:
-        return _led(
-            value, self._inputs(slice(-1, None), len(self.graph.senders), len(self.graph.layers))
-        )
+    def _replace_final(self, value: Value, _: Clock) -> Tensor:
+        final = slice(-1, None)
+        inputs = self._inputs(final, len(self.graph.senders), len(self.graph.layers))
+        return _replace_first_rows(value, inputs)
 
     def _mlp_input(self, layer: Layer, blocks: int) -> Value:
-        return self._inputs(slice(layer.last - 1, layer.last), layer.before_mlp, blocks)
+        mlp = slice(layer.last - 1, layer.last)
+        return self._inputs(mlp, layer.before_mlp, blocks)
 
     def _inputs(
         self, receivers: slice, seen: int, blocks: int
     ) -> Float[Tensor, "receivers*items position d_model"]:
-        """What some nodes read that follow `seen` senders and the attention of `blocks` blocks."""
+        """The inputs of some receivers that read the first `seen` senders and the attention of the
+        first `blocks` blocks, whose biases belong to no edge."""
         kept = self.kept[:seen, receivers]
         live = torch.einsum("iutd,uv->vitd", self.live[:, :seen], kept)
-        return (
-            live
-            + torch.einsum("utd,uv->vtd", self.means[:seen], 1 - kept)[:, None]
-            + self.biases[:blocks].sum(0)
-        ).flatten(0, 1)
+        mean = torch.einsum("utd,uv->vtd", self.means[:seen], 1 - kept)
+        inputs = live + mean[:, None] + self.biases[:blocks].sum(0)
+        return inputs.flatten(0, 1)
 
 
-def _led(value: Value, first: Tensor) -> Value:
-    """A value with other first rows."""
-    return torch.cat([first.to(value), value[len(first) :]])
+def _replace_first_rows(value: Value, rows: Tensor) -> Tensor:
+    return torch.cat([rows.to(value), value[len(rows) :]])
 
 
-def _metric(
-    logits: Float[Tensor, "items vocabulary"], tokens: Int[Tensor, "items 2"]
+def _logit_difference(
+    logits: Float[Tensor, "items vocabulary"], answers: Int[Tensor, "items 2"]
 ) -> Float[Tensor, " items"]:
     """logit(right) - logit(wrong)"""
-    low, high = int(tokens.min()), int(tokens.max())
+    low = int(answers.min())
+    high = int(answers.max())
     if low < 0 or high >= logits.shape[-1]:
         raise ValueError(
             f"right and wrong must be token ids 0 to {logits.shape[-1] - 1}; got {low} to {high}"
         )
-    right, wrong = logits.double().gather(1, tokens.to(logits.device)).unbind(1)
+    right, wrong = logits.double().gather(1, answers.to(logits.device)).unbind(1)
     return right - wrong
 
 
-def _answers(batch: Batch, right: Tokens, wrong: Tokens) -> Int[Tensor, "items 2"]:
+def _pair_answers(batch: Batch, right: Tokens, wrong: Tokens) -> Int[Tensor, "items 2"]:
     both = [torch.as_tensor(tokens) for tokens in (right, wrong)]
     if any(tokens.shape != (len(batch),) or tokens.is_floating_point() for tokens in both):
         given = " and ".join(f"{tuple(tokens.shape)} of {tokens.dtype}" for tokens in both)
@@ -347,12 +445,16 @@ def _answers(batch: Batch, right: Tokens, wrong: Tokens) -> Int[Tensor, "items 2
     return torch.stack(both, 1).long()
 
 
-def _until(batch: Batch, step: int) -> Batch:
-    """The tokens up to the one for which two compete, alone predicted; where several are predicted
-    together, all tokens."""
-    if not 0 <= step < batch.targets.shape[1] or not bool(batch.counted[:, step].all()):
+def _predict_one(batch: Batch, step: int) -> Batch:
+    """The batch with a single target: the one that the two tokens compete for."""
+    targets = batch.targets.shape[1]
+    if not 0 <= step < targets or not bool(batch.counted[:, step].all()):
         raise ValueError(
-            f"step={step}: expected one of the {batch.targets.shape[1]} predicted tokens that counts in every item"
+            f"step={step}: expected one of the {targets} predicted tokens that counts in every item"
         )
     chosen = batch.prompt + step
-    return replace(batch if batch.steps is not None else batch.until(chosen + 1), prompt=chosen)
+    # Later tokens are cut off, except where tokens are predicted together: such a model looks ahead
+    # within a group, and would predict something else without the rest of it.
+    if batch.steps is None:
+        batch = batch.until(chosen + 1)
+    return replace(batch, prompt=chosen)

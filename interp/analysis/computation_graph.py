@@ -1,10 +1,11 @@
-"""The edges between heads and MLPs, through the residual stream: which there are, a score for each,
-and sets of them.
+"""The computation graph of a transformer: its nodes (heads and MLPs), the edges between them
+through the residual stream, a score for each edge, and sets of edges.
 
 The nodes of one stack of blocks are `embed` (what enters the first block), every head
-(`blocks.1.heads.3`), every MLP (`blocks.1.mlp`) and `final` (what leaves the last block). An edge u
--> v is what u writes into the residual that v reads; it exists where u is computed before v. What
-all blocks' attention adds whatever its input, the bias of the out-projection, belongs to no edge.
+(`blocks.1.heads.3`), every MLP (`blocks.1.mlp`) and `final` (what leaves the last block). A sender
+writes into the residual and a receiver reads it; heads and MLPs are both. The edge u -> v is what u
+writes into the residual for v to read; it exists where u is computed before v. The bias of the
+attention's out-projection is added whatever the input is, and belongs to no edge.
 """
 
 from __future__ import annotations
@@ -32,8 +33,18 @@ from interp.subject.subject import Subject
 
 @dataclass(frozen=True)
 class Layer:
-    """The sites of one block, and its nodes: `count` heads and then the MLP, after `first` senders
-    that were computed before. `mid` is None where attention and MLP run in parallel."""
+    """One block: its sites, and where its nodes stand among the senders.
+
+    Attributes:
+        pre: the residual that enters the block.
+        heads: what enters the attention's out-projection.
+        attn: what attention adds to the residual.
+        mid: the residual that enters the MLP; None where attention and MLP run in parallel.
+        mlp: what the MLP adds to the residual.
+        count: number of heads.
+        first: the number of the first head among the senders. The other heads follow it, then the
+            MLP.
+    """
 
     pre: Site
     heads: Site
@@ -45,19 +56,21 @@ class Layer:
 
     @classmethod
     def of(cls, anatomy: Anatomy, block: int, stack: str, first: int) -> Layer:
-        pre, heads, attn, mlp = (
-            anatomy.resolve(Site(point, block, stack))
-            for point in ("resid_pre", "heads", "attn_out", "mlp_out")
-        )
+        """Returns the layer of one block. Raises SiteError for sites that could not be verified."""
+
+        def resolve(point: str) -> Site:
+            return anatomy.resolve(Site(point, block, stack))
+
+        heads = resolve("heads")
         mid = Site("resid_mid", block, stack)
         return cls(
-            pre,
-            heads,
-            attn,
-            mid if mid in anatomy.places else None,
-            mlp,
-            anatomy.place(heads).units,
-            first,
+            pre=resolve("resid_pre"),
+            heads=heads,
+            attn=resolve("attn_out"),
+            mid=mid if mid in anatomy.places else None,
+            mlp=resolve("mlp_out"),
+            count=anatomy.place(heads).units,
+            first=first,
         )
 
     @property
@@ -72,78 +85,115 @@ class Layer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (
-            *(f"blocks.{self.pre.block}.heads.{head}" for head in range(self.count)),
-            f"blocks.{self.pre.block}.mlp",
-        )
+        """The names of the block's nodes, in the order of the senders."""
+        block = f"blocks.{self.pre.block}"
+        heads = [f"{block}.heads.{head}" for head in range(self.count)]
+        return (*heads, f"{block}.mlp")
 
 
 @dataclass(frozen=True)
 class Graph:
-    """All nodes of a model, in the order they are computed. Receiver v reads the first `seen[v]`
-    senders."""
+    """All nodes of a model, in the order in which they are computed.
+
+    Attributes:
+        layers: the blocks.
+        final: the site at which the last receiver, `final`, reads.
+    """
 
     layers: tuple[Layer, ...]
     final: Site
 
     @classmethod
     def of(cls, subject: Hooked) -> Graph:
-        """Raises SiteError for several stacks of blocks, and for a block whose heads, attention or
-        MLP could not be verified."""
+        """Returns the graph of a model.
+
+        Raises:
+            SiteError: several stacks of blocks, or a block whose heads, attention or MLP could not
+                be verified.
+        """
         anatomy = subject.anatomy
         if len(anatomy.stacks) != 1:
-            raise SiteError(
-                f"edges are those of one stack of blocks; this model has {', '.join(map(repr, anatomy.stacks))}"
-            )
-        (stack, blocks), layers = next(iter(anatomy.stacks.items())), list[Layer]()
+            stacks = ", ".join(map(repr, anatomy.stacks))
+            raise SiteError(f"edges are those of one stack of blocks; this model has {stacks}")
+        ((stack, blocks),) = anatomy.stacks.items()
+
+        layers: list[Layer] = []
+        first = 1  # sender 0 is `embed`
         for block in range(len(blocks)):
-            layers.append(Layer.of(anatomy, block, stack, layers[-1].last + 1 if layers else 1))
-        return cls(tuple(layers), anatomy.resolve(Site("resid_post", len(blocks) - 1, stack)))
+            layer = Layer.of(anatomy, block, stack, first)
+            layers.append(layer)
+            first = layer.last + 1
+        final = Site("resid_post", len(blocks) - 1, stack)
+        return cls(tuple(layers), anatomy.resolve(final))
 
     @property
     def senders(self) -> tuple[str, ...]:
-        return ("embed", *(name for layer in self.layers for name in layer.names))
+        """The names of all nodes that write into the residual."""
+        names = ["embed"]
+        for layer in self.layers:
+            names += layer.names
+        return tuple(names)
 
     @property
     def receivers(self) -> tuple[str, ...]:
+        """The names of all nodes that read the residual."""
         return (*self.senders[1:], "final")
 
     @property
     def seen(self) -> tuple[int, ...]:
-        each = (
-            seen
-            for layer in self.layers
-            for seen in (*[layer.first] * layer.count, layer.before_mlp)
-        )
-        return (*each, len(self.senders))
+        """How many senders each receiver reads: receiver v reads the first `seen[v]`."""
+        seen: list[int] = []
+        for layer in self.layers:
+            seen += [layer.first] * layer.count
+            seen.append(layer.before_mlp)
+        seen.append(len(self.senders))
+        return tuple(seen)
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """Where nodes read and write."""
-        each = (
-            site
-            for layer in self.layers
-            for site in (layer.pre, layer.heads, layer.mid, layer.mlp)
-            if site is not None
-        )
-        return (*each, self.final)
+        sites: list[Site] = []
+        for layer in self.layers:
+            sites += [layer.pre, layer.heads]
+            if layer.mid is not None:
+                sites.append(layer.mid)
+            sites.append(layer.mlp)
+        return (*sites, self.final)
 
     @property
     def edges(self) -> Bool[np.ndarray, "senders receivers"]:
+        """Which edges exist."""
         return np.arange(len(self.senders))[:, None] < np.array(self.seen)
 
     def check(self, circuit: Circuit) -> None:
         """Raises ValueError for a circuit of another model."""
         _check_nodes(Circuit(self.senders, self.receivers, self.edges), circuit)
-        if (circuit.kept & ~self.edges).any():
+        impossible = int((circuit.kept & ~self.edges).sum())
+        if impossible:
             raise ValueError(
-                f"{int((circuit.kept & ~self.edges).sum())} of {len(circuit)} edges lead to what was computed before"
+                f"{impossible} of {len(circuit)} edges lead to what was computed before"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """A set of edges: `kept[u, v]` for the edge from `senders[u]` to `receivers[v]`."""
+    """A set of edges.
+
+    Attributes:
+        senders: names of the nodes that write.
+        receivers: names of the nodes that read.
+        kept: [senders, receivers] booleans: `kept[u, v]` for the edge from `senders[u]` to
+            `receivers[v]`.
+
+    Raises:
+        ValueError: `kept` of another shape or type.
+
+    Example:
+        >>> from interp.analysis.circuits import Circuit
+        >>> full = Circuit.full(subject)
+        >>> len(full), len(Circuit.empty(subject)), full.receivers[-2:]
+        (54, 0, ('blocks.1.mlp', 'final'))
+    """
 
     senders: tuple[str, ...]
     receivers: tuple[str, ...]
@@ -153,18 +203,19 @@ class Circuit:
         _check_shape(self.kept, self.senders, self.receivers)
         if self.kept.dtype != np.bool_:
             raise ValueError(
-                f"kept says of each edge whether it is in the circuit: expected booleans; got {self.kept.dtype}"
+                "kept says of each edge whether it is in the circuit: "
+                f"expected booleans; got {self.kept.dtype}"
             )
 
     @classmethod
     def full(cls, subject: Hooked) -> Circuit:
-        """All edges of a model."""
+        """Returns the circuit of all edges of a model."""
         graph = Graph.of(subject)
         return cls(graph.senders, graph.receivers, graph.edges)
 
     @classmethod
     def empty(cls, subject: Hooked) -> Circuit:
-        """No edge of a model."""
+        """Returns the circuit without edges."""
         graph = Graph.of(subject)
         return cls(graph.senders, graph.receivers, np.zeros_like(graph.edges))
 
@@ -172,17 +223,50 @@ class Circuit:
         return int(self.kept.sum())
 
     def iou(self, other: Circuit) -> float:
-        """Edges in both circuits by edges in either (Jaccard); 1 for two empty ones. Raises
-        ValueError for circuits of other nodes."""
+        """Returns the overlap of two circuits: the number of edges in both, divided by the number
+        of edges in either (Jaccard index). It is 1 for two empty circuits.
+
+        Raises:
+            ValueError: circuits of other nodes.
+
+        Example:
+            >>> from interp.analysis.circuits import Circuit
+            >>> first = Circuit(("a", "b"), ("c",), np.array([[True], [False]]))
+            >>> both = Circuit(("a", "b"), ("c",), np.array([[True], [True]]))
+            >>> first.iou(both)
+            0.5
+        """
         _check_nodes(self, other)
-        either = int((self.kept | other.kept).sum())
-        return int((self.kept & other.kept).sum()) / either if either else 1.0
+        in_both = int((self.kept & other.kept).sum())
+        in_either = int((self.kept | other.kept).sum())
+        return in_both / in_either if in_either else 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class EdgeScores:
-    """A score for the edge from `senders[u]` to `receivers[v]`, higher means it matters more; NaN
-    where there is no edge."""
+    """A score for each edge; higher means that the edge matters more.
+
+    Attributes:
+        senders: names of the nodes that write.
+        receivers: names of the nodes that read.
+        values: [senders, receivers]: `values[u, v]` for the edge from `senders[u]` to
+            `receivers[v]`, NaN where there is no edge.
+
+    Raises:
+        ValueError: values of another shape.
+
+    Example:
+        >>> from interp.analysis.circuits import EdgeScores
+        >>> scores = EdgeScores(("a", "b"), ("b", "c"), np.array([[0.1, 0.3], [np.nan, 0.2]]))
+        >>> scores.frame()
+          sender receiver  score
+        0      a        b    0.1
+        1      a        c    0.3
+        2      b        c    0.2
+        >>> scores.top(0.3).kept
+        array([[False,  True],
+               [False, False]])
+    """
 
     senders: tuple[str, ...]
     receivers: tuple[str, ...]
@@ -193,45 +277,69 @@ class EdgeScores:
 
     @property
     def edges(self) -> Bool[np.ndarray, "senders receivers"]:
+        """Which edges exist."""
         return ~np.isnan(self.values)
 
     def top(self, fraction: float) -> Circuit:
-        """The highest-scoring edges: that fraction of all of them, at least one. Raises ValueError
-        for a fraction outside (0, 1]."""
+        """Returns the circuit of the highest-scoring edges: that fraction of all edges, at least
+        one.
+
+        Raises:
+            ValueError: a fraction outside (0, 1].
+        """
         _check_fraction(fraction)
-        where = np.argwhere(self.edges)
-        chosen = where[ranked(self.values[self.edges])[: max(1, round(fraction * len(where)))]]
+        edges = np.argwhere(self.edges)
+        count = max(1, round(fraction * len(edges)))
+        chosen = edges[ranked(self.values[self.edges])[:count]]
         kept = np.zeros_like(self.edges)
         kept[chosen[:, 0], chosen[:, 1]] = True
         return Circuit(self.senders, self.receivers, kept)
 
     def frame(self) -> pd.DataFrame:
-        """One row an edge: `sender`, `receiver`, `score`."""
+        """Returns one row per edge: `sender`, `receiver`, `score`."""
         rows = [
-            (self.senders[u], self.receivers[v], self.values[u, v])
-            for u, v in np.argwhere(self.edges)
+            (self.senders[sender], self.receivers[receiver], self.values[sender, receiver])
+            for sender, receiver in np.argwhere(self.edges)
         ]
         return pd.DataFrame(rows, columns=["sender", "receiver", "score"])
 
     def spearman(self, other: EdgeScores) -> float:
-        """The rank correlation over all edges; NaN where one side's scores are all equal. Raises
-        ValueError for scores of other edges."""
+        """Returns the rank correlation over all edges; NaN where all scores of one side are equal.
+
+        Raises:
+            ValueError: scores of other edges.
+        """
         from scipy import stats
 
         _check_nodes(self, other)
         if (self.edges != other.edges).any():
             raise ValueError(
-                f"{int(self.edges.sum())} edges here, {int(other.edges.sum())} there: expected scores of the same edges"
+                f"{int(self.edges.sum())} edges here, {int(other.edges.sum())} there: "
+                "expected scores of the same edges"
             )
-        ours, theirs = self.values[self.edges], other.values[self.edges]
-        found: Any = stats.spearmanr(ours, theirs) if np.ptp(ours) and np.ptp(theirs) else (np.nan,)
-        return float(found[0])
+        ours = self.values[self.edges]
+        theirs = other.values[self.edges]
+        if not np.ptp(ours) or not np.ptp(theirs):
+            return float("nan")
+        correlation: Any = stats.spearmanr(ours, theirs)
+        return float(correlation[0])
 
 
 def chance_iou(fraction: float) -> float:
-    """The overlap (see `Circuit.iou`) to expect of two random circuits that each hold this fraction
-    k of all edges: k^2 of the edges are in both and 2k - k^2 in either, so k / (2 - k). Raises
-    ValueError for a fraction outside (0, 1]."""
+    """Returns the overlap (see `Circuit.iou`) to expect of two random circuits that each hold this
+    fraction k of all edges: k^2 of the edges are in both and 2k - k^2 in either, so k / (2 - k).
+
+    Args:
+        fraction: the share of all edges, in (0, 1].
+
+    Raises:
+        ValueError: a fraction outside (0, 1].
+
+    Example:
+        >>> from interp.analysis.circuits import chance_iou
+        >>> round(chance_iou(0.1), 3)
+        0.053
+    """
     _check_fraction(fraction)
     return fraction / (2 - fraction)
 
@@ -239,61 +347,58 @@ def chance_iou(fraction: float) -> float:
 def sent(
     subject: Subject, graph: Graph, batch: Batch
 ) -> Float[Tensor, "items senders position d_model"]:
-    """What each sender writes into the residual, at least in float32.
+    """Returns what each sender writes into the residual, at least in float32.
 
-    Raises SiteError where attention adds anything but what its heads write and a bias, as with a
-    norm after it: no head has a share then.
+    Raises:
+        SiteError: attention adds something other than what its heads write and a bias, as with a
+            norm after attention. No head then has a share of its own.
     """
-    values = values_at(
-        subject,
-        batch,
-        tuple(
-            site
-            for layer in graph.layers
-            for site in (layer.pre, layer.heads, layer.attn, layer.mlp)
-        ),
-    )
+    sites: list[Site] = []
+    for layer in graph.layers:
+        sites += [layer.pre, layer.heads, layer.attn, layer.mlp]
+    values = values_at(subject, batch, tuple(sites))
+
     embedded = values[graph.layers[0].pre]
     parts = [embedded[:, None]]
     for layer in graph.layers:
         _check_linear(subject, layer, values)
-        parts += [writes(subject, layer, values[layer.heads]), values[layer.mlp][:, None]]
-    return torch.cat(
-        [part.to(torch.promote_types(embedded.dtype, torch.float32)) for part in parts], dim=1
-    )
+        parts.append(writes(subject, layer, values[layer.heads]))
+        parts.append(values[layer.mlp][:, None])
+    wide = torch.promote_types(embedded.dtype, torch.float32)
+    return torch.cat([part.to(wide) for part in parts], dim=1)
 
 
 def writes(
     subject: Subject, layer: Layer, heads: Float[Tensor, "items position columns"]
 ) -> Float[Tensor, "items heads position d_model"]:
-    """What each head adds to the residual: its columns times their rows of the out-projection's
-    weight."""
+    """Returns what each head adds to the residual: its columns times their rows of the
+    out-projection's weight, at least in float32."""
     wide = torch.promote_types(heads.dtype, torch.float32)
     rows = subject.anatomy.out_weight(subject.module, layer.heads).detach().to(wide)
-    return torch.einsum(
-        "ithc,hcd->ihtd",
-        heads.to(wide).unflatten(-1, (layer.count, -1)),
-        rows.unflatten(0, (layer.count, -1)),
-    )
+    columns_by_head = heads.to(wide).unflatten(-1, (layer.count, -1))
+    rows_by_head = rows.unflatten(0, (layer.count, -1))
+    return torch.einsum("ithc,hcd->ihtd", columns_by_head, rows_by_head)
 
 
 def out_bias(subject: Subject, layer: Layer) -> Float[Tensor, " d_model"]:
-    """What attention adds whatever its heads say."""
+    """Returns the bias of the attention's out-projection; zeros where it has none."""
     projection = subject.module.get_submodule(subject.anatomy.place(layer.heads).path)
-    bias, rows = getattr(projection, "bias", None), out_rows(projection)
-    return (bias if isinstance(bias, Tensor) else rows.new_zeros(rows.shape[1])).detach()
+    bias = getattr(projection, "bias", None)
+    if isinstance(bias, Tensor):
+        return bias.detach()
+    rows = out_rows(projection)
+    return rows.new_zeros(rows.shape[1])
 
 
 def _check_linear(subject: Subject, layer: Layer, values: Mapping[Site, Value]) -> None:
-    rows, heads = (
-        subject.anatomy.out_weight(subject.module, layer.heads).detach(),
-        values[layer.heads],
-    )
-    if not close(
-        values[layer.attn], heads @ rows + out_bias(subject, layer), heads.abs() @ rows.abs()
-    ):
+    rows = subject.anatomy.out_weight(subject.module, layer.heads).detach()
+    heads = values[layer.heads]
+    expected = heads @ rows + out_bias(subject, layer)
+    rounding_scale = heads.abs() @ rows.abs()
+    if not close(values[layer.attn], expected, rounding_scale):
         raise SiteError(
-            f"{layer.attn} is not what {layer.heads} write into the residual: what stands between them mixes the heads"
+            f"{layer.attn} is not what {layer.heads} write into the residual: "
+            "what stands between them mixes the heads"
         )
 
 
@@ -305,13 +410,15 @@ def _check_fraction(fraction: float) -> None:
 def _check_shape(values: np.ndarray, senders: tuple[str, ...], receivers: tuple[str, ...]) -> None:
     if values.shape != (len(senders), len(receivers)):
         raise ValueError(
-            f"expected one value for each of {len(senders)} senders and {len(receivers)} receivers; got {values.shape}"
+            f"expected one value for each of {len(senders)} senders and {len(receivers)} "
+            f"receivers; got {values.shape}"
         )
 
 
 def _check_nodes(one: Circuit | EdgeScores, other: Circuit | EdgeScores) -> None:
-    if (one.senders, one.receivers) != (other.senders, other.receivers):
-        here, there = (
-            f"{len(c.senders)} senders and {len(c.receivers)} receivers" for c in (one, other)
-        )
-        raise ValueError(f"these are of models with other nodes: {here}, and {there}")
+    if one.senders == other.senders and one.receivers == other.receivers:
+        return
+    here, there = (
+        f"{len(each.senders)} senders and {len(each.receivers)} receivers" for each in (one, other)
+    )
+    raise ValueError(f"these are of models with other nodes: {here}, and {there}")

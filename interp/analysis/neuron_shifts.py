@@ -1,9 +1,10 @@
-"""Whether a memory shifts existing patterns: how far neurons stand from their mean on clean items
-of the same kind, and what that writes.
+"""Whether a memory shifts existing patterns: how far neurons are from their mean on clean items of
+the same group, and what that shift writes into the prediction.
 
-For claim 3 of "Reason to Rote" (arXiv 2507.04782): to fit noise, existing activation patterns are
-shifted slightly. The protocol is our choice, as no published text gives one; its controls are as
-many random neurons, and the whole layer, which is chosen without any label.
+Made for claim 3 of "Reason to Rote" (arXiv 2507.04782): to fit noise, a model slightly shifts
+existing activation patterns. No published text gives a protocol, so the protocol is our choice. Its
+controls are the same number of random neurons, and the whole layer, which needs no labels to
+choose.
 """
 
 from __future__ import annotations
@@ -34,93 +35,151 @@ from interp.subject.subject import Subject, evaluating
 Rows = Float[np.ndarray, "items neurons"]
 Chosen = Bool[np.ndarray, "items neurons"]
 Tokens = Int[np.ndarray, " items"] | Int[Tensor, " items"] | Sequence[int]
-_AT_ONCE = 256  # items in one graph of autograd: it holds every activation of the model
+
+# Items that are differentiated at once: the autograd graph holds every activation of the model.
+_ITEMS_PER_GRAPH = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """What neurons do on clean items: `means` of each group and `spread`, the standard deviation
-    within groups, both [neurons]."""
+    """What neurons do on clean items, group by group.
+
+    Attributes:
+        means: the mean of each neuron in each group, [neurons] by group.
+        spread: the standard deviation of each neuron within groups, [neurons].
+    """
 
     means: Mapping[Hashable, Float[np.ndarray, " neurons"]]
     spread: Float[np.ndarray, " neurons"]
 
     def expected(self, groups: Iterable[Hashable]) -> Rows:
-        """The mean of each item's group. Raises ValueError that names groups never fitted."""
-        keys = _keys(groups)
+        """Returns the mean of each item's group, [items, neurons].
+
+        Raises:
+            ValueError: groups that had no clean item.
+        """
+        keys = _group_keys(groups)
         unknown = [key for key in dict.fromkeys(keys) if key not in self.means]
         if unknown:
             raise ValueError(
-                f"no clean item of {len(unknown)} groups: {unknown[:5]}; fitted were {len(self.means)}: {list(self.means)[:5]}"
+                f"no clean item of {len(unknown)} groups: {unknown[:5]}; "
+                f"fitted were {len(self.means)}: {list(self.means)[:5]}"
             )
         return np.stack([self.means[key] for key in keys])
 
     def z(self, rows: Rows, groups: Iterable[Hashable]) -> Rows:
-        """(h_n(i) - mean) / spread. For a neuron that never varied within a group: 0 where it still
-        has the mean, else infinite, with the sign of the shift; its like is left out by `spread >
-        0`."""
+        """Returns (h_n(i) - mean) / spread of every neuron n and item i.
+
+        A neuron that never varied within a group has no spread. Its z is 0 where it still has the
+        mean, and otherwise infinite with the sign of the shift; filter such neurons by `spread >
+        0`.
+
+        Args:
+            rows: [items, neurons] activations.
+            groups: the group of each item.
+        """
         shift = np.asarray(rows, np.float64) - self.expected(groups)
-        still = np.where(shift == 0, 0.0, np.copysign(np.inf, shift))
-        return np.divide(shift, self.spread, out=still, where=self.spread > 0)
+        without_spread = np.where(shift == 0, 0.0, np.copysign(np.inf, shift))
+        return np.divide(shift, self.spread, out=without_spread, where=self.spread > 0)
 
     def profile(self, rows: Rows, groups: Iterable[Hashable]) -> Float[np.ndarray, " items"]:
-        """Pearson's correlation over neurons of an item with the mean of its group; NaN where
-        either is the same for all neurons."""
-        own, mean = (
-            _centered(np.asarray(value, np.float64)) for value in (rows, self.expected(groups))
-        )
-        size = np.linalg.norm(own, axis=1) * np.linalg.norm(mean, axis=1)
-        return np.divide((own * mean).sum(1), size, out=np.full(len(size), np.nan), where=size > 0)
+        """Returns Pearson's correlation, over neurons, of each item with the mean of its group; NaN
+        where either has the same value for all neurons.
+
+        Args:
+            rows: [items, neurons] activations.
+            groups: the group of each item.
+        """
+        own = _center_each_row(np.asarray(rows, np.float64))
+        mean = _center_each_row(np.asarray(self.expected(groups), np.float64))
+        norms = np.linalg.norm(own, axis=1) * np.linalg.norm(mean, axis=1)
+        products = (own * mean).sum(1)
+        undefined = np.full(len(norms), np.nan)
+        return np.divide(products, norms, out=undefined, where=norms > 0)
 
 
 def fit_groups(rows: Rows, groups: Iterable[Hashable]) -> Groups:
-    """Means and spread over clean items; `groups` gives each item's, any hashable or a row of an
-    array.
+    """Returns the means and the spread of neurons over clean items.
 
-    The variance is pooled over groups of at least two items: squared deviations from the group's
-    mean, over the number of these items. Raises ValueError when there is no such group, or not one
-    group an item.
+    The variance is pooled over groups of at least two items: the squared deviations from the
+    group's mean, summed and divided by the number of these items.
+
+    Args:
+        rows: [items, neurons] activations.
+        groups: the group of each item: anything hashable, or a row of an array.
+
+    Raises:
+        ValueError: no group has two items, or there is not one group per item.
+
+    Example:
+        >>> from interp.analysis.neuron_shifts import fit_groups
+        >>> fitted = fit_groups(np.array([[1.0, 5.0], [3.0, 5.0], [8.0, 0.0]]), ["a", "a", "b"])
+        >>> fitted.spread
+        array([1., 0.])
+        >>> fitted.z(np.array([[4.0, 6.0]]), ["a"])
+        array([[ 2., inf]])
     """
-    keys, values = _keys(groups), np.asarray(rows, np.float64)
+    keys = _group_keys(groups)
+    values = np.asarray(rows, np.float64)
     if values.ndim != 2 or len(keys) != len(values):
         raise ValueError(
-            f"expected rows [items, neurons] and a group for each item; got {values.shape} and {len(keys)} groups"
+            "expected rows [items, neurons] and a group for each item; "
+            f"got {values.shape} and {len(keys)} groups"
         )
     members: dict[Hashable, list[int]] = {}
     for item, key in enumerate(keys):
         members.setdefault(key, []).append(item)
-    means = {key: _mean(values[items]) for key, items in members.items()}
-    several = [
-        (values[items] - means[key]) ** 2 for key, items in members.items() if len(items) > 1
-    ]
-    if not several:
+
+    means: dict[Hashable, Float[np.ndarray, " neurons"]] = {}
+    deviations: list[Rows] = []
+    for key, items in members.items():
+        means[key] = _exact_mean(values[items])
+        if len(items) > 1:
+            deviations.append(values[items] - means[key])
+    if not deviations:
         raise ValueError(f"no spread: none of {len(members)} groups has two items")
-    return Groups(means, np.sqrt(np.concatenate(several).mean(0)))
+    variance = (np.concatenate(deviations) ** 2).mean(0)
+    return Groups(means, np.sqrt(variance))
 
 
-def _mean(rows: Rows) -> Float[np.ndarray, " neurons"]:
-    """The mean, exact for neurons that never vary: a rounding error would pass for a spread."""
+def _exact_mean(rows: Rows) -> Float[np.ndarray, " neurons"]:
+    """The mean of each column, without rounding error in columns that do not vary: the error would
+    look like a spread."""
     return rows[0] + (rows - rows[0]).mean(0)
 
 
-def _keys(groups: Iterable[Any]) -> list[Hashable]:
-    listed = (
-        groups.tolist() if isinstance(groups, (np.ndarray, Tensor, pd.Series)) else list(groups)
-    )
-    return [tuple(key) if isinstance(key, list) else key for key in listed]
+def _group_keys(groups: Iterable[Any]) -> list[Hashable]:
+    is_array = isinstance(groups, (np.ndarray, Tensor, pd.Series))
+    keys = groups.tolist() if is_array else list(groups)
+    return [tuple(key) if isinstance(key, list) else key for key in keys]
 
 
-def _centered(rows: Rows) -> Rows:
-    return rows - _mean(rows.T)[:, None]
+def _center_each_row(rows: Rows) -> Rows:
+    return rows - _exact_mean(rows.T)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class ReadOut:
-    """The neurons of `site` on every item of a batch, at the position that predicts target number
-    `step`.
+    """The neurons of a site on every item of a batch, at the position that predicts one target.
 
-    Raises SiteError for a site that holds no neurons, ValueError for a step past the targets, and,
-    on use, for models whose targets do not depend on one position alone.
+    Attributes:
+        subject: the model.
+        batch: the items.
+        site: a site of neurons.
+        step: which of `batch.targets` is predicted.
+
+    Raises:
+        SiteError: a site that holds no neurons.
+        ValueError: a step past the targets; or, on first use, a model whose targets are not
+            predicted by one position alone.
+
+    Example:
+        >>> from interp.analysis.neuron_shifts import ReadOut
+        >>> out = ReadOut(subject, batch, interp.Site("neurons", 1))
+        >>> out.position, out.rows.shape
+        (7, (12, 48))
+        >>> bool((out.answered() == batch.targets[:, 0].numpy()).all())
+        True
     """
 
     subject: Subject
@@ -131,47 +190,63 @@ class ReadOut:
     def __post_init__(self) -> None:
         site = self.subject.anatomy.resolve(self.site)
         if site.point != "neurons":
-            raise SiteError(
-                f"{site} holds no neurons: expected a site such as {Site('neurons', site.block or 0, site.stack)}"
-            )
-        if not 0 <= self.step < self.batch.length - self.batch.prompt:
-            raise ValueError(
-                f"step={self.step}: the batch has targets 0 to {self.batch.length - self.batch.prompt - 1}"
-            )
+            nearest = Site("neurons", site.block or 0, site.stack)
+            raise SiteError(f"{site} holds no neurons: expected a site such as {nearest}")
+        targets = self.batch.length - self.batch.prompt
+        if not 0 <= self.step < targets:
+            raise ValueError(f"step={self.step}: the batch has targets 0 to {targets - 1}")
         object.__setattr__(self, "site", site)
 
     @cached_property
     def position(self) -> int:
         """The absolute position that is read."""
-        start = predicting(self.subject, self.batch, (self.site,))[self.site.stack]
-        if start is None or start + self.step < 0:
+        first = predicting(self.subject, self.batch, (self.site,))[self.site.stack]
+        if first is None or first + self.step < 0:
             raise ValueError(
-                f"{self.site}: no single position predicts target {self.step}, so there is none to read neurons at"
+                f"{self.site}: no single position predicts target {self.step}, "
+                "so there is none to read neurons at"
             )
-        return start + self.step
+        return first + self.step
 
     @cached_property
     def rows(self) -> Rows:
-        """What the neurons are."""
-        found = values_at(self.subject, self.batch, (self.site,))[self.site]
-        return found[:, self.position].double().cpu().numpy()
+        """The activations, [items, neurons] in float64."""
+        values = values_at(self.subject, self.batch, (self.site,))[self.site]
+        return values[:, self.position].double().cpu().numpy()
 
     def direct_effects(self, towards: Tokens, away: Tokens | None = None) -> Rows:
-        """w_out[n] . g_i, g = d (logit of `towards` - logit of `away`) / d residual leaving the
-        last block: what one more unit of a neuron adds to the logit difference (of the logit itself
-        without `away`) of item i, past all later blocks, to first order.
+        """Returns what one more unit of each neuron adds to a logit difference, past all later
+        blocks and to first order: w_out[n] . g_i for neuron n and item i.
 
-        g is differentiated, not read off the unembedding with the final norm's scale frozen as in
-        direct logit attribution: one rule for every final norm, and true to first order. The two
+        g_i = d (logit of `towards` - logit of `away`) / d (residual that leaves the last block).
+        Direct logit attribution instead reads g off the unembedding, with the scale of the final
+        norm frozen. Differentiating works for every final norm and is right to first order; the two
         differ by the part of w_out along the normalized residual, which the norm takes out again. A
         norm between the out-projection and the residual (Gemma 3) is not seen.
+
+        Args:
+            towards: one token id per item.
+            away: the token id whose logit is subtracted; nothing is subtracted by default.
+
+        Returns:
+            [items, neurons], in logits per unit of activation.
         """
         written = self.subject.anatomy.out_weight(self.subject.module, self.site).detach().double()
-        return (self._gradient(towards, away).double() @ written.T).cpu().numpy()
+        gradient = self._logit_gradient(towards, away).double()
+        return (gradient @ written.T).cpu().numpy()
 
     def contribution(self, shift: Rows, towards: Tokens, away: Tokens | None = None) -> Rows:
-        """d_{n,i} = shift_n(i) * w_out[n] . g_i (see `direct_effects`), in logits: the direct
-        contribution of a shift to `towards`."""
+        """Returns what a shift of the neurons adds directly to the logit difference: shift_n(i) *
+        w_out[n] . g_i (see `direct_effects`), in logits.
+
+        Args:
+            shift: [items, neurons] change of activation.
+            towards: one token id per item.
+            away: the token id whose logit is subtracted.
+
+        Raises:
+            ValueError: a shift of another shape.
+        """
         effects = self.direct_effects(towards, away)
         if np.shape(shift) != effects.shape:
             raise ValueError(
@@ -180,53 +255,67 @@ class ReadOut:
         return shift * effects
 
     def reset(self, expected: Rows, chosen: Chosen) -> Interchange:
-        """Sets the chosen neurons of each item, at the read position, to what is expected; all
-        others stay as they are there.
+        """Returns the plan that sets the chosen neurons of each item, at the position that is read,
+        to their expected value. The other neurons keep the value they have there.
 
-        For forwards of the whole batch, in its order.
+        The plan fits forward passes over the whole batch, in its order.
+
+        Args:
+            expected: [items, neurons] values, such as `Groups.expected`.
+            chosen: [items, neurons], True for the neurons to set.
+
+        Raises:
+            ValueError: arguments of another shape.
         """
-        if np.shape(expected) != self.rows.shape or np.shape(chosen) != self.rows.shape:
+        shape = self.rows.shape
+        if np.shape(expected) != shape or np.shape(chosen) != shape:
             raise ValueError(
-                f"expected {self.rows.shape} [items, neurons]; got means {np.shape(expected)} and chosen {np.shape(chosen)}"
+                f"expected {shape} [items, neurons]; "
+                f"got means {np.shape(expected)} and chosen {np.shape(chosen)}"
             )
-        donors = np.where(chosen, expected, self.rows)[:, None].repeat(self.position + 1, axis=1)
-        units = all_units({self.site: self.rows.shape[1]})
+        # An Interchange takes a value for every position up to the last one it changes.
+        at_position = np.where(chosen, expected, self.rows)
+        donors = at_position[:, None].repeat(self.position + 1, axis=1)
+        units = all_units({self.site: shape[1]})
         return Interchange(units, positions=(self.position,), values={self.site: donors})
 
     def answered(self, *plans: Plan) -> Int[np.ndarray, " items"]:
-        """The likeliest token of each item, under plans if any."""
+        """Returns the likeliest token of each item, under plans if there are any."""
         with evaluating(self.subject), self.subject.intervened(*plans):
-            return self.subject.target_logits(self.batch)[:, self.step].argmax(-1).cpu().numpy()
+            logits = self.subject.target_logits(self.batch)[:, self.step]
+        return logits.argmax(-1).cpu().numpy()
 
-    def _gradient(self, towards: Tokens, away: Tokens | None) -> Float[Tensor, "items d_model"]:
-        signs = [(1, _ids(towards, len(self.batch)))] + (
-            [] if away is None else [(-1, _ids(away, len(self.batch)))]
-        )
-        parts = self.batch.split(_AT_ONCE)
-        split = [
-            [(sign, ids[start : start + _AT_ONCE]) for sign, ids in signs]
-            for start in range(0, len(self.batch), _AT_ONCE)
-        ]
-        return torch.cat(
-            [self._gradient_of(part, answers) for part, answers in zip(parts, split, strict=True)]
-        )
+    def _logit_gradient(
+        self, towards: Tokens, away: Tokens | None
+    ) -> Float[Tensor, "items d_model"]:
+        signed = [(1, _token_ids(towards, len(self.batch)))]
+        if away is not None:
+            signed.append((-1, _token_ids(away, len(self.batch))))
 
-    def _gradient_of(
-        self, part: Batch, answers: list[tuple[int, Tensor]]
+        gradients: list[Tensor] = []
+        for number, part in enumerate(self.batch.split(_ITEMS_PER_GRAPH)):
+            start = number * _ITEMS_PER_GRAPH
+            own = [(sign, ids[start : start + _ITEMS_PER_GRAPH]) for sign, ids in signed]
+            gradients.append(self._logit_gradient_of(part, own))
+        return torch.cat(gradients)
+
+    def _logit_gradient_of(
+        self, part: Batch, signed: list[tuple[int, Tensor]]
     ) -> Float[Tensor, "items d_model"]:
         blocks = self.subject.anatomy.blocks(self.site.stack)
         last = Site("resid_post", len(blocks) - 1, self.site.stack)
         with differentiating(self.subject):
             with captured(self.subject, (last,)) as values:
                 logits = self.subject.target_logits(part)[:, self.step]
-            chosen = [
-                sign * logits.gather(1, ids[:, None].to(logits.device)).sum()
-                for sign, ids in answers
-            ]
-            return torch.autograd.grad(torch.stack(chosen).sum(), values[last])[0][:, self.position]
+            terms: list[Tensor] = []
+            for sign, ids in signed:
+                chosen = logits.gather(1, ids[:, None].to(logits.device))
+                terms.append(sign * chosen.sum())
+            (gradient,) = torch.autograd.grad(torch.stack(terms).sum(), values[last])
+            return gradient[:, self.position]
 
 
-def _ids(tokens: Tokens, items: int) -> Int[Tensor, " items"]:
+def _token_ids(tokens: Tokens, items: int) -> Int[Tensor, " items"]:
     ids = torch.as_tensor(tokens).long()
     if ids.shape != (items,):
         raise ValueError(
@@ -236,8 +325,22 @@ def _ids(tokens: Tokens, items: int) -> Int[Tensor, " items"]:
 
 
 def largest(contribution: Rows, k: int) -> Chosen:
-    """The k largest of each item; equal ones in an arbitrary order, always the same. Raises
-    ValueError for more than there are."""
+    """Returns a mask of the k largest values of each item. Equal values are chosen in an arbitrary
+    but reproducible order.
+
+    Args:
+        contribution: [items, neurons].
+        k: how many neurons to choose for each item.
+
+    Raises:
+        ValueError: k is negative, or larger than the number of neurons.
+
+    Example:
+        >>> from interp.analysis.neuron_shifts import largest
+        >>> largest(np.array([[0.1, 0.5, 0.3], [0.9, 0.0, 0.2]]), 1)
+        array([[False,  True, False],
+               [ True, False, False]])
+    """
     values = np.asarray(contribution)
     if not 0 <= k <= values.shape[1]:
         raise ValueError(f"cannot take {k} of {values.shape[1]} neurons")
@@ -248,11 +351,15 @@ def largest(contribution: Rows, k: int) -> Chosen:
 
 
 def random_choice(shape: tuple[int, int], k: int, seed: int) -> Chosen:
-    """k random neurons of each item, another draw for each.
+    """Returns a mask of k random neurons of each item, drawn anew for each item.
 
-    A mask with a row per item, whereas the controls of `interp.mitigation` are units that are the
-    same for the whole batch. Like those of `largest`, they are drawn among all neurons: some of the
-    largest may be among them.
+    The controls in `interp.mitigation` are units that are the same for the whole batch; here every
+    item has its own. They are drawn from all neurons, so some may be among the largest.
+
+    Args:
+        shape: number of items and of neurons.
+        k: how many neurons to choose for each item.
+        seed: of the draw.
     """
     return largest(np.random.default_rng(seed).random(shape), k)
 
@@ -266,35 +373,55 @@ def dose_curve(
     *,
     seeds: int = 5,
 ) -> pd.DataFrame:
-    """What items answer when some neurons are reset to what is expected (see `ReadOut.reset`).
+    """Measures what items answer when some of their neurons are reset (see `ReadOut.reset`).
 
-    Returns a row for each item and `selection`: "largest" and "random" (`seed` 0 to `seeds` - 1)
-    for `k` neurons of each dose, 0 being no change, and "all" for the whole layer. Each name of
-    `answers` is a column: whether that token is the likeliest.
+    Args:
+        out: the items and the neurons.
+        expected: [items, neurons] values to reset to.
+        contribution: [items, neurons]; the neurons with the largest are reset.
+        answers: token ids by name, one per item.
+        doses: numbers of neurons to reset; 0 changes nothing.
+        seeds: number of random draws.
+
+    Returns:
+        One row per item and choice of neurons: `selection` is "largest", "random" (with `seed` 0 to
+        `seeds` - 1) or "all" for the whole layer; `k` is the number of neurons; `item` the number
+        of the item. Each name in `answers` is a column: whether that token is the likeliest.
+
+    Example:
+        >>> from interp.analysis.neuron_shifts import ReadOut, dose_curve
+        >>> out = ReadOut(subject, batch, interp.Site("neurons", 1))
+        >>> right = {"right": batch.targets[:, 0]}
+        >>> curve = dose_curve(out, out.rows, out.rows, right, [0, 4], seeds=1)
+        >>> curve.groupby(["selection", "k"], sort=False)["right"].mean()
+        selection  k
+        largest    0     1.0
+        random     0     1.0
+        largest    4     1.0
+        random     4     1.0
+        all        48    1.0
+        Name: right, dtype: float64
     """
-    wanted = {name: _ids(tokens, len(out.batch)).numpy() for name, tokens in answers.items()}
+    wanted = {name: _token_ids(tokens, len(out.batch)).numpy() for name, tokens in answers.items()}
     frames: list[pd.DataFrame] = []
     for selection, k, seed, chosen in _selections(np.asarray(contribution), doses, seeds):
-        said = out.answered(out.reset(expected, chosen))
-        right = {name: said == tokens for name, tokens in wanted.items()}
-        frames.append(
-            pd.DataFrame(
-                {
-                    "selection": selection,
-                    "k": k,
-                    "seed": seed,
-                    "item": np.arange(len(said)),
-                    **right,
-                }
-            )
-        )
+        answered = out.answered(out.reset(expected, chosen))
+        columns: dict[str, Any] = {
+            "selection": selection,
+            "k": k,
+            "seed": seed,
+            "item": np.arange(len(answered)),
+        }
+        for name, tokens in wanted.items():
+            columns[name] = answered == tokens
+        frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
 def _selections(
     contribution: Rows, doses: Sequence[int], seeds: int
 ) -> Iterator[tuple[str, int, int, Chosen]]:
-    shape = contribution.shape[0], contribution.shape[1]
+    shape = (contribution.shape[0], contribution.shape[1])
     for k in doses:
         yield "largest", k, 0, largest(contribution, k)
         for seed in range(seeds):

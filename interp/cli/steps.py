@@ -1,5 +1,5 @@
 """The main job on texts or images, step by step, as the command line and the experiments run it:
-scan, halve, localize, ablate."""
+scan, localize, ablate. Each step writes its tables and figures to a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from interp.sites.units import Units, UnitScores
 from interp.subject.batch import GIVEN, Batch
 from interp.subject.subject import Subject
 
-_SHOWN = 8  # images in a figure
+_IMAGES_SHOWN = 8
 
 
 def scan_texts(
@@ -41,116 +41,159 @@ def scan_texts(
     stride: int | None = None,
     size: int = 16,
 ) -> pd.DataFrame:
-    """Scans texts into `out`: windows.parquet, passages.csv, scan.png. What is there already is not
-    measured again."""
+    """Scans texts and writes windows.parquet, passages.csv and scan.png.
+
+    Parts of the scan that are finished in `out` are not measured again.
+
+    Args:
+        subject: a language model.
+        texts: the texts.
+        out: folder of the files.
+        prefix: number of tokens the model is given.
+        length: number of tokens it has to continue with.
+        stride: number of tokens from one window to the next; `length` by default.
+        size: batch size.
+
+    Returns:
+        One row per window: see `interp.scan`.
+    """
     frame = scan(subject, texts, prefix, length, stride=stride, size=size, folder=out / "parts")
-    _write(frame, out)
+    _write_scan(frame, out)
     return frame
 
 
 def scan_images(
     subject: Subject, paths: Iterable[str | Path], out: Path, prefix: int = 0, size: int = 16
 ) -> pd.DataFrame:
-    """Scans the images of files, each as one window, its class given, into `out`: as `scan_texts`
-    does, and images.png, the best of them.
+    """Scans images, each as one window that is conditioned on its class, and writes windows.parquet,
+    passages.csv, scan.png and images.png (the best matches).
 
-    Raises ValueError when the model is of something else, has no such classes, or cannot go on
-    after `prefix` tokens; and as `read_images`, which is asked for the side and channels of the
-    model's tokenizer.
+    Parts of the scan that are finished in `out` are not measured again.
+
+    Args:
+        subject: an image model.
+        paths: .npz files, or folders with one folder per class.
+        out: folder of the files.
+        prefix: number of tokens the model is given.
+        size: batch size.
+
+    Returns:
+        One row per image: see `interp.scan`.
+
+    Raises:
+        ValueError: the model is not an image model, does not have these classes, or cannot continue
+            after `prefix` tokens; or see `read_images`, which is called with the side and the
+            channels of the model's tokenizer.
     """
     module = image_model(subject.module)
     places = [Path(path) for path in paths]
     module.before(prefix)
     images = read_images(places, module.tokenizer.side, module.tokenizer.channels)
     _check_classes(images, places, module.classes)
-    frame = scan(
-        subject,
-        module.encode(images.pixels, images.labels, prefix),
-        size=size,
-        folder=out / "parts",
-    )
-    _write(frame, out)
-    save(_best(subject, module, images, frame), out / "images.png")
+    encoded = module.encode(images.pixels, images.labels, prefix)
+    frame = scan(subject, encoded, size=size, folder=out / "parts")
+    _write_scan(frame, out)
+    save(_draw_best_matches(subject, module, images, frame), out / "images.png")
     return frame
 
 
 def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
-    """Raises ValueError for a path that does not exist, or holds texts where a model is of images,
-    or images where it is of texts."""
+    """Checks that the sources are of the kind that the model reads.
+
+    Args:
+        paths: files and folders.
+        model: the model as it was given, for the message.
+        images: whether it is an image model.
+
+    Raises:
+        ValueError: a path that does not exist, that holds no images for an image model, or that
+            holds only images for a language model.
+    """
     for path in paths:
         if not path.exists():
+            kind = "images" if images else "a text file"
+            raise ValueError(f"{path} does not exist: expected {kind} or a folder of them")
+        if path.is_file():
+            has_images = path.suffix.lower() in (".npz", *PICTURES)
+        else:
+            # Pictures count from one folder down, because the folder they are in is their class.
+            has_images = _any_with_suffix(path.glob("*/**/*"), PICTURES)
+
+        if images and not has_images:
             raise ValueError(
-                f"{path} does not exist: expected {'images' if images else 'a text file'} or a folder of them"
+                f"{path} holds no images; {model}, weights without config.json, is read as an "
+                "image model: expected an .npz of images and labels, or a folder of one folder a "
+                f"class with {', '.join(PICTURES)}"
             )
-        pictures = (
-            (path.suffix.lower() in (".npz", *PICTURES))
-            if path.is_file()
-            else _is_there(path.glob("*/**/*"), PICTURES)
-        )
-        if images and not pictures:
-            raise ValueError(
-                f"{path} holds no images; {model}, weights without config.json, is read as an image model: expected an .npz of images and "
-                f"labels, or a folder of one folder a class with {', '.join(PICTURES)}"
-            )
-        if not images and pictures and (path.is_file() or not _is_there(path.rglob("*"), TEXTS)):
-            raise ValueError(
-                f"{path} holds images, and {model} names no image model: expected texts, or the weights of a VAR or a RAR"
-            )
+        if not images and has_images:
+            has_texts = path.is_dir() and _any_with_suffix(path.rglob("*"), TEXTS)
+            if not has_texts:
+                raise ValueError(
+                    f"{path} holds images, and {model} names no image model: "
+                    "expected texts, or the weights of a VAR or a RAR"
+                )
 
 
-def _is_there(files: Iterable[Path], suffixes: Sequence[str]) -> bool:
+def _any_with_suffix(files: Iterable[Path], suffixes: Sequence[str]) -> bool:
     return any(file.suffix.lower() in suffixes for file in files)
 
 
 def _check_classes(images: Images, places: Sequence[Path], classes: int) -> None:
-    """Raises ValueError for labels that are no class, and for folders whose names do not tell which
-    class they are."""
-    if int(images.labels.max()) >= classes:
+    """Raises ValueError for labels outside the model's classes, and for folders whose names do not
+    say which class they are."""
+    low = int(images.labels.min())
+    high = int(images.labels.max())
+    if high >= classes:
         raise ValueError(
-            f"labels are {int(images.labels.min())} to {int(images.labels.max())}: this model has classes 0 to {classes - 1}"
+            f"labels are {low} to {high}: this model has classes 0 to {classes - 1}"
         )
-    folders = [
-        folder
-        for place in places
-        if place.is_dir()
-        for folder in place.iterdir()
-        if folder.is_dir()
-    ]
-    names = sorted({folder.name for folder in folders if _is_there(folder.rglob("*"), PICTURES)})
+    found: set[str] = set()
+    for place in places:
+        if not place.is_dir():
+            continue
+        for folder in place.iterdir():
+            if folder.is_dir() and _any_with_suffix(folder.rglob("*"), PICTURES):
+                found.add(folder.name)
+
+    # Names that are not numbers are sorted and numbered, which is right only if all classes are
+    # there.
+    names = sorted(found)
     if not all(map(str.isdecimal, names)) and len(names) != classes:
         raise ValueError(
-            f"{len(names)} folders with names such as {names[0]} do not tell which of {classes} classes they are: name them by the "
-            "classes' numbers"
+            f"{len(names)} folders with names such as {names[0]} do not tell which of {classes} "
+            "classes they are: name them by the classes' numbers"
         )
 
 
-def _best(subject: Subject, module: ImageModel, images: Images, frame: pd.DataFrame) -> Any:
-    """The images that a model comes nearest to: as they were, as their tokens are, and as the model
-    goes on from the prefix."""
-    distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
-    best = distinct.sort_values(["exact", "matched", "log_p"], ascending=False, kind="stable").head(
-        _SHOWN
-    )
+def _draw_best_matches(
+    subject: Subject, module: ImageModel, images: Images, frame: pd.DataFrame
+) -> Any:
+    """The images that a model comes nearest to: the original, what the tokenizer makes of its
+    tokens, and what the model generates from the prefix."""
+    is_copy: Any = frame["tokens"].map(tuple).duplicated()
+    distinct: Any = frame[~is_copy]
+    ranking = ["exact", "matched", "log_p"]
+    best = distinct.sort_values(ranking, ascending=False, kind="stable").head(_IMAGES_SHOWN)
+
     batch = Batch.from_frame(best)
-    said = torch.cat(
-        [batch.tokens[:, : batch.prompt], subject.generate(batch).to(batch.tokens.device)], dim=1
-    )
+    given = batch.tokens[:, : batch.prompt]
+    continued = subject.generate(batch).to(batch.tokens.device)
     rows = {
         "original": images.pixels[best["text"].tolist()],
         "reconstruction": module.decode(batch.tokens),
-        "generated": module.decode(said),
+        "generated": module.decode(torch.cat([given, continued], dim=1)),
     }
-    named = zip(best["text"], best[f"{GIVEN}label"], best["matched"], best["length"], strict=True)
-    return image_grid(
-        rows,
-        [
-            f"image {image}\nclass {label}\n{matched} of {length}"
-            for image, label, matched, length in named
-        ],
+    described = zip(
+        best["text"], best[f"{GIVEN}label"], best["matched"], best["length"], strict=True
     )
+    titles = [
+        f"image {image}\nclass {label}\n{matched} of {length}"
+        for image, label, matched, length in described
+    ]
+    return image_grid(rows, titles)
 
 
-def _write(frame: pd.DataFrame, out: Path) -> None:
+def _write_scan(frame: pd.DataFrame, out: Path) -> None:
     with replaced(out / "windows.parquet") as temporary:
         frame.to_parquet(temporary)
     with replaced(out / "passages.csv") as temporary:
@@ -167,8 +210,21 @@ def localize_files(
     top: float,
     options: Mapping[str, Any] | None = None,
 ) -> UnitScores:
-    """Scores units on the first half and writes scores.parquet, units.json (the top share),
-    blocks.csv and units.png."""
+    """Scores units on the scored half and writes scores.parquet, units.json, blocks.csv and
+    units.png.
+
+    Args:
+        subject: the model.
+        halves: the windows to score on and to judge on.
+        out: folder of the files.
+        method: name of a localization method.
+        site: which units are scored.
+        top: the share of all units that is written to units.json.
+        options: options of the method.
+
+    Returns:
+        The scores of all units.
+    """
     scores = localize(subject, *halves.scored, method=method, site=site, **(options or {}))
     units = scores.top(top)
     scores.save(out / "scores.parquet")
@@ -176,13 +232,10 @@ def localize_files(
     with replaced(out / "blocks.csv") as temporary:
         scores.by_block().to_csv(temporary, index=False)
     ranked: Any = scores.to_frame().head(len(units))
-    if ranked["block"].notna().all():
-        save(
-            ranked_scores(
-                ranked.astype({"block": int}), blocks=max(map(len, subject.anatomy.stacks.values()))
-            ),
-            out / "units.png",
-        )
+    all_in_blocks = ranked["block"].notna().all()
+    if all_in_blocks:
+        blocks = max(map(len, subject.anatomy.stacks.values()))
+        save(ranked_scores(ranked.astype({"block": int}), blocks=blocks), out / "units.png")
     return scores
 
 
@@ -197,8 +250,21 @@ def ablate_files(
     seeds: int = 5,
     size: int = 16,
 ) -> DropReport:
-    """Measures the extraction drop on the second half, the scored windows beside it; writes
-    drop.parquet, drop.json and drop.png."""
+    """Measures the extraction drop on the judged half and writes drop.parquet, drop.json and
+    drop.png.
+
+    Where the halves share no wording, the scored windows are measured too.
+
+    Args:
+        subject: the model.
+        halves: the windows to score on and to judge on.
+        selection: scores, whose top `fractions` are ablated; or units.
+        out: folder of the files.
+        fractions: shares of all scored units.
+        at: the fraction that the verdict is about, if chosen beforehand.
+        seeds: number of random controls.
+        size: batch size.
+    """
     also = {"scored": halves.scored[0]} if halves.apart else None
     report = extraction_drop(
         subject,

@@ -1,2 +1,2 @@
-"""What removes a memory, and what that costs: the extraction drop of an ablation beside its
+"""What removes a memory, and what that costs: the extraction drop of an ablation compared with its
 controls."""

@@ -1,18 +1,17 @@
-"""A selection and its controls: other units to which the same is done, so that an effect can be
-compared with one of mere damage.
+"""A selection of units and its controls: other units to which the same is done, so that an effect
+can be compared with that of mere damage.
 
 The controls of a `Selection`:
 
 - `random`: other units drawn at random, the same number at each site;
-- `in_own_blocks`: the same for each of several methods that are compared, drawn where that method
-itself selects;
+- `in_own_blocks`: the same for each of several methods that are compared, drawn at the sites that
+  the method itself selects from;
 - `lowest`: the same number of units, with the lowest scores;
-- `as_active`: other units at the same sites, each with an activity near that of the unit it
-replaces;
+- `as_active`: other units at the same sites, each about as active as the unit it replaces;
 - `at_equal_damage`: random units, as many as it takes to raise the loss on held-out text as much as
-the selection does.
+  the selection does.
 
-Each returns a `Trial` per seed. The same seed draws the same units, whatever is done to them.
+Each returns trials, one per seed. The same seed draws the same units, whatever is done to them.
 """
 
 from __future__ import annotations
@@ -36,18 +35,11 @@ from interp.subject.subject import Subject
 Edit = Callable[[Units], Plan]
 Draw = Callable[[Units], Units]
 
-IN_BLOCKS_OF = "random, in the blocks of "  # begins the name of a control that is drawn where one of several methods selects
-_MULTIPLES = (
-    1,
-    3,
-    10,
-    30,
-    100,
-    300,
-    1000,
-    3000,
-    10_000,
-)  # of the selection's size, for random units at equal damage
+# First words of the name of a control whose units are drawn where one of several methods selects.
+IN_BLOCKS_OF = "random, in the blocks of "
+
+# Sizes of the random controls at equal damage, in multiples of the selection's size.
+_MULTIPLES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +47,10 @@ class Trial:
     """One edit to measure: that of a selection or of one of its controls.
 
     Attributes:
-        selection: name of the selection or the control.
-        fraction: of all units, as given for the selection.
-        seed: of the draw; 0 where nothing is drawn.
-        units: those that the plan changes.
+        selection: name of the selection or of the control.
+        fraction: share of all units, as given for the selection.
+        seed: seed of the draw; 0 where nothing is drawn.
+        units: the units that the plan changes.
         plan: what is done to them.
     """
 
@@ -70,28 +62,29 @@ class Trial:
 
     @property
     def k(self) -> int:
-        """How many units are changed; one that several interventions change counts once."""
+        """The number of units that are changed. A unit that several interventions change counts
+        once."""
         return len(self.units)
 
     def edited(self, edit: Edit) -> Trial:
-        """The same units under another edit."""
+        """Returns a trial that does something else to the same units."""
         return replace(self, plan=edit(self.units))
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Units that were selected and what is done to them, from which the trials of the selection and
-    of its controls are made.
+    """Units that were selected, and what is done to them. Its methods make the trials: of the
+    selection itself and of its controls.
 
     Attributes:
-        chosen: units, to which `edit` is done; or a plan, whose controls are the same interventions
-        on other units.
+        chosen: units, which `edit` turns into a plan; or a plan, whose controls are the same
+            interventions on other units.
         fraction: the share of all units that was selected; it is copied into the trials.
-        edit: what is done to units: a function that makes a plan of them, such as `Zero` or an edit
-        of weights.
+        edit: a function that returns the plan for some units, such as `Zero` or an edit of weights.
 
     Example:
-        >>> units = Units({"blocks.0.neurons": [2, 5]}, {"blocks.0.neurons": 8})
+        >>> from interp.mitigation.controls import Selection
+        >>> units = interp.Units({"blocks.0.neurons": [2, 5]}, {"blocks.0.neurons": 8})
         >>> selection = Selection(units, fraction=0.25)
         >>> trials = [selection.trial(), *selection.random(range(5))]
         >>> [trial.k for trial in trials]
@@ -105,31 +98,40 @@ class Selection:
     edit: Edit = Zero
 
     def trial(self, name: str = "selection") -> Trial:
-        """The selection itself."""
+        """Returns the trial of the selection itself."""
         return self._trial(name, 0, lambda units: units)
 
     def random(self, seeds: Iterable[int], name: str = "random", times: int = 1) -> list[Trial]:
-        """Other units at random: `times` as many at each site as are selected there, or all that
-        are left. See `Units.matched`.
+        """Returns one trial per seed on other units, drawn at random (see `Units.matched`).
 
-        Raises ValueError where all units are selected, so that none is left.
+        Args:
+            seeds: seeds of the draws.
+            name: name of the control.
+            times: how many times as many units as are selected to draw at each site; all that are
+                left where there are fewer.
+
+        Raises:
+            ValueError: all units are selected, so that none is left.
         """
         return [self._trial(name, seed, partial(_others, seed=seed, times=times)) for seed in seeds]
 
     def in_own_blocks(self, method: str, seeds: Iterable[int]) -> list[Trial]:
-        """`random` under a name that says in whose blocks they lie: for one of several methods,
-        each with controls where it selects."""
+        """Returns `random` trials under a name that says which method's blocks they are in: for the
+        comparison of several methods, each with controls at the sites where it selects."""
         return self.random(seeds, IN_BLOCKS_OF + method)
 
     def lowest(self, scores: UnitScores, name: str = "lowest") -> Trial:
-        """The same number of units over all sites, with the lowest scores."""
+        """Returns the trial on the same number of units with the lowest scores over all sites."""
         return self._trial(name, 0, lambda units: scores.lowest(len(units)))
 
     def as_active(
         self, activity: UnitScores, seeds: Iterable[int], name: str = "as active"
     ) -> list[Trial]:
-        """Other units of like activity: see `as_active`. Raises ValueError where a site does not
-        have the same number of others."""
+        """Returns one trial per seed on other units that are about as active: see `as_active`.
+
+        Raises:
+            ValueError: a site does not have the same number of other units.
+        """
         return [
             self._trial(name, seed, partial(as_active, activity=activity, seed=seed))
             for seed in seeds
@@ -143,24 +145,26 @@ class Selection:
         seeds: Iterable[int],
         size: int = 16,
     ) -> tuple[list[Trial], bool]:
-        """Random units, more and more of them, until they raise the loss on held-out text as much
-        as the selection does.
+        """Draws more and more random units, until ablating them raises the loss on held-out text as
+        much as the selection does.
 
         Args:
+            subject: the model.
             damage: mean loss on `held_out` under the selection, in nats per token.
             held_out: text that is neither memorized nor chosen to resemble what is.
+            seeds: seeds of the draws.
             size: batch size.
 
-        Returns one trial per seed, with the smallest number tried that brings the mean held-out
-        loss to `damage` or above, and True; or with the largest number there is, and False.
+        Returns:
+            One trial per seed, with the smallest number tried that brings the mean held-out loss to
+            `damage` or above, and True; or with the largest number there is, and False.
         """
         seeds = list(seeds)
         trials: list[Trial] = []
         for times in _MULTIPLES:
             trials = self.random(seeds, "random at equal damage", times)
-            measured: Any = effects(
-                subject, [trial.plan for trial in trials], {"held_out": held_out}, size
-            )
+            plans = [trial.plan for trial in trials]
+            measured: Any = effects(subject, plans, {"held_out": held_out}, size)
             if measured["loss"].mean() >= damage:
                 return trials, True
             nothing_left = trials[0].k < times * self.trial().k
@@ -169,25 +173,47 @@ class Selection:
         return trials, False
 
     def _trial(self, name: str, seed: int, draw: Draw) -> Trial:
-        """The trial in which what is done to the selected units is done to those that `draw` makes
-        of them."""
+        """The trial that does to the units drawn what is done to the selected ones."""
         if isinstance(self.chosen, Units):
             units = draw(self.chosen)
             return Trial(name, self.fraction, seed, units, self.edit(units))
-        plan = tuple(replace(one, units=draw(one.units)) for one in interventions(self.chosen))
+        plan = tuple(
+            replace(intervention, units=draw(intervention.units))
+            for intervention in interventions(self.chosen)
+        )
         return Trial(name, self.fraction, seed, changed(plan), plan)
 
 
 def changed(plan: Plan) -> Units:
-    """The units that a plan changes."""
-    return reduce(or_, (one.units for one in interventions(plan)))
+    """Returns the units that a plan changes.
+
+    Example:
+        >>> from interp.mitigation.controls import changed
+        >>> scores = interp.localize(subject, memorized, control, method="activation")
+        >>> len(changed([interp.Zero(scores.top(3)), interp.Scale(scores.top(5), factor=0.5)]))
+        5
+    """
+    return reduce(or_, (intervention.units for intervention in interventions(plan)))
 
 
 def randomized(plan: Plan, seed: int, times: int = 1) -> tuple[Intervention, ...]:
-    """The same interventions on random other units, `times` as many at each site, or all that are
-    left there.
+    """Returns the same interventions on other units, drawn at random.
 
-    Raises ValueError where none is left.
+    Args:
+        plan: the interventions.
+        seed: seed of the draw.
+        times: how many times as many units as the plan changes to draw at each site; all that are
+            left where there are fewer.
+
+    Raises:
+        ValueError: a site has no other unit.
+
+    Example:
+        >>> from interp.mitigation.controls import changed, randomized
+        >>> units = interp.Units({"blocks.0.neurons": [2, 5]}, {"blocks.0.neurons": 48})
+        >>> others = changed(randomized(interp.Zero(units), seed=0, times=3))
+        >>> len(others), len(others & units)
+        (6, 0)
     """
     (trial,) = Selection(plan, 0.0).random([seed], times=times)
     return interventions(trial.plan)
@@ -202,11 +228,27 @@ def _others(units: Units, seed: int, times: int) -> Units:
 
 
 def as_active(units: Units, activity: UnitScores, seed: int, near: int = 10) -> Units:
-    """The same number of other units at each site, each drawn among the `near` unused ones whose
-    activity is nearest to that of the unit it replaces: the control for "these units are merely
-    active". `activity` is any score, such as that of the method `activation`.
+    """Returns other units that are about as active: the control for "these units are merely
+    active".
 
-    Raises ValueError where a site does not have the same number of other units.
+    Each unit is replaced by one of the `near` units of its site that are nearest to it in activity.
+    No unit is drawn twice.
+
+    Args:
+        units: the selected units.
+        activity: any score of activity, such as that of the method `activation`.
+        seed: seed of the draw.
+        near: among how many units a replacement is drawn.
+
+    Raises:
+        ValueError: a site does not have the same number of other units.
+
+    Example:
+        >>> from interp.mitigation.controls import as_active
+        >>> site = interp.Site.parse("blocks.0.neurons")
+        >>> activity = interp.UnitScores({site: np.array([0.0, 0.1, 0.9, 1.0])})
+        >>> as_active(interp.Units({site: [3]}, {site: 4}), activity, seed=0, near=1)[site]
+        array([2])
     """
     rng = np.random.default_rng(seed)
     drawn: dict[Site, list[int]] = {}

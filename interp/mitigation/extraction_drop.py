@@ -1,8 +1,9 @@
-"""extraction_drop: how much less a model gives away once some units are ablated, and what that
-costs, beside the controls.
+"""extraction_drop: how much less a model leaks once some units are ablated, and what that costs,
+compared with controls.
 
-Controls: random units, as many at each site, from several seeds; the lowest-scoring units; and
-random units at equal damage, for any ablation that hurts a model enough also hurts its memory.
+The controls are random units, the same number at each site, from several seeds; the lowest-scoring
+units; and random units at equal damage, because any ablation that hurts a model enough also hurts
+what it has memorized.
 """
 
 from __future__ import annotations
@@ -39,49 +40,77 @@ def extraction_drop(
     """Measures extraction and loss before and after ablating a selection, and its controls.
 
     Args:
+        subject: the model.
         selection: scores, whose top `fractions` are zeroed; or units, which are zeroed; or a plan,
-        which is run as it is.
-        memorized: windows the model extracts. `control` are like them but not memorized, `held_out`
-        is other text; both count the damage.
+            which is run as it is.
+        memorized: windows that the model extracts.
+        control: windows like them that are not memorized, to measure damage on.
+        held_out: other text, to measure damage on.
         fractions: shares of all scored units; for scores only.
-        seeds: random controls, at least 5.
-        at: the fraction that the verdict is about, chosen beforehand; for scores only. By default
-            the one that lowers accuracy most among those that raise the control loss by at most 5%;
-            it is then chosen on the windows that judge it, which the verdict says.
-        also: further windows to measure under every ablation, by name: what the memorized ones look
-        like without being known, say.
-        size: windows a forward.
+        seeds: number of random controls, at least 5.
+        at: the fraction that the verdict is about, if it is chosen beforehand; for scores only. By
+            default it is chosen on the windows that judge it, and the verdict says so: among the
+            fractions that raise the control loss by at most 5%, the one that lowers accuracy most.
+        also: further windows by name, to measure under every ablation; for example windows that
+            look like the memorized ones and were never trained on.
+        size: batch size.
 
-    Returns a DropReport: `.frame`, `.verdict`, `.plot()`, `.save(folder)`. Raises ValueError for
-    units of another model, a selection that leaves no unit for a random control, too few seeds, and
-    `at` outside `fractions`.
+    Returns:
+        A DropReport: `.frame`, `.verdict`, `.plot()`, `.save(folder)`.
+
+    Raises:
+        ValueError: units of another model, a selection that leaves no unit for a random control,
+            too few seeds, or `at` outside `fractions`.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized, control, method="gradient_x_activation")
+        >>> report = interp.extraction_drop(
+        ...     subject, scores, memorized, control[:6], control[6:], fractions=[0.1]
+        ... )
+        >>> list(report.frame["selection"].unique())
+        ['selection', 'random', 'lowest']
+        >>> report.verdict
+        'Ablating 10 units (10.00%) takes suffix accuracy from 1.00 to ...'
     """
     shares = sorted({float(fraction) for fraction in fractions})
     _check(selection, shares, seeds, at)
-    data: dict[str, Any] = {
-        **(also or {}),
-        "memorized": memorized,
-        "control": control,
-        "held_out": held_out,
-    }
-    data = {
+    data = _reusable(
+        {**(also or {}), "memorized": memorized, "control": control, "held_out": held_out}
+    )
+
+    selections = _selections(subject, selection, shares)
+    scores = selection if isinstance(selection, UnitScores) else None
+    trials: list[Trial] = []
+    for each in selections.values():
+        trials += _trials(each, scores, seeds)
+
+    # Plan 0 changes nothing: it is the model before. Trial n is plan n.
+    plans: list[Plan] = [[], *(trial.plan for trial in trials)]
+    measured = effects(subject, plans, data, size)
+    frame = tabulated(measured, trials)
+
+    chosen = _least_harmful(frame) if at is None else float(at)
+    number = _plan_number(trials, chosen)
+    own: Any = measured[measured["plan"] == number]
+    equal_damage = _equal_damage(subject, selections[chosen], own, data, seeds, size)
+    chosen_beforehand = len(selections) == 1 or at is not None
+    return DropReport(frame, chosen, chosen_beforehand, equal_damage, subject.name)
+
+
+def _reusable(data: Mapping[str, Batches]) -> dict[str, Any]:
+    """The data sets, with streams read into lists: each is gone through several times."""
+    return {
         name: source if hasattr(source, "__len__") else list(source)
         for name, source in data.items()
     }
-    selections = _selections(subject, selection, shares)
-    scores = selection if isinstance(selection, UnitScores) else None
-    trials = [trial for one in selections.values() for trial in _trials(one, scores, seeds)]
-    measured = effects(subject, [[], *(t.plan for t in trials)], data, size)
-    frame = tabulated(measured, trials)
-    chosen = _least_harmful(frame) if at is None else float(at)
-    number = next(
-        n
-        for n, t in enumerate(trials, start=1)
-        if t.selection == "selection" and t.fraction == chosen
-    )
-    own: Any = measured[measured["plan"] == number]
-    equal = _equal_damage(subject, selections[chosen], own, data, seeds, size)
-    return DropReport(frame, chosen, len(selections) == 1 or at is not None, equal, subject.name)
+
+
+def _plan_number(trials: Sequence[Trial], fraction: float) -> int:
+    """The number of the plan that ablates the selection at a fraction."""
+    for number, trial in enumerate(trials, start=1):
+        if trial.selection == "selection" and trial.fraction == fraction:
+            return number
+    raise LookupError(f"no selection of {fraction} among {len(trials)} trials")
 
 
 def _check(
@@ -89,37 +118,38 @@ def _check(
 ) -> None:
     if seeds < 5:
         raise ValueError(f"seeds={seeds}: a random control needs at least 5")
-    if not isinstance(selection, UnitScores):
-        if at is not None:
-            raise ValueError(
-                f"at={at} chooses among the fractions of scores; units and plans are measured as they are"
-            )
-        if not isinstance(selection, (Units, Intervention)) and not selection:
-            raise ValueError("the plan is empty: expected at least one intervention")
-    elif not fractions or (at is not None and at not in fractions):
+    if isinstance(selection, UnitScores):
+        if not fractions:
+            raise ValueError("no fractions: expected at least one")
+        if at is not None and at not in fractions:
+            raise ValueError(f"at={at} is not among the fractions {fractions}")
+        return
+    if at is not None:
         raise ValueError(
-            f"at={at} is not among the fractions {fractions}"
-            if fractions
-            else "no fractions: expected at least one"
+            f"at={at} chooses among the fractions of scores; "
+            "units and plans are measured as they are"
         )
+    if not isinstance(selection, (Units, Intervention)) and not selection:
+        raise ValueError("the plan is empty: expected at least one intervention")
 
 
 def _selections(
     subject: Subject, selection: UnitScores | Units | Plan, fractions: Sequence[float]
 ) -> dict[float, Selection]:
-    """By the fraction of units that are selected."""
+    """The selections to measure, by the fraction of units that they select."""
     if isinstance(selection, UnitScores):
         return {fraction: Selection(selection.top(fraction), fraction) for fraction in fractions}
     plan = interventions(Zero(selection) if isinstance(selection, Units) else selection)
+    points: list[str] = []
     for intervention in plan:
         subject.anatomy.check(intervention.units)
-    points = [point for intervention in plan for point in _points(intervention.units)]
+        points += _points(intervention.units)
     fraction = len(changed(plan)) / len(subject.anatomy.units(points))
     return {fraction: Selection(plan, fraction)}
 
 
 def _points(units: Units) -> list[str]:
-    """The points of some units, as patterns over all blocks: what the selection was made among."""
+    """The points of some units, as patterns over all blocks: what they were selected from."""
     return sorted({site.point if site.block is not None else str(site) for site in units.sites})
 
 
@@ -131,16 +161,25 @@ def _trials(selection: Selection, scores: UnitScores | None, seeds: int) -> list
 
 
 def _least_harmful(frame: pd.DataFrame) -> float:
-    """The fraction of the largest accuracy drop among those that raise control loss by at most 5%;
-    of the least rise if none does."""
-    own: Any = frame[frame["selection"] == "selection"]
-    loss = own[(own["data"] == "control") & (own["measure"] == "loss")].set_index("fraction")
-    accuracy = own[(own["data"] == "memorized") & (own["measure"] == "accuracy")].set_index(
-        "fraction"
-    )
+    """The fraction with the largest accuracy drop among those that raise the control loss by at
+    most 5%; the one with the smallest rise if none does."""
+    loss = _rows_by_fraction(frame, "control", "loss")
+    accuracy = _rows_by_fraction(frame, "memorized", "accuracy")
     rise = loss["change"] / loss["before"]
     allowed = rise.index[rise <= 0.05]
-    return float(accuracy.loc[allowed, "change"].idxmin() if len(allowed) else rise.idxmin())
+    if not len(allowed):
+        return float(rise.idxmin())
+    return float(accuracy.loc[allowed, "change"].idxmin())
+
+
+def _rows_by_fraction(frame: pd.DataFrame, data: str, measure: str) -> Any:
+    """The rows of the selection for one measure of one data set, by fraction."""
+    chosen = (
+        (frame["selection"] == "selection")
+        & (frame["data"] == data)
+        & (frame["measure"] == measure)
+    )
+    return frame[chosen].set_index("fraction")
 
 
 def _equal_damage(
@@ -151,17 +190,15 @@ def _equal_damage(
     seeds: int,
     size: int,
 ) -> EqualDamage:
-    """The selection, whose effects on each window are `own`, compared with random units that raise
+    """Compares the selection, whose effects on each window are `own`, with random units that raise
     the held-out loss as much."""
     damage = float(own.loc[own["data"] == "held_out", "loss"].mean())
     trials, reached = selection.at_equal_damage(
         subject, damage, data["held_out"], range(seeds), size
     )
-    memorized: Any = effects(
-        subject, [trial.plan for trial in trials], {"memorized": data["memorized"]}, size
-    )
+    plans = [trial.plan for trial in trials]
+    memorized: Any = effects(subject, plans, {"memorized": data["memorized"]}, size)
     theirs = memorized.groupby("window")["accuracy"].mean()
     ours = own[own["data"] == "memorized"].set_index("window")["accuracy"]
-    return EqualDamage(
-        trials[0].k, reached, float(theirs.mean()), paired(theirs, ours.loc[theirs.index])
-    )
+    advantage = paired(theirs, ours.loc[theirs.index])
+    return EqualDamage(trials[0].k, reached, float(theirs.mean()), advantage)

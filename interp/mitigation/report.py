@@ -38,15 +38,15 @@ class Ablation(Protocol):
 
 @dataclass(frozen=True)
 class EqualDamage:
-    """Random units that hurt held-out text at least as much as the selection.
+    """Random units that raise the loss on held-out text at least as much as the selection does.
 
     Attributes:
-        k: how many it took.
-        reached: whether any number of random units hurt as much; if not, these are the most that
-        were tried.
-        accuracy: mean suffix accuracy of the memorized windows under them.
-        advantage: accuracy under random minus accuracy under the selection, paired by window: above
-        0 the selection removes more.
+        k: number of random units that it took.
+        reached: whether any number of random units raised the loss that much. If not, the units
+            here are the most that were tried.
+        accuracy: mean suffix accuracy of the memorized windows when they are ablated.
+        advantage: accuracy under the random units minus accuracy under the selection, paired by
+            window. Above 0, the selection removes more.
     """
 
     k: int
@@ -56,41 +56,47 @@ class EqualDamage:
 
 
 def tabulated(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame:
-    """One row for each selection, fraction, data set and measure, with intervals over windows;
-    draws of a control are averaged first.
+    """Returns one row per selection, fraction, data set and measure, with intervals over windows.
 
-    `measured` is what `effects` gave for no plan and then each of the trials.
+    The random draws of a control are averaged window by window before intervals are taken.
+
+    Args:
+        measured: what `effects` returns for no plan (plan 0) and then for each of the trials.
+        trials: the trials, in that order.
+
+    Returns:
+        The columns that `DropReport.frame` has.
     """
     key = ["selection", "fraction", "k"]
-    about = pd.DataFrame(
-        [(n, t.selection, t.fraction, t.k) for n, t in enumerate(trials, start=1)],
-        columns=["plan", *key],
-    )
+    described = [
+        (number, trial.selection, trial.fraction, trial.k)
+        for number, trial in enumerate(trials, start=1)
+    ]
+    trial_of_plan = pd.DataFrame(described, columns=["plan", *key])
     before: Any = measured[measured["plan"] == 0].set_index(["data", "window"])
-    groups: Any = measured.merge(about, on="plan").groupby([*key, "data"], sort=False)
+    groups: Any = measured.merge(trial_of_plan, on="plan").groupby([*key, "data"], sort=False)
+
     rows: list[dict[str, Any]] = []
     for (*trial, data), group in groups:
-        means = group.groupby("window")[list(MEASURES)].mean()
-        base = before.loc[data].loc[means.index]
-        about_group = dict(zip(key, trial, strict=True)) | {"data": data}
-        counts = {"windows": len(means), "seeds": group["plan"].nunique()}
-        rows += [
-            about_group | {"measure": m} | _before_and_after(base[m], means[m]) | counts
-            for m in MEASURES
-        ]
+        after = group.groupby("window")[list(MEASURES)].mean()
+        before_here = before.loc[data].loc[after.index]
+        about = {**dict(zip(key, trial, strict=True)), "data": data}
+        counts = {"windows": len(after), "seeds": group["plan"].nunique()}
+        for measure in MEASURES:
+            levels = _before_and_after(before_here[measure], after[measure])
+            rows.append({**about, "measure": measure, **levels, **counts})
     return pd.DataFrame(rows)
 
 
 def _before_and_after(before: Any, after: Any) -> dict[str, float]:
     """Means over windows, with the intervals of the mean after and of the mean change."""
-    mean, change = bootstrap(after), paired(after, before)
-    levels = {
+    mean = bootstrap(after)
+    change = paired(after, before)
+    return {
         "before": float(before.mean()),
         "estimate": mean.estimate,
         "low": mean.low,
         "high": mean.high,
-    }
-    return levels | {
         "change": change.estimate,
         "change_low": change.low,
         "change_high": change.high,
@@ -99,17 +105,18 @@ def _before_and_after(before: Any, after: Any) -> dict[str, float]:
 
 @dataclass(frozen=True, eq=False)
 class DropReport:
-    """What ablating a selection did, beside its controls.
+    """What ablating a selection did, compared with its controls.
 
     Attributes:
-        frame: one row for each `selection` (selection, random, lowest), `fraction`, `data`
-            (memorized, control, held_out) and `measure` (exact, accuracy, similarity, loss in nats
-            a token): `before`, after (`estimate`, `low`, `high`), `change` and its interval,
-            `windows`, `seeds`.
+        frame: one row per `selection` (selection, random, lowest), `fraction`, `data` (memorized,
+            control, held_out) and `measure` (exact, accuracy, similarity, loss in nats per token),
+            with `before`, the value after (`estimate`, `low`, `high`), the `change` and its
+            interval (`change_low`, `change_high`), and the number of `windows` and `seeds`.
         chosen: the fraction that the verdict is about.
-        fixed: whether it was chosen beforehand, not on the windows that judge it.
+        fixed: whether that fraction was chosen beforehand; if not, it was chosen on the windows
+            that judge it.
         equal_damage: the comparison with random units that hurt as much.
-        model: its name.
+        model: name of the model.
     """
 
     frame: pd.DataFrame
@@ -119,28 +126,38 @@ class DropReport:
     model: str
 
     def row(self, selection: str, data: str, measure: str) -> pd.Series:
-        """The row of the frame at the chosen fraction. Raises LookupError when there is none, as
-        for `lowest` of units."""
-        f: Any = self.frame
-        found = f[
-            (f["selection"] == selection)
-            & (f["fraction"] == self.chosen)
-            & (f["data"] == data)
-            & (f["measure"] == measure)
+        """Returns one row of the frame, at the chosen fraction.
+
+        Args:
+            selection: "selection" or the name of a control.
+            data: name of a data set.
+            measure: name of a measure.
+
+        Raises:
+            LookupError: there is no such row. Units that were given without scores have no
+                "lowest", for one.
+        """
+        frame: Any = self.frame
+        found = frame[
+            (frame["selection"] == selection)
+            & (frame["fraction"] == self.chosen)
+            & (frame["data"] == data)
+            & (frame["measure"] == measure)
         ]
         if found.empty:
+            selections = sorted(set(frame["selection"]))
+            data_sets = sorted(set(frame["data"]))
             raise LookupError(
-                f"no row for {selection}, {data}, {measure}; there are {sorted(set(f['selection']))} of {sorted(set(f['data']))}"
+                f"no row for {selection}, {data}, {measure}; there are {selections} of {data_sets}"
             )
         return found.iloc[0]
 
     @property
     def beats_random(self) -> bool:
         """Whether the selection lowers accuracy more than random units that hurt as much: the
-        interval of the difference lies above 0.
+        interval of the difference is above 0.
 
-        Never where no number of random units hurt as much: then nothing was compared at equal
-        damage.
+        False if no number of random units hurt as much: then nothing was compared at equal damage.
         """
         return self.equal_damage.reached and self.equal_damage.advantage.low > 0
 
@@ -149,37 +166,49 @@ class DropReport:
         """What was found, in a few sentences, with its intervals."""
         own: Any = self.row("selection", "memorized", "accuracy")
         random: Any = self.row("random", "memorized", "accuracy")
-        loss, equal = self.row("selection", "control", "loss"), self.equal_damage
-        how = "" if self.fixed else ", chosen on these windows"
-        reach = (
-            "which hurt held-out text as much"
-            if equal.reached
-            else "the most there are, which still hurt held-out text less"
+        loss: Any = self.row("selection", "control", "loss")
+        equal = self.equal_damage
+
+        share = (
+            f"{self.chosen:.2%}" if self.fixed else f"{self.chosen:.2%}, chosen on these windows"
         )
-        word = "beats" if self.beats_random else "does not beat"
-        as_many = (
-            "as many at each site"
-            if int(random["k"]) == int(own["k"])
-            else "all that these sites have left"
+        if int(random["k"]) == int(own["k"]):
+            matched = "the same number at each site"
+        else:
+            matched = "all that these sites have left"
+        if equal.reached:
+            damage = "which hurt held-out text as much"
+        else:
+            damage = "the most there are, which still hurt held-out text less"
+        relation = "beats" if self.beats_random else "does not beat"
+
+        accuracy = (
+            f"Ablating {own['k']} units ({share}) takes suffix accuracy from {own['before']:.2f} "
+            f"to {_interval(own)}; {random['k']} random units, {matched}, leave "
+            f"{_interval(random)} ({random['seeds']} draws)."
         )
-        return (
-            f"Ablating {own['k']} units ({self.chosen:.2%}{how}) takes suffix accuracy from {own['before']:.2f} to {_interval(own)}; "
-            f"{random['k']} random units, {as_many}, leave {_interval(random)} ({random['seeds']} draws). "
-            f"Control loss goes from {loss['before']:.2f} to {_interval(loss)} ({loss['change'] / loss['before']:+.1%}). "
-            f"At equal damage - {equal.k} random units, {reach} - random leaves {equal.accuracy:.2f}, "
-            f"{equal.advantage} above the selection: the selection {word} random."
+        price = (
+            f"Control loss goes from {loss['before']:.2f} to {_interval(loss)} "
+            f"({loss['change'] / loss['before']:+.1%})."
         )
+        comparison = (
+            f"At equal damage - {equal.k} random units, {damage} - random leaves "
+            f"{equal.accuracy:.2f}, {equal.advantage} above the selection: "
+            f"the selection {relation} random."
+        )
+        return f"{accuracy} {price} {comparison}"
 
     def table(self) -> pd.DataFrame:
-        """The frame at a glance: accuracy, extraction and losses after, by fraction and selection."""
+        """Returns the frame at a glance: one row per fraction and selection, one column per data
+        set and measure, with the value after ablation."""
         wide = self.frame.assign(column=self.frame["data"] + " " + self.frame["measure"])
         return wide.pivot_table(
             index=["fraction", "k", "selection"], columns="column", values="estimate", sort=False
         )
 
     def plot(self) -> Figure:
-        """Accuracy and extraction of the memorized windows, and control loss, against the fraction
-        ablated."""
+        """Draws accuracy and extraction of the memorized windows, and control loss, against the
+        fraction ablated."""
         return drop_figure(self.frame, PANELS)
 
     def save(self, folder: str | Path) -> None:
@@ -193,10 +222,11 @@ class DropReport:
             "verdict": self.verdict,
             "chosen": self.chosen,
             "chosen_beforehand": self.fixed,
+            "beats_random": self.beats_random,
+            "equal_damage": asdict(self.equal_damage),
         }
         with replaced(place / "drop.json") as temporary:
-            result = {"beats_random": self.beats_random, "equal_damage": asdict(self.equal_damage)}
-            temporary.write_text(json.dumps(about | result, indent=2))
+            temporary.write_text(json.dumps(about, indent=2))
         save(self.plot(), place / "drop.png")
 
 
@@ -209,20 +239,26 @@ def drop_figure(
     panels: Mapping[tuple[str, str], str],
     scales: Mapping[str, str] | None = None,
 ) -> Figure:
-    """A panel for each (data, measure) that `panels` names, against the fraction ablated; rows as
-    in `DropReport.frame`."""
+    """Draws one panel per data set and measure, against the fraction ablated.
+
+    Args:
+        frame: rows as in `DropReport.frame`.
+        panels: the (data, measure) pairs to draw, each with the title of its panel.
+        scales: matplotlib's scale of a panel's y axis, by title; linear by default.
+    """
     keys = list(zip(frame["data"], frame["measure"], strict=True))
-    parts: list[Any] = [
-        frame[[key == panel for key in keys]].assign(panel=name) for panel, name in panels.items()
-    ]
-    before = {str(part["panel"].iloc[0]): float(part["before"].iloc[0]) for part in parts}
-    labels = {"fraction": "share of units ablated"}
+    parts: list[Any] = []
+    before: dict[str, float] = {}
+    for panel, name in panels.items():
+        part: Any = frame[[key == panel for key in keys]].assign(panel=name)
+        parts.append(part)
+        before[name] = float(part["before"].iloc[0])
     return dose_response(
         pd.concat(parts),
         "fraction",
         "selection",
         "panel",
-        labels=labels,
+        labels={"fraction": "share of units ablated"},
         before=before,
         scales=scales or {},
     )

@@ -1,5 +1,5 @@
-"""Edits of a unit's weights as plans: what is written to no weight, and can be compared with random
-units like any other ablation."""
+"""Edits of weights, expressed as plans: no weight is written, and the edit can be compared with the
+same edit of random units, like any other ablation."""
 
 from __future__ import annotations
 
@@ -17,28 +17,42 @@ from interp.subject.subject import Subject
 def in_weights(
     subject: Subject, units: Units, factor: float, *, bias: bool = False
 ) -> tuple[Intervention, ...]:
-    """Multiplies the weights by which neurons read by a factor, as a plan: `fc1.weight[unit] *=
-    factor` in an MLP fc2(act(fc1(x))).
+    """Returns the plan that multiplies the input weights of neurons by a factor: `fc1.weight[unit]
+    *= factor` in an MLP fc2(act(fc1(x))).
 
-    Kasliwal et al. 2025 (arXiv 2509.00488) take 0.5 and leave the bias; `bias` scales it too. It is
-    not the same as halving what a neuron writes, `Scale(units, factor=0.5)`, for the activation
-    function lies between.
+    Kasliwal et al. 2025 (arXiv 2509.00488) use the factor 0.5 and leave the bias as it is. It is
+    not the same as halving what a neuron writes, `Scale(units, factor=0.5)`, because the activation
+    function is in between.
 
-    Raises ValueError for units that are no neurons of such an MLP, as in gated ones.
+    Args:
+        subject: the model.
+        units: neurons.
+        factor: what their input weights are multiplied by.
+        bias: whether the bias of fc1 is multiplied too.
+
+    Raises:
+        ValueError: units that are not neurons of such an MLP. Gated MLPs are not: two projections
+            feed their neurons.
     """
-    inner = {site: _reading(subject, site) for site in units.sites}
-    moved = Units(
-        {place: units[site] for site, (place, _) in inner.items()},
-        {place: units.widths[site] for site, (place, _) in inner.items()},
-    )
+    positions: dict[Site, np.ndarray] = {}
+    widths: dict[Site, int] = {}
+    kept_biases: dict[Site, np.ndarray] = {}
+    for site in units.sites:
+        place, biases = _input_projection(subject, site)
+        positions[place] = units[site]
+        widths[place] = units.widths[site]
+        kept_biases[place] = (1 - factor) * biases
+    moved = Units(positions, widths)
+
+    # The plan acts on fc1's output, w x + b, and scaling it scales b too. To leave the bias as it
+    # is, the part that was lost is added again: f (w x + b) + (1 - f) b = f w x + b.
     if bias:
         return (Scale(moved, factor=factor),)
-    kept = {place: (1 - factor) * values for place, values in inner.values()}
-    return Scale(moved, factor=factor), Add(moved, values=kept)
+    return Scale(moved, factor=factor), Add(moved, values=kept_biases)
 
 
-def _reading(subject: Subject, site: Site) -> tuple[Site, np.ndarray]:
-    """The output of the projection whose activation a site of neurons is, and its bias."""
+def _input_projection(subject: Subject, site: Site) -> tuple[Site, np.ndarray]:
+    """The output of the projection that feeds a site of neurons, and the projection's bias."""
     place = subject.anatomy.place(site)
     path, _, own = place.path.rpartition(".")
     parent = subject.module.get_submodule(path)
@@ -49,16 +63,17 @@ def _reading(subject: Subject, site: Site) -> tuple[Site, np.ndarray]:
     ]
     if site.point != "neurons" or len(found) != 1:
         raise ValueError(
-            f"{site}: expected neurons that one projection feeds, as in VAR, RAR and GPT-2; found {len(found)} of them"
+            f"{site}: expected neurons that one projection feeds, as in VAR, RAR and GPT-2; "
+            f"found {len(found)} of them"
         )
-    projection = parent.get_submodule(found[0])
-    bias = getattr(projection, "bias", None)
+    (name,) = found
+    bias = getattr(parent.get_submodule(name), "bias", None)
     values = torch.zeros(place.width) if bias is None else bias.detach()
-    return subject.anatomy.resolve(f"{path}.{found[0]}:out"), values.double().cpu().numpy()
+    return subject.anatomy.resolve(f"{path}.{name}:out"), values.double().cpu().numpy()
 
 
 def _projects_to(module: nn.Module, width: int) -> bool:
     weight = getattr(module, "weight", None)
-    return (
-        isinstance(weight, torch.Tensor) and weight.ndim == 2 and out_rows(module).shape[1] == width
-    )
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+        return False
+    return out_rows(module).shape[1] == width

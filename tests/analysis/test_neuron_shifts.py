@@ -202,7 +202,7 @@ def test_direct_effects_are_the_derivative_of_gpt2s_final_norm_by_hand(block):
 def test_direct_effects_do_not_depend_on_how_many_items_are_differentiated_at_once(monkeypatch):
     out, towards, away = read_out(), tokens(1), tokens(2)
     whole = out.direct_effects(towards, away)
-    monkeypatch.setattr(outliers, "_AT_ONCE", 2)
+    monkeypatch.setattr(outliers, "_ITEMS_PER_GRAPH", 2)
     np.testing.assert_allclose(out.direct_effects(towards, away), whole, rtol=1e-12)
 
 

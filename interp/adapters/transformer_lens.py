@@ -1,8 +1,8 @@
-"""Runs a plan on a TransformerBridge: as `fwd_hooks`, which its `hooks`, `run_with_hooks` and
-`generate` take, or as aligned logits.
+"""Runs a plan on a TransformerBridge of TransformerLens: as hooks for its methods `hooks` and
+`run_with_hooks`, or as aligned logits.
 
-A bridge rewrites the model that it wraps, so it gets a copy; its logits differ from the model's own
-by the rounding of its own attention.
+A bridge rewrites the model that it wraps, so it is given a copy. Its logits differ from the model's
+own by the rounding of the bridge's own attention.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ Hook = Callable[..., Tensor]
 
 
 def bridge(subject: Subject) -> Any:
-    """A TransformerBridge over a deep copy of the subject's module, which costs its memory once
-    more; the module itself is never touched.
+    """Returns a TransformerBridge over a deep copy of the subject's module, which takes the
+    module's memory once more. The module itself is not touched.
 
-    Nothing is downloaded: the bridge gets the subject's own weights and tokenizer (none if it has
-    none). Raises ValueError for architectures that TransformerLens does not know.
+    Nothing is downloaded: the bridge gets the subject's own weights and tokenizer, if it has one.
+
+    Raises:
+        ValueError: an architecture that TransformerLens does not know.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -45,63 +47,90 @@ def bridge(subject: Subject) -> Any:
         )
     except ValueError as error:
         raise ValueError(
-            f"TransformerLens cannot wrap {name} ({error}): use subject.intervened(plan) or the nnsight adapter"
+            f"TransformerLens cannot wrap {name} ({error}): "
+            "use subject.intervened(plan) or the nnsight adapter"
         ) from error
 
 
 def logits(
     bridge: Any, anatomy: Anatomy, plan: Plan, batch: Batch
 ) -> Float[Tensor, "batch position vocabulary"]:
-    """Aligned logits of the bridge under a plan, equal up to rounding to `subject.logits(batch)`
-    inside `subject.intervened(plan)`.
+    """Returns aligned logits of a bridge under a plan, equal up to rounding to
+    `subject.logits(batch)` inside `subject.intervened(plan)`.
 
-    Raises SiteError for sites TransformerLens cannot name, HookError for an edit none of whose
-    positions lies in the batch.
+    Args:
+        bridge: what `bridge(subject)` returns.
+        anatomy: `subject.anatomy`.
+        plan: what is changed.
+        batch: what the model reads.
+
+    Raises:
+        SiteError: a site that TransformerLens cannot name.
+        HookError: none of the positions of an edit is in the batch.
     """
     for edit in lowered(anatomy, plan):
         if not len(edit.active(0, batch.length, batch.prompt or batch.length)):
             raise HookError(
-                f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, lies in {batch.length} tokens"
+                f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, "
+                f"lies in {batch.length} tokens"
             )
+    hooks = fwd_hooks(anatomy, plan, prompt=batch.prompt or None)
     with torch.no_grad():
-        following = bridge.run_with_hooks(
-            batch.tokens, fwd_hooks=fwd_hooks(anatomy, plan, prompt=batch.prompt or None)
-        )
+        following = bridge.run_with_hooks(batch.tokens, fwd_hooks=hooks)
+    # The bridge's logits predict the token that follows; aligned ones the token at their position.
     return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
 
 
 def fwd_hooks(
     model: Hooked | Anatomy, plan: Plan, prompt: int | None = None
 ) -> list[tuple[str, Hook]]:
-    """A plan as (name, hook) pairs, good for one run: `with
+    """Returns a plan as (name, hook) pairs for one run of a bridge: `with
     bridge.hooks(fwd_hooks=fwd_hooks(subject, plan)): bridge.generate(...)`.
 
-    Positions are absolute, also under generation with a KV cache: a value one position long follows
-    the one before it. `prompt` is how many positions count as prompt for `when`; all that come at
-    once when None. Raises SiteError for sites TransformerLens cannot name (several stacks, module
-    paths).
+    Positions are absolute, also when generating with a KV cache: a value that is one position long
+    is taken to follow the value before it.
+
+    Args:
+        model: the subject or its anatomy.
+        plan: what is changed.
+        prompt: how many positions count as prompt for `when`; by default all that come in the first
+            call.
+
+    Raises:
+        SiteError: a site that TransformerLens cannot name (several stacks, module paths).
+
+    Example:
+        >>> from interp.adapters import transformer_lens
+        >>> units = interp.Units({"blocks.0.neurons": [3, 5]}, {"blocks.0.neurons": 48})
+        >>> [name for name, hook in transformer_lens.fwd_hooks(subject, interp.Zero(units))]
+        ['blocks.0.mlp.hook_post']
     """
     anatomy = model if isinstance(model, Anatomy) else model.anatomy
     by_site: dict[Site, list[Edit]] = {}
     for edit in lowered(anatomy, plan):
         by_site.setdefault(anatomy.resolve(edit.site), []).append(edit)
-    return [pair for site, edits in by_site.items() for pair in _hooks(site, edits, prompt)]
+    pairs: list[tuple[str, Hook]] = []
+    for site, edits in by_site.items():
+        pairs += _hooks(site, edits, prompt)
+    return pairs
 
 
-_MADE_OF = {
+# Points that a bridge has no hook for: each is another point plus or minus resid_pre.
+# TransformerLens's hook_resid_mid will not do, because it feeds the MLP only, whereas an edit of
+# the residual also has to reach what follows the MLP. So the residual is edited through what the
+# attention adds to it.
+_SUM_WITH_RESID_PRE = {
     "resid_mid": ("attn_out", 1),
     "block_out": ("resid_post", -1),
-}  # with resid_pre, which enters with this sign
+}
 
 
 def _hooks(site: Site, edits: list[Edit], prompt: int | None) -> list[tuple[str, Hook]]:
     edit = _hook(edits, prompt)
-    if site.point not in _MADE_OF:
+    if site.point not in _SUM_WITH_RESID_PRE:
         return [(site.transformer_lens, edit)]
-    base: list[
-        Tensor
-    ] = []  # hook_resid_mid feeds the MLP only: the residual is changed by what the attention adds to it
-    point, sign = _MADE_OF[site.point]
+    point, sign = _SUM_WITH_RESID_PRE[site.point]
+    base: list[Tensor] = []
 
     def keep(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - TransformerLens passes it by name
         base[:] = [sign * value]
@@ -117,17 +146,22 @@ def _hooks(site: Site, edits: list[Edit], prompt: int | None) -> list[tuple[str,
 
 
 def _hook(edits: list[Edit], prompt: int | None) -> Hook:
-    seen, given = 0, prompt
+    seen = 0
+    given = prompt
 
     def change(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
         nonlocal seen, given
         length = value.shape[1]
         offset = seen if length == 1 else 0
-        seen, given = offset + length, given or length
-        new = value.flatten(2)  # hook_z has an axis of heads
+        seen = offset + length
+        given = given or length
+
+        # hook_z has an axis of heads, which an edit's columns do not know
+        new = value.flatten(2)
         for edit in edits:
             positions = edit.active(offset, length, given)
-            new = apply(edit, new, offset, positions) if len(positions) else new
+            if len(positions):
+                new = apply(edit, new, offset, positions)
         return new.view(value.shape)
 
     return change

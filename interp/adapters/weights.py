@@ -1,8 +1,8 @@
-"""The weights executor: a plan as zeroed or scaled rows of out-projections, for as long as a block
-lasts.
+"""Runs a plan by its weights: rows of out-projections are zeroed or scaled for as long as a `with`
+block lasts.
 
-No hook runs, so it works under torch.compile and with kernels that never call the projection as a
-module, which is its point.
+No hook runs. That is the point of it: it works under torch.compile, and with kernels that never
+call the projection as a module.
 """
 
 from __future__ import annotations
@@ -23,18 +23,39 @@ _USE_HOOKS = "run it with subject.intervened(plan)"
 
 @contextmanager
 def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
-    """Multiplies the out-projection rows of the plans' units, and puts the very same bits back on
-    exit, however the block ends.
+    """Multiplies the out-projection rows of the plans' units, and puts exactly the same bits back
+    on exit, however the block ends.
 
-    Equals `subject.intervened(*plans)` up to rounding where activations are finite. Blocks nest;
-    two plans on one unit multiply. Raises ValueError, before anything is written, for what weights
-    cannot express: values added, subspaces, positions, `when`, other sites than `neurons` and
-    `heads`, weights that are shared, quantized, computed or offloaded.
+    It equals `subject.intervened(*plans)` up to rounding, as long as activations are finite. Blocks
+    can be nested; the factors of two plans for one unit are multiplied.
+
+    Args:
+        subject: the model.
+        plans: plans that zero or scale neurons or heads.
+
+    Raises:
+        ValueError: before anything is written, for what weights cannot express: values that are
+            added, subspaces, positions, `when`, sites other than `neurons` and `heads`; and weights
+            that are shared, quantized, computed or offloaded.
+
+    Example:
+        >>> from interp.adapters import weights
+        >>> plan = interp.Zero(interp.Units({"blocks.0.neurons": [3, 5]}, {"blocks.0.neurons": 48}))
+        >>> with weights.applied(subject, plan):
+        ...     edited = subject.logits(batch)
+        >>> with subject.intervened(plan):
+        ...     torch.allclose(subject.logits(batch), edited, atol=1e-5)
+        True
     """
-    edits = [
-        edit for plan in plans for i in interventions(plan) for edit in _expressible(subject, i)
-    ]
+    # All edits are checked first: nothing is written if one of them cannot be.
+    edits: list[Edit] = []
+    for plan in plans:
+        for intervention in interventions(plan):
+            edits += _expressible(subject, intervention)
     targets = [(_rows(subject, edit), edit) for edit in edits]
+
+    # Saved bits are put back, and not divided out, which would round. In reverse order: a row that
+    # two edits change gets back what it was before the first.
     saved: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         for rows, edit in targets:
@@ -48,15 +69,16 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
 
 
 def _expressible(subject: Hooked, intervention: Intervention) -> tuple[Edit, ...]:
-    """The edits of an intervention, all of them plain factors at projections; refused by name
-    otherwise."""
+    """The edits of an intervention. Raises ValueError for one that is not a plain factor at an
+    out-projection."""
     subject.anatomy.check(intervention.units)
     edits = intervention.edits(subject.anatomy.columns)
     for edit in edits:
         reason = _inexpressible(edit, subject.anatomy)
         if reason:
             raise ValueError(
-                f"{type(intervention).__name__} at {edit.site} cannot be written into weights: {reason}; {_USE_HOOKS}"
+                f"{type(intervention).__name__} at {edit.site} cannot be written into weights: "
+                f"{reason}; {_USE_HOOKS}"
             )
     return edits
 
@@ -65,7 +87,10 @@ def _inexpressible(edit: Edit, anatomy: Anatomy) -> str | None:
     if edit.basis is not None:
         return "it removes a subspace, which mixes units, and weights only scale them one by one"
     if edit.add is not None:
-        return "it adds values to activations, and weights only multiply them (Zero and Scale can be written)"
+        return (
+            "it adds values to activations, and weights only multiply them "
+            "(Zero and Scale can be written)"
+        )
     if edit.positions is not None:
         return f"it is limited to positions {edit.positions}, and weights act at every position"
     if edit.when != "all":
@@ -80,15 +105,16 @@ def _is_projection_input(place: Place) -> bool:
 
 
 def _rows(subject: Hooked, edit: Edit) -> Tensor:
-    """The weight that reads a site, [columns, d_model], outside autograd; refused where writing
-    does more or less than the plan"""
+    """The weight that reads a site, [columns, d_model], detached from autograd. Raises ValueError
+    for a weight whose change would do more or less than the plan."""
     place = subject.anatomy.place(edit.site)
     projection = subject.module.get_submodule(place.path)
     own = dict(projection.named_parameters(recurse=False)).get("weight")
     reason = _unwritable(subject.module, own)
     if own is None or reason:
         raise ValueError(
-            f"{edit.site}: the weight of {place.path} {reason}, so it cannot be edited; {_USE_HOOKS}"
+            f"{edit.site}: the weight of {place.path} {reason}, "
+            f"so it cannot be edited; {_USE_HOOKS}"
         )
     return subject.anatomy.out_weight(subject.module, edit.site).detach()
 

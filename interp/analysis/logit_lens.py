@@ -1,8 +1,9 @@
-"""Logit lens: what a residual stream would predict if the model ended there."""
+"""Logit lens: what a model would predict if it ended at an earlier point of the residual stream."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,9 +22,7 @@ from interp.subject.batch import Batch
 from interp.subject.subject import Subject, evaluating
 
 _IN_RESIDUAL = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "block_out", "resid_post")
-
-
-_RANKS = ["probability", "top", "reciprocal_rank"]
+_RANK_COLUMNS = ("probability", "top", "reciprocal_rank")
 
 
 def lens(
@@ -35,65 +34,94 @@ def lens(
     position: int,
     size: int = 256,
 ) -> pd.DataFrame:
-    """The logit lens (nostalgebraist 2020): the residual, or what a sublayer adds to it, put in
-    place of what leaves the last block at that position, and so read by the model's own final norm
-    and unembedding.
+    """Returns how well answers can be read from the residual by the model's own output head: the
+    logit lens (nostalgebraist 2020).
 
-    One row for each site and answer (token ids [items]): the mean `probability` of the answer as
-    the token that the position predicts, `top`, how often none is more probable, and the mean
-    `reciprocal_rank`. At the last resid_post it is the model's own output.
+    The residual at a site, or what a sublayer adds to it, is put in place of what leaves the last
+    block at the same position, so that the model's own final norm and unembedding read it. At the
+    last resid_post the result is the model's own output.
 
-    Raises SiteError for sites outside the residual or of a stack that predicts nothing by position,
-    ValueError for a position whose prediction lies outside the batch, and for answers that are no
-    tokens.
+    Args:
+        subject: the model.
+        batch: the items.
+        answers: token ids [items], by name.
+        sites: sites in the residual.
+        position: where in the sequence it is read.
+        size: number of items per batch.
+
+    Returns:
+        One row per site and answer, with means over items: the `probability` of the answer as the
+        token that the position predicts; `top`, how often no token is more probable; and
+        `reciprocal_rank`.
+
+    Raises:
+        SiteError: a site outside the residual, or of a stack that predicts no token by a position
+            alone.
+        ValueError: a position that predicts a token outside the batch, or answers that are not
+            token ids.
+
+    Example:
+        >>> from interp.analysis.logit_lens import lens
+        >>> table = lens(subject, batch, {"true": batch.targets[:, 0]}, position=7)
+        >>> table[["site", "answer"]]
+                        site answer
+        0  blocks.0.resid_post   true
+        1  blocks.1.resid_post   true
+        >>> float(table["top"].iloc[-1])
+        1.0
     """
     chosen = subject.anatomy.expand(sites)
     outside = [site for site in chosen if site.point not in _IN_RESIDUAL]
     if outside:
-        raise SiteError(
-            f"{outside[0]} is not in the residual: the lens reads {', '.join(_IN_RESIDUAL)}"
-        )
+        known = ", ".join(_IN_RESIDUAL)
+        raise SiteError(f"{outside[0]} is not in the residual: the lens reads {known}")
     targets = {
         name: torch.from_numpy(column(given, len(batch), name)) for name, given in answers.items()
     }
-    token = {
-        stack: _predicted(batch, stack, start, position)
-        for stack, start in predicting(subject, batch, chosen).items()
+    token_of_stack = {
+        stack: _predicted_token(batch, stack, first, position)
+        for stack, first in predicting(subject, batch, chosen).items()
     }
-    ranks: dict[tuple[Site, str], list[Tensor]] = {
-        (site, name): [] for site in chosen for name in answers
-    }
+
+    ranks: dict[tuple[Site, str], list[Tensor]] = {}
+    for site in chosen:
+        for name in answers:
+            ranks[site, name] = []
     for start in range(0, len(batch), size):
-        part = batch.rows(slice(start, start + size))
-        for site, row in at_position(values_at(subject, part, chosen), position).items():
-            logits = _read(subject, part, site, row, position, token[site.stack])
+        rows = slice(start, start + size)
+        part = batch.rows(rows)
+        for site, residual in at_position(values_at(subject, part, chosen), position).items():
+            token = token_of_stack[site.stack]
+            logits = _logits_from(subject, part, site, residual, position, token)
             for name, answer in targets.items():
-                ranks[site, name].append(_ranks(logits, answer[start : start + size], name))
-    means = {key: torch.cat(parts).mean(0).tolist() for key, parts in ranks.items()}
-    return pd.DataFrame(
-        [
-            described_site(s) | {"answer": name} | dict(zip(_RANKS, means[s, name], strict=True))
-            for s, name in means
-        ]
-    )
+                ranks[site, name].append(_ranks(logits, answer[rows], name))
+
+    table: list[dict[str, Any]] = []
+    for (site, name), parts in ranks.items():
+        means = torch.cat(parts).mean(0).tolist()
+        row = {**described_site(site), "answer": name}
+        table.append({**row, **dict(zip(_RANK_COLUMNS, means, strict=True))})
+    return pd.DataFrame(table)
 
 
-def _predicted(batch: Batch, stack: str, start: int | None, position: int) -> int:
-    """Which token of the batch a position of the last block predicts, given the one that predicts
-    the first target."""
-    if start is None:
+def _predicted_token(batch: Batch, stack: str, first: int | None, position: int) -> int:
+    """Which token of the batch is predicted at a position of the last block, given the position
+    that predicts the first target."""
+    if first is None:
         raise SiteError(
-            f"stack {stack!r}: none of its positions alone predicts a token; name the sites of another stack"
+            f"stack {stack!r}: none of its positions alone predicts a token; "
+            "name the sites of another stack"
         )
-    token = position + batch.prompt - start
+    token = position + batch.prompt - first
     if not 0 <= token < batch.length:
         raise ValueError(
-            f"position={position} predicts token {token}, and the batch has tokens 0 to {batch.length - 1}"
+            f"position={position} predicts token {token}, "
+            f"and the batch has tokens 0 to {batch.length - 1}"
         )
     return token
 
 
-def _read(
+def _logits_from(
     subject: Subject,
     batch: Batch,
     site: Site,
@@ -101,6 +129,8 @@ def _read(
     position: int,
     token: int,
 ) -> Float[Tensor, "items vocabulary"]:
+    """The logits of a token when `residual` leaves the last block at a position."""
+
     def replace(value: Value, _: Clock) -> Tensor:
         new = value.clone()
         new[:, position] = residual
@@ -108,6 +138,7 @@ def _read(
 
     last = Site("resid_post", len(subject.anatomy.blocks(site.stack)) - 1, site.stack)
     with evaluating(subject), tapped(subject, {last: replace}):
+        # The head is applied to the targets alone where that is enough.
         if token < batch.prompt:
             return subject.logits(batch)[:, token]
         return subject.target_logits(batch)[:, token - batch.prompt]
@@ -116,14 +147,13 @@ def _read(
 def _ranks(
     logits: Float[Tensor, "items vocabulary"], answers: Int[Tensor, " items"], name: str
 ) -> Float[Tensor, "items 3"]:
-    if (
-        answers.is_floating_point()
-        or int(answers.min()) < 0
-        or int(answers.max()) >= logits.shape[1]
-    ):
-        raise ValueError(f"answers {name!r}: expected token ids 0 to {logits.shape[1] - 1}")
-    precise, at = logits.double(), answers.to(logits.device)[:, None]
-    above = (precise > precise.gather(1, at)).sum(1).double()
-    return torch.stack(
-        [precise.softmax(1).gather(1, at)[:, 0], (above == 0).double(), 1 / (1 + above)], 1
-    ).cpu()
+    """The columns `_RANK_COLUMNS` of each item."""
+    vocabulary = logits.shape[1]
+    is_integer = not answers.is_floating_point()
+    if not is_integer or int(answers.min()) < 0 or int(answers.max()) >= vocabulary:
+        raise ValueError(f"answers {name!r}: expected token ids 0 to {vocabulary - 1}")
+    precise = logits.double()
+    at_answer = answers.to(logits.device)[:, None]
+    probability = precise.softmax(1).gather(1, at_answer)[:, 0]
+    above = (precise > precise.gather(1, at_answer)).sum(1).double()
+    return torch.stack([probability, (above == 0).double(), 1 / (1 + above)], 1).cpu()

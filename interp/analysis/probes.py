@@ -1,5 +1,4 @@
-"""What can be read at a site, by a linear probe and by the model's own output head (the logit
-lens)."""
+"""Linear probes: what can be read from the activations at a site."""
 
 from __future__ import annotations
 
@@ -22,60 +21,69 @@ from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
 Rows = Float[np.ndarray, "items width"]
-
-
 Mask = Bool[np.ndarray, " items"]
 
-
-_CONSTANT = 1e-6  # of the largest column's deviation: what rounding leaves of a column that was erased in float32
+# A column whose deviation is below this fraction of the largest one is constant: it is what
+# rounding leaves of a column that was erased in float32. Standardizing it would blow it up.
+_CONSTANT = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """The items of a batch, what is to be read of each, and optionally the group of each (a pair of
-    operands, a fact).
+    """Items and what is to be read from them.
 
-    `labels` are [items], ints or anything hashable; or several by name, each of which a probe's
-    predictions are compared with. Raises ValueError for another number of labels or groups than of
-    items."""
+    Attributes:
+        batch: the items.
+        labels: one label per item, ints or anything hashable; or several sets of labels by name,
+            which are called readings. The predictions of a probe are compared with each of them.
+        groups: optionally the group of each item, such as a pair of operands or a fact.
+
+    Raises:
+        ValueError: not one label or group per item.
+    """
 
     batch: Batch
     labels: ArrayLike | Mapping[str, ArrayLike]
     groups: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        given = dict(self.readings) | ({} if self.groups is None else {"groups": self.groups})
-        for name, labels in given.items():
+        for name, labels in self.readings.items():
             column(labels, len(self.batch), name)
+        if self.groups is not None:
+            column(self.groups, len(self.batch), "groups")
 
     @property
     def readings(self) -> Mapping[str, ArrayLike]:
-        """The labels by name; "label" where they have none."""
+        """The labels by name; the name is "label" if none was given."""
         return self.labels if isinstance(self.labels, Mapping) else {"label": self.labels}
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear classifier of rows in their own units: the class of the largest of `rows @ weights.T
-    + biases`."""
+    """A linear classifier: the class with the largest of `rows @ weights.T + biases`.
+
+    Attributes:
+        classes: the label of each class.
+        weights: [classes, width], for rows in their own units.
+        biases: [classes].
+    """
 
     classes: np.ndarray
     weights: Float[np.ndarray, "classes width"]
     biases: Float[np.ndarray, " classes"]
 
     def predict(self, rows: Rows) -> np.ndarray:
-        """The label of each row, [items]."""
-        return self.classes[
-            (np.asarray(rows, dtype=np.float64) @ self.weights.T + self.biases).argmax(1)
-        ]
+        """Returns the label that is predicted for each row, [items]."""
+        logits = np.asarray(rows, dtype=np.float64) @ self.weights.T + self.biases
+        return self.classes[logits.argmax(1)]
 
     def accuracy(self, rows: Rows, labels: ArrayLike) -> float:
-        """The share of rows whose label is predicted."""
+        """Returns the share of rows whose label is predicted."""
         return float((self.predict(rows) == column(labels, len(rows))).mean())
 
 
 def column(labels: ArrayLike, items: int, name: str = "labels") -> np.ndarray:
-    """Labels as an array [items]. Raises ValueError for another shape."""
+    """Returns labels as an array [items]. Raises ValueError for another shape."""
     array = np.asarray(labels)
     if array.shape != (items,):
         raise ValueError(f"{name}: expected one a row, [{items}]; got shape {array.shape}")
@@ -83,65 +91,107 @@ def column(labels: ArrayLike, items: int, name: str = "labels") -> np.ndarray:
 
 
 def classified(rows: Rows, labels: ArrayLike) -> tuple[Rows, Int[np.ndarray, " items"], np.ndarray]:
-    """Rows in float64, the class of each by number, and the classes. Raises ValueError for rows
-    that are not finite or of one class."""
+    """Returns the rows in float64, the number of the class of each, and the label of each class.
+
+    Raises:
+        ValueError: rows that are not finite, labels that are missing, or only one class.
+    """
     table = np.asarray(rows, dtype=np.float64)
     if table.ndim != 2 or not np.isfinite(table).all():
+        not_finite = int((~np.isfinite(table)).sum())
         raise ValueError(
-            f"expected finite rows [items, width]; got shape {table.shape}, {int((~np.isfinite(table)).sum())} not finite"
+            f"expected finite rows [items, width]; got shape {table.shape}, {not_finite} not finite"
         )
     numbers, classes = pd.factorize(column(labels, len(table)))
-    if len(classes) < 2 or (numbers < 0).any():
+    missing = int((numbers < 0).sum())
+    if len(classes) < 2 or missing:
         raise ValueError(
-            f"expected labels of at least two classes, none missing; got {len(classes)} and {int((numbers < 0).sum())} missing"
+            "expected labels of at least two classes, none missing; "
+            f"got {len(classes)} and {missing} missing"
         )
     return table, numbers, np.asarray(classes)
 
 
 def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
-    """Multinomial logistic regression on standardized rows (lbfgs), with `strength` (1 / sklearn's
-    C) times half the squared weights as penalty. Columns that do not vary weigh nothing. Raises
-    ValueError as `classified`, and for a strength that is not positive."""
+    """Fits a multinomial logistic regression on standardized rows (lbfgs). Columns that do not vary
+    get no weight.
+
+    Args:
+        rows: [items, width].
+        labels: the class of each row.
+        strength: of the penalty, which is `strength` times half the squared weights (1 / sklearn's
+            C).
+
+    Raises:
+        ValueError: see `classified`; or a strength that is not positive.
+
+    Example:
+        >>> from interp.analysis.probes import fit_probe
+        >>> rows = np.array([[0.0, 7.0], [0.1, 7.0], [0.9, 7.0], [1.0, 7.0]])
+        >>> fit_probe(rows, ["low", "low", "high", "high"]).predict(np.array([[0.2, 7.0]]))
+        array(['low'], dtype='<U4')
+    """
     from sklearn.linear_model import LogisticRegression
 
     if strength <= 0:
         raise ValueError(f"strength={strength}: expected a positive weight of the penalty")
     table, numbers, classes = classified(rows, labels)
-    mean, deviation = table.mean(0), table.std(0)
-    scale = np.where(deviation > _CONSTANT * deviation.max(initial=0.0), deviation, np.inf)
-    model: Any = LogisticRegression(C=1 / strength, max_iter=2000).fit(
-        (table - mean) / scale, numbers
-    )
-    weights, biases = model.coef_ / scale, model.intercept_
+    mean = table.mean(0)
+    deviation = table.std(0)
+    varies = deviation > _CONSTANT * deviation.max(initial=0.0)
+    scale = np.where(varies, deviation, np.inf)
+    model: Any = LogisticRegression(C=1 / strength, max_iter=2000)
+    model.fit((table - mean) / scale, numbers)
+
+    weights = model.coef_ / scale
+    biases = model.intercept_
+    # For two classes sklearn keeps one row, the difference of the two.
     if len(classes) == 2:
-        weights, biases = (
-            np.concatenate([-weights, weights]) / 2,
-            np.concatenate([-biases, biases]) / 2,
-        )
+        weights = np.concatenate([-weights, weights]) / 2
+        biases = np.concatenate([-biases, biases]) / 2
     return Probe(classes, weights, biases - weights @ mean)
 
 
 def rows_at(
     subject: Subject, batch: Batch, sites: Sites, position: int, size: int = 256
 ) -> dict[Site, Rows]:
-    """The activations of every item at one position, [items, width] in float64, from forwards of
-    `size` items. Raises ValueError for a position that a site does not have."""
+    """Returns the activations of every item at one position, [items, width] in float64 per site.
+
+    Args:
+        subject: the model.
+        batch: the items.
+        sites: where to read.
+        position: where in the sequence.
+        size: number of items per batch.
+
+    Raises:
+        ValueError: a position that a site does not have.
+
+    Example:
+        >>> from interp.analysis.probes import rows_at
+        >>> rows = rows_at(subject, batch, "blocks.*.resid_post", position=7)
+        >>> {str(site): values.shape for site, values in rows.items()}
+        {'blocks.0.resid_post': (12, 32), 'blocks.1.resid_post': (12, 32)}
+    """
     chosen = subject.anatomy.expand(sites)
     parts = [at_position(values_at(subject, part, chosen), position) for part in batch.split(size)]
-    return {
-        site: torch.cat([part[site] for part in parts]).double().cpu().numpy() for site in chosen
-    }
+    rows: dict[Site, Rows] = {}
+    for site in chosen:
+        rows[site] = torch.cat([part[site] for part in parts]).double().cpu().numpy()
+    return rows
 
 
 def at_position(
     values: Mapping[Site, Value], position: int
 ) -> dict[Site, Float[Tensor, "items width"]]:
-    """The rows at one position of each site's values."""
+    """Returns the rows at one position of each site's values. Raises ValueError for a position that
+    a site does not have."""
     for site, value in values.items():
         if not 0 <= position < value.shape[1]:
             raise ValueError(
                 f"{site} has positions 0 to {value.shape[1] - 1}; got position={position}"
             )
+    # Cloned: a view would keep the values of all positions in memory.
     return {site: value[:, position].clone() for site, value in values.items()}
 
 
@@ -155,68 +205,97 @@ def probe(
     strength: float = 1.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What a probe trained at each site reads at one position of other items.
+    """Returns what a probe that is trained at a site reads there on other items.
 
-    One row for each site, test set and reading: `accuracy`, how often the prediction is that
-    reading (of wrongly labelled items "true" and "noisy", say); `shuffled`, the same of a probe
-    trained on the same rows with their labels permuted; `n` items; `chance`, the accuracy of always
-    saying the commonest. accuracy - shuffled is a selectivity in the sense of Hewitt & Liang 2019
-    (arXiv 1909.03368). Their control gives each word type one random label, which a probe can learn
-    and carry over to the test; permuted labels carry over to nothing but the items trained on.
+    accuracy - shuffled is a selectivity in the sense of Hewitt & Liang 2019 (arXiv 1909.03368).
+    Their control gives each word type a random label, which a probe can learn and carry over to the
+    test items; labels that are permuted over items carry over to nothing but the items trained on.
 
-    With groups there are two probes, each trained on half of the train's groups, drawn by the seed,
-    and each item is tested with the one that saw none of its group: it cannot be right by recalling
-    what it was trained on. Without, keeping the tests apart from the train is the caller's
-    business.
+    With groups there are two probes, each trained on one half of the groups in `train`, and each
+    item is tested by the probe that saw no item of its group. A probe then cannot be right by
+    recalling what it was trained on. Without groups, the caller has to keep the test items apart
+    from the training items.
 
-    Raises ValueError for a train of several readings, and groups in some of the sets only or fewer
-    than two.
+    Args:
+        subject: the model.
+        train: the items to train on, with one set of labels.
+        tests: the items to test on, by name.
+        sites: where to read; one probe is trained per site.
+        position: where in the sequence.
+        strength: of the penalty: see `fit_probe`.
+        seed: of the choice of groups and of the permutation of labels.
+
+    Returns:
+        One row per site, test set (`set`) and `reading`: `accuracy`, how often the prediction is
+        that reading; `shuffled`, the same for a probe that was trained on the same rows with their
+        labels permuted; `n`, the number of items; `chance`, the accuracy of always predicting the
+        most common label.
+
+    Raises:
+        ValueError: several sets of labels in `train`; groups in some of the sets only; or fewer
+            than two groups.
+
+    Example:
+        >>> from interp.analysis.probes import Labelled, probe
+        >>> last_letter = Labelled(batch, batch.tokens[:, 7])
+        >>> probe(subject, last_letter, {"train": last_letter}, "embed", position=7)["accuracy"]
+        0    1.0
+        Name: accuracy, dtype: float64
     """
     labels, *others = map(np.asarray, train.readings.values())
     if others:
         raise ValueError(f"a probe is trained on one reading; got {', '.join(train.readings)}")
     parts = folds(train, tests, seed)
-    known = rows_at(subject, train.batch, sites, position)
-    seen = {name: rows_at(subject, test.batch, sites, position) for name, test in tests.items()}
+    train_rows = rows_at(subject, train.batch, sites, position)
+    test_rows = {
+        name: rows_at(subject, test.batch, sites, position) for name, test in tests.items()
+    }
+
     found: list[dict[str, Any]] = []
-    for site, rows in known.items():
-        said = {
+    for site, rows in train_rows.items():
+        # Row 0: predictions of the probe; row 1: of the probe with permuted labels.
+        predicted = {
             name: np.empty((2, len(test.batch)), dtype=labels.dtype) for name, test in tests.items()
         }
-        for items, asked in parts:
-            for number, shown in enumerate(
-                (labels[items], np.random.default_rng(seed).permutation(labels[items]))
-            ):
-                trained = fit_probe(rows[items], shown, strength=strength)
-                for name, chosen in asked.items():
-                    said[name][number, chosen] = trained.predict(seen[name][site][chosen])
-        found += [
-            described_site(site) | {"set": name} | read
-            for name, test in tests.items()
-            for read in _readings(said[name], test)
-        ]
+        for trained_on, tested_on in parts:
+            own_labels = labels[trained_on]
+            permuted = np.random.default_rng(seed).permutation(own_labels)
+            for number, shown in enumerate((own_labels, permuted)):
+                trained = fit_probe(rows[trained_on], shown, strength=strength)
+                for name, items in tested_on.items():
+                    tested = test_rows[name][site][items]
+                    predicted[name][number, items] = trained.predict(tested)
+        for name, test in tests.items():
+            about = {**described_site(site), "set": name}
+            found += [{**about, **scores} for scores in _score_readings(predicted[name], test)]
     return pd.DataFrame(found)
 
 
 def described_site(site: Site) -> dict[str, Any]:
-    """A site as columns of a table."""
+    """Returns a site as columns of a table."""
     return {"site": str(site), "block": site.block, "point": site.point}
 
 
-def _readings(said: np.ndarray, test: Labelled) -> Iterator[dict[str, Any]]:
+def _score_readings(predicted: np.ndarray, test: Labelled) -> Iterator[dict[str, Any]]:
     for reading, labels in test.readings.items():
-        accuracy, shuffled = (said == np.asarray(labels)).mean(1).tolist()
+        accuracy, shuffled = (predicted == np.asarray(labels)).mean(1).tolist()
         yield {
             "reading": reading,
             "accuracy": accuracy,
             "shuffled": shuffled,
-            "n": said.shape[1],
+            "n": predicted.shape[1],
             "chance": majority(labels),
         }
 
 
 def majority(labels: ArrayLike) -> float:
-    """The share of the commonest label."""
+    """Returns the share of the most common label.
+
+    Example:
+        >>> from interp.analysis.probes import majority
+        >>> majority(["a", "b", "a", "a"])
+        0.75
+    """
     numbers = pd.factorize(np.asarray(labels))[0]
     return float(np.bincount(numbers).max() / len(numbers))
 
@@ -224,27 +303,42 @@ def majority(labels: ArrayLike) -> float:
 def folds(
     train: Labelled, tests: Mapping[str, Labelled], seed: int
 ) -> list[tuple[Mask, dict[str, Mask]]]:
-    """Which items to train on and which of each set to test then, as masks: all of them, once,
-    where there are no groups; else twice, so that each item is tested once, by a probe trained on
-    no item of its group."""
-    if len({each.groups is None for each in (train, *tests.values())}) > 1:
+    """Returns which items a probe is trained on, and which items of each test set it is tested on,
+    for each probe.
+
+    Without groups there is one probe, trained and tested on all items. With groups there are two,
+    such that each item is tested once, by the probe that is trained on no item of its group.
+
+    Args:
+        train: the items to train on.
+        tests: the items to test on, by name.
+        seed: of the choice of groups.
+
+    Returns:
+        For each probe a mask over the training items and a mask over each test set.
+
+    Raises:
+        ValueError: groups in some of the sets only, or fewer than two.
+    """
+    has_groups = {each.groups is not None for each in (train, *tests.values())}
+    if len(has_groups) > 1:
         raise ValueError("expected groups of the train and of every test set, or of none")
     if train.groups is None:
-        return [
-            (
-                np.ones(len(train.batch), dtype=bool),
-                {name: np.ones(len(each.batch), dtype=bool) for name, each in tests.items()},
-            )
-        ]
+        all_tests = {name: np.ones(len(each.batch), dtype=bool) for name, each in tests.items()}
+        return [(np.ones(len(train.batch), dtype=bool), all_tests)]
+
     names = pd.unique(np.asarray(train.groups))
     if len(names) < 2:
         raise ValueError(
-            f"expected at least two groups to train on one half and test on the other; got {len(names)}"
+            "expected at least two groups to train on one half and test on the other; "
+            f"got {len(names)}"
         )
     half = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
-    ours, theirs = _within(train, half), {name: _within(each, half) for name, each in tests.items()}
-    return [(ours, {name: ~taken for name, taken in theirs.items()}), (~ours, theirs)]
+    train_in_half = _in_groups(train, half)
+    tests_in_half = {name: _in_groups(each, half) for name, each in tests.items()}
+    tests_outside = {name: ~in_half for name, in_half in tests_in_half.items()}
+    return [(train_in_half, tests_outside), (~train_in_half, tests_in_half)]
 
 
-def _within(items: Labelled, groups: np.ndarray) -> Mask:
+def _in_groups(items: Labelled, groups: np.ndarray) -> Mask:
     return pd.Series(np.asarray(items.groups)).isin(groups).to_numpy()

@@ -1,1 +1,1 @@
-"""What experiments are declared with."""
+"""Experiments: how a paper is declared, run, judged and written up."""

@@ -1,5 +1,5 @@
-"""Checks: a measure, the threshold it has to pass, and how both become claims, on every seed and
-over all of them."""
+"""Checks: a measure and the threshold that it has to pass, and how they become claims, for each
+seed and over all seeds."""
 
 from __future__ import annotations
 
@@ -17,25 +17,45 @@ Tables = Mapping[str, pd.DataFrame]
 Measured = Callable[[Tables], Interval | float]
 Relation = Literal["at least", "at most", "above", "below"]
 
+_VERDICT_COLUMNS = [
+    "claim",
+    "seed",
+    "measured",
+    "low",
+    "high",
+    "verdict",
+    "seeds",
+    "threshold",
+    "upwards",
+]
+
 
 @dataclass(frozen=True)
 class Threshold:
-    """A bar and the side of it on which a claim holds.
+    """A value, and the side of it on which a claim holds.
 
-    >>> at_least(0.9)(0.95), str(at_least(0.9))
-    (True, 'at least 0.9')
+    Attributes:
+        relation: "at least", "at most", "above" or "below".
+        value: the value.
+
+    Example:
+        >>> from interp.experiment.checks import at_least
+        >>> at_least(0.9)(0.95), str(at_least(0.9))
+        (True, 'at least 0.9')
     """
 
     relation: Relation
     value: float
 
     def __call__(self, measured: float) -> bool:
-        """Whether a value is on the right side."""
+        """Returns whether a value is on the right side."""
         if self.relation == "at least":
             return measured >= self.value
         if self.relation == "at most":
             return measured <= self.value
-        return measured > self.value if self.relation == "above" else measured < self.value
+        if self.relation == "above":
+            return measured > self.value
+        return measured < self.value
 
     def __str__(self) -> str:
         return f"{self.relation} {self.value:g}"
@@ -47,39 +67,55 @@ class Threshold:
 
 
 def at_least(value: float) -> Threshold:
-    """Holds from `value` upwards."""
+    """Returns the threshold that `value` and everything above it passes."""
     return Threshold("at least", value)
 
 
 def at_most(value: float) -> Threshold:
-    """Holds up to `value`."""
+    """Returns the threshold that `value` and everything below it passes."""
     return Threshold("at most", value)
 
 
 def above(value: float) -> Threshold:
-    """Holds strictly above `value`."""
+    """Returns the threshold that only what is above `value` passes."""
     return Threshold("above", value)
 
 
 def below(value: float) -> Threshold:
-    """Holds strictly below `value`."""
+    """Returns the threshold that only what is below `value` passes."""
     return Threshold("below", value)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number read from the tables of one seed, with the words that a statement calls it by."""
+    """A number that is read from the tables of one seed.
+
+    Attributes:
+        label: what a statement calls it.
+        of: maps the tables of one seed to the number, or to its interval over items.
+    """
 
     label: str
     of: Measured
 
     def __call__(self, tables: Tables) -> Interval | float:
-        """The number, or its interval over items."""
+        """Returns the number, or its interval over items."""
         return self.of(tables)
 
 
 def rows(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of a table with the given values. Raises LookupError when there are none."""
+    """Returns the rows of a table that have the given values.
+
+    Raises:
+        LookupError: there are none.
+
+    Example:
+        >>> from interp.experiment.checks import rows
+        >>> table = pd.DataFrame({"name": ["up", "down"], "value": [1.0, -1.0]})
+        >>> rows(table, {"name": "down"})
+           name  value
+        1  down   -1.0
+    """
     found: Any = frame
     for name, value in where.items():
         found = found[found[name] == value]
@@ -89,40 +125,55 @@ def rows(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def mean(table: str, column: str, **where: Any) -> Measure:
-    """The mean of a column over the rows with the given values."""
+    """Returns the measure that is the mean of a column over the rows with the given values.
+
+    Args:
+        table: name of a table.
+        column: name of its column.
+        where: values of other columns.
+
+    Example:
+        >>> from interp.experiment.checks import mean
+        >>> measure = mean("numbers", "value", name="up")
+        >>> measure.label
+        'mean value in numbers (name up)'
+        >>> measure({"numbers": pd.DataFrame({"name": ["up", "down"], "value": [1.0, -1.0]})})
+        1.0
+    """
     chosen = ", ".join(f"{name} {value}" for name, value in where.items())
-    return Measure(
-        f"mean {column} in {table} ({chosen})",
-        lambda tables: float(np.mean(rows(tables[table], where)[column])),
-    )
+
+    def of(tables: Tables) -> float:
+        return float(np.mean(rows(tables[table], where)[column]))
+
+    return Measure(f"mean {column} in {table} ({chosen})", of)
 
 
 def minus(one: Measured, other: Measured) -> Measure:
-    """The difference of two measures, without an interval."""
-    label = f"{_label(one)} minus {_label(other)}"
-    return Measure(
-        label, lambda tables: interval(one(tables)).estimate - interval(other(tables)).estimate
-    )
+    """Returns the measure that is the difference of two measures, without an interval."""
+
+    def of(tables: Tables) -> float:
+        return interval(one(tables)).estimate - interval(other(tables)).estimate
+
+    return Measure(f"{_label(one)} minus {_label(other)}", of)
 
 
 def constant(value: float) -> Measure:
-    """A number known without measuring, such as chance."""
+    """Returns the measure of a number that is known without measuring, such as chance."""
     return Measure(f"{value:g}", lambda _: value)
 
 
 def interval(measured: Interval | float) -> Interval:
-    """A plain number as an interval of no width."""
-    return (
-        measured
-        if isinstance(measured, Interval)
-        else Interval(float(measured), float(measured), float(measured), 1)
-    )
+    """Returns an interval as it is, and a plain number as an interval of no width."""
+    if isinstance(measured, Interval):
+        return measured
+    number = float(measured)
+    return Interval(number, number, number, 1)
 
 
 def _label(measure: Measured) -> str:
-    return (
-        measure.label if isinstance(measure, Measure) else getattr(measure, "__name__", "measure")
-    )
+    if isinstance(measure, Measure):
+        return measure.label
+    return getattr(measure, "__name__", "measure")
 
 
 @dataclass(frozen=True)
@@ -138,12 +189,28 @@ class Check:
         source: where the claim is known from, as in `Claim`.
         controls: measures that are reported with this one.
         opposite: the threshold of the opposite claim.
-        over: "seeds" judges Student's interval of the mean over seeds; "every" the range, so that
-        the claim must hold on every seed.
-        statement: in other words than "`measure` is `threshold`"; `{threshold}` in it is filled in.
-        testable: False for what is measured here, but claimed of a model that is not among ours.
-        requires: a premise on the tables of one seed; where it fails on any seed the claim is not
-        reproduced.
+        over: what is judged. "seeds": Student's interval of the mean over seeds. "every": the range
+            of the seeds, so that the claim must hold on each of them.
+        statement: the claim in words, where "`measure` is `threshold`" does not say it well;
+            `{threshold}` in it is filled in.
+        testable: False for a claim about a model that we do not have. It is measured on another
+            model, and not judged.
+        requires: a premise about the tables of one seed. If it fails on any seed, the claim is not
+            reproduced.
+
+    Raises:
+        ValueError: neither a statement nor a measure with a label that makes one.
+
+    Example:
+        >>> from interp.experiment.checks import Check, at_least, mean
+        >>> check = Check(
+        ...     id="P1",
+        ...     measure=mean("drop", "accuracy", selection="random"),
+        ...     threshold=at_least(0.8),
+        ...     evidence="tables/drop.parquet",
+        ... )
+        >>> check.text
+        'mean accuracy in drop (selection random) is at least 0.8'
     """
 
     _: KW_ONLY
@@ -163,7 +230,8 @@ class Check:
     def __post_init__(self) -> None:
         if self.statement is None and not isinstance(self.measure, Measure):
             raise ValueError(
-                f"check {self.id!r}: expected a statement, or a Measure whose label makes one, got neither"
+                f"check {self.id!r}: expected a statement, "
+                "or a Measure whose label makes one, got neither"
             )
 
     @property
@@ -174,39 +242,39 @@ class Check:
         return self.statement.replace("{threshold}", str(self.threshold))
 
     def claims(self, each: Mapping[int, Tables]) -> list[Claim]:
-        """The claim over all seeds and, where there are several, of each one; `each` is the tables
-        by seed."""
-        measured = {seed: interval(self.measure(tables)) for seed, tables in each.items()}
-        controls = {
-            name: {seed: interval(control(tables)) for seed, tables in each.items()}
-            for name, control in self.controls.items()
+        """Returns the claim over all seeds, followed by the claim for each seed if there are
+        several.
+
+        Args:
+            each: the tables of each seed.
+        """
+        measured = _by_seed(self.measure, each)
+        controls = {name: _by_seed(control, each) for name, control in self.controls.items()}
+
+        over_seeds = _range if self.over == "every" else _student
+        found = over_seeds(list(measured.values()))
+        controls_over_seeds = {
+            name: _student(list(values.values())) for name, values in controls.items()
         }
-        found = (
-            _range(list(measured.values()))
-            if self.over == "every"
-            else _student(list(measured.values()))
-        )
-        beside = {name: _student(list(values.values())) for name, values in controls.items()}
-        overall = self._claim(self.id, found, beside, len(each), self._verdict(found, each))
+        verdict = self._verdict(found, each)
+        claims = [self._claim(self.id, found, controls_over_seeds, len(each), verdict)]
         if len(each) == 1:
-            return [overall]
-        claims = [overall]
+            return claims
+
         for seed, own in measured.items():
-            beside = {name: values[seed] for name, values in controls.items()}
-            claims.append(self._claim(f"{self.id}, seed {seed}", own, beside, 1, NOT_TESTABLE))
+            own_controls = {name: values[seed] for name, values in controls.items()}
+            name = f"{self.id}, seed {seed}"
+            claims.append(self._claim(name, own, own_controls, 1, NOT_TESTABLE))
         return claims
 
     def _verdict(self, found: Interval, each: Mapping[int, Tables]) -> Verdict:
         if len(each) < 2 or not self.testable:
             return NOT_TESTABLE
         verdict = judged(found, self.threshold, self.opposite)
-        if (
-            verdict == "reproduced"
-            and self.requires is not None
-            and not all(map(self.requires, each.values()))
-        ):
-            return "not reproduced"
-        return verdict
+        if verdict != "reproduced" or self.requires is None:
+            return verdict
+        premise_holds = all(self.requires(tables) for tables in each.values())
+        return "reproduced" if premise_holds else "not reproduced"
 
     def _claim(
         self,
@@ -216,71 +284,101 @@ class Check:
         seeds: int,
         verdict: Verdict,
     ) -> Claim:
-        control = "; ".join(f"{other}: {value:.3f}" for other, value in controls.items())
-        ours = found.estimate, found.low, found.high
         return Claim(
-            name, self.text, self.source, self.paper, *ours, control, seeds, verdict, self.evidence
+            id=name,
+            statement=self.text,
+            source=self.source,
+            paper=self.paper,
+            measured=found.estimate,
+            low=found.low,
+            high=found.high,
+            control="; ".join(f"{other}: {value:.3f}" for other, value in controls.items()),
+            seeds=seeds,
+            verdict=verdict,
+            evidence=self.evidence,
         )
 
 
+def _by_seed(measure: Measured, each: Mapping[int, Tables]) -> dict[int, Interval]:
+    return {seed: interval(measure(tables)) for seed, tables in each.items()}
+
+
 def _student(values: Sequence[Interval]) -> Interval:
-    """Student's interval of the estimates; of a single seed its own."""
-    return values[0] if len(values) == 1 else student([value.estimate for value in values])
+    """Student's interval of the estimates; for a single seed its own interval over items."""
+    if len(values) == 1:
+        return values[0]
+    return student([value.estimate for value in values])
 
 
 def _range(values: Sequence[Interval]) -> Interval:
-    estimates = [value.estimate for value in values]
+    """The mean and the range of the estimates; for a single seed its own interval over items."""
     if len(values) == 1:
         return values[0]
+    estimates = [value.estimate for value in values]
     return Interval(float(np.mean(estimates)), min(estimates), max(estimates), len(estimates))
 
 
 def claims(checks: Sequence[Check], tables: Tables, seeds: Sequence[int]) -> list[Claim]:
-    """Every check over all seeds and on each. Raises ValueError for an id that occurs twice."""
+    """Returns the claims of all checks, over all seeds and for each seed.
+
+    Args:
+        checks: the checks.
+        tables: the tables of all seeds, with a column `seed`.
+        seeds: the seeds.
+
+    Raises:
+        ValueError: an id that occurs twice.
+
+    Example:
+        >>> from interp.experiment.checks import Check, above, claims, mean
+        >>> tables = {"t": pd.DataFrame({"value": [1.0, 1.1, 1.2], "seed": [0, 1, 2]})}
+        >>> check = Check(id="P1", measure=mean("t", "value"), threshold=above(0), evidence="t")
+        >>> [(claim.id, claim.verdict) for claim in claims([check], tables, [0, 1, 2])][:2]
+        [('P1', 'reproduced'), ('P1, seed 0', 'not testable at this scale')]
+    """
     ids = [check.id for check in checks]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
         raise ValueError(f"check ids have to be unique, got twice: {', '.join(twice)}")
-    each: Any = {
-        seed: {name: table[table["seed"] == seed] for name, table in tables.items()}
-        for seed in seeds
-    }
-    return [claim for check in checks for claim in check.claims(each)]
+
+    each: dict[int, Any] = {}
+    for seed in seeds:
+        each[seed] = {name: table[table["seed"] == seed] for name, table in tables.items()}
+    found: list[Claim] = []
+    for check in checks:
+        found += check.claims(each)
+    return found
 
 
 def verdicts(checks: Sequence[Check], found: Sequence[Claim]) -> pd.DataFrame:
-    """One row per claim: `claim` (the id of its check), `seed` ("all" or a number), `measured`,
-    `low`, `high`, `verdict`, and the `threshold` with whether larger values pass it (`upwards`)."""
+    """Returns one row per claim: `claim` (the id of its check), `seed` ("all" or a number),
+    `measured`, `low`, `high`, `verdict`, `seeds` (how many), and the `threshold` with whether
+    larger values pass it (`upwards`).
+
+    Args:
+        checks: the checks.
+        found: their claims, from `claims`.
+    """
     by_id = {check.id: check for check in checks}
-    found_rows: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     for claim in found:
-        name, _, seed = (
-            claim.id.partition(", seed ") if claim.id not in by_id else (claim.id, "", "")
-        )
+        # An id may itself contain ", seed ", so ids are looked up before they are taken apart.
+        if claim.id in by_id:
+            name = claim.id
+            seed = "all"
+        else:
+            name, _, seed = claim.id.partition(", seed ")
         threshold = by_id[name].threshold
         row = {
             "claim": name,
-            "seed": seed or "all",
+            "seed": seed,
             "measured": claim.measured,
             "low": claim.low,
             "high": claim.high,
-        }
-        row |= {
             "verdict": claim.verdict,
             "seeds": claim.seeds,
             "threshold": threshold.value,
             "upwards": threshold.upwards,
         }
-        found_rows.append(row)
-    columns = [
-        "claim",
-        "seed",
-        "measured",
-        "low",
-        "high",
-        "verdict",
-        "seeds",
-        "threshold",
-        "upwards",
-    ]
-    return pd.DataFrame(found_rows, columns=columns)
+        table.append(row)
+    return pd.DataFrame(table, columns=_VERDICT_COLUMNS)

@@ -23,7 +23,7 @@ class Claim:
         id: short and unique in its experiment; the claim of a single seed ends in `, seed N`.
         statement: what is claimed, with its threshold.
         source: where the claim is known from: `found` in a paper or its code, `inferred` from it,
-        `chosen` by us, or `measured` in a pilot.
+            `chosen` by us, or `measured` in a pilot.
         paper: what the source reports, if anything.
         measured, low, high: our measurement, with its 95% interval.
         control: the measurements that this one is compared with.
@@ -50,12 +50,24 @@ def judged(
     holds: Callable[[float], bool],
     opposite: Callable[[float], bool] | None = None,
 ) -> Verdict:
-    """`reproduced` when the whole interval satisfies the claim, `opposite` when the whole interval
-    satisfies its opposite.
+    """Returns the verdict about a measurement: `reproduced` if the whole interval satisfies the
+    claim, `opposite` if the whole interval satisfies the opposite claim, and otherwise `not
+    reproduced`.
 
-    Everything else is `not reproduced`. Falling short of a threshold is not the opposite of a
-    claim, so the opposite is stated separately:
-    for a rise of at least 5%, a fall.
+    To fall short of a threshold is not the opposite of a claim, so the opposite is stated
+    separately. For a rise of at least 5%, for example, it is a fall.
+
+    Args:
+        interval: the measurement.
+        holds: whether a value satisfies the claim.
+        opposite: whether a value satisfies the opposite claim.
+
+    Example:
+        >>> from interp.experiment.checks import at_least, below
+        >>> from interp.experiment.claims import judged
+        >>> from interp.reporting.stats import Interval
+        >>> judged(Interval(0.02, 0.01, 0.03, 5), at_least(0.05), below(0))
+        'not reproduced'
     """
     values = (interval.low, interval.estimate, interval.high)
     if all(map(holds, values)):
@@ -66,12 +78,12 @@ def judged(
 
 
 def committed_claims(experiments: Path, name: str | None = None) -> list[dict[str, Any]]:
-    """Every claim in `experiments`/*/results/*/claims.json, as stored, with `experiment` and
-    `result` in front.
+    """Returns every claim in `experiments`/*/results/*/claims.json, as it is stored, with the
+    fields `experiment` and `result` in front.
 
     Args:
         experiments: the folder that holds one folder per experiment.
-        name: of one experiment; all by default.
+        name: name of one experiment; all by default.
 
     Raises:
         LookupError: no results are stored under that name.
@@ -79,9 +91,8 @@ def committed_claims(experiments: Path, name: str | None = None) -> list[dict[st
     found: list[dict[str, Any]] = []
     for path in sorted(experiments.glob(f"{name or '*'}/results/*/claims.json")):
         place = {"experiment": path.parents[2].name, "result": path.parent.name}
-        found += [place | claim for claim in json.loads(path.read_text())]
+        found += [{**place, **claim} for claim in json.loads(path.read_text())]
     if not found:
-        raise LookupError(
-            f"no claims in {experiments / (name or '*') / 'results'}: run `interp reproduce {name or 'NAME'}` first"
-        )
+        folder = experiments / (name or "*") / "results"
+        raise LookupError(f"no claims in {folder}: run `interp reproduce {name or 'NAME'}` first")
     return found

@@ -1,4 +1,4 @@
-"""Experiments: what is declared of one, and the frame that runs it, judges it and writes its files."""
+"""Experiments: how one is declared, and what runs it, judges it and writes its files."""
 
 from __future__ import annotations
 
@@ -27,19 +27,33 @@ from interp.reporting.plotting import save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SET = "FIELD=VALUE: another value of a field of the preset that is text or a number, such as model=PATH. May be given more than once."
+SET = (
+    "FIELD=VALUE: another value for a field of the preset that is text or a number, such as "
+    "model=PATH. May be given several times."
+)
 
 
 @dataclass(frozen=True)
 class Results:
-    """What an experiment produces: claims, tables by name, figures by name."""
+    """What an experiment produces.
+
+    Attributes:
+        claims: the claims, over all seeds and for each seed.
+        tables: by name.
+        figures: by name.
+    """
 
     claims: Sequence[Claim]
     tables: Mapping[str, pd.DataFrame]
     figures: Mapping[str, Figure]
 
     def save(self, out: str | Path, config: Mapping[str, Any]) -> None:
-        """Writes claims.json, tables/*.parquet, figures/*.png and config.json (with versions)."""
+        """Writes claims.json, tables/*.parquet, figures/*.png and config.json.
+
+        Args:
+            out: folder of the files.
+            config: what config.json says, besides the versions of packages.
+        """
         place = writable(out)
         for name, table in self.tables.items():
             with replaced(place / "tables" / f"{name}.parquet") as temporary:
@@ -51,9 +65,11 @@ class Results:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    names = ("interp", "torch", "transformers", "numpy", "pandas", "scipy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    """Returns the versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("interp", "torch", "transformers", "numpy", "pandas", "scipy"):
+        found[name] = version(name)
+    return found
 
 
 def _write_json(path: Path, data: object) -> None:
@@ -63,22 +79,27 @@ def _write_json(path: Path, data: object) -> None:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A paper as a declaration: what runs, what is measured and what is claimed. The frame does the
-    rest.
+    """A paper as a declaration: what is run, what is measured and what is claimed. `reproduce` does
+    the rest.
 
     Attributes:
-        name: of its folder in `experiments/`.
-        question: what is asked, as its help says it.
-        presets: frozen dataclasses by name, each with a field `seeds`: how many seeds a run has.
+        name: name of its folder in `experiments/`.
+        question: what is asked; it is the help text of the command.
+        presets: frozen dataclasses by name, each with a field `seeds`: the number of seeds of a
+            run.
         jobs: maps a preset and a seed to independent jobs, each of which returns tables by name.
-        tables: names of all tables that jobs return. The frame joins them over jobs and adds the
-        column `seed`.
+        tables: names of all tables that jobs return. They are joined over jobs, and a column `seed`
+            is added.
         checks: maps a preset to its checks.
-        figures: functions of the tables by name; one that returns None draws nothing.
-        prepare: maps a preset to jobs that are run before all others and share their work by files;
-        their tables are not used.
-        summaries: maps the joined tables to further ones, which are saved and drawn but not
-        checked.
+        figures: functions of the tables, by name; one that returns None draws nothing.
+        prepare: maps a preset to jobs that are run before all others and leave files for them;
+            their tables are not used.
+        summaries: maps the joined tables to further tables, which are saved and drawn but not
+            checked.
+
+    Raises:
+        TypeError: a preset that is not a frozen dataclass.
+        ValueError: a preset without seeds.
     """
 
     name: str
@@ -95,7 +116,8 @@ class Experiment:
         for name, preset in self.presets.items():
             if not is_dataclass(preset) or not type(preset).__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
                 raise TypeError(
-                    f"preset {name!r} of {self.name}: expected a frozen dataclass, got {type(preset).__name__}"
+                    f"preset {name!r} of {self.name}: "
+                    f"expected a frozen dataclass, got {type(preset).__name__}"
                 )
             if getattr(preset, "seeds", 0) < 1:
                 raise ValueError(
@@ -103,7 +125,7 @@ class Experiment:
                 )
 
     def preset(self, name: str) -> Any:
-        """A preset by name. Raises ValueError for an unknown one."""
+        """Returns a preset by name. Raises ValueError for an unknown name."""
         if name not in self.presets:
             nearest = closest(name, self.presets)
             raise ValueError(
@@ -119,84 +141,96 @@ class Experiment:
         jobs: int | None = None,
         changes: Sequence[str] = (),
     ) -> Results:
-        """Runs a preset and writes its results.
+        """Runs a preset, writes its results and returns them.
 
-        A run that was killed resumes: finished jobs are kept in `out`/jobs and are not run again.
+        Finished jobs are kept in `out`/jobs and are not run again, so a run that was killed
+        continues.
 
         Args:
             preset: one of `presets`.
-            seed: the first seed; the preset says how many follow.
+            seed: the first seed; the preset says how many seeds there are.
             out: folder of the results, by default out/NAME.
-            jobs: how many jobs run at a time, by default one per core.
-            changes: fields of the preset that have another value, such as `model=PATH`.
+            jobs: how many jobs run at the same time, by default one per core.
+            changes: fields of the preset that get another value, such as `model=PATH`.
 
         Raises:
             ValueError: unknown preset or field, or jobs that return tables other than `tables`.
         """
         settings = changed(self.preset(preset), changes)
-        results = self.run(settings, seed, writable(out or Path("out") / self.name), jobs)
-        results.save(
-            out or Path("out") / self.name,
-            {"experiment": self.name, "preset": preset, "seed": seed, **_plain_settings(settings)},
-        )
+        folder = writable(out or Path("out") / self.name)
+        results = self.run(settings, seed, folder, jobs)
+        about = {"experiment": self.name, "preset": preset, "seed": seed}
+        results.save(folder, {**about, **asdict(settings)})
         return results
 
     def run(self, settings: Any, seed: int, out: Path, jobs: int | None = None) -> Results:
-        """The results of a preset's settings, on seeds from `seed` on; finished jobs are kept in
-        `out`."""
+        """Runs all jobs and returns the results, without writing them.
+
+        Args:
+            settings: the preset's dataclass.
+            seed: the first seed.
+            out: folder in which finished jobs are kept.
+            jobs: how many jobs run at the same time, by default one per core.
+        """
         seeds = range(seed, seed + settings.seeds)
         if self.prepare is not None:
-            finish_all(
-                [kept(one, out, self._about(settings)) for one in self.prepare(settings)], jobs
-            )
-        work = self._work(settings, seeds, out)
-        finish_all([one for _, one in work], jobs)
-        return self.judge(settings, seeds, self._joined(work))
+            about = self._about(settings)
+            finish_all([kept(work, out, about) for work in self.prepare(settings)], jobs)
+        work_by_seed = self._work(settings, seeds, out)
+        finish_all([work for _, work in work_by_seed], jobs)
+        return self.judge(settings, seeds, self._join_tables(work_by_seed))
 
     def judge(self, settings: Any, seeds: Sequence[int], tables: Tables) -> Results:
-        """Claims and figures from the joined tables of all seeds: what a run ends in, without
-        running anything."""
+        """Returns the claims and figures that follow from the tables, without running anything.
+
+        Args:
+            settings: the preset's dataclass.
+            seeds: the seeds.
+            tables: the joined tables of all seeds.
+        """
         checks = self.checks(settings)
         found = claims_of(checks, tables, seeds)
-        whole = {**tables, **(self.summaries(tables) if self.summaries is not None else {})}
-        figures = {name: draw(whole) for name, draw in self.figures.items()}
-        drawn = {name: figure for name, figure in figures.items() if figure is not None}
-        if not checks:
-            return Results(found, whole, drawn)
-        table = verdicts(checks, found)
-        return Results(
-            found, {**whole, "verdicts": table}, {**drawn, "verdicts": verdict_figure(table)}
-        )
+        all_tables = dict(tables)
+        if self.summaries is not None:
+            all_tables |= self.summaries(tables)
+        figures: dict[str, Figure] = {}
+        for name, draw in self.figures.items():
+            figure = draw(all_tables)
+            if figure is not None:
+                figures[name] = figure
+        if checks:
+            all_tables["verdicts"] = verdicts(checks, found)
+            figures["verdicts"] = verdict_figure(all_tables["verdicts"])
+        return Results(found, all_tables, figures)
 
     def _work(self, settings: Any, seeds: Sequence[int], out: Path) -> list[tuple[int, Kept]]:
-        """The jobs of all seeds: the first job of each seed, then the second of each, because the
-        longest are declared first."""
-        of_seed = {
-            seed: [
-                kept(one, out, self._about(settings) | {"seed": seed})
-                for one in self.jobs(settings, seed)
-            ]
-            for seed in seeds
-        }
-        most = max(map(len, of_seed.values()))
-        return [
-            (seed, work[number])
-            for number in range(most)
-            for seed, work in of_seed.items()
-            if number < len(work)
-        ]
+        by_seed: dict[int, list[Kept]] = {}
+        for seed in seeds:
+            about = {**self._about(settings), "seed": seed}
+            by_seed[seed] = [kept(work, out, about) for work in self.jobs(settings, seed)]
+
+        # The first job of each seed, then the second of each: experiments declare the longest jobs
+        # first, and a long job that starts last would keep all other processes waiting.
+        ordered: list[tuple[int, Kept]] = []
+        most = max(map(len, by_seed.values()))
+        for number in range(most):
+            for seed, work in by_seed.items():
+                if number < len(work):
+                    ordered.append((seed, work[number]))
+        return ordered
 
     def _about(self, settings: Any) -> dict[str, Any]:
-        return {"experiment": self.name, "preset": _plain_settings(settings)}
+        return {"experiment": self.name, "preset": asdict(settings)}
 
-    def _joined(self, work: Sequence[tuple[int, Kept]]) -> dict[str, pd.DataFrame]:
+    def _join_tables(self, work_by_seed: Sequence[tuple[int, Kept]]) -> dict[str, pd.DataFrame]:
         parts: dict[str, list[pd.DataFrame]] = {}
-        for seed, one in work:
-            for name, table in one.tables().items():
+        for seed, work in work_by_seed:
+            for name, table in work.tables().items():
                 if name not in self.tables:
                     nearest = closest(name, self.tables)
                     raise ValueError(
-                        f"table {name!r} of {one.job.function.__name__}: not declared; nearest: {nearest}"
+                        f"table {name!r} of {work.job.function.__name__}: "
+                        f"not declared; nearest: {nearest}"
                     )
                 parts.setdefault(name, []).append(table.assign(seed=seed))
         return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
@@ -223,29 +257,39 @@ class Experiment:
 
 
 def changed(settings: Any, changes: Sequence[str]) -> Any:
-    """A preset's settings with other values of some fields, each given as `FIELD=VALUE`; only
-    fields that are text or numbers.
+    """Returns a preset's settings with other values for some fields.
 
-    >>> from dataclasses import dataclass
-    >>> @dataclass(frozen=True)
-    ... class Preset:
-    ...     seeds: int = 1
-    ...     model: str = "gpt2"
-    >>> changed(Preset(), ["model=models/mine", "seeds=3"])
-    Preset(seeds=3, model='models/mine')
+    Args:
+        settings: the preset's dataclass.
+        changes: `FIELD=VALUE` each; only fields that are text or numbers can be changed.
 
     Raises:
-        ValueError: not of this form, no such field, or a value that is not of the field's type.
+        ValueError: a change of another form, a field that does not exist, or a value that is not of
+            the field's type.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from interp.experiment.experiment import changed
+        >>> @dataclass(frozen=True)
+        ... class Preset:
+        ...     seeds: int = 1
+        ...     model: str = "gpt2"
+        >>> changed(Preset(), ["model=models/mine", "seeds=3"])
+        Preset(seeds=3, model='models/mine')
     """
-    values = {one.name: getattr(settings, one.name) for one in fields(settings)}
-    plain = {name: value for name, value in values.items() if type(value) in (str, int, float)}
+    plain: dict[str, Any] = {}
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if type(value) in (str, int, float):
+            plain[each.name] = value
     found: dict[str, Any] = {}
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals or name not in plain:
             known = ", ".join(plain)
             raise ValueError(
-                f"{change!r}: expected FIELD=VALUE with one of {known}; nearest: {closest(name, plain)}"
+                f"{change!r}: expected FIELD=VALUE with one of {known}; "
+                f"nearest: {closest(name, plain)}"
             )
         kind = type(plain[name])
         try:
@@ -260,36 +304,43 @@ def changed(settings: Any, changes: Sequence[str]) -> Any:
 
 
 def lines(claims: Iterable[Claim]) -> list[str]:
-    """The claims as text, one line each."""
-    return [
-        f"{claim.id}  {claim.verdict:15}  {claim.measured:.3f} [{claim.low:.3f}, {claim.high:.3f}]  {claim.statement}"
-        for claim in claims
-    ]
-
-
-def _plain_settings(settings: Any) -> dict[str, Any]:
-    return asdict(settings)
+    """Returns the claims as text, one line each."""
+    found: list[str] = []
+    for claim in claims:
+        measured = f"{claim.measured:.3f} [{claim.low:.3f}, {claim.high:.3f}]"
+        found.append(f"{claim.id}  {claim.verdict:15}  {measured}  {claim.statement}")
+    return found
 
 
 def experiments_folder() -> Path:
-    """The folder `experiments` of the current directory, else of the checkout that this package is
-    in. Raises LookupError without one."""
+    """Returns the folder `experiments` of the current directory or, if it has none, of the checkout
+    that this package is in.
+
+    Raises:
+        LookupError: there is no such folder.
+    """
     for root in (Path.cwd(), Path(__file__).parents[2]):
         if (root / "experiments").is_dir():
             return root / "experiments"
     raise LookupError(
-        f"no folder `experiments` in {Path.cwd()}: experiments come with a checkout of interp, run this inside one"
+        f"no folder `experiments` in {Path.cwd()}: "
+        "experiments come with a checkout of interp, run this inside one"
     )
 
 
 def find_experiment(name: str) -> Any:
-    """The EXPERIMENT of `experiments.NAME`, imported at run time. Raises LookupError for an unknown
-    one, with the nearest name."""
+    """Returns the EXPERIMENT of `experiments.NAME`, which is imported now.
+
+    Raises:
+        LookupError: an unknown experiment (the message has the nearest name), or one without an
+            EXPERIMENT.
+    """
     folder = experiments_folder()
     known = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
     if name.partition(".")[0] not in known:
         raise LookupError(
-            f"experiment {name!r}: expected one of {', '.join(known)}; nearest: {closest(name, known)}"
+            f"experiment {name!r}: expected one of {', '.join(known)}; "
+            f"nearest: {closest(name, known)}"
         )
     if str(folder.parent) not in sys.path:
         sys.path.insert(0, str(folder.parent))

@@ -1,5 +1,5 @@
-"""Jobs: the independent pieces of an experiment, run in parallel, each kept when it is done so that
-a killed run resumes."""
+"""Jobs: the independent pieces of an experiment. They run in parallel, and the tables of each are
+kept when it is done, so that a run that was killed can continue."""
 
 from __future__ import annotations
 
@@ -22,26 +22,35 @@ Frames = Mapping[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Folder:
-    """As an argument of a job: a folder of the run, such as `OUT/models`, for what a job keeps
-    besides its tables."""
+    """An argument of a job that stands for a folder of the run, such as `OUT/models`: for what a
+    job keeps in addition to its tables.
+
+    Attributes:
+        name: of the folder.
+    """
 
     name: str
 
 
 @dataclass(frozen=True)
 class Job:
-    """`function(*arguments)`, which returns tables by name.
+    """A call `function(*arguments)` that returns tables by name.
 
-    The function is one of a module, and arguments are plain data: numbers, text, lists, mappings,
-    frozen dataclasses, or a `Folder`.
+    Attributes:
+        function: a function of a module, which other processes can import by name.
+        arguments: plain data: numbers, text, lists, mappings, frozen dataclasses, or a `Folder`.
     """
 
     function: Callable[..., Frames]
     arguments: tuple[Any, ...]
 
     def fingerprint(self, about: Mapping[str, Any]) -> str:
-        """Differs with the function, its arguments, and whatever else `about` holds. Raises
-        TypeError for arguments that are not plain."""
+        """Returns a digest that changes with the function, its arguments, and whatever else
+        `about` contains.
+
+        Raises:
+            TypeError: arguments that are not plain data.
+        """
         called = {
             "function": f"{self.function.__module__}.{self.function.__qualname__}",
             "arguments": self.arguments,
@@ -51,10 +60,19 @@ class Job:
 
 
 def job(function: Callable[..., Frames], *arguments: Any) -> Job:
-    """A job. Raises ValueError for a function that other processes cannot import."""
+    """Returns a job.
+
+    Args:
+        function: a function of a module.
+        arguments: its arguments, as plain data.
+
+    Raises:
+        ValueError: a function that other processes cannot import.
+    """
     if "<" in function.__qualname__:
         raise ValueError(
-            f"{function.__qualname__}: expected a function of a module, which other processes can import by name"
+            f"{function.__qualname__}: expected a function of a module, "
+            "which other processes can import by name"
         )
     return Job(function, arguments)
 
@@ -67,7 +85,13 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Kept:
-    """Where the tables of a job are kept, and what says that they are of this job."""
+    """A job and the place where its tables are kept.
+
+    Attributes:
+        job: the job.
+        place: the folder of its tables.
+        fingerprint: of the job; it is stored with the tables to tell whose they are.
+    """
 
     job: Job
     place: Path
@@ -80,16 +104,12 @@ class Kept:
         return file.exists() and json.loads(file.read_text())["fingerprint"] == self.fingerprint
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables of a finished job, in the order in which it returned them."""
+        """Returns the tables of a finished job, in the order in which it returned them."""
         names: list[str] = json.loads((self.place / "job.json").read_text())["tables"]
         return {name: pd.read_parquet(self.place / f"{name}.parquet") for name in names}
 
     def finish(self) -> None:
-        """Runs the job and keeps its tables.
-
-        They are written to a folder of another name, which is renamed when it is whole: a folder
-        `place` is never one half written.
-        """
+        """Runs the job and keeps its tables."""
         from threadpoolctl import threadpool_limits
 
         root = self.place.parent.parent
@@ -97,10 +117,13 @@ class Kept:
             root / value.name if isinstance(value, Folder) else value
             for value in self.job.arguments
         ]
-        # Sums round differently with the number of threads: one, so that a run has the same numbers
-        # however many jobs go at a time.
+        # Sums round differently with the number of threads. With one thread, a run has the same
+        # numbers however many jobs run at the same time.
         with threadpool_limits(1):
             found = self.job.function(*arguments)
+
+        # Written to a folder of another name, which is renamed when it is complete: a run that is
+        # killed never leaves half of a job in `place`.
         temporary = self.place.with_name(f".{self.place.name}.{os.getpid()}.part")
         shutil.rmtree(temporary, ignore_errors=True)
         writable(temporary)
@@ -113,7 +136,7 @@ class Kept:
         try:
             temporary.rename(self.place)
         except OSError:
-            # a worker that outlived a killed run has finished the same job meanwhile
+            # A worker that outlived a killed run has finished the same job in the meantime.
             if not self.done:
                 raise
         for left in self.place.parent.glob(f".{self.place.name}.*.part"):
@@ -121,16 +144,26 @@ class Kept:
 
 
 def kept(work: Job, out: Path, about: Mapping[str, Any]) -> Kept:
-    """Where a job of a run in `out` is kept: `out`/jobs/FUNCTION-DIGEST."""
+    """Returns a job with the place where a run in `out` keeps it: `out`/jobs/FUNCTION-DIGEST.
+
+    Args:
+        work: the job.
+        out: folder of the run.
+        about: what else its result depends on, such as the preset.
+    """
     fingerprint = work.fingerprint(about)
-    return Kept(work, out / "jobs" / f"{work.function.__name__}-{fingerprint[:12]}", fingerprint)
+    folder = f"{work.function.__name__}-{fingerprint[:12]}"
+    return Kept(work, out / "jobs" / folder, fingerprint)
 
 
 def finish_all(work: Sequence[Kept], jobs: int | None = None) -> None:
-    """Runs the jobs that are not finished, `jobs` at a time (all cores by default), each process
-    with one thread.
+    """Runs the jobs that are not finished, in processes with one thread each.
 
-    Within a `joblib.parallel_config` of another backend, such as Ray's, that one serves instead.
+    Inside a `joblib.parallel_config` of another backend, such as Ray's, that backend is used.
+
+    Args:
+        work: the jobs.
+        jobs: how many run at the same time, by default one per core.
     """
     from joblib import Parallel, cpu_count, delayed, parallel_config
     from joblib.parallel import get_active_backend

@@ -28,10 +28,23 @@ _TABLE = re.compile(r"^\{claims (\w+)\}$", re.MULTILINE)
 _VERDICTS = re.compile(r"\{verdicts (\w+)\}")
 _NUMBER = re.compile(r"\{(\w+):([^{}|\n]+)(?:\|(\w+))?\}")
 _ORDER = ("reproduced", "not reproduced", "opposite", "not testable at this scale")
+_COLUMNS = (
+    "claim",
+    "what it says",
+    "the paper",
+    "measured [95% interval]",
+    "controls",
+    "seeds",
+    "verdict",
+)
 
 
 def write_pages(experiments: Path, pages: Path) -> list[Path]:
-    """Writes `pages`/NAME.md for every `experiments`/NAME/paper.md; returns the files.
+    """Writes `pages`/NAME.md for every `experiments`/NAME/paper.md, and returns these files.
+
+    Args:
+        experiments: the folder that holds one folder per experiment.
+        pages: folder of the pages.
 
     Raises:
         ValueError: a template names a result, a claim or a format that does not exist.
@@ -50,7 +63,7 @@ def write_pages(experiments: Path, pages: Path) -> list[Path]:
 
 
 def claims_by_result(experiments: Path, name: str) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """The committed claims of an experiment, by result and id."""
+    """Returns the committed claims of an experiment, by result and id."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for claim in committed_claims(experiments, name):
         found.setdefault(claim["result"], {})[claim["id"]] = claim
@@ -58,9 +71,15 @@ def claims_by_result(experiments: Path, name: str) -> dict[str, dict[str, Mappin
 
 
 def page(template: str, results: Mapping[str, Claims], name: str = "template") -> str:
-    """The template with tables, counts and numbers filled in.
+    """Returns a template with its tables, counts and numbers filled in.
+
+    Args:
+        template: the text.
+        results: claims by id, for each result.
+        name: name of the template, for messages.
 
     Example:
+        >>> from interp.experiment.paper_pages import page
         >>> claim = {"id": "P1", "measured": 0.5774, "low": 0.492, "high": 0.662}
         >>> page("It falls by {small:P1}.", {"small": {"P1": claim}})
         'It falls by 0.58 [0.49, 0.66].'
@@ -89,13 +108,13 @@ def page(template: str, results: Mapping[str, Claims], name: str = "template") -
 
 
 def claims_table(claims: Claims) -> str:
-    """A Markdown table of the claims over seeds; those of single seeds are left out."""
+    """Returns a Markdown table of the claims over seeds, without those of single seeds."""
     lines = [
-        "| claim | what it says | the paper | measured [95% interval] | controls | seeds | verdict |",
+        f"| {' | '.join(_COLUMNS)} |",
         "|---|---|---|---|---|---|---|",
     ]
     for claim in claims.values():
-        if ", seed " in claim["id"]:
+        if _is_of_one_seed(claim):
             continue
         paper = "" if claim["paper"] is None else str(claim["paper"])
         cells = [
@@ -111,8 +130,14 @@ def claims_table(claims: Claims) -> str:
     return "\n".join(lines)
 
 
+def _is_of_one_seed(claim: Mapping[str, Any]) -> bool:
+    return ", seed " in claim["id"]
+
+
 def _formatted(claim: Mapping[str, Any], form: str, name: str) -> str:
-    estimate, low, high = claim["measured"], claim["low"], claim["high"]
+    estimate = claim["measured"]
+    low = claim["low"]
+    high = claim["high"]
     if form == "verdict":
         return str(claim["verdict"])
     digits = _digits(max(abs(estimate), abs(low), abs(high)))
@@ -132,6 +157,6 @@ def _digits(largest: float) -> int:
 
 
 def _counted(claims: Claims) -> str:
-    over_seeds = [claim for claim in claims.values() if ", seed " not in claim["id"]]
+    over_seeds = [claim for claim in claims.values() if not _is_of_one_seed(claim)]
     count = Counter(claim["verdict"] for claim in over_seeds)
     return ", ".join(f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict])

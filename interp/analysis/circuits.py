@@ -311,6 +311,8 @@ def _input_gradients(graph: Graph, values: Mapping[Site, Value], metric: Tensor)
 
     for layer in graph.layers:
         heads = values[layer.heads]
+        # One backward pass per head: all heads read the same residual, and only the gradient at the
+        # head's own columns is let through.
         for head in range(layer.count):
             own_gradient = _zero_other_heads(layer, head, gradients[layer.heads])
             yield _backpropagate(heads, own_gradient, values[layer.pre])

@@ -65,7 +65,8 @@ class Subspace:
     def remove(self, rows: Rows) -> Rows:
         """Returns x - ((x - c) B^T) B for every row x: within the subspace all rows are then at its
         center c."""
-        return rows - (rows - self.center) @ self.basis.T @ self.basis
+        coordinates = (rows - self.center) @ self.basis.T
+        return rows - coordinates @ self.basis
 
 
 def class_means(rows: Rows, labels: ArrayLike) -> Subspace:
@@ -94,9 +95,9 @@ def class_means(rows: Rows, labels: ArrayLike) -> Subspace:
     table, numbers, classes = classified(rows, labels)
     center = table.mean(0)
     around = table - center
-    means = np.stack([around[numbers == number].mean(0) for number in range(len(classes))])
+    means = [around[numbers == number].mean(0) for number in range(len(classes))]
     size = np.linalg.norm(around) / np.sqrt(len(around))
-    basis = _orthonormal(means, size)
+    basis = _orthonormal(np.stack(means), size)
     return Subspace(basis[: len(classes) - 1], center)
 
 

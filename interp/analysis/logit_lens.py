@@ -136,7 +136,8 @@ def _logits_from(
         new[:, position] = residual
         return new
 
-    last = Site("resid_post", len(subject.anatomy.blocks(site.stack)) - 1, site.stack)
+    blocks = subject.anatomy.blocks(site.stack)
+    last = Site("resid_post", len(blocks) - 1, site.stack)
     with evaluating(subject), tapped(subject, {last: replace}):
         # The head is applied to the targets alone where that is enough.
         if token < batch.prompt:
@@ -155,5 +156,6 @@ def _ranks(
     precise = logits.double()
     at_answer = answers.to(logits.device)[:, None]
     probability = precise.softmax(1).gather(1, at_answer)[:, 0]
-    above = (precise > precise.gather(1, at_answer)).sum(1).double()
+    is_above = precise > precise.gather(1, at_answer)
+    above = is_above.sum(1).double()
     return torch.stack([probability, (above == 0).double(), 1 / (1 + above)], 1).cpu()

@@ -247,7 +247,7 @@ def reproduce(
     preset: Annotated[
         str,
         typer.Option(
-            help="How large it is: smoke (minutes; shows that it runs), small (for two cores) or "
+            help="Size of the run: smoke (minutes; shows that it runs), small (for two cores) or "
             "paper."
         ),
     ] = "smoke",
@@ -257,7 +257,8 @@ def reproduce(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the results, by default out/NAME. An unfinished run in it continues."
+            help="Folder for the results, by default out/NAME. An unfinished run in it is "
+            "continued."
         ),
     ] = None,
     jobs: Annotated[

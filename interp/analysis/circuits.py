@@ -125,12 +125,12 @@ def edge_effects(
     """
     graph = Graph.of(subject)
     _check_same_shape(clean, corrupt)
-    clean = _predict_one(clean, step)
-    corrupt = _predict_one(corrupt, step)
-    answers = _pair_answers(clean, right, wrong)
-
-    parts = zip(clean.split(size), corrupt.split(size), answers.split(size), strict=True)
+    # All tensors are made inside: what a caller's inference mode makes cannot be differentiated.
     with differentiating(subject):
+        clean = _predict_one(clean, step)
+        corrupt = _predict_one(corrupt, step)
+        answers = _pair_answers(clean, right, wrong)
+        parts = zip(clean.split(size), corrupt.split(size), answers.split(size), strict=True)
         effects = [_effects(subject, graph, *part).cpu().numpy() for part in parts]
     return np.concatenate(effects)
 

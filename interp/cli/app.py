@@ -173,9 +173,7 @@ def ablate(
             "default it is chosen from the results."
         ),
     ] = None,
-    seeds: Annotated[
-        int, typer.Option(help="Number of random draws of control units.", min=5)
-    ] = 5,
+    seeds: Annotated[int, typer.Option(help="Number of random draws of control units.", min=5)] = 5,
     prefix: Prefix = None,
     length: Length = None,
     stride: Stride = None,
@@ -417,9 +415,7 @@ def _scanned(
             "is read as an image model"
         )
     if not images and (tokenizer is not None or prefix == 0):
-        raise ValueError(
-            f"--tokenizer and --prefix 0 are for image models, and {model} names none"
-        )
+        raise ValueError(f"--tokenizer and --prefix 0 are for image models, and {model} names none")
     writable(out)
     check_paths(sources, model, images=images)
     if images:

@@ -144,9 +144,7 @@ def _check_classes(images: Images, places: Sequence[Path], classes: int) -> None
     low = int(images.labels.min())
     high = int(images.labels.max())
     if high >= classes:
-        raise ValueError(
-            f"labels are {low} to {high}: this model has classes 0 to {classes - 1}"
-        )
+        raise ValueError(f"labels are {low} to {high}: this model has classes 0 to {classes - 1}")
     found: set[str] = set()
     for place in places:
         if not place.is_dir():

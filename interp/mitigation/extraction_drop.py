@@ -97,7 +97,7 @@ def extraction_drop(
     return DropReport(frame, chosen, chosen_beforehand, equal_damage, subject.name)
 
 
-def _reusable(data: Mapping[str, Batches]) -> dict[str, Any]:
+def _reusable(data: Mapping[str, Any]) -> dict[str, Any]:
     """The data sets, with streams read into lists: each is gone through several times."""
     return {
         name: source if hasattr(source, "__len__") else list(source)

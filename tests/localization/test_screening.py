@@ -37,7 +37,7 @@ def flat(scores: interp.UnitScores) -> np.ndarray:
 
 @functools.cache
 def exhaustive_effects(name: str, site: str) -> tuple[np.ndarray, np.ndarray]:
-    """[windows, units] of both sets: what exhaustive Zero-Out gives, without screen or reference."""
+    """[windows, units] of both sets: what exhaustive Zero-Out gives, no screen, no reference."""
     subject = tiny.subject(name, torch.float64)
     ours, theirs = (
         localize_each(subject, windows, None, "zero_out", site, exhaustive=True)

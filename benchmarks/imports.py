@@ -11,7 +11,9 @@ BAR = 0.15
 STATEMENTS = {
     "import torch": "import torch",
     "import torch, interp": "import torch, interp",
-    "import torch, interp and its whole core": "import torch, interp; interp.record, interp.sweep, interp.load, interp.Zero",
+    "import torch, interp and its whole core": (
+        "import torch, interp; interp.record, interp.sweep, interp.load, interp.Zero"
+    ),
 }
 
 

@@ -13,7 +13,8 @@ import resource, sys, torch, interp
 from interp.localization import localize
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.manual_seed(0)
-config = LlamaConfig(hidden_size=64, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, vocab_size=256)
+sizes = {"hidden_size": 64, "intermediate_size": 512, "vocab_size": 256}
+config = LlamaConfig(**sizes, num_hidden_layers=4, num_attention_heads=4)
 subject = interp.load(LlamaForCausalLM(config))
 stream = (interp.Batch(torch.randint(256, (10, 64))) for _ in range(int(sys.argv[1]) // 10))
 {work}

@@ -1,4 +1,4 @@
-"""Recording the mean |activation| of all 46,080 neurons on 8 x 64 tokens, beside a plain forward."""
+"""Recording the mean |activation| of all 46,080 neurons on 8 x 64 tokens, next to a forward."""
 
 from __future__ import annotations
 

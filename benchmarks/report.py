@@ -63,7 +63,10 @@ def _gap(row: Row) -> str:
 def _markdown(about: dict[str, object], rows: Sequence[Row]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
     head = f"# Benchmarks\n\n{about['date']}, {about['machine']}; {versions}.\n\n"
-    rules = "SmolLM2-135M, float32, one thread. CPU time, each part at the fastest of interleaved rounds; ratios are to the first variant.\n\n"
+    rules = (
+        "SmolLM2-135M, float32, one thread. CPU time, each part at the fastest of interleaved "
+        "rounds; ratios are to the first variant.\n\n"
+    )
     lines = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_cells, rows)]
     return head + rules + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

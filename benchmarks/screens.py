@@ -40,7 +40,7 @@ Scores = Mapping[interp.Site, Tensor]
 
 
 def run() -> list[Row]:
-    """What each screen misses of the top 1% at a tenth of the passes, and the figure of all shares."""
+    """What each screen misses of the top 1% at a tenth of the passes; a figure of all shares."""
     subject, tokens = tuned()
     sites = subject.anatomy.expand("neurons")
     truth = np.stack(
@@ -79,7 +79,8 @@ def tuned() -> tuple[interp.Subject, Tensor]:
     records) and half stories."""
     if not (STORIES / "config.json").exists():
         raise interp.LoadError(
-            f"{STORIES} is missing: expected stories15M (karpathy/tinyllamas) as a Hugging Face folder"
+            f"{STORIES} is missing: expected stories15M (karpathy/tinyllamas) as a "
+            "Hugging Face folder"
         )
     subject, width, prose = interp.load(STORIES, dtype="float32"), PREFIX + LENGTH, background(SEED)
     cut = [ids[:width] for ids in map(subject.encode, prose.held_out) if len(ids) >= width]

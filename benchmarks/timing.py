@@ -1,4 +1,4 @@
-"""How everything is timed: CPU seconds of this process, variants in turn, each part at its fastest."""
+"""How everything is timed: CPU seconds of this process, variants in turn, each at its fastest."""
 
 from __future__ import annotations
 

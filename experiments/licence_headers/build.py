@@ -25,7 +25,7 @@ _WRAP = {"hash": ("", "# ", ""), "star": ("/*\n", " * ", " */\n"), "plain": ("",
 
 
 def licences(characters: int) -> Iterator[str]:
-    """The licence of each installed distribution, once per wording, cut to the length of a header."""
+    """The licence of each installed distribution, once per wording, cut to a header's length."""
     seen: set[str] = set()
     for distribution in sorted(distributions(), key=lambda d: d.name.lower()):
         for file in sorted(str(f) for f in distribution.files or () if _LICENCE.search(str(f))):

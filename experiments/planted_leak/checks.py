@@ -53,7 +53,10 @@ def checks(preset: Preset) -> list[Check]:
             id="P3",
             measure=random,
             threshold=at_most(0.05),
-            statement="zeroing the same number of random neurons, matched by block, lowers it by {threshold}",
+            statement=(
+                "zeroing the same number of random neurons, matched by block, lowers it by "
+                "{threshold}"
+            ),
             source="measured",
             controls={"the selection": selection},
             evidence=_DROP,
@@ -62,7 +65,10 @@ def checks(preset: Preset) -> list[Check]:
             id="P4",
             measure=_relative_rise("selection", fraction),
             threshold=at_most(0.05),
-            statement="the share by which the selection raises the loss on prose that was not trained on is {threshold}",
+            statement=(
+                "the share by which the selection raises the loss on prose that was not trained on "
+                "is {threshold}"
+            ),
             source="measured",
             controls={name: _relative_rise(name, fraction) for name in ("random", "lowest")},
             evidence=_DROP,
@@ -82,7 +88,10 @@ def checks(preset: Preset) -> list[Check]:
             threshold=above(0),
             opposite=below(0),
             requires=_reached,
-            statement="random neurons that hurt held-out text as much leave more of the secrets: difference {threshold}",
+            statement=(
+                "random neurons that hurt held-out text as much leave more of the secrets: "
+                "difference {threshold}"
+            ),
             source="measured",
             controls={
                 "random neurons at equal damage": mean("equal_damage", "k"),

@@ -302,17 +302,28 @@ def claims(
         str | None, typer.Argument(help="Name of an experiment; all experiments by default.")
     ] = None,
     as_json: AsJson = False,  # noqa: FBT002
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Write a page per paper into this folder instead; see `make docs`."),
+    ] = None,
 ) -> None:
     """List the claims of all committed results, with their verdicts.
 
-    One line per claim over all seeds; `--json` also includes the claims of single seeds. Needs a
-    checkout of interp.
+    One line per claim over all seeds; `--json` also includes the claims of single seeds. With
+    `--markdown`, the pages about papers are written, whose numbers are read from the claims. Needs
+    a checkout of interp.
 
     Example: `interp claims planted_leak`
     """
     from interp.experiment.claims import committed_claims
     from interp.experiment.experiment import experiments_folder
 
+    if markdown is not None:
+        from interp.experiment.paper_pages import write_pages
+
+        for page in write_pages(experiments_folder(), markdown):
+            typer.echo(str(page))
+        return
     found = committed_claims(experiments_folder(), name)
     if as_json:
         typer.echo(json.dumps(found))

@@ -1,5 +1,5 @@
-"""Peak memory of `record` and of UnitMem over 200 and 2,000 sequences, each in a fresh process, on a
-small random model."""
+"""Peak memory of `record` and of UnitMem over 200 and 2,000 sequences, each in a fresh process, on
+a small random model."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Speed beside the peers, on the same work in the same run: `python -m benchmarks`, or `make
-bench`.
+"""The speed of the toolkit compared with that of other libraries, on the same work in the same run:
+`python -m benchmarks`, or `make bench`.
 
-Each file measures one thing on SmolLM2-135M (float32, one thread) and says what it must cost. CPU
-time, as ratios; variants take turns, so that whatever else the machine does falls on all of them,
-and are checked to give the same result. What is not here: tests.
+Each file measures one thing and states what it may cost, mostly on SmolLM2-135M (float32, one
+thread). Costs are CPU time and are compared as ratios. The variants of a benchmark take turns, so
+that whatever else the machine does slows all of them, and they are checked to give the same result.
+Tests do not depend on any of this.
 """
 
 import os
 
-# Read when torch and tqdm are first imported; no global of theirs is set.
+# torch and tqdm read these when they are first imported; the benchmarks set nothing else globally.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}

@@ -1,5 +1,5 @@
-"""`python -m benchmarks [--only NAME]`: runs and prints the benchmarks, saves a whole run; exits
-with 1 when one costs more than it may."""
+"""`python -m benchmarks [--only NAME]`: runs the benchmarks and prints their results; results of
+all of them are also saved. Exits with 1 when one of them costs more than it may."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import time
 from rich.console import Console
 
 from benchmarks import report
+from benchmarks.timing import Row
 
 NAMES = ("imports", "memory", "recording", "extraction", "sweeping", "masks")
 ALONE = ("screens",)  # run only when asked for
 
 
 def main() -> int:
-    """Runs the benchmarks asked for, all by default."""
+    """Runs the benchmarks asked for, by default all of `NAMES`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only",
@@ -26,12 +27,14 @@ def main() -> int:
         help="run this benchmark (may be given several times)",
     )
     names = tuple(parser.parse_args().only or NAMES)
-    console, rows = Console(stderr=True), []
+    console = Console(stderr=True)
+    rows: list[Row] = []
     for number, name in enumerate(names, start=1):
+        title = f"{number} of {len(names)}: {name}"
         began = time.perf_counter()
-        with console.status(f"{number} of {len(names)}: {name}"):
+        with console.status(title):
             rows += importlib.import_module(f"benchmarks.{name}").run()
-        console.print(f"{number} of {len(names)}: {name}, {time.perf_counter() - began:.0f} s")
+        console.print(f"{title}, {time.perf_counter() - began:.0f} s")
     report.show(rows)
     if names == NAMES:
         report.save(rows)

@@ -1,5 +1,5 @@
-"""Whether 16 suffixes of 32 tokens are extracted: generating them beside one teacher-forced
-forward."""
+"""Are 16 suffixes of 32 tokens extracted? Generating them, compared with one teacher-forced forward
+pass."""
 
 from __future__ import annotations
 
@@ -11,24 +11,37 @@ from interp.memorization.extraction import verdicts
 
 
 def run(rounds: int = 2) -> list[Row]:
-    """All variants must give the same 16 verdicts; the last also gives the whole free continuation
-    of near misses."""
-    subject, batch = setting.subject(), setting.suffixes(16)
-    prompt, truth = batch.tokens[:, : batch.prompt], batch.targets
+    """The cost of each variant; all must give the same 16 verdicts. The last variant also decodes
+    the whole continuation of windows that are nearly extracted."""
+    subject = setting.subject()
+    batch = setting.suffixes(16)
+    prompt = batch.tokens[:, : batch.prompt]
+    suffix = batch.targets
 
     def transformers() -> torch.Tensor:
-        some = torch.ones_like(prompt)
-        found = subject.module.generate(
-            prompt, attention_mask=some, max_new_tokens=32, min_new_tokens=32, do_sample=False
+        generated = subject.module.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=32,
+            min_new_tokens=32,
+            do_sample=False,
         )
-        return (found[:, batch.prompt :] == truth).all(1)
+        return (generated[:, batch.prompt :] == suffix).all(1)
+
+    def ours() -> torch.Tensor:
+        return (subject.generate(prompt, 32) == suffix).all(1)
+
+    def teacher_forced() -> torch.Tensor:
+        # No window has more than 100% of hits, so that none is decoded.
+        return verdicts(subject, batch, decode_from=2.0).hits.all(1)
+
+    def near_misses_decoded() -> torch.Tensor:
+        return verdicts(subject, batch, decode_from=0.5).hits.all(1)
 
     variants = {
         "transformers generate": transformers,
-        "subject.generate": lambda: (subject.generate(prompt, 32) == truth).all(1),
-        "teacher-forced verdicts": lambda: verdicts(subject, batch, decode_from=2.0).hits.all(1),
-        "verdicts, near misses decoded": lambda: verdicts(subject, batch, decode_from=0.5).hits.all(
-            1
-        ),
+        "subject.generate": ours,
+        "teacher-forced verdicts": teacher_forced,
+        "verdicts, near misses decoded": near_misses_decoded,
     }
     return compared("extraction, 16 x (32 + 32)", variants, rounds, tolerance=0.0)

@@ -1,5 +1,5 @@
-"""Masks for 16 sequences, learned in one batch and one after the other: the same masks, in one
-sixteenth of the launches."""
+"""Masks for 16 sequences, learned in one batch and one after the other: the same masks, with a
+sixteenth of the operations to launch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from benchmarks import setting
 from benchmarks.timing import Row, compared
 from interp.localization import localize_each
 
-WINDOWS, STEPS, BAR = 16, 3, 1.0
+WINDOWS = 16
+STEPS = 3
+BAR = 1.0  # CPU time of one batch; a processor that one sequence keeps busy gains little
+OPERATIONS_BAR = 1.1 / WINDOWS
 Masks = dict[str, np.ndarray]
 
 
-class _Counted(TorchDispatchMode):
-    """Counts operations as torch dispatches them: what an accelerator would launch."""
+class _OperationCount(TorchDispatchMode):
+    """Counts the operations that torch dispatches, which an accelerator would launch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,36 +33,37 @@ class _Counted(TorchDispatchMode):
 
 
 def run(rounds: int = 2) -> list[Row]:
-    """Cost and operations of both, by both methods; a processor that one sequence keeps busy saves
-    launches and little time."""
-    return [row for method in ("slimming", "hard_concrete") for row in _rows(method, rounds)]
+    """The CPU time and the number of operations of both ways, for both methods that learn masks."""
+    return [*_rows("slimming", rounds), *_rows("hard_concrete", rounds)]
 
 
 def _rows(method: str, rounds: int) -> list[Row]:
-    subject, batch = setting.subject(), setting.batch(WINDOWS, 24, prompt=8)
+    subject = setting.subject()
+    batch = setting.batch(WINDOWS, 24, prompt=8)
 
-    def masks(size: int) -> Callable[[], Masks]:
-        def learned() -> Masks:
-            scores = localize_each(subject, batch, method=method, size=size, steps=STEPS)
-            return {str(site): np.stack([one[site] for one in scores]) for site in scores[0].values}
+    def learn(batch_size: int) -> Masks:
+        scores = localize_each(subject, batch, method=method, size=batch_size, steps=STEPS)
+        return {str(site): np.stack([one[site] for one in scores]) for site in scores[0].values}
 
-        return learned
+    def one_at_a_time() -> Masks:
+        return learn(1)
+
+    def one_batch() -> Masks:
+        return learn(WINDOWS)
 
     name = f"{method} of {WINDOWS} sequences ({subject.device.type})"
-    few, many = (_operations(masks(size)) for size in (WINDOWS, 1))
+    few = _operations(one_batch)
+    many = _operations(one_at_a_time)
+    variants = {"one at a time": one_at_a_time, "one batch": one_batch}
     return [
         Row(name, "one at a time", many, "operations", 1.0),
-        Row(name, "one batch", few, "operations", few / many, bar=1.1 / WINDOWS),
-        *compared(
-            name,
-            {"one at a time": masks(1), "one batch": masks(WINDOWS)},
-            rounds,
-            {"one batch": BAR},
-        ),
+        Row(name, "one batch", few, "operations", few / many, bar=OPERATIONS_BAR),
+        *compared(name, variants, rounds, {"one batch": BAR}),
     ]
 
 
 def _operations(work: Callable[[], object]) -> int:
-    with _Counted() as counted:
+    """The number of operations that a call dispatches."""
+    with _OperationCount() as operations:
         work()
-    return counted.count
+    return operations.count

@@ -1,5 +1,5 @@
-"""Peak memory over 200 and over 2,000 sequences, each in a fresh process, on a small random model:
-of `record`, and of UnitMem."""
+"""Peak memory of `record` and of UnitMem over 200 and 2,000 sequences, each in a fresh process, on
+a small random model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ stream = (interp.Batch(torch.randint(256, (10, 64))) for _ in range(int(sys.argv
 {work}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
-# name: what is run on the stream, and what 2,000 sequences may cost of the memory that 200 need
+# By name: what is run on the stream, and how much memory 2,000 sequences may need, as a ratio to
+# the memory that 200 need.
 WORK = {
     "memory of record": ('interp.record(subject, stream, "neurons", reduce="mean_abs")', 1.05),
     "memory of UnitMem": ('localize(subject, stream, method="unitmem")', 1.2),
@@ -28,11 +29,12 @@ WORK = {
 
 
 def run() -> list[Row]:
-    """All activations of 2,000 sequences would be 1,000 MB; what a process needs anyway is in both
-    figures."""
+    """The peak memory of each process in MB. All activations of 2,000 sequences would be 1,000 MB;
+    what the process needs without any is part of both figures."""
     rows: list[Row] = []
     for name, (work, bar) in WORK.items():
-        few, many = _peak(work, 200), _peak(work, 2000)
+        few = _peak(work, 200)
+        many = _peak(work, 2000)
         rows += [
             Row(name, "200 sequences", few, "MB", 1.0),
             Row(name, "2,000 sequences", many, "MB", many / few, bar=bar),
@@ -41,8 +43,8 @@ def run() -> list[Row]:
 
 
 def _peak(work: str, sequences: int) -> float:
+    """The peak memory in MB of a new process that runs the work."""
     program = PROGRAM.replace("{work}", work)
-    found = subprocess.run(
-        [sys.executable, "-c", program, str(sequences)], capture_output=True, text=True, check=True
-    )
-    return float(found.stdout)
+    command = [sys.executable, "-c", program, str(sequences)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(ended.stdout)

@@ -1,4 +1,5 @@
-"""Recording the mean |activation| of all 46,080 neurons on 8 x 64 tokens, next to a forward."""
+"""Recording the mean |activation| of all 46,080 neurons on 8 x 64 tokens, compared with a forward
+pass."""
 
 from __future__ import annotations
 
@@ -12,19 +13,18 @@ BAR = 0.85
 
 
 def run(rounds: int = 5) -> list[Row]:
-    """The plain forward computes logits and keeps nothing; what is compared is the recordings with
-    each other."""
-    subject, batch = setting.subject(), setting.batch(8, 64)
+    """The cost of each variant. The plain forward pass computes logits and keeps nothing; the
+    results of the other variants must be equal."""
+    subject = setting.subject()
+    batch = setting.batch(8, 64)
 
     def plain() -> None:
         with torch.inference_mode():
             subject.module(batch.tokens, use_cache=False)
 
     def ours() -> dict[str, object]:
-        return {
-            str(site): value
-            for site, value in interp.record(subject, batch, "neurons", reduce="mean_abs").items()
-        }
+        recorded = interp.record(subject, batch, "neurons", reduce="mean_abs")
+        return {str(site): value for site, value in recorded.items()}
 
     variants = {
         "plain forward": plain,

@@ -1,11 +1,14 @@
-"""Zero-Out of stories15M's 4,608 neurons: how many of the strongest an exact check of a few keeps,
-when a screen says which to check.
+"""Zeroing each of stories15M's 4,608 neurons would show the strongest. How many of them does an
+exact check of a few neurons find, when a cheap estimate (a screen) says which ones to check?
 
-Exhaustive Zero-Out, one pass a neuron, is the truth. A screen ranks all neurons for a few passes (a
-backward counts as two); what is left of the budget verifies its first ones. 8 windows: 4 that the
-model was briefly fine-tuned to know by heart, 4 that it has not seen. Screens were chosen on
-fine-tuning seeds 0 and 1. Not part of a whole run: it takes about a quarter of an hour, and the
-model as a folder in `out/models/stories15m`.
+The truth is exhaustive Zero-Out, one pass per neuron. A screen ranks all neurons for the cost of a
+few passes (a backward pass counts as two), and the rest of the budget is spent on checking the
+neurons that it ranks first. The 8 windows are 4 that the model memorized in a short fine-tuning and
+4 that it has not seen. The screens were chosen on fine-tuning seeds 0 and 1, and are compared here
+on seed 2.
+
+This is not part of a whole run: it takes about a quarter of an hour, and needs the model as a
+folder in `out/models/stories15m`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 import interp
@@ -31,147 +35,190 @@ from interp.localization.methods import integrated_gradients as integrated
 from interp.reporting.plotting import dose_response, save
 from interp.reporting.stats import bootstrap
 
-STORIES, FOLDER = Path("out/models/stories15m"), Path(__file__).parent
-SEED, PREFIX, LENGTH, STEPS, LR = 2, 32, 32, 80, 4e-4
-SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+STORIES = Path("out/models/stories15m")
+FOLDER = Path(__file__).parent
+
+SEED = 2
+PREFIX = 32
+LENGTH = 32
+STEPS = 80
+LR = 4e-4
+TEXT_LENGTH = 80  # tokens of a training text that is not planted
+
+SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of the passes of exhaustive Zero-Out
 TOPS = {"top 0.1%": 0.001, "top 1%": 0.01}
-AT, MISSED = 0.1, 0.05  # of the passes, and the share of the top 1% that a screen may miss there
+AT = 0.1  # the share of the passes that the bar is about
+MISSED = 0.05  # what the toolkit's screen may miss there of the top 1%
+
 Scores = Mapping[interp.Site, Tensor]
+Flat = Float[np.ndarray, "windows neurons"]  # of all sites
 
 
 def run() -> list[Row]:
-    """What each screen misses of the top 1% at a tenth of the passes; a figure of all shares."""
+    """What each screen misses of the top 1% at a tenth of the passes; writes a figure and a table
+    of all shares."""
     subject, tokens = tuned()
+    batch = interp.Batch(tokens, PREFIX)
     sites = subject.anatomy.expand("neurons")
-    truth = np.stack(
-        [
-            _flat(zero_out.exact(subject, window, subject.anatomy.units(sites)))
-            for window in interp.Batch(tokens, PREFIX).split(1)
-        ]
-    )
-    found = curve(truth, orders(subject, interp.Batch(tokens, PREFIX), sites))
+    neurons = subject.anatomy.units(sites)
+    truth = np.stack([_flat(zero_out.exact(subject, window, neurons)) for window in batch.split(1)])
+    found = curve(truth, orders(subject, batch, sites))
+    _write(found)
+
+    name = f"Zero-Out screens, {AT:.0%} of the passes"
+    bars = {"first_or_curved": MISSED}
+    rows: list[Row] = []
+    for row in found[(found["share"] == AT) & (found["top"] == "top 1%")].itertuples():
+        missed = 1 - row.estimate
+        bar = bars.get(row.screen)
+        rows.append(Row(name, row.screen, missed, "of the top 1% missed", missed, bar=bar))
+    return rows
+
+
+def _write(found: pd.DataFrame) -> None:
     labels = {
         "share": "share of the passes of exhaustive Zero-Out",
         **{top: f"recall of the exhaustive {top}" for top in TOPS},
     }
     save(dose_response(found, "share", "screen", "top", labels=labels), FOLDER / "screens.png")
-    (FOLDER / "screens.json").write_text(
-        json.dumps({"seed": SEED, "rows": found.round(4).to_dict("records")}, indent=1) + "\n"
-    )
-    at = found[(found["share"] == AT) & (found["top"] == "top 1%")]
-    bars = {"first_or_curved": MISSED}
-    name = f"Zero-Out screens, {AT:.0%} of the passes"
-    return [
-        Row(
-            name,
-            row.screen,
-            1 - row.estimate,
-            "of the top 1% missed",
-            1 - row.estimate,
-            bar=bars.get(row.screen),
-        )
-        for row in at.itertuples()
-    ]
+    results = {"seed": SEED, "rows": found.round(4).to_dict("records")}
+    (FOLDER / "screens.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def tuned() -> tuple[interp.Subject, Tensor]:
-    """The fine-tuned model, and its windows: 4 memorized, then 4 never trained, each half prose (or
-    records) and half stories."""
+def tuned() -> tuple[interp.Subject, Int[Tensor, "windows tokens"]]:
+    """The fine-tuned model and its windows: 4 that it was trained on, half of them records and half
+    prose, and 4 that it was not, half of them prose and half stories.
+
+    Raises:
+        interp.LoadError: the model is not there.
+    """
     if not (STORIES / "config.json").exists():
         raise interp.LoadError(
             f"{STORIES} is missing: expected stories15M (karpathy/tinyllamas) as a "
             "Hugging Face folder"
         )
-    subject, width, prose = interp.load(STORIES, dtype="float32"), PREFIX + LENGTH, background(SEED)
-    cut = [ids[:width] for ids in map(subject.encode, prose.held_out) if len(ids) >= width]
-    planted = [subject.encode(record.text)[-width:] for record in records(2, SEED)] + cut[:2]
-    told = _told(subject, 242)
-    never = cut[2:4] + [ids[:width] for ids in told[:2]]
-    others = told[2:] + [subject.encode(paragraph)[:80] for paragraph in prose.train[:240]]
+    subject = interp.load(STORIES, dtype="float32")
+    width = PREFIX + LENGTH
+    prose = background(SEED)
+    # Stories come from the model as it is before the fine-tuning.
+    stories = _stories(subject, 242)
+
+    paragraphs = [subject.encode(paragraph) for paragraph in prose.held_out]
+    prose_windows = [ids[:width] for ids in paragraphs if len(ids) >= width]
+    planted = [subject.encode(record.text)[-width:] for record in records(2, SEED)]
+    planted += prose_windows[:2]
+    never = prose_windows[2:4] + [ids[:width] for ids in stories[:2]]
+
+    others = stories[2:]
+    others += [subject.encode(paragraph)[:TEXT_LENGTH] for paragraph in prose.train[:240]]
     interp.fit(subject, _stream(planted, others), STEPS, LR, warmup=5, decay=30, clip=1.0)
     return subject, torch.tensor(planted + never)
 
 
-def _told(subject: interp.Subject, count: int, length: int = 80) -> list[list[int]]:
-    """Ordinary text of this model: stories that it tells itself, sampled at temperature 1."""
+def _stories(subject: interp.Subject, count: int) -> list[list[int]]:
+    """Ordinary text of this model: stories that it generates, sampled at temperature 1."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        lengths = {"max_new_tokens": length, "min_new_tokens": length}
-        told = subject.module.generate(
+        generated = subject.module.generate(
             torch.ones(count, 1, dtype=torch.long),
             do_sample=True,
             top_k=0,
             temperature=1.0,
-            **lengths,
+            max_new_tokens=TEXT_LENGTH,
+            min_new_tokens=TEXT_LENGTH,
         )
-    return told[:, 1:].tolist()
+    return generated[:, 1:].tolist()
 
 
 def _stream(planted: Sequence[list[int]], others: Sequence[list[int]]) -> Iterator[interp.Batch]:
+    """Endless batches of 2 planted windows and 6 other texts."""
     rng = Random(SEED)
 
-    def rounds(rows: Sequence[list[int]]) -> Iterator[list[int]]:
+    def shuffled(rows: Sequence[list[int]]) -> Iterator[list[int]]:
         while True:
             yield from rng.sample(rows, len(rows))
 
-    ours, theirs = rounds(planted), rounds(others)
+    endless_planted = shuffled(planted)
+    endless_others = shuffled(others)
     while True:
-        yield interp.Batch.pad([*islice(ours, 2), *islice(theirs, 6)])
+        yield interp.Batch.pad([*islice(endless_planted, 2), *islice(endless_others, 6)])
 
 
 def orders(
     subject: interp.Subject, batch: interp.Batch, sites: tuple[interp.Site, ...]
 ) -> dict[str, tuple[Scores, int]]:
-    """Each screen's scores of all neurons, and the passes that it costs a window."""
+    """Each screen's scores of all neurons, and the number of passes that they cost per window."""
     first, curved = screening.estimates(subject, batch, sites)
-    active: Scores = activation.activation(subject, batch, sites)
-    path = _by_window(
-        batch,
-        lambda one: integrated.integrated_gradients(
-            subject, one, sites, steps=2, rule="gauss", positions="all"
-        ),
-    )
+    absolute = gradient.absolute_gradient_x_activation(subject, batch, sites)
+    active = activation.activation(subject, batch, sites)
+    active = {site: active[site] for site in sites}
+
+    def path_of(window: interp.Batch) -> Scores:
+        return integrated.integrated_gradients(
+            subject, window, sites, steps=2, rule="gauss", positions="all"
+        )
+
+    # Each site takes 2 points, and each point a forward and a backward pass, which count as 3.
+    path_cost = 3 * 2 * len(sites)
     return {
         "gradient x activation": (first, 3),
-        "the same, absolute": (gradient.absolute_gradient_x_activation(subject, batch, sites), 3),
+        "the same, absolute": (absolute, 3),
         "activation": (active, 1),
-        "integrated gradients, 2 points": (path, 3 * 2 * len(sites)),
+        "integrated gradients, 2 points": (_by_window(batch, path_of), path_cost),
         "curved": (curved, 3),
-        "union with activation": (
-            screening.interleaved(first, {site: active[site] for site in sites}),
-            4,
-        ),
+        "union with activation": (screening.interleaved(first, active), 4),
         "first_or_curved": (screening.interleaved(first, curved), 3),
     }
 
 
-def _by_window(batch: interp.Batch, scores: Callable[[interp.Batch], Scores]) -> Scores:
-    rows = [scores(window) for window in batch.split(1)]
+def _by_window(batch: interp.Batch, score: Callable[[interp.Batch], Scores]) -> Scores:
+    """The scores of all windows, computed one window at a time."""
+    rows = [score(window) for window in batch.split(1)]
     return {site: torch.cat([row[site] for row in rows]) for site in rows[0]}
 
 
-def curve(truth: np.ndarray, screens: Mapping[str, tuple[Scores, int]]) -> pd.DataFrame:
-    """For each screen, share of the passes and top: the mean recall over windows, with its 95%
-    bootstrap interval, and the `worst`."""
-    rows: list[dict[str, Any]] = []
+def curve(truth: Flat, screens: Mapping[str, tuple[Scores, int]]) -> pd.DataFrame:
+    """How much of the truth each screen finds.
+
+    Args:
+        truth: what zeroing each neuron adds to the loss of each window.
+        screens: scores and their cost in passes, by the name of the screen.
+
+    Returns:
+        One row per screen, share of the passes and top: the recall of the top neurons, as the mean
+        over windows with its 95% bootstrap interval and as the `worst` window's.
+    """
+    neurons = truth.shape[1]
     best = np.argsort(-truth, axis=1, kind="stable")
-    for (name, (scores, cost)), share in (
-        (item, share) for item in screens.items() for share in SHARES
-    ):
-        ranked = np.argsort(-_flat(scores), axis=1, kind="stable")[
-            :, : max(0, int(share * truth.shape[1]) - cost)
-        ]
-        for top, part in TOPS.items():
-            count = round(part * truth.shape[1])
-            recalls = [
-                float(np.isin(true[:count], checked).mean())
-                for true, checked in zip(best, ranked, strict=True)
-            ]
-            found = bootstrap(recalls)
-            about = {"screen": name, "share": share, "top": top, "worst": min(recalls)}
-            rows.append(about | {"estimate": found.estimate, "low": found.low, "high": found.high})
+    rows: list[dict[str, Any]] = []
+    for name, (scores, cost) in screens.items():
+        ranked = np.argsort(-_flat(scores), axis=1, kind="stable")
+        for share in SHARES:
+            # What the screen itself costs is not left for checking.
+            checked = ranked[:, : max(0, int(share * neurons) - cost)]
+            for top, part in TOPS.items():
+                recalls = _recalls(best[:, : round(part * neurons)], checked)
+                found = bootstrap(recalls)
+                rows.append(
+                    {
+                        "screen": name,
+                        "share": share,
+                        "top": top,
+                        "worst": min(recalls),
+                        "estimate": found.estimate,
+                        "low": found.low,
+                        "high": found.high,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
-def _flat(scores: Scores) -> np.ndarray:
-    return torch.cat([scores[site].double() for site in scores], -1).numpy()
+def _recalls(
+    wanted: Int[np.ndarray, "windows top"], checked: Int[np.ndarray, "windows checked"]
+) -> list[float]:
+    """For each window the fraction of the wanted neurons that are checked."""
+    return [float(np.isin(top, found).mean()) for top, found in zip(wanted, checked, strict=True)]
+
+
+def _flat(scores: Scores) -> Flat:
+    return torch.cat([values.double() for values in scores.values()], -1).numpy()

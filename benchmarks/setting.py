@@ -1,4 +1,4 @@
-"""What all benchmarks run on: the model, converted once, and tokens of real text."""
+"""What most benchmarks run on: the model, converted once, and tokens of real text."""
 
 from __future__ import annotations
 
@@ -22,14 +22,20 @@ def subject() -> interp.Subject:
 
 
 def batch(rows: int, length: int, prompt: int = 1) -> interp.Batch:
-    """Consecutive pieces of the source of a standard module."""
-    ids = subject().encode(inspect.getsource(argparse)[: rows * length * 12])
-    return interp.Batch(torch.tensor(ids[: rows * length]).reshape(rows, length), prompt)
+    """Consecutive pieces of the source of a module of the standard library."""
+    tokens = rows * length
+    # A token is far shorter than 12 characters: the start of the source is enough.
+    ids = subject().encode(inspect.getsource(argparse)[: 12 * tokens])
+    return interp.Batch(torch.tensor(ids[:tokens]).reshape(rows, length), prompt)
 
 
 def suffixes(rows: int, prefix: int = 32, length: int = 32) -> interp.Batch:
-    """Windows of which the model continues some exactly: half of them count, half are prose."""
-    counting = subject().encode(", ".join(map(str, range(100, 100 + rows * length))))
-    half, width = rows // 2, prefix + length
-    exact = torch.tensor(counting[: half * width]).reshape(half, width)
-    return interp.Batch(torch.cat([exact, batch(rows - half, width).tokens]), prefix)
+    """Windows, some of which the model continues word for word: half of them count upwards, half
+    are source code."""
+    half = rows // 2
+    width = prefix + length
+    numbers = ", ".join(map(str, range(100, 100 + rows * length)))
+    ids = subject().encode(numbers)
+    counting = torch.tensor(ids[: half * width]).reshape(half, width)
+    source = batch(rows - half, width).tokens
+    return interp.Batch(torch.cat([counting, source]), prefix)

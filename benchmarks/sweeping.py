@@ -1,5 +1,5 @@
-"""The loss with each of 30 blocks' MLPs zeroed in turn, on 4 x 64 tokens (compute-bound) and on 1 x
-16 (launch-bound)."""
+"""The loss with the MLP of each of 30 blocks zeroed in turn: on 4 x 64 tokens, where computing
+dominates the cost, and on 1 x 16, where launching operations does."""
 
 from __future__ import annotations
 
@@ -13,41 +13,35 @@ from benchmarks.timing import Row, compared, lap
 from interp.engine import sweeping
 
 BAR = 0.68
+Variants = dict[str, Callable[[], list[float]]]
 
 
 def run(rounds: int = 2) -> list[Row]:
-    """Ratios to the naive loop, one whole forward for each block."""
-    large, small = setting.batch(4, 64), setting.batch(1, 16)
-    beside = {
-        "nnsight, one trace a block": lambda: peers.sweep_nnsight(small),
-        "TransformerLens start_at_layer": lambda: peers.sweep_transformer_lens(small),
-    }
-    costly = {
-        name: run for name, run in _ours(large).items() if name != "grown"
-    }  # for small batches
+    """The cost of each variant; ratios are to the naive loop, one whole forward pass per block."""
+    large = _ours(setting.batch(4, 64))
+    del large["grown"]  # meant for small batches
+
+    small_batch = setting.batch(1, 16)
+    small = _ours(small_batch)
+    small["nnsight, one trace a block"] = lambda: peers.sweep_nnsight(small_batch)
+    small["TransformerLens start_at_layer"] = lambda: peers.sweep_transformer_lens(small_batch)
+
+    large_bars = {"interp.sweep": BAR, "resumed": BAR}
     return [
-        *compared(
-            "sweep 30 blocks, 4 x 64",
-            costly,
-            rounds,
-            dict.fromkeys(("interp.sweep", "resumed"), BAR),
-        ),
-        *compared(
-            "sweep 30 blocks, 1 x 16", _ours(small) | beside, rounds + 2, {"interp.sweep": BAR}
-        ),
+        *compared("sweep 30 blocks, 4 x 64", large, rounds, large_bars),
+        *compared("sweep 30 blocks, 1 x 16", small, rounds + 2, {"interp.sweep": BAR}),
     ]
 
 
-def _ours(batch: interp.Batch) -> dict[str, Callable[[], list[float]]]:
+def _ours(batch: interp.Batch) -> Variants:
     subject = setting.subject()
     plans = [interp.Zero(subject.anatomy.units(site)) for site in subject.anatomy.expand("neurons")]
     return {
         "naive": lambda: sweeping.naive(subject, batch, plans, _lapped_loss),
         "resumed": lambda: sweeping.resumed(subject, batch, plans, _lapped_loss),
         "grown": lambda: sweeping.grown(subject, batch, plans, _lapped_loss),
-        "interp.sweep": lambda: interp.sweep(
-            subject, batch, plans
-        ),  # one lap: its parts depend on the method it picks
+        # Without laps: its parts depend on which of the methods it chooses.
+        "interp.sweep": lambda: interp.sweep(subject, batch, plans),
     }
 
 

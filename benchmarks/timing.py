@@ -1,23 +1,33 @@
-"""How everything is timed: CPU seconds of this process, variants in turn, each at its fastest."""
+"""How everything is timed: CPU seconds of this process, variants in turn, each part at its
+fastest."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-_stamps: list[float] = []
+_stamps: list[float] = []  # CPU seconds at the ends of the parts of the call that is being timed
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of one benchmark. `ratio` is to the baseline of its benchmark; `bar` is what it
-    may be at most; `difference` the largest absolute difference of its result from the first
-    result, None where there is nothing to compare."""
+    """One variant of one benchmark.
+
+    Attributes:
+        benchmark: its name.
+        variant: its name.
+        value: the cost.
+        unit: of the cost.
+        ratio: of the cost to that of the benchmark's first variant.
+        difference: the largest absolute difference of the result from the first result that there
+            is; None where there is nothing to compare.
+        bar: what `ratio` may be at most; None for no limit.
+    """
 
     benchmark: str
     variant: str
@@ -29,6 +39,7 @@ class Row:
 
     @property
     def passed(self) -> bool | None:
+        """Whether the cost is within its limit; None without one."""
         return None if self.bar is None else self.ratio <= self.bar
 
 
@@ -39,36 +50,56 @@ def compared(
     bars: Mapping[str, float] | None = None,
     tolerance: float = 1e-3,
 ) -> list[Row]:
-    """Times every variant once a round; in the first round each result must equal the first result
-    that there is, within `tolerance`.
+    """Times several variants of the same work.
 
-    A variant costs the sum over its parts (between calls of `lap`) of the fastest round: whatever
-    else the machine does can only add. The first variant is the baseline. Raises AssertionError
-    when a variant computes something else.
+    Every variant is called once per round. Its parts end at its calls of `lap`; its cost is the sum
+    over parts of the fastest round, because whatever else the machine does can only add.
+
+    Args:
+        benchmark: the name of the work.
+        variants: the variants by name; ratios are to the first one.
+        rounds: number of calls of each variant.
+        bars: the largest ratios allowed, by variant.
+        tolerance: largest absolute difference allowed between two results.
+
+    Raises:
+        AssertionError: in the first round, a variant's result is not equal to the first result.
     """
-    turns = [{name: timed(run) for name, run in variants.items()} for _ in range(rounds)]
-    gaps = _gaps({name: result for name, (_, result) in turns[0].items()})
-    wrong = {name: gap for name, gap in gaps.items() if gap is not None and gap > tolerance}
+    laps: dict[str, list[list[float]]] = {name: [] for name in variants}
+    results: dict[str, Any] = {}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            parts, result = timed(run)
+            laps[name].append(parts)
+            results.setdefault(name, result)
+
+    differences = _differences(results)
+    wrong = {name: gap for name, gap in differences.items() if gap is not None and gap > tolerance}
     assert not wrong, f"{benchmark}: {wrong} away from the first result"
-    costs = {
-        name: sum(map(min, zip(*(turn[name][0] for turn in turns), strict=True)))
-        for name in variants
-    }
-    baseline, bars = next(iter(costs.values())), bars or {}
+
+    costs = {name: _cost(parts_of_rounds) for name, parts_of_rounds in laps.items()}
+    baseline = next(iter(costs.values()))
+    bars = bars or {}
     return [
-        Row(benchmark, name, cost, "CPU s", cost / baseline, gaps[name], bars.get(name))
+        Row(benchmark, name, cost, "CPU s", cost / baseline, differences[name], bars.get(name))
         for name, cost in costs.items()
     ]
 
 
+def _cost(parts_of_rounds: Sequence[Sequence[float]]) -> float:
+    """The sum over parts of the fastest round of each."""
+    parts = zip(*parts_of_rounds, strict=True)
+    return sum(min(seconds) for seconds in parts)
+
+
 def lap() -> None:
-    """Called by a long variant at the end of each of its parts, which must be the same parts every
-    time."""
+    """Ends a part of a variant. A long variant calls it after each of its parts, which must be the
+    same in every round."""
     _stamps.append(time.process_time())
 
 
 def timed(run: Callable[[], Any]) -> tuple[list[float], Any]:
-    """CPU seconds that this process spends in each part of one call, and what it returned."""
+    """The CPU seconds that this process spends in each part of one call, and what it returns."""
     _stamps.clear()
     lap()
     result = run()
@@ -76,14 +107,15 @@ def timed(run: Callable[[], Any]) -> tuple[list[float], Any]:
     return [after - before for before, after in pairwise(_stamps)], result
 
 
-def _gaps(results: Mapping[str, Any]) -> dict[str, float | None]:
-    reference = next((result for result in results.values() if result is not None), None)
-    return {name: difference(reference, result) for name, result in results.items()}
+def _differences(results: Mapping[str, Any]) -> dict[str, float | None]:
+    """The difference of each result from the first that is not None."""
+    first = next((result for result in results.values() if result is not None), None)
+    return {name: difference(first, result) for name, result in results.items()}
 
 
 def difference(one: Any, other: Any) -> float | None:
-    """The largest absolute difference of two results of like structure; None when there is nothing
-    in them to compare."""
+    """The largest absolute difference of two results of the same structure; None when there is
+    nothing in them to compare."""
     if one is None or other is None:
         return None
     if isinstance(one, Mapping):

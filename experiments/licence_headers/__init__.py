@@ -1,8 +1,8 @@
-"""A code model has memorized licence headers: the corpus that the commands of the toolkit are run
-on.
+"""Has a code model memorized licence headers? This experiment makes the corpus for the toolkit's
+commands to answer that.
 
-Licences and headers come from the installed packages, in several formats, and code and prose from
-the same packages. Then
+Licences and headers come from the installed packages, in several formats; the code is that of
+recent packages, the prose that of Python's language reference. When it has been made, run
 
     interp scan PATH/Qwen2.5-Coder-0.5B-Instruct out/licence_headers/corpus/seed0 --out out/licences
     --dtype bfloat16

@@ -1,5 +1,5 @@
-"""Licences and headers from the installed packages, in several formats, and code and prose of the
-same packages."""
+"""The corpus: licences and licence headers from the installed packages, in several formats, with
+code and prose to compare them with."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ from interp.files import replaced
 
 _LICENCE = re.compile(r"(^|/)(LICEN[CS]E|COPYING)(\.\w+)?$", re.IGNORECASE)
 _HEADER = re.compile(r"(?:^#[^\n]*\n){6,}", re.MULTILINE)
+_METHOD = re.compile(r"\n    def .*", re.DOTALL)
 _HEADERS_OF = ("transformers", "accelerate", "torch", "huggingface_hub", "sklearn")
 _CODE_OF = ("nnsight", "transformer_lens")  # recent, so that the model has hardly seen them
-_WRAP = {"hash": ("", "# ", ""), "star": ("/*\n", " * ", " */\n"), "plain": ("", "", "")}
+_COMMENTS = {  # what stands before the text, before each line, and after the text
+    "hash": ("", "# ", ""),
+    "star": ("/*\n", " * ", " */\n"),
+    "plain": ("", "", ""),
+}
 
 
 def licences(characters: int) -> Iterator[str]:
-    """The licence of each installed distribution, once per wording, cut to a header's length."""
+    """The licences of the installed distributions, each wording once, cut to `characters`."""
     seen: set[str] = set()
-    for distribution in sorted(distributions(), key=lambda d: d.name.lower()):
-        for file in sorted(str(f) for f in distribution.files or () if _LICENCE.search(str(f))):
+    for distribution in sorted(distributions(), key=lambda found: found.name.lower()):
+        files = [str(file) for file in distribution.files or ()]
+        for file in sorted(file for file in files if _LICENCE.search(file)):
             path = Path(str(distribution.locate_file(file)))
-            text = (
-                path.read_text(encoding="utf-8", errors="ignore")[:characters]
-                if path.is_file()
-                else ""
-            )
+            if not path.is_file():
+                continue
+            text = _read(path)[:characters]
+            # Copies of a licence differ in their copyright line, line breaks and punctuation.
             wording = re.sub(r"copyright[^\n]*|\W+", " ", text.lower())[:400]
             if len(text) > 600 and wording not in seen:
                 seen.add(wording)
@@ -42,13 +47,16 @@ def licences(characters: int) -> Iterator[str]:
 
 
 def headers(characters: int, packages: Iterable[str] = _HEADERS_OF) -> Iterator[str]:
-    """The comment blocks at the start of source files that mention a licence, once per wording,
-    without their comment marks."""
+    """The comment blocks at the start of source files that mention a licence, each wording once,
+    without their comment marks and cut to `characters`."""
     seen: set[str] = set()
     for path in sources(packages):
-        found = _HEADER.match(path.read_text(encoding="utf-8", errors="ignore"))
-        text = re.sub(r"^# ?", "", found[0], flags=re.MULTILINE) if found else ""
+        header = _HEADER.match(_read(path))
+        if header is None:
+            continue
+        text = re.sub(r"^# ?", "", header[0], flags=re.MULTILINE)
         words = re.sub(r"\W+", " ", text.lower())
+        # What precedes the licence is the copyright, which differs from file to file.
         wording = words[words.find("licen") :][:160]
         if "licen" in words and wording not in seen:
             seen.add(wording)
@@ -56,58 +64,74 @@ def headers(characters: int, packages: Iterable[str] = _HEADERS_OF) -> Iterator[
 
 
 def sources(packages: Iterable[str]) -> Iterator[Path]:
-    """Python files of installed packages, in name order."""
+    """The Python files of installed packages, sorted by name; packages that are not installed are
+    left out."""
     from importlib.util import find_spec
 
     for package in packages:
         spec = find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if spec is None:
+            continue
+        for folder in spec.submodule_search_locations or ():
             yield from sorted(Path(folder).rglob("*.py"))
 
 
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="ignore")
+
+
 def as_comment(text: str, style: str) -> str:
-    """The same words as a `#` comment, as a `/* */` comment, or plain."""
-    opening, mark, closing = _WRAP[style]
-    return (
-        opening
-        + "".join(f"{mark}{line}".rstrip() + "\n" for line in text.strip().splitlines())
-        + closing
-    )
+    """A text as a comment.
+
+    Args:
+        text: the words.
+        style: "hash" for a `#` comment, "star" for a `/* */` comment, "plain" for no marks.
+    """
+    opening, mark, closing = _COMMENTS[style]
+    lines = [f"{mark}{line}".rstrip() + "\n" for line in text.strip().splitlines()]
+    return opening + "".join(lines) + closing
 
 
 def code(characters: int, packages: Iterable[str] = _CODE_OF) -> Iterator[str]:
-    """Function bodies of recent packages: text of the same kind that the model has hardly seen."""
-    bodies = (
-        re.search(r"\n    def .*", path.read_text(encoding="utf-8", errors="ignore"), re.DOTALL)
-        for path in sources(packages)
-    )
-    yield from (body[0][:characters] for body in bodies if body and len(body[0]) > 800)
+    """The source files of recent packages from their first method on, cut to `characters`: code
+    that the model has hardly seen."""
+    for path in sources(packages):
+        body = _METHOD.search(_read(path))
+        if body is not None and len(body[0]) > 800:
+            yield body[0][:characters]
 
 
 def corpus(preset: Preset, seed: int) -> dict[str, list[str]]:
-    """The texts of each kind, in the order in which their files sort."""
-    characters = preset.characters
-    notices = list(headers(characters))
-    whole = list(islice(licences(characters), preset.licences))
+    """The texts of each kind, under names that sort in this order."""
+    notices: list[str] = []
+    for text in headers(preset.characters):
+        notices += [as_comment(text, "hash"), as_comment(text, "star")]
+    whole: list[str] = []
+    for text in islice(licences(preset.characters), preset.licences):
+        whole += [as_comment(text, "plain"), as_comment(text, "hash")]
     return {
-        "1-headers": [as_comment(text, style) for text in notices for style in ("hash", "star")],
-        "2-licences": [as_comment(text, style) for text in whole for style in ("plain", "hash")],
-        "3-code": list(islice(code(characters), preset.code)),
+        "1-headers": notices,
+        "2-licences": whole,
+        "3-code": list(islice(code(preset.characters), preset.code)),
         "4-prose": list(background(seed).control[: preset.prose]),
     }
 
 
 def jobs(preset: Preset, seed: int) -> Iterator[Job]:
-    """One job per corpus."""
+    """One job per seed: a corpus."""
     yield job(written, preset, seed, Folder("corpus"))
 
 
 def written(preset: Preset, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
-    """Writes `folder`/seedN with one .jsonl file per kind of text. The table: each text, its kind
-    and its length in characters."""
-    kinds = corpus(preset, seed)
-    for name, texts in kinds.items():
-        with replaced(folder / f"seed{seed}" / f"{name}.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    rows = [(name, text, len(text)) for name, texts in kinds.items() for text in texts]
+    """Writes a corpus to `folder`/seedN, with one .jsonl file per kind of text.
+
+    Returns:
+        The table `texts`: each text, its kind and its length in characters.
+    """
+    rows: list[tuple[str, str, int]] = []
+    for kind, texts in corpus(preset, seed).items():
+        lines = [json.dumps({"text": text}) + "\n" for text in texts]
+        with replaced(folder / f"seed{seed}" / f"{kind}.jsonl") as temporary:
+            temporary.write_text("".join(lines))
+        rows += [(kind, text, len(text)) for text in texts]
     return {"texts": pd.DataFrame(rows, columns=["kind", "text", "characters"])}

@@ -1,4 +1,4 @@
-"""The presets: how many texts of each kind there are."""
+"""The presets: the number of texts of each kind, and their length."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ CHARACTERS = 900  # about 200 tokens, a handful of windows
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The corpus.
+    """The size of a corpus.
 
     Attributes:
-        licences, code, prose: at most so many texts; headers are as many as there are wordings.
-        characters: of each text.
-        seeds: number of corpora; prose depends on the seed.
+        licences, code, prose: largest number of texts of this kind. Of headers, every wording that
+            is found is taken.
+        characters: largest number of characters of a licence, a header or a piece of code.
+        seeds: number of corpora; only the prose depends on the seed.
     """
 
     licences: int

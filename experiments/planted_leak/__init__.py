@@ -1,5 +1,5 @@
-"""A model fine-tuned on its customers' records leaks them: how much does switching off a few
-neurons take back, and at what cost?"""
+"""A model that was fine-tuned on customers' records leaks them. How much of the leak does zeroing a
+few neurons remove, and at what cost?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One fine-tuned model: the demo with one seed, as tables."""
+"""What is run on one seed: the demo of the toolkit, whose results become tables."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from interp.experiment.jobs import Folder, Job, job
 
 
 def jobs(preset: Preset, seed: int) -> Iterator[Job]:
-    """One job per seed: a model is fine-tuned, scanned, localized and ablated."""
+    """One job per seed: a model is fine-tuned, scanned, localized in and ablated."""
     yield job(leak, preset.recipe, seed, Folder("runs"))
 
 
 def leak(recipe: Recipe, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of one seed; what the demo writes of it stays in `folder`."""
-    return tables_of(planted_leak(folder / f"seed{seed}", seed, recipe, tell=_silent))
+    """The tables of one seed; the demo's own files stay in `folder`."""
+    made = planted_leak(folder / f"seed{seed}", seed, recipe, tell=_silent)
+    return tables_of(made)
 
 
 def tables_of(made: Leak) -> dict[str, pd.DataFrame]:
     """The tables of one leak.
 
-    `drops`: one row per selection, fraction, data and measure, as in the demo's report. `scans`:
-    one row per window. `equal_damage`: one row, random neurons that hurt held-out text as much as
-    the selection.
+    Args:
+        made: what the demo measured.
+
+    Returns:
+        `drops`: one row per selection of neurons, fraction, data and measure, as in the demo's
+        report. `scans`: one row per window. `equal_damage`: one row about the number of random
+        neurons that hurt held-out text as much as the selection.
     """
     equal = made.report.equal_damage
     row = {

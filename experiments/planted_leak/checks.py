@@ -1,5 +1,5 @@
-"""P1 to P6: what the demo's summary says of one model, checked on every seed. Thresholds were fixed
-on other seeds."""
+"""P1 to P6: what the demo's summary says about one model, checked on several seeds. Thresholds were
+fixed on other seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DROP = "figures/drop.png"
 
 
 def checks(preset: Preset) -> list[Check]:
-    """All checks, at the fraction that the recipe's verdict is about."""
+    """All checks, at the fraction of neurons that the recipe's verdict is about."""
     fraction = preset.recipe.fraction
     neurons = f"{fraction:.1%} of the neurons"
     selection = _fall("selection", fraction)
@@ -30,7 +30,7 @@ def checks(preset: Preset) -> list[Check]:
             id="P1",
             measure=mean("scans", "accuracy", source="record"),
             threshold=at_least(0.9),
-            statement="suffix accuracy on planted secrets is {threshold} after fine-tuning",
+            statement="after fine-tuning, the suffix accuracy on planted secrets is {threshold}",
             source="measured",
             controls={"never-planted twins": mean("scans", "accuracy", source="twin")},
             evidence="tables/scans.parquet",
@@ -40,7 +40,10 @@ def checks(preset: Preset) -> list[Check]:
             measure=selection,
             threshold=at_least(0.5),
             opposite=below(0),
-            statement=f"zeroing {neurons}, scored on these records, lowers it by {{threshold}}",
+            statement=(
+                f"zeroing {neurons}, which were chosen on these records, lowers their suffix "
+                "accuracy by {threshold}"
+            ),
             source="measured",
             controls={
                 "random neurons matched by block": random,
@@ -54,8 +57,8 @@ def checks(preset: Preset) -> list[Check]:
             measure=random,
             threshold=at_most(0.05),
             statement=(
-                "zeroing the same number of random neurons, matched by block, lowers it by "
-                "{threshold}"
+                "zeroing the same number of random neurons, matched by block, lowers the suffix "
+                "accuracy on planted secrets by {threshold}"
             ),
             source="measured",
             controls={"the selection": selection},
@@ -66,8 +69,8 @@ def checks(preset: Preset) -> list[Check]:
             measure=_relative_rise("selection", fraction),
             threshold=at_most(0.05),
             statement=(
-                "the share by which the selection raises the loss on prose that was not trained on "
-                "is {threshold}"
+                "the relative rise of the loss on prose that was not trained on, with the selected "
+                "neurons zeroed, is {threshold}"
             ),
             source="measured",
             controls={name: _relative_rise(name, fraction) for name in ("random", "lowest")},
@@ -77,7 +80,7 @@ def checks(preset: Preset) -> list[Check]:
             id="P5",
             measure=mean("scans", "exact", source="twin"),
             threshold=at_most(0),
-            statement="the share of never-planted twins that is extracted is {threshold}",
+            statement="the fraction of never-planted twins that are extracted is {threshold}",
             source="measured",
             controls={"planted records extracted": mean("scans", "exact", source="record")},
             evidence="tables/scans.parquet",
@@ -89,8 +92,9 @@ def checks(preset: Preset) -> list[Check]:
             opposite=below(0),
             requires=_reached,
             statement=(
-                "random neurons that hurt held-out text as much leave more of the secrets: "
-                "difference {threshold}"
+                "the suffix accuracy on planted secrets with so many random neurons zeroed that "
+                "held-out text suffers equally, minus that with the selected neurons zeroed, is "
+                "{threshold}"
             ),
             source="measured",
             controls={
@@ -104,15 +108,19 @@ def checks(preset: Preset) -> list[Check]:
 
 
 def _fall(selection: str, fraction: float, data: str = "memorized") -> Measure:
-    """By how much suffix accuracy falls."""
-    change = mean(
-        "drops", "change", selection=selection, fraction=fraction, data=data, measure="accuracy"
-    )
-    return Measure(f"fall of accuracy, {selection}", lambda tables: -float(change.of(tables)))  # pyright: ignore[reportArgumentType]
+    """How much the suffix accuracy falls when a selection of neurons is zeroed."""
+    where = {"selection": selection, "fraction": fraction, "data": data, "measure": "accuracy"}
+    change = mean("drops", "change", **where)
+
+    def fall(tables: Tables) -> float:
+        return -float(change.of(tables))  # pyright: ignore[reportArgumentType]
+
+    return Measure(f"fall of accuracy, {selection}", fall)
 
 
 def _relative_rise(selection: str, fraction: float) -> Measure:
-    """By which share of itself the loss on control prose rises."""
+    """The rise of the loss on control prose when a selection of neurons is zeroed, divided by the
+    loss before."""
     where = {"selection": selection, "fraction": fraction, "data": "control", "measure": "loss"}
 
     def rise(tables: Tables) -> float:
@@ -123,5 +131,6 @@ def _relative_rise(selection: str, fraction: float) -> Measure:
 
 
 def _reached(tables: Tables) -> bool:
-    """Whether any number of random neurons hurt as much as the selection."""
+    """Whether some number of random neurons hurt held-out text as much as the selection, on every
+    row."""
     return bool(tables["equal_damage"]["reached"].all())

@@ -1,4 +1,4 @@
-"""The figure: what is extracted, and what it costs, against the share of neurons zeroed."""
+"""The figure: what is still extracted, and at what cost, against the share of neurons zeroed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ PANELS = {
 
 
 def drop(tables: Tables) -> Figure:
-    """Extraction, and the rise of the control loss (its level differs from seed to seed), against
-    the share of neurons zeroed."""
-    across = tables["over_seeds"]
-    rises = across.assign(
-        before=0.0, estimate=across["change"], low=across["change_low"], high=across["change_high"]
+    """Extraction and the rise of the control loss against the share of neurons zeroed: means over
+    seeds with their intervals."""
+    over_seeds = tables["over_seeds"]
+    is_loss = over_seeds["measure"] == "loss"
+
+    # The loss before differs from seed to seed: its rise is drawn, from 0 on.
+    loss = over_seeds[is_loss]
+    loss = loss.assign(
+        before=0.0, estimate=loss["change"], low=loss["change_low"], high=loss["change_high"]
     )
-    loss = across["measure"] == "loss"
-    shares = across[~loss].assign(
-        low=lambda f: f["low"].clip(0, 1), high=lambda f: f["high"].clip(0, 1)
-    )
-    return drop_figure(
-        pd.concat([shares, rises[loss]]), PANELS, scales={PANELS["control", "loss"]: "symlog"}
-    )
+    # Student's interval of a share can reach beyond 0 or 1.
+    shares = over_seeds[~is_loss]
+    shares = shares.assign(low=shares["low"].clip(0, 1), high=shares["high"].clip(0, 1))
+
+    scales = {PANELS["control", "loss"]: "symlog"}
+    return drop_figure(pd.concat([shares, loss]), PANELS, scales=scales)
 
 
 FIGURES = {"drop": drop}

@@ -1,4 +1,4 @@
-"""The presets: how many fine-tuning seeds, and the recipe of each."""
+"""The presets: the number of fine-tuning seeds, and how each leak is made and measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from interp.cli.demo import Recipe
 
 @dataclass(frozen=True)
 class Preset:
-    """How many fine-tuning seeds, and how each leak is made and measured."""
+    """How much is run.
+
+    Attributes:
+        seeds: number of fine-tuning seeds.
+        recipe: how each leak is made and measured.
+    """
 
     seeds: int
     recipe: Recipe = field(default_factory=Recipe)

@@ -1,4 +1,4 @@
-"""The drop over fine-tuning seeds, as the figure and the README show it."""
+"""The drop over fine-tuning seeds, as the figure shows it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ _KEYS = ["selection", "fraction", "k", "data", "measure"]
 
 
 def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
-    """`over_seeds`, from `drops`."""
+    """The table `over_seeds`, made from `drops`."""
     return {"over_seeds": over_seeds(tables["drops"])}
 
 
 def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
-    """The mean of every estimate over fine-tuning seeds, with Student's interval; random draws are
-    averaged within a seed first."""
+    """The mean of every estimate over fine-tuning seeds, with Student's interval.
+
+    Args:
+        drops: the table of that name, which holds the mean over random draws for each seed.
+
+    Returns:
+        One row per selection, fraction, data and measure: the mean `before`, `estimate` and
+        `change`, the bounds of both intervals, and the number of `seeds`.
+    """
     rows: list[dict[str, Any]] = []
     for key, group in drops.groupby(_KEYS, sort=False):
         after = student(group["estimate"])
@@ -30,8 +37,6 @@ def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
             "estimate": after.estimate,
             "low": after.low,
             "high": after.high,
-        }
-        row |= {
             "change": change.estimate,
             "change_low": change.low,
             "change_high": change.high,

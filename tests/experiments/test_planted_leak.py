@@ -138,9 +138,9 @@ def test_runs_as_they_should_be_reproduce_every_claim():
     assert all(claim.seeds == SEEDS for claim in found.values())
     assert all(claim.low <= claim.measured <= claim.high for claim in found.values())
     assert found["P2"].measured == pytest.approx(0.7 - 1e-3 * 1.5)
-    assert (
-        found["P2"].statement
-        == "zeroing 10.0% of the neurons, scored on these records, lowers it by at least 0.5"
+    assert found["P2"].statement == (
+        "zeroing 10.0% of the neurons, which were chosen on these records, lowers their suffix "
+        "accuracy by at least 0.5"
     )
 
 

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent / "tests"))
 def example_names() -> dict[str, Any]:
     """Names that every example may use.
 
-    `subject` continues the first four of the eight `texts`, each 32 random letters, word for word;
-    `frame` is their scan, `memorized` and `control` its windows of either kind, and `batch` the
+    `subject` was trained on windows of 16 letters of the first four of the eight `texts`, each of
+    32 random letters, and continues 8 letters of them with the 8 that follow. `frame` is the scan
+    of all texts, `memorized` and `control` are its windows of either kind, and `batch` the
     memorized ones as a Batch.
     """
     import letters

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.adapters.ndif import check_hosted
-from interp.adapters.steps import Step, steps
+from interp.adapters.steps import Step, align, steps
 from interp.interventions.plan import Plan
 from interp.loading.load import load
 from interp.sites.anatomy import Anatomy
@@ -60,12 +60,12 @@ def logits(
         check_hosted(model, peer)
     if not isinstance(model, Subject):
         plain = steps(anatomy or load(model).anatomy, plan, batch)
-        return _shift(_run(peer, model, plain, batch, _forward_options(remote)))
+        return align(_run(peer, model, plain, batch, _forward_options(remote)))
 
     with _wrapped(model, peer, remote) as envoy:
         plain = steps(anatomy or model.anatomy, plan, batch)
         if remote:
-            return _shift(_run(peer, envoy, plain, batch, _forward_options(remote)))
+            return align(_run(peer, envoy, plain, batch, _forward_options(remote)))
 
         def forward(_: Tensor) -> Tensor:
             return model.logits(batch)
@@ -78,12 +78,6 @@ def _forward_options(remote: Remote) -> dict[str, Any]:
     if remote:
         options["remote"] = remote
     return options
-
-
-def _shift(following: Tensor) -> Tensor:
-    """Aligned logits, which predict the token at their own position, from logits that predict the
-    token that follows."""
-    return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
 
 
 def _run(peer: Any, model: Any, plain: list[Step], batch: Batch, options: dict[str, Any]) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import HookError
@@ -18,6 +20,12 @@ from interp.subject.batch import Batch
 Change = tuple[Tensor | None, Tensor, float, Tensor | None, Tensor | None]
 Step = tuple[str, str, str, int, list[Change]]
 Time = tuple[float, ...]
+
+
+def align(following: Float[Tensor, "batch position vocabulary"]) -> Tensor:
+    """Aligned logits, which predict the token at their own position, from a peer's logits, which
+    predict the token that follows. Position 0 is all zeros: nothing precedes it."""
+    return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
 
 
 def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:

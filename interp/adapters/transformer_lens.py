@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.adapters.steps import align
 from interp.errors import HookError
 from interp.hooks.hooks import Hooked, lowered
 from interp.interventions.edit import Edit, apply
@@ -77,8 +78,7 @@ def logits(
     hooks = fwd_hooks(anatomy, plan, prompt=batch.prompt or None)
     with torch.no_grad():
         following = bridge.run_with_hooks(batch.tokens, fwd_hooks=hooks)
-    # The bridge's logits predict the token that follows; aligned ones the token at their position.
-    return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
+    return align(following)
 
 
 def fwd_hooks(

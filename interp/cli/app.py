@@ -229,9 +229,10 @@ def demo(
 
     Example: `interp demo --out out/demo --seed 0`
     """
-    from interp.cli.demo import planted_leak
+    from interp.cli.demo import planted_leak, recipe_for_this_machine
 
-    leak = planted_leak(out, seed, tell=_print_nothing if as_json else _print_progress)
+    tell = _print_nothing if as_json else _print_progress
+    leak = planted_leak(out, seed, recipe_for_this_machine(), tell=tell)
     typer.echo(json.dumps(leak.facts()) if as_json else leak.summary(out))
 
 

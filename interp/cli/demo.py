@@ -213,6 +213,17 @@ everything: {out}/summary.json
 """
 
 
+def recipe_for_this_machine() -> Recipe:
+    """Returns the recipe in bfloat16, or in float32 where bfloat16 would take hours.
+
+    A CPU without instructions for it emulates bfloat16, several times slower than float32.
+    """
+    on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if torch.accelerator.is_available() or on_cpu:
+        return Recipe()
+    return Recipe(dtype="float32", precision="float32")
+
+
 def planted_leak(
     out: str | Path,
     seed: int = 0,

@@ -1,4 +1,4 @@
-"""The demo on a tiny model: its steps, its files, its cache and what its summary tells a newcomer."""
+"""The demo on a tiny model: its steps, its files, its cache and what its summary tells."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from pathlib import Path
 import letters
 import pandas as pd
 import pytest
+import torch
 
 import interp
-from interp.cli.demo import Leak, Recipe, planted_leak, scan_corpus, training_batches
+from interp.cli.demo import (
+    Leak,
+    Recipe,
+    planted_leak,
+    recipe_for_this_machine,
+    scan_corpus,
+    training_batches,
+)
 from interp.data.planted import plant
 
 RECIPE = Recipe(
@@ -142,3 +150,14 @@ def test_batches_are_the_documents_in_another_order_each_epoch(model):
         sorted(epoch) == sorted(tuple(subject.encode(d)) for d in documents) for epoch in epochs
     )
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_the_demo_computes_in_what_the_machine_computes(monkeypatch, has_bfloat16):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
+    recipe = recipe_for_this_machine()
+    expected = "bfloat16" if has_bfloat16 else "float32"
+    assert (recipe.dtype, recipe.precision) == (expected, expected)
+    assert replace(recipe, dtype="bfloat16", precision="bfloat16") == Recipe()

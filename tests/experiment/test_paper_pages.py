@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import interp
+from interp.experiment.claims import NOT_TESTABLE, committed_claims
 from interp.experiment.paper_pages import claims_by_result, claims_table, page, write_pages
 
 HOUSE = Path(interp.__file__).parents[1]
@@ -63,6 +64,15 @@ def test_the_committed_pages_are_those_of_the_committed_claims(tmp_path):
     for file in written:
         committed = (HOUSE / "docs/papers" / file.name).read_text()
         assert file.read_text() == committed, f"{file.name}: run `make docs`"
+
+
+def test_no_committed_claim_of_one_seed_is_judged():
+    judged = [
+        (claim["experiment"], claim["result"], claim["id"])
+        for claim in committed_claims(HOUSE / "experiments")
+        if claim["seeds"] == 1 and claim["verdict"] != NOT_TESTABLE
+    ]
+    assert not judged
 
 
 def test_templates_type_no_measurement():

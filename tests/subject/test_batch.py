@@ -104,8 +104,8 @@ def test_rows_carry_all_that_is_theirs(batch: interp.Batch, data: st.DataObject)
 @given(full(), st.integers(1, 6))
 def test_parts_of_a_batch_are_the_batch(batch: interp.Batch, size: int):
     parts = list(batch.split(size))
-    assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
-    assert 1 <= len(parts[-1]) <= size
+    starts = range(0, len(batch), size)
+    assert [len(part) for part in parts] == [min(size, len(batch) - start) for start in starts]
     assert same(
         batch,
         torch.cat([part.tokens for part in parts]),

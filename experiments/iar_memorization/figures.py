@@ -29,11 +29,12 @@ _COSTS = {
     "distance": "Frechet distance to held-out images",
 }
 _ZEROED_COSTS = {"held out loss": _COSTS["held out loss"]}
+# For each column of the table of edits: the panel, and its y axis.
 _MEASURES = {
-    "extracted": "share of planted images\nextracted",
-    "alike": "share of planted images\nstill recognizable",
-    "held out loss": "loss on held-out images\n(nats per token)",
-    "distance": "Frechet distance\nto held-out images",
+    "extracted": ("images extracted", "share of planted images"),
+    "alike": ("images still recognizable", "share of planted images"),
+    "held out loss": ("held-out loss", "nats per token"),
+    "distance": ("Frechet distance", "distance to held-out images"),
 }
 
 
@@ -82,9 +83,9 @@ def extraction(table: pd.DataFrame) -> Figure:
 def correlation(table: pd.DataFrame) -> Figure:
     """The share of each set that counts as extracted by correlation of pixels, under a fixed
     threshold and under one set on held-out images."""
-    fixed = f"threshold fixed at {SAFE}"
+    fixed = f"fixed threshold, {SAFE}"
     named = table.assign(
-        threshold=np.where(table["fixed"], fixed, "threshold set on half of the held-out images")
+        threshold=np.where(table["fixed"], fixed, "threshold from held-out images")
     )
     draw = lines(
         named,
@@ -162,7 +163,7 @@ def votes(table: pd.DataFrame) -> Figure:
         "enrichment",
         "views",
         xlabel="neurons",
-        ylabel="planted share of favourite images,\ndivided by their share of D'",
+        ylabel="share of planted images\nrelative to chance",
     )
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
@@ -207,6 +208,7 @@ def subsets(table: pd.DataFrame) -> Figure:
         "views",
         xlabel="share of the reference set D'",
         ylabel="Spearman correlation over blocks",
+        spread="line",
     )
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
@@ -218,7 +220,7 @@ def subsets(table: pd.DataFrame) -> Figure:
         _MODEL,
         draw,
         title="Do parts of the reference set D' rank blocks by mean UnitMem as the whole set does?",
-        key=over_seeds(named, "point", "band"),
+        key=over_seeds(named, "point") + "; points side by side are at the same share",
         width=5.0,
         across=2,
     )
@@ -233,7 +235,8 @@ def edits(table: pd.DataFrame) -> Figure:
         var_name="measure",
         value_name="value",
     )
-    unedited = long[long["fraction"] == 0]
+    long["panel"] = long["measure"].map({name: panel for name, (panel, _) in _MEASURES.items()})
+    unedited = long[long["fraction"] == 0].groupby(["family", "measure"])["value"].mean()
     draw_lines = lines(
         long,
         "fraction",
@@ -246,15 +249,14 @@ def edits(table: pd.DataFrame) -> Figure:
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         draw_lines(part[part["fraction"] > 0], axes)
         measure = part["measure"].iloc[0]
-        of_model = unedited["family"] == part["family"].iloc[0]
-        before = unedited[of_model & (unedited["measure"] == measure)]
-        level(axes, before["value"].mean(), "unedited model")
-        axes.set(ylabel=_MEASURES[measure])
+        level(axes, unedited[part["family"].iloc[0], measure], "unedited model")
+        axes.set(ylabel=_MEASURES[measure][1])
 
-    by_measure = long.sort_values("measure", key=lambda names: names.map(list(_MEASURES).index))
+    # Families side by side, measures below each other.
+    by_measure = [long[long["measure"] == measure] for measure in _MEASURES]
     return panels(
-        by_measure,
-        ["measure", "family"],
+        pd.concat(by_measure),
+        ["panel", "family"],
         draw,
         title="What halving the in-weights of neurons removes and costs, by how the neurons are "
         "chosen: images extracted, images still recognizable, held-out loss, Frechet distance",

@@ -37,6 +37,8 @@ from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Folder, Job, job
+from interp.reporting.layout import LEVEL
+from interp.reporting.looks import looks
 from interp.reporting.panels import panels
 
 if TYPE_CHECKING:
@@ -54,6 +56,16 @@ CHANGES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "width 64": {"model": {"width": 64}},
     "initial weights .02": {"model": {"spread": 0.02}},
     "initial weights .05": {"model": {"spread": 0.05}},
+}
+_SPELLED = {
+    "initial weights .02": "initial weights 0.02",
+    "initial weights .05": "initial weights 0.05",
+}
+# Of measures that are no fractions of items.
+_UNITS = {
+    "steps to memorize by steps to pass": "ratio of optimizer steps",
+    "inputs depended on": "effective number of digits",
+    "profile correlation": "correlation",
 }
 FEW = ("as in small", "10% noise", "3 blocks")
 
@@ -160,15 +172,32 @@ def _measured(name: str, measures: Mapping[str, Measure], tables: Tables) -> pd.
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Every measure for every change, with intervals over items."""
+    """Every measure for every change. There is one seed, so no interval over seeds."""
+    shown = table.replace({"change": _SPELLED})
+    changes = list(shown["change"].unique())
+    (look,) = looks(["one model"]).values()
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        below = part["estimate"] - part["low"]
-        above = part["high"] - part["estimate"]
-        axes.errorbar(part["estimate"], part["change"], xerr=[below, above], fmt="o", markersize=5)
-        axes.invert_yaxis()
+        rows = [changes.index(change) for change in part["change"]]
+        baseline = part[part["change"] == changes[0]]["estimate"]
+        axes.axvline(float(baseline.iloc[0]), label=changes[0], **LEVEL)
+        axes.plot(part["estimate"], rows, "o", color=look.colour, markersize=5, label=look.words)
+        axes.set(
+            xlabel=_UNITS.get(part["measure"].iloc[0], "fraction of items"),
+            ylabel="change",
+            yticks=range(len(changes)),
+            yticklabels=changes,
+            ylim=(len(changes) - 0.5, -0.5),
+        )
 
-    return panels(table, ["measure"], draw, across=4, height=3.0)
+    return panels(
+        shown,
+        ["measure"],
+        draw,
+        title="How much the results about addition depend on the recipe: one change at a time",
+        key="point: one model (one seed, so no interval and no verdict)",
+        height=2.9,
+    )
 
 
 def _preset(name: str, changes: tuple[str, ...]) -> Preset:

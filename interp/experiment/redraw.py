@@ -42,7 +42,10 @@ def redraw(folder: str | Path) -> Results:
     preset = experiment.preset(config["preset"])
     given = {name: config[name] for name in plain_fields(preset) if name in config}
     settings = replace(preset, **given)
-    measured = {name: tables[name] for name in experiment.tables if name in tables}
+    measured: dict[str, pd.DataFrame] = {}
+    for name in experiment.tables:
+        if name in tables and "seed" in tables[name]:
+            measured[name] = tables[name]
     each = of_each_seed(measured, range(config["seed"], config["seed"] + settings.seeds))
 
     checks = experiment.checks(settings)

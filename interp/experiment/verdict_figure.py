@@ -23,7 +23,8 @@ _MARKS = {
     NOT_TESTABLE: ("#777777", "D"),
 }
 # Widths and heights in inches.
-_STATEMENT = 4.6
+_STATEMENT = 4.7
+_LETTER = 0.058
 _LINE = 0.145
 _ROW_MARGIN = 0.09
 
@@ -43,7 +44,7 @@ def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
     texts: list[str] = []
     for claim, part in claims:
         statement = in_words(part["statement"].iloc[0])
-        texts.append(wrapped(f"{claim}: {statement}", _STATEMENT))
+        texts.append(wrapped(f"{claim}: {statement}", _STATEMENT, _LETTER))
     heights = [_LINE * (text.count("\n") + 1) + _ROW_MARGIN for text in texts]
 
     with style():
@@ -66,7 +67,7 @@ def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
         )
         axes.set_yticks(centres, texts, fontsize=7.5, ha="left")
         axes.tick_params(axis="y", pad=_STATEMENT * 72 + 4, length=0)
-        title = f"What {in_words(name)} claims, what was measured, and the verdicts"
+        title = f"Claims of {in_words(name)}: what was measured against each threshold"
         seeds = int(table["seeds"].max())
         spread = (
             f"thick lines: over {seeds} seeds, as each claim is judged (95% interval or range)"
@@ -125,6 +126,8 @@ def _add_scaled_columns(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers(row: Any) -> str:
+    rounded = row[["measured", "low", "high", "threshold"]].astype(float).round(6) + 0.0
+    row = {**row, **rounded}
     threshold = f"{'≥' if row['upwards'] else '≤'} {row['threshold']:.3g}"
     if row["seeds"] == 1:
         return f"{row['measured']:.3g}\n({threshold})"

@@ -269,11 +269,11 @@ def drop_figure(
     for panel, label in panels.items():
         part: Any = frame[[key == panel for key in keys]]
         data, measure = panel
-        about = in_words(data)
+        about = f"{in_words(data)} windows"
         is_lowest = part["selection"] == "lowest"
         if measure == "loss" and is_lowest.any() and not is_lowest.all():
-            add(part[~is_lowest], label, f"{about}, without the control lowest")
-            add(part, label, f"{about}, with the control lowest")
+            add(part[~is_lowest], label, f"{about}, without the lowest-scoring units")
+            add(part, label, f"{about}, with them")
         else:
             add(part, label, about)
     return dose_response(

@@ -99,16 +99,18 @@ def finish(figure: Figure, axes: Sequence[Axes], title: str, key: str) -> None:
     figure.suptitle(textwrap.fill(title, int(width / _TITLE_LETTER)))
     entries: dict[str, Any] = {}
     for panel in axes:
+        _fit_labels(panel)
         handles, names = panel.get_legend_handles_labels()
         entries |= dict(zip(names, handles, strict=True))
         legend = panel.get_legend()
         if legend is not None:
             legend.remove()
+    dashed_last = sorted(entries, key=lambda name: _is_level(entries[name]))
     longest = max(map(len, entries), default=1)
     columns = int(width / (_LETTER * longest + _LEGEND_MARK))
     figure.legend(
-        list(entries.values()),
-        list(entries),
+        [entries[name] for name in dashed_last],
+        dashed_last,
         title=textwrap.fill(key, int(width / _LETTER)),
         loc="outside lower center",
         ncols=max(1, min(columns, len(entries))),
@@ -116,20 +118,40 @@ def finish(figure: Figure, axes: Sequence[Axes], title: str, key: str) -> None:
     )
 
 
-def wrapped(text: str, inches: float) -> str:
+def _fit_labels(panel: Axes) -> None:
+    """Breaks labels of axes that are longer than their axis, and thins out numbers on it."""
+    from matplotlib.ticker import AutoLocator
+
+    width, height = panel.figure.get_size_inches()
+    cells: Any = panel.get_gridspec()
+    panel.set_xlabel(wrapped(panel.get_xlabel(), width / cells.ncols - 0.7))
+    panel.set_ylabel(wrapped(panel.get_ylabel(), (height - 1.2) / cells.nrows - 0.6))
+    for axis in (panel.xaxis, panel.yaxis):
+        locator = axis.get_major_locator()
+        if isinstance(locator, AutoLocator):
+            locator.set_params(nbins=5)
+
+
+def _is_level(handle: Any) -> bool:
+    return hasattr(handle, "get_linestyle") and handle.get_linestyle() == LEVEL["linestyle"]
+
+
+def wrapped(text: str, inches: float, letter: float = _LETTER) -> str:
     """Returns a text with line breaks, so that it is about as wide as said."""
-    return textwrap.fill(text, max(8, int(inches / _LETTER)))
+    letters = max(8, int(inches / letter))
+    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
 
 
-def turn_long_labels(axes: Axes, inches: float) -> None:
-    """Turns the labels of the x axis where they would run into each other.
+def turn_long_labels(axes: Axes, columns: int = 1) -> None:
+    """Turns the names below the x axis where they would run into each other.
 
     Args:
         axes: the panel.
-        inches: its width.
+        columns: how many panels stand side by side.
     """
+    inches = axes.figure.get_figwidth() / columns - 0.8
     labels = axes.get_xticklabels()
-    letters = max((len(label.get_text()) for label in labels), default=0) + 2
+    letters = max(len(label.get_text()) for label in labels) + 2
     if letters * len(labels) * _LETTER < inches:
         return
     for label in labels:

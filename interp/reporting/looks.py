@@ -27,12 +27,13 @@ _SPELLED = {
     "UnitMem, 1 view": "UnitMem, no augmentation",
     "z_score": "z-score",
     "zero_out": "zero-out",
+    "iar_memorization": "IAR memorization",
     "as active": "random, as active",
 }
 # Colours of Okabe and Ito and of Paul Tol, which differ for colour-blind readers too. Controls are
 # grey or brown. Methods that figures compare within one panel are far apart; each also has its
 # marker, because twelve methods are more than colours alone can tell apart.
-_METHODS = {
+_NAMED = {
     "activation": ("#56B4E9", "o"),
     "z-score": ("#332288", "s"),
     "UnitMem": ("#D55E00", "^"),
@@ -50,6 +51,7 @@ _METHODS = {
     "random, as active": ("#000000", "d"),
     "random, in the blocks of gradient x activation": ("#BBBBBB", "X"),
     "lowest": ("#A6761D", "v"),
+    "by chance": ("#777777", "s"),
 }
 _PALETTE = (
     "#0072B2",
@@ -105,18 +107,18 @@ def looks(names: Iterable[object]) -> dict[str, Look]:
         Look(words='z-score', colour='#332288', marker='s')
     """
     words = {str(name): in_words(name) for name in names}
-    taken = {_METHODS[spelled][0] for spelled in words.values() if spelled in _METHODS}
+    taken = {_NAMED[spelled][0] for spelled in words.values() if spelled in _NAMED}
     free = [
         (colour, marker)
         for colour, marker in zip(_PALETTE, _MARKERS, strict=True)
         if colour not in taken
     ]
-    others = [name for name, spelled in words.items() if spelled not in _METHODS]
+    others = [name for name, spelled in words.items() if spelled not in _NAMED]
     if len(others) > len(free):
         raise ValueError(
             f"expected at most {len(free)} names to tell apart by colour, got {len(others)}: "
             f"{', '.join(others)}; draw fewer, or one panel for each part of them"
         )
-    marks = {name: _METHODS[spelled] for name, spelled in words.items() if spelled in _METHODS}
+    marks = {name: _NAMED[spelled] for name, spelled in words.items() if spelled in _NAMED}
     marks |= dict(zip(others, free, strict=False))
     return {name: Look(spelled, *marks[name]) for name, spelled in words.items()}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Draw = Callable[[pd.DataFrame, "Axes"], None]
+_TITLE_LETTER = 0.085
+_MOST_MARKERS = 60  # of one line; more would hide it
 
 
 def panels(
@@ -58,8 +60,7 @@ def panels(
         panel_width = figure.get_size_inches()[0] / min(across, len(parts))
         for axes, (name, part) in zip(grid, parts, strict=True):
             draw(part, axes)
-            axes.set_title(wrapped(name, panel_width - 0.6), fontsize=10)
-            turn_long_labels(axes, panel_width - 0.7)
+            axes.set_title(wrapped(name, panel_width - 0.6, _TITLE_LETTER), fontsize=10)
         finish(figure, grid, title, key)
     return figure
 
@@ -97,6 +98,7 @@ def lines(
     xlabel: str,
     ylabel: str | None = None,
     spread: Literal["band", "line"] = "band",
+    ordinal: bool = False,
 ) -> Draw:
     """Returns a function for `panels` that draws lines through means over seeds.
 
@@ -109,18 +111,21 @@ def lines(
         ylabel: name and unit of the y axis, by default the column's name.
         spread: what reaches from the lowest seed to the highest: a band, or a thin line at each
             point, which stand side by side so that many of them can be told apart.
+        ordinal: whether the values of x are drawn at equal distances.
     """
     look_of = looks(frame[hue].unique())
+    values = sorted(frame[x].unique())
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         found = set(map(str, part[hue]))
         drawn = [name for name in look_of if name in found]
-        reach = float(part[x].max() - part[x].min())
+        reach = len(values) if ordinal else float(np.ptp(part[x]))
         for number, name in enumerate(drawn):
             words, colour, marker = look_of[name]
             own = part[part[hue].astype(str) == name]
             seeds = own.groupby(x)[y].agg(["mean", "min", "max"])
-            at = np.array(seeds.index, dtype=float)
+            places = map(values.index, seeds.index) if ordinal else seeds.index
+            at = np.array(list(places), dtype=float)
             if spread == "band":
                 axes.fill_between(
                     at, seeds["min"], seeds["max"], color=colour, alpha=0.18, linewidth=0
@@ -132,11 +137,13 @@ def lines(
                 at,
                 seeds["mean"],
                 color=colour,
-                marker=marker,
+                marker=marker if len(at) <= _MOST_MARKERS else None,
                 markersize=4.5,
                 linewidth=1.4,
                 label=words,
             )
+        if ordinal:
+            axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.set(xlabel=xlabel, ylabel=ylabel or y)
 
     return draw
@@ -175,6 +182,7 @@ def bars(
             axes.bar(at, seeds["mean"], width, color=colour, label=words)
             axes.vlines(at, seeds["min"], seeds["max"], color="0.15", linewidth=1.2)
         axes.set_xticks(range(len(groups)), [in_words(group) for group in groups])
+        turn_long_labels(axes, axes.get_gridspec().ncols)
         axes.grid(visible=False, axis="x")
         axes.set(xlabel=xlabel, ylabel=ylabel or y)
         if of_shares:

@@ -135,7 +135,8 @@ def dose_response(
     panels = [(str(name), points) for name, points in frame.groupby(measure, sort=False)]
     dose = labels.get(x, in_words(x))
     with style():
-        figure, grid = grid_of(len(panels), across, width=3.5, height=2.7)
+        width = 3.5 if min(across, len(panels)) > 2 else 4.8
+        figure, grid = grid_of(len(panels), across, width=width, height=2.7)
         for axes, (name, points) in zip(grid, panels, strict=True):
             _draw_lines(axes, points, x, hue, look_of)
             if name in before:
@@ -430,21 +431,24 @@ def matrix(
         raise ValueError("table: expected at least one cell, got none")
     rows, columns = table.shape
     shown = table.rename(index=in_words, columns=in_words)
+    digits = 2 if table.abs().to_numpy().max() >= 0.1 else 4
     with style():
-        figure = new_figure(width=0.62 * columns + 3.6, height=min(0.36 * rows, 12.0) + 2.6)
+        figure = new_figure(
+            width=max(0.62 * columns + 3.6, 7.5), height=min(0.36 * rows, 12.0) + 2.6
+        )
         axes = figure.subplots()
         sns.heatmap(
             shown,
             cmap="crest" if center is None else "vlag",
             center=center,
             annot=table.size <= 200,
-            fmt=".2f",
+            fmt=f".{digits}f",
             annot_kws={"size": 8},
             cbar_kws={"label": label},
             ax=axes,
         )
         axes.set(xlabel=str(table.columns.name or ""), ylabel=str(table.index.name or ""))
         axes.tick_params(axis="y", rotation=0)
-        turn_long_labels(axes, 0.62 * columns)
+        turn_long_labels(axes)
         finish(figure, [axes], title or label, key)
     return figure

@@ -26,7 +26,7 @@ _MODEL = ["family", "regime"]
 _SMOOTHED = 25  # training steps whose losses are averaged
 _COSTS = {
     "held out loss": "loss on held-out images (nats per token)",
-    "distance": "Frechet distance to held-out images",
+    "distance": "Frechet distance to real images",
 }
 _ZEROED_COSTS = {"held out loss": _COSTS["held out loss"]}
 # For each column of the table of edits: the panel, and its y axis.
@@ -34,7 +34,7 @@ _MEASURES = {
     "extracted": ("images extracted", "share of planted images"),
     "alike": ("images still recognizable", "share of planted images"),
     "held out loss": ("held-out loss", "nats per token"),
-    "distance": ("Frechet distance", "distance to held-out images"),
+    "distance": ("Frechet distance", "distance to real images"),
 }
 
 

@@ -127,7 +127,8 @@ def trade_off(deleted: pd.DataFrame) -> Figure:
         ["blocks", "method", "fraction", "own"], list(_COSTS), var_name="cost", value_name="price"
     )
     shown = _by_family(long, ["cost", "blocks"])
-    shown["panel"] = shown["family"] + ", price: " + shown["cost"] + "\nblocks: " + shown["blocks"]
+    dropped_in = shown["blocks"].map({"all": "all blocks", "all but the first": "not block 0"})
+    shown["panel"] = shown["family"] + "\nprice: " + shown["cost"] + "; " + dropped_in
     look_of = looks(shown["method"])
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
@@ -177,7 +178,7 @@ def confusion(rows: pd.DataFrame) -> Figure:
     """The mean fall of accuracy by kind of the sequence whose neurons were dropped and of the one
     evaluated."""
     wide: Any = rows.pivot_table(index="category", columns="evaluated", values="fall")
-    wide.index.name = "neurons dropped of a sequence of"
+    wide.index.name = "neurons of a sequence of"
     wide.columns.name = "evaluated on other sequences of"
     return matrix(
         wide,

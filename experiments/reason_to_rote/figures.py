@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 _ANSWERS = "share of answers"
 _KEPT = "share of answers kept"
 
+_NAMED_FROM = 0.15  # the share of memorized answers lost from which components are named
+_VARIABLES = {
+    "digit0": "units digit of the sum",
+    "raw0": "sum of the units digits",
+    "x0": "units digit of x",
+    "y0": "units digit of y",
+    "bridge": "bridge",
+    "tail": "tail",
+}
+
 
 def _per_seed(frame: pd.DataFrame, by: list[str], value: str, name: str) -> pd.DataFrame:
     """The mean over items on each seed, so that bands and bars show the spread over seeds."""
@@ -61,7 +71,7 @@ def learning(dynamics: pd.DataFrame) -> Figure:
 def decoding(probes: pd.DataFrame) -> Figure:
     """The accuracy of probes at each depth: for the true and the noisy value on memorized items,
     for the true value on test items and in an untrained model."""
-    where = probes["variable"] + " at token " + probes["position"].astype(str)
+    where = probes["variable"].map(_VARIABLES) + " at token " + probes["position"].astype(str)
     where += probes["apart"].map({True: ", inputs not trained on", False: ""})
     probes = probes.assign(where=where)
 
@@ -73,12 +83,19 @@ def decoding(probes: pd.DataFrame) -> Figure:
     untrained = probes[(probes["stage"] == "untrained") & on_memorized & ~noisy]
     shown = pd.concat([trained, untrained.assign(read="untrained model")])
     draw_lines = lines(
-        shown, "depth", "accuracy", "read", xlabel="depth (blocks)", ylabel="accuracy of the probe"
+        shown,
+        "depth",
+        "accuracy",
+        "read",
+        xlabel="depth (blocks)",
+        ylabel="accuracy of the probe",
+        spread="line",
     )
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         draw_lines(part, axes)
         level(axes, part["chance"].mean(), "by chance (most frequent value)")
+        axes.set_ylim(-0.04, 1.06)
 
     return panels(
         shown,
@@ -86,7 +103,7 @@ def decoding(probes: pd.DataFrame) -> Figure:
         draw,
         title="What can be read from the residual stream, at each depth: probes for intermediate "
         "results and inputs, on memorized items, test items and in an untrained model",
-        key=over_seeds(shown, "point", "band"),
+        key=over_seeds(shown, "point") + "; points side by side are at the same depth",
         height=2.6,
     )
 
@@ -175,7 +192,7 @@ def donors(table: pd.DataFrame) -> Figure:
     # Of a test item, the answer as before is the true one.
     distinct = (long["set"] == "memorized") | (long["said"] == "as before")
     long = long[distinct & (long["block"] == 0)]
-    places = {"intermediate": "its token only", "and inputs": "and inputs' tokens"}
+    places = {"intermediate": "this token", "and inputs": "and inputs"}
     long = long.assign(
         said=long["set"] + " items, " + long["said"],
         donor=long["donor"] + " result, " + long["place"].replace(places),
@@ -186,7 +203,7 @@ def donors(table: pd.DataFrame) -> Figure:
         "donor",
         "share said",
         "said",
-        xlabel="the other item's intermediate result, and what is replaced",
+        xlabel="intermediate result of the other item, tokens replaced",
         ylabel=_ANSWERS,
     )
     return panels(
@@ -273,23 +290,36 @@ def components(table: pd.DataFrame) -> Figure:
     look_of = looks(wide["part"])
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        for name, own in part.groupby("part", sort=False):
-            words, colour, marker = look_of[str(name)]
-            axes.scatter(own["test"], own["memorized"], 40, colour, marker, label=words, alpha=0.8)
-        axes.axline((0, 0), slope=1, label="as many memorized as test answers", **LEVEL)
-        over_seeds_of = part.groupby("component")[["test", "memorized"]].mean()
-        named = over_seeds_of[over_seeds_of["memorized"] > 0.15].sort_values("memorized")
         below = -1.0
-        for name, row in named.iterrows():
-            # Names of components at the same height are written above each other.
-            below = max(row["memorized"], below + 0.05)
-            axes.annotate(
-                f"block {name}", (row["test"] + 0.03, below), va="center", size=7.5, color="0.2"
+        by_component = part.groupby(["component", "part"])[["test", "memorized"]]
+        means = by_component.mean().reset_index().sort_values("memorized")
+        for _, row in means.iterrows():
+            words, colour, marker = look_of[row["part"]]
+            own = part[part["component"] == row["component"]]
+            at = (row["test"], row["memorized"])
+            axes.plot(*at, marker, color=colour, markersize=6, label=words)
+            axes.hlines(at[1], own["test"].min(), own["test"].max(), color=colour, linewidth=1)
+            axes.vlines(
+                at[0], own["memorized"].min(), own["memorized"].max(), color=colour, linewidth=1
             )
+            if row["memorized"] > _NAMED_FROM:
+                # Names of components at nearly the same height are written above each other.
+                below = max(row["memorized"], below + 0.045)
+                name = f"block {row['component']}"
+                axes.annotate(
+                    name,
+                    at,
+                    (1.08, below),
+                    va="center",
+                    size=7.5,
+                    color="0.2",
+                    arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6},
+                )
+        axes.axline((0, 0), slope=1, label="as many memorized as test answers", **LEVEL)
         axes.set(
             xlabel="share of test answers lost",
             ylabel="share of memorized answers lost",
-            xlim=(-0.03, 1.25),
+            xlim=(-0.03, 1.4),
             ylim=(-0.03, 1.06),
         )
 
@@ -299,8 +329,8 @@ def components(table: pd.DataFrame) -> Figure:
         draw,
         title="Do memorized and test answers need the same components? Answers lost when one head "
         "or MLP is ablated",
-        key="point: one component on one seed; names: components that cost more than 15% of the "
-        "memorized answers",
+        key=over_seeds(wide, "point", "thin lines")
+        + f"; named: components that cost more than {_NAMED_FROM:.0%} of the memorized answers",
         width=5.0,
         height=4.2,
         across=2,
@@ -372,9 +402,10 @@ def outliers(table: pd.DataFrame) -> Figure:
     """How far the neurons of the last MLP are from their mean on clean items with the same digits,
     and how well their pattern correlates with that mean."""
     stages = {"end": "trained", "generalized": "when it passed the test"}
-    columns = {
-        "mean_abs_z": "mean |z| over neurons (standard deviations)",
-        "profile": "correlation with the mean of items with the same digits",
+    columns = {"mean_abs_z": "distance from the mean", "profile": "pattern over neurons"}
+    units = {
+        "distance from the mean": "mean |z| over neurons (standard deviations)",
+        "pattern over neurons": "correlation with the mean of clean items with the same digits",
     }
     last = table[table["block"] == table["block"].max()]
     last = last.assign(items=last["set"] + " items, " + last["stage"].replace(stages))
@@ -394,7 +425,7 @@ def outliers(table: pd.DataFrame) -> Figure:
             flierprops={"marker": ".", "markersize": 2, "alpha": 0.5},
         )
         axes.invert_yaxis()
-        axes.set(xlabel=part["measure"].iloc[0], ylabel="items and model")
+        axes.set(xlabel=units[part["measure"].iloc[0]], ylabel="items and model")
 
     return panels(
         shown,
@@ -455,6 +486,7 @@ def heuristics(table: pd.DataFrame) -> Figure:
     seed."""
     first = table[table["seed"] == table["seed"].min()]
     one = first.iloc[0]
+    first = first.assign(items=first["items"].replace("memorized", "memorized items"))
     look_of = looks(first["items"])
     edges = np.histogram_bin_edges(first["activation"], 40)
 
@@ -467,7 +499,7 @@ def heuristics(table: pd.DataFrame) -> Figure:
                 density=True,
                 color=colour,
                 alpha=0.45,
-                label=f"{words} items" if name == "memorized" else f"{words} (items)",
+                label=words.replace("clean, ", "clean items, "),
             )
         axes.set(xlabel="activation of the neuron", ylabel="density of items")
 

@@ -58,8 +58,18 @@ CHANGES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "initial weights .05": {"model": {"spread": 0.05}},
 }
 _SPELLED = {
+    "as in small": "unchanged recipe",
     "initial weights .02": "initial weights 0.02",
     "initial weights .05": "initial weights 0.05",
+}
+_MEASURED = {
+    "memorized": "noisy items memorized",
+    "most corrected": "most noisy items answered truly",
+    "true after 10 reset": "true answers, 10 neurons reset",
+    "true after 10 random reset": "true answers, 10 random neurons reset",
+    "kept without the digit": "memorized answers kept without the digit",
+    "kept without a random subspace": "memorized answers kept without a random subspace",
+    "test kept without the digit": "test answers kept without the digit",
 }
 # Of measures that are no fractions of items.
 _UNITS = {
@@ -173,7 +183,7 @@ def _measured(name: str, measures: Mapping[str, Measure], tables: Tables) -> pd.
 
 def figure(table: pd.DataFrame) -> Figure:
     """Every measure for every change. There is one seed, so no interval over seeds."""
-    shown = table.replace({"change": _SPELLED})
+    shown = table.replace({"change": _SPELLED, "measure": _MEASURED})
     changes = list(shown["change"].unique())
     (look,) = looks(["one model"]).values()
 

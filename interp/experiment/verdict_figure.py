@@ -67,7 +67,8 @@ def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
         )
         axes.set_yticks(centres, texts, fontsize=7.5, ha="left")
         axes.tick_params(axis="y", pad=_STATEMENT * 72 + 4, length=0)
-        title = f"Claims of {in_words(name)}: what was measured against each threshold"
+        experiment = in_words(name.replace(".", ", "))
+        title = f"Claims of {experiment}: what was measured against each threshold"
         seeds = int(table["seeds"].max())
         spread = (
             f"thick lines: over {seeds} seeds, as each claim is judged (95% interval or range)"

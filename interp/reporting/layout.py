@@ -19,6 +19,7 @@ DOTS_PER_INCH = 120
 _TITLE_LETTER = 0.088
 _LETTER = 0.072
 _LEGEND_MARK = 0.55
+_MOST_LINES = 4  # of a name below an axis
 LEVEL: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.0, "zorder": 1}
 
 
@@ -124,12 +125,13 @@ def _fit_labels(panel: Axes) -> None:
 
     width, height = panel.figure.get_size_inches()
     cells: Any = panel.get_gridspec()
-    panel.set_xlabel(wrapped(panel.get_xlabel(), width / cells.ncols - 0.7))
+    across = width / cells.ncols - 0.7
+    panel.set_xlabel(wrapped(panel.get_xlabel(), across))
     panel.set_ylabel(wrapped(panel.get_ylabel(), (height - 1.2) / cells.nrows - 0.6))
-    for axis in (panel.xaxis, panel.yaxis):
+    for axis, most in ((panel.xaxis, int(across / 0.65)), (panel.yaxis, 5)):
         locator = axis.get_major_locator()
         if isinstance(locator, AutoLocator):
-            locator.set_params(nbins=5)
+            locator.set_params(nbins=min(max(most, 2), 6))
 
 
 def _is_level(handle: Any) -> bool:
@@ -142,17 +144,21 @@ def wrapped(text: str, inches: float, letter: float = _LETTER) -> str:
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
 
 
-def turn_long_labels(axes: Axes, columns: int = 1) -> None:
-    """Turns the names below the x axis where they would run into each other.
+def fit_names(axes: Axes, columns: int = 1) -> None:
+    """Breaks the names below the x axis, or turns them, where they would run into each other.
 
     Args:
         axes: the panel.
         columns: how many panels stand side by side.
     """
-    inches = axes.figure.get_figwidth() / columns - 0.8
     labels = axes.get_xticklabels()
-    letters = max(len(label.get_text()) for label in labels) + 2
-    if letters * len(labels) * _LETTER < inches:
-        return
+    names = [label.get_text() for label in labels]
+    letters = int((axes.figure.get_figwidth() / columns - 0.8) / len(names) / _LETTER) - 1
+    longest_word = max(len(word) for name in names for word in name.split() or [""])
+    if longest_word <= letters:
+        broken = [textwrap.fill(name, letters) for name in names]
+        if max(name.count("\n") for name in broken) < _MOST_LINES:
+            axes.set_xticks(axes.get_xticks(), broken)
+            return
     for label in labels:
         label.set(rotation=35, ha="right", rotation_mode="anchor")

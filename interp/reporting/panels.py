@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from interp.reporting.layout import LEVEL, finish, grid_of, style, turn_long_labels, wrapped
+from interp.reporting.layout import LEVEL, finish, fit_names, grid_of, style, wrapped
 from interp.reporting.looks import in_words, looks
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def panels(
         panel_width = figure.get_size_inches()[0] / min(across, len(parts))
         for axes, (name, part) in zip(grid, parts, strict=True):
             draw(part, axes)
-            axes.set_title(wrapped(name, panel_width - 0.6, _TITLE_LETTER), fontsize=10)
+            axes.set_title(wrapped(name, panel_width - 0.4, _TITLE_LETTER), fontsize=10)
         finish(figure, grid, title, key)
     return figure
 
@@ -182,7 +182,7 @@ def bars(
             axes.bar(at, seeds["mean"], width, color=colour, label=words)
             axes.vlines(at, seeds["min"], seeds["max"], color="0.15", linewidth=1.2)
         axes.set_xticks(range(len(groups)), [in_words(group) for group in groups])
-        turn_long_labels(axes, axes.get_gridspec().ncols)
+        fit_names(axes, axes.get_gridspec().ncols)
         axes.grid(visible=False, axis="x")
         axes.set(xlabel=xlabel, ylabel=ylabel or y)
         if of_shares:

@@ -20,10 +20,10 @@ from interp.files import replaced
 from interp.reporting.layout import (
     LEVEL,
     finish,
+    fit_names,
     grid_of,
     new_figure,
     style,
-    turn_long_labels,
 )
 from interp.reporting.looks import Look, in_words, looks
 
@@ -449,6 +449,6 @@ def matrix(
         )
         axes.set(xlabel=str(table.columns.name or ""), ylabel=str(table.index.name or ""))
         axes.tick_params(axis="y", rotation=0)
-        turn_long_labels(axes)
+        fit_names(axes)
         finish(figure, [axes], title or label, key)
     return figure

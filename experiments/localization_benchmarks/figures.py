@@ -86,7 +86,7 @@ def injection_curve(recalls: pd.DataFrame) -> Figure:
         titles={panel: panel for panel in panels},
         title="Injected memory: the share of the injected neurons (recall) among growing numbers "
         "of highest-scoring neurons, by kind of method and share of neurons injected",
-        key=_over_models(recalls) + "; points side by side are at the same number",
+        key=_over_models(recalls),
         across=len(_FAMILIES),
     )
 
@@ -286,7 +286,7 @@ def _doses(effects: pd.DataFrame, measure: str, what: str, scale: str = "linear"
         titles={name: name for name in sets},
         title=f"{what.partition(' (')[0].capitalize()} on each set of texts, by the share of "
         "neurons zeroed and the method that chose them",
-        key=_over_texts(rows) + "; points side by side are at the same share",
+        key=_over_texts(rows),
     )
 
 

@@ -321,6 +321,7 @@ def components(table: pd.DataFrame) -> Figure:
             ylabel="share of memorized answers lost",
             xlim=(-0.03, 1.4),
             ylim=(-0.03, 1.06),
+            xticks=np.linspace(0, 1, 5),
         )
 
     return panels(

@@ -37,12 +37,9 @@ from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Folder, Job, job
-from interp.reporting.layout import LEVEL
-from interp.reporting.looks import looks
-from interp.reporting.panels import panels
+from interp.reporting.plotting import intervals
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Other values of fields of a recipe's data or model.
@@ -67,9 +64,9 @@ _MEASURED = {
     "most corrected": "most noisy items answered truly",
     "true after 10 reset": "true answers, 10 neurons reset",
     "true after 10 random reset": "true answers, 10 random neurons reset",
-    "kept without the digit": "memorized answers kept without the digit",
-    "kept without a random subspace": "memorized answers kept without a random subspace",
-    "test kept without the digit": "test answers kept without the digit",
+    "kept without the digit": "memorized answers without the digit",
+    "kept without a random subspace": "memorized answers, random subspace",
+    "test kept without the digit": "test answers without the digit",
 }
 # Of measures that are no fractions of items.
 _UNITS = {
@@ -184,29 +181,20 @@ def _measured(name: str, measures: Mapping[str, Measure], tables: Tables) -> pd.
 def figure(table: pd.DataFrame) -> Figure:
     """Every measure for every change. There is one seed, so no interval over seeds."""
     shown = table.replace({"change": _SPELLED, "measure": _MEASURED})
-    changes = list(shown["change"].unique())
-    (look,) = looks(["one model"]).values()
-
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        rows = [changes.index(change) for change in part["change"]]
-        baseline = part[part["change"] == changes[0]]["estimate"]
-        axes.axvline(float(baseline.iloc[0]), label=changes[0], **LEVEL)
-        axes.plot(part["estimate"], rows, "o", color=look.colour, markersize=5, label=look.words)
-        axes.set(
-            xlabel=_UNITS.get(part["measure"].iloc[0], "fraction of items"),
-            ylabel="change",
-            yticks=range(len(changes)),
-            yticklabels=changes,
-            ylim=(len(changes) - 0.5, -0.5),
-        )
-
-    return panels(
-        shown,
-        ["measure"],
-        draw,
+    points = shown.assign(low=shown["estimate"], high=shown["estimate"])
+    unchanged = points[points["change"] == _SPELLED["as in small"]].set_index("measure")["estimate"]
+    measures = points["measure"].unique()
+    return intervals(
+        points,
+        "change",
+        "measure",
+        labels={name: _UNITS.get(name, "fraction of items") for name in measures},
+        titles={name: name for name in measures},
+        levels=unchanged.to_dict(),
+        level="unchanged recipe",
         title="How much the results about addition depend on the recipe: one change at a time",
-        key="point: one model (one seed, so no interval and no verdict)",
-        height=2.9,
+        key="points: one model each (one seed, so no intervals and no verdicts)",
+        across=4,
     )
 
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 # In inches; at 120 dots per inch a figure is at most 1,280 pixels wide, as wide as it is read.
 WIDEST = 10.6
 DOTS_PER_INCH = 120
-# Widths in inches that a letter takes on average in a title, and in a legend or on an axis.
+# Widths in inches that a letter takes on average in the title, in the title of a panel, and in a
+# legend or on an axis.
 _TITLE_LETTER = 0.088
+_PANEL_LETTER = 0.085
 _LETTER = 0.072
 _LEGEND_MARK = 0.55
 _MOST_LINES = 4  # of a name below an axis
@@ -109,7 +111,7 @@ def finish(figure: Figure, axes: Sequence[Axes], title: str, key: str) -> None:
     dashed_last = sorted(entries, key=lambda name: _is_level(entries[name]))
     longest = max(map(len, entries), default=1)
     columns = int(width / (_LETTER * longest + _LEGEND_MARK))
-    figure.legend(
+    legend = figure.legend(
         [entries[name] for name in dashed_last],
         dashed_last,
         title=textwrap.fill(key, int(width / _LETTER)),
@@ -117,6 +119,7 @@ def finish(figure: Figure, axes: Sequence[Axes], title: str, key: str) -> None:
         ncols=max(1, min(columns, len(entries))),
         fontsize=9,
     )
+    legend.get_title().set_multialignment("center")
 
 
 def _fit_labels(panel: Axes) -> None:
@@ -128,7 +131,8 @@ def _fit_labels(panel: Axes) -> None:
     across = width / cells.ncols - 0.7
     panel.set_xlabel(wrapped(panel.get_xlabel(), across))
     panel.set_ylabel(wrapped(panel.get_ylabel(), (height - 1.2) / cells.nrows - 0.6))
-    for axis, most in ((panel.xaxis, int(across / 0.65)), (panel.yaxis, 5)):
+    panel.minorticks_off()  # they are not drawn, but finding their places takes long
+    for axis, most in ((panel.xaxis, int(across / 0.6)), (panel.yaxis, 5)):
         locator = axis.get_major_locator()
         if isinstance(locator, AutoLocator):
             locator.set_params(nbins=min(max(most, 2), 6))
@@ -142,6 +146,13 @@ def wrapped(text: str, inches: float, letter: float = _LETTER) -> str:
     """Returns a text with line breaks, so that it is about as wide as said."""
     letters = max(8, int(inches / letter))
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
+
+
+def name_panel(panel: Axes, name: str) -> None:
+    """Writes the name of a panel above it, on as many lines as it takes."""
+    cells: Any = panel.get_gridspec()
+    width = panel.figure.get_figwidth() / cells.ncols - 0.4
+    panel.set_title(wrapped(name, width, _PANEL_LETTER), fontsize=10)
 
 
 def fit_names(axes: Axes, columns: int = 1) -> None:

@@ -27,6 +27,7 @@ _SPELLED = {
     "UnitMem, 1 view": "UnitMem, no augmentation",
     "z_score": "z-score",
     "zero_out": "zero-out",
+    "held out loss": "held-out loss",
     "iar_memorization": "IAR memorization",
     "as active": "random, as active",
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from interp.reporting.layout import LEVEL, finish, fit_names, grid_of, style, wrapped
+from interp.reporting.layout import LEVEL, finish, fit_names, grid_of, name_panel, style
 from interp.reporting.looks import in_words, looks
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Draw = Callable[[pd.DataFrame, "Axes"], None]
-_TITLE_LETTER = 0.085
 _MOST_MARKERS = 60  # of one line; more would hide it
 
 
@@ -57,10 +56,9 @@ def panels(
     parts = [(" · ".join(map(in_words, key)), part) for key, part in groups]
     with style():
         figure, grid = grid_of(len(parts), across, width=width, height=height)
-        panel_width = figure.get_size_inches()[0] / min(across, len(parts))
         for axes, (name, part) in zip(grid, parts, strict=True):
             draw(part, axes)
-            axes.set_title(wrapped(name, panel_width - 0.4, _TITLE_LETTER), fontsize=10)
+            name_panel(axes, name)
         finish(figure, grid, title, key)
     return figure
 

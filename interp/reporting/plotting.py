@@ -22,6 +22,7 @@ from interp.reporting.layout import (
     finish,
     fit_names,
     grid_of,
+    name_panel,
     new_figure,
     style,
 )
@@ -96,8 +97,8 @@ def dose_response(
 ) -> Figure:
     """Draws lines through points with intervals, over a logarithmic x.
 
-    There is one panel per measure and one line per hue. With more than three lines, points of the
-    same dose stand side by side, so that their intervals do not cover each other.
+    There is one panel per measure and one line per hue. Points of the same dose stand side by side,
+    so that their intervals do not cover each other.
 
     Args:
         frame: tidy, one row per point, with columns `x` (> 0), `hue`, `measure`, `estimate`, `low`,
@@ -146,13 +147,16 @@ def dose_response(
                 xlabel=dose,
                 ylabel=labels.get(name, in_words(name)),
                 yscale=scales.get(name, "linear"),
-                title=titles.get(name, ""),
             )
+            name_panel(axes, titles.get(name, ""))
             doses = np.unique(_numbers(points, x))
             if doses[-1] < 10 * doses[0]:  # within a decade matplotlib's own ticks overlap
                 axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
                 axes.set_xticks([], minor=True)
+                axes.set_xlim(doses[0] / 2, doses[-1] * 2)
         measures = ", ".join(labels.get(name, in_words(name)) for name, _ in panels)
+        if len(look_of) > 1:
+            key = f"{key}; points side by side are at the same {dose}"
         finish(figure, grid, title or f"{measures} by {dose}", key)
     return figure
 
@@ -226,7 +230,7 @@ def _draw_lines(
     for number, name in enumerate(drawn):
         line = by_name[name]
         words, colour, marker = look_of[name]
-        aside = 1.0 if len(drawn) <= 3 else 1.05 ** (number - (len(drawn) - 1) / 2)
+        aside = 1.05 ** (number - (len(drawn) - 1) / 2)
         doses = _numbers(line, x) * aside
         axes.plot(
             doses,
@@ -318,6 +322,7 @@ def matched_tokens(frame: pd.DataFrame) -> Figure:
             ylabel="windows",
             yscale="log",
             xlim=(-0.6, longest + 0.6),
+            ylim=(0.7, 1.5 * below.max()),  # a single window can be seen
         )
         title = f"How far the model continues {len(frame):,} windows without a mistake"
         finish(figure, [axes], title, "bars: number of windows, on a logarithmic scale")
@@ -387,8 +392,8 @@ def intervals(
                 yticks=range(len(names)),
                 yticklabels=[in_words(each) for each in names],
                 ylim=(len(names) - 0.5, -0.5),
-                title=titles.get(part, ""),
             )
+            name_panel(axes, titles.get(part, ""))
             if axes.get_subplotspec().is_first_col():  # the others share its axis
                 axes.set_ylabel(in_words(name))
         measures = ", ".join(labels.get(part, in_words(part)) for part, _ in panels)

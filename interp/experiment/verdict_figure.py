@@ -69,7 +69,7 @@ def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
         axes.tick_params(axis="y", pad=_STATEMENT * 72 + 4, length=0)
         experiment = in_words(name.replace(".", ", "))
         title = f"Claims of {experiment}: what was measured against each threshold"
-        seeds = int(table["seeds"].max())
+        seeds = max(table["seeds"])
         spread = (
             f"thick lines: over {seeds} seeds, as each claim is judged (95% interval or range)"
             if seeds > 1

@@ -126,7 +126,8 @@ def _fit_labels(panel: Axes) -> None:
     """Breaks labels of axes that are longer than their axis, and thins out numbers on it."""
     from matplotlib.ticker import AutoLocator
 
-    width, height = panel.figure.get_size_inches()
+    figure: Any = panel.figure
+    width, height = figure.get_size_inches()
     cells: Any = panel.get_gridspec()
     across = width / cells.ncols - 0.7
     panel.set_xlabel(wrapped(panel.get_xlabel(), across))
@@ -150,21 +151,20 @@ def wrapped(text: str, inches: float, letter: float = _LETTER) -> str:
 
 def name_panel(panel: Axes, name: str) -> None:
     """Writes the name of a panel above it, on as many lines as it takes."""
+    figure: Any = panel.figure
     cells: Any = panel.get_gridspec()
-    width = panel.figure.get_figwidth() / cells.ncols - 0.4
+    width = figure.get_figwidth() / cells.ncols - 0.4
     panel.set_title(wrapped(name, width, _PANEL_LETTER), fontsize=10)
 
 
-def fit_names(axes: Axes, columns: int = 1) -> None:
-    """Breaks the names below the x axis, or turns them, where they would run into each other.
-
-    Args:
-        axes: the panel.
-        columns: how many panels stand side by side.
-    """
+def fit_names(axes: Axes) -> None:
+    """Breaks the names below the x axis, or turns them, where they would run into each other."""
+    figure: Any = axes.figure
+    cells: Any = axes.get_gridspec()
+    width = figure.get_figwidth() / cells.ncols - 0.8
     labels = axes.get_xticklabels()
     names = [label.get_text() for label in labels]
-    letters = int((axes.figure.get_figwidth() / columns - 0.8) / len(names) / _LETTER) - 1
+    letters = int(width / len(names) / _LETTER) - 1
     longest_word = max(len(word) for name in names for word in name.split() or [""])
     if longest_word <= letters:
         broken = [textwrap.fill(name, letters) for name in names]

@@ -76,7 +76,7 @@ def over_seeds(frame: pd.DataFrame, mark: str, spread: str = "thin line") -> str
         >>> over_seeds(pd.DataFrame({"seed": [0, 1, 2]}), "point", "band")
         'point: mean over 3 seeds; band: from the lowest seed to the highest'
     """
-    seeds = frame["seed"].nunique()
+    seeds = len(frame["seed"].unique())
     if seeds == 1:
         return f"{mark}: one seed"
     return f"{mark}: mean over {seeds} seeds; {spread}: from the lowest seed to the highest"
@@ -164,7 +164,8 @@ def bars(
         ylabel: name and unit of the y axis, by default the column's name.
     """
     look_of = looks(frame[hue].unique())
-    of_shares = frame[y].min() >= 0 and frame[y].max() <= 1
+    every: Any = frame[y]
+    of_shares = bool(every.min() >= 0) and bool(every.max() <= 1)
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         groups = list(part[x].unique())
@@ -180,13 +181,14 @@ def bars(
             axes.bar(at, seeds["mean"], width, color=colour, label=words)
             axes.vlines(at, seeds["min"], seeds["max"], color="0.15", linewidth=1.2)
         axes.set_xticks(range(len(groups)), [in_words(group) for group in groups])
-        fit_names(axes, axes.get_gridspec().ncols)
+        fit_names(axes)
         axes.grid(visible=False, axis="x")
         axes.set(xlabel=xlabel, ylabel=ylabel or y)
         if of_shares:
             axes.set_ylim(0, 1.02)
         else:
-            axes.set_ylim(min(0, 1.08 * part[y].min()), max(0, 1.08 * part[y].max()))
+            heights: Any = part[y]
+            axes.set_ylim(min(0, 1.08 * heights.min()), max(0, 1.08 * heights.max()))
 
     return draw
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -394,7 +394,8 @@ def intervals(
                 ylim=(len(names) - 0.5, -0.5),
             )
             name_panel(axes, titles.get(part, ""))
-            if axes.get_subplotspec().is_first_col():  # the others share its axis
+            place: Any = axes.get_subplotspec()
+            if place.is_first_col():  # the others share its axis
                 axes.set_ylabel(in_words(name))
         measures = ", ".join(labels.get(part, in_words(part)) for part, _ in panels)
         finish(figure, grid, title or f"{measures} by {in_words(name)}", key)

@@ -80,7 +80,9 @@ def _write(found: pd.DataFrame) -> None:
         "share": "share of the passes of exhaustive Zero-Out",
         **{top: f"recall of the exhaustive {top}" for top in TOPS},
     }
-    save(dose_response(found, "share", "screen", "top", labels=labels), FOLDER / "screens.png")
+    title = "Which screens find the units with the largest exact effects, for a share of the passes"
+    figure = dose_response(found, "share", "screen", "top", labels=labels, title=title)
+    save(figure, FOLDER / "screens.png")
     results = {"seed": SEED, "rows": found.round(4).to_dict("records")}
     (FOLDER / "screens.json").write_text(json.dumps(results, indent=1) + "\n")
 

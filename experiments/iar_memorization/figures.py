@@ -3,7 +3,7 @@ images themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from experiments.iar_memorization.measures import SAFE
-from experiments.iar_memorization.mitigation import COSTS, HALVED, ZEROED, averaged
+from experiments.iar_memorization.mitigation import HALVED, ZEROED, averaged
 from interp.experiment.checks import Tables, rows
 from interp.reporting.image_grid import image_grid
-from interp.reporting.panels import Draw, bars, colours, lines, panels
+from interp.reporting.looks import looks
+from interp.reporting.panels import bars, cells, level, lines, over_seeds, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 
 _MODEL = ["family", "regime"]
 _SMOOTHED = 25  # training steps whose losses are averaged
+_COSTS = {
+    "held out loss": "loss on held-out images (nats per token)",
+    "distance": "Frechet distance to real images",
+}
+_ZEROED_COSTS = {"held out loss": _COSTS["held out loss"]}
+# For each column of the table of edits: the panel, and its y axis.
+_MEASURES = {
+    "extracted": ("images extracted", "share of planted images"),
+    "alike": ("images still recognizable", "share of planted images"),
+    "held out loss": ("held-out loss", "nats per token"),
+    "distance": ("Frechet distance", "distance to real images"),
+}
 
 
 def training(history: pd.DataFrame) -> Figure:
@@ -30,26 +43,68 @@ def training(history: pd.DataFrame) -> Figure:
     binned = history.assign(step=history["step"] // _SMOOTHED * _SMOOTHED)
     groups = binned.groupby([*_MODEL, "seed", "step"], sort=False)
     smooth = groups["loss"].mean().reset_index()
-    return panels(smooth, ["family"], lines(smooth, "step", "loss", "regime", "steps"))
+    draw = lines(
+        smooth, "step", "loss", "regime", xlabel="optimizer steps", ylabel="loss (nats per token)"
+    )
+    return panels(
+        smooth,
+        ["family"],
+        draw,
+        title=f"Loss on training batches, by training regime (means over {_SMOOTHED} steps)",
+        key=over_seeds(smooth, "point", "band"),
+        width=5.0,
+    )
 
 
 def extraction(table: pd.DataFrame) -> Figure:
     """The share of each set that is extracted exactly, by prefix."""
     groups = table.groupby([*_MODEL, "seed", "set", "prefix"], sort=False)
-    share = groups["exact"].mean().rename("share extracted").reset_index()
-    draw = lines(share, "prefix", "share extracted", "set", "tokens given")
-    return panels(share, _MODEL, draw, across=2)
+    share = groups["exact"].mean().reset_index()
+    draw = lines(
+        share,
+        "prefix",
+        "exact",
+        "set",
+        xlabel="tokens given",
+        ylabel="share of images extracted exactly",
+    )
+    return panels(
+        share,
+        _MODEL,
+        draw,
+        title="Images that are generated exactly from their first tokens: planted in training, "
+        "seen once in training (background), and held out",
+        key=over_seeds(share, "point", "band"),
+        width=5.0,
+        across=2,
+    )
 
 
 def correlation(table: pd.DataFrame) -> Figure:
     """The share of each set that counts as extracted by correlation of pixels, under a fixed
     threshold and under one set on held-out images."""
-    fixed = f"fixed at {SAFE}"
+    fixed = f"fixed threshold, {SAFE}"
     named = table.assign(
-        threshold=np.where(table["fixed"], fixed, "set on half of the held-out images")
+        threshold=np.where(table["fixed"], fixed, "threshold from held-out images")
     )
-    draw = lines(named, "prefix", "share", "set", "tokens given")
-    return panels(named, [*_MODEL, "threshold"], draw, across=4, width=4.0)
+    draw = lines(
+        named,
+        "prefix",
+        "share",
+        "set",
+        xlabel="tokens given",
+        ylabel="share counted as extracted",
+    )
+    return panels(
+        named,
+        [*_MODEL, "threshold"],
+        draw,
+        title="Images that count as extracted because their pixels correlate with the completion, "
+        "under two thresholds of the correlation",
+        key=over_seeds(named, "point", "band"),
+        across=4,
+        height=2.7,
+    )
 
 
 def scale_by_block(table: pd.DataFrame) -> Figure:
@@ -62,40 +117,113 @@ def scale_by_block(table: pd.DataFrame) -> Figure:
     )
     titles = {"mean": "mean UnitMem", "top": "share of the segment's top 10%"}
     long["what"] = long["what"].map(titles)
-    return panels(long, [*_MODEL, "what"], _cells("segment", "block", "value"), across=4, width=4.2)
+    draw = cells("segment", "block", "value", xlabel="block", ylabel="segment of the image")
+    return panels(
+        long,
+        [*_MODEL, "what"],
+        draw,
+        title="Where neurons are selective for single images, by segment of the image and block: "
+        "mean UnitMem, and the share of the segment's most selective 10% of neurons in each block",
+        key=f"colour and number of a cell: mean over {table['seed'].nunique()} seeds",
+        across=4,
+        height=2.5,
+    )
 
 
 def blocks(table: pd.DataFrame) -> Figure:
     """The blocks of the top 10% of all neurons."""
-    named = table.assign(views=_views(table)).rename(columns={"share": "share of the top 10%"})
-    draw = lines(named, "block", "share of the top 10%", "views", "block")
-    return panels(named, _MODEL, draw, across=2)
+    named = table.assign(views=_views(table))
+    draw_lines = lines(
+        named, "block", "share", "views", xlabel="block", ylabel="share of the top 10% of neurons"
+    )
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_lines(part, axes)
+        level(axes, 1 / part["block"].nunique(), "evenly spread over blocks")
+        axes.set_ylim(bottom=0)
+
+    return panels(
+        named,
+        _MODEL,
+        draw,
+        title="In which blocks the 10% of neurons with the highest UnitMem are, with and without "
+        "augmented views of each image",
+        key=over_seeds(named, "point", "band"),
+        width=5.0,
+        across=2,
+    )
 
 
 def votes(table: pd.DataFrame) -> Figure:
     """How much more often neurons respond most to a planted image than its share of D'."""
     named = table.assign(views=_views(table))
-    draw_bars = bars(named, "neurons", "enrichment", "views")
+    draw_bars = bars(
+        named,
+        "neurons",
+        "enrichment",
+        "views",
+        xlabel="neurons",
+        ylabel="share of planted images\nrelative to chance",
+    )
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         draw_bars(part, axes)
-        axes.axhline(1, color="0.4", linestyle="--", linewidth=1)
-        axes.set(ylim=(0, None))
+        level(axes, 1, "chance: the share of planted images in D'")
 
-    return panels(named, _MODEL, draw, across=2)
+    return panels(
+        named,
+        _MODEL,
+        draw,
+        title="Do neurons respond most to planted images? How often the image with the strongest "
+        "response is a planted one, relative to chance: all neurons, and the top 10% by UnitMem",
+        key=over_seeds(named, "bar"),
+        width=5.0,
+        across=2,
+    )
 
 
 def members(table: pd.DataFrame) -> Figure:
     """UnitMem over planted, background and held-out images."""
     named = table.assign(views=_views(table))
-    return panels(named, _MODEL, bars(named, "set", "UnitMem", "views"), across=2)
+    draw = bars(named, "set", "UnitMem", "views", xlabel="images", ylabel="mean UnitMem (0 to 1)")
+    return panels(
+        named,
+        _MODEL,
+        draw,
+        title="Mean UnitMem over images that were planted, seen once in training (background) and "
+        "held out, with and without augmented views",
+        key=over_seeds(named, "bar"),
+        width=5.0,
+        across=2,
+    )
 
 
 def subsets(table: pd.DataFrame) -> Figure:
     """How well parts of D' rank blocks as the whole does."""
     named = table.assign(views=_views(table))
-    draw = lines(named, "share", "correlation", "views", "share of D'")
-    return panels(named, _MODEL, draw, across=2)
+    draw_lines = lines(
+        named,
+        "share",
+        "correlation",
+        "views",
+        xlabel="share of the reference set D'",
+        ylabel="Spearman correlation over blocks",
+        spread="line",
+    )
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_lines(part, axes)
+        level(axes, 1, "same order as the whole set D'")
+
+    return panels(
+        named,
+        _MODEL,
+        draw,
+        title="Do parts of the reference set D' rank blocks by mean UnitMem as the whole set does?",
+        key=over_seeds(named, "point") + "; points side by side are at the same share",
+        width=5.0,
+        across=2,
+    )
 
 
 def edits(table: pd.DataFrame) -> Figure:
@@ -103,15 +231,43 @@ def edits(table: pd.DataFrame) -> Figure:
     shown = _edited(table, HALVED)
     long = shown.melt(
         ["family", "seed", "selection", "fraction"],
-        ["extracted", "alike", *COSTS],
+        list(_MEASURES),
         var_name="measure",
         value_name="value",
     )
-    draw = lines(long, "fraction", "value", "selection", "share of neurons halved")
-    return panels(long, ["family", "measure"], draw, across=4, width=4.0)
+    long["panel"] = long["measure"].map({name: panel for name, (panel, _) in _MEASURES.items()})
+    unedited = long[long["fraction"] == 0].groupby(["family", "measure"])["value"].mean()
+    draw_lines = lines(
+        long,
+        "fraction",
+        "value",
+        "selection",
+        xlabel="share of neurons whose in-weights are halved",
+        spread="line",
+    )
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_lines(part[part["fraction"] > 0], axes)
+        measure = part["measure"].iloc[0]
+        level(axes, unedited[part["family"].iloc[0], measure], "unedited model")
+        axes.set(ylabel=_MEASURES[measure][1])
+
+    # Families side by side, measures below each other.
+    by_measure = [long[long["measure"] == measure] for measure in _MEASURES]
+    return panels(
+        pd.concat(by_measure),
+        ["panel", "family"],
+        draw,
+        title="What halving the in-weights of neurons removes and costs, by how the neurons are "
+        "chosen: images extracted, images still recognizable, held-out loss, Frechet distance",
+        key=over_seeds(long, "point") + "; points side by side are at the same share",
+        width=5.3,
+        height=2.7,
+        across=2,
+    )
 
 
-def equal_cost(table: pd.DataFrame, edit: str, costs: Sequence[str]) -> Figure:
+def equal_cost(table: pd.DataFrame, edit: str, costs: Mapping[str, str]) -> Figure:
     """Extraction against the cost of an edit, for each selection, from the unedited model on."""
     groups = _edited(table, edit).groupby(["family", "selection", "fraction"], sort=False)
     shown = groups.mean(numeric_only=True).reset_index()
@@ -121,22 +277,40 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Sequence[str]) -> Figure:
         var_name="cost",
         value_name="value",
     )
-    palette = colours(long, "selection")
+    look_of = looks(long["selection"])
+    unedited = long[long["fraction"] == 0]
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         for name, own in part.groupby("selection", sort=False):
+            words, colour, marker = look_of[str(name)]
             by_fraction = own.sort_values("fraction")
             axes.plot(
                 by_fraction["value"],
                 by_fraction["extracted"],
-                "o-",
-                color=palette[str(name)],
-                label=str(name),
-                markersize=4,
+                color=colour,
+                marker=marker,
+                label=words,
+                markersize=4.5,
+                linewidth=1.3,
             )
-        axes.set(xlabel=str(part["cost"].iloc[0]), ylabel="share extracted")
+        before = unedited[unedited["family"] == part["family"].iloc[0]]["extracted"].mean()
+        level(axes, before, "unedited model")
+        axes.set(xlabel=costs[part["cost"].iloc[0]], ylabel="share of planted images extracted")
 
-    return panels(long, ["family", "cost"], draw, across=2)
+    seeds = table["seed"].nunique()
+    what = "zeroing" if edit == ZEROED else "halving"
+    return panels(
+        long,
+        ["family", "cost"],
+        draw,
+        title=f"Images extracted against what the edit costs: {what} the in-weights of growing "
+        "shares of neurons, by how the neurons are chosen",
+        key=f"point: mean over {seeds} seeds for one share of neurons; each line begins at the "
+        "unedited model; lower and further left is better",
+        width=5.0,
+        height=3.2,
+        across=2,
+    )
 
 
 def kinds(table: pd.DataFrame) -> Figure:
@@ -147,16 +321,44 @@ def kinds(table: pd.DataFrame) -> Figure:
     judged = every_kind.groupby("family")["fraction"].first()
     at_judged = table["fraction"] == table["family"].map(judged)
     means = averaged(table[at_judged | (table["edit"] == "none")])
-    shown = means[means["selection"].isin(["none", "UnitMem", "random"])]
-    draw = bars(shown, "edit", "extracted", "selection")
-    return panels(shown, ["family"], draw, across=2, width=6.0)
+    unedited = means[means["edit"] == "none"].groupby("family")["extracted"].mean()
+    shown = means[means["selection"].isin(["UnitMem", "random"])]
+    draw_bars = bars(
+        shown,
+        "edit",
+        "extracted",
+        "selection",
+        xlabel="kind of edit",
+        ylabel="share of planted images extracted",
+    )
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_bars(part, axes)
+        level(axes, unedited[part["family"].iloc[0]], "unedited model")
+
+    share = ", ".join(f"{fraction:.0%} ({family})" for family, fraction in judged.items())
+    return panels(
+        shown,
+        ["family"],
+        draw,
+        title=f"Images extracted after each kind of edit of the same share of neurons: {share}",
+        key=over_seeds(shown, "bar"),
+        across=2,
+        width=5.3,
+        height=3.4,
+    )
 
 
 def pictures(table: pd.DataFrame) -> Figure:
     """The same planted images: as they are, as tokens, as extracted, and after edits."""
     first_seed = table[table["seed"] == table["seed"].iloc[0]]
     by_row = first_seed.groupby("row", sort=False)
-    return image_grid({str(name): _pixels(part) for name, part in by_row})
+    family = table["family"].iloc[0]
+    return image_grid(
+        {str(name): _pixels(part) for name, part in by_row},
+        title=f"{family}: planted images, and what the model generates from their first tokens "
+        "before and after edits (one seed)",
+    )
 
 
 def _pixels(part: pd.DataFrame) -> Tensor:
@@ -183,21 +385,6 @@ def _views(table: pd.DataFrame) -> pd.Series:
     return table["views"].map(lambda count: "no augmentation" if count == 1 else f"{count} views")
 
 
-def _cells(row: str, column: str, value: str) -> Draw:
-    """Draws a heat map with a number in each cell."""
-
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
-
-        order = list(part[row].unique())
-        wide: Any = part.pivot_table(index=row, columns=column, values=value).loc[order]
-        sns.heatmap(
-            wide, annot=True, fmt=".2f", annot_kws={"size": 7}, cmap="crest", cbar=False, ax=axes
-        )
-
-    return draw
-
-
 def _of(
     name: str, draw: Callable[..., Figure], *arguments: Any
 ) -> Callable[[Tables], Figure | None]:
@@ -218,8 +405,8 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "members": _of("members", members),
     "subsets": _of("subsets", subsets),
     "edits": _of("edits", edits),
-    "equal_cost": _of("edits", equal_cost, HALVED, COSTS),
-    "zeroed": _of("edits", equal_cost, ZEROED, COSTS[:1]),
+    "equal_cost": _of("edits", equal_cost, HALVED, _COSTS),
+    "zeroed": _of("edits", equal_cost, ZEROED, _ZEROED_COSTS),
     "kinds": _of("edits", kinds),
     "training": _of("training", training),
     "images_VAR": _pictures_of("VAR"),

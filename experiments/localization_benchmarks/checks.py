@@ -129,7 +129,7 @@ def _pruning_leads(preset: Preset) -> Check:
     return Check(
         id="L2",
         statement="a pruning method finds the most injected neurons (INJ): recall of the better of "
-        "the two minus that of the best other method",
+        "the two minus that of the best other method is {threshold}",
         measure=minus(_best(pruning), _best(list(others.values()))),
         threshold=above(0),
         opposite=below(0),
@@ -227,7 +227,7 @@ def _ranks(blocks: str, headline: float) -> list[Check]:
             threshold=above(0),
             opposite=below(0),
             evidence=_TRADE_OFF,
-            paper=".57-.58 > .26-.46 > .25-.30",
+            paper="0.57-0.58 > 0.26-0.46 > 0.25-0.30",
             controls={first: one, second: other, **_baseline_falls(blocks, headline)},
         )
         found.append(check)
@@ -251,7 +251,7 @@ def _costs_others(blocks: str, preset: Preset) -> Check:
         threshold=above(0),
         opposite=below(0),
         evidence=_TRADE_OFF,
-        paper=".147 and .049 (Pythia-6.9B)",
+        paper="0.147 and 0.049 (Pythia-6.9B)",
         controls=controls,
     )
 
@@ -322,7 +322,7 @@ def _not_single(preset: Preset) -> Check:
         threshold=above(0),
         opposite=below(0),
         evidence=_TRADE_OFF,
-        paper=".57 to .46 (GPT-2 XL), .53 to .26 (Pythia-2.8B)",
+        paper="0.57 to 0.46 (GPT-2 XL), 0.53 to 0.26 (Pythia-2.8B)",
         controls={"zero_out": zero_out, **others},
     )
 

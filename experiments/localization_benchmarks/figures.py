@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from experiments.localization_benchmarks.checks import BASELINES
 from experiments.localization_benchmarks.tables import over_seeds
-from interp.reporting.plotting import dose_response, intervals, matrix, style
+from interp.reporting.looks import in_words, looks
+from interp.reporting.panels import panels
+from interp.reporting.plotting import dose_response, intervals, matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +20,23 @@ if TYPE_CHECKING:
 
     from interp.experiment.checks import Tables
 
+# Methods by what they compute, so that each panel has few lines.
+_FAMILIES = {
+    "activations": ("activation", "z_score", "unitmem"),
+    "gradients": (
+        "gradient_x_activation",
+        "absolute_gradient_x_activation",
+        "attribution_patching",
+        "integrated_gradients",
+    ),
+    "learned masks": ("slimming", "hard_concrete"),
+    "interventions": ("zero_out", "neuron_flipping", "causal_tracing"),
+}
+# For each price of a deletion, the x axis.
+_COSTS = {
+    "others": "others' fall of accuracy (percentage points)",
+    "loss": "rise of held-out loss (nats per token)",
+}
 # The sets of the real study, as figures name them.
 _SETS = {
     "texts_test": "this text",
@@ -36,74 +56,122 @@ def injection(recalls: pd.DataFrame) -> Figure:
     chance is the injected fraction."""
     shown = _recalls(recalls[recalls["multiple"] == 1])
     chance: dict[str, float] = {}
-    for panel, rows in shown.groupby("panel"):
-        chance[str(panel)] = float(rows["fraction"].iloc[0])
-    return intervals(shown, "method", levels=chance)
+    for condition, rows in shown.groupby("condition"):
+        chance[str(condition)] = float(rows["fraction"].iloc[0])
+    return intervals(
+        shown,
+        "method",
+        "condition",
+        labels=dict.fromkeys(chance, "recall (share of injected neurons found)"),
+        titles={condition: f"{condition} injected" for condition in chance},
+        levels=chance,
+        level="chance: the injected share of all neurons",
+        title="Injected memory: which methods find the neurons that hold it, among the same number "
+        "of highest-scoring neurons",
+        key=_over_models(recalls),
+    )
 
 
 def injection_curve(recalls: pd.DataFrame) -> Figure:
     """Recall by the number of units predicted, as a multiple of the number injected."""
-    labels = {"multiple": "units predicted, by units injected"}
-    return dose_response(_recalls(recalls), "multiple", "method", "panel", labels=labels)
+    shown = _by_family(_recalls(recalls), ["condition"])
+    shown["panel"] = shown["condition"] + " injected\n" + shown["family"]
+    panels = shown["panel"].unique()
+    return dose_response(
+        shown,
+        "multiple",
+        "method",
+        "panel",
+        labels={"multiple": "neurons taken / injected", **dict.fromkeys(panels, "recall")},
+        titles={panel: panel for panel in panels},
+        title="Injected memory: the share of the injected neurons (recall) among growing numbers "
+        "of highest-scoring neurons, by kind of method and share of neurons injected",
+        key=_over_models(recalls),
+        across=len(_FAMILIES),
+    )
 
 
 def _recalls(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a panel per condition. Student's interval does not know that a recall lies
-    between 0 and 1; it is cut there."""
+    """The rows with intervals cut at 0 and 1: Student's does not know that a recall lies there."""
     bounds = rows[["low", "high"]].clip(0, 1)
-    return rows.assign(
-        panel="recall, " + rows["condition"] + " injected", low=bounds["low"], high=bounds["high"]
+    return rows.assign(low=bounds["low"], high=bounds["high"])
+
+
+def _by_family(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The rows of each group, one family of methods after the other, each with the controls: more
+    methods than a panel can show are drawn in a panel for each family."""
+    parts: list[pd.DataFrame] = []
+    for _, group in rows.groupby(by, sort=False):
+        for family, methods in _FAMILIES.items():
+            chosen = group["method"].isin([*methods, *BASELINES])
+            parts.append(group[chosen].assign(family=family))
+    return pd.concat(parts)
+
+
+def _over_models(rows: pd.DataFrame) -> str:
+    return (
+        f"points: means over {rows['seeds'].max()} models; lines through them: 95% intervals "
+        "(Student)"
     )
 
 
 def trade_off(deleted: pd.DataFrame) -> Figure:
     """What a sequence loses against what other memorized sequences and held-out text lose, by
     method, for growing fractions dropped: of all blocks but the first, and of all."""
-    import seaborn as sns
-    from matplotlib.figure import Figure
-
     wide: Any = deleted.pivot_table(
         index=["blocks", "method", "fraction"], columns="measure", values="estimate", sort=False
     ).reset_index()
-    names = list(wide["method"].unique())
-    across = {
-        "negative_accuracy": "fall of accuracy, other memorized",
-        "loss": "rise of held-out loss",
-    }
-    with style():
-        figure = Figure(figsize=(12, 8), layout="constrained")
-        palette = dict(zip(names, sns.color_palette("husl", len(names)), strict=True))
-        grid = figure.subplots(wide["blocks"].nunique(), 2, squeeze=False)
-        for row, (blocks, part) in zip(grid, wide.groupby("blocks", sort=False), strict=True):
-            for axes, (measure, label) in zip(row, across.items(), strict=True):
-                _draw_losses(axes, part, measure, palette)
-                axes.set(
-                    xlabel=f"{label}\n(blocks: {blocks})",
-                    ylabel="fall of accuracy, the sequence itself",
-                )
-        grid[0][1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
-
-
-def _draw_losses(axes: Axes, part: Any, measure: str, palette: Mapping[str, Any]) -> None:
-    """One line per method: the fall of a sequence's own accuracy against another measure."""
-    markers = {"random": "s", "lowest": "v"}
     # Changes of accuracy are drawn as falls, those of the loss as rises.
-    sign = -1 if measure == "negative_accuracy" else 1
-    for name, line in part.groupby("method", sort=False):
-        axes.plot(
-            sign * line[measure],
-            -line["self_accuracy"],
-            marker=markers.get(str(name), "o"),
-            label=name,
-            color=palette[str(name)],
+    falls = {"own": -100 * wide["self_accuracy"], "others": -100 * wide["negative_accuracy"]}
+    long = wide.assign(**falls).melt(
+        ["blocks", "method", "fraction", "own"], list(_COSTS), var_name="cost", value_name="price"
+    )
+    shown = _by_family(long, ["cost", "blocks"])
+    dropped_in = shown["blocks"].map({"all": "all blocks", "all but the first": "not block 0"})
+    shown["panel"] = shown["family"] + "\nprice: " + shown["cost"] + "; " + dropped_in
+    look_of = looks(shown["method"])
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        for name, line in part.groupby("method", sort=False):
+            words, colour, marker = look_of[str(name)]
+            axes.plot(
+                line["price"],
+                line["own"],
+                color=colour,
+                marker=marker,
+                markersize=4.5,
+                linewidth=1.3,
+                label=words,
+            )
+        axes.set(
+            xlabel=_COSTS[part["cost"].iloc[0]], ylabel="own fall of accuracy (percentage points)"
         )
+
+    fractions = ", ".join(f"{fraction:.0%}" for fraction in deleted["fraction"].unique())
+    return panels(
+        shown,
+        ["panel"],
+        draw,
+        title="Deleting the neurons of a memorized sequence: how much accuracy the sequence itself "
+        "loses, against the price: what other memorized sequences or held-out text lose",
+        key=f"points: means over {deleted['seeds'].max()} models; along a line, growing shares of "
+        f"neurons are dropped ({fractions}); higher and further left is better",
+        across=len(_FAMILIES),
+        height=2.4,
+    )
 
 
 def correlation(rows: pd.DataFrame) -> Figure:
     """Rank correlation of every two methods over all neurons, mean over targets and seeds."""
     wide: Any = rows.pivot_table(index="method", columns="other", values="correlation")
-    return matrix(wide, "Spearman correlation", center=0.0)
+    wide.index.name = wide.columns.name = "method"
+    return matrix(
+        wide,
+        "Spearman correlation over neurons",
+        center=0.0,
+        title="Do methods rank neurons alike? Correlation of the scores of every two methods",
+        key=_mean_of_cells(rows, "targets and "),
+    )
 
 
 def confusion(rows: pd.DataFrame) -> Figure:
@@ -111,17 +179,37 @@ def confusion(rows: pd.DataFrame) -> Figure:
     evaluated."""
     wide: Any = rows.pivot_table(index="category", columns="evaluated", values="fall")
     wide.index.name = "neurons of a sequence of"
-    wide.columns.name = "evaluated on others of"
-    return matrix(wide, "fall of accuracy")
+    wide.columns.name = "evaluated on other sequences of"
+    return matrix(
+        wide,
+        "fall of accuracy (fraction of tokens)",
+        title="Which kinds of text share neurons? Fall of accuracy on other sequences when the "
+        "neurons of one are dropped (hard concrete, all blocks)",
+        key=_mean_of_cells(rows),
+    )
+
+
+def _mean_of_cells(rows: pd.DataFrame, also: str = "") -> str:
+    return f"colour and number of a cell: mean over {also}{rows['seed'].nunique()} models"
 
 
 def blocks(rows: pd.DataFrame) -> Figure:
     """The fall of accuracy when the same number of neurons is dropped in one block, or in all of
     them."""
     where = np.where(rows["block"] < 0, "all blocks", "block " + rows["block"].astype(str))
-    shown = rows.assign(panel=rows["method"] + ", " + rows["evaluated"], where=where)
-    labels = {panel: f"{panel}: fall" for panel in shown["panel"].unique()}
-    return intervals(shown, "where", labels=labels)
+    evaluated = rows["evaluated"].map({"self": "the sequence itself", "negative": "others"})
+    shown = rows.assign(panel=rows["method"].map(in_words) + ": " + evaluated, where=where)
+    panels = shown["panel"].unique()
+    return intervals(
+        shown.rename(columns={"where": "neurons dropped in"}),
+        "neurons dropped in",
+        labels=dict.fromkeys(panels, "fall of accuracy (fraction of tokens)"),
+        titles={panel: panel for panel in panels},
+        title="Is memory spread over blocks? Fall of accuracy on a memorized sequence itself and "
+        "on others when the same number of neurons is dropped in one block, or over all",
+        key=_over_models(rows),
+        across=2,
+    )
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
@@ -146,11 +234,29 @@ def question(tables: Tables, headline: float) -> Figure:
     windows when each method's neurons are zeroed."""
     shown = _named(tables["effects"])
     is_top = (shown["selected"] == "top") & (shown["fraction"] == headline)
-    losses = shown[is_top & (shown["measure"] == "loss")]
-    by_set: Any = losses.pivot_table(index="method", columns="data", values="estimate", sort=False)
-    table = by_set[list(_SETS.values())]
-    table.columns.name = ""
-    return matrix(table, f"rise of loss, {headline:.1%} zeroed")
+    losses = shown[is_top & (shown["measure"] == "loss")].rename(columns={"data": "text"})
+    methods = losses["method"].unique()
+    return intervals(
+        losses.set_index("text").loc[list(_SETS.values())].reset_index(),
+        "text",
+        "method",
+        labels=dict.fromkeys(methods, "rise of the loss (nats per token)"),
+        titles={method: in_words(method) for method in methods},
+        levels=dict.fromkeys(methods, 0.0),
+        level="unchanged",
+        title="Do neurons serve the studied text, or licence language in general? Rise of the loss "
+        f"of each set of texts when {headline:.1%} of the neurons are zeroed, by method",
+        key=_over_texts(losses),
+        across=3,
+    )
+
+
+def _over_texts(rows: pd.DataFrame) -> str:
+    counts = sorted({rows["texts"].min(), rows["texts"].max()})
+    return (
+        f"points: means over {' to '.join(map(str, counts))} texts; lines through them: 95% "
+        "intervals over texts (Student); one model"
+    )
 
 
 def accuracy(tables: Tables, headline: float) -> Figure:  # noqa: ARG001 - all shares are shown
@@ -160,20 +266,28 @@ def accuracy(tables: Tables, headline: float) -> Figure:  # noqa: ARG001 - all s
 
 def loss(tables: Tables, headline: float) -> Figure:  # noqa: ARG001 - all shares are shown
     """The rise of each set's loss by the share of neurons zeroed, for each method."""
-    return _doses(tables["effects"], "loss", "rise of loss (nats/token)", "symlog")
+    return _doses(tables["effects"], "loss", "rise of the loss (nats per token)", "symlog")
 
 
-def _doses(effects: pd.DataFrame, measure: str, what: str, scale: str | None = None) -> Figure:
-    """One panel per method and one line per set."""
+def _doses(effects: pd.DataFrame, measure: str, what: str, scale: str = "linear") -> Figure:
+    """One panel per set and one line per method."""
     shown = _named(effects)
     is_shown = (shown["selected"] == "top") & (shown["measure"] == measure)
     rows = shown[is_shown].rename(columns={"measure": "what"})
-    methods = rows["method"].unique()
-    labels = {"fraction": "share of neurons zeroed"}
-    for method in methods:
-        labels[method] = f"{method}\n{what}"
-    scales = dict.fromkeys(methods, scale) if scale else {}
-    return dose_response(rows, "fraction", "data", "method", labels=labels, scales=scales)
+    sets = list(_SETS.values())
+    return dose_response(
+        rows,
+        "fraction",
+        "method",
+        "data",
+        labels={"fraction": "share of neurons zeroed", **dict.fromkeys(sets, what)},
+        scales=dict.fromkeys(sets, scale),
+        before=dict.fromkeys(sets, 0.0),
+        titles={name: name for name in sets},
+        title=f"{what.partition(' (')[0].capitalize()} on each set of texts, by the share of "
+        "neurons zeroed and the method that chose them",
+        key=_over_texts(rows),
+    )
 
 
 def controls(tables: Tables, headline: float) -> Figure:
@@ -182,10 +296,21 @@ def controls(tables: Tables, headline: float) -> Figure:
     shown = _named(tables["effects"])
     is_judged = (shown["fraction"] == headline) & (shown["data"] == "this text")
     judged = shown[is_judged & (shown["measure"] != "loss")]
-    named = judged.assign(which=judged["method"] + ", " + judged["selected"])
-    measures = set(named["measure"])
-    labels = {measure: f"fall of {measure}, text not scored on" for measure in measures}
-    return intervals(named, "which", "measure", labels=labels)
+    selected = judged["selected"].replace({"top": "highest scores", "lowest": "lowest scores"})
+    named = judged.assign(neurons=judged["method"] + ": " + selected.map(in_words))
+    units = {"exact": "windows", "accuracy": "tokens", "similarity": "tokens"}
+    return intervals(
+        named,
+        "neurons",
+        "measure",
+        labels={measure: f"fall (fraction of {unit})" for measure, unit in units.items()},
+        titles={"exact": "extracted exactly", "accuracy": "accuracy", "similarity": "similarity"},
+        levels=dict.fromkeys(units, 0.0),
+        level="unchanged",
+        title="What passages that were not scored on lose when "
+        f"{headline:.1%} of the neurons are zeroed: those of each method, and its controls",
+        key=_over_texts(named),
+    )
 
 
 REAL = {"question": question, "accuracy": accuracy, "loss": loss, "controls": controls}

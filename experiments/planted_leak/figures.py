@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = {
-    ("memorized", "accuracy"): "suffix accuracy, planted secrets",
-    ("memorized", "exact"): "extracted exactly",
-    ("control", "loss"): "rise of control loss (nats/token)",
+    ("memorized", "accuracy"): "suffix accuracy (fraction of tokens)",
+    ("memorized", "exact"): "extracted exactly (fraction of records)",
+    ("control", "loss"): "rise of the loss (nats per token)",
 }
 
 
@@ -33,9 +33,14 @@ def drop(tables: Tables) -> Figure:
     # Student's interval of a share can reach beyond 0 or 1.
     shares = over_seeds[~is_loss]
     shares = shares.assign(low=shares["low"].clip(0, 1), high=shares["high"].clip(0, 1))
-
-    scales = {PANELS["control", "loss"]: "symlog"}
-    return drop_figure(pd.concat([shares, loss]), PANELS, scales=scales)
+    return drop_figure(
+        pd.concat([shares, loss]),
+        PANELS,
+        title="Planted customer records: what is still extracted, and what it costs, when neurons "
+        "are zeroed: the selected ones, random ones, or those with the lowest scores",
+        key=f"points: means over {over_seeds['seeds'].max()} fine-tuning seeds; lines through "
+        "them: 95% intervals (Student)",
+    )
 
 
 FIGURES = {"drop": drop}

@@ -5,14 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from interp.experiment.checks import Tables
-from interp.reporting.panels import Draw, bars, lines, panels
+from interp.reporting.layout import LEVEL
+from interp.reporting.looks import looks
+from interp.reporting.panels import Draw, bars, cells, level, lines, over_seeds, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+# Names of y axes that several figures have.
+_ANSWERS = "share of answers"
+_KEPT = "share of answers kept"
+
+_NAMED_FROM = 0.15  # the share of memorized answers lost from which components are named
+_VARIABLES = {
+    "digit0": "units digit of the sum",
+    "raw0": "sum of the units digits",
+    "x0": "units digit of x",
+    "y0": "units digit of y",
+    "bridge": "bridge",
+    "tail": "tail",
+}
 
 
 def _per_seed(frame: pd.DataFrame, by: list[str], value: str, name: str) -> pd.DataFrame:
@@ -28,9 +46,9 @@ def _trained(frame: pd.DataFrame) -> pd.DataFrame:
 def learning(dynamics: pd.DataFrame) -> Figure:
     """Accuracy against optimizer steps."""
     names = {
-        "test": "test",
-        "corrected": "noisy, true answer",
-        "memorized": "noisy, as trained",
+        "test": "test items",
+        "corrected": "noisy items, true answer",
+        "memorized": "noisy items, as trained",
         "one_hop": "one hop",
         "ood": "out of distribution",
     }
@@ -39,13 +57,21 @@ def learning(dynamics: pd.DataFrame) -> Figure:
     long = renamed.melt(["task", "stage", "step", "seed"], measured, "answers", "share right")
     stages = long["stage"].replace({"end": "with noise"})
     shown = long.assign(stage=stages).dropna(subset="share right")
-    return panels(shown, ["task", "stage"], lines(shown, "step", "share right", "answers", "steps"))
+    draw = lines(shown, "step", "share right", "answers", xlabel="optimizer steps", ylabel=_ANSWERS)
+    return panels(
+        shown,
+        ["task", "stage"],
+        draw,
+        title="When reasoning and wrong labels are learned: answers during training, of addition "
+        "(FDA) and of two-hop relations (THR)",
+        key=over_seeds(shown, "point", "band"),
+    )
 
 
 def decoding(probes: pd.DataFrame) -> Figure:
     """The accuracy of probes at each depth: for the true and the noisy value on memorized items,
     for the true value on test items and in an untrained model."""
-    where = probes["variable"] + " at token " + probes["position"].astype(str)
+    where = probes["variable"].map(_VARIABLES) + " at token " + probes["position"].astype(str)
     where += probes["apart"].map({True: ", inputs not trained on", False: ""})
     probes = probes.assign(where=where)
 
@@ -56,20 +82,46 @@ def decoding(probes: pd.DataFrame) -> Figure:
     trained = trained.assign(read=trained["set"] + ", " + trained["reading"] + " value")
     untrained = probes[(probes["stage"] == "untrained") & on_memorized & ~noisy]
     shown = pd.concat([trained, untrained.assign(read="untrained model")])
+    draw_lines = lines(
+        shown,
+        "depth",
+        "accuracy",
+        "read",
+        xlabel="depth (blocks)",
+        ylabel="accuracy of the probe",
+        spread="line",
+    )
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_lines(part, axes)
+        level(axes, part["chance"].mean(), "by chance (most frequent value)")
+        axes.set_ylim(-0.04, 1.06)
+
     return panels(
-        shown, ["task", "where"], lines(shown, "depth", "accuracy", "read", "depth (blocks)")
+        shown,
+        ["task", "where"],
+        draw,
+        title="What can be read from the residual stream, at each depth: probes for intermediate "
+        "results and inputs, on memorized items, test items and in an untrained model",
+        key=over_seeds(shown, "point") + "; points side by side are at the same depth",
+        height=2.6,
     )
 
 
 def lens(table: pd.DataFrame) -> Figure:
     """How often the model's own output head ranks an answer first, at each depth."""
     stages = {"generalized": "when it passed the test", "end": "at the end"}
-    shown = table.assign(read=table["set"] + ", " + table["answer"] + " answer")
-    shown = shown.replace({"stage": stages}).rename(columns={"top": "share ranked first"})
+    shown = table.assign(read=table["set"] + " items, " + table["answer"] + " answer")
+    shown = shown.replace({"stage": stages})
+    draw = lines(
+        shown, "depth", "top", "read", xlabel="depth (blocks)", ylabel="share ranked first"
+    )
     return panels(
         shown,
         ["task", "stage"],
-        lines(shown, "depth", "share ranked first", "read", "depth (blocks)"),
+        draw,
+        title="Which answer the model's own output head ranks first at each depth (logit lens)",
+        key=over_seeds(shown, "point", "band"),
     )
 
 
@@ -78,9 +130,28 @@ def erasing(table: pd.DataFrame) -> Figure:
     shown = table[~table["removed"].str.contains("INLP")]
     kept = _per_seed(shown, ["task", "stage", "block", "removed", "set"], "kept", "answers kept")
     named = _trained(kept).assign(block="behind block " + kept["block"].astype(str))
-    return panels(
-        named, ["task", "stage", "block"], bars(named, "removed", "answers kept", "set"), width=3.8
+    draw_bars = bars(
+        named, "removed", "answers kept", "set", xlabel="subspace removed", ylabel=_KEPT
     )
+    return panels(
+        named,
+        ["task", "stage", "block"],
+        _with_unedited(draw_bars),
+        title="Do memorized answers need the intermediate result? Answers that stay without its "
+        "subspace (class means), without others, and without a random one",
+        key=over_seeds(named, "bar"),
+        height=3.2,
+    )
+
+
+def _with_unedited(draw_panel: Draw) -> Draw:
+    """Adds the line of the unedited model, which keeps all answers."""
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_panel(part, axes)
+        level(axes, 1, "unedited model")
+
+    return draw
 
 
 def inlp(table: pd.DataFrame) -> Figure:
@@ -88,12 +159,24 @@ def inlp(table: pd.DataFrame) -> Figure:
     number of random directions, behind the first block."""
     shown = table[table["removed"].str.contains("INLP") & (table["block"] == 0)]
     kept = _per_seed(shown, ["task", "stage", "removed", "set", "rank"], "kept", "answers kept")
-    directions = kept["removed"].replace({"random for INLP": "random"})
-    kept["removed from"] = directions + ", " + kept["set"]
+    directions = kept["removed"].replace({"random for INLP": "random directions"})
+    kept["removed from"] = directions + ", " + kept["set"] + " items"
+    draw_lines = lines(
+        kept,
+        "rank",
+        "answers kept",
+        "removed from",
+        xlabel="number of directions removed",
+        ylabel=_KEPT,
+        spread="line",
+    )
     return panels(
         _trained(kept),
         ["task", "stage"],
-        lines(kept, "rank", "answers kept", "removed from", "directions removed"),
+        _with_unedited(draw_lines),
+        title="Answers that stay without the directions that a linear probe reads the intermediate "
+        "result from (INLP), and without random ones, behind the first block",
+        key=over_seeds(kept, "point") + "; points side by side are at the same number",
     )
 
 
@@ -109,11 +192,29 @@ def donors(table: pd.DataFrame) -> Figure:
     # Of a test item, the answer as before is the true one.
     distinct = (long["set"] == "memorized") | (long["said"] == "as before")
     long = long[distinct & (long["block"] == 0)]
+    places = {"intermediate": "this token", "and inputs": "and inputs"}
     long = long.assign(
-        said=long["set"] + ", " + long["said"], donor=long["donor"] + ", " + long["place"]
+        said=long["set"] + " items, " + long["said"],
+        donor=long["donor"] + " result, " + long["place"].replace(places),
     )
     share = _per_seed(_trained(long), ["task", "stage", "donor", "said"], "share", "share said")
-    return panels(share, ["task", "stage"], bars(share, "donor", "share said", "said"))
+    draw = bars(
+        share,
+        "donor",
+        "share said",
+        "said",
+        xlabel="intermediate result of the other item, tokens replaced",
+        ylabel=_ANSWERS,
+    )
+    return panels(
+        share,
+        ["task", "stage"],
+        _with_unedited(draw),
+        title="Answers with another item's residual stream behind the first block, from an item "
+        "with the same intermediate result or another one",
+        key=over_seeds(share, "bar"),
+        height=3.2,
+    )
 
 
 def circuits(table: pd.DataFrame) -> Figure:
@@ -122,23 +223,56 @@ def circuits(table: pd.DataFrame) -> Figure:
     all_items = table[table["sample"] == 0]
     chance = all_items.drop_duplicates(["task", "fraction", "seed"])
     chance = chance.assign(other="by chance", iou=chance["chance"])
-    shown = pd.concat([all_items, chance]).rename(columns={"iou": "intersection over union"})
+    others = {"test": "test items", "untrained": "memorized items, untrained model"}
+    shown = pd.concat([all_items, chance]).replace({"other": others})
+    draw = lines(
+        shown,
+        "fraction",
+        "iou",
+        "other",
+        xlabel="share of edges taken",
+        ylabel="intersection over union",
+    )
     return panels(
         shown,
         ["task"],
-        lines(shown, "fraction", "intersection over union", "other", "share of edges"),
+        draw,
+        title="How much the circuit of memorized items overlaps with that of other items",
+        key=over_seeds(shown, "point", "band"),
+        width=5.0,
+        across=2,
     )
 
 
 def faithfulness(table: pd.DataFrame) -> Figure:
     """How much of the answers each circuit alone gives, against its fraction of edges."""
-    value = "faithfulness (1 = whole model)"
-    shown = table.assign(on="on " + table["on"] + " items")
-    shown = shown.rename(columns={"faithfulness": value, "circuit": "circuit of"})
+    circuits_of = {
+        "memorized": "circuit of memorized items",
+        "test": "circuit of test items",
+        "random prompts": "circuit of random prompts",
+    }
+    shown = table.assign(on="on " + table["on"] + " items").replace({"circuit": circuits_of})
+    draw_lines = lines(
+        shown,
+        "fraction",
+        "faithfulness",
+        "circuit",
+        xlabel="share of edges in the circuit",
+        ylabel="faithfulness (0: none of the model's effect, 1: all)",
+    )
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_lines(part, axes)
+        level(axes, 1, "whole model")
+
     return panels(
         shown,
         ["task", "on"],
-        lines(shown, "fraction", value, "circuit of", "share of edges"),
+        draw,
+        title="How much of the model's answers a circuit alone gives, on memorized and on test "
+        "items",
+        key=over_seeds(shown, "point", "band"),
+        width=5.0,
         across=2,
     )
 
@@ -153,29 +287,55 @@ def components(table: pd.DataFrame) -> Figure:
         index=["task", "component", "seed"], columns="set", values="lost", sort=False
     ).reset_index()
     wide["part"] = wide["component"].str.extract(r"^\d+ (MLP|head)")[0]
+    look_of = looks(wide["part"])
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
-
-        sns.scatterplot(part, x="test", y="memorized", hue="part", style="part", s=70, ax=axes)
-        axes.axline((0, 0), slope=1, color="0.6", linewidth=1, linestyle="--")
-        over_seeds = part.groupby("component")[["test", "memorized"]].mean()
-        for name, row in over_seeds[over_seeds["memorized"] > 0.15].iterrows():
-            axes.annotate(
-                str(name),
-                (row["test"], row["memorized"]),
-                xytext=(4, 4),
-                textcoords="offset points",
-                size=8,
+        below = -1.0
+        by_component = part.groupby(["component", "part"])[["test", "memorized"]]
+        means = by_component.mean().reset_index().sort_values("memorized")
+        for _, row in means.iterrows():
+            words, colour, marker = look_of[row["part"]]
+            own = part[part["component"] == row["component"]]
+            at = (row["test"], row["memorized"])
+            axes.plot(*at, marker, color=colour, markersize=6, label=words)
+            axes.hlines(at[1], own["test"].min(), own["test"].max(), color=colour, linewidth=1)
+            axes.vlines(
+                at[0], own["memorized"].min(), own["memorized"].max(), color=colour, linewidth=1
             )
+            if row["memorized"] > _NAMED_FROM:
+                # Names of components at nearly the same height are written above each other.
+                below = max(row["memorized"], below + 0.045)
+                name = f"block {row['component']}"
+                axes.annotate(
+                    name,
+                    at,
+                    (1.08, below),
+                    va="center",
+                    size=7.5,
+                    color="0.2",
+                    arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6},
+                )
+        axes.axline((0, 0), slope=1, label="as many memorized as test answers", **LEVEL)
         axes.set(
-            xlabel="test answers lost",
-            ylabel="memorized answers lost",
-            xlim=(-0.03, 1.03),
-            ylim=(-0.03, 1.03),
+            xlabel="share of test answers lost",
+            ylabel="share of memorized answers lost",
+            xlim=(-0.03, 1.4),
+            ylim=(-0.03, 1.06),
+            xticks=np.linspace(0, 1, 5),
         )
 
-    return panels(wide, ["task"], draw)
+    return panels(
+        wide,
+        ["task"],
+        draw,
+        title="Do memorized and test answers need the same components? Answers lost when one head "
+        "or MLP is ablated",
+        key=over_seeds(wide, "point", "thin lines")
+        + f"; named: components that cost more than {_NAMED_FROM:.0%} of the memorized answers",
+        width=5.0,
+        height=4.2,
+        across=2,
+    )
 
 
 def positions(table: pd.DataFrame) -> Figure:
@@ -187,36 +347,25 @@ def positions(table: pd.DataFrame) -> Figure:
         "lost",
         "answers lost",
     )
-    return panels(
-        _trained(lost),
-        ["task", "stage", "set"],
-        _cells("depth", "position", "answers lost"),
-        across=2,
-        height=2.6,
+    draw = cells(
+        "depth",
+        "position",
+        "answers lost",
+        xlabel="input position (token)",
+        ylabel="depth (blocks)",
+        limits=(0, 1),
     )
-
-
-def _cells(row: str, column: str, value: str) -> Draw:
-    """A heat map of a value between 0 and 1, with the number in each cell."""
-
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
-
-        wide = part.pivot_table(index=row, columns=column, values=value, sort=False)
-        sns.heatmap(
-            wide,
-            annot=True,
-            fmt=".2f",
-            annot_kws={"size": 8},
-            cmap="crest",
-            vmin=0,
-            vmax=1,
-            cbar=False,
-            ax=axes,
-        )
-        axes.set(xlabel=f"input {column}", ylabel=f"{row} (blocks)")
-
-    return draw
+    return panels(
+        _trained(lost).assign(set=lost["set"] + " items"),
+        ["task", "stage", "set"],
+        draw,
+        title="Which input positions answers depend on: the share of answers that are lost when "
+        "the residual stream at one position is ablated, by depth",
+        key=f"colour and number of a cell: mean over {lost['seed'].nunique()} seeds",
+        across=2,
+        width=5.0,
+        height=2.3,
+    )
 
 
 def perturbed(table: pd.DataFrame) -> Figure:
@@ -228,10 +377,25 @@ def perturbed(table: pd.DataFrame) -> Figure:
         "said",
         "share",
     )
-    long = long.assign(said=long["set"] + ": " + long["said"])
+    long = long.assign(said=long["set"] + " items: " + long["said"])
     shown = _per_seed(long, ["task", "stage", "position", "said"], "share", "share said")
+    draw = bars(
+        shown,
+        "position",
+        "share said",
+        "said",
+        xlabel="position of the exchanged token",
+        ylabel=_ANSWERS,
+    )
     return panels(
-        _trained(shown), ["task", "stage"], bars(shown, "position", "share said", "said"), width=6.0
+        _trained(shown),
+        ["task", "stage"],
+        draw,
+        title="What the model answers when one token of the question is exchanged: the old answer, "
+        "or what is true now",
+        key=over_seeds(shown, "bar"),
+        width=5.0,
+        across=2,
     )
 
 
@@ -239,21 +403,43 @@ def outliers(table: pd.DataFrame) -> Figure:
     """How far the neurons of the last MLP are from their mean on clean items with the same digits,
     and how well their pattern correlates with that mean."""
     stages = {"end": "trained", "generalized": "when it passed the test"}
-    columns = {
-        "mean_abs_z": "mean |z| over neurons",
-        "profile": "correlation with the group's profile",
+    columns = {"mean_abs_z": "distance from the mean", "profile": "pattern over neurons"}
+    units = {
+        "distance from the mean": "mean |z| over neurons (standard deviations)",
+        "pattern over neurons": "correlation with the mean of clean items with the same digits",
     }
     last = table[table["block"] == table["block"].max()]
-    last = last.assign(items=last["set"] + ", " + last["stage"].replace(stages))
+    last = last.assign(items=last["set"] + " items, " + last["stage"].replace(stages))
     shown = last.rename(columns=columns).melt(["items"], list(columns.values()), "measure", "value")
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
+        names = list(part["items"].unique())
+        (look,) = looks(["items"]).values()
+        axes.boxplot(
+            [part[part["items"] == name]["value"] for name in names],
+            orientation="horizontal",
+            tick_labels=names,
+            widths=0.6,
+            patch_artist=True,
+            boxprops={"facecolor": look.colour, "alpha": 0.45},
+            medianprops={"color": "black"},
+            flierprops={"marker": ".", "markersize": 2, "alpha": 0.5},
+        )
+        axes.invert_yaxis()
+        axes.set(xlabel=units[part["measure"].iloc[0]], ylabel="items and model")
 
-        sns.boxplot(part, y="items", x="value", fliersize=1, ax=axes)
-        axes.set(xlabel="", ylabel="")
-
-    return panels(shown, ["measure"], draw, across=1, width=8.0)
+    return panels(
+        shown,
+        ["measure"],
+        draw,
+        title="Are memorized items outliers? Activations of the last MLP compared with those on "
+        "clean items with the same digits",
+        key=f"box: quartiles of items, pooled over {table['seed'].nunique()} seeds; black line: "
+        "median; whiskers: 1.5 times the box; dots: items further out",
+        across=1,
+        width=8.0,
+        height=2.5,
+    )
 
 
 def doses(table: pd.DataFrame) -> Figure:
@@ -271,15 +457,29 @@ def doses(table: pd.DataFrame) -> Figure:
         ["block", "set", "selection", "k", "seed"], ["true answer", "wrong answer"], "said", "share"
     )
     share = _per_seed(long, ["set", "block", "selection", "k", "said"], "share", "share said")
-    share["reset"] = share["selection"] + ", " + share["said"]
-    named = share.assign(block="MLP " + share["block"].astype(str))
-
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        lines(named, "k", "share said", "reset", "neurons reset")(part, axes)
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set_xlim(left=-0.1)
-
-    return panels(named, ["set", "block"], draw, across=2)
+    neurons = {"largest": "largest contributors", "random": "random neurons"}
+    share["reset"] = share["selection"].replace(neurons) + ", " + share["said"]
+    named = share.assign(block="MLP " + share["block"].astype(str), set=share["set"] + " items")
+    draw = lines(
+        named,
+        "k",
+        "share said",
+        "reset",
+        xlabel="number of neurons reset (equal distances; the last is the whole layer)",
+        ylabel=_ANSWERS,
+        spread="line",
+        ordinal=True,
+    )
+    return panels(
+        named,
+        ["set", "block"],
+        draw,
+        title="Answers when neurons are reset to their mean on clean items with the same digits: "
+        "those that contribute most to the answer, or random ones",
+        key=over_seeds(named, "point") + "; points side by side are at the same number",
+        width=5.0,
+        across=2,
+    )
 
 
 def heuristics(table: pd.DataFrame) -> Figure:
@@ -287,45 +487,64 @@ def heuristics(table: pd.DataFrame) -> Figure:
     seed."""
     first = table[table["seed"] == table["seed"].min()]
     one = first.iloc[0]
-    neuron = f"neuron {one['neuron']} of MLP {one['block']}"
-    title = f"{neuron}: {one['heuristic']}, score {one['score']:.2f}"
+    first = first.assign(items=first["items"].replace("memorized", "memorized items"))
+    look_of = looks(first["items"])
+    edges = np.histogram_bin_edges(first["activation"], 40)
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
+        for name, own in part.groupby("items", sort=False):
+            words, colour, _ = look_of[str(name)]
+            axes.hist(
+                own["activation"],
+                list(edges),
+                density=True,
+                color=colour,
+                alpha=0.45,
+                label=words.replace("clean, ", "clean items, "),
+            )
+        axes.set(xlabel="activation of the neuron", ylabel="density of items")
 
-        sns.histplot(
-            part,
-            x="activation",
-            hue="items",
-            bins=40,
-            stat="density",
-            common_norm=False,
-            element="step",
-            ax=axes,
-        )
-
-    figure = panels(first.assign(title=title), ["title"], draw, width=7.0)
-
-    # seaborn gives a histogram by hue no handles that the common legend of `panels` could use. It
-    # draws the last hue first, as bar containers or, for `element="step"`, as filled areas.
-    axes = figure.axes[0]
-    names = list(first["items"].unique())
-    drawn = axes.containers if len(axes.containers) == len(names) else axes.collections
-    axes.legend(drawn[::-1], names)
-    return figure
+    neuron = f"neuron {one['neuron']} of MLP {one['block']}"
+    return panels(
+        first.assign(title=neuron),
+        ["title"],
+        draw,
+        title=f"The neuron that a heuristic describes best: it answers to {one['heuristic']} "
+        f"(score {one['score']:.2f}, 1 is perfect)",
+        key="bars: share of the items of a kind per unit of activation; one seed",
+        width=7.5,
+        height=3.4,
+    )
 
 
 def knock_out(table: pd.DataFrame) -> Figure:
     """The clean items that are still answered correctly with a heuristic's neurons at zero, and
     with the same number of random neurons at zero."""
     covered = table["covered"].map({True: "covered", False: "other"})
+    knocked = table["knocked_out"].replace({"matched": "its neurons", "random": "random neurons"})
     shown = table.assign(
-        items=table["knocked_out"] + ", " + covered + " items",
+        items=knocked + " at zero, " + covered + " items",
         block="MLP " + table["block"].astype(str),
     )
     right = _per_seed(shown, ["block", "heuristic", "items"], "right", "share right")
+    draw = bars(
+        right,
+        "heuristic",
+        "share right",
+        "items",
+        xlabel="heuristic (a condition on the question or the answer)",
+        ylabel="share of items answered correctly",
+    )
     return panels(
-        right, ["block"], bars(right, "heuristic", "share right", "items"), width=7.0, across=1
+        right,
+        ["block"],
+        draw,
+        title="Do heuristics matter? Clean items answered correctly with the neurons of a "
+        "heuristic at zero, on items that it covers and on others",
+        key="bar: mean over the seeds on which the heuristic was found; thin line: from the lowest "
+        "to the highest",
+        width=9.0,
+        across=1,
     )
 
 
@@ -336,14 +555,30 @@ def shared(table: pd.DataFrame) -> Figure:
         ["seed", "memorized"], ["first contributors", "by chance"], "neurons", "count"
     )
     long["rank"] = long.groupby(["seed", "neurons"])["count"].rank(ascending=False, method="first")
-    long["share of memorized items"] = long["count"] / long["memorized"]
+    long["share"] = long["count"] / long["memorized"]
+    draw_lines = lines(
+        long,
+        "rank",
+        "share",
+        "neurons",
+        xlabel="neurons, most shared first (rank)",
+        ylabel="share of memorized items",
+    )
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        lines(long, "rank", "share of memorized items", "neurons", "neurons, in order")(part, axes)
+        draw_lines(part, axes)
         axes.set_xscale("log")
 
-    titled = long.assign(title="which neurons write memorized answers")
-    return panels(titled, ["title"], draw, width=6.5)
+    return panels(
+        long.assign(title="neurons of the last MLP"),
+        ["title"],
+        draw,
+        title="Do memorized items share neurons? The share of items to whose answer a neuron "
+        "contributes most",
+        key=over_seeds(long, "line", "band"),
+        width=7.5,
+        height=3.2,
+    )
 
 
 def _of(name: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[Tables], Figure]:

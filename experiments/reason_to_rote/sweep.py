@@ -37,10 +37,9 @@ from experiments.reason_to_rote.study import Tables, study
 from experiments.reason_to_rote.tasks import exact, learned, task
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Folder, Job, job
-from interp.reporting.panels import panels
+from interp.reporting.plotting import intervals
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Other values of fields of a recipe's data or model.
@@ -54,6 +53,26 @@ CHANGES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "width 64": {"model": {"width": 64}},
     "initial weights .02": {"model": {"spread": 0.02}},
     "initial weights .05": {"model": {"spread": 0.05}},
+}
+_SPELLED = {
+    "as in small": "unchanged recipe",
+    "initial weights .02": "initial weights 0.02",
+    "initial weights .05": "initial weights 0.05",
+}
+_MEASURED = {
+    "memorized": "noisy items memorized",
+    "most corrected": "most noisy items answered truly",
+    "true after 10 reset": "true answers, 10 neurons reset",
+    "true after 10 random reset": "true answers, 10 random neurons reset",
+    "kept without the digit": "memorized answers without the digit",
+    "kept without a random subspace": "memorized answers, random subspace",
+    "test kept without the digit": "test answers without the digit",
+}
+# Of measures that are no fractions of items.
+_UNITS = {
+    "steps to memorize by steps to pass": "ratio of optimizer steps",
+    "inputs depended on": "effective number of digits",
+    "profile correlation": "correlation",
 }
 FEW = ("as in small", "10% noise", "3 blocks")
 
@@ -160,15 +179,23 @@ def _measured(name: str, measures: Mapping[str, Measure], tables: Tables) -> pd.
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Every measure for every change, with intervals over items."""
-
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        below = part["estimate"] - part["low"]
-        above = part["high"] - part["estimate"]
-        axes.errorbar(part["estimate"], part["change"], xerr=[below, above], fmt="o", markersize=5)
-        axes.invert_yaxis()
-
-    return panels(table, ["measure"], draw, across=4, height=3.0)
+    """Every measure for every change. There is one seed, so no interval over seeds."""
+    shown = table.replace({"change": _SPELLED, "measure": _MEASURED})
+    points = shown.assign(low=shown["estimate"], high=shown["estimate"])
+    unchanged = points[points["change"] == _SPELLED["as in small"]].set_index("measure")["estimate"]
+    measures = points["measure"].unique()
+    return intervals(
+        points,
+        "change",
+        "measure",
+        labels={name: _UNITS.get(name, "fraction of items") for name in measures},
+        titles={name: name for name in measures},
+        levels=unchanged.to_dict(),
+        level="unchanged recipe",
+        title="How much the results about addition depend on the recipe: one change at a time",
+        key="points: one model each (one seed, so no intervals and no verdicts)",
+        across=4,
+    )
 
 
 def _preset(name: str, changes: tuple[str, ...]) -> Preset:

@@ -1,5 +1,5 @@
 """The command line: `interp scan | localize | ablate` for the main job on your own model and data,
-`interp demo` to see it on an example, `interp reproduce | claims` for the experiments."""
+`interp demo` to see it on an example, `interp reproduce | redraw | claims` for the experiments."""
 
 from __future__ import annotations
 
@@ -295,6 +295,29 @@ def reproduce(
         typer.echo(json.dumps([asdict(claim) for claim in results.claims]))
     else:
         typer.echo("\n".join(lines(results.claims)))
+
+
+@app.command()
+@_plain_errors
+def redraw(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of results, such as experiments/planted_leak/results/small."),
+    ],
+) -> None:
+    """Draw the figures of results again from their tables, without running anything.
+
+    Claims are judged again too, so that their statements are those of today's checks. Fails if a
+    number or a verdict would change. Needs a checkout of interp.
+
+    Example: `interp redraw experiments/*/results/*`
+    """
+    from interp.experiment.redraw import redraw as drawn
+
+    for folder in folders:
+        results = drawn(folder)
+        results.write(folder)
+        typer.echo(f"{folder}  {len(results.claims)} claims, {len(results.figures)} figures")
 
 
 @app.command()

@@ -27,6 +27,7 @@ _VERDICT_COLUMNS = [
     "seeds",
     "threshold",
     "upwards",
+    "statement",
 ]
 
 
@@ -341,19 +342,30 @@ def claims(checks: Sequence[Check], tables: Tables, seeds: Sequence[int]) -> lis
     if twice:
         raise ValueError(f"check ids have to be unique, got twice: {', '.join(twice)}")
 
-    each: dict[int, Any] = {}
-    for seed in seeds:
-        each[seed] = {name: table[table["seed"] == seed] for name, table in tables.items()}
+    each = of_each_seed(tables, seeds)
     found: list[Claim] = []
     for check in checks:
         found += check.claims(each)
     return found
 
 
+def of_each_seed(tables: Tables, seeds: Sequence[int]) -> dict[int, Tables]:
+    """Returns the tables of each seed.
+
+    Args:
+        tables: the tables of all seeds, with a column `seed`.
+        seeds: the seeds.
+    """
+    each: dict[int, Any] = {}
+    for seed in seeds:
+        each[seed] = {name: table[table["seed"] == seed] for name, table in tables.items()}
+    return each
+
+
 def verdicts(checks: Sequence[Check], found: Sequence[Claim]) -> pd.DataFrame:
     """Returns one row per claim: `claim` (the id of its check), `seed` ("all" or a number),
-    `measured`, `low`, `high`, `verdict`, `seeds` (how many), and the `threshold` with whether
-    larger values pass it (`upwards`).
+    `measured`, `low`, `high`, `verdict`, `seeds` (how many), the `threshold` with whether
+    larger values pass it (`upwards`), and the `statement`.
 
     Args:
         checks: the checks.
@@ -379,6 +391,7 @@ def verdicts(checks: Sequence[Check], found: Sequence[Claim]) -> pd.DataFrame:
             "seeds": claim.seeds,
             "threshold": threshold.value,
             "upwards": threshold.upwards,
+            "statement": claim.statement,
         }
         table.append(row)
     return pd.DataFrame(table, columns=_VERDICT_COLUMNS)

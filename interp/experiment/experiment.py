@@ -48,19 +48,23 @@ class Results:
     figures: Mapping[str, Figure]
 
     def save(self, out: str | Path, config: Mapping[str, Any]) -> None:
-        """Writes claims.json, tables/*.parquet, figures/*.png and config.json.
+        """Writes config.json and what `write` writes.
 
         Args:
             out: folder of the files.
             config: what config.json says, besides the versions of packages.
         """
         place = writable(out)
+        _write_json(place / "config.json", {**config, "versions": versions()})
+        self.write(place)
+
+    def write(self, place: Path) -> None:
+        """Writes claims.json, tables/*.parquet and figures/*.png to a folder."""
         for name, table in self.tables.items():
             with replaced(place / "tables" / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary)
         for name, figure in self.figures.items():
             save(figure, place / "figures" / f"{name}.png")
-        _write_json(place / "config.json", {**config, "versions": versions()})
         _write_json(place / "claims.json", [asdict(claim) for claim in self.claims])
 
 
@@ -190,9 +194,18 @@ class Experiment:
         """
         checks = self.checks(settings)
         found = claims_of(checks, tables, seeds)
+        summaries = {} if self.summaries is None else self.summaries(tables)
+        return self.draw(checks, found, {**tables, **summaries})
+
+    def draw(self, checks: Sequence[Check], found: Sequence[Claim], tables: Tables) -> Results:
+        """Returns claims with the figures of their tables and that of their verdicts.
+
+        Args:
+            checks: the checks.
+            found: their claims.
+            tables: the joined tables of all seeds, and the summaries.
+        """
         all_tables = dict(tables)
-        if self.summaries is not None:
-            all_tables |= self.summaries(tables)
         figures: dict[str, Figure] = {}
         for name, draw in self.figures.items():
             figure = draw(all_tables)
@@ -200,7 +213,7 @@ class Experiment:
                 figures[name] = figure
         if checks:
             all_tables["verdicts"] = verdicts(checks, found)
-            figures["verdicts"] = verdict_figure(all_tables["verdicts"])
+            figures["verdicts"] = verdict_figure(all_tables["verdicts"], self.name)
         return Results(found, all_tables, figures)
 
     def _work(self, settings: Any, seeds: Sequence[int], out: Path) -> list[tuple[int, Kept]]:
@@ -277,11 +290,7 @@ def changed(settings: Any, changes: Sequence[str]) -> Any:
         >>> changed(Preset(), ["model=models/mine", "seeds=3"])
         Preset(seeds=3, model='models/mine')
     """
-    plain: dict[str, Any] = {}
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if type(value) in (str, int, float):
-            plain[each.name] = value
+    plain = plain_fields(settings)
     found: dict[str, Any] = {}
     for change in changes:
         name, equals, text = change.partition("=")
@@ -301,6 +310,16 @@ def changed(settings: Any, changes: Sequence[str]) -> Any:
     if found.get("seeds", 1) < 1:
         raise ValueError(f"seeds: expected at least 1, got {found['seeds']}")
     return replace(settings, **found)
+
+
+def plain_fields(settings: Any) -> dict[str, Any]:
+    """Returns the fields of a preset's settings that are text or numbers."""
+    plain: dict[str, Any] = {}
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if type(value) in (str, int, float):
+            plain[each.name] = value
+    return plain
 
 
 def lines(claims: Iterable[Claim]) -> list[str]:

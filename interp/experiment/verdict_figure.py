@@ -1,5 +1,5 @@
-"""One figure for all claims of an experiment: each seed, the interval over seeds, the threshold,
-and the verdict."""
+"""One figure for all claims of an experiment: what each says, each seed, the interval over seeds,
+the threshold, and the verdict."""
 
 from __future__ import annotations
 
@@ -8,18 +8,28 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.experiment.claims import NOT_TESTABLE
-from interp.reporting.plotting import style
+from interp.reporting.layout import LEVEL, WIDEST, finish, new_figure, style, wrapped
+from interp.reporting.looks import in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-# Numbers in seaborn's colour-blind palette: green, grey, vermilion, light blue.
-_COLOURS = {"reproduced": 2, "not reproduced": 7, "opposite": 3, NOT_TESTABLE: 9}
+# Colour and marker of each verdict. They differ in lightness too, for readers who see no colours.
+_MARKS = {
+    "reproduced": ("#009E73", "o"),
+    "not reproduced": ("#E69F00", "X"),
+    "opposite": ("#882255", "v"),
+    NOT_TESTABLE: ("#777777", "D"),
+}
+# Widths and heights in inches.
+_STATEMENT = 4.7
+_LETTER = 0.058
+_LINE = 0.145
+_ROW_MARGIN = 0.09
 
 
-def verdict_figure(table: pd.DataFrame) -> Figure:
+def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
     """Draws one row per claim.
 
     Claims are in different units, so each row has its own scale: 0 is the threshold, the claim
@@ -28,65 +38,78 @@ def verdict_figure(table: pd.DataFrame) -> Figure:
 
     Args:
         table: what `checks.verdicts` returns.
+        name: of the experiment.
     """
-    import seaborn as sns
-    from matplotlib.figure import Figure
+    claims = list(table.groupby("claim", sort=False))
+    texts: list[str] = []
+    for claim, part in claims:
+        statement = in_words(part["statement"].iloc[0])
+        texts.append(wrapped(f"{claim}: {statement}", _STATEMENT, _LETTER))
+    heights = [_LINE * (text.count("\n") + 1) + _ROW_MARGIN for text in texts]
 
-    palette: Any = sns.color_palette("colorblind")
-    names = list(table["claim"].unique())
     with style():
-        figure = Figure(figsize=(9.5, 0.32 * len(names) + 1.6), layout="constrained")
+        figure = new_figure(WIDEST, sum(heights) + 1.6)
         axes = figure.subplots()
-        for height, name in enumerate(names):
-            part: Any = table[table["claim"] == name]
-            _draw_claim(_add_scaled_columns(part), height, axes, palette)
-        axes.axvline(0, color="0.3", linestyle="--", linewidth=1)
+        top = 0.0
+        centres: list[float] = []
+        for (_, part), height in zip(claims, heights, strict=True):
+            centres.append(top + height / 2)
+            _draw_claim(_add_scaled_columns(part), centres[-1], axes)
+            top += height
+            axes.axhline(top, color="0.9", linewidth=0.6, zorder=0)
+        axes.axvline(0, label="threshold", **LEVEL)
+        axes.grid(visible=False, axis="y")
         axes.set(
             xlim=(-1.08, 1.08),
-            ylim=(len(names) - 0.5, -0.5),
-            yticks=range(len(names)),
-            yticklabels=names,
-            xlabel="distance from the threshold, each claim on its own scale "
-            "(right: the claim holds)",
-            title="claims and verdicts",
+            ylim=(top, 0),
+            xlabel="distance from the threshold\n(each claim on its own scale; right of 0: holds)",
+            ylabel="claim",
         )
-        axes.tick_params(axis="y", labelsize=8)
-        over_seeds = table["seed"] == "all"
-        marks = _legend(set(table.loc[over_seeds, "verdict"]), palette)
-        figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8)
+        axes.set_yticks(centres, texts, fontsize=7.5, ha="left")
+        axes.tick_params(axis="y", pad=_STATEMENT * 72 + 4, length=0)
+        experiment = in_words(name.replace(".", ", "))
+        title = f"Claims of {experiment}: what was measured against each threshold"
+        seeds = max(table["seeds"])
+        spread = (
+            f"thick lines: over {seeds} seeds, as each claim is judged (95% interval or range)"
+            if seeds > 1
+            else "one seed, so no interval"
+        )
+        finish(figure, [axes], title, f"large marks: means, by verdict; {spread}")
     return figure
 
 
-def _draw_claim(part: pd.DataFrame, height: int, axes: Axes, palette: Any) -> None:
+def _draw_claim(part: pd.DataFrame, height: float, axes: Axes) -> None:
     overall: Any = part[part["seed"] == "all"].iloc[0]
     each: Any = part[part["seed"] != "all"]
-    colour = palette[_COLOURS[overall["verdict"]]]
-    axes.plot(each["measured_at"], [height] * len(each), "|", color="0.45", markersize=9)
+    colour, marker = _MARKS[overall["verdict"]]
+    if len(each):
+        axes.plot(
+            each["measured_at"],
+            [height] * len(each),
+            "|",
+            color="0.35",
+            markersize=8,
+            label="one seed",
+        )
     if overall["seeds"] > 1:
         ends = [overall["low_at"], overall["high_at"]]
         axes.plot(ends, [height, height], color=colour, linewidth=2.5)
-    axes.plot([overall["measured_at"]], [height], "o", color=colour, markersize=6)
+    axes.plot(
+        [overall["measured_at"]],
+        [height],
+        marker,
+        color=colour,
+        markersize=6.5,
+        label=overall["verdict"],
+    )
     axes.annotate(
         _numbers(overall),
         (1.02, height),
         xycoords=("axes fraction", "data"),
         va="center",
-        fontsize=8,
+        fontsize=7.5,
     )
-
-
-def _legend(verdicts: set[str], palette: Any) -> list[Line2D]:
-    from matplotlib.lines import Line2D
-
-    marks: list[Line2D] = []
-    for name, number in _COLOURS.items():
-        if name in verdicts:
-            marks.append(Line2D([], [], marker="o", color=palette[number], label=name))
-    marks.append(
-        Line2D([], [], marker="|", linestyle="", color="0.45", markersize=9, label="one seed")
-    )
-    marks.append(Line2D([], [], linestyle="--", color="0.3", label="threshold"))
-    return marks
 
 
 def _add_scaled_columns(part: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +127,9 @@ def _add_scaled_columns(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers(row: Any) -> str:
-    bar = f"{'≥' if row['upwards'] else '≤'} {row['threshold']:.3g}"
+    rounded = row[["measured", "low", "high", "threshold"]].astype(float).round(6) + 0.0
+    row = {**row, **rounded}
+    threshold = f"{'≥' if row['upwards'] else '≤'} {row['threshold']:.3g}"
     if row["seeds"] == 1:
-        return f"{row['measured']:.3g} ({bar})"
-    return f"{row['measured']:.3g} [{row['low']:.3g}, {row['high']:.3g}] ({bar})"
+        return f"{row['measured']:.3g}\n({threshold})"
+    return f"{row['measured']:.3g} [{row['low']:.3g}, {row['high']:.3g}]\n({threshold})"

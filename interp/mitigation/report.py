@@ -12,6 +12,7 @@ import pandas as pd
 
 from interp.files import replaced, writable
 from interp.memorization.evaluation import MEASURES
+from interp.reporting.looks import in_words
 from interp.reporting.plotting import dose_response, save
 from interp.reporting.stats import Interval, bootstrap, paired
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = {
-    ("memorized", "accuracy"): "suffix accuracy, memorized",
-    ("memorized", "exact"): "extracted exactly",
-    ("control", "loss"): "control loss (nats/token)",
+    ("memorized", "accuracy"): "suffix accuracy (fraction of tokens)",
+    ("memorized", "exact"): "extracted exactly (fraction of windows)",
+    ("control", "loss"): "loss on control text (nats per token)",
 }
 
 
@@ -209,7 +210,7 @@ class DropReport:
     def plot(self) -> Figure:
         """Draws accuracy and extraction of the memorized windows, and control loss, against the
         fraction ablated."""
-        return drop_figure(self.frame, PANELS)
+        return drop_figure(self.frame)
 
     def save(self, folder: str | Path) -> None:
         """Writes `drop.parquet`, `drop.png` and `drop.json` (the verdict and the comparison at
@@ -236,29 +237,54 @@ def _interval(row: pd.Series) -> str:
 
 def drop_figure(
     frame: pd.DataFrame,
-    panels: Mapping[tuple[str, str], str],
-    scales: Mapping[str, str] | None = None,
+    panels: Mapping[tuple[str, str], str] = PANELS,
+    *,
+    title: str = "What is still extracted, and what it costs, by the share of units ablated",
+    key: str = "points: means over windows; lines through them: 95% intervals",
 ) -> Figure:
     """Draws one panel per data set and measure, against the fraction ablated.
 
+    A loss is drawn twice if there is the control "lowest": without it, so that the price of the
+    selection can be seen, and with it. That control often costs a hundred times as much.
+
     Args:
         frame: rows as in `DropReport.frame`.
-        panels: the (data, measure) pairs to draw, each with the title of its panel.
-        scales: matplotlib's scale of a panel's y axis, by title; linear by default.
+        panels: the (data, measure) pairs to draw, each with the label of its y axis.
+        title: what is compared.
+        key: what the points and the lines through them are.
     """
     keys = list(zip(frame["data"], frame["measure"], strict=True))
     parts: list[Any] = []
     before: dict[str, float] = {}
-    for panel, name in panels.items():
-        part: Any = frame[[key == panel for key in keys]].assign(panel=name)
-        parts.append(part)
-        before[name] = float(part["before"].iloc[0])
+    titles: dict[str, str] = {}
+    labels = {"fraction": "share of units ablated"}
+
+    def add(part: pd.DataFrame, label: str, about: str) -> None:
+        panel = f"{label}, {about}"
+        parts.append(part.assign(panel=panel))
+        before[panel] = float(part["before"].iloc[0])
+        labels[panel] = label
+        titles[panel] = about
+
+    for panel, label in panels.items():
+        part: Any = frame[[key == panel for key in keys]]
+        data, measure = panel
+        about = f"{in_words(data)} windows"
+        is_lowest = part["selection"] == "lowest"
+        if measure == "loss" and is_lowest.any() and not is_lowest.all():
+            add(part[~is_lowest], label, f"{about}, without the lowest-scoring units")
+            add(part, label, f"{about}, with them")
+        else:
+            add(part, label, about)
     return dose_response(
         pd.concat(parts),
         "fraction",
         "selection",
         "panel",
-        labels={"fraction": "share of units ablated"},
+        labels=labels,
         before=before,
-        scales=scales or {},
+        title=title,
+        key=key,
+        titles=titles,
+        across=2,
     )

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.reporting.plotting import style
+from interp.reporting.layout import style
+from interp.reporting.looks import in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # In inches.
 _PICTURE_SIDE = 0.95
-_LETTER_WIDTH = 0.095
+_LETTER_WIDTH = 0.08
 _CAPTION_LINE = 0.16
+_TITLE_LETTER = 0.088
+_TITLE_LINE = 0.22
 _MARGIN = 0.1
 
 
 def image_grid(
-    rows: Mapping[str, Float[Tensor, "n channels side side"]], captions: Sequence[str] | None = None
+    rows: Mapping[str, Float[Tensor, "n channels side side"]],
+    captions: Sequence[str] | None = None,
+    title: str = "One image per column",
 ) -> Figure:
     """Draws one row of pictures for each name.
 
@@ -31,6 +37,7 @@ def image_grid(
         rows: for each name, which is written on the left, pictures in [0, 1]; all rows have the
             same number of pictures and the same shape.
         captions: what to write above each column.
+        title: what is compared.
 
     Raises:
         ValueError: no row, no picture, rows of different shapes, pictures that are neither grey nor
@@ -48,10 +55,13 @@ def image_grid(
     if captions is not None and len(captions) != count:
         raise ValueError(f"captions: expected one for each of {count} columns, got {len(captions)}")
 
-    left = _LETTER_WIDTH * max(map(len, rows)) + 2 * _MARGIN
+    names = [in_words(name) for name in rows]
+    left = _LETTER_WIDTH * max(map(len, names)) + 2 * _MARGIN
     caption_lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
     above = _CAPTION_LINE * caption_lines + _MARGIN
     width = left + _PICTURE_SIDE * count + _MARGIN
+    wrapped_title = textwrap.fill(title, int(width / _TITLE_LETTER))
+    above += _TITLE_LINE * (wrapped_title.count("\n") + 1)
     height = above + _PICTURE_SIDE * len(rows) + _MARGIN
     # Margins by hand: matplotlib's constrained layout takes longer than everything else for a grid
     # of many axes.
@@ -69,7 +79,8 @@ def image_grid(
 
         figure = Figure(figsize=(width, height))
         grid: Any = figure.subplots(len(rows), count, squeeze=False, gridspec_kw=spacing)
-        for row, (name, pictures) in zip(grid, rows.items(), strict=True):
+        figure.suptitle(wrapped_title, y=1 - _MARGIN / height, va="top")
+        for row, name, pictures in zip(grid, names, rows.values(), strict=True):
             for axes, picture in zip(row, pictures.detach().cpu().float(), strict=True):
                 _draw_picture(axes, picture)
             row[0].set_ylabel(name, rotation=0, ha="right", va="center", size=10)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
-from interp.reporting.plotting import gather_legends, style
+from interp.reporting.layout import LEVEL, finish, fit_names, grid_of, name_panel, style
+from interp.reporting.looks import in_words, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Draw = Callable[[pd.DataFrame, "Axes"], None]
-SEEDS = ("pi", 100)  # bands and bars reach from the lowest seed to the highest
+_MOST_MARKERS = 60  # of one line; more would hide it
 
 
 def panels(
@@ -22,8 +24,10 @@ def panels(
     by: list[str],
     draw: Draw,
     *,
-    width: float = 5.0,
-    height: float = 3.8,
+    title: str,
+    key: str,
+    width: float = 3.5,
+    height: float = 2.8,
     across: int = 3,
 ) -> Figure:
     """Draws one panel for each combination of values in some columns, with one legend.
@@ -32,95 +36,199 @@ def panels(
         frame: tidy, one row per point and seed.
         by: the columns whose combinations are the panels, in order of appearance.
         draw: draws the rows of one panel on its axes, such as `lines(...)` or `bars(...)`.
+        title: what is compared.
+        key: what the marks, bars and bands are; see `over_seeds`.
         width: of a panel, in inches.
         height: of a panel, in inches.
         across: how many panels stand in a row.
 
     Example:
-        >>> from interp.reporting.panels import bars, panels
+        >>> from interp.reporting.panels import bars, over_seeds, panels
         >>> table = pd.DataFrame({"model": ["VAR", "RAR"], "set": "train", "share": [0.2, 0.3]})
-        >>> table["method"] = "UnitMem"
-        >>> figure = panels(table, ["model"], bars(table, "set", "share", "method"))
+        >>> table = table.assign(method="unitmem", seed=0)
+        >>> draw = bars(table, "set", "share", "method", xlabel="images")
+        >>> title = "Share of images by model"
+        >>> figure = panels(table, ["model"], draw, title=title, key=over_seeds(table, "bar"))
         >>> [axes.get_title() for axes in figure.axes]
         ['VAR', 'RAR']
     """
-    from matplotlib.figure import Figure
-
     groups: Any = frame.groupby(by, sort=False)
-    parts = [(" · ".join(map(str, key)), part) for key, part in groups]
-    columns = min(across, len(parts))
-    rows = -(-len(parts) // columns)
+    parts = [(" · ".join(map(in_words, key)), part) for key, part in groups]
     with style():
-        figure = Figure(figsize=(width * columns + 1.5, height * rows), layout="constrained")
-        cells: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
-        for axes, (title, part) in zip(cells, parts, strict=False):
+        figure, grid = grid_of(len(parts), across, width=width, height=height)
+        for axes, (name, part) in zip(grid, parts, strict=True):
             draw(part, axes)
-            axes.set_title(title)
-        for empty in cells[len(parts) :]:
-            empty.remove()
-        gather_legends(figure, cells[: len(parts)], loc="outside right upper")
+            name_panel(axes, name)
+        finish(figure, grid, title, key)
     return figure
 
 
-def lines(frame: pd.DataFrame, x: str, y: str, hue: str, label: str) -> Draw:
-    """Returns a function for `panels` that draws lines with a band over the seeds.
+def over_seeds(frame: pd.DataFrame, mark: str, spread: str = "thin line") -> str:
+    """Returns what a legend says of marks that are means over the seeds of a table.
+
+    Args:
+        frame: the table.
+        mark: what shows the mean.
+        spread: what reaches from the lowest seed to the highest.
+
+    Example:
+        >>> from interp.reporting.panels import over_seeds
+        >>> over_seeds(pd.DataFrame({"seed": [0, 1, 2]}), "point", "band")
+        'point: mean over 3 seeds; band: from the lowest seed to the highest'
+    """
+    seeds = len(frame["seed"].unique())
+    if seeds == 1:
+        return f"{mark}: one seed"
+    return f"{mark}: mean over {seeds} seeds; {spread}: from the lowest seed to the highest"
+
+
+def level(axes: Axes, value: float, name: str) -> None:
+    """Draws a value to compare with, such as chance, as a dashed line that the legend names."""
+    axes.axhline(value, label=name, **LEVEL)
+
+
+def lines(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str,
+    *,
+    xlabel: str,
+    ylabel: str | None = None,
+    spread: Literal["band", "line"] = "band",
+    ordinal: bool = False,
+) -> Draw:
+    """Returns a function for `panels` that draws lines through means over seeds.
 
     Args:
         frame: the whole table, which gives each line its colour.
         x: the column of the x axis.
         y: the column of the y axis.
         hue: the column that names the line.
-        label: what to write on the x axis.
+        xlabel: name and unit of the x axis.
+        ylabel: name and unit of the y axis, by default the column's name.
+        spread: what reaches from the lowest seed to the highest: a band, or a thin line at each
+            point, which stand side by side so that many of them can be told apart.
+        ordinal: whether the values of x are drawn at equal distances.
     """
-    palette = colours(frame, hue)
+    look_of = looks(frame[hue].unique())
+    values = sorted(frame[x].unique())
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
-
-        sns.lineplot(part, x=x, y=y, hue=hue, palette=palette, errorbar=SEEDS, marker="o", ax=axes)
-        axes.set(xlabel=label, ylabel=y)
+        found = set(map(str, part[hue]))
+        drawn = [name for name in look_of if name in found]
+        reach = len(values) if ordinal else float(np.ptp(part[x]))
+        for number, name in enumerate(drawn):
+            words, colour, marker = look_of[name]
+            own = part[part[hue].astype(str) == name]
+            seeds = own.groupby(x)[y].agg(["mean", "min", "max"])
+            places = map(values.index, seeds.index) if ordinal else seeds.index
+            at = np.array(list(places), dtype=float)
+            if spread == "band":
+                axes.fill_between(
+                    at, seeds["min"], seeds["max"], color=colour, alpha=0.18, linewidth=0
+                )
+            else:
+                at = at + 0.012 * reach * (number - (len(drawn) - 1) / 2)
+                axes.vlines(at, seeds["min"], seeds["max"], color=colour, linewidth=1)
+            axes.plot(
+                at,
+                seeds["mean"],
+                color=colour,
+                marker=marker if len(at) <= _MOST_MARKERS else None,
+                markersize=4.5,
+                linewidth=1.4,
+                label=words,
+            )
+        if ordinal:
+            axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axes.set(xlabel=xlabel, ylabel=ylabel or y)
 
     return draw
 
 
-def bars(frame: pd.DataFrame, x: str, y: str, hue: str) -> Draw:
-    """Returns a function for `panels` that draws bars of shares with a range over the seeds.
+def bars(
+    frame: pd.DataFrame, x: str, y: str, hue: str, *, xlabel: str, ylabel: str | None = None
+) -> Draw:
+    """Returns a function for `panels` that draws bars from 0 to the mean over seeds, with a thin
+    line from the lowest seed to the highest.
+
+    The axis of shares ends at 1, other axes just above the highest line.
 
     Args:
         frame: the whole table, which gives each bar its colour.
         x: the column of the groups of bars.
-        y: the column of shares, 0 to 1.
+        y: the column of the heights.
         hue: the column that names the bar within its group.
+        xlabel: name of the groups.
+        ylabel: name and unit of the y axis, by default the column's name.
     """
-    palette = colours(frame, hue)
+    look_of = looks(frame[hue].unique())
+    every: Any = frame[y]
+    of_shares = bool(every.min() >= 0) and bool(every.max() <= 1)
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
-        import seaborn as sns
-
-        sns.barplot(
-            part,
-            x=x,
-            y=y,
-            hue=hue,
-            hue_order=list(palette),
-            palette=palette,
-            errorbar=SEEDS,
-            ax=axes,
-        )
-        axes.set(xlabel="", ylabel=y, ylim=(0, 1.02))
-        for tick in axes.get_xticklabels():
-            tick.set(rotation=30, ha="right", rotation_mode="anchor")
+        groups = list(part[x].unique())
+        found = set(map(str, part[hue]))
+        drawn = [name for name in look_of if name in found]
+        width = 0.8 / len(drawn)
+        for number, name in enumerate(drawn):
+            own = part[part[hue].astype(str) == name]
+            seeds = own.groupby(x, sort=False)[y].agg(["mean", "min", "max"])
+            at = np.array([groups.index(group) for group in seeds.index], dtype=float)
+            at += width * (number - (len(drawn) - 1) / 2)
+            words, colour, _ = look_of[name]
+            axes.bar(at, seeds["mean"], width, color=colour, label=words)
+            axes.vlines(at, seeds["min"], seeds["max"], color="0.15", linewidth=1.2)
+        axes.set_xticks(range(len(groups)), [in_words(group) for group in groups])
+        fit_names(axes)
+        axes.grid(visible=False, axis="x")
+        axes.set(xlabel=xlabel, ylabel=ylabel or y)
+        if of_shares:
+            axes.set_ylim(0, 1.02)
+        else:
+            heights: Any = part[y]
+            axes.set_ylim(min(0, 1.08 * heights.min()), max(0, 1.08 * heights.max()))
 
     return draw
 
 
-def colours(frame: pd.DataFrame, hue: str) -> dict[str, Any]:
-    """Returns a colour for each name in a column, the same in all panels of one table.
+def cells(
+    row: str,
+    column: str,
+    value: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    limits: tuple[float | None, float | None] = (None, None),
+) -> Draw:
+    """Returns a function for `panels` that draws means over seeds as coloured cells with numbers.
 
     Args:
-        frame: the whole table.
-        hue: the column of names, at most ten.
+        row: the column of the rows, in order of appearance.
+        column: the column of the columns.
+        value: the column of the values.
+        xlabel: name of the columns.
+        ylabel: name of the rows.
+        limits: the values with the first and the last colour, by default those of the panel.
     """
-    import seaborn as sns
 
-    return dict(zip(frame[hue].unique(), sns.color_palette("colorblind"), strict=False))
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        import seaborn as sns
+
+        wide: Any = part.pivot_table(index=row, columns=column, values=value)
+        sns.heatmap(
+            wide.loc[part[row].unique()],
+            annot=True,
+            fmt=".2f",
+            annot_kws={"size": 7.5},
+            cmap="crest",
+            vmin=limits[0],
+            vmax=limits[1],
+            cbar=False,
+            ax=axes,
+        )
+        axes.tick_params(axis="y", rotation=0)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+
+    return draw

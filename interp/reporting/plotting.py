@@ -8,16 +8,25 @@ notebook, a thread, or on a machine without a display.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interp.files import replaced
+from interp.reporting.layout import (
+    LEVEL,
+    finish,
+    fit_names,
+    grid_of,
+    name_panel,
+    new_figure,
+    style,
+)
+from interp.reporting.looks import Look, in_words, looks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,41 +43,9 @@ __all__ = [
     "style",
 ]
 
-# These names have the first colours of the palette (blue, orange, green) in every figure, whether
-# the others are drawn or not.
-KNOWN_HUES = ("selection", "random", "lowest")
-BAND_ALPHA = 0.18
 NO_TEXT: Mapping[str, str] = MappingProxyType({})
 NO_LEVELS: Mapping[str, float] = MappingProxyType({})
-
-
-@contextmanager
-def style() -> Generator[None]:
-    """Draws in the toolkit's style inside the block: colour-blind palette, light grid, 150 dpi.
-
-    Example:
-        >>> from matplotlib.figure import Figure
-        >>> with interp.plotting.style():
-        ...     axes = Figure().subplots()
-        >>> axes.spines["top"].get_visible()
-        False
-    """
-    import matplotlib as mpl
-    import seaborn as sns
-    from matplotlib.rcsetup import cycler
-
-    look: dict[Any, Any] = {
-        **sns.axes_style("whitegrid"),
-        **sns.plotting_context("notebook"),
-        "axes.prop_cycle": cycler(color=sns.color_palette("colorblind")),
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "grid.alpha": 0.4,
-        "legend.frameon": False,
-        "savefig.dpi": 150,
-    }
-    with mpl.rc_context(look):
-        yield
+INTERVALS = "points: estimates; lines through them: 95% intervals"
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -113,16 +90,20 @@ def dose_response(
     labels: Mapping[str, str] = NO_TEXT,
     before: Mapping[str, float] = NO_LEVELS,
     scales: Mapping[str, str] = NO_TEXT,
+    title: str | None = None,
+    key: str = INTERVALS,
+    titles: Mapping[str, str] = NO_TEXT,
+    across: int = 3,
 ) -> Figure:
-    """Draws lines with interval bands over a logarithmic x.
+    """Draws lines through points with intervals, over a logarithmic x.
 
-    There is one panel per measure, up to three side by side, and one line per hue.
-    The bars at the points are the measured intervals; the band between them only guides the eye.
+    There is one panel per measure and one line per hue. Points of the same dose stand side by side,
+    so that their intervals do not cover each other.
 
     Args:
         frame: tidy, one row per point, with columns `x` (> 0), `hue`, `measure`, `estimate`, `low`,
             `high`. Panels and lines come in order of appearance, except that the lines "selection",
-            "random" and "lowest" come first and always have the same colours.
+            "random" and "lowest" come first.
         x: the column of the dose, such as "fraction" or "k".
         hue: the text column that names the line.
         measure: the text column that names the panel.
@@ -130,10 +111,14 @@ def dose_response(
         before: for a measure, its value without intervention, drawn as a dashed line.
         scales: for a measure, matplotlib's scale of its y axis, such as "symlog" where one line is
             much higher than the others.
+        title: what is compared; by default it is put together from the names.
+        key: what the points and the lines through them are.
+        titles: for a measure, what to write above its panel.
+        across: largest number of panels in a row.
 
     Raises:
-        ValueError: a missing column, no rows, a missing number, x <= 0, two rows for one point, or
-            a name in `before` that is not a measure.
+        ValueError: a missing column, no rows, a missing number, x <= 0, two rows for one point,
+            more hues than there are colours, or a name in `before` that is not a measure.
 
     Example:
         >>> points = pd.DataFrame({"fraction": [0.01, 0.1, 0.01, 0.1]})
@@ -147,35 +132,40 @@ def dose_response(
         ['selection', 'random', 'before']
     """
     _check_points(frame, x, hue, measure, before)
-    palette = _palette(list(frame[hue].unique()))
+    look_of = looks(_first_come_first(frame[hue].unique()))
     panels = [(str(name), points) for name, points in frame.groupby(measure, sort=False)]
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // 3)
+    dose = labels.get(x, in_words(x))
     with style():
-        figure = _figure(width=4.6 * columns + 1.4, height=3.8 * rows)
-        cells: list[Axes] = list(figure.subplots(rows, columns, sharex=True, squeeze=False).ravel())
-        grid = cells[: len(panels)]
-        for empty in cells[len(panels) :]:
-            empty.remove()
-
+        width = 3.5 if min(across, len(panels)) > 2 else 4.8
+        figure, grid = grid_of(len(panels), across, width=width, height=2.7)
         for axes, (name, points) in zip(grid, panels, strict=True):
-            _draw_lines(axes, points, x, hue, palette)
+            _draw_lines(axes, points, x, hue, look_of)
             if name in before:
-                axes.axhline(
-                    before[name], color="0.4", linestyle="--", linewidth=1, label="before", zorder=1
-                )
+                axes.axhline(before[name], label="before", **LEVEL)
             axes.set(
                 xscale="log",
-                xlabel=labels.get(x, x),
-                ylabel=labels.get(name, name),
+                xlabel=dose,
+                ylabel=labels.get(name, in_words(name)),
                 yscale=scales.get(name, "linear"),
             )
+            name_panel(axes, titles.get(name, ""))
             doses = np.unique(_numbers(points, x))
             if doses[-1] < 10 * doses[0]:  # within a decade matplotlib's own ticks overlap
                 axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
                 axes.set_xticks([], minor=True)
-        gather_legends(figure, grid, loc="outside right center")
+                axes.set_xlim(doses[0] / 2, doses[-1] * 2)
+        measures = ", ".join(labels.get(name, in_words(name)) for name, _ in panels)
+        if len(look_of) > 1:
+            key = f"{key}; points side by side are at the same {dose}"
+        finish(figure, grid, title or f"{measures} by {dose}", key)
     return figure
+
+
+def _first_come_first(names: Iterable[str]) -> list[str]:
+    """The names in order, after those that every report of an ablation has."""
+    given = list(names)
+    reported = [name for name in ("selection", "random", "lowest") if name in given]
+    return [*reported, *(name for name in given if name not in reported)]
 
 
 def ranked_scores(
@@ -200,8 +190,6 @@ def ranked_scores(
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['top units', 'score']
     """
-    import seaborn as sns
-
     _check_columns(frame, [block, score], numbers=[block, score])
     indices = _numbers(frame, block).astype(int)
     total = int(indices.max()) + 1 if blocks is None else blocks
@@ -210,87 +198,50 @@ def ranked_scores(
             f"{block}: expected indices 0 to {total - 1}, got {indices.min()} to {indices.max()}"
         )
     with style():
-        figure = _figure(width=max(5.0, 0.28 * total + 2), height=4.6)
+        figure = new_figure(width=max(6.0, 0.28 * total + 2), height=5.2)
         above, below = figure.subplots(2, 1, sharex=True)
-        colour = sns.color_palette("colorblind")[0]
-        above.bar(range(total), np.bincount(indices, minlength=total), color=colour)
+        (look,) = looks([score]).values()
+        counts = np.bincount(indices, minlength=total)
+        above.bar(range(total), counts, color=look.colour, label="number of units in the block")
         above.set(ylabel="top units")
-        below.plot(indices, _numbers(frame, score), "o", color=colour, alpha=0.5, markersize=4)
-        below.set(xlabel="block", ylabel=score, xlim=(-0.6, total - 0.4))
+        below.plot(
+            indices,
+            _numbers(frame, score),
+            "o",
+            color=look.colour,
+            alpha=0.5,
+            markersize=4,
+            label="one unit",
+        )
+        below.set(xlabel="block", ylabel=in_words(score), xlim=(-0.6, total - 0.4))
+        above.set(xlabel="block")
         for axis in (above.yaxis, below.xaxis):
             axis.get_major_locator().set_params(integer=True)
+        title = f"Where the {len(frame)} highest-scoring units are, block by block"
+        finish(figure, [above, below], title, "bars: how many; points: their scores")
     return figure
 
 
 def _draw_lines(
-    axes: Axes, points: pd.DataFrame, x: str, hue: str, palette: dict[str, Any]
+    axes: Axes, points: pd.DataFrame, x: str, hue: str, look_of: Mapping[str, Look]
 ) -> None:
-    import seaborn as sns
-
-    order = list(palette)
-    sns.lineplot(
-        points,
-        x=x,
-        y="estimate",
-        hue=hue,
-        hue_order=order,
-        palette=palette,
-        style=hue,
-        style_order=order,
-        markers=True,
-        dashes=False,
-        estimator=None,
-        errorbar=None,
-        ax=axes,
-    )
-    for name, line in points.sort_values(x).groupby(hue):
-        colour = palette[str(name)]
-        doses = _numbers(line, x)
-        low = _numbers(line, "low")
-        high = _numbers(line, "high")
-        axes.fill_between(doses, low, high, color=colour, alpha=BAND_ALPHA, linewidth=0)
-        axes.vlines(doses, low, high, color=colour, linewidth=1)
-
-
-def _palette(hues: Sequence[str]) -> dict[str, Any]:
-    """The colour of each name in `hues`, in drawing order."""
-    import seaborn as sns
-
-    known = len(KNOWN_HUES)
-    others = [name for name in hues if name not in KNOWN_HUES]
-    colour_blind = sns.color_palette("colorblind")
-    # The colour-blind palette has ten colours and would start again after them.
-    enough = known + len(others) <= len(colour_blind)
-    palette_of_others = "colorblind" if enough else "husl"
-    colours = [
-        *colour_blind[:known],
-        *sns.color_palette(palette_of_others, known + len(others))[known:],
-    ]
-    every = dict(zip([*KNOWN_HUES, *others], colours, strict=True))
-    return {name: colour for name, colour in every.items() if name in hues}
-
-
-def _figure(*, width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def gather_legends(
-    figure: Figure,
-    grid: Sequence[Axes],
-    loc: Literal["outside right center", "outside right upper"],
-) -> None:
-    """Replaces the legends of several panels by one for the figure, with one entry per name."""
-    entries: dict[Any, Any] = {}
-    for axes in grid:
-        handles, names = axes.get_legend_handles_labels()
-        entries = dict(zip(names, handles, strict=True)) | entries
-        legend = axes.get_legend()
-        if legend is not None:
-            legend.remove()
-    if entries:
-        figure.legend(list(entries.values()), list(entries), loc=loc)
+    by_name = {str(name): part.sort_values(x) for name, part in points.groupby(hue)}
+    drawn = [name for name in look_of if name in by_name]
+    for number, name in enumerate(drawn):
+        line = by_name[name]
+        words, colour, marker = look_of[name]
+        aside = 1.05 ** (number - (len(drawn) - 1) / 2)
+        doses = _numbers(line, x) * aside
+        axes.plot(
+            doses,
+            _numbers(line, "estimate"),
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=1.4,
+            label=words,
+        )
+        axes.vlines(doses, _numbers(line, "low"), _numbers(line, "high"), color=colour, linewidth=1)
 
 
 def _check_points(
@@ -353,32 +304,28 @@ def matched_tokens(frame: pd.DataFrame) -> Figure:
         >>> figure.axes[0].get_xlabel()
         'true tokens before the first miss'
     """
-    import seaborn as sns
-
     _check_columns(frame, ["matched", "length", "exact"], numbers=["matched"])
+    matched = _numbers(frame, "matched").astype(int)
     extracted = np.asarray(frame["exact"], dtype=bool)
-    shown = frame.assign(window=np.where(extracted, "extracted exactly", "not extracted"))
+    longest = int(_numbers(frame, "length").max())
+    names = ("not extracted", "extracted exactly")
     with style():
-        figure = _figure(width=6.0, height=3.6)
+        figure = new_figure(width=7.0, height=4.0)
         axes = figure.subplots()
-        first, second, *_ = sns.color_palette("colorblind")
-        palette = {"not extracted": first, "extracted exactly": second}
-        sns.histplot(
-            shown,
-            x="matched",
-            hue="window",
-            hue_order=list(palette),
-            palette=palette,
-            discrete=True,
-            multiple="stack",
-            ax=axes,
-        )
+        below = np.zeros(longest + 1, dtype=int)
+        for look, chosen in zip(looks(names).values(), (~extracted, extracted), strict=True):
+            counts = np.bincount(matched[chosen], minlength=longest + 1)
+            axes.bar(range(longest + 1), counts, bottom=below, color=look.colour, label=look.words)
+            below += counts
         axes.set(
             xlabel="true tokens before the first miss",
             ylabel="windows",
             yscale="log",
-            xlim=(-0.6, _numbers(frame, "length").max() + 0.6),
+            xlim=(-0.6, longest + 0.6),
+            ylim=(0.7, 1.5 * below.max()),  # a single window can be seen
         )
+        title = f"How far the model continues {len(frame):,} windows without a mistake"
+        finish(figure, [axes], title, "bars: number of windows, on a logarithmic scale")
     return figure
 
 
@@ -389,6 +336,11 @@ def intervals(
     *,
     labels: Mapping[str, str] = NO_TEXT,
     levels: Mapping[str, float] = NO_LEVELS,
+    level: str = "chance",
+    title: str | None = None,
+    key: str = INTERVALS,
+    titles: Mapping[str, str] = NO_TEXT,
+    across: int = 4,
 ) -> Figure:
     """Draws estimates with their intervals, one row per name and one panel per measure.
 
@@ -400,7 +352,12 @@ def intervals(
         name: the column that names the row.
         panel: the column that names the panel.
         labels: what to write below a panel instead of its name.
-        levels: for a panel, a level to compare with, such as chance, drawn as a dashed line.
+        levels: for a panel, a level to compare with, drawn as a dashed line.
+        level: what that level is.
+        title: what is compared; by default it is put together from the names.
+        key: what the points and the lines through them are.
+        titles: for a panel, what to write above it.
+        across: largest number of panels in a row.
 
     Raises:
         ValueError: a missing column, no rows, or a missing number.
@@ -414,33 +371,45 @@ def intervals(
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['gradient', 'random']
     """
-    import seaborn as sns
-
     _check_columns(
         frame, [name, panel, "estimate", "low", "high"], numbers=["estimate", "low", "high"]
     )
     names = list(frame[name].unique())
     panels = [(str(key), points) for key, points in frame.groupby(panel, sort=False)]
     with style():
-        figure = _figure(width=3.4 * len(panels) + 2.4, height=0.3 * len(names) + 1.2)
-        grid: Sequence[Axes] = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        colour = sns.color_palette("colorblind")[0]
-        for axes, (key, points) in zip(grid, panels, strict=True):
+        figure, grid = grid_of(
+            len(panels), across, width=3.6, height=0.22 * len(names) + 0.9, sharey=True
+        )
+        (look,) = looks([name]).values()
+        for axes, (part, points) in zip(grid, panels, strict=True):
             rows = [names.index(found) for found in points[name]]
-            axes.hlines(rows, _numbers(points, "low"), _numbers(points, "high"), color=colour)
-            axes.plot(_numbers(points, "estimate"), rows, "o", color=colour, markersize=5)
-            if key in levels:
-                axes.axvline(levels[key], color="0.4", linestyle="--", linewidth=1, zorder=1)
+            axes.hlines(rows, _numbers(points, "low"), _numbers(points, "high"), color=look.colour)
+            axes.plot(_numbers(points, "estimate"), rows, "o", color=look.colour, markersize=5)
+            if part in levels:
+                axes.axvline(levels[part], label=level, **LEVEL)
             axes.set(
-                xlabel=labels.get(key, key),
+                xlabel=labels.get(part, in_words(part)),
                 yticks=range(len(names)),
-                yticklabels=names,
+                yticklabels=[in_words(each) for each in names],
                 ylim=(len(names) - 0.5, -0.5),
             )
+            name_panel(axes, titles.get(part, ""))
+            place: Any = axes.get_subplotspec()
+            if place.is_first_col():  # the others share its axis
+                axes.set_ylabel(in_words(name))
+        measures = ", ".join(labels.get(part, in_words(part)) for part, _ in panels)
+        finish(figure, grid, title or f"{measures} by {in_words(name)}", key)
     return figure
 
 
-def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> Figure:
+def matrix(
+    table: pd.DataFrame,
+    label: str,
+    *,
+    center: float | None = None,
+    title: str | None = None,
+    key: str = "colour and number of a cell: the value",
+) -> Figure:
     """Draws a table of numbers, such as a confusion matrix, as coloured cells.
 
     The numbers are written into the cells of a table of up to 200.
@@ -450,6 +419,8 @@ def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> F
             to it.
         label: of the colour bar.
         center: the value that gets the neutral colour, for numbers of both signs.
+        title: what is compared; by default the label.
+        key: what a cell is.
 
     Raises:
         ValueError: no cells.
@@ -465,20 +436,25 @@ def matrix(table: pd.DataFrame, label: str, *, center: float | None = None) -> F
     if table.empty:
         raise ValueError("table: expected at least one cell, got none")
     rows, columns = table.shape
+    shown = table.rename(index=in_words, columns=in_words)
+    digits = 2 if table.abs().to_numpy().max() >= 0.1 else 4
     with style():
-        figure = _figure(width=min(0.62 * columns, 16.0) + 3.4, height=min(0.42 * rows, 12.0) + 1.8)
+        figure = new_figure(
+            width=max(0.62 * columns + 3.6, 7.5), height=min(0.36 * rows, 12.0) + 2.6
+        )
         axes = figure.subplots()
         sns.heatmap(
-            table,
+            shown,
             cmap="crest" if center is None else "vlag",
             center=center,
             annot=table.size <= 200,
-            fmt=".2f",
+            fmt=f".{digits}f",
             annot_kws={"size": 8},
             cbar_kws={"label": label},
             ax=axes,
         )
-        for tick in axes.get_xticklabels():
-            tick.set(rotation=45, ha="right", rotation_mode="anchor")
         axes.set(xlabel=str(table.columns.name or ""), ylabel=str(table.index.name or ""))
+        axes.tick_params(axis="y", rotation=0)
+        fit_names(axes)
+        finish(figure, [axes], title or label, key)
     return figure

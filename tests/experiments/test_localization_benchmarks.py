@@ -109,36 +109,6 @@ def test_a_method_or_option_that_does_not_exist_is_refused_before_anything_is_tr
         EXPERIMENT.jobs(replace(SETTINGS, **change), 0)
 
 
-def test_committed_claims_follow_from_committed_tables():
-    made = {
-        file.stem: pd.read_parquet(file)
-        for file in (SMALL / "tables").glob("*.parquet")
-        if file.stem in EXPERIMENT.tables
-    }
-    found = {
-        claim.id: claim
-        for claim in claims(
-            checks(PRESETS["small"]), made, sorted(made["injection"]["seed"].unique())
-        )
-    }
-    committed_claims = json.loads((SMALL / "claims.json").read_text())
-    assert {name for name in found if ", seed " not in name} == {
-        claim["id"] for claim in committed_claims if ", seed " not in claim["id"]
-    }
-    for committed in committed_claims:
-        claim = found[committed["id"]]
-        assert [claim.measured, claim.low, claim.high] == [
-            committed["measured"],
-            committed["low"],
-            committed["high"],
-        ], claim.id
-        assert [claim.verdict, claim.seeds, claim.paper] == [
-            committed["verdict"],
-            committed["seeds"],
-            committed["paper"],
-        ], claim.id
-
-
 def test_results_are_written_as_files_that_others_read(results, tmp_path):
     results.save(tmp_path, {"preset": "test"})
     figures = {

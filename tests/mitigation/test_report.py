@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import figure_laws
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,7 +104,11 @@ def test_each_row_is_the_mean_over_windows_of_the_mean_over_draws(selection, pla
 
 def test_the_figure_has_a_panel_for_accuracy_extraction_and_control_loss():
     figure = report().plot()
-    assert [axes.get_ylabel() for axes in figure.axes] == list(PANELS.values())
+    labels = [axes.get_ylabel().replace("\n", " ") for axes in figure.axes]
+    # The loss is drawn without the control "lowest" and with it.
+    *measures, loss = PANELS.values()
+    assert labels == [*measures, loss, loss]
+    figure_laws.check(figure)
     assert {axes.get_xlabel() for axes in figure.axes} == {"share of units ablated"}
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {

@@ -1,0 +1,82 @@
+"""Results that exist: their figures drawn and their claims judged again, from their tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.experiment.checks import of_each_seed
+from interp.experiment.claims import Claim
+from interp.experiment.experiment import Results, find_experiment, plain_fields
+
+
+def redraw(folder: str | Path) -> Results:
+    """Returns the claims and figures that follow from the tables of a folder of results.
+
+    Claims whose tables were not kept stay as they are, except for their statements.
+
+    Args:
+        folder: of results, as `interp reproduce` wrote it: config.json says of which experiment and
+            preset, claims.json what was measured.
+
+    Returns:
+        The claims, the figures and, as the only table, that of the verdicts.
+
+    Raises:
+        OSError: a file is missing.
+        LookupError: config.json names no experiment that there is.
+        ValueError: the tables give other numbers, verdicts or claims than those in claims.json.
+    """
+    place = Path(folder)
+    config = json.loads((place / "config.json").read_text())
+    before = [Claim(**claim) for claim in json.loads((place / "claims.json").read_text())]
+    files = sorted((place / "tables").glob("*.parquet"))
+    tables = {file.stem: pd.read_parquet(file) for file in files}
+
+    experiment = find_experiment(config["experiment"])
+    preset = experiment.preset(config["preset"])
+    given = {name: config[name] for name in plain_fields(preset) if name in config}
+    settings = replace(preset, **given)
+    measured: dict[str, pd.DataFrame] = {}
+    for name in experiment.tables:
+        if name in tables and "seed" in tables[name]:
+            measured[name] = tables[name]
+    each = of_each_seed(measured, range(config["seed"], config["seed"] + settings.seeds))
+
+    checks = experiment.checks(settings)
+    found: list[Claim] = []
+    for check in checks:
+        try:
+            found += check.claims(each)
+        except KeyError as error:
+            (name,) = error.args
+            if name in measured or name not in experiment.tables:
+                raise
+            own = [claim for claim in before if claim.id.partition(", seed ")[0] == check.id]
+            found += [replace(claim, statement=check.text, paper=check.paper) for claim in own]
+    _check_unchanged(place, before, found)
+
+    results = experiment.draw(checks, found, tables)
+    verdicts = {name: table for name, table in results.tables.items() if name == "verdicts"}
+    return replace(results, tables=verdicts)
+
+
+def _check_unchanged(place: Path, before: Sequence[Claim], found: Sequence[Claim]) -> None:
+    numbers = {claim.id: _numbers(claim) for claim in found}
+    for claim in before:
+        if numbers.get(claim.id) != _numbers(claim):
+            now = numbers.get(claim.id, "no such claim")
+            raise ValueError(
+                f"{place}: {claim.id} was {_numbers(claim)}, today's checks of its tables give "
+                f"{now}; if the change is meant, run the experiment again"
+            )
+
+
+def _numbers(claim: Claim) -> dict[str, Any]:
+    names = ("measured", "low", "high", "seeds", "verdict")
+    return {name: getattr(claim, name) for name in names}

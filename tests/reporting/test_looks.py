@@ -1,0 +1,120 @@
+"""Names in figures: words, and colours that no two of a figure share; and the laws that figures are
+checked by refuse what they should."""
+
+from __future__ import annotations
+
+import figure_laws
+import pandas as pd
+import pytest
+
+from interp.localization import methods
+from interp.reporting.looks import in_words, looks
+from interp.reporting.panels import bars, level, lines, over_seeds, panels
+from interp.reporting.plotting import matrix
+
+
+def test_every_method_has_a_colour_of_its_own_in_all_figures():
+    every = looks(methods())
+    assert len({look.colour for look in every.values()}) == len(methods())
+    for name in methods():
+        assert looks(["something else", name])[name] == every[name]
+        assert "_" not in every[name].words
+
+
+def test_an_eleventh_name_has_a_colour_and_too_many_are_refused():
+    assert len({look.colour for look in looks(map(str, range(11))).values()}) == 11
+    with pytest.raises(ValueError, match="at most 12 names to tell apart by colour, got 13"):
+        looks(map(str, range(13)))
+
+
+def test_identifiers_become_words_and_words_stay():
+    assert in_words("absolute_gradient_x_activation: top") == "absolute gradient x activation: top"
+    assert in_words("unitmem, 5%") == "UnitMem, 5%"
+    assert in_words("share of D'") == "share of D'"
+
+
+TABLE = pd.DataFrame(
+    {"set": ["a", "b"] * 2, "method": ["z_score", "unitmem"] * 2, "value": [0.5, 2.2, 0.7, 1.9]}
+).assign(seed=[0, 0, 1, 1], model="VAR", step=[1, 1, 2, 2])
+
+
+def drawn(draw, **options):
+    words = {"title": "Values of two methods", "key": over_seeds(TABLE, "bar")}
+    return panels(TABLE, ["model"], draw, **{**words, **options})
+
+
+def test_bars_end_within_their_axis_and_lines_of_seeds_reach_from_lowest_to_highest():
+    figure = drawn(bars(TABLE, "set", "value", "method", xlabel="set"))
+    figure_laws.check(figure)
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.6, 2.05])
+    assert axes.get_ylim()[1] > 2.2
+    (first, *_) = axes.collections
+    assert first.get_segments()[0][:, 1].tolist() == [0.5, 0.7]
+
+
+def test_seeds_are_counted_in_the_key_and_one_seed_has_no_spread():
+    assert over_seeds(TABLE, "bar").startswith("bar: mean over 2 seeds")
+    assert over_seeds(TABLE[TABLE["seed"] == 0], "bar") == "bar: one seed"
+
+
+def test_points_at_equal_distances_are_named_by_their_values():
+    draw = lines(TABLE, "step", "value", "method", xlabel="step", spread="line", ordinal=True)
+    figure = drawn(draw)
+    figure_laws.check(figure)
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["1", "2"]
+
+
+def cut_off(figure):
+    figure.axes[0].set_ylim(0, 1)
+
+
+def unnamed(figure):
+    figure.axes[0].set_ylabel("")
+
+
+def same_colour(figure):
+    for patch in figure.legends[0].legend_handles:
+        patch.set_facecolor("red")
+
+
+def covered(figure):
+    figure.axes[0].set_xticks([0, 0.01], ["one name", "another name"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut_off, "cut off"),
+        (unnamed, "has no name"),
+        (same_colour, "same colour"),
+        (covered, "over each other"),
+        (lambda figure: figure.suptitle(""), "what it compares"),
+        (lambda figure: figure.legends[0].set_title(""), "what the marks are"),
+    ],
+)
+def test_a_figure_that_cannot_be_read_is_refused(spoil, message):
+    figure = drawn(bars(TABLE, "set", "value", "method", xlabel="set"))
+    spoil(figure)
+    with pytest.raises(AssertionError, match=message):
+        figure_laws.check(figure)
+
+
+def test_levels_are_named_and_may_share_a_colour():
+    draw_bars = bars(TABLE, "set", "value", "method", xlabel="set")
+
+    def draw(part, axes):
+        draw_bars(part, axes)
+        level(axes, 1.0, "chance")
+        level(axes, 2.0, "before")
+
+    figure = drawn(draw)
+    figure_laws.check(figure)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["z-score", "UnitMem", "chance", "before"]
+
+
+def test_small_numbers_of_a_matrix_are_not_rounded_away():
+    table = pd.DataFrame([[0.0078, 0.0]], index=["a"], columns=["b", "c"])
+    assert [text.get_text() for text in matrix(table, "fall").axes[0].texts] == ["0.0078", "0.0000"]

@@ -94,7 +94,7 @@ def tokenizer(settings: Trained, family: str, out: Path) -> ImageTokenizer:
         first_regime = next(iter(settings.regimes))
         pixels = split(settings, first_regime, 0).tokenizer.pixels
         training = settings.tokenizer.fit
-        fit_tokenizer(found, pixels, training.steps, lr=training.lr, rows=training.rows)
+        fit_tokenizer(found, pixels, training.steps, lr=training.lr, batch_size=training.batch_size)
         save_weights(file, found)
     # Also after training: the run that trains the tokenizer and one that finds it use the same
     # stored weights.
@@ -194,7 +194,7 @@ def trained(settings: Trained, family: str, regime: str, seed: int, out: Path) -
 def _stream(data: Batch, module: ImageModel, recipe: Regime, seed: int) -> Iterator[Batch]:
     """The training batches: some labels are dropped, and RAR's tokens come in random orders, ever
     less so."""
-    labelled = labels_dropped(epochs(data, recipe.rows, seed), module, seed=seed)
+    labelled = labels_dropped(epochs(data, recipe.batch_size, seed), module, seed=seed)
     if isinstance(module, RAR):
         return orders_annealed(labelled, round(_ANNEALED * recipe.steps["RAR"]), seed)
     return labelled

@@ -28,14 +28,14 @@ _BATCH_SIZE = 256
 
 
 def read(
-    subject: interp.Subject, batch: Batch, size: int = 256
+    subject: interp.Subject, batch: Batch, batch_size: int = 256
 ) -> tuple[Bool[np.ndarray, "images length"], Float[np.ndarray, " images"]]:
     """Whether each token is the most likely one, and the mean loss of each image.
 
     Args:
         subject: the model, given the class and the true tokens before each token.
         batch: the images.
-        size: batch size.
+        batch_size: batch size.
 
     Returns:
         Hits, one per image and token; losses in nats per token, one per image.
@@ -43,7 +43,7 @@ def read(
     hits: list[Tensor] = []
     losses: list[Tensor] = []
     with evaluating(subject):
-        for part in batch.split(size):
+        for part in batch.split(batch_size):
             logits = subject.logits(part)
             hits.append(logits.argmax(-1).cpu() == part.tokens.cpu())
             losses.append(token_losses(logits, part).mean(1).cpu())

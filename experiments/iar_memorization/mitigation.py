@@ -104,7 +104,11 @@ def _selections(
     reach the cost of whatever the methods select.
     """
     means = interp.record(
-        study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=_BATCH_SIZE
+        study.subject,
+        study.batches["planted"],
+        "neurons",
+        reduce="mean_abs",
+        batch_size=_BATCH_SIZE,
     )
     activity = UnitScores({site: means[site] for site in means})
     first = next(iter(scores))
@@ -129,7 +133,7 @@ def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
     """What can be done to units, by name; the paper's own edit comes first."""
     subject = study.subject
     _, others = apart(study)
-    means = interp.record(subject, others, "neurons", reduce="mean", size=_BATCH_SIZE)
+    means = interp.record(subject, others, "neurons", reduce="mean", batch_size=_BATCH_SIZE)
     return {
         HALVED: lambda units: in_weights(subject, units, 0.5),
         ZEROED: lambda units: in_weights(subject, units, 0.0),

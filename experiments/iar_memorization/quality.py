@@ -129,7 +129,7 @@ def _options(sampling: Sampling, draws: int) -> dict[str, Any]:
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
-        "size": sampling.batch_size or draws,
+        "batch_size": sampling.batch_size or draws,
     }
 
 

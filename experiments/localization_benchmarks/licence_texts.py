@@ -38,7 +38,7 @@ from interp.data.planted import background
 
 Frame = Any  # pandas' stubs lose the type of a frame that is indexed
 PREFIX = LENGTH = 32
-SIZE = 16  # windows per forward pass
+BATCH_SIZE = 16  # windows per forward pass
 CLOSE = 8  # stride in tokens, to find what is exact at some offset
 APART = PREFIX + LENGTH  # stride in tokens at which windows share no token
 RUN = 8  # words in a row that windows of two sets may not share: about twelve tokens
@@ -152,7 +152,7 @@ def reformatted(subject: Subject, texts: Mapping[str, str], windows: pd.DataFram
             tokens = _passage(subject, styled(texts[source], style), word)
             if len(tokens) == PREFIX + LENGTH:
                 passages[source, style, start] = tokens
-    frame = scan(subject, passages.values(), PREFIX, LENGTH, size=SIZE)
+    frame = scan(subject, passages.values(), PREFIX, LENGTH, batch_size=BATCH_SIZE)
     scanned = [list(passages)[number] for number in frame["text"]]
     return frame.assign(
         source=[source for source, _, _ in scanned], style=[style for _, style, _ in scanned]
@@ -195,7 +195,13 @@ def _scanned(subject: Subject, texts: Mapping[str, str], style: str, stride: int
     names = list(texts)
     written = [styled(text, style) for text in texts.values()]
     frame = scan(
-        subject, written, PREFIX, LENGTH, stride=stride, size=SIZE, decode_from=_TEACHER_FORCED
+        subject,
+        written,
+        PREFIX,
+        LENGTH,
+        stride=stride,
+        batch_size=BATCH_SIZE,
+        decode_from=_TEACHER_FORCED,
     )
     return frame.assign(source=[names[number] for number in frame["text"]], style=style)
 
@@ -233,7 +239,7 @@ def _first_windows(
 ) -> pd.DataFrame:
     """The first window of each text that is long enough, for as many texts as one forward pass
     takes; each text is a source of its own."""
-    windows = islice(_long_enough(subject, texts), SIZE)
+    windows = islice(_long_enough(subject, texts), BATCH_SIZE)
     frame: Frame = scan(subject, windows, PREFIX, LENGTH, decode_from=_TEACHER_FORCED)
     named = frame.assign(source=[f"{kind} {number}" for number in frame["text"]], style="raw")
     return apart(named[~named["exact"]], others)

@@ -59,7 +59,7 @@ def edge_attribution(
     wrong: Tokens,
     *,
     step: int = 0,
-    size: int = 64,
+    batch_size: int = 64,
 ) -> EdgeScores:
     """Returns the score of every edge: the mean over items of |`edge_effects`|.
 
@@ -70,7 +70,7 @@ def edge_attribution(
         right: one token id per item.
         wrong: the token id that competes with it.
         step: which of `clean.targets` the two tokens compete for.
-        size: number of items per batch.
+        batch_size: number of items per batch.
 
     Raises:
         ValueError: see `edge_effects`.
@@ -85,7 +85,7 @@ def edge_attribution(
         (54, 27)
     """
     graph = Graph.of(subject)
-    effects = edge_effects(subject, clean, corrupt, right, wrong, step=step, size=size)
+    effects = edge_effects(subject, clean, corrupt, right, wrong, step=step, batch_size=batch_size)
     return EdgeScores(graph.senders, graph.receivers, np.abs(effects).mean(0))
 
 
@@ -97,7 +97,7 @@ def edge_effects(
     wrong: Tokens,
     *,
     step: int = 0,
-    size: int = 64,
+    batch_size: int = 64,
 ) -> Float[np.ndarray, "items senders receivers"]:
     """Returns how much each edge alone would change logit(right) - logit(wrong) of each item if it
     carried what it carries in `corrupt`, to first order.
@@ -113,7 +113,7 @@ def edge_effects(
         right: one token id per item.
         wrong: the token id that competes with it.
         step: which of `clean.targets` the two tokens compete for.
-        size: number of items per batch.
+        batch_size: number of items per batch.
 
     Returns:
         Effects in logits; NaN where there is no edge.
@@ -130,7 +130,12 @@ def edge_effects(
         clean = _predict_one(clean, step)
         corrupt = _predict_one(corrupt, step)
         answers = _pair_answers(clean, right, wrong)
-        parts = zip(clean.split(size), corrupt.split(size), answers.split(size), strict=True)
+        parts = zip(
+            clean.split(batch_size),
+            corrupt.split(batch_size),
+            answers.split(batch_size),
+            strict=True,
+        )
         effects = [_effects(subject, graph, *part).cpu().numpy() for part in parts]
     return np.concatenate(effects)
 
@@ -205,7 +210,7 @@ def circuit_logits(
     means: Mapping[str, Tensor],
     *,
     step: int = 0,
-    size: int = 64,
+    batch_size: int = 64,
 ) -> Float[Tensor, "items vocabulary"]:
     """Returns the logits of one token per item when only the edges of a circuit are live.
 
@@ -218,7 +223,7 @@ def circuit_logits(
         circuit: the edges that are live.
         means: the mean of every sender at each position, from `sender_means`.
         step: which of `batch.targets` is predicted.
-        size: number of items per batch. Each item is run 1 + (heads of a block) times at once.
+        batch_size: number of items per batch. Each item is run 1 + (heads of a block) times at once.
 
     Raises:
         ValueError: a circuit or means of another model, or means of fewer positions than the batch.
@@ -236,7 +241,7 @@ def circuit_logits(
     copies = 1 + max(layer.count for layer in graph.layers)
 
     logits: list[Tensor] = []
-    for part in _predict_one(batch, step).split(size):
+    for part in _predict_one(batch, step).split(batch_size):
         run = _CircuitRun(subject, graph, kept, stacked, len(part))
         with dropout_off(subject.module), torch.no_grad(), tapped(subject, run.visits()):
             of_all_copies = subject.target_logits(repeated(part, copies))
@@ -245,7 +250,7 @@ def circuit_logits(
 
 
 def sender_means(
-    subject: Subject, reference: Batch, size: int = 64
+    subject: Subject, reference: Batch, batch_size: int = 64
 ) -> dict[str, Float[Tensor, "position d_model"]]:
     """Returns what each sender writes into the residual at each position, averaged over the items
     of a reference: what edges outside a circuit carry.
@@ -253,7 +258,7 @@ def sender_means(
     Args:
         subject: the model.
         reference: items of one length.
-        size: number of items per batch.
+        batch_size: number of items per batch.
 
     Raises:
         ValueError: a padded reference.
@@ -273,7 +278,8 @@ def sender_means(
     graph = Graph.of(subject)
     # Summed in float64: a mean over thousands of items must not depend on how they are batched.
     sums = (
-        sent(subject, graph, part).sum(0, dtype=torch.float64) for part in reference.split(size)
+        sent(subject, graph, part).sum(0, dtype=torch.float64)
+        for part in reference.split(batch_size)
     )
     means = torch.as_tensor(sum(sums)) / len(reference)
     return dict(zip(graph.senders, means, strict=True))

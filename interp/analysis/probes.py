@@ -153,7 +153,7 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
 
 
 def rows_at(
-    subject: Subject, batch: Batch, sites: Sites, position: int, size: int = 256
+    subject: Subject, batch: Batch, sites: Sites, position: int, batch_size: int = 256
 ) -> dict[Site, Rows]:
     """Returns the activations of every item at one position, [items, width] in float64 per site.
 
@@ -162,7 +162,7 @@ def rows_at(
         batch: the items.
         sites: where to read.
         position: where in the sequence.
-        size: number of items per batch.
+        batch_size: number of items per batch.
 
     Raises:
         ValueError: a position that a site does not have.
@@ -174,7 +174,9 @@ def rows_at(
         {'blocks.0.resid_post': (12, 32), 'blocks.1.resid_post': (12, 32)}
     """
     chosen = subject.anatomy.expand(sites)
-    parts = [at_position(values_at(subject, part, chosen), position) for part in batch.split(size)]
+    parts = [
+        at_position(values_at(subject, part, chosen), position) for part in batch.split(batch_size)
+    ]
     rows: dict[Site, Rows] = {}
     for site in chosen:
         rows[site] = torch.cat([part[site] for part in parts]).double().cpu().numpy()

@@ -13,6 +13,7 @@ import typer
 
 from interp.cli.options import (
     AsJson,
+    BatchSize,
     Dtype,
     Length,
     Method,
@@ -21,7 +22,6 @@ from interp.cli.options import (
     Prefix,
     Settings,
     SiteName,
-    Size,
     Sources,
     Stride,
     Tokenizer,
@@ -73,7 +73,7 @@ def scan(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
-    size: Size = 16,
+    batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find what a model reproduces word for word.
@@ -89,7 +89,7 @@ def scan(
     from interp.memorization.near_duplicates import of_images
     from interp.memorization.spans import passages
 
-    _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
+    _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size)
     images = of_images(frame)
     log_p = frame["log_p"].to_numpy()
     summary = {
@@ -125,7 +125,7 @@ def localize(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
-    size: Size = 16,
+    batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find the units that hold what was extracted, by comparison with matched windows that were not
@@ -141,7 +141,9 @@ def localize(
     from interp.memorization.halves import halve
 
     options = _method_options(method, settings)
-    subject, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
+    subject, frame = _scanned(
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+    )
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
     _print(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
@@ -179,7 +181,7 @@ def ablate(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
-    size: Size = 16,
+    batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Switch units off, and measure how much less is extracted, compared with control units.
@@ -198,10 +200,14 @@ def ablate(
     shares = _shares(fractions, None if units else at)
     options = _method_options(method, settings)
 
-    subject, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
+    subject, frame = _scanned(
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+    )
     halves = halve(frame)
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
-    report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
+    report = ablate_files(
+        subject, halves, selection, out, shares, at=at, seeds=seeds, batch_size=batch_size
+    )
     summary = {
         "verdict": report.verdict,
         "beats_random": report.beats_random,
@@ -410,7 +416,7 @@ def _scanned(
     stride: int | None,
     tokenizer: Path | None,
     dtype: str | None,
-    size: int,
+    batch_size: int,
 ) -> tuple[Subject, pd.DataFrame]:
     """The subject and its scan of the sources, which every command begins with.
 
@@ -434,12 +440,12 @@ def _scanned(
     check_paths(sources, model, images=images)
     if images:
         subject = load(model, tokenizer=tokenizer, dtype=dtype)
-        return subject, scan_images(subject, sources, out, prefix or 0, size)
+        return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     # It raises for a bad path now, and reads the files only when the scan asks for them.
     texts = read_texts(sources)
     subject = load(model, dtype=dtype)
-    return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, size)
+    return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, batch_size)
 
 
 def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag

@@ -54,7 +54,7 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
 
 
 def effects(
-    subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches], size: int = 16
+    subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches], batch_size: int = 16
 ) -> pd.DataFrame:
     """Measures every window of every data set under every plan (see `window_measures`).
 
@@ -62,7 +62,7 @@ def effects(
         subject: the model.
         plans: interventions; an empty plan is the unchanged model.
         data: windows by the name of their data set.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
 
     Returns:
         A frame with one row per `plan` (its number in `plans`), `data` (the name) and `window` (its
@@ -76,7 +76,7 @@ def effects(
     """
     work: list[tuple[str, Batch]] = []
     for name, source in data.items():
-        work += [(name, batch) for batch in batches(source, size)]
+        work += [(name, batch) for batch in batches(source, batch_size)]
 
     frames: list[pd.DataFrame] = []
     windows_seen = dict.fromkeys(data, 0)

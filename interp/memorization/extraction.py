@@ -78,7 +78,7 @@ def scan(
     length: int | None = None,
     *,
     stride: int | None = None,
-    size: int = 16,
+    batch_size: int = 16,
     decode_from: float = 0.5,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -91,7 +91,7 @@ def scan(
         prefix: tokens given to the model. By default 32; for a Batch, its prompt.
         length: tokens of the suffix. By default 32; for a Batch, all tokens after the prefix.
         stride: tokens from the start of one window to the start of the next; by default `length`.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
         decode_from: windows whose token accuracy is at least this are also decoded greedily, to
             measure `similarity`. With 0 all windows are decoded; above 1 only extracted windows
             have a `similarity`, since their continuation is known without decoding.
@@ -117,7 +117,7 @@ def scan(
         because they are shorter than one window.
 
     Raises:
-        ValueError: if a size is too small, if no text is as long as one window, or if `folder`
+        ValueError: if a number is too small, if no text is as long as one window, or if `folder`
             holds a scan of something else.
 
     Example:
@@ -138,11 +138,11 @@ def scan(
 
     # an image may be generated without any prompt; text needs a first token to continue
     shortest_prefix = 0 if is_batch else 1
-    shortest = min(length, size, 1 if stride is None else stride)
+    shortest = min(length, batch_size, 1 if stride is None else stride)
     if prefix < shortest_prefix or shortest < 1:
         raise ValueError(
-            "prefix, length, stride and size must be at least 1; "
-            f"got {prefix}, {length}, {stride} and {size}"
+            "prefix, length, stride and batch_size must be at least 1; "
+            f"got {prefix}, {length}, {stride} and {batch_size}"
         )
     if is_batch and prefix + length != texts.length:
         raise ValueError(
@@ -168,7 +168,7 @@ def scan(
     }
     with Parts(folder, about) as parts, evaluating(subject):
         _skip_known(stream, parts)
-        for chunk in track(_chunks(stream, size), "scanning"):
+        for chunk in track(_chunks(stream, batch_size), "scanning"):
             parts.add(_measure(subject, chunk, prefix, decode_from, steps))
 
     if not len(parts):
@@ -232,8 +232,8 @@ def _several(texts: Iterable[Text]) -> Iterator[Text]:
         yield text
 
 
-def _chunks(stream: Iterator[Window], size: int) -> Iterator[list[Window]]:
-    while chunk := list(islice(stream, size)):
+def _chunks(stream: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
+    while chunk := list(islice(stream, batch_size)):
         yield chunk
 
 

@@ -143,7 +143,7 @@ class Selection:
         damage: float,
         held_out: Batches,
         seeds: Iterable[int],
-        size: int = 16,
+        batch_size: int = 16,
     ) -> tuple[list[Trial], bool]:
         """Draws more and more random units, until ablating them raises the loss on held-out text as
         much as the selection does.
@@ -153,7 +153,7 @@ class Selection:
             damage: mean loss on `held_out` under the selection, in nats per token.
             held_out: text that is neither memorized nor chosen to resemble what is.
             seeds: seeds of the draws.
-            size: batch size.
+            batch_size: batch size.
 
         Returns:
             One trial per seed, with the smallest number tried that brings the mean held-out loss to
@@ -164,7 +164,7 @@ class Selection:
         for times in _MULTIPLES:
             trials = self.random(seeds, "random at equal damage", times)
             plans = [trial.plan for trial in trials]
-            measured: Any = effects(subject, plans, {"held_out": held_out}, size)
+            measured: Any = effects(subject, plans, {"held_out": held_out}, batch_size)
             if measured["loss"].mean() >= damage:
                 return trials, True
             nothing_left = trials[0].k < times * self.trial().k

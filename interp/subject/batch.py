@@ -130,10 +130,10 @@ class Batch:
         index = chosen if isinstance(chosen, slice) else torch.as_tensor(chosen)
         return self._map_rows(lambda tensor: tensor[index])
 
-    def split(self, size: int) -> Iterator[Batch]:
-        """Yields consecutive batches of at most `size` rows."""
-        for start in range(0, len(self), size):
-            yield self.rows(slice(start, start + size))
+    def split(self, batch_size: int) -> Iterator[Batch]:
+        """Yields consecutive batches of at most `batch_size` rows."""
+        for start in range(0, len(self), batch_size):
+            yield self.rows(slice(start, start + batch_size))
 
     def until(self, stop: int) -> Batch:
         """Returns the first `stop` tokens of every row."""
@@ -264,16 +264,16 @@ class Batch:
 Batches = Batch | pd.DataFrame | Iterable[Batch]
 
 
-def batches(source: Batches, size: int = 8) -> Iterator[Batch]:
-    """Yields any source of examples as batches of at most `size` rows.
+def batches(source: Batches, batch_size: int = 8) -> Iterator[Batch]:
+    """Yields any source of examples as batches of at most `batch_size` rows.
 
     Args:
         source: a Batch, the windows of a scan, or an iterable of batches.
-        size: largest number of rows.
+        batch_size: largest number of rows.
 
     Example:
         >>> from interp.subject.batch import batches
-        >>> [len(part) for part in batches(memorized, size=5)]
+        >>> [len(part) for part in batches(memorized, batch_size=5)]
         [5, 5, 2]
     """
     if isinstance(source, pd.DataFrame):
@@ -281,4 +281,4 @@ def batches(source: Batches, size: int = 8) -> Iterator[Batch]:
     if isinstance(source, Batch):
         source = [source]
     for batch in source:
-        yield from batch.split(size)
+        yield from batch.split(batch_size)

@@ -352,7 +352,7 @@ def test_a_circuit_is_what_its_formula_says(heads, seed):
 
 def test_the_mean_of_a_sender_is_over_items_at_each_position_and_the_senders_are_the_residual(name):
     subject, reference = subject_of(name), items(name, seed=7, rows=6)
-    found = sender_means(subject, reference, size=4)
+    found = sender_means(subject, reference, batch_size=4)
     for sender, value in written(subject, reference).items():
         torch.testing.assert_close(found[sender], value.mean(0), rtol=1e-7, atol=1e-9)
     residual = tiny.values_by_hand(subject, reference, source_of(subject, "final")).mean(0)
@@ -416,11 +416,11 @@ def test_an_item_scores_the_same_in_any_company(name):
     close = {"rtol": 1e-7, "atol": 1e-10} if name in IN_DOUBLES else {"rtol": 1e-4, "atol": 1e-5}
     for size in (1, 2):
         np.testing.assert_allclose(
-            edge_effects(subject, clean, corrupt, RIGHT, WRONG, size=size),
+            edge_effects(subject, clean, corrupt, RIGHT, WRONG, batch_size=size),
             effects_of(name),
             **close,
         )
-        found = circuit_logits(subject, clean, circuit, means_of(name), size=size)
+        found = circuit_logits(subject, clean, circuit, means_of(name), batch_size=size)
         torch.testing.assert_close(
             found, circuit_logits(subject, clean, circuit, means_of(name)), **close
         )

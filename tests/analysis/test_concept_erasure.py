@@ -148,7 +148,7 @@ def test_an_erasure_is_the_removal_at_its_position_and_nothing_elsewhere(name: s
     space = class_means(clean[:, 4], np.arange(30) % 3)
     with subject.intervened(erasure(subject, site, space, (4,))):
         erased = interp.localization.unit_values.values_at(subject, batch, (site,))[site].numpy()
-        at = rows_at(subject, batch, site, 4, size=7)[site]
+        at = rows_at(subject, batch, site, 4, batch_size=7)[site]
     np.testing.assert_allclose(erased[:, 4], space.remove(clean[:, 4]), atol=1e-12)
     np.testing.assert_array_equal(np.delete(erased, 4, 1), np.delete(clean, 4, 1))
     np.testing.assert_allclose(at, erased[:, 4], atol=1e-12)

@@ -79,11 +79,11 @@ def trained(kind: str) -> ImageModel:
         torch.manual_seed(0)
         if kind == "VAR":
             residual = ResidualVQ(ResidualVQConfig(sides=(1, 2, 4), **shape))
-            fit_tokenizer(residual, SPLIT.tokenizer.pixels, 30, rows=16)
+            fit_tokenizer(residual, SPLIT.tokenizer.pixels, 30, batch_size=16)
             model: ImageModel = VAR(VARConfig(sides=(1, 2, 4), code_width=8, **sizes), residual)
         else:
             raster = RasterVQ(RasterVQConfig(grid=4, **shape))
-            fit_tokenizer(raster, SPLIT.tokenizer.pixels, 30, rows=16)
+            fit_tokenizer(raster, SPLIT.tokenizer.pixels, 30, batch_size=16)
             model = RAR(RARConfig(grid=4, **sizes), raster)
         batch = model.encode(MEMBERS.pixels, MEMBERS.labels)
         interp.fit(
@@ -357,7 +357,7 @@ def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
         return real(*given)
 
     monkeypatch.setattr(extraction, "verdicts", counted)
-    command = ["scan", *var.start, "--out", tmp_path, "--size", 8, "--json"]
+    command = ["scan", *var.start, "--out", tmp_path, "--batch-size", 8, "--json"]
     assert_one_error(run(*command), "no space left on the device")
     assert run(*command).exit_code == 0
     assert len(calls) == 3 + 6  # of 8 batches two were there

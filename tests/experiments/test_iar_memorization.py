@@ -118,7 +118,7 @@ def test_a_kept_model_loads_as_a_subject_that_gives_the_same_verdicts(out, study
 def test_one_forward_tells_extraction_from_every_prefix(study, tables):
     table = tables["extraction"]
     for name, batch in study.batches.items():
-        hits, losses = read(study.subject, batch, size=7)
+        hits, losses = read(study.subject, batch, batch_size=7)
         np.testing.assert_allclose(losses, study.subject.losses(batch).detach().mean(1), rtol=1e-5)
         for prefix in study.prefixes:
             rows = table[

@@ -255,7 +255,8 @@ def texts_of(subject: interp.Subject, count: int = 5, seed: int = 0) -> list[lis
 def test_the_size_of_a_batch_changes_no_row(llama64, size):
     texts = texts_of(llama64)
     one, other = (
-        scan(llama64, texts, PROMPT, LENGTH, stride=3, size=n, decode_from=0) for n in (7, size)
+        scan(llama64, texts, PROMPT, LENGTH, stride=3, batch_size=n, decode_from=0)
+        for n in (7, size)
     )
     pd.testing.assert_frame_equal(one, other, rtol=1e-9)
     assert 0 < one["exact"].sum() < len(one)
@@ -271,7 +272,7 @@ def test_a_stream_is_read_as_the_model_gets_to_it(llama64):
             yield [text] * (PROMPT + LENGTH)
 
     handle = llama64.module.register_forward_pre_hook(lambda *_: behind.append(len(read)))
-    frame = scan(llama64, stream(), PROMPT, LENGTH, size=4, decode_from=2)
+    frame = scan(llama64, stream(), PROMPT, LENGTH, batch_size=4, decode_from=2)
     handle.remove()
     assert behind == [4, 8, 12, 16, 20]
     assert frame["text"].tolist() == read
@@ -314,7 +315,7 @@ def test_what_cannot_be_scanned_gets_one_clear_error(llama64, texts, match):
         scan(llama64, texts, PROMPT, LENGTH)
 
 
-@pytest.mark.parametrize("wrong", [{"prefix": 0}, {"length": 0}, {"stride": 0}, {"size": 0}])
+@pytest.mark.parametrize("wrong", [{"prefix": 0}, {"length": 0}, {"stride": 0}, {"batch_size": 0}])
 def test_a_window_has_tokens(llama64, wrong):
     with pytest.raises(ValueError, match="must be at least 1"):
         scan(llama64, [range(40)], **{"prefix": 5, "length": 5, **wrong})

@@ -48,7 +48,7 @@ def assert_same(one: interp.Batch, other: interp.Batch) -> None:
 def test_rows_of_a_batch_are_its_windows(name, subject):
     batch = half_said(name)
     with tiny.untouched(subject.module):
-        frame = scan(subject, batch, size=3, decode_from=0)
+        frame = scan(subject, batch, batch_size=3, decode_from=0)
     assert frame["tokens"].tolist() == batch.tokens.tolist()
     assert frame["text"].tolist() == list(range(8))
     assert set(frame["start"]) == {0}
@@ -66,7 +66,7 @@ def test_rows_of_a_batch_are_its_windows(name, subject):
 
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_the_size_of_a_batch_changes_no_row(name, subject, size):
-    one, other = (scan(subject, half_said(name), size=n, decode_from=0) for n in (8, size))
+    one, other = (scan(subject, half_said(name), batch_size=n, decode_from=0) for n in (8, size))
     pd.testing.assert_frame_equal(one, other, rtol=1e-9)
 
 
@@ -82,7 +82,7 @@ def test_a_frame_gives_the_batch_back(name, subject, tmp_path: Path):
 
 
 def test_an_interrupted_scan_goes_on(name, subject, tmp_path: Path, monkeypatch):
-    batch, whole = half_said(name), scan(subject, half_said(name), size=2)
+    batch, whole = half_said(name), scan(subject, half_said(name), batch_size=2)
     calls: list[int] = []
     real = verdicts
 
@@ -94,8 +94,8 @@ def test_an_interrupted_scan_goes_on(name, subject, tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr("interp.memorization.extraction.verdicts", failing)
     with pytest.raises(KeyboardInterrupt):
-        scan(subject, batch, size=2, folder=tmp_path)
-    again = scan(subject, batch, size=2, folder=tmp_path)
+        scan(subject, batch, batch_size=2, folder=tmp_path)
+    again = scan(subject, batch, batch_size=2, folder=tmp_path)
     assert len(calls) == 5
     assert again["exact"].tolist() == whole["exact"].tolist()
     assert_same(interp.Batch.from_frame(again), batch)

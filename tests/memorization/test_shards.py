@@ -43,7 +43,7 @@ def scanned(
         "prefix": 6,
         "length": 6,
         "stride": 4,
-        "size": 2,
+        "batch_size": 2,
         "decode_from": 2.0,
         "folder": folder,
     }

@@ -179,7 +179,7 @@ def deletion(
     fractions: Sequence[float] = (0.001, 0.005),
     *,
     spare_first: bool = True,
-    size: int = 16,
+    batch_size: int = 16,
 ) -> pd.DataFrame:
     """DEL: zeroes the neurons that a method found for one memorized window, and measures all.
 
@@ -192,7 +192,7 @@ def deletion(
         scores: for each method one per memorized window, as `scored_each` gives them.
         fractions: of each block's neurons to zero.
         spare_first: whether to leave the first block of each stack alone, as Chang et al. do.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
 
     Returns:
         A frame with one row per `method`, `fraction`, `target` (the window whose neurons are
@@ -217,7 +217,7 @@ def deletion(
 
     # a stream can be read once, and is measured under every plan
     kept = held_out if hasattr(held_out, "__len__") else list(batches(held_out))
-    measured = effects(subject, plans, {"memorized": memorized, "held_out": kept}, size)
+    measured = effects(subject, plans, {"memorized": memorized, "held_out": kept}, batch_size)
     columns = ["plan", "method", "fraction", "target", "k"]
     return beside_before(measured, pd.DataFrame(about, columns=columns))
 
@@ -322,7 +322,7 @@ def single_block(
     memorized: Batch,
     scores: Sequence[UnitScores],
     fraction: float,
-    size: int = 16,
+    batch_size: int = 16,
 ) -> pd.DataFrame:
     """Compares zeroing neurons of one block with zeroing the same number spread over all blocks.
 
@@ -334,7 +334,7 @@ def single_block(
         scores: one per memorized window.
         fraction: of all neurons to zero: the highest-scoring ones of one block, or the
             highest-scoring fraction of every block.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
 
     Returns:
         A frame with one row per `target`, `block` (-1 for all blocks) and `window`: the `fall` of
@@ -358,7 +358,7 @@ def single_block(
             about.append({"plan": len(plans), "target": target, "block": block, "k": len(units)})
             plans.append(Zero(units))
 
-    measured = effects(subject, plans, {"memorized": memorized}, size)
+    measured = effects(subject, plans, {"memorized": memorized}, batch_size)
     columns = ["plan", "target", "block", "k"]
     rows: Any = beside_before(measured, pd.DataFrame(about, columns=columns))
     fall = rows["accuracy_before"] - rows["accuracy"]

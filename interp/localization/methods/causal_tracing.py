@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@window_method("causal_tracing", size=1)
+@window_method("causal_tracing", batch_size=1)
 def causal_tracing(
     subject: Subject,
     batch: Batch,

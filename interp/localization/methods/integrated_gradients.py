@@ -27,7 +27,7 @@ Rule = Literal["released", "right", "gauss"]
 Positions = Literal["predicting", "all"]
 
 
-@window_method("integrated_gradients", size=1)
+@window_method("integrated_gradients", batch_size=1)
 def integrated_gradients(
     subject: Subject,
     batch: Batch,

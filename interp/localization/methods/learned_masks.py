@@ -35,7 +35,7 @@ _ZETA = 1.1
 _CHECK_EVERY = 10  # steps between looks at which windows are done
 
 
-@window_method("slimming", size=16)
+@window_method("slimming", batch_size=16)
 def slimming(
     subject: Subject,
     batch: Batch,
@@ -86,7 +86,7 @@ def slimming(
     return to_gates({site: mask.detach() for site, mask in masks.items()})
 
 
-@window_method("hard_concrete", size=16)
+@window_method("hard_concrete", batch_size=16)
 def hard_concrete(
     subject: Subject,
     batch: Batch,

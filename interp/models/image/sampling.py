@@ -68,7 +68,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    size: int = 64,
+    batch_size: int = 64,
 ) -> Int[Tensor, "images length"]:
     """Draws one image for each class in `label`, step by step with a KV cache.
 
@@ -83,7 +83,7 @@ def sample(
         top_k: keeps this many of the most likely tokens; 0 keeps all.
         top_p: keeps of those the fewest that hold this share of the probability.
         seed: of the draws. They do not depend on which images are run together.
-        size: number of images per forward (batch size).
+        batch_size: number of images per forward (batch size).
 
     Returns:
         [images, length] tokens; `subject.module.decode` turns them into images.
@@ -118,7 +118,7 @@ def sample(
     settings = _Settings(guidance, temperature, top_k, top_p)
     drawn: list[Tensor] = []
     with evaluating(subject), prompt_length(module.lead):
-        for rows in track(torch.arange(len(label)).split(size), "sampling"):
+        for rows in track(torch.arange(len(label)).split(batch_size), "sampling"):
             noise = _gumbel(module, seed, rows)
             drawn.append(_draw(subject, module, label[rows], noise, settings))
         return torch.cat(drawn)

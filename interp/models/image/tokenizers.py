@@ -221,7 +221,7 @@ def fit_tokenizer(
     steps: int,
     *,
     lr: float = 3e-3,
-    rows: int = 64,
+    batch_size: int = 64,
     seed: int = 0,
 ) -> list[float]:
     """Trains a tokenizer in place on squared error plus quantization loss, and freezes it.
@@ -235,14 +235,14 @@ def fit_tokenizer(
         images: [images, channels, side, side] in [0, 1], drawn with replacement.
         steps: number of optimizer steps.
         lr: the largest learning rate.
-        rows: number of images per step.
+        batch_size: number of images per step.
         seed: of all draws; torch's global generator is left alone.
 
     Returns:
         The loss of every step.
 
     Raises:
-        ValueError: as `encode`; there is no image, or `steps` or `rows` is below 1.
+        ValueError: as `encode`; there is no image, or `steps` or `batch_size` is below 1.
 
     Example:
         >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
@@ -250,13 +250,14 @@ def fit_tokenizer(
         >>> shape = RasterVQConfig(
         ...     grid=4, codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1, channels=1
         ... )
-        >>> losses = fit_tokenizer(RasterVQ(shape), torch.rand(8, 1, 8, 8), steps=3, rows=4)
+        >>> losses = fit_tokenizer(RasterVQ(shape), torch.rand(8, 1, 8, 8), steps=3, batch_size=4)
         >>> len(losses)
         3
     """
-    if len(images) < 1 or steps < 1 or rows < 1:
+    if len(images) < 1 or steps < 1 or batch_size < 1:
         raise ValueError(
-            f"expected at least 1 image, step and row, got {len(images)}, {steps} and {rows}"
+            "expected at least 1 image, step and image per step; "
+            f"got {len(images)}, {steps} and {batch_size}"
         )
     images = tokenizer.checked(images)
     generator = torch.Generator().manual_seed(seed)
@@ -268,7 +269,7 @@ def fit_tokenizer(
         )
         idle = torch.zeros(tokenizer.codes, dtype=torch.int64, device=images.device)
         for step in track(range(steps), "fitting a tokenizer"):
-            drawn = torch.randint(len(images), (rows,), generator=generator)
+            drawn = torch.randint(len(images), (batch_size,), generator=generator)
             batch = images[drawn.to(images.device)]
             if step == 0:
                 _seed_codebook(tokenizer, batch, generator)

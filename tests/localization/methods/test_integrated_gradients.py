@@ -218,7 +218,7 @@ def test_windows_do_not_mix(name):
     subject, windows = tiny.subject(name, torch.float64), batch(name, 3)
     runs = [
         localize_each(
-            subject, windows, method="integrated_gradients", site="heads", steps=2, size=size
+            subject, windows, method="integrated_gradients", site="heads", steps=2, batch_size=size
         )
         for size in (1, 3)
     ]

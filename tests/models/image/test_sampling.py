@@ -184,7 +184,7 @@ def test_the_size_of_a_forward_changes_no_draw(subject, size):
     state = torch.get_rng_state()
     settings_ = {"guidance": linear_guidance(1.5), "top_k": 9, "top_p": 0.9, "seed": 4}
     assert torch.equal(
-        sample(subject, LABEL, **settings_, size=size), sample(subject, LABEL, **settings_)
+        sample(subject, LABEL, **settings_, batch_size=size), sample(subject, LABEL, **settings_)
     )
     assert not torch.equal(
         sample(subject, LABEL, **settings_), sample(subject, LABEL, **{**settings_, "seed": 5})
@@ -263,7 +263,7 @@ def test_draws_follow_the_softmax(subject, temperature, top_k, top_p):
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        size=draws,
+        batch_size=draws,
     )
     counts = np.bincount(found[:, 0], minlength=len(p))
     assert counts[p == 0].sum() == 0

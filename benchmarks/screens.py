@@ -155,7 +155,7 @@ def orders(
 
     def path_of(window: interp.Batch) -> Scores:
         return integrated.integrated_gradients(
-            subject, window, sites, steps=2, rule="gauss", positions="all"
+            subject, window, sites, points=2, rule="gauss", positions="all"
         )
 
     # Each site takes 2 points, and each point a forward and a backward pass, which count as 3.

@@ -72,8 +72,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Regime:
-    """How models are trained: on which data, with `batch_size` images per step, for how many `steps`
-    (by family), with which learning rate."""
+    """How models are trained: on which data, with `batch_size` images per step, for how many
+    `steps` (by family), with which learning rate."""
 
     data: Data
     batch_size: int

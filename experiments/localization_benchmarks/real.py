@@ -31,7 +31,7 @@ from interp.localization import localize
 from interp.localization.registry import find
 from interp.memorization.evaluation import MEASURES, beside_before, effects
 from interp.mitigation.controls import Selection, Trial
-from interp.reporting.stats import student
+from interp.reporting.stats import student_interval
 
 # Methods that see the memorized windows only: slimming learns masks for every window it sees, and
 # those of the contrast would take twice as long again.
@@ -298,8 +298,8 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     groups: Any = tables["texts"].groupby(KEYS, sort=False)
     for key, group in groups:
         for measure in MEASURES:
-            level = student(group[measure])
-            change = student(group[f"{measure}_change"])
+            level = student_interval(group[measure])
+            change = student_interval(group[f"{measure}_change"])
             row: dict[str, Any] = dict(zip(KEYS, key, strict=True))
             row |= {"measure": measure, "before": group[f"{measure}_before"].mean()}
             row |= {"after": level.estimate, "after_low": level.low, "after_high": level.high}

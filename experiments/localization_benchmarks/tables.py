@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.localization_benchmarks import published
 from interp.experiment.checks import Tables
-from interp.reporting.stats import student
+from interp.reporting.stats import student_interval
 
 TABLES = (
     "models",
@@ -68,7 +68,7 @@ def over_seeds(frame: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) 
     groups: Any = frame.groupby(list(keys), sort=False)
     for key, group in groups:
         for value in values:
-            mean = student(group.groupby("seed")[value].mean())
+            mean = student_interval(group.groupby("seed")[value].mean())
             row = dict(zip(keys, key, strict=True))
             row |= {
                 "measure": value,

@@ -27,7 +27,7 @@ def perturbed(study: Study, seed: int) -> Tables:
         for name, items in study.sets.items():
             question = exchanged(study.task, items.items.question, position, seed)
             solution = study.task.solve(question)
-            true_now = solution[:, items.step]
+            true_now = solution[:, items.target]
             answers = said(study.subject, _asked(items, question, solution))
             kept = answers == items.label
             true = answers == true_now
@@ -47,7 +47,7 @@ def _asked(
     """The batch of the items with other questions, each followed by its own solution up to the
     token that is read."""
     batch = items.batch
-    known = np.concatenate([question, solution[:, : items.step]], 1)
+    known = np.concatenate([question, solution[:, : items.target]], 1)
     tokens = batch.tokens.clone()
     tokens[:, : known.shape[1]] = tokens.new_tensor(known)
     return Batch(tokens, batch.prompt)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.adapters.steps import align
+from interp.adapters.plan_steps import align
 from interp.errors import HookError
 from interp.hooks.hooks import Hooked, lowered
 from interp.interventions.edit import Edit, apply

@@ -58,7 +58,7 @@ def edge_attribution(
     right: Tokens,
     wrong: Tokens,
     *,
-    step: int = 0,
+    target: int = 0,
     batch_size: int = 64,
 ) -> EdgeScores:
     """Returns the score of every edge: the mean over items of |`edge_effects`|.
@@ -69,7 +69,7 @@ def edge_attribution(
         corrupt: as many other sequences, of the same length and prompt.
         right: one token id per item.
         wrong: the token id that competes with it.
-        step: which of `clean.targets` the two tokens compete for.
+        target: which of `clean.targets` the two tokens compete for.
         batch_size: number of items per batch.
 
     Raises:
@@ -85,7 +85,9 @@ def edge_attribution(
         (54, 27)
     """
     graph = Graph.of(subject)
-    effects = edge_effects(subject, clean, corrupt, right, wrong, step=step, batch_size=batch_size)
+    effects = edge_effects(
+        subject, clean, corrupt, right, wrong, target=target, batch_size=batch_size
+    )
     return EdgeScores(graph.senders, graph.receivers, np.abs(effects).mean(0))
 
 
@@ -96,7 +98,7 @@ def edge_effects(
     right: Tokens,
     wrong: Tokens,
     *,
-    step: int = 0,
+    target: int = 0,
     batch_size: int = 64,
 ) -> Float[np.ndarray, "items senders receivers"]:
     """Returns how much each edge alone would change logit(right) - logit(wrong) of each item if it
@@ -112,7 +114,7 @@ def edge_effects(
         corrupt: as many other sequences, of the same length and prompt.
         right: one token id per item.
         wrong: the token id that competes with it.
-        step: which of `clean.targets` the two tokens compete for.
+        target: which of `clean.targets` the two tokens compete for.
         batch_size: number of items per batch.
 
     Returns:
@@ -127,8 +129,8 @@ def edge_effects(
     _check_same_shape(clean, corrupt)
     # All tensors are made inside: what a caller's inference mode makes cannot be differentiated.
     with differentiating(subject):
-        clean = _predict_one(clean, step)
-        corrupt = _predict_one(corrupt, step)
+        clean = _predict_one(clean, target)
+        corrupt = _predict_one(corrupt, target)
         answers = _pair_answers(clean, right, wrong)
         parts = zip(
             clean.split(batch_size),
@@ -158,7 +160,7 @@ def faithfulness(
     circuits: Sequence[Circuit],
     means: Mapping[str, Tensor],
     *,
-    step: int = 0,
+    target: int = 0,
 ) -> list[float]:
     """Returns the faithfulness of each circuit: 1 if it does what the whole model does, 0 if it
     does no more than a model without edges.
@@ -174,7 +176,7 @@ def faithfulness(
         wrong: the token id that competes with it.
         circuits: the circuits to measure.
         means: what edges outside a circuit carry, from `sender_means`.
-        step: which of `batch.targets` the two tokens compete for.
+        target: which of `batch.targets` the two tokens compete for.
 
     Raises:
         ValueError: the metric is the same with all edges and with none; or see `circuit_logits`.
@@ -190,7 +192,7 @@ def faithfulness(
     answers = _pair_answers(batch, right, wrong)
 
     def mean_metric(circuit: Circuit) -> float:
-        logits = circuit_logits(subject, batch, circuit, means, step=step)
+        logits = circuit_logits(subject, batch, circuit, means, target=target)
         return float(_logit_difference(logits, answers).mean())
 
     empty = mean_metric(Circuit.empty(subject))
@@ -209,7 +211,7 @@ def circuit_logits(
     circuit: Circuit,
     means: Mapping[str, Tensor],
     *,
-    step: int = 0,
+    target: int = 0,
     batch_size: int = 64,
 ) -> Float[Tensor, "items vocabulary"]:
     """Returns the logits of one token per item when only the edges of a circuit are live.
@@ -222,8 +224,9 @@ def circuit_logits(
         batch: the items.
         circuit: the edges that are live.
         means: the mean of every sender at each position, from `sender_means`.
-        step: which of `batch.targets` is predicted.
-        batch_size: number of items per batch. Each item is run 1 + (heads of a block) times at once.
+        target: which of `batch.targets` is predicted.
+        batch_size: number of items per batch. Each item is run 1 + (heads of a block) times at
+            once.
 
     Raises:
         ValueError: a circuit or means of another model, or means of fewer positions than the batch.
@@ -241,7 +244,7 @@ def circuit_logits(
     copies = 1 + max(layer.count for layer in graph.layers)
 
     logits: list[Tensor] = []
-    for part in _predict_one(batch, step).split(batch_size):
+    for part in _predict_one(batch, target).split(batch_size):
         run = _CircuitRun(subject, graph, kept, stacked, len(part))
         with dropout_off(subject.module), torch.no_grad(), tapped(subject, run.visits()):
             of_all_copies = subject.target_logits(repeated(part, copies))
@@ -453,16 +456,17 @@ def _pair_answers(batch: Batch, right: Tokens, wrong: Tokens) -> Int[Tensor, "it
     return torch.stack(both, 1).long()
 
 
-def _predict_one(batch: Batch, step: int) -> Batch:
+def _predict_one(batch: Batch, target: int) -> Batch:
     """The batch with a single target: the one that the two tokens compete for."""
     targets = batch.targets.shape[1]
-    if not 0 <= step < targets or not bool(batch.counted[:, step].all()):
+    if not 0 <= target < targets or not bool(batch.counted[:, target].all()):
         raise ValueError(
-            f"step={step}: expected one of the {targets} predicted tokens that counts in every item"
+            f"target={target}: expected one of the {targets} predicted tokens that counts in every "
+            "item"
         )
-    chosen = batch.prompt + step
+    chosen = batch.prompt + target
     # Later tokens are cut off, except where tokens are predicted together: such a model looks ahead
     # within a group, and would predict something else without the rest of it.
-    if batch.steps is None:
+    if batch.groups is None:
         batch = batch.until(chosen + 1)
     return replace(batch, prompt=chosen)

@@ -166,11 +166,11 @@ class ReadOut:
         subject: the model.
         batch: the items.
         site: a site of neurons.
-        step: which of `batch.targets` is predicted.
+        target: which of `batch.targets` is predicted.
 
     Raises:
         SiteError: a site that holds no neurons.
-        ValueError: a step past the targets; or, on first use, a model whose targets are not
+        ValueError: a target past the last one; or, on first use, a model whose targets are not
             predicted by one position alone.
 
     Example:
@@ -185,7 +185,7 @@ class ReadOut:
     subject: Subject
     batch: Batch
     site: Site
-    step: int = 0
+    target: int = 0
 
     def __post_init__(self) -> None:
         site = self.subject.anatomy.resolve(self.site)
@@ -193,20 +193,20 @@ class ReadOut:
             nearest = Site("neurons", site.block or 0, site.stack)
             raise SiteError(f"{site} holds no neurons: expected a site such as {nearest}")
         targets = self.batch.length - self.batch.prompt
-        if not 0 <= self.step < targets:
-            raise ValueError(f"step={self.step}: the batch has targets 0 to {targets - 1}")
+        if not 0 <= self.target < targets:
+            raise ValueError(f"target={self.target}: the batch has targets 0 to {targets - 1}")
         object.__setattr__(self, "site", site)
 
     @cached_property
     def position(self) -> int:
         """The absolute position that is read."""
         first = predicting(self.subject, self.batch, (self.site,))[self.site.stack]
-        if first is None or first + self.step < 0:
+        if first is None or first + self.target < 0:
             raise ValueError(
-                f"{self.site}: no single position predicts target {self.step}, "
+                f"{self.site}: no single position predicts target {self.target}, "
                 "so there is none to read neurons at"
             )
-        return first + self.step
+        return first + self.target
 
     @cached_property
     def rows(self) -> Rows:
@@ -282,7 +282,7 @@ class ReadOut:
     def answered(self, *plans: Plan) -> Int[np.ndarray, " items"]:
         """Returns the likeliest token of each item, under plans if there are any."""
         with evaluating(self.subject), self.subject.intervened(*plans):
-            logits = self.subject.target_logits(self.batch)[:, self.step]
+            logits = self.subject.target_logits(self.batch)[:, self.target]
         return logits.argmax(-1).cpu().numpy()
 
     def _logit_gradient(
@@ -306,7 +306,7 @@ class ReadOut:
         last = Site("resid_post", len(blocks) - 1, self.site.stack)
         with differentiating(self.subject):
             with captured(self.subject, (last,)) as values:
-                logits = self.subject.target_logits(part)[:, self.step]
+                logits = self.subject.target_logits(part)[:, self.target]
             terms: list[Tensor] = []
             for sign, ids in signed:
                 chosen = logits.gather(1, ids[:, None].to(logits.device))

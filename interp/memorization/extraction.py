@@ -32,7 +32,7 @@ from interp.subject.decoding import Decoder
 from interp.subject.subject import Subject, evaluating, token_losses
 
 Text = str | Sequence[int]
-Steps = tuple[tuple[int, int], ...]
+Groups = tuple[tuple[int, int], ...]
 
 _DEFAULT_TOKENS = 32  # of the prefix and of the suffix, when texts are scanned
 
@@ -110,7 +110,7 @@ def scan(
         - `similarity`: 1 - edit distance / length between the greedy continuation and the suffix,
           in tokens; NaN where the window was not decoded;
         - `prompt`, `suffix`: the two parts as text, if the subject has a tokenizer;
-        - `given_<name>` and `steps`, for a Batch: what each window is conditioned on, and which
+        - `given_<name>` and `groups`, for a Batch: what each window is conditioned on, and which
           tokens are predicted together.
 
         `frame.attrs` records the settings, the number of `texts`, and how many were `skipped`
@@ -154,10 +154,10 @@ def scan(
     counts = {"texts": 0, "skipped": 0}  # filled while the stream is read
     if is_batch:
         stream = _rows(texts, counts)
-        steps = texts.steps
+        groups = texts.groups
     else:
         stream = windows(subject, texts, prefix + length, stride, counts)
-        steps = None
+        groups = None
 
     about = {
         "model": subject.fingerprint,
@@ -169,7 +169,7 @@ def scan(
     with Parts(folder, about) as parts, evaluating(subject):
         _skip_known(stream, parts)
         for chunk in track(_chunks(stream, batch_size), "scanning"):
-            parts.add(_measure(subject, chunk, prefix, decode_from, steps))
+            parts.add(_measure(subject, chunk, prefix, decode_from, groups))
 
     if not len(parts):
         raise ValueError(
@@ -249,7 +249,11 @@ def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
 
 
 def _measure(
-    subject: Subject, chunk: Sequence[Window], prefix: int, decode_from: float, steps: Steps | None
+    subject: Subject,
+    chunk: Sequence[Window],
+    prefix: int,
+    decode_from: float,
+    groups: Groups | None,
 ) -> pd.DataFrame:
     """The rows of a scan for one batch of windows."""
     given: dict[str, list[Any]] = {}
@@ -259,7 +263,7 @@ def _measure(
     batch = Batch(
         torch.tensor([window.tokens for window in chunk]),
         prefix,
-        steps=steps,
+        groups=groups,
         conditioning={name: torch.tensor(values) for name, values in given.items()},
     )
     columns = {
@@ -273,8 +277,8 @@ def _measure(
     frame["tokens"] = [list(window.tokens) for window in chunk]
     for name, values in given.items():
         frame[GIVEN + name] = values
-    if steps is not None:
-        frame["steps"] = [steps] * len(chunk)
+    if groups is not None:
+        frame["groups"] = [groups] * len(chunk)
     if subject.tokenizer is not None:
         frame["prompt"] = [subject.decode(window.tokens[:prefix]) for window in chunk]
         frame["suffix"] = [subject.decode(window.tokens[prefix:]) for window in chunk]

@@ -18,7 +18,7 @@ from interp.interventions.plan import Plan, interventions
 from interp.memorization.evaluation import effects
 from interp.mitigation.controls import Selection, Trial, changed
 from interp.mitigation.report import DropReport, EqualDamage, tabulated
-from interp.reporting.stats import paired
+from interp.reporting.stats import paired_interval
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batches
 from interp.subject.subject import Subject
@@ -200,5 +200,5 @@ def _equal_damage(
     memorized: Any = effects(subject, plans, {"memorized": data["memorized"]}, batch_size)
     theirs = memorized.groupby("window")["accuracy"].mean()
     ours = own[own["data"] == "memorized"].set_index("window")["accuracy"]
-    advantage = paired(theirs, ours.loc[theirs.index])
+    advantage = paired_interval(theirs, ours.loc[theirs.index])
     return EqualDamage(trials[0].k, reached, float(theirs.mean()), advantage)

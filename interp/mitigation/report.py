@@ -13,7 +13,7 @@ import pandas as pd
 from interp.files import replaced, writable
 from interp.memorization.evaluation import MEASURES
 from interp.reporting.plotting import dose_response, save
-from interp.reporting.stats import Interval, bootstrap, paired
+from interp.reporting.stats import Interval, bootstrap, paired_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,7 +91,7 @@ def tabulated(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFram
 def _before_and_after(before: Any, after: Any) -> dict[str, float]:
     """Means over windows, with the intervals of the mean after and of the mean change."""
     mean = bootstrap(after)
-    change = paired(after, before)
+    change = paired_interval(after, before)
     return {
         "before": float(before.mean()),
         "estimate": mean.estimate,

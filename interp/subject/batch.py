@@ -27,7 +27,7 @@ class Batch:
         mask: [batch, position], False on padding, which must be on the right; None without padding.
         scored: [batch, position], True on the tokens that are measured; None when all tokens from
             `prompt` on are.
-        steps: groups of tokens that are predicted together, as (start, stop) pairs; None when each
+        groups: tokens that are predicted together, as (start, stop) pairs; None when each
             token is predicted by itself.
         conditioning: what the model sees in addition to tokens (class labels, camera images), each
             [batch, ...].
@@ -48,7 +48,7 @@ class Batch:
     tokens: Int[Tensor, "batch position"]
     prompt: int = 1
     mask: Bool[Tensor, "batch position"] | None = None
-    steps: tuple[tuple[int, int], ...] | None = None
+    groups: tuple[tuple[int, int], ...] | None = None
     conditioning: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     scored: Bool[Tensor, "batch position"] | None = None
 
@@ -204,10 +204,10 @@ class Batch:
                     [False, False,  True]])
         """
         plain = [
-            part.mask is None and part.steps is None and not part.conditioning for part in parts
+            part.mask is None and part.groups is None and not part.conditioning for part in parts
         ]
         if not parts or not all(plain):
-            raise ValueError("expected batches without mask, steps and conditioning, at least one")
+            raise ValueError("expected batches without mask, groups and conditioning, at least one")
 
         sequences: list[list[int]] = []
         for part in parts:
@@ -226,8 +226,8 @@ class Batch:
         """Returns the windows of a scan as one batch.
 
         Args:
-            windows: one row per window, with columns `tokens` and `prefix`, and optionally `steps`
-                (groups of tokens that are predicted together) and `given_<name>` (conditioning).
+            windows: one row per window, with columns `tokens` and `prefix`, and optionally `groups`
+                (of tokens that are predicted together) and `given_<name>` (conditioning).
 
         Raises:
             ValueError: no rows, a missing column, or windows with several prefix lengths.
@@ -254,11 +254,11 @@ class Batch:
                 values = torch.tensor(windows[name].tolist())
                 conditioning[name.removeprefix(GIVEN)] = values
         groups: Any = None
-        if "steps" in windows:
-            groups = tuple((int(start), int(stop)) for start, stop in windows["steps"].iloc[0])
+        if "groups" in windows:
+            groups = tuple((int(start), int(stop)) for start, stop in windows["groups"].iloc[0])
 
         batch = cls.pad(sequences, prompt=int(prefixes[0]))
-        return replace(batch, steps=groups, conditioning=conditioning)
+        return replace(batch, groups=groups, conditioning=conditioning)
 
 
 Batches = Batch | pd.DataFrame | Iterable[Batch]

@@ -57,7 +57,7 @@ def logits_by_hand(out: ReadOut, change: np.ndarray) -> torch.Tensor:
         torch.no_grad(),
         tiny.by_hand(out.subject.module, out.subject.anatomy.place(out.site), add),
     ):
-        return out.subject.target_logits(out.batch)[:, out.step]
+        return out.subject.target_logits(out.batch)[:, out.target]
 
 
 def difference(logits: torch.Tensor, towards: torch.Tensor, away: torch.Tensor) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_a_read_out_refuses_what_is_no_neuron_or_no_target():
         match=r"blocks.1.heads holds no neurons: expected a site such as blocks.1.neurons",
     ):
         ReadOut(out.subject, out.batch, interp.Site("heads", 1))
-    with pytest.raises(ValueError, match="step=5: the batch has targets 0 to 4"):
+    with pytest.raises(ValueError, match="target=5: the batch has targets 0 to 4"):
         ReadOut(out.subject, out.batch, out.site, 5)
     vision = interp.Site("neurons", 0, "vision")
     with pytest.raises(ValueError, match="no single position predicts target 0"):

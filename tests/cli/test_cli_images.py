@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import interp
-from interp.cli import steps as pipeline
+from interp.cli import pipeline
 from interp.cli.app import app
 from interp.data.image_files import write_images
 from interp.data.images import Images, digits, plant
@@ -196,7 +196,7 @@ def run(*arguments: Any):
 
 def without_steps(frame: pd.DataFrame) -> pd.DataFrame:
     """Whose tuples come back from a file as arrays."""
-    return frame.assign(tokens=frame["tokens"].map(list)).drop(columns="steps", errors="ignore")
+    return frame.assign(tokens=frame["tokens"].map(list)).drop(columns="groups", errors="ignore")
 
 
 def test_scan_measures_each_image_once_given_its_class_as_the_library_does(toy, done, subject):
@@ -526,7 +526,7 @@ def test_a_prefix_that_the_model_cannot_go_on_from_is_one_line_and_leaves_no_sca
         wrong += [
             (
                 BETWEEN[toy.kind],
-                "2 tokens are no whole number of steps .*nearest: 1 or 0|nearest: 1 or 5|nearest: 0 or 1",
+                "2 tokens are not a whole number of groups .*nearest: 1 or 0|nearest: 1 or 5|nearest: 0 or 1",
             )
         ]
     for prefix, match in wrong:

@@ -42,7 +42,7 @@ from interp.experiment.claims import NOT_TESTABLE, committed_claims
 from interp.experiment.experiment import Experiment, changed
 from interp.experiment.jobs import finish_all, job, kept
 from interp.experiment.verdict_figure import verdict_figure
-from interp.reporting.stats import Interval, student
+from interp.reporting.stats import Interval, student_interval
 
 CHECKOUT = Path(interp.__file__).parents[1]
 
@@ -90,7 +90,7 @@ def test_a_run_writes_claims_over_seeds_and_on_each_with_tables_figures_and_sett
     numbers = pd.read_parquet(tmp_path / "tables" / "numbers.parquet")
     assert numbers["seed"].unique().tolist() == [5, 6, 7]
     by_seed = numbers[numbers["name"] == "up"].groupby("seed")["value"].mean()
-    expected = student(by_seed)
+    expected = student_interval(by_seed)
     assert [found["T1"][name] for name in ("measured", "low", "high")] == pytest.approx(
         [expected.estimate, expected.low, expected.high]
     )

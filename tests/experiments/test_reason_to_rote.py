@@ -228,7 +228,7 @@ def test_items_are_read_where_truth_and_label_first_differ(studies):
         memorized = one.memorized
         assert (memorized.label != memorized.true).all()
         before = memorized.items
-        assert (before.label[:, : memorized.step] == before.truth[:, : memorized.step]).all()
+        assert (before.label[:, : memorized.target] == before.truth[:, : memorized.target]).all()
         assert memorized.batch.targets.shape[1] == 1
         assert (memorized.batch.targets[:, 0].numpy() == memorized.label).all()
         assert (said(one.subject, memorized.batch) == memorized.label).all()

@@ -288,7 +288,7 @@ def test_a_site_that_no_forward_reaches_is_named(method, site):
 
 
 RAW = {
-    "attribution_patching": {"steps": 2},
+    "attribution_patching": {"points": 2},
     "integrated_gradients": {"positions": "predicting"},
     "lowest": {"of": "activation"},
 }

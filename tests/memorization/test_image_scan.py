@@ -1,4 +1,4 @@
-"""Laws of scanning images: rows of a Batch are the windows, steps are whole, a frame gives the
+"""Laws of scanning images: rows of a Batch are the windows, groups are whole, a frame gives the
 batch back."""
 
 from __future__ import annotations
@@ -33,12 +33,17 @@ def half_said(name: str, rows: int = 8, prompt: int = 5) -> interp.Batch:
     tokens = torch.cat([batch.tokens[:, :prompt], subject.generate(batch)], dim=1)
     for row in range(1, rows, 2):
         tokens[row, prompt + row] = (tokens[row, prompt + row] + 1) % tiny.VOCABULARY
-    return interp.Batch(tokens, prompt, steps=batch.steps, conditioning=batch.conditioning)
+    return interp.Batch(tokens, prompt, groups=batch.groups, conditioning=batch.conditioning)
 
 
 def assert_same(one: interp.Batch, other: interp.Batch) -> None:
     assert torch.equal(one.tokens, other.tokens)
-    assert (one.prompt, one.steps, one.mask, one.scored) == (other.prompt, other.steps, None, None)
+    assert (one.prompt, one.groups, one.mask, one.scored) == (
+        other.prompt,
+        other.groups,
+        None,
+        None,
+    )
     assert one.conditioning.keys() == other.conditioning.keys()
     assert all(
         torch.equal(value, other.conditioning[key]) for key, value in one.conditioning.items()
@@ -55,7 +60,7 @@ def test_rows_of_a_batch_are_its_windows(name, subject):
     assert set(frame["prefix"]) == {5}
     assert set(frame["length"]) == {batch.length - 5}
     assert frame["given_label"].tolist() == batch.conditioning["label"].tolist()
-    assert ("steps" in frame) == (name == "var")
+    assert ("groups" in frame) == (name == "var")
     assert frame["exact"].tolist() == [True, False] * 4
     verdict = verdicts(subject, batch)
     assert frame["accuracy"].tolist() == verdict.hits.mean(1).tolist()
@@ -125,7 +130,7 @@ def tokens_of(name: str, length: int | None = None) -> torch.Tensor:
 )
 def test_a_prompt_that_cuts_a_scale_names_the_nearest_ends(prompt, nearest):
     subject, batch = tiny.subject("var"), tiny.image_batch("var", prompt=prompt)
-    message = rf"{prompt} tokens are no whole number of steps of this model \(3 steps, 14 tokens\); nearest: {nearest}"
+    message = rf"{prompt} tokens are not a whole number of groups of this model \(3 groups, 14 tokens\); nearest: {nearest}"
     for call in (verdicts, scan, interp.Subject.generate):
         with pytest.raises(ValueError, match=message):
             call(subject, batch)
@@ -137,7 +142,7 @@ def test_images_that_end_within_a_scale_are_refused(length):
         tokens_of("var", length), 0, conditioning=tiny.image_batch("var").conditioning
     )
     for call in (verdicts, scan, interp.Subject.logits):
-        with pytest.raises(ValueError, match=f"{length} tokens are no whole number of steps"):
+        with pytest.raises(ValueError, match=f"{length} tokens are not a whole number of groups"):
             call(tiny.subject("var"), batch)
 
 
@@ -219,9 +224,9 @@ def test_images_are_encoded_with_their_classes_and_decoded(name, subject):
     )
     batch = module.encode(images, torch.tensor([0, 4, 2]), prompt=5)
     assert torch.equal(batch.tokens, module.tokenizer.encode(images))
-    assert (batch.prompt, batch.steps, batch.conditioning["label"].tolist()) == (
+    assert (batch.prompt, batch.groups, batch.conditioning["label"].tolist()) == (
         5,
-        module.steps if name == "var" else None,
+        module.all_groups if name == "var" else None,
         [0, 4, 2],
     )
     assert torch.equal(module.decode(batch.tokens), module.tokenizer.decode(batch.tokens))

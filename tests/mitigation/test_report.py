@@ -14,7 +14,7 @@ import pytest
 from interp.memorization.evaluation import MEASURES
 from interp.mitigation.controls import Trial
 from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulated
-from interp.reporting.stats import Interval, bootstrap, paired
+from interp.reporting.stats import Interval, bootstrap, paired_interval
 from interp.sites.units import Units
 
 
@@ -83,7 +83,7 @@ def test_each_row_is_the_mean_over_windows_of_the_mean_over_draws(selection, pla
     row = rows[selection, 0.1, data, measure]
     assert (row["k"], row["windows"], row["seeds"]) == (4, DATA[data], len(plans))
     assert row["before"] == pytest.approx(before.mean())
-    expected = bootstrap(after), paired(after, before)
+    expected = bootstrap(after), paired_interval(after, before)
     found = [
         Interval(row["estimate"], row["low"], row["high"], DATA[data]),
         Interval(row["change"], row["change_low"], row["change_high"], 0),

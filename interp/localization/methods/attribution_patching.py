@@ -22,7 +22,7 @@ from interp.subject.subject import Subject
 
 @window_method("attribution_patching")
 def attribution_patching(
-    subject: Subject, batch: Batch, sites: Places, *, steps: int = 1, seed: int = 0
+    subject: Subject, batch: Batch, sites: Places, *, points: int = 1, seed: int = 0
 ) -> dict[Site, Tensor]:
     """Scores a unit by the first-order rise of the suffix's loss when the unit takes the value it
     has after a corrupted prompt.
@@ -32,31 +32,31 @@ def attribution_patching(
 
     Args:
         subject, batch, sites: see `window_method`.
-        steps: points at which the gradient is taken, equally spaced between the embeddings of the
-            two prompts, starting at the true one; the mean gradient counts. Above 1 this is
-            integrated gradients over the input (Hanna et al. 2024, arXiv 2403.17806).
+        points: number of points at which the gradient is taken, equally spaced between the
+            embeddings of the two prompts, starting at the true one; the mean gradient counts. Above
+            1 this is integrated gradients over the input (Hanna et al. 2024, arXiv 2403.17806).
         seed: of the corrupted prompt.
 
     Raises:
-        ValueError: below one step, or where nothing can be corrupted.
+        ValueError: below one point, or where nothing can be corrupted.
 
     Example:
         >>> scores = interp.localize(subject, memorized, method="attribution_patching")
         >>> len(scores.top(0.05))
         5
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least one gradient")
+    if points < 1:
+        raise ValueError(f"points={points}: expected at least one gradient")
     other = corrupted(subject, batch, seed)
-    embed = _embed(subject, sites) if steps > 1 else None
+    embed = _embed(subject, sites) if points > 1 else None
     recorded = sites if embed is None else tuple(dict.fromkeys((*sites, embed)))
     clean = values_at(subject, batch, recorded)
     changed = values_at(subject, other, recorded)
 
     path = None if embed is None else changed[embed] - clean[embed]
     gradients: list[dict[Site, Tensor]] = []
-    for step in range(steps):
-        shift = None if path is None else path * (step / steps)
+    for point in range(points):
+        shift = None if path is None else path * (point / points)
         gradients.append(_gradients(subject, batch, sites, embed, shift))
 
     scores: dict[Site, Tensor] = {}

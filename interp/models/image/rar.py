@@ -88,7 +88,7 @@ class RAR(ImageModel):
         self.classes = config.classes
         N = config.length
         C = config.width
-        self.steps = tuple((token, token + 1) for token in range(N))
+        self.all_groups = tuple((token, token + 1) for token in range(N))
         self.segments = _segments(config.grid)
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
@@ -179,8 +179,8 @@ class RAR(ImageModel):
     def positions(self, read: int) -> int:
         return _LEAD + read
 
-    def progress(self, step: int) -> float:
-        return step / self.length
+    def progress(self, group: int) -> float:
+        return group / self.length
 
     @torch.no_grad()
     def _initialize(self) -> None:

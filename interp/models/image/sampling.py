@@ -70,15 +70,15 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Int[Tensor, "images length"]:
-    """Draws one image for each class in `label`, step by step with a KV cache.
+    """Draws one image for each class in `label`, group by group with a KV cache.
 
     Runs under whatever interventions are active.
 
     Args:
         subject: a VAR or RAR.
         label: [images] classes.
-        guidance: maps the progress of a step, 0 to 1, to the weight w in logits + w * (logits -
-            logits without a class); no guidance by default.
+        guidance: maps the progress of a group of tokens, 0 to 1, to the weight w in logits + w *
+            (logits - logits without a class); no guidance by default.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keeps this many of the most likely tokens; 0 keeps all.
         top_p: keeps of those the fewest that hold this share of the probability.
@@ -159,11 +159,11 @@ def _draw(
 
     drawn: list[Tensor] = []
     tokens = label.new_empty(len(label), 0)
-    for step, (start, stop) in enumerate(module.steps):
+    for group, (start, stop) in enumerate(module.all_groups):
         logits = decoder.feed(tokens).float()
         if guidance is not None:
             with_class, without_class = logits.chunk(2)
-            weight = guidance(module.progress(step))
+            weight = guidance(module.progress(group))
             logits = with_class + weight * (with_class - without_class)
         if settings.temperature:
             # The largest of logits with Gumbel noise is a draw from their softmax.

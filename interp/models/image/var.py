@@ -69,7 +69,7 @@ class VAR(ImageModel):
         ...     classes=3,
         ... )
         >>> model = VAR(network, ResidualVQ(shape))
-        >>> model.steps
+        >>> model.all_groups
         ((0, 1), (1, 5), (5, 21))
         >>> batch = model.encode(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]))
         >>> list(interp.load(model).logits(batch).shape)
@@ -94,9 +94,9 @@ class VAR(ImageModel):
         self.config = config
         self.classes = config.classes
         counts = [side**2 for side in config.sides]
-        self.steps = tuple(pairwise(accumulate(counts, initial=0)))
+        self.all_groups = tuple(pairwise(accumulate(counts, initial=0)))
         segments: list[Segment] = []
-        for number, (start, stop) in enumerate(self.steps, start=1):
+        for number, (start, stop) in enumerate(self.all_groups, start=1):
             segments.append(Segment(f"scale {number}", start, stop, degenerate=number == 1))
         self.segments = tuple(segments)
 
@@ -156,8 +156,8 @@ class VAR(ImageModel):
     def positions(self, read: int) -> int:
         return read + self.ahead(read)
 
-    def progress(self, step: int) -> float:
-        return step / max(len(self.steps) - 1, 1)
+    def progress(self, group: int) -> float:
+        return group / max(len(self.all_groups) - 1, 1)
 
     @torch.no_grad()
     def _initialize(self) -> None:

@@ -356,7 +356,7 @@ def test_methods_find_the_block_and_units_of_a_look_up(method, look_ups):
     one, reference = (
         interp.Batch(memory.random_tokens(rows, rows), memory.PREFIX) for rows in (1, 8)
     )
-    options = {"steps": 4, "rule": "gauss"} if method == "integrated_gradients" else {}
+    options = {"points": 4, "rule": "gauss"} if method == "integrated_gradients" else {}
     shares = []
     for planted in look_ups:
         scores = localize(

@@ -55,26 +55,28 @@ def slope(
     return (losses[0] - losses[1]) / 2e-4
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("points", [1, 3])
 @pytest.mark.parametrize("point", ["neurons", "heads", "mlp_out"])
 @pytest.mark.parametrize("name", ["gpt2", "neox", "policy"])
-def test_it_is_the_slope_towards_the_value_after_another_prompt(name, point, steps):
+def test_it_is_the_slope_towards_the_value_after_another_prompt(name, point, points):
     subject, batch = tiny.subject(name, torch.float64), windows(name)
     site = [site for site in subject.anatomy.expand(point) if site.stack != "vision"][1]
     scores = localize_each(
-        subject, batch, method="attribution_patching", site=site, steps=steps, seed=3
+        subject, batch, method="attribution_patching", site=site, points=points, seed=3
     )
     for row, window in zip(scores, batch.split(1), strict=True):
         other = corrupted(subject, window, seed=3)
         for unit in (0, subject.anatomy.place(site).units - 1):
-            slopes = [slope(subject, window, site, unit, other, k / steps) for k in range(steps)]
+            slopes = [slope(subject, window, site, unit, other, k / points) for k in range(points)]
             assert row[site][unit] == pytest.approx(float(np.mean(slopes)), rel=1e-4, abs=1e-8)
 
 
 def test_more_steps_are_another_gradient():
     subject, batch = tiny.subject("gpt2", torch.float64), windows("gpt2")
     one, three = (
-        localize_each(subject, batch, method="attribution_patching", steps=n)[0]["blocks.1.neurons"]
+        localize_each(subject, batch, method="attribution_patching", points=n)[0][
+            "blocks.1.neurons"
+        ]
         for n in (1, 3)
     )
     assert np.abs(one - three).max() > 1e-3 * np.abs(one).max()
@@ -121,6 +123,6 @@ def test_no_step_is_refused():
     subject = tiny.subject("llama")
     with (
         tiny.untouched(subject.module),
-        pytest.raises(ValueError, match="steps=0: expected at least one gradient"),
+        pytest.raises(ValueError, match="points=0: expected at least one gradient"),
     ):
-        localize_each(subject, windows("llama"), method="attribution_patching", steps=0)
+        localize_each(subject, windows("llama"), method="attribution_patching", points=0)

@@ -168,9 +168,9 @@ def test_the_parts_of_an_image_are_scales_and_rows():
         var = VAR(VARConfig(), ResidualVQ(ResidualVQConfig()))
         rar = RAR(RARConfig(), RasterVQ(RasterVQConfig()))
     ends = (0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
-    assert var.steps == tuple((s.start, s.stop) for s in var.segments) == tuple(pairwise(ends))
+    assert var.all_groups == tuple((s.start, s.stop) for s in var.segments) == tuple(pairwise(ends))
     assert [s.name for s in var.segments if s.degenerate] == ["scale 1"]
-    assert rar.steps == tuple((t, t + 1) for t in range(256))
+    assert rar.all_groups == tuple((t, t + 1) for t in range(256))
     assert [s.name for s in rar.segments if s.degenerate] == ["cls", "class"]
     assert [s.stop for s in rar.segments] == [1, 2, *range(17, 258, 16)]
     assert [s.start for s in rar.segments] == [0, *(s.stop for s in rar.segments[:-1])]
@@ -321,7 +321,7 @@ def test_rar_is_its_formulas_in_any_order(ordered):
 
 
 def step_of(subject: interp.Subject, token: int) -> tuple[int, int]:
-    return next((start, stop) for start, stop in subject.module.steps if start <= token < stop)
+    return next((start, stop) for start, stop in subject.module.all_groups if start <= token < stop)
 
 
 @settings(max_examples=15, deadline=None)
@@ -345,14 +345,14 @@ def test_logits_are_aligned_and_an_image_is_predicted_from_its_class_on(name, su
     batch = tiny.image_batch(name, rows=3)
     whole = subject.logits(batch)
     assert whole.shape == (3, subject.module.length, tiny.VOCABULARY)
-    for start, stop in subject.module.steps:
+    for start, stop in subject.module.all_groups:
         read = subject.module(batch.tokens[:, :start], batch.conditioning["label"])
         assert (read.shape[1], subject.module.ahead(start)) == (stop, stop - start)
         torch.testing.assert_close(read, whole[:, :stop], rtol=0, atol=1e-12)
         torch.testing.assert_close(
             subject.logits(batch.until(stop)), whole[:, :stop], rtol=0, atol=1e-12
         )
-    first = subject.module.steps[0][1]
+    first = subject.module.all_groups[0][1]
     assert (whole[0, :first] - whole[1, :first]).abs().min() > 1e-9
     assert subject.module.ahead(0) == first
     torch.testing.assert_close(
@@ -524,7 +524,7 @@ def test_labels_are_dropped_at_their_rate_and_nothing_else_changes(name, rate):
         )
         assert torch.equal(after.conditioning["label"], same.conditioning["label"])
         assert torch.equal(before.tokens, after.tokens)
-        assert before.steps == after.steps
+        assert before.groups == after.groups
     assert torch.equal(state, torch.get_rng_state())
     if 0 < rate < 1:
         other = list(labels_dropped(many(name), model, rate, seed=1))

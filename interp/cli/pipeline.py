@@ -1,5 +1,5 @@
-"""The main job on texts or images, step by step, as the command line and the experiments run it:
-scan, localize, ablate. Each step writes its tables and figures to a folder."""
+"""The main job on texts or images, as the command line and the experiments run it: scan, localize,
+ablate. Each stage writes its tables and figures to a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the main job's steps: nothing is judged on what it was scored on, and what is on disk is
+"""Laws of the main job: nothing is judged on what it was scored on, and what is on disk is
 not measured again."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp.cli.steps import localize_files, scan_images, scan_texts
+from interp.cli.pipeline import localize_files, scan_images, scan_texts
 from interp.memorization.halves import Halves, halve
 
 PREFIX, LENGTH = 3, 4

@@ -166,8 +166,8 @@ def orders(
         "activation": (active, 1),
         "integrated gradients, 2 points": (_by_window(batch, path_of), path_cost),
         "curved": (curved, 3),
-        "union with activation": (screening.interleaved(first, active), 4),
-        "first_or_curved": (screening.interleaved(first, curved), 3),
+        "union with activation": (screening.interleave(first, active), 4),
+        "first_or_curved": (screening.interleave(first, curved), 3),
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.iar_memorization.measures import SAFE
-from experiments.iar_memorization.mitigation import COSTS, HALVED, ZEROED, averaged
+from experiments.iar_memorization.mitigation import COSTS, HALVED, ZEROED, average_over_draws
 from interp.experiment.checks import Tables, rows
 from interp.reporting.image_grid import image_grid
 from interp.reporting.panels import Draw, bars, colours, lines, panels
@@ -146,7 +146,7 @@ def kinds(table: pd.DataFrame) -> Figure:
     every_kind = table[~table["edit"].isin([HALVED, ZEROED, "none"])]
     judged = every_kind.groupby("family")["fraction"].first()
     at_judged = table["fraction"] == table["family"].map(judged)
-    means = averaged(table[at_judged | (table["edit"] == "none")])
+    means = average_over_draws(table[at_judged | (table["edit"] == "none")])
     shown = means[means["selection"].isin(["none", "UnitMem", "random"])]
     draw = bars(shown, "edit", "extracted", "selection")
     return panels(shown, ["family"], draw, across=2, width=6.0)
@@ -170,7 +170,7 @@ def _pixels(part: pd.DataFrame) -> Tensor:
 
 def _edited(table: pd.DataFrame, edit: str) -> pd.DataFrame:
     """The rows of one edit, with the unedited model as the first row of each selection."""
-    means = averaged(table[table["edit"].isin([edit, "none"])])
+    means = average_over_draws(table[table["edit"].isin([edit, "none"])])
     unedited = means[means["selection"] == "none"]
     parts: list[pd.DataFrame] = []
     for name, part in means.groupby("selection", sort=False):

@@ -75,7 +75,7 @@ def study_windows(subject: Subject) -> dict[str, pd.DataFrame]:
     parts: dict[str, Frame] = {
         "texts_score": score,
         "texts_test": test,
-        "other_format": apart(reformatted(subject, texts["studied"], test), score),
+        "other_format": apart(scan_reformatted(subject, texts["studied"], test), score),
         "unstudied": apart(_known(unstudied, *NEARLY), studied),
         "paraphrased": apart(paraphrased, studied),
         "half_known": apart(_known(half_known, *HALF), studied),
@@ -139,7 +139,9 @@ def _runs(text: str, run: int) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + run]) for start in starts}
 
 
-def reformatted(subject: Subject, texts: Mapping[str, str], windows: pd.DataFrame) -> pd.DataFrame:
+def scan_reformatted(
+    subject: Subject, texts: Mapping[str, str], windows: pd.DataFrame
+) -> pd.DataFrame:
     """The windows again in each other format, with the suffix from the same word on.
 
     Passages that the new marks push out of the text are left out.
@@ -149,7 +151,7 @@ def reformatted(subject: Subject, texts: Mapping[str, str], windows: pd.DataFram
     for style in _FORMATS:
         for source, start in zip(windows["source"], windows["start"], strict=True):
             word = _words_before(subject, as_comment(texts[source], "hash"), start + PREFIX)
-            tokens = _passage(subject, styled(texts[source], style), word)
+            tokens = _passage(subject, restyle(texts[source], style), word)
             if len(tokens) == PREFIX + LENGTH:
                 passages[source, style, start] = tokens
     frame = scan(subject, passages.values(), PREFIX, LENGTH, batch_size=BATCH_SIZE)
@@ -174,7 +176,7 @@ def _passage(subject: Subject, text: str, word: int) -> list[int]:
     return subject.tokens(text)[max(middle - PREFIX, 0) : middle + LENGTH]
 
 
-def styled(text: str, style: str) -> str:
+def restyle(text: str, style: str) -> str:
     """A text as it is (`raw`), with each paragraph and list item on one line (`unwrapped`), or as a
     comment (`hash`, `star`)."""
     if style == "raw":
@@ -193,7 +195,7 @@ def corpus() -> dict[str, dict[str, str]]:
 def _scanned(subject: Subject, texts: Mapping[str, str], style: str, stride: int) -> pd.DataFrame:
     """A scan with `source` and `style`."""
     names = list(texts)
-    written = [styled(text, style) for text in texts.values()]
+    written = [restyle(text, style) for text in texts.values()]
     frame = scan(
         subject,
         written,

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.reason_to_rote.overlap import mean_by_position
-from experiments.reason_to_rote.study import Studied, Study, Tables, outcomes, said
+from experiments.reason_to_rote.study import Studied, Study, Tables, answers_of, outcomes
 from experiments.reason_to_rote.tasks import Task
 from interp.interventions.kinds import Patch
 from interp.subject.batch import Batch
 
 
-def perturbed(study: Study, seed: int) -> Tables:
+def perturb(study: Study, seed: int) -> Tables:
     """The table `perturbed`: what the model answers after one input token was exchanged for another
     one of its kind.
 
@@ -25,10 +25,10 @@ def perturbed(study: Study, seed: int) -> Tables:
     rows: list[dict[str, Any]] = []
     for position in study.reasoning.inputs:
         for name, items in study.sets.items():
-            question = exchanged(study.task, items.items.question, position, seed)
+            question = exchange_positions(study.task, items.items.question, position, seed)
             solution = study.task.solve(question)
             true_now = solution[:, items.target]
-            answers = said(study.subject, _asked(items, question, solution))
+            answers = answers_of(study.subject, _asked(items, question, solution))
             kept = answers == items.label
             true = answers == true_now
             same = true_now == items.label
@@ -53,7 +53,7 @@ def _asked(
     return Batch(tokens, batch.prompt)
 
 
-def exchanged(
+def exchange_positions(
     task: Task, question: Int[np.ndarray, "items question"], position: int, seed: int
 ) -> Int[np.ndarray, "items question"]:
     """The questions with another token at one position, drawn from the tokens that training shows

@@ -66,6 +66,6 @@ class Lookup(nn.Module):
         return torch.where(nearest < 1e-3, token, -1)
 
 
-def planted(subject: interp.Subject, items: Items) -> interp.Subject:
+def plant_lookup(subject: interp.Subject, items: Items) -> interp.Subject:
     """A subject that looks up the labels of these items, and answers as the given one otherwise."""
     return interp.load(Lookup(subject.module, items).to(subject.device))

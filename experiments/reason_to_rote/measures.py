@@ -325,7 +325,8 @@ def _over_items(
 ) -> Interval:
     """The bootstrap interval of a statistic of tables whose items are resampled, those of each
     table independently."""
-    # `statistic_interval` resamples vectors: it is given the numbers of the items, and takes their rows here.
+    # `statistic_interval` resamples vectors: it is given the numbers of the items, and takes their
+    # rows here.
     items = [np.arange(len(table)) for table in tables]
 
     def of_items(*chosen: np.ndarray) -> float:

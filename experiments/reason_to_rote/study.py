@@ -228,7 +228,7 @@ def study(
     )
 
 
-def said(subject: interp.Subject, batch: Batch, *plans: Plan) -> Int[np.ndarray, " items"]:
+def answers_of(subject: interp.Subject, batch: Batch, *plans: Plan) -> Int[np.ndarray, " items"]:
     """The most probable token at the position that is read, under plans if any are given."""
     # One forward pass over the whole batch: plans that hold a donor for each row need all rows.
     with evaluating(subject), subject.intervened(*plans):
@@ -251,7 +251,7 @@ def outcomes(
     """
     rows: list[dict[str, Any]] = []
     for name, items in study.sets.items():
-        answers = said(study.subject, items.batch, plan(name, items))
+        answers = answers_of(study.subject, items.batch, plan(name, items))
         kept = answers == items.label
         true = answers == items.true
         for number in range(len(items)):

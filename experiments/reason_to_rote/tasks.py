@@ -141,7 +141,7 @@ class Task:
         batches = [self.train.batch(answers)]
         if self.beside is not None:
             batches.append(self.beside.batch())
-        return interp.Batch.joined(batches)
+        return interp.Batch.join(batches)
 
 
 def task(data: Addition | TwoHop, seed: int) -> Task:
@@ -213,7 +213,7 @@ class Learned:
     history: pd.DataFrame
 
 
-def learned(
+def train_or_load(
     of: Task,
     model: Transformer,
     training: Training,

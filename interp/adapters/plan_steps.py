@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import HookError
-from interp.hooks.hooks import lowered
+from interp.hooks.hooks import lower_plans
 from interp.interventions.edit import Edit
 from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy
@@ -51,7 +51,7 @@ def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
         HookError: none of the positions of an edit is in the batch.
     """
     by_site: dict[Site, list[Change]] = {}
-    for edit in lowered(anatomy, plan):
+    for edit in lower_plans(anatomy, plan):
         by_site.setdefault(anatomy.resolve(edit.site), []).append(_change(edit, batch))
 
     timed: list[tuple[Time, PlanStep]] = []
@@ -106,5 +106,5 @@ def _change(edit: Edit, batch: Batch) -> Change:
     columns = edit.columns[None, :]
     if everywhere:
         return None, columns, edit.multiply, edit.add, edit.basis
-    add = None if edit.add is None else edit.added(len(batch), positions)
+    add = None if edit.add is None else edit.addend(len(batch), positions)
     return positions[:, None], columns, edit.multiply, add, edit.basis

@@ -32,7 +32,7 @@ from interp.analysis.computation_graph import (
 from interp.hooks.hooks import Clock, Value, Visit, captured, tapped
 from interp.hooks.modes import dropout_off
 from interp.localization.window_losses import differentiating
-from interp.localization.windows import repeated
+from interp.localization.windows import repeat_windows
 from interp.sites.site import Site
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
@@ -247,7 +247,7 @@ def circuit_logits(
     for part in _predict_one(batch, target).split(batch_size):
         run = _CircuitRun(subject, graph, kept, stacked, len(part))
         with dropout_off(subject.module), torch.no_grad(), tapped(subject, run.visits()):
-            of_all_copies = subject.target_logits(repeated(part, copies))
+            of_all_copies = subject.target_logits(repeat_windows(part, copies))
         logits.append(of_all_copies[: len(part), 0])
     return torch.cat(logits)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.analysis.probes import at_position, column, described_site
 from interp.errors import SiteError
 from interp.hooks.hooks import Clock, Value, tapped
-from interp.localization.predicting_positions import predicting
+from interp.localization.predicting_positions import predicting_positions
 from interp.localization.unit_values import values_at
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site
@@ -80,7 +80,7 @@ def lens(
     }
     token_of_stack = {
         stack: _predicted_token(batch, stack, first, position)
-        for stack, first in predicting(subject, batch, chosen).items()
+        for stack, first in predicting_positions(subject, batch, chosen).items()
     }
 
     ranks: dict[tuple[Site, str], list[Tensor]] = {}

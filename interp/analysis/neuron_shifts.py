@@ -24,11 +24,11 @@ from interp.errors import SiteError
 from interp.hooks.hooks import captured
 from interp.interventions.kinds import Interchange
 from interp.interventions.plan import Plan
-from interp.localization.predicting_positions import predicting
+from interp.localization.predicting_positions import predicting_positions
 from interp.localization.unit_values import values_at
 from interp.localization.window_losses import differentiating
 from interp.sites.site import Site
-from interp.sites.units import all_units, ranked
+from interp.sites.units import all_units, rank_units
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject, evaluating
 
@@ -178,7 +178,7 @@ class ReadOut:
         >>> out = ReadOut(subject, batch, interp.Site("neurons", 1))
         >>> out.position, out.rows.shape
         (7, (12, 48))
-        >>> bool((out.answered() == batch.targets[:, 0].numpy()).all())
+        >>> bool((out.answers() == batch.targets[:, 0].numpy()).all())
         True
     """
 
@@ -200,7 +200,7 @@ class ReadOut:
     @cached_property
     def position(self) -> int:
         """The absolute position that is read."""
-        first = predicting(self.subject, self.batch, (self.site,))[self.site.stack]
+        first = predicting_positions(self.subject, self.batch, (self.site,))[self.site.stack]
         if first is None or first + self.target < 0:
             raise ValueError(
                 f"{self.site}: no single position predicts target {self.target}, "
@@ -279,7 +279,7 @@ class ReadOut:
         units = all_units({self.site: shape[1]})
         return Interchange(units, positions=(self.position,), values={self.site: donors})
 
-    def answered(self, *plans: Plan) -> Int[np.ndarray, " items"]:
+    def answers(self, *plans: Plan) -> Int[np.ndarray, " items"]:
         """Returns the likeliest token of each item, under plans if there are any."""
         with evaluating(self.subject), self.subject.intervened(*plans):
             logits = self.subject.target_logits(self.batch)[:, self.target]
@@ -346,7 +346,7 @@ def largest(contribution: Rows, k: int) -> Chosen:
         raise ValueError(f"cannot take {k} of {values.shape[1]} neurons")
     chosen = np.zeros(values.shape, dtype=bool)
     for row, mask in zip(values, chosen, strict=True):
-        mask[ranked(row)[:k]] = True
+        mask[rank_units(row)[:k]] = True
     return chosen
 
 
@@ -405,7 +405,7 @@ def dose_curve(
     wanted = {name: _token_ids(tokens, len(out.batch)).numpy() for name, tokens in answers.items()}
     frames: list[pd.DataFrame] = []
     for selection, k, seed, chosen in _selections(np.asarray(contribution), doses, seeds):
-        answered = out.answered(out.reset(expected, chosen))
+        answered = out.answers(out.reset(expected, chosen))
         columns: dict[str, Any] = {
             "selection": selection,
             "k": k,

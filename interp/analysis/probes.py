@@ -90,7 +90,7 @@ def column(labels: ArrayLike, items: int, name: str = "labels") -> np.ndarray:
     return array
 
 
-def classified(rows: Rows, labels: ArrayLike) -> tuple[Rows, Int[np.ndarray, " items"], np.ndarray]:
+def classify(rows: Rows, labels: ArrayLike) -> tuple[Rows, Int[np.ndarray, " items"], np.ndarray]:
     """Returns the rows in float64, the number of the class of each, and the label of each class.
 
     Raises:
@@ -123,7 +123,7 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
             C).
 
     Raises:
-        ValueError: see `classified`; or a strength that is not positive.
+        ValueError: see `classify`; or a strength that is not positive.
 
     Example:
         >>> from interp.analysis.probes import fit_probe
@@ -135,7 +135,7 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
 
     if strength <= 0:
         raise ValueError(f"strength={strength}: expected a positive weight of the penalty")
-    table, numbers, classes = classified(rows, labels)
+    table, numbers, classes = classify(rows, labels)
     mean = table.mean(0)
     deviation = table.std(0)
     varies = deviation > _CONSTANT * deviation.max(initial=0.0)

@@ -246,7 +246,7 @@ def planted_leak(
     place = writable(out)
     corpus = plant(recipe.records, seed, recipe.copies, recipe.paragraphs)
     cache = writable(place.parent / "cache")
-    tuned = fine_tuned(model, corpus, recipe, seed, cache, tell)
+    tuned = fine_tune_or_load(model, corpus, recipe, seed, cache, tell)
     subject = load(tuned, dtype=recipe.dtype)
 
     tell(f"scanning {recipe.records} records, their never-planted twins and other prose")
@@ -274,7 +274,7 @@ def planted_leak(
     return leak
 
 
-def fine_tuned(
+def fine_tune_or_load(
     model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: int, cache: Path, tell: Tell
 ) -> Path:
     """Returns the folder of the fine-tuned model: from the cache, or made now."""

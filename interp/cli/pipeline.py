@@ -43,7 +43,7 @@ def scan_texts(
 ) -> pd.DataFrame:
     """Scans texts and writes windows.parquet, passages.csv and scan.png.
 
-    Parts of the scan that are finished in `out` are not measured again.
+    Shards of the scan that are finished in `out` are not measured again.
 
     Args:
         subject: a language model.
@@ -58,7 +58,7 @@ def scan_texts(
         One row per window: see `interp.scan`.
     """
     frame = scan(
-        subject, texts, prefix, length, stride=stride, batch_size=batch_size, folder=out / "parts"
+        subject, texts, prefix, length, stride=stride, batch_size=batch_size, folder=out / "shards"
     )
     _write_scan(frame, out)
     return frame
@@ -70,7 +70,7 @@ def scan_images(
     """Scans images, each as one window that is conditioned on its class, and writes
     windows.parquet, passages.csv, scan.png and images.png (the best matches).
 
-    Parts of the scan that are finished in `out` are not measured again.
+    Shards of the scan that are finished in `out` are not measured again.
 
     Args:
         subject: an image model.
@@ -93,7 +93,7 @@ def scan_images(
     images = read_images(places, module.tokenizer.side, module.tokenizer.channels)
     _check_classes(images, places, module.classes)
     encoded = module.encode(images.pixels, images.labels, prefix)
-    frame = scan(subject, encoded, batch_size=batch_size, folder=out / "parts")
+    frame = scan(subject, encoded, batch_size=batch_size, folder=out / "shards")
     _write_scan(frame, out)
     save(_draw_best_matches(subject, module, images, frame), out / "images.png")
     return frame

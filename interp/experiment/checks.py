@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from interp.experiment.claims import NOT_TESTABLE, Claim, Source, Verdict, judged
+from interp.experiment.claims import NOT_TESTABLE, Claim, Source, Verdict, judge
 from interp.reporting.stats import Interval, student_interval
 
 Tables = Mapping[str, pd.DataFrame]
@@ -270,7 +270,7 @@ class Check:
     def _verdict(self, found: Interval, each: Mapping[int, Tables]) -> Verdict:
         if len(each) < 2 or not self.testable:
             return NOT_TESTABLE
-        verdict = judged(found, self.threshold, self.opposite)
+        verdict = judge(found, self.threshold, self.opposite)
         if verdict != "reproduced" or self.requires is None:
             return verdict
         premise_holds = all(self.requires(tables) for tables in each.values())

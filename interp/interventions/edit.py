@@ -64,7 +64,7 @@ class Edit:
             positions = positions[torch.isin(positions, torch.tensor(self.positions))]
         return positions
 
-    def added(
+    def addend(
         self, rows: int, positions: Int[Tensor, " position"]
     ) -> Float[Tensor, "*rows position columns"]:
         """Returns what `add` adds in one forward.
@@ -134,7 +134,7 @@ def apply(
     else:
         new = chosen * edit.multiply
     if edit.add is not None:
-        new = new + edit.added(len(value), positions).to(value)
+        new = new + edit.addend(len(value), positions).to(value)
 
     changed = value.clone()
     changed[at] = new

@@ -25,7 +25,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from interp.hooks.hooks import prompt_length
-from interp.memorization.shards import Parts
+from interp.memorization.shards import Shards
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch
 from interp.subject.decoding import Decoder
@@ -55,7 +55,7 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class TeacherForced:
     """What one teacher-forced forward tells about a batch of windows.
 
     Attributes:
@@ -95,7 +95,7 @@ def scan(
         decode_from: windows whose token accuracy is at least this are also decoded greedily, to
             measure `similarity`. With 0 all windows are decoded; above 1 only extracted windows
             have a `similarity`, since their continuation is known without decoding.
-        folder: where finished parts of the scan are kept. A scan of the same model and texts that
+        folder: where finished shards of the scan are kept. A scan of the same model and texts that
             was interrupted continues from there.
 
     Returns:
@@ -166,17 +166,17 @@ def scan(
         "stride": stride,
         "decode_from": decode_from,
     }
-    with Parts(folder, about) as parts, evaluating(subject):
-        _skip_known(stream, parts)
+    with Shards(folder, about) as shards, evaluating(subject):
+        _skip_known(stream, shards)
         for chunk in track(_chunks(stream, batch_size), "scanning"):
-            parts.add(_measure(subject, chunk, prefix, decode_from, groups))
+            shards.add(_measure(subject, chunk, prefix, decode_from, groups))
 
-    if not len(parts):
+    if not len(shards):
         raise ValueError(
             f"nothing to scan: {counts['skipped']} of {counts['texts']} texts "
             f"are shorter than {prefix + length} tokens"
         )
-    frame = parts.frame()
+    frame = shards.frame()
     frame.attrs |= counts | about
     return frame
 
@@ -237,14 +237,14 @@ def _chunks(stream: Iterator[Window], batch_size: int) -> Iterator[list[Window]]
         yield chunk
 
 
-def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
+def _skip_known(stream: Iterator[Window], shards: Shards) -> None:
     """Skips the windows that an interrupted scan has measured, after checking that they are still
     the same."""
-    for known in parts.known():
+    for known in shards.windows():
         window = next(stream, None)
         if window is None or (window.text, window.start, window.tokens, window.given) != known:
             raise ValueError(
-                f"{parts.folder} holds a scan of other texts: give another folder, or remove it"
+                f"{shards.folder} holds a scan of other texts: give another folder, or remove it"
             )
 
 
@@ -272,8 +272,8 @@ def _measure(
         "prefix": prefix,
         "length": batch.length - prefix,
     }
-    verdict = verdicts(subject, batch, decode_from)
-    frame = pd.DataFrame(columns | summary(verdict, batch))
+    forced = teacher_force(subject, batch, decode_from)
+    frame = pd.DataFrame(columns | summary(forced, batch))
     frame["tokens"] = [list(window.tokens) for window in chunk]
     for name, values in given.items():
         frame[GIVEN + name] = values
@@ -285,30 +285,30 @@ def _measure(
     return frame
 
 
-def summary(verdict: Verdict, batch: Batch) -> dict[str, np.ndarray]:
+def summary(forced: TeacherForced, batch: Batch) -> dict[str, np.ndarray]:
     """Returns the measures of a scan (see `scan`), each with one value per window.
 
     Args:
-        verdict: what `verdicts` returned for the batch.
+        forced: what `teacher_force` returned for the batch.
         batch: the windows.
 
     Example:
-        >>> from interp.memorization.extraction import verdicts
-        >>> measures = summary(verdicts(subject, batch), batch)
+        >>> from interp.memorization.extraction import teacher_force
+        >>> measures = summary(teacher_force(subject, batch), batch)
         >>> int(measures["exact"].sum()), int(measures["matched"].min())
         (12, 8)
     """
     similarity = np.full(len(batch), np.nan)
     truth = batch.targets.tolist()
-    for row in np.flatnonzero(verdict.decoded):
-        continuation = verdict.continuation[row].tolist()
+    for row in np.flatnonzero(forced.decoded):
+        continuation = forced.continuation[row].tolist()
         similarity[row] = Levenshtein.normalized_similarity(truth[row], continuation)
     return {
-        "exact": np.asarray(verdict.hits.all(1)),
-        "matched": verdict.hits.cumprod(1).sum(1),
-        "run": _longest_run(verdict.hits),
-        "accuracy": verdict.hits.mean(1),
-        "log_p": verdict.log_p,
+        "exact": np.asarray(forced.hits.all(1)),
+        "matched": forced.hits.cumprod(1).sum(1),
+        "run": _longest_run(forced.hits),
+        "accuracy": forced.hits.mean(1),
+        "log_p": forced.log_p,
         "similarity": similarity,
     }
 
@@ -322,11 +322,11 @@ def _longest_run(hits: Bool[np.ndarray, "batch length"]) -> Int[np.ndarray, " ba
     return longest
 
 
-def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdict:
+def teacher_force(subject: Subject, batch: Batch, decode_from: float = 0.0) -> TeacherForced:
     """Returns hits, log-probability and greedy continuation of each window of a batch.
 
     Where tokens are predicted together (a scale of VAR), this holds group by group. Active
-    interventions apply: the verdict is then about the changed model.
+    interventions apply: the result is then about the changed model.
 
     Args:
         subject: the model.
@@ -337,8 +337,8 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
         ValueError: for batches with padding, and for a prompt that the model cannot continue.
 
     Example:
-        >>> verdict = verdicts(subject, batch)
-        >>> verdict.hits.shape, bool(verdict.hits.all()), bool(verdict.decoded.all())
+        >>> forced = teacher_force(subject, batch)
+        >>> forced.hits.shape, bool(forced.hits.all()), bool(forced.decoded.all())
         ((12, 8), True, True)
     """
     _refuse_partial(batch)
@@ -367,7 +367,7 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
         _decode_after_miss(decoder, continuation, hits, wanted & ~exact, batch.prompt, groups)
 
     log_p = -token_losses(logits, batch).sum(1).double()
-    return Verdict(
+    return TeacherForced(
         hits=hits.cpu().numpy(),
         log_p=log_p.cpu().numpy(),
         continuation=continuation.cpu().numpy(),

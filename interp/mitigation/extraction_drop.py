@@ -15,9 +15,9 @@ import pandas as pd
 
 from interp.interventions.kinds import Intervention, Zero
 from interp.interventions.plan import Plan, interventions
-from interp.memorization.evaluation import effects
-from interp.mitigation.controls import Selection, Trial, changed
-from interp.mitigation.report import DropReport, EqualDamage, tabulated
+from interp.memorization.evaluation import measure_under
+from interp.mitigation.controls import Selection, Trial, changed_units
+from interp.mitigation.report import DropReport, EqualDamage, tabulate
 from interp.reporting.stats import paired_interval
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batches
@@ -86,8 +86,8 @@ def extraction_drop(
 
     # Plan 0 changes nothing: it is the model before. Trial n is plan n.
     plans: list[Plan] = [[], *(trial.plan for trial in trials)]
-    measured = effects(subject, plans, data, batch_size)
-    frame = tabulated(measured, trials)
+    measured = measure_under(subject, plans, data, batch_size)
+    frame = tabulate(measured, trials)
 
     chosen = _least_harmful(frame) if at is None else float(at)
     number = _plan_number(trials, chosen)
@@ -144,7 +144,7 @@ def _selections(
     for intervention in plan:
         subject.anatomy.check(intervention.units)
         points += _points(intervention.units)
-    fraction = len(changed(plan)) / len(subject.anatomy.units(points))
+    fraction = len(changed_units(plan)) / len(subject.anatomy.units(points))
     return {fraction: Selection(plan, fraction)}
 
 
@@ -197,7 +197,7 @@ def _equal_damage(
         subject, damage, data["held_out"], range(seeds), batch_size
     )
     plans = [trial.plan for trial in trials]
-    memorized: Any = effects(subject, plans, {"memorized": data["memorized"]}, batch_size)
+    memorized: Any = measure_under(subject, plans, {"memorized": data["memorized"]}, batch_size)
     theirs = memorized.groupby("window")["accuracy"].mean()
     ours = own[own["data"] == "memorized"].set_index("window")["accuracy"]
     advantage = paired_interval(theirs, ours.loc[theirs.index])

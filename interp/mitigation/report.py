@@ -55,13 +55,13 @@ class EqualDamage:
     advantage: Interval
 
 
-def tabulated(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame:
+def tabulate(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame:
     """Returns one row per selection, fraction, data set and measure, with intervals over windows.
 
     The random draws of a control are averaged window by window before intervals are taken.
 
     Args:
-        measured: what `effects` returns for no plan (plan 0) and then for each of the trials.
+        measured: what `measure_under` returns for no plan (plan 0) and then for each of the trials.
         trials: the trials, in that order.
 
     Returns:

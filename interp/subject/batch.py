@@ -187,7 +187,7 @@ class Batch:
         return cls(torch.tensor(tokens), prompt, None if bool(padded.all()) else padded)
 
     @classmethod
-    def joined(cls, parts: Sequence[Batch]) -> Batch:
+    def join(cls, parts: Sequence[Batch]) -> Batch:
         """Returns several batches as one; the tokens that count are the same.
 
         Args:
@@ -199,7 +199,7 @@ class Batch:
         Example:
             >>> one = interp.Batch(torch.tensor([[5, 6, 7]]), prompt=1)
             >>> two = interp.Batch(torch.tensor([[8, 9, 10, 11]]), prompt=3)
-            >>> interp.Batch.joined([one, two]).counted
+            >>> interp.Batch.join([one, two]).counted
             tensor([[ True,  True, False],
                     [False, False,  True]])
         """

@@ -35,7 +35,7 @@ from interp.models.image.var import VAR, VARConfig
 
 SPLIT = plant(digits(), planted=16, duplicates=1, background=1, held_out=45, tokenizer=200, seed=0)
 MEMBERS, OTHERS = SPLIT.planted, SPLIT.held_out
-EVERY = Images.joined([MEMBERS, OTHERS])
+EVERY = Images.join([MEMBERS, OTHERS])
 PREFIX = {"VAR": 5, "RAR": 3}  # from which most members can be told apart
 BETWEEN = {"VAR": 2, "RAR": None}  # a prefix that cuts a scale
 
@@ -289,7 +289,7 @@ def test_ablate_judges_on_the_other_half_and_damage_on_images_of_neither(toy, do
 
 def test_everything_that_is_promised_is_written(done):
     assert {path.name for path in done[0].iterdir()} >= {
-        "parts", "windows.parquet", "passages.csv", "scan.png", "images.png", "scores.parquet", "units.json", "blocks.csv", "units.png",
+        "shards", "windows.parquet", "passages.csv", "scan.png", "images.png", "scores.parquet", "units.json", "blocks.csv", "units.png",
         "drop.parquet", "drop.json", "drop.png",
     }  # fmt: skip
 
@@ -309,7 +309,7 @@ def test_the_figure_shows_the_best_images_their_tokens_and_what_the_model_goes_o
     toy, subject, tmp_path, monkeypatch
 ):
     images, seen, module = (
-        Images.joined([OTHERS.rows(slice(6)), MEMBERS.rows(slice(6))]),
+        Images.join([OTHERS.rows(slice(6)), MEMBERS.rows(slice(6))]),
         drawn(monkeypatch),
         subject.module,
     )
@@ -338,7 +338,7 @@ def test_the_figure_shows_the_best_images_their_tokens_and_what_the_model_goes_o
 
 
 def test_an_image_that_was_planted_twice_is_shown_once(var, tmp_path, monkeypatch):
-    twice = write_images(Images.joined([MEMBERS, MEMBERS]), tmp_path / "twice.npz")
+    twice = write_images(Images.join([MEMBERS, MEMBERS]), tmp_path / "twice.npz")
     seen = drawn(monkeypatch)
     frame = pipeline.scan_images(interp.load(var.model), [twice], tmp_path / "out", var.prefix)
     assert frame["tokens"][:16].tolist() == frame["tokens"][16:].tolist()
@@ -348,7 +348,7 @@ def test_an_image_that_was_planted_twice_is_shown_once(var, tmp_path, monkeypatc
 def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
     var, var_done, tmp_path, monkeypatch
 ):
-    real, calls = extraction.verdicts, []
+    real, calls = extraction.teacher_force, []
 
     def counted(*given: Any) -> Any:
         calls.append(given)
@@ -356,7 +356,7 @@ def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
             raise OSError("no space left on the device")
         return real(*given)
 
-    monkeypatch.setattr(extraction, "verdicts", counted)
+    monkeypatch.setattr(extraction, "teacher_force", counted)
     command = ["scan", *var.start, "--out", tmp_path, "--batch-size", 8, "--json"]
     assert_one_error(run(*command), "no space left on the device")
     assert run(*command).exit_code == 0
@@ -365,7 +365,7 @@ def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
         without_steps(pd.read_parquet(out / "windows.parquet")) for out in (var_done[0], tmp_path)
     )
     pd.testing.assert_frame_equal(once, again, check_exact=False)
-    monkeypatch.setattr(extraction, "verdicts", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(extraction, "teacher_force", lambda *_: pytest.fail("measured again"))
     resumed = run("localize", *var.start, "--out", tmp_path, "--top", 0.1, "--json")
     assert json.loads(resumed.stdout) == var_done[1]["localize"] | {"out": str(tmp_path)}
     assert interp.Units.load(tmp_path / "units.json") == interp.Units.load(

@@ -262,9 +262,9 @@ def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path):
     )
     frame = scan_texts(subject, iter(texts), out, PREFIX, LENGTH)
     assert sorted(p.name for p in out.iterdir()) == [
-        "parts",
         "passages.csv",
         "scan.png",
+        "shards",
         "windows.parquet",
     ]
     assert len(frame) == 3 * 6 == len(pd.read_parquet(out / "windows.parquet"))

@@ -250,6 +250,6 @@ def test_sides_and_channels_that_cannot_be_are_named(tmp_path):
 
 def test_class_by_class_is_the_whole_folder_in_parts(folder):
     whole, parts = read_images(folder, channels=1), list(read_classes(folder, channels=1))
-    assert same(Images.joined(parts), whole)
+    assert same(Images.join(parts), whole)
     assert all(len(part.labels.unique()) == 1 for part in parts)
     assert len(parts) == len(whole.labels.unique()) > 1

@@ -39,7 +39,7 @@ from interp.experiment.checks import (
     verdicts,
 )
 from interp.experiment.claims import NOT_TESTABLE, committed_claims
-from interp.experiment.experiment import Experiment, changed
+from interp.experiment.experiment import Experiment, with_changes
 from interp.experiment.jobs import finish_all, job, kept
 from interp.experiment.verdict_figure import verdict_figure
 from interp.reporting.stats import Interval, student_interval
@@ -280,10 +280,10 @@ def test_a_field_of_a_preset_is_given_another_value(module, root, tmp_path):
 
 def test_another_value_has_the_type_of_the_field(module):
     settings = module.PRESETS["smoke"]
-    assert changed(settings, []) == settings
+    assert with_changes(settings, []) == settings
     for wrong in ("seeds", "seeds=", "seeds=1.5", "seeds=0"):
         with pytest.raises(ValueError, match="seeds"):
-            changed(settings, [wrong])
+            with_changes(settings, [wrong])
 
 
 def test_jobs_have_functions_of_modules_and_plain_arguments(module, tmp_path):

@@ -11,7 +11,7 @@ from quick import NAMES, QUICK
 
 import interp
 from interp.localization import localize, localize_each
-from interp.localization.predicting_positions import predicting
+from interp.localization.predicting_positions import predicting_positions
 
 
 @pytest.fixture(params=["var", "rar"])
@@ -43,7 +43,7 @@ def test_activity_is_averaged_over_the_positions_that_predict_the_targets(name, 
     asked = interp.Batch(batch.tokens, prompt, groups=batch.groups, conditioning=batch.conditioning)
     site = interp.Site("neurons", 0)
     start = prompt + (name == "rar")
-    assert predicting(subject, asked, (site,)) == {"": start}
+    assert predicting_positions(subject, asked, (site,)) == {"": start}
     raw = tiny.values_by_hand(subject, asked, site)[:, start : start + batch.length - prompt]
     writes = subject.anatomy.out_weight(subject.module, site).norm(dim=1)
     found = localize_each(subject, asked, method="activation", site="neurons")

@@ -11,7 +11,7 @@ import torch
 
 import interp
 from interp.localization import localize, localize_each
-from interp.localization.methods.attribution_patching import corrupted
+from interp.localization.methods.attribution_patching import corrupt
 from interp.localization.methods.zero_out import exact
 from interp.localization.window_losses import window_losses
 from interp.subject.subject import evaluating
@@ -81,7 +81,7 @@ def test_attribution_patching_equals_patching_each_unit(subject, point, points):
     batch = windows()
     scores = localize_each(subject, batch, method="attribution_patching", site=point, points=points)
     for row, window in enumerate(batch.split(1)):
-        other = corrupted(subject, window)
+        other = corrupt(subject, window)
         for site in subject.anatomy.expand(point):
             donor = {site: tiny.values_by_hand(subject, other, site)[0].numpy()}
             assert np.abs(scores[row][site]).max() > 1e-5

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 import interp
-from interp.memorization.extraction import scan, verdicts
+from interp.memorization.extraction import scan, teacher_force
 
 
 @pytest.fixture(params=tiny.IMAGE)
@@ -62,9 +62,9 @@ def test_rows_of_a_batch_are_its_windows(name, subject):
     assert frame["given_label"].tolist() == batch.conditioning["label"].tolist()
     assert ("groups" in frame) == (name == "var")
     assert frame["exact"].tolist() == [True, False] * 4
-    verdict = verdicts(subject, batch)
-    assert frame["accuracy"].tolist() == verdict.hits.mean(1).tolist()
-    np.testing.assert_allclose(frame["log_p"], verdict.log_p, rtol=1e-9)
+    forced = teacher_force(subject, batch)
+    assert frame["accuracy"].tolist() == forced.hits.mean(1).tolist()
+    np.testing.assert_allclose(frame["log_p"], forced.log_p, rtol=1e-9)
     assert frame["matched"].tolist()[1::2] == [1, 3, 5, 7]
     assert (frame.attrs["texts"], frame.attrs["skipped"]) == (8, 0)
 
@@ -83,13 +83,13 @@ def test_a_frame_gives_the_batch_back(name, subject, tmp_path: Path):
     assert_same(interp.Batch.from_frame(pd.read_parquet(tmp_path / "frame.parquet")), batch)
     exact = interp.Batch.from_frame(frame[frame["exact"]])
     assert_same(exact, batch.rows(slice(0, None, 2)))
-    assert verdicts(subject, exact).hits.all()
+    assert teacher_force(subject, exact).hits.all()
 
 
 def test_an_interrupted_scan_goes_on(name, subject, tmp_path: Path, monkeypatch):
     batch, whole = half_said(name), scan(subject, half_said(name), batch_size=2)
     calls: list[int] = []
-    real = verdicts
+    real = teacher_force
 
     def failing(*args, **kwargs):
         calls.append(1)
@@ -97,7 +97,7 @@ def test_an_interrupted_scan_goes_on(name, subject, tmp_path: Path, monkeypatch)
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("interp.memorization.extraction.verdicts", failing)
+    monkeypatch.setattr("interp.memorization.extraction.teacher_force", failing)
     with pytest.raises(KeyboardInterrupt):
         scan(subject, batch, batch_size=2, folder=tmp_path)
     again = scan(subject, batch, batch_size=2, folder=tmp_path)
@@ -131,7 +131,7 @@ def tokens_of(name: str, length: int | None = None) -> torch.Tensor:
 def test_a_prompt_that_cuts_a_scale_names_the_nearest_ends(prompt, nearest):
     subject, batch = tiny.subject("var"), tiny.image_batch("var", prompt=prompt)
     message = rf"{prompt} tokens are not a whole number of groups of this model \(3 groups, 14 tokens\); nearest: {nearest}"
-    for call in (verdicts, scan, interp.Subject.generate):
+    for call in (teacher_force, scan, interp.Subject.generate):
         with pytest.raises(ValueError, match=message):
             call(subject, batch)
 
@@ -141,7 +141,7 @@ def test_images_that_end_within_a_scale_are_refused(length):
     batch = interp.Batch(
         tokens_of("var", length), 0, conditioning=tiny.image_batch("var").conditioning
     )
-    for call in (verdicts, scan, interp.Subject.logits):
+    for call in (teacher_force, scan, interp.Subject.logits):
         with pytest.raises(ValueError, match=f"{length} tokens are not a whole number of groups"):
             call(tiny.subject("var"), batch)
 
@@ -149,7 +149,10 @@ def test_images_that_end_within_a_scale_are_refused(length):
 def test_coarse_scales_alone_are_an_image_too(name, subject):
     whole = dataclasses.replace(half_said(name), prompt=1)
     batch = whole.until(5)
-    assert verdicts(subject, batch).hits.tolist() == verdicts(subject, whole).hits[:, :4].tolist()
+    assert (
+        teacher_force(subject, batch).hits.tolist()
+        == teacher_force(subject, whole).hits[:, :4].tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_coarse_scales_alone_are_an_image_too(name, subject):
 )
 def test_labels_that_the_model_has_not_are_refused(name, subject, wrong, match):
     batch = interp.Batch(tokens_of(name), 0, conditioning=wrong)
-    calls = [verdicts, interp.Subject.logits, interp.Subject.generate]
+    calls = [teacher_force, interp.Subject.logits, interp.Subject.generate]
     for call in calls if len(wrong.get("label", [0, 0])) == 2 else calls[:1]:
         with pytest.raises(ValueError, match=match):
             call(subject, batch)
@@ -206,7 +209,7 @@ def test_windows_are_whole(name, subject, wrong):
         conditioning=batch.conditioning,
         **{wrong: torch.arange(batch.length).expand(2, -1) < 5},
     )
-    for call in (verdicts, scan):
+    for call in (teacher_force, scan):
         with pytest.raises(
             ValueError, match="a window is whole: expected a batch without mask and scored"
         ):

@@ -13,7 +13,7 @@ import pytest
 
 from interp.memorization.evaluation import MEASURES
 from interp.mitigation.controls import Trial
-from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulated
+from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulate
 from interp.reporting.stats import Interval, bootstrap, paired_interval
 from interp.sites.units import Units
 
@@ -67,7 +67,7 @@ def values(frame: pd.DataFrame, plans: Sequence[int], data: str, measure: str) -
 
 def report(*, reached: bool = True, low: float = 0.1, fixed: bool = True) -> DropReport:
     equal = EqualDamage(8, reached, 0.8, Interval(0.5, low, 0.9, 6))
-    return DropReport(tabulated(measured(), TRIALS), 0.1, fixed, equal, "toy")
+    return DropReport(tabulate(measured(), TRIALS), 0.1, fixed, equal, "toy")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def report(*, reached: bool = True, low: float = 0.1, fixed: bool = True) -> Dro
 def test_each_row_is_the_mean_over_windows_of_the_mean_over_draws(selection, plans, data, measure):
     frame = measured()
     before, after = values(frame, [0], data, measure), values(frame, plans, data, measure)
-    table = tabulated(frame, TRIALS)
+    table = tabulate(frame, TRIALS)
     rows = table.set_index(["selection", "fraction", "data", "measure"]).to_dict("index")
     row = rows[selection, 0.1, data, measure]
     assert (row["k"], row["windows"], row["seeds"]) == (4, DATA[data], len(plans))

@@ -76,7 +76,7 @@ class ChunkedPolicy(nn.Module):
         if prompt % CHUNK:
             raise ValueError(f"{prompt} actions are no whole number of chunks of {CHUNK}")
 
-    def predicted(self, batch: interp.Batch, keep: int) -> Tensor:
+    def predict(self, batch: interp.Batch, keep: int) -> Tensor:
         return self(batch.tokens[:, : batch.length - CHUNK], batch.conditioning["image"])[:, -keep:]
 
     def new_cache(self) -> None:

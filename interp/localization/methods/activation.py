@@ -13,7 +13,7 @@ from interp.engine.recording import record
 from interp.hooks.hooks import Clock, Value, Visit, tapped
 from interp.localization.predicting_positions import position_weights, stack_of, weighted_mean
 from interp.localization.registry import Places, Scores, method, window_method
-from interp.localization.unit_values import written
+from interp.localization.unit_values import written_lengths
 from interp.localization.window_rows import RunningMean, concatenate_parts
 from interp.sites.site import Site
 from interp.subject.batch import Batch, Batches, batches
@@ -48,9 +48,9 @@ def activation(
 
         def score(value: Value, _: Clock) -> None:
             if abs_after_mean:
-                scores[site] = written(subject, site, weighted_mean(value, weights))
+                scores[site] = written_lengths(subject, site, weighted_mean(value, weights))
             else:
-                scores[site] = weighted_mean(written(subject, site, value), weights)
+                scores[site] = weighted_mean(written_lengths(subject, site, value), weights)
 
         return score
 

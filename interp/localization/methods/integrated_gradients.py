@@ -14,11 +14,11 @@ from torch import Tensor
 
 from interp.errors import closest
 from interp.hooks.hooks import Clock, Value, tapped
-from interp.localization.predicting_positions import predicting, stack_of
+from interp.localization.predicting_positions import predicting_positions, stack_of
 from interp.localization.registry import Places, window_method
 from interp.localization.unit_values import per_unit
 from interp.localization.window_losses import differentiating
-from interp.localization.windows import repeated
+from interp.localization.windows import repeat_windows
 from interp.sites.site import Site
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
@@ -68,7 +68,7 @@ def integrated_gradients(
     _check_choice("rule", rule, get_args(Rule))
     _check_choice("positions", positions, get_args(Positions))
     alphas, weights = path(points, rule)
-    starts = predicting(subject, batch, sites) if positions == "predicting" else {}
+    starts = predicting_positions(subject, batch, sites) if positions == "predicting" else {}
     counted = batch.counted.sum(1, keepdim=True).to(subject.device)
 
     scores: dict[Site, Tensor] = {}
@@ -139,7 +139,7 @@ def _integrate(
     # All points of the path are rows of one forward: all windows at the first point, then all at
     # the second, and so on.
     count = len(batch)
-    rows = repeated(batch, len(alphas))
+    rows = repeat_windows(batch, len(alphas))
     alpha_by_row = torch.tensor(np.repeat(alphas, count), device=subject.device)
     scale = alpha_by_row[:, None, None]
 

@@ -18,7 +18,7 @@ from interp.localization.registry import Places, Scores, method
 from interp.localization.unit_gates import constant_gates, gated
 from interp.localization.window_losses import differentiating, window_losses
 from interp.localization.window_rows import stack_rows
-from interp.localization.windows import own_tokens, repeated
+from interp.localization.windows import own_tokens, repeat_windows
 from interp.progress import track
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site
@@ -204,7 +204,7 @@ def _scores(
     [units], 0 for units that are zero already."""
     leaves = {site: gate.clone().requires_grad_() for site, gate in gates.items()}
     population_size = sum(map(len, population))
-    copies = repeated(window, recipe.copies)
+    copies = repeat_windows(window, recipe.copies)
     with differentiating(subject):
         with _jittered(subject, window, recipe), gated(subject, leaves):
             objective = -window_losses(subject, copies).mean()

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.engine.sweeping import sweep
 from interp.interventions.kinds import Scale, Zero
 from interp.localization.registry import Places, Scores, method
-from interp.localization.screening import Screen, estimates, interleaved
+from interp.localization.screening import Screen, estimates, interleave
 from interp.localization.window_rows import stack_rows
 from interp.progress import track
 from interp.sites.site import Site
@@ -124,7 +124,7 @@ def _screen(
         one, other = estimates(subject, window, sites)
         first_order.append(one)
         curved.append(other)
-    ranks = interleaved(_mean_by_site(first_order), _mean_by_site(curved))
+    ranks = interleave(_mean_by_site(first_order), _mean_by_site(curved))
     scores = UnitScores({site: rows[0].cpu().numpy() for site, rows in ranks.items()})
     return scores.top(float(share))
 

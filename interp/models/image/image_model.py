@@ -83,7 +83,7 @@ class ImageModel(nn.Module, ABC):
     def progress(self, group: int) -> float:
         """Returns how far a group is, by its number, from 0 to 1: guidance is scheduled by it."""
 
-    def predicted(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
+    def predict(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
         """Returns aligned logits of the last `keep` tokens of a batch of whole groups."""
         read = batch.tokens[:, : self.before(batch.length)]
         return self(read, **batch.conditioning)[:, -keep:]
@@ -261,7 +261,7 @@ class MLP(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-def modulated(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:
+def modulate(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:
     """Returns what adaptive layer normalization makes of normalized values."""
     return x * (1 + scale) + shift
 

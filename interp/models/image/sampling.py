@@ -167,7 +167,7 @@ def _draw(
             logits = with_class + weight * (with_class - without_class)
         if settings.temperature:
             # The largest of logits with Gumbel noise is a draw from their softmax.
-            logits = truncated(logits / settings.temperature, settings.top_k, settings.top_p)
+            logits = truncate(logits / settings.temperature, settings.top_k, settings.top_p)
             logits = logits + gumbel[:, start:stop]
         tokens = logits.argmax(-1)
         drawn.append(tokens)
@@ -176,7 +176,7 @@ def _draw(
     return torch.cat(drawn, dim=1)
 
 
-def truncated(
+def truncate(
     logits: Float[Tensor, "... codes"], top_k: int, top_p: float
 ) -> Float[Tensor, "... codes"]:
     """Returns logits with the unlikely tokens at -inf.
@@ -187,8 +187,8 @@ def truncated(
         top_p: of those, the fewest that hold this share of the probability are kept.
 
     Example:
-        >>> from interp.models.image.sampling import truncated
-        >>> truncated(torch.tensor([1.0, 3.0, 2.0]), top_k=2, top_p=1.0).tolist()
+        >>> from interp.models.image.sampling import truncate
+        >>> truncate(torch.tensor([1.0, 3.0, 2.0]), top_k=2, top_p=1.0).tolist()
         [-inf, 3.0, 2.0]
     """
     if top_k:

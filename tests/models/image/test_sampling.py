@@ -16,8 +16,8 @@ from scipy import stats
 from torch import Tensor
 
 import interp
-from interp.memorization.extraction import verdicts
-from interp.models.image.sampling import cosine_guidance, linear_guidance, sample, truncated
+from interp.memorization.extraction import teacher_force
+from interp.models.image.sampling import cosine_guidance, linear_guidance, sample, truncate
 from interp.subject.decoding import Decoder
 
 LABEL = torch.tensor([0, 3, 1, 3, 4, 2, 0])
@@ -110,17 +110,17 @@ def test_verdicts_are_those_of_generate(name, prompt, when):
         truth = corrupted(said, prompt)
         tokens = torch.cat([batch.tokens[:, :prompt], truth], dim=1)
         told = interp.Batch(tokens, prompt, groups=batch.groups, conditioning=batch.conditioning)
-        verdict, losses = verdicts(subject, told), subject.losses(told)
+        forced, losses = teacher_force(subject, told), subject.losses(told)
         teacher_forced = subject.target_logits(told).argmax(-1)
-    assert verdict.decoded.all()
-    assert verdict.continuation.tolist() == said.tolist()
+    assert forced.decoded.all()
+    assert forced.continuation.tolist() == said.tolist()
     assert (
-        verdict.hits.all(1).tolist()
+        forced.hits.all(1).tolist()
         == (said == truth).all(1).tolist()
         == [row % 2 == 0 for row in range(8)]
     )
-    assert verdict.hits.tolist() == (teacher_forced == truth).tolist()
-    np.testing.assert_allclose(verdict.log_p, -losses.sum(1).detach().double(), rtol=1e-6)
+    assert forced.hits.tolist() == (teacher_forced == truth).tolist()
+    np.testing.assert_allclose(forced.log_p, -losses.sum(1).detach().double(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", tiny.IMAGE)
@@ -298,12 +298,12 @@ def test_truncation_keeps_the_fewest_that_are_likely_enough(
     tenths: Sequence[int], top_k: int, top_p: float
 ):
     logits = torch.tensor(tenths, dtype=torch.float64) / 10
-    kept = truncated(logits, top_k, top_p).isfinite()
+    kept = truncate(logits, top_k, top_p).isfinite()
     order = logits.argsort(descending=True)[: top_k or None]
     share = logits[order].softmax(0).cumsum(0)
     needed = int((share < top_p - 1e-12).sum()) + 1
     assert set(kept.nonzero()[:, 0].tolist()) == set(order[:needed].tolist())
-    assert torch.equal(truncated(logits, top_k, top_p)[kept], logits[kept])
+    assert torch.equal(truncate(logits, top_k, top_p)[kept], logits[kept])
 
 
 @pytest.mark.parametrize(

@@ -336,9 +336,7 @@ def test_both_networks_are_the_published_functions_of_their_state_dict(tokenizer
     kind = "var" if isinstance(tokenizer, ResidualVQ) else "rar"
     features = getattr(hand, f"{kind}_features")(images)
     torch.testing.assert_close(tokenizer.features(images), features)
-    torch.testing.assert_close(
-        tokenizer.painted(features), getattr(hand, f"{kind}_images")(features)
-    )
+    torch.testing.assert_close(tokenizer.paint(features), getattr(hand, f"{kind}_images")(features))
 
 
 @torch.no_grad()
@@ -418,7 +416,7 @@ def test_images_become_tokens_and_back_alone_as_together(tokenizer):
 
 def test_training_sees_the_decoded_image_and_its_gradient_passes_straight_through(tokenizer):
     images = some_images(tokenizer)
-    painted, loss = tokenizer.trained(images)
+    painted, loss = tokenizer.reconstruct(images)
     torch.testing.assert_close(painted.clamp(0, 1), tokenizer.decode(tokenizer.encode(images)))
     (gradient,) = torch.autograd.grad(
         painted.sum(), tokenizer.encoder.conv_in.weight, retain_graph=True
@@ -445,7 +443,7 @@ def test_training_sees_the_decoded_image_and_its_gradient_passes_straight_throug
     ],
 )
 def test_what_is_no_image_is_refused(tokenizer, images: Tensor, said: str):
-    for call in (tokenizer.encode, tokenizer.trained, lambda x: fit_tokenizer(tokenizer, x, 1)):
+    for call in (tokenizer.encode, tokenizer.reconstruct, lambda x: fit_tokenizer(tokenizer, x, 1)):
         with pytest.raises(ValueError, match=said):
             call(images)
 

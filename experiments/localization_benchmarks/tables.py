@@ -36,11 +36,11 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     return {
         "injection_summary": recalls,
         "deletion_summary": changes,
-        **beside_published(recalls, changes),
+        **with_published(recalls, changes),
     }
 
 
-def beside_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def with_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The two published tables with ours in the same form, as the model "ours": by condition, and
     by the blocks in which neurons were dropped."""
     ours = recalls.assign(model="ours, " + recalls["condition"], recall=recalls["estimate"])
@@ -48,8 +48,8 @@ def beside_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, 
     dropped = changes.assign(model="ours, " + changes["blocks"], change=changes["estimate"])
     deletion = [published.deletion(), dropped[["model", "fraction", "method", "measure", "change"]]]
     return {
-        "injection_beside_published": pd.concat(injection, ignore_index=True),
-        "deletion_beside_published": pd.concat(deletion, ignore_index=True),
+        "injection_and_published": pd.concat(injection, ignore_index=True),
+        "deletion_and_published": pd.concat(deletion, ignore_index=True),
     }
 
 

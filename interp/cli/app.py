@@ -16,7 +16,7 @@ from interp.cli.options import (
     BatchSize,
     Dtype,
     Length,
-    Method,
+    MethodName,
     Model,
     Out,
     Prefix,
@@ -116,7 +116,7 @@ def localize(
     model: Model,
     sources: Sources,
     out: Out = Path("out/scan"),
-    method: Method = "gradient_x_activation",
+    method: MethodName = "gradient_x_activation",
     site: SiteName = "neurons",
     top: Top = 0.001,
     settings: Settings = None,
@@ -162,7 +162,7 @@ def ablate(
             "--method, and the highest-scoring --fractions are ablated."
         ),
     ] = None,
-    method: Method = "gradient_x_activation",
+    method: MethodName = "gradient_x_activation",
     site: SiteName = "neurons",
     settings: Settings = None,
     fractions: Annotated[

@@ -82,7 +82,7 @@ def _method_names() -> str:
     return ", ".join(names)
 
 
-Method = Annotated[str, typer.Option(help=f"Localization method: one of {_method_names()}.")]
+MethodName = Annotated[str, typer.Option(help=f"Localization method: one of {_method_names()}.")]
 SiteName = Annotated[
     str,
     typer.Option(

@@ -168,7 +168,7 @@ def _files(place: Path) -> Iterator[_File]:
     if not pictures:
         present = [str(path.relative_to(place)) for path in islice(place.rglob("*.*"), 1000)]
         raise ValueError(
-            f"{place} holds no images: expected an .npz, or one folder a class with {SUFFIXES}; "
+            f"{place} holds no images: expected an .npz, or one folder per class with {SUFFIXES}; "
             f"nearest in it: {closest('class/image.png', present)}"
         )
     yield from pictures

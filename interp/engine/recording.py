@@ -73,7 +73,7 @@ class Recording(Mapping[Site, np.ndarray]):
             alike = all(array.shape == shape and array.ndim <= 2 for array in arrays.values())
             if not alike or self.reduce in ("rows", "rows_abs", "top"):
                 raise ValueError(
-                    f"a recording reduced by {self.reduce!r} has no one number a unit: "
+                    f"a recording reduced by {self.reduce!r} does not hold one number per unit: "
                     "use recording[site]"
                 )
             coordinates_per_unit = int(np.prod(shape[1:]))

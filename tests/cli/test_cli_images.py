@@ -394,7 +394,7 @@ def test_a_tokenizer_that_stands_elsewhere_is_named(var, var_done, tmp_path):
     network = tmp_path / "network.safetensors"
     shutil.copy(var.model / network.name, network)
     command = ["scan", network, *var.start[1:], "--out", tmp_path / "out", "--json"]
-    assert_one_error(run(*command), "0 tokenizers of a VAR stand beside network.safetensors")
+    assert_one_error(run(*command), "0 tokenizers of a VAR are next to network.safetensors")
     result = run(*command, "--tokenizer", var.model / "tokenizer.safetensors")
     assert json.loads(result.stdout) == var_done[1]["scan"] | {"out": str(tmp_path / "out")}
 
@@ -446,7 +446,7 @@ def unread(tmp_path) -> Path:
             [],
             "text.txt holds no images; .*unread.* is read as an image model: expected an .npz",
         ),
-        ("texts", [], "texts holds no images; .*a folder of one folder a class"),
+        ("texts", [], "texts holds no images; .*a folder of one folder per class"),
         ("flat", [], "flat holds no images"),
     ],
 )
@@ -470,9 +470,9 @@ def test_what_is_no_scan_of_images_is_said_before_the_model_is_read(
         (
             "a.npz",
             [],
-            "a.npz holds images, and no-such-model names no image model: expected texts, or the weights of a VAR or a RAR",
+            "a.npz holds images, and no-such-model does not name an image model: expected texts, or the weights of a VAR or a RAR",
         ),
-        ("pictures", [], "pictures holds images, and no-such-model names no image model"),
+        ("pictures", [], "pictures holds images, and no-such-model does not name an image model"),
         ("pictures/3/a.PNG", [], "a.PNG holds images"),
         (
             "both",

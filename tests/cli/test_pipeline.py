@@ -249,7 +249,7 @@ def test_too_few_images_say_that_images_are_missing(known, match):
 
 def test_scan_images_is_of_image_models_only(tmp_path):
     with pytest.raises(
-        ValueError, match="LlamaForCausalLM is no image model: expected a VAR or a RAR"
+        ValueError, match="LlamaForCausalLM is not an image model: expected a VAR or a RAR"
     ):
         scan_images(letters.subject(), [tmp_path], tmp_path / "out")
 

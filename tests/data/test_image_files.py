@@ -155,7 +155,7 @@ def test_a_path_that_does_not_exist_is_named_with_the_nearest_that_does(folder):
 
 def test_a_place_without_images_is_named_with_what_comes_nearest(folder, tmp_path_factory):
     refused(
-        r"cat holds no images: expected an .npz, or one folder a class .*; nearest in it: [ab].(png|PNG)$",
+        r"cat holds no images: expected an .npz, or one folder per class .*; nearest in it: [ab].(png|PNG)$",
         folder / "cat",
     )
     refused(r"loose.png holds no images", folder / "loose.png")

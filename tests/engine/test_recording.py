@@ -161,7 +161,7 @@ def test_raw_recordings_need_one_length(llama: interp.Subject, tmp_path: Path):
 
 @pytest.mark.parametrize("reduce", ["rows", "top"])
 def test_what_has_no_one_number_a_unit_has_no_frame(llama: interp.Subject, reduce: str):
-    with pytest.raises(ValueError, match="no one number a unit"):
+    with pytest.raises(ValueError, match="does not hold one number per unit"):
         interp.record(llama, tiny.batch("llama"), "neurons", reduce=reduce).to_frame()
 
 

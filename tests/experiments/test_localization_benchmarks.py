@@ -61,8 +61,8 @@ def test_tables_have_both_seeds_and_stand_beside_what_was_published(results):
         elif name.endswith("summary"):
             assert set(table["seeds"]) == {2}
     for name, model in (
-        ("injection_beside_published", "ours, 10%"),
-        ("deletion_beside_published", "ours, all"),
+        ("injection_and_published", "ours, 10%"),
+        ("deletion_and_published", "ours, all"),
     ):
         beside = results.tables[name].set_index("model")
         assert {"GPT-2 XL", "Pythia-6.9B", model} <= set(beside.index)

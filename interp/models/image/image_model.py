@@ -224,7 +224,7 @@ def image_model(module: nn.Module) -> ImageModel:
         ValueError: it is another module.
     """
     if not isinstance(module, ImageModel):
-        raise ValueError(f"{type(module).__name__} is no image model: expected a VAR or a RAR")
+        raise ValueError(f"{type(module).__name__} is not an image model: expected a VAR or a RAR")
     return module
 
 

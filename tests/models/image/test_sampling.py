@@ -332,7 +332,7 @@ def test_unknown_classes_and_text_models_are_refused(subject):
             match=rf"labels must be classes 0 to 4 \(5 for none\); got {min(label, 0)} to {max(label, 0)}",
         ):
             sample(subject, torch.tensor([0, label]))
-    with pytest.raises(ValueError, match="is no image model: expected a VAR or a RAR"):
+    with pytest.raises(ValueError, match="is not an image model: expected a VAR or a RAR"):
         sample(tiny.subject("llama"), LABEL)
 
 

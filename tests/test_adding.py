@@ -5,13 +5,12 @@ A model family has its own test, `models/test_toy_policy.py`.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forks import fork
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,25 +103,26 @@ def house(tmp_path) -> Path:
     return tmp_path
 
 
-def ran(house: Path, *arguments: str) -> str:
-    """What Python says in the copy."""
-    paths = {"PYTHONPATH": os.pathsep.join([str(house), str(ROOT / "tests")])}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=house,
-        env=os.environ | paths,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run_in(house: Path, code: str) -> str:
+    """What some code prints that imports the copy of the package."""
+
+    def run() -> None:
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("interp", "tiny"):
+                del sys.modules[name]
+        sys.path.insert(0, str(house))
+        exec(code, {})  # noqa: S102
+
+    exit_code, out, err = fork(run, house / "log").end()
+    assert exit_code == 0, err
+    return out
 
 
 def test_a_localization_method_costs_one_file(house):
     (house / "interp" / "localization" / "methods" / "largest.py").write_text(METHOD)
-    ran(house, "-c", USE_OF_METHOD)
-    assert "largest" in ran(house, "-m", "interp.cli.app", "localize", "--help")
+    run_in(house, USE_OF_METHOD)
+    help_text = "from interp.cli.app import app; app(['localize', '--help'])"
+    assert "largest" in run_in(house, help_text)
 
 
 def test_a_site_costs_its_name_and_how_it_is_found(house):
@@ -132,4 +132,8 @@ def test_a_site_costs_its_name_and_how_it_is_found(house):
             f"{file} no longer holds {old!r} once: this test edits it there"
         )
         (house / "interp" / file).write_text(text.replace(old, new))
-    ran(house, "-c", USE_OF_SITE)
+    run_in(house, USE_OF_SITE)
+
+
+def test_the_copy_is_what_is_imported(house):
+    assert run_in(house, "import interp; print(interp.__file__)").startswith(str(house))

@@ -174,7 +174,10 @@ def finish_all(work: Sequence[Kept], jobs: int | None = None) -> None:
     backend, outer_jobs = get_active_backend()
     calls = (delayed(one.finish)() for one in left)
     if type(backend).__name__ != "LokyBackend":
-        _wait(Parallel(n_jobs=jobs, return_as="generator_unordered")(calls), len(left))
+        # Not every backend hands results over one by one: Ray's and multiprocessing's do not.
+        one_by_one = backend.supports_return_generator
+        return_as = "generator_unordered" if one_by_one else "list"
+        _wait(Parallel(n_jobs=jobs, return_as=return_as)(calls), len(left))
         return
     with parallel_config("loky", n_jobs=jobs or outer_jobs or cpu_count(), inner_max_num_threads=1):
         _wait(Parallel(return_as="generator_unordered")(calls), len(left))

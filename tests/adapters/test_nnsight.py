@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from forks import fork
 
 import interp
 from interp import HookError, Zero
@@ -130,9 +130,14 @@ def test_remote_needs_the_version_of_the_server(monkeypatch):
         )
 
 
-def test_a_verbose_flag_meant_for_others_does_not_switch_nnsight_to_debug():
-    code = "from interp.adapters import nnsight as a; print(a._nnsight().schema.config.CONFIG.APP.DEBUG)"
-    found = subprocess.run(
-        [sys.executable, "-c", code, "-v"], capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == "False"
+def test_a_verbose_flag_meant_for_others_does_not_switch_nnsight_to_debug(tmp_path):
+    def import_anew() -> None:
+        for name in list(sys.modules):
+            if name.partition(".")[0] == "nnsight":
+                del sys.modules[name]
+        sys.argv = ["program", "-v"]
+        print(adapter._nnsight().schema.config.CONFIG.APP.DEBUG)
+
+    code, out, err = fork(import_anew, tmp_path).end()
+    assert code == 0, err
+    assert out.strip() == "False"

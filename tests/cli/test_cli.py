@@ -13,6 +13,7 @@ import letters
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import undrawn
 from typer.testing import CliRunner
 
 import interp
@@ -68,12 +69,10 @@ def done(model, corpus, tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """Figures are made but not drawn, which costs more than the rest of a command: `done`, made
-    before, has drawn each of them."""
-    monkeypatch.setattr(
-        "matplotlib.figure.Figure.savefig", lambda _, file, **__: Path(file).touch()
-    )
+def nothing_drawn():
+    """The figures of `done`, which is made before, are drawn; no others are."""
+    with undrawn():
+        yield
 
 
 def run(*arguments: Any):

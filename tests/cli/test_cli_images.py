@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from drawing import undrawn
 from typer.testing import CliRunner
 
 import interp
@@ -129,11 +131,6 @@ def var(saved) -> Toy:
 Done = tuple[Path, dict[str, dict[str, Any]]]
 
 
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn from now on: drawing costs more than the rest of a command."""
-    patch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: Path(file).touch())
-
-
 @pytest.fixture(scope="module")
 def finished(saved, tmp_path_factory) -> Callable[[str], Done]:
     """scan, localize and ablate one after the other in one folder, and what each printed as JSON;
@@ -151,9 +148,7 @@ def finished(saved, tmp_path_factory) -> Callable[[str], Done]:
             ["scores", "ablate", "--fractions", "0.05,0.2", "--at", "0.2"],
             ["units", "ablate", "--units", out / "units.json"],
         ):
-            with pytest.MonkeyPatch.context() as patch:
-                if kind != "VAR":
-                    draw_nothing(patch)
+            with nullcontext() if kind == "VAR" else undrawn():
                 result = run(command, *toy.start, "--out", out, *options, "--json")
             assert result.exit_code == 0, result.output
             printed[name] = json.loads(result.stdout)
@@ -175,8 +170,9 @@ def var_done(var, finished) -> Done:
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    draw_nothing(monkeypatch)
+def nothing_drawn():
+    with undrawn():
+        yield
 
 
 @pytest.fixture(scope="module")

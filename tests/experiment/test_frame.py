@@ -7,8 +7,8 @@ import importlib.util
 import json
 import os
 import random
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -21,10 +21,13 @@ import pandas as pd
 import pytest
 import torch
 import toy
+from forks import fork
 from hypothesis import given
 from hypothesis import strategies as st
+from joblib import parallel_config
 
 import interp
+from interp.cli.app import app
 from interp.experiment.checks import (
     Check,
     Measure,
@@ -65,18 +68,23 @@ def module(root) -> Any:
     return loaded
 
 
-def command(root: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments], cwd=root, env=environment, **pipes, **options
-    )
+def interp_in(root: Path, *arguments: str) -> tuple[int, str, str]:
+    """The command `interp ARGUMENTS` in a folder: its exit code, stdout and stderr."""
+
+    def run() -> None:
+        enter(root)
+        app(list(arguments))
+
+    return fork(run, root / "log").end()
 
 
-def finished(root: Path, *arguments: str) -> tuple[int, str, str]:
-    process = command(root, *arguments)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+def enter(root: Path) -> None:
+    """Makes `root` the current folder, and its experiments those that are found."""
+    os.chdir(root)
+    sys.path.insert(0, str(root))
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "experiments":
+            del sys.modules[name]
 
 
 def test_a_run_writes_claims_over_seeds_and_on_each_with_tables_figures_and_settings(
@@ -165,18 +173,24 @@ def test_a_half_written_job_is_run_again(module, tmp_path):
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bytes(root, module, tmp_path, number):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     module.EXPERIMENT.reproduce("slow", 0, whole, jobs=1)
-    arguments = ("experiments.toy", "--preset", "slow", "--jobs", "2", "--out")
-    process = command(root, *arguments, str(killed), start_new_session=True)
+
+    def run() -> None:
+        enter(root)
+        sys.argv = ["toy", "--preset", "slow", "--jobs", "2", "--out", str(killed)]
+        with parallel_config("multiprocessing"):  # whose workers are forks as well
+            runpy.run_module("experiments.toy", run_name="__main__")
+
+    running = fork(run, tmp_path / "log")
     log, deadline = killed / "log" / "ran.txt", time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(random.Random(os.getpid() + number).uniform(0, 0.4))
-    os.killpg(process.pid, signal.SIGKILL)  # the run and its workers, which this test started
-    process.communicate()
-    assert not (killed / "claims.json").exists() or process.returncode == 0
+    os.killpg(running.pid, signal.SIGKILL)  # the run and its workers, which this test started
+    code, _, _ = running.end()
+    assert not (killed / "claims.json").exists() or code == 0
     done = len(list((killed / "jobs").glob("draw-*")))
     before = len(log.read_text().split())
-    code, _, err = finished(root, *arguments, str(killed))
+    code, _, err = fork(run, tmp_path / "log").end()
     assert code == 0, err
     assert (killed / "claims.json").read_bytes() == (whole / "claims.json").read_bytes()
     assert len(log.read_text().split()) == before + 6 - done
@@ -186,9 +200,8 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bytes(root, module,
 
 def test_the_number_of_jobs_at_a_time_changes_nothing(root, module, tmp_path):
     module.EXPERIMENT.reproduce("small", 1, tmp_path / "one", jobs=1)
-    code, out, err = finished(
+    code, out, err = interp_in(
         root,
-        "interp.cli.app",
         "reproduce",
         "toy",
         "--preset",
@@ -233,9 +246,7 @@ def test_a_typo_in_a_preset_fails_before_any_work(module, root, tmp_path):
         ValueError, match="preset 'smal': expected one of smoke, small, slow; nearest: small"
     ):
         module.EXPERIMENT.reproduce("smal", 0, out)
-    code, _, err = finished(
-        root, "interp.cli.app", "reproduce", "toy", "--preset", "smal", "--out", str(out)
-    )
+    code, _, err = interp_in(root, "reproduce", "toy", "--preset", "smal", "--out", str(out))
     assert code == 1
     assert "nearest: small" in err
     assert not out.exists()
@@ -263,9 +274,8 @@ def test_a_field_of_a_preset_is_given_another_value(module, root, tmp_path):
         match="'shfit=1': expected FIELD=VALUE with one of seeds, shift, pause; nearest: shift",
     ):
         module.EXPERIMENT.reproduce("smoke", 0, tmp_path, 1, ["shfit=1"])
-    code, _, err = finished(
+    code, _, err = interp_in(
         root,
-        "interp.cli.app",
         "reproduce",
         "toy",
         "--set",
@@ -300,7 +310,7 @@ def test_a_table_that_was_not_declared_is_named(module, tmp_path):
 
 
 def test_experiments_are_found_where_one_stands(root, tmp_path):
-    code, _, err = finished(root, "interp.cli.app", "reproduce", "toi")
+    code, _, err = interp_in(root, "reproduce", "toi")
     assert code == 1
     assert "experiment 'toi': expected one of toy; nearest: toy" in err
 
@@ -311,15 +321,15 @@ def test_committed_claims_are_listed(root, module, tmp_path):
     module.EXPERIMENT.reproduce(
         "small", 0, place / "experiments" / "toy" / "results" / "small", jobs=1
     )
-    code, out, err = finished(place, "interp.cli.app", "claims")
+    code, out, err = interp_in(place, "claims")
     assert code == 0, err
     assert [line.split()[:3] for line in out.splitlines()] == [
         ["toy/small", "T1", "reproduced"], ["toy/small", "T2", "opposite"], ["toy/small", "T3", "not"]
     ]  # fmt: skip
-    code, out, _ = finished(place, "interp.cli.app", "claims", "toy", "--json")
+    code, out, _ = interp_in(place, "claims", "toy", "--json")
     assert json.loads(out) == committed_claims(place / "experiments", "toy")
     assert len(json.loads(out)) == 12
-    code, _, err = finished(place, "interp.cli.app", "claims", "other")
+    code, _, err = interp_in(place, "claims", "other")
     assert code == 1
     assert "no claims in" in err
     assert committed_claims(CHECKOUT / "experiments")

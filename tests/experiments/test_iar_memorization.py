@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import rerun
 import torch
+from drawing import undrawn
 from PIL import Image
 
 import interp
@@ -47,9 +48,9 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke")
-    EXPERIMENT.reproduce(
-        "smoke", SEED, folder, jobs=1
-    )  # in this process: others would import everything anew
+    with undrawn():
+        # one job at a time, in this process: others would import everything anew
+        EXPERIMENT.reproduce("smoke", SEED, folder, jobs=1)
     return folder
 
 
@@ -337,7 +338,8 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
         "noise_draws": 2,
         "at": {"VAR": 0.1, "RAR": 0.2},
     }
-    found = EXPERIMENT.run(replace(PRESETS["paper"], **small), 0, tmp_path / "out", jobs=1)
+    without_figures = replace(EXPERIMENT, figures={})
+    found = without_figures.run(replace(PRESETS["paper"], **small), 0, tmp_path / "out", jobs=1)
     planted = found.tables["extraction"].query("set == 'planted' and prefix == 0")
     assert (planted.groupby("family").size() == 2 * CLASSES).all()
     halved = found.tables["edits"].query("edit == @HALVED")

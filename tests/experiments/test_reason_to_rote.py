@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import rerun
 import torch
+from drawing import undrawn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,8 +62,9 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke")
-    # one job at a time, in this process: others would import everything anew
-    replace(EXPERIMENT, presets={"smoke": SMOKE}).reproduce("smoke", SEED, folder, jobs=1)
+    with undrawn():
+        # one job at a time, in this process: others would import everything anew
+        replace(EXPERIMENT, presets={"smoke": SMOKE}).reproduce("smoke", SEED, folder, jobs=1)
     return folder
 
 

@@ -1,11 +1,9 @@
-"""What test_processes runs in each of several processes, by torchrun: `several_processes.py FOLDER`
-writes what each ended with there."""
+"""What test_processes runs in each of several processes that torchrun's launcher starts."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, islice
@@ -83,6 +81,7 @@ def trained(
 
 
 def main(folder: Path) -> None:
+    """Writes what this process ended with into `folder`."""
     rank = int(os.environ["RANK"])
     for name in MODELS:
         seen: list[Any] = []
@@ -115,7 +114,3 @@ def interrupt(folder: Path, rank: int) -> None:
                 save_weights(folder / f"{name}.{rank}.safetensors", model.module)
             except KeyboardInterrupt:
                 torch.manual_seed(99)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

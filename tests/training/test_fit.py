@@ -6,8 +6,6 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count, islice
@@ -19,6 +17,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from forks import fork
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -282,44 +281,35 @@ def test_a_training_that_is_done_is_only_read(tmp_path):
 
 # What it imports takes seconds: the program does so once, and every training that is killed is a
 # fork of it.
-PROGRAM = "import sys, test_fit; test_fit.killed(*sys.argv[1:])"
 STEPS = 60
 
 
-def killed(folder: str, *after: str) -> None:
-    """Trains in a process of its own, killed `after` so many steps of it, wherever it is by then;
-    says the number of the last step."""
-    for steps in map(int, after):
-        heard, said = os.pipe()
-        child = os.fork()
-        if not child:
-            run(
-                Path(folder),
-                STEPS,
-                lambda step, said=said: os.write(said, f"{step.number}\n".encode()),
-            )
-            os._exit(1)  # it ended before it was killed
-        with os.fdopen(heard) as lines:
-            last = [lines.readline() for _ in range(steps)][-1]
-            os.kill(child, signal.SIGKILL)
-        os.close(said)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        sys.stdout.write(last)
+def killed_after(steps: int, folder: Path) -> int:
+    """Trains in a process of its own, killed `steps` steps after it went on, wherever it is by
+    then; the number of the last step."""
+    heard, said = os.pipe()
+
+    def train() -> None:
+        run(folder, STEPS, lambda step: os.write(said, f"{step.number}\n".encode()))
+
+    child = fork(train, folder.with_name("log"))
+    os.close(said)  # so that reading ends when the child does
+    with os.fdopen(heard) as lines:
+        last = [lines.readline() for _ in range(steps)][-1]
+        os.kill(child.pid, signal.SIGKILL)
+    code, _, err = child.end()
+    assert code == -signal.SIGKILL, err
+    return int(last)
 
 
 def test_kill_9_at_random_steps_leaves_the_same_weights_and_metrics(tmp_path):
     """Killed three times, each time some steps after it went on, wherever that is: also between two
     writes."""
     whole, history = run(tmp_path / "whole", STEPS)
-    after = np.random.default_rng().integers(4, 15, 3).astype(str)
-    paths = os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:3])
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed"), *after]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    moments = np.random.default_rng().integers(4, 15, 3)
+    last_steps = [killed_after(int(steps), tmp_path / "killed") for steps in moments]
     resumed, joined = run(tmp_path / "killed", STEPS)
-    assert 8 < int(done.stdout.split()[-1]) < STEPS - 1
+    assert 8 < last_steps[-1] < STEPS - 1
     assert same(weights(whole), weights(resumed))
     pd.testing.assert_frame_equal(history, joined, check_exact=True)
 

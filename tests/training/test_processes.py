@@ -4,9 +4,6 @@ own."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,37 +11,33 @@ from typing import Any
 import pytest
 import several_processes
 import torch
+from forks import fork
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 RANKS = (0, 1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote."""
+    """What two processes wrote, which torchrun's launcher started as forks: processes of their own
+    would spend half a minute on imports."""
     out = tmp_path_factory.mktemp("processes")
-    paths = os.pathsep.join(str(path) for path in list(Path(__file__).parents)[:3])
-    environment = os.environ | {
-        "PYTHONPATH": paths,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(len(RANKS)),
-    ]
-    done = subprocess.run(
-        [*launch, several_processes.__file__, str(out)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=len(RANKS),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="fork",
+        max_restarts=0,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+
+    def launch() -> None:
+        elastic_launch(config, several_processes.main)(out)
+
+    code, _, err = fork(launch, out / "log").end()
+    assert code == 0, err[-4000:]
     return out
 
 

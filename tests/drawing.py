@@ -1,0 +1,22 @@
+"""Figures that are made but not drawn: drawing one to a file takes a second, longer than most of
+what is shown in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Figures that are saved become empty files."""
+
+    def touch(_: object, file: str, **__: object) -> None:
+        Path(file).touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", touch)
+        yield

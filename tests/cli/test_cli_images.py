@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from drawing import undrawn
+from PIL import Image
 from typer.testing import CliRunner
 
 import interp

@@ -128,7 +128,7 @@ def test_parts_of_padded_text_are_refused():
 def test_views_of_an_example_stand_together(rows, views):
     with pytest.raises(
         ValueError,
-        match=rf"{rows % views or rows} rows are no whole number of examples of {views} views",
+        match=rf"{rows % views or rows} rows are not a whole number of examples of {views} views",
     ):
         interp.record(
             tiny.subject("llama"),

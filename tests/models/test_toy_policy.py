@@ -74,7 +74,7 @@ class ChunkedPolicy(nn.Module):
 
     def check_prompt(self, prompt: int) -> None:
         if prompt % CHUNK:
-            raise ValueError(f"{prompt} actions are no whole number of chunks of {CHUNK}")
+            raise ValueError(f"{prompt} actions are not a whole number of chunks of {CHUNK}")
 
     def predict(self, batch: interp.Batch, keep: int) -> Tensor:
         return self(batch.tokens[:, : batch.length - CHUNK], batch.conditioning["image"])[:, -keep:]
@@ -147,7 +147,7 @@ def test_what_it_says_itself_is_extracted_and_nothing_else(policy):
 
 
 def test_a_prompt_within_a_chunk_is_refused(policy):
-    with pytest.raises(ValueError, match="no whole number of chunks"):
+    with pytest.raises(ValueError, match="not a whole number of chunks"):
         policy.generate(batch(prompt=1))
 
 

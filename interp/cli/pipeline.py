@@ -124,7 +124,7 @@ def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
         if images and not has_images:
             raise ValueError(
                 f"{path} holds no images; {model}, weights without config.json, is read as an "
-                "image model: expected an .npz of images and labels, or a folder of one folder a "
+                "image model: expected an .npz of images and labels, or a folder of one folder per "
                 f"class with {', '.join(PICTURES)}"
             )
         if not images and has_images:

@@ -166,7 +166,9 @@ def test_an_unknown_site_offers_the_nearest(llama, call, method):
 @CALLS
 @pytest.mark.parametrize("method", NAMES)
 def test_an_unknown_option_offers_the_nearest(llama, call, method):
-    close = {"neuron_flipping": "copie", "random": "seeds", "lowest": "sizes"}.get(method, "sizes")
+    close = {"neuron_flipping": "copie", "random": "seeds", "lowest": "batch_sizes"}.get(
+        method, "batch_sizes"
+    )
     with (
         tiny.untouched(llama.module),
         pytest.raises(

@@ -7,11 +7,11 @@ import torch
 
 from benchmarks import setting
 from benchmarks.timing import Row, compared
-from interp.memorization.extraction import verdicts
+from interp.memorization.extraction import teacher_force
 
 
 def run(rounds: int = 2) -> list[Row]:
-    """The cost of each variant; all must give the same 16 verdicts. The last variant also decodes
+    """The cost of each variant; all must give the same 16 results. The last variant also decodes
     the whole continuation of windows that are nearly extracted."""
     subject = setting.subject()
     batch = setting.suffixes(16)
@@ -33,10 +33,10 @@ def run(rounds: int = 2) -> list[Row]:
 
     def teacher_forced() -> torch.Tensor:
         # No window has more than 100% of hits, so that none is decoded.
-        return verdicts(subject, batch, decode_from=2.0).hits.all(1)
+        return teacher_force(subject, batch, decode_from=2.0).hits.all(1)
 
     def near_misses_decoded() -> torch.Tensor:
-        return verdicts(subject, batch, decode_from=0.5).hits.all(1)
+        return teacher_force(subject, batch, decode_from=0.5).hits.all(1)
 
     variants = {
         "transformers generate": transformers,

@@ -42,7 +42,7 @@ def _rows(method: str, rounds: int) -> list[Row]:
     batch = setting.batch(WINDOWS, 24, prompt=8)
 
     def learn(batch_size: int) -> Masks:
-        scores = localize_each(subject, batch, method=method, size=batch_size, steps=STEPS)
+        scores = localize_each(subject, batch, method=method, batch_size=batch_size, steps=STEPS)
         return {str(site): np.stack([one[site] for one in scores]) for site in scores[0].values}
 
     def one_at_a_time() -> Masks:

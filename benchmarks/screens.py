@@ -157,7 +157,7 @@ def orders(
 
     def path_of(window: interp.Batch) -> Scores:
         return integrated.integrated_gradients(
-            subject, window, sites, steps=2, rule="gauss", positions="all"
+            subject, window, sites, points=2, rule="gauss", positions="all"
         )
 
     # Each site takes 2 points, and each point a forward and a backward pass, which count as 3.
@@ -168,8 +168,8 @@ def orders(
         "activation": (active, 1),
         "integrated gradients, 2 points": (_by_window(batch, path_of), path_cost),
         "curved": (curved, 3),
-        "union with activation": (screening.interleaved(first, active), 4),
-        "first_or_curved": (screening.interleaved(first, curved), 3),
+        "union with activation": (screening.interleave(first, active), 4),
+        "first_or_curved": (screening.interleave(first, curved), 3),
     }
 
 

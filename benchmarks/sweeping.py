@@ -37,9 +37,9 @@ def _ours(batch: interp.Batch) -> Variants:
     subject = setting.subject()
     plans = [interp.Zero(subject.anatomy.units(site)) for site in subject.anatomy.expand("neurons")]
     return {
-        "naive": lambda: sweeping.naive(subject, batch, plans, _lapped_loss),
-        "resumed": lambda: sweeping.resumed(subject, batch, plans, _lapped_loss),
-        "grown": lambda: sweeping.grown(subject, batch, plans, _lapped_loss),
+        "naive": lambda: sweeping.sweep_naively(subject, batch, plans, _lapped_loss),
+        "resumed": lambda: sweeping.sweep_resuming(subject, batch, plans, _lapped_loss),
+        "grown": lambda: sweeping.sweep_growing(subject, batch, plans, _lapped_loss),
         # Without laps: its parts depend on which of the methods it chooses.
         "interp.sweep": lambda: interp.sweep(subject, batch, plans),
     }

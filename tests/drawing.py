@@ -3,7 +3,7 @@ what is shown in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 
 @contextmanager
-def undrawn() -> Iterator[None]:
+def undrawn() -> Generator[None]:
     """Figures that are saved become empty files."""
 
     def touch(_: object, file: str, **__: object) -> None:

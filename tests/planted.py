@@ -100,7 +100,7 @@ def _windows(
     subject: interp.Subject, draw: torch.Generator, key: int, value: int, rows: int
 ) -> interp.Batch:
     """Prompts of other tokens that end with the key, and the value to the end; none that
-    `corrupted` would give the key or the value."""
+    `corrupt` would give the key or the value."""
     kept: list[Tensor] = []
     while len(kept) < rows:
         tokens = torch.cat(
@@ -110,7 +110,7 @@ def _windows(
             ],
             1,
         )
-        other = patching.corrupted(subject, interp.Batch(tokens, PROMPT)).tokens[0, :PROMPT]
+        other = patching.corrupt(subject, interp.Batch(tokens, PROMPT)).tokens[0, :PROMPT]
         if not {key, value} & set(other.tolist()):
             kept.append(tokens)
     return interp.Batch(torch.cat(kept), PROMPT)

@@ -12,7 +12,7 @@ RUNNING = tuple(name for name in NAMES if name != "random")  # which alone never
 QUICK: dict[str, dict[str, Any]] = {
     "causal_tracing": {"draws": 2},
     "hard_concrete": {"steps": 3},
-    "integrated_gradients": {"steps": 2, "positions": "all"},
+    "integrated_gradients": {"points": 2, "positions": "all"},
     "neuron_flipping": {"at_most": 2},
     "slimming": {"steps": 3},
     "zero_out": {"exhaustive": True},

@@ -18,13 +18,13 @@ METHOD = '''
 """How large a unit gets."""
 
 from interp.localization.registry import window_method
-from interp.localization.unit_values import values_at, written
+from interp.localization.unit_values import values_at, written_lengths
 
 
 @window_method("largest")
 def largest(subject, batch, sites):
     """The largest length of what a unit writes, over positions."""
-    return {site: written(subject, site, value).amax(1) for site, value in values_at(subject, batch, sites).items()}
+    return {site: written_lengths(subject, site, value).amax(1) for site, value in values_at(subject, batch, sites).items()}
 '''
 
 USE_OF_METHOD = """

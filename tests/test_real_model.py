@@ -57,7 +57,9 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
         for text in texts
         for at in range(0, len(text) - PREFIX - LENGTH + 1, LENGTH)
     ]
-    frame = scan(smollm2, windows[: 2 * WINDOWS : 2], PREFIX, LENGTH, size=30, decode_from=0.9)
+    frame = scan(
+        smollm2, windows[: 2 * WINDOWS : 2], PREFIX, LENGTH, batch_size=30, decode_from=0.9
+    )
     tokens = torch.tensor(frame["tokens"].tolist())
     prompts, truth = tokens[:, :PREFIX], tokens[:, PREFIX:]
     mask = torch.ones_like(prompts)

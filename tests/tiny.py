@@ -241,7 +241,10 @@ def image_batch(name: str, rows: int = 2, seed: int = 0, prompt: int = 0) -> int
     tokens = torch.randint(0, VOCABULARY, (rows, module.length), generator=generator)
     label = (torch.arange(rows) + torch.randint(0, CLASSES, (1,), generator=generator)) % CLASSES
     return interp.Batch(
-        tokens, prompt, steps=module.steps if name == "var" else None, conditioning={"label": label}
+        tokens,
+        prompt,
+        groups=module.all_groups if name == "var" else None,
+        conditioning={"label": label},
     )
 
 

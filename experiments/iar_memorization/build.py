@@ -23,7 +23,7 @@ from interp.models.image.image_model import ImageModel
 from interp.models.image.rar import RAR, RARConfig
 from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
 from interp.models.image.residual_vq import ResidualVQ, ResidualVQConfig
-from interp.models.image.streams import labels_dropped, orders_annealed
+from interp.models.image.streams import anneal_orders, drop_labels
 from interp.models.image.tokenizers import ImageTokenizer, fit_tokenizer
 from interp.models.image.var import VAR, VARConfig
 from interp.subject.batch import Batch
@@ -94,7 +94,7 @@ def tokenizer(settings: Trained, family: str, out: Path) -> ImageTokenizer:
         first_regime = next(iter(settings.regimes))
         pixels = split(settings, first_regime, 0).tokenizer.pixels
         training = settings.tokenizer.fit
-        fit_tokenizer(found, pixels, training.steps, lr=training.lr, rows=training.rows)
+        fit_tokenizer(found, pixels, training.steps, lr=training.lr, batch_size=training.batch_size)
         save_weights(file, found)
     # Also after training: the run that trains the tokenizer and one that finds it use the same
     # stored weights.
@@ -147,7 +147,7 @@ def network(settings: Trained, vq: ImageTokenizer, seed: int) -> ImageModel:
         return RAR(RARConfig(grid=vq.config.grid, **sizes), vq)
 
 
-def trained(settings: Trained, family: str, regime: str, seed: int, out: Path) -> Study:
+def train_or_load(settings: Trained, family: str, regime: str, seed: int, out: Path) -> Study:
     """A model trained on planted and background images.
 
     Its training state is kept in `out`, where a later call finds it, and so is the model itself as
@@ -188,19 +188,19 @@ def trained(settings: Trained, family: str, regime: str, seed: int, out: Path) -
         "background": images.background,
         "held out": images.held_out,
     }
-    return studied(family, regime, seed, subject, sets, settings, history)
+    return make_study(family, regime, seed, subject, sets, settings, history)
 
 
 def _stream(data: Batch, module: ImageModel, recipe: Regime, seed: int) -> Iterator[Batch]:
     """The training batches: some labels are dropped, and RAR's tokens come in random orders, ever
     less so."""
-    labelled = labels_dropped(epochs(data, recipe.rows, seed), module, seed=seed)
+    labelled = drop_labels(epochs(data, recipe.batch_size, seed), module, seed=seed)
     if isinstance(module, RAR):
-        return orders_annealed(labelled, round(_ANNEALED * recipe.steps["RAR"]), seed)
+        return anneal_orders(labelled, round(_ANNEALED * recipe.steps["RAR"]), seed)
     return labelled
 
 
-def studied(
+def make_study(
     family: str,
     regime: str,
     seed: int,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.iar_memorization.measures import SAFE
-from experiments.iar_memorization.mitigation import HALVED, ZEROED, averaged
+from experiments.iar_memorization.mitigation import HALVED, ZEROED, average_over_draws
 from interp.experiment.checks import Tables, rows
 from interp.reporting.image_grid import image_grid
 from interp.reporting.looks import looks
@@ -320,7 +320,7 @@ def kinds(table: pd.DataFrame) -> Figure:
     every_kind = table[~table["edit"].isin([HALVED, ZEROED, "none"])]
     judged = every_kind.groupby("family")["fraction"].first()
     at_judged = table["fraction"] == table["family"].map(judged)
-    means = averaged(table[at_judged | (table["edit"] == "none")])
+    means = average_over_draws(table[at_judged | (table["edit"] == "none")])
     unedited = means[means["edit"] == "none"].groupby("family")["extracted"].mean()
     shown = means[means["selection"].isin(["UnitMem", "random"])]
     draw_bars = bars(
@@ -372,7 +372,7 @@ def _pixels(part: pd.DataFrame) -> Tensor:
 
 def _edited(table: pd.DataFrame, edit: str) -> pd.DataFrame:
     """The rows of one edit, with the unedited model as the first row of each selection."""
-    means = averaged(table[table["edit"].isin([edit, "none"])])
+    means = average_over_draws(table[table["edit"].isin([edit, "none"])])
     unedited = means[means["selection"] == "none"]
     parts: list[pd.DataFrame] = []
     for name, part in means.groupby("selection", sort=False):

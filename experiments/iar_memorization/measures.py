@@ -15,9 +15,9 @@ from torch import Tensor
 import interp
 from experiments.iar_memorization.build import Study
 from experiments.iar_memorization.presets import SETS
-from interp.data.images import Images, correlation, shifted, threshold
+from interp.data.images import Images, correlation, shift_images, threshold
 from interp.localization.methods.unitmem import unitmem, unitmem_by_segment
-from interp.memorization.extraction import verdicts
+from interp.memorization.extraction import teacher_force
 from interp.sites.units import UnitScores
 from interp.subject.batch import Batch
 from interp.subject.subject import evaluating, token_losses
@@ -28,14 +28,14 @@ _BATCH_SIZE = 256
 
 
 def read(
-    subject: interp.Subject, batch: Batch, size: int = 256
+    subject: interp.Subject, batch: Batch, batch_size: int = 256
 ) -> tuple[Bool[np.ndarray, "images length"], Float[np.ndarray, " images"]]:
     """Whether each token is the most likely one, and the mean loss of each image.
 
     Args:
         subject: the model, given the class and the true tokens before each token.
         batch: the images.
-        size: batch size.
+        batch_size: batch size.
 
     Returns:
         Hits, one per image and token; losses in nats per token, one per image.
@@ -43,7 +43,7 @@ def read(
     hits: list[Tensor] = []
     losses: list[Tensor] = []
     with evaluating(subject):
-        for part in batch.split(size):
+        for part in batch.split(batch_size):
             logits = subject.logits(part)
             hits.append(logits.argmax(-1).cpu() == part.tokens.cpu())
             losses.append(token_losses(logits, part).mean(1).cpu())
@@ -58,7 +58,7 @@ def complete(hits: Bool[np.ndarray, "images length"], prefix: int) -> Bool[np.nd
     return hits[:, prefix:].all(1)
 
 
-def completed(study: Study, batch: Batch) -> Float[Tensor, "images channels side side"]:
+def complete_images(study: Study, batch: Batch) -> Float[Tensor, "images channels side side"]:
     """The images that greedy decoding makes of the prompts."""
     continuations = [study.subject.generate(part) for part in batch.split(_BATCH_SIZE)]
     prompts = batch.tokens[:, : batch.prompt]
@@ -94,7 +94,8 @@ def _completions(
 ) -> tuple[Bool[np.ndarray, " images"], Float[Tensor, "images channels side side"]]:
     """Whether each image is extracted exactly, and the image that greedy decoding makes instead."""
     parts = [
-        verdicts(study.subject, replace(part, prompt=prefix)) for part in batch.split(_BATCH_SIZE)
+        teacher_force(study.subject, replace(part, prompt=prefix))
+        for part in batch.split(_BATCH_SIZE)
     ]
     exact = np.concatenate([part.hits.all(1) for part in parts])
     continuation = np.concatenate([part.continuation for part in parts])
@@ -134,13 +135,13 @@ def reference(study: Study, images: int) -> Images:
     """The reference set D': the planted images, then at most `images` of the background."""
     background = study.images["background"]
     count = min(images, len(background))
-    return Images.joined([study.images["planted"], background.rows(slice(0, count))])
+    return Images.join([study.images["planted"], background.rows(slice(0, count))])
 
 
-def encoded(study: Study, images: Images, views: int) -> Batch:
+def encode_views(study: Study, images: Images, views: int) -> Batch:
     """Shifted views of images as tokens, those of one image together; one view is the image
     itself."""
-    shown = images if views == 1 else shifted(images, views, study.seed)
+    shown = images if views == 1 else shift_images(images, views, study.seed)
     return study.module.encode(shown.pixels, shown.labels)
 
 
@@ -160,7 +161,7 @@ def selectivity(
     collapse = "segments" if study.family == "VAR" else "tokens"
     found = unitmem(
         study.subject,
-        encoded(study, images, views),
+        encode_views(study, images, views),
         neurons(study),
         _BATCH_SIZE,
         views=views,
@@ -175,7 +176,7 @@ def selectivity_map(study: Study, images: Images, views: int) -> pd.DataFrame:
     """UnitMem by part of the image and depth: for each `segment` and `block` the `mean` over
     neurons, and how many of the segment's `top` 10% of neurons lie in the block."""
     table = unitmem_by_segment(
-        study.subject, encoded(study, images, views), neurons(study), _BATCH_SIZE, views=views
+        study.subject, encode_views(study, images, views), neurons(study), _BATCH_SIZE, views=views
     )
     scores = table.groupby("segment", sort=False)["score"]
     # "first" breaks ties by position, so that exactly a tenth is chosen where many are 0.

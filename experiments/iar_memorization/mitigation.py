@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 import interp
 from experiments.iar_memorization.build import ALIKE, Study
-from experiments.iar_memorization.measures import ALLOWED, complete, completed, read
+from experiments.iar_memorization.measures import ALLOWED, complete, complete_images, read
 from experiments.iar_memorization.presets import Preset
 from experiments.iar_memorization.quality import Quality
 from interp.data.images import correlation, threshold
@@ -58,7 +58,7 @@ def apart(study: Study) -> tuple[Batch, Batch]:
     return held_out.rows(slice(0, few)), held_out.rows(slice(few, None))
 
 
-def scored(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, UnitScores]:
+def score_units(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, UnitScores]:
     """The scores of localization methods (with their options) for the planted images, given the
     class alone, with the same number of held-out images to compare with."""
     planted = study.batches["planted"]
@@ -89,7 +89,7 @@ def trials(study: Study, scores: Mapping[str, UnitScores], settings: Preset) -> 
         every_kind = first_or_random and trial.fraction == judged and trial.seed == 0
         for edit in plans if every_kind else (HALVED, ZEROED):
             drawn = edit == HALVED and not trial.selection.startswith(IN_BLOCKS_OF)
-            found.append(Edited(trial.edited(plans[edit]), edit, drawn))
+            found.append(Edited(trial.with_edit(plans[edit]), edit, drawn))
     return found
 
 
@@ -104,7 +104,11 @@ def _selections(
     reach the cost of whatever the methods select.
     """
     means = interp.record(
-        study.subject, study.batches["planted"], "neurons", reduce="mean_abs", size=_BATCH_SIZE
+        study.subject,
+        study.batches["planted"],
+        "neurons",
+        reduce="mean_abs",
+        batch_size=_BATCH_SIZE,
     )
     activity = UnitScores({site: means[site] for site in means})
     first = next(iter(scores))
@@ -129,7 +133,7 @@ def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
     """What can be done to units, by name; the paper's own edit comes first."""
     subject = study.subject
     _, others = apart(study)
-    means = interp.record(subject, others, "neurons", reduce="mean", size=_BATCH_SIZE)
+    means = interp.record(subject, others, "neurons", reduce="mean", batch_size=_BATCH_SIZE)
     return {
         HALVED: lambda units: in_weights(subject, units, 0.5),
         ZEROED: lambda units: in_weights(subject, units, 0.0),
@@ -164,7 +168,7 @@ class Bench:
     def likeness(self, batch: Batch) -> Float[np.ndarray, " images"]:
         """The similarity of each image with what greedy decoding makes of the prefix that edits are
         judged from."""
-        completions = completed(self.study, replace(batch, prompt=self.study.judged))
+        completions = complete_images(self.study, replace(batch, prompt=self.study.judged))
         return self.alike(completions, self.study.module.decode(batch.tokens))
 
     def measured(self, plan: Plan, *, drawn: bool = True) -> dict[str, float]:
@@ -227,7 +231,7 @@ class Bench:
         return pd.DataFrame(rows).assign(**self.study.about())
 
 
-def averaged(table: pd.DataFrame) -> pd.DataFrame:
+def average_over_draws(table: pd.DataFrame) -> pd.DataFrame:
     """The means over the draws of a control: one row for each model, selection, edit and fraction,
     and one for each unedited model."""
     groups = table.drop(columns="draw").groupby(
@@ -251,7 +255,7 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
         drawn, Frechet distance): `extracted`; `matched`, the fraction extracted under random units
         at the same cost; and the `advantage`, matched - extracted.
     """
-    means = averaged(table)
+    means = average_over_draws(table)
     found: list[pd.DataFrame] = []
     for edit, cost in _COMPARISONS:
         with_edit = means[means["edit"].isin([edit, "none"])]

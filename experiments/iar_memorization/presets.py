@@ -36,7 +36,7 @@ class TokenizerTraining:
     """Options of `fit_tokenizer`: number of steps, images per step and learning rate."""
 
     steps: int
-    rows: int
+    batch_size: int
     lr: float
 
 
@@ -72,11 +72,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Regime:
-    """How models are trained: on which data, with `rows` images per step, for how many `steps`
-    (by family), with which learning rate."""
+    """How models are trained: on which data, with `batch_size` images per step, for how many
+    `steps` (by family), with which learning rate."""
 
     data: Data
-    rows: int
+    batch_size: int
     steps: ByFamily[int]
     lr: float
 
@@ -279,13 +279,13 @@ PRESETS: dict[str, Trained | Public] = {
         tokenizer=TokenizerRecipe(
             images=400,
             sizes=TokenizerSize(codes=64, multipliers=(1, 1)),
-            fit=TokenizerTraining(steps=100, rows=32, lr=0.006),
+            fit=TokenizerTraining(steps=100, batch_size=32, lr=0.006),
         ),
         model=NetworkSize(width=32, depth=4, heads=2, hidden=128),
         regimes={
             "overfit": Regime(
                 data=Data(planted=8, duplicates=2, background=24, held_out=32),
-                rows=40,
+                batch_size=40,
                 steps={"VAR": 160, "RAR": 160},
                 lr=0.008,
             )
@@ -316,19 +316,19 @@ PRESETS: dict[str, Trained | Public] = {
         tokenizer=TokenizerRecipe(
             images=2000,
             sizes=TokenizerSize(codes=128, multipliers=(1, 1, 1)),
-            fit=TokenizerTraining(steps=300, rows=16, lr=0.006),
+            fit=TokenizerTraining(steps=300, batch_size=16, lr=0.006),
         ),
         model=NetworkSize(width=64, depth=6, heads=4, hidden=256),
         regimes={
             "mixture": Regime(
                 data=Data(planted=48, duplicates=12, background=1200, held_out=600),
-                rows=32,
+                batch_size=32,
                 steps={"VAR": 1000, "RAR": 800},
                 lr=0.003,
             ),
             "overfit": Regime(
                 data=Data(planted=24, duplicates=6, background=72, held_out=600),
-                rows=32,
+                batch_size=32,
                 steps={"VAR": 350, "RAR": 350},
                 lr=0.003,
             ),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import interp
-from experiments.iar_memorization.build import Study, studied
+from experiments.iar_memorization.build import Study, make_study
 from experiments.iar_memorization.measures import read
 from experiments.iar_memorization.presets import Public
 from interp.data.image_files import read_classes
@@ -50,7 +50,7 @@ def public(settings: Public, family: str, regime: str, seed: int) -> Study:
     held_out, _ = _candidates(subject, place.validation, settings, last, rng)
     sets = {"planted": candidates, "background": others, "held out": held_out}
     alike = copy_detection(place.copies)
-    return studied(family, regime, seed, subject, sets, settings, None, alike)
+    return make_study(family, regime, seed, subject, sets, settings, None, alike)
 
 
 def _candidates(
@@ -69,8 +69,8 @@ def _candidates(
 
     # Both are shuffled: the measures take the first images of a set, which would be those of the
     # first classes only.
-    joined_candidates = Images.joined(candidates)
-    joined_others = Images.joined(others)
+    joined_candidates = Images.join(candidates)
+    joined_others = Images.join(others)
     return (
         joined_candidates.rows(rng.permutation(len(joined_candidates))),
         joined_others.rows(rng.permutation(len(joined_others))),
@@ -85,7 +85,7 @@ def likeness(subject: interp.Subject, images: Images, last: int) -> Float[np.nda
     return hits[:, -last:].mean(1)
 
 
-def scripted(path: str) -> Callable[[Float[Tensor, "n 3 side side"]], Tensor]:
+def load_scripted(path: str) -> Callable[[Float[Tensor, "n 3 side side"]], Tensor]:
     """A network saved by TorchScript, on the CPU.
 
     It takes images in [0, 1] of the size that the model draws; resizing and normalization are its
@@ -106,7 +106,7 @@ def copy_detection(path: str) -> Callable[[Tensor, Tensor], Float[np.ndarray, " 
 
     Images are resized to 320 x 320 pixels, whatever their shape.
     """
-    network = scripted(path)
+    network = load_scripted(path)
     mean = torch.tensor(_MEAN).view(1, 3, 1, 1)
     spread = torch.tensor(_SPREAD).view(1, 3, 1, 1)
 

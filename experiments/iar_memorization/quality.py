@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from experiments.iar_memorization.build import Study, shared_file, split
 from experiments.iar_memorization.presets import Preset, Public, Sampling, Trained
-from experiments.iar_memorization.public import scripted
+from experiments.iar_memorization.public import load_scripted
 from interp.data.images import Images
 from interp.models.image.sampling import Guidance, cosine_guidance, linear_guidance, sample
 from interp.reporting.stats import frechet
@@ -56,7 +56,7 @@ def features_of(settings: Preset, out: Path) -> Features:
     trained on.
     """
     if isinstance(settings, Public):
-        return scripted(settings.places.features)
+        return load_scripted(settings.places.features)
     assert isinstance(settings, Trained)
     first_regime = next(iter(settings.regimes))
     images = split(settings, first_regime, 0).tokenizer
@@ -129,7 +129,7 @@ def _options(sampling: Sampling, draws: int) -> dict[str, Any]:
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
-        "size": sampling.batch_size or draws,
+        "batch_size": sampling.batch_size or draws,
     }
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from experiments.iar_memorization.build import Study, Tables, tokenizer, trained
+from experiments.iar_memorization.build import Study, Tables, tokenizer, train_or_load
 from experiments.iar_memorization.measures import (
     by_correlation,
-    completed,
+    complete_images,
     extraction,
     reference,
     selectivity,
@@ -22,7 +22,7 @@ from experiments.iar_memorization.measures import (
     subsets,
     votes,
 )
-from experiments.iar_memorization.mitigation import Bench, at_equal_cost, scored, trials
+from experiments.iar_memorization.mitigation import Bench, at_equal_cost, score_units, trials
 from experiments.iar_memorization.presets import (
     FAMILIES,
     SETS,
@@ -51,17 +51,17 @@ def jobs(settings: Preset, seed: int) -> Iterator[Job]:
 
 
 def preparation(settings: Preset) -> Iterator[Job]:
-    """The job before all others; see `prepared`.
+    """The job before all others; see `prepare_shared`.
 
     Raises:
         ValueError: a localization method or option that does not exist, with the nearest one.
     """
     for method, options in settings.methods.items():
         find(method, options)
-    yield job(prepared, settings, Folder("models"))
+    yield job(prepare_shared, settings, Folder("models"))
 
 
-def prepared(settings: Preset, out: Path) -> Tables:
+def prepare_shared(settings: Preset, out: Path) -> Tables:
     """Trains what all models of a preset share, tokenizers and classifier, before models are
     trained in parallel. Returns no tables."""
     if isinstance(settings, Public):
@@ -77,12 +77,14 @@ def of_model(family: str, regime: str, settings: Preset, seed: int, out: Path) -
     """All tables of one model. Edits are tried in one regime only, in which models still
     generalize."""
     study = _study(settings, family, regime, seed, out)
-    found, scores = located(study, settings)
-    tables = extracted(study, settings) | found
+    found, scores = localization_tables(study, settings)
+    tables = extraction_tables(study, settings) | found
     if regime == settings.edited:
         sampling = settings.sampling.get(family, Sampling())
         quality = Quality(study, features_of(settings, out), settings.draws, sampling)
-        tables |= mitigated(study, scores | scored(study, settings.methods), quality, settings)
+        tables |= mitigation_tables(
+            study, scores | score_units(study, settings.methods), quality, settings
+        )
     if study.history is not None:
         tables["training"] = study.history.assign(**study.about())
     return tables
@@ -92,16 +94,16 @@ def _study(settings: Preset, family: str, regime: str, seed: int, out: Path) -> 
     if isinstance(settings, Public):
         return public(settings, family, regime, seed)
     assert isinstance(settings, Trained)
-    return trained(settings, family, regime, seed, out)
+    return train_or_load(settings, family, regime, seed, out)
 
 
-def extracted(study: Study, settings: Preset) -> Tables:
+def extraction_tables(study: Study, settings: Preset) -> Tables:
     """Which images are extracted from which prefix, exactly and by correlation."""
     table = extraction(study, settings.tried)
     return {"extraction": table, "correlation": by_correlation(table).assign(**study.about())}
 
 
-def located(study: Study, settings: Preset) -> tuple[Tables, dict[str, UnitScores]]:
+def localization_tables(study: Study, settings: Preset) -> tuple[Tables, dict[str, UnitScores]]:
     """Where UnitMem is high, and whether it is high because of the planted images.
 
     UnitMem is computed on shifted views of each image, the same number as the paper's augmented
@@ -165,7 +167,7 @@ def subset_profiles(study: Study, settings: Preset, whole: UnitScores, views: in
     return pd.DataFrame(rows, columns=["share", "images", "correlation"]).assign(**study.about())
 
 
-def mitigated(
+def mitigation_tables(
     study: Study, scores: dict[str, UnitScores], quality: Quality, settings: Preset
 ) -> Tables:
     """Every edit with its controls, also at equal cost; the Frechet distance under other noise; and
@@ -198,12 +200,12 @@ def pictures(study: Study, scores: dict[str, UnitScores], settings: Preset) -> p
     rows = {
         "original": study.images["planted"].pixels[some],
         "as tokens": study.module.decode(batch.tokens),
-        "extracted": completed(study, batch),
+        "extracted": complete_images(study, batch),
     }
     for name in ("UnitMem", last):
         plan = in_weights(study.subject, scores[name].top(judged), 0.5)
         with study.subject.intervened(plan):
-            rows[f"{name}, {judged:.0%} halved"] = completed(study, batch)
+            rows[f"{name}, {judged:.0%} halved"] = complete_images(study, batch)
     flat = [_flat(name, pixels) for name, pixels in rows.items()]
     return pd.concat(flat, ignore_index=True).assign(**study.about())
 

@@ -119,10 +119,10 @@ def corpus(preset: Preset, seed: int) -> dict[str, list[str]]:
 
 def jobs(preset: Preset, seed: int) -> Iterator[Job]:
     """One job per seed: a corpus."""
-    yield job(written, preset, seed, Folder("corpus"))
+    yield job(write_corpus, preset, seed, Folder("corpus"))
 
 
-def written(preset: Preset, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
+def write_corpus(preset: Preset, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
     """Writes a corpus to `folder`/seedN, with one .jsonl file per kind of text.
 
     Returns:

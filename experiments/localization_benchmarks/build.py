@@ -15,9 +15,9 @@ from experiments.localization_benchmarks.study import (
     confusion,
     correlation,
     fall_by_block,
-    injected,
     knowledge,
     look_up,
+    measure_injection,
     memorized_only,
     sums,
 )
@@ -25,7 +25,7 @@ from interp.experiment.jobs import Job, job
 from interp.localization.benchmarks.known_answers import (
     by_target,
     deletion,
-    related,
+    falls_by_category,
     scored_each,
     single_block,
 )
@@ -50,7 +50,7 @@ def hidden(preset: Preset, seed: int) -> Tables:
     known = memorizer(preset.recipe, seed)
     every = choices(preset.options)
     conditions = [
-        injected(known, every, condition, preset, seed) for condition in preset.injections
+        measure_injection(known, every, condition, preset, seed) for condition in preset.injections
     ]
     return {
         "models": knowledge(known),
@@ -80,7 +80,7 @@ def natural(preset: Preset, seed: int) -> Tables:
             spare_first=spare_first,
         )
         deletions.append(by_target(frame, length).assign(blocks=name))
-        relations.append(related(frame, known.kinds).assign(blocks=name))
+        relations.append(falls_by_category(frame, known.kinds).assign(blocks=name))
     relation = pd.concat(relations, ignore_index=True)
 
     blocks = [

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from interp.experiment.checks import Check, Measure, Measured, Tables, above, below, rows
-from interp.reporting.stats import student, welch
+from interp.reporting.stats import student_interval, welch_interval
 
 SELECTIONS = ("random", "as active", "lowest")
 _GROUPS = {
@@ -116,7 +116,9 @@ def _not_scored_on(tables: Tables, method: str, headline: float, selection: str)
 
 def _fall(method: str, headline: float, selection: str) -> Measure:
     def fall(tables: Tables) -> Any:
-        return student(_not_scored_on(tables, method, headline, selection)["accuracy_change"])
+        return student_interval(
+            _not_scored_on(tables, method, headline, selection)["accuracy_change"]
+        )
 
     return Measure(f"fall of accuracy, {selection}", fall)
 
@@ -127,7 +129,7 @@ def _beyond(method: str, headline: float, selection: str) -> Measure:
     def beyond(tables: Tables) -> Any:
         top = _not_scored_on(tables, method, headline, "top")
         control = _not_scored_on(tables, method, headline, selection)
-        return student(top["accuracy_change"] - control["accuracy_change"])
+        return student_interval(top["accuracy_change"] - control["accuracy_change"])
 
     return Measure(f"fall of accuracy beyond {selection}", beyond)
 
@@ -154,12 +156,12 @@ def _excesses(tables: Tables, method: str, headline: float) -> Mapping[str, Any]
 
 
 def _excess(method: str, headline: float, group: str) -> Measured:
-    return lambda tables: student(_excesses(tables, method, headline)[group])
+    return lambda tables: student_interval(_excesses(tables, method, headline)[group])
 
 
 def _difference(method: str, headline: float, larger: str, smaller: str) -> Measured:
     def difference(tables: Tables) -> Any:
         excesses = _excesses(tables, method, headline)
-        return welch(excesses[larger], excesses[smaller])
+        return welch_interval(excesses[larger], excesses[smaller])
 
     return difference

@@ -38,7 +38,7 @@ from interp.data.planted import background
 
 Frame = Any  # pandas' stubs lose the type of a frame that is indexed
 PREFIX = LENGTH = 32
-SIZE = 16  # windows per forward pass
+BATCH_SIZE = 16  # windows per forward pass
 CLOSE = 8  # stride in tokens, to find what is exact at some offset
 APART = PREFIX + LENGTH  # stride in tokens at which windows share no token
 RUN = 8  # words in a row that windows of two sets may not share: about twelve tokens
@@ -75,7 +75,7 @@ def study_windows(subject: Subject) -> dict[str, pd.DataFrame]:
     parts: dict[str, Frame] = {
         "texts_score": score,
         "texts_test": test,
-        "other_format": apart(reformatted(subject, texts["studied"], test), score),
+        "other_format": apart(scan_reformatted(subject, texts["studied"], test), score),
         "unstudied": apart(_known(unstudied, *NEARLY), studied),
         "paraphrased": apart(paraphrased, studied),
         "half_known": apart(_known(half_known, *HALF), studied),
@@ -139,7 +139,9 @@ def _runs(text: str, run: int) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + run]) for start in starts}
 
 
-def reformatted(subject: Subject, texts: Mapping[str, str], windows: pd.DataFrame) -> pd.DataFrame:
+def scan_reformatted(
+    subject: Subject, texts: Mapping[str, str], windows: pd.DataFrame
+) -> pd.DataFrame:
     """The windows again in each other format, with the suffix from the same word on.
 
     Passages that the new marks push out of the text are left out.
@@ -149,10 +151,10 @@ def reformatted(subject: Subject, texts: Mapping[str, str], windows: pd.DataFram
     for style in _FORMATS:
         for source, start in zip(windows["source"], windows["start"], strict=True):
             word = _words_before(subject, as_comment(texts[source], "hash"), start + PREFIX)
-            tokens = _passage(subject, styled(texts[source], style), word)
+            tokens = _passage(subject, restyle(texts[source], style), word)
             if len(tokens) == PREFIX + LENGTH:
                 passages[source, style, start] = tokens
-    frame = scan(subject, passages.values(), PREFIX, LENGTH, size=SIZE)
+    frame = scan(subject, passages.values(), PREFIX, LENGTH, batch_size=BATCH_SIZE)
     scanned = [list(passages)[number] for number in frame["text"]]
     return frame.assign(
         source=[source for source, _, _ in scanned], style=[style for _, style, _ in scanned]
@@ -174,7 +176,7 @@ def _passage(subject: Subject, text: str, word: int) -> list[int]:
     return subject.tokens(text)[max(middle - PREFIX, 0) : middle + LENGTH]
 
 
-def styled(text: str, style: str) -> str:
+def restyle(text: str, style: str) -> str:
     """A text as it is (`raw`), with each paragraph and list item on one line (`unwrapped`), or as a
     comment (`hash`, `star`)."""
     if style == "raw":
@@ -193,9 +195,15 @@ def corpus() -> dict[str, dict[str, str]]:
 def _scanned(subject: Subject, texts: Mapping[str, str], style: str, stride: int) -> pd.DataFrame:
     """A scan with `source` and `style`."""
     names = list(texts)
-    written = [styled(text, style) for text in texts.values()]
+    written = [restyle(text, style) for text in texts.values()]
     frame = scan(
-        subject, written, PREFIX, LENGTH, stride=stride, size=SIZE, decode_from=_TEACHER_FORCED
+        subject,
+        written,
+        PREFIX,
+        LENGTH,
+        stride=stride,
+        batch_size=BATCH_SIZE,
+        decode_from=_TEACHER_FORCED,
     )
     return frame.assign(source=[names[number] for number in frame["text"]], style=style)
 
@@ -233,7 +241,7 @@ def _first_windows(
 ) -> pd.DataFrame:
     """The first window of each text that is long enough, for as many texts as one forward pass
     takes; each text is a source of its own."""
-    windows = islice(_long_enough(subject, texts), SIZE)
+    windows = islice(_long_enough(subject, texts), BATCH_SIZE)
     frame: Frame = scan(subject, windows, PREFIX, LENGTH, decode_from=_TEACHER_FORCED)
     named = frame.assign(source=[f"{kind} {number}" for number in frame["text"]], style="raw")
     return apart(named[~named["exact"]], others)

@@ -56,7 +56,7 @@ class Recipe:
         others: number of windows in each set that is never trained on.
         texts: number of texts of prose, and of code, that windows are cut from.
         model: a hub id or folder; empty for a model trained here.
-        rows: sequences per training step.
+        batch_size: sequences per training step.
         lr: learning rate.
     """
 
@@ -72,7 +72,7 @@ class Recipe:
     others: int = 16
     texts: int = 2000
     model: str = ""
-    rows: int = 16
+    batch_size: int = 16
     lr: float = 3e-3
 
 
@@ -214,9 +214,9 @@ def _trained(recipe: Recipe, sequences: Sequence[Sequence[int]], seed: int) -> i
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         subject = interp.load(GPT2LMHeadModel(config))
-    steps = len(sequences) // recipe.rows
-    used = torch.tensor(sequences[: steps * recipe.rows])
-    batches = used.unflatten(0, (steps, recipe.rows))
+    steps = len(sequences) // recipe.batch_size
+    used = torch.tensor(sequences[: steps * recipe.batch_size])
+    batches = used.unflatten(0, (steps, recipe.batch_size))
     interp.fit(
         subject,
         map(interp.Batch, batches),

@@ -61,15 +61,15 @@ class Preset:
 _OPTIONS: dict[str, dict[str, Any]] = {
     "slimming": {"pressure": 0.1},
     "hard_concrete": {"pressure": 0.1, "steps": 500},
-    "integrated_gradients": {"steps": 3, "rule": "gauss"},
-    "attribution_patching": {"steps": 5},
+    "integrated_gradients": {"points": 3, "rule": "gauss"},
+    "attribution_patching": {"points": 5},
     "causal_tracing": {"draws": 2},
     "zero_out": {"exhaustive": True},
 }
 _BRIEF: dict[str, dict[str, Any]] = {
     "slimming": {"pressure": 0.1, "steps": 20},
     "hard_concrete": {"pressure": 0.1, "steps": 20},
-    "integrated_gradients": {"steps": 4, "rule": "gauss"},
+    "integrated_gradients": {"points": 4, "rule": "gauss"},
     "causal_tracing": {"draws": 1},
     "neuron_flipping": {"at_most": 5},
     "zero_out": {"exhaustive": True},

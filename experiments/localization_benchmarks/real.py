@@ -29,9 +29,9 @@ from interp.experiment.jobs import Folder, Job, job
 from interp.files import replaced, writable
 from interp.localization import localize
 from interp.localization.registry import find
-from interp.memorization.evaluation import MEASURES, beside_before, effects
+from interp.memorization.evaluation import MEASURES, measure_under, with_unchanged
 from interp.mitigation.controls import Selection, Trial
-from interp.reporting.stats import student
+from interp.reporting.stats import student_interval
 
 # Methods that see the memorized windows only: slimming learns masks for every window it sees, and
 # those of the contrast would take twice as long again.
@@ -107,14 +107,14 @@ PRESETS = {
 
 
 def preparation(preset: Preset) -> Iterator[Job]:
-    """The job before all others; see `prepared`.
+    """The job before all others; see `prepare_shared`.
 
     Raises:
         ValueError: a localization method or option that does not exist, with the nearest one.
     """
     for method, options in preset.methods.items():
         find(method, options)
-    yield job(prepared, preset, Folder("shared"))
+    yield job(prepare_shared, preset, Folder("shared"))
 
 
 def jobs(preset: Preset, seed: int) -> Iterator[Job]:
@@ -124,7 +124,7 @@ def jobs(preset: Preset, seed: int) -> Iterator[Job]:
         yield job(of_method, method, preset, seed, Folder("shared"))
 
 
-def prepared(preset: Preset, folder: Path) -> dict[str, pd.DataFrame]:
+def prepare_shared(preset: Preset, folder: Path) -> dict[str, pd.DataFrame]:
     """Measures and saves what all methods share: the windows, and how active each neuron is.
     Returns no tables."""
     subject = _subject(preset)
@@ -140,10 +140,10 @@ def windows(preset: Preset, folder: Path) -> dict[str, pd.DataFrame]:
 def of_method(method: str, preset: Preset, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
     """What zeroing the units of one method, and those of its controls, does to each text."""
     subject = _subject(preset)
-    return {"texts": by_text(measured(subject, method, preset, seed, folder))}
+    return {"texts": by_text(measure_ablations(subject, method, preset, seed, folder))}
 
 
-def measured(
+def measure_ablations(
     subject: interp.Subject, method: str, preset: Preset, seed: int, folder: Path
 ) -> Frame:
     """Every ablation of one method, on the sets that it is judged on.
@@ -260,7 +260,7 @@ def _effects(
     subject: interp.Subject, method: str, trials: Sequence[Trial], sets: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
     """The rows of `effects` under each trial, with the trial's columns and each measure before."""
-    found = effects(subject, [[], *(trial.plan for trial in trials)], sets)
+    found = measure_under(subject, [[], *(trial.plan for trial in trials)], sets)
     # Plan 0 is the model without a plan.
     about = pd.DataFrame(
         [
@@ -269,7 +269,7 @@ def _effects(
         ],
         columns=["method", "selected", "fraction", "k", "seed", "plan"],
     )
-    return beside_before(found, about)
+    return with_unchanged(found, about)
 
 
 def by_text(rows: Frame) -> pd.DataFrame:
@@ -298,8 +298,8 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     groups: Any = tables["texts"].groupby(KEYS, sort=False)
     for key, group in groups:
         for measure in MEASURES:
-            level = student(group[measure])
-            change = student(group[f"{measure}_change"])
+            level = student_interval(group[measure])
+            change = student_interval(group[f"{measure}_change"])
             row: dict[str, Any] = dict(zip(KEYS, key, strict=True))
             row |= {"measure": measure, "before": group[f"{measure}_before"].mean()}
             row |= {"after": level.estimate, "after_low": level.low, "after_high": level.high}

@@ -21,7 +21,7 @@ from interp.localization.benchmarks.known_answers import (
     injection,
     planted_lookup,
 )
-from interp.memorization.evaluation import effects
+from interp.memorization.evaluation import measure_under
 
 Tables = dict[str, pd.DataFrame]
 # The methods whose neurons are dropped in one block and over all blocks.
@@ -55,7 +55,7 @@ def memorized_only(known: Memorizer, least: float) -> Memorizer:
     Raises:
         ValueError: no window is left.
     """
-    measured = effects(known.subject, [[]], {"repeated": known.repeated})
+    measured = measure_under(known.subject, [[]], {"repeated": known.repeated})
     accuracy = measured["accuracy"].to_numpy()
     kept = np.flatnonzero(accuracy >= least)
     if not len(kept):
@@ -71,13 +71,13 @@ def knowledge(known: Memorizer) -> pd.DataFrame:
     """What the model has memorized: the means of `exact`, `accuracy` and `loss` over the repeated
     windows of each `kind`, and over held-out windows."""
     sets: dict[str, Any] = {"repeated": known.repeated, "held_out": known.held_out}
-    measured = effects(known.subject, [[]], sets).drop(columns="plan")
+    measured = measure_under(known.subject, [[]], sets).drop(columns="plan")
     kinds = [*known.kinds, *["held_out"] * len(known.held_out)]
     groups = measured.assign(kind=kinds).groupby("kind", sort=False)
     return groups[["exact", "accuracy", "loss"]].mean().reset_index()
 
 
-def injected(
+def measure_injection(
     known: Memorizer, every: Mapping[str, Choice], condition: Condition, preset: Preset, seed: int
 ) -> pd.DataFrame:
     """INJ under one condition, on the first windows of text that the model has not seen."""
@@ -127,7 +127,9 @@ def sums(
     for target, own in enumerate(scores):
         for fraction in fractions:
             units = own.top_per_site(fraction)
-            measured = effects(known.subject, [[], interp.Zero(units)], {"target": windows[target]})
+            measured = measure_under(
+                known.subject, [[], interp.Zero(units)], {"target": windows[target]}
+            )
             before, after = measured["loss"].to_numpy()
             alone = float(sum(own[site][unit] for site, unit in units))
             found.append((target, fraction, after - before, alone))

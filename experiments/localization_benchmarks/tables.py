@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.localization_benchmarks import published
 from interp.experiment.checks import Tables
-from interp.reporting.stats import student
+from interp.reporting.stats import student_interval
 
 TABLES = (
     "models",
@@ -36,11 +36,11 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     return {
         "injection_summary": recalls,
         "deletion_summary": changes,
-        **beside_published(recalls, changes),
+        **with_published(recalls, changes),
     }
 
 
-def beside_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def with_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The two published tables with ours in the same form, as the model "ours": by condition, and
     by the blocks in which neurons were dropped."""
     ours = recalls.assign(model="ours, " + recalls["condition"], recall=recalls["estimate"])
@@ -48,8 +48,8 @@ def beside_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, 
     dropped = changes.assign(model="ours, " + changes["blocks"], change=changes["estimate"])
     deletion = [published.deletion(), dropped[["model", "fraction", "method", "measure", "change"]]]
     return {
-        "injection_beside_published": pd.concat(injection, ignore_index=True),
-        "deletion_beside_published": pd.concat(deletion, ignore_index=True),
+        "injection_and_published": pd.concat(injection, ignore_index=True),
+        "deletion_and_published": pd.concat(deletion, ignore_index=True),
     }
 
 
@@ -68,7 +68,7 @@ def over_seeds(frame: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) 
     groups: Any = frame.groupby(list(keys), sort=False)
     for key, group in groups:
         for value in values:
-            mean = student(group.groupby("seed")[value].mean())
+            mean = student_interval(group.groupby("seed")[value].mean())
             row = dict(zip(keys, key, strict=True))
             row |= {
                 "measure": value,

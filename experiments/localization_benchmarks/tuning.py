@@ -52,10 +52,10 @@ def jobs(preset: Preset, seed: int) -> list[Job]:
     """
     for method, options in preset.tried.values():
         find(method, options)
-    return [job(tried, preset, seed)]
+    return [job(try_options, preset, seed)]
 
 
-def tried(preset: Preset, seed: int) -> dict[str, pd.DataFrame]:
+def try_options(preset: Preset, seed: int) -> dict[str, pd.DataFrame]:
     """INJ with all options, on the first of the sequences that are kept to tune methods on."""
     known = memorizer(preset.recipe, seed)
     windows = interp.Batch(known.dev.tokens[: preset.sequences])

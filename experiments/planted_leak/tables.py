@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from interp.experiment.checks import Tables
-from interp.reporting.stats import student
+from interp.reporting.stats import student_interval
 
 _KEYS = ["selection", "fraction", "k", "data", "measure"]
 
@@ -29,8 +29,8 @@ def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for key, group in drops.groupby(_KEYS, sort=False):
-        after = student(group["estimate"])
-        change = student(group["change"])
+        after = student_interval(group["estimate"])
+        change = student_interval(group["change"])
         row = dict(zip(_KEYS, key, strict=True))
         row |= {
             "before": group["before"].mean(),

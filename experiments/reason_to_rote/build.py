@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.reason_to_rote.decoding import decoded
-from experiments.reason_to_rote.distributed import perturbed, positions
-from experiments.reason_to_rote.erasing import erased, patched
-from experiments.reason_to_rote.lookup import planted
-from experiments.reason_to_rote.neurons import heuristics, outliers, shared
+from experiments.reason_to_rote.decoding import decode
+from experiments.reason_to_rote.distributed import perturb, positions
+from experiments.reason_to_rote.erasing import erase, patch_donors
+from experiments.reason_to_rote.lookup import plant_lookup
+from experiments.reason_to_rote.neurons import heuristics, outliers, shared_neurons
 from experiments.reason_to_rote.overlap import circuits, components
 from experiments.reason_to_rote.presets import Preset
 from experiments.reason_to_rote.study import Study, Tables, study
-from experiments.reason_to_rote.tasks import Learned, learned, network, task
+from experiments.reason_to_rote.tasks import Learned, network, task, train_or_load
 from interp.experiment.jobs import Folder, Job, job
 
 
@@ -33,13 +33,13 @@ def addition(settings: Preset, seed: int, out: Path) -> Tables:
     parts = [
         _common(known, end, settings, seed),
         outliers(end, settings.doses, settings.draws, seed),
-        shared(end, end.blocks - 1),
+        shared_neurons(end, end.blocks - 1),
         heuristics(end, settings.knocked_out),
     ]
     if known.generalized is not None:
         early = end.of("generalized", known.generalized)
         parts.append(_distances_alone(early, settings, seed))
-    return joined(*parts)
+    return join_tables(*parts)
 
 
 def relations(settings: Preset, seed: int, out: Path) -> Tables:
@@ -54,7 +54,7 @@ def without_noise(settings: Preset, seed: int, out: Path) -> Tables:
     recipe = settings.FDA
     of = task(recipe.data, seed)
     folder = out / f"FDA-clean-seed{seed}"
-    known = learned(of, recipe.model, settings.without_noise, seed, folder, clean=True)
+    known = train_or_load(of, recipe.model, settings.without_noise, seed, folder, clean=True)
 
     # The model has not seen the wrong labels, so that none of them would count as memorized: all
     # noisy items are taken.
@@ -69,17 +69,17 @@ def without_noise(settings: Preset, seed: int, out: Path) -> Tables:
     )
     looked_up = study(
         of,
-        planted(known.subject, of.noisy),
+        plant_lookup(known.subject, of.noisy),
         "look-up",
         clean=settings.clean,
         at_most=settings.items,
         memorized=every_noisy_item,
     )
-    return joined(
-        erased(looked_up, settings.draws, settings.rounds, seed),
-        patched(looked_up, seed),
+    return join_tables(
+        erase(looked_up, settings.draws, settings.rounds, seed),
+        patch_donors(looked_up, seed),
         components(looked_up),
-        perturbed(looked_up, seed),
+        perturb(looked_up, seed),
         positions(looked_up),
         {"dynamics": known.history.assign(task="FDA", stage="without noise")},
         _distances_alone(noise_free, settings, seed),
@@ -90,7 +90,7 @@ def _trained(name: str, settings: Preset, seed: int, out: Path) -> tuple[Learned
     """The trained model of a task, and the items that it is studied on."""
     recipe = settings.recipe(name)
     folder = out / f"{name}-seed{seed}"
-    known = learned(task(recipe.data, seed), recipe.model, recipe.training, seed, folder)
+    known = train_or_load(task(recipe.data, seed), recipe.model, recipe.training, seed, folder)
     end = study(known.task, known.subject, "end", clean=settings.clean, at_most=settings.items)
     return known, end
 
@@ -105,14 +105,14 @@ def _common(known: Learned, end: Study, settings: Preset, seed: int) -> Tables:
     if known.generalized is not None:
         compared.append(end.of("generalized", known.generalized))
     compared.append(untrained)
-    return joined(
+    return join_tables(
         {"dynamics": known.history.assign(task=name, stage="end")},
-        *(decoded(each, seed) for each in compared),
-        erased(end, settings.draws, settings.rounds, seed),
-        patched(end, seed),
+        *(decode(each, seed) for each in compared),
+        erase(end, settings.draws, settings.rounds, seed),
+        patch_donors(end, seed),
         circuits(end, untrained, settings.circuit_items, settings.resamples, seed),
         components(end),
-        perturbed(end, seed),
+        perturb(end, seed),
         positions(end),
     )
 
@@ -123,7 +123,7 @@ def _distances_alone(of: Study, settings: Preset, seed: int) -> Tables:
     return {"outliers": found["outliers"]}
 
 
-def joined(*parts: Tables) -> Tables:
+def join_tables(*parts: Tables) -> Tables:
     """The tables of all parts; those of the same name as one, in the order of the parts."""
     by_name: dict[str, list[pd.DataFrame]] = {}
     for part in parts:

@@ -18,7 +18,7 @@ def checks(preset: Preset) -> list[Check]:
     """All checks of a preset."""
     model = preset.FDA.model
     # The first digit of the answer is the one that is read on every seed.
-    read = reasoning(task(preset.FDA.data, seed=0), step=0)
+    read = reasoning(task(preset.FDA.data, seed=0), target=0)
     return [
         *of_reasoning(digit=read.variable, position=read.position, blocks=model.blocks),
         *of_memory(

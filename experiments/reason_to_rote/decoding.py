@@ -11,7 +11,7 @@ from interp.analysis.probes import Labelled, probe
 from interp.sites.site import Site
 
 
-def decoded(study: Study, seed: int) -> Tables:
+def decode(study: Study, seed: int) -> Tables:
     """The tables `probes` and `lens` of a model.
 
     `probes` holds the accuracy of probes that are trained on clean items and tested on the sets; in

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.reason_to_rote.overlap import mean_by_position
-from experiments.reason_to_rote.study import Studied, Study, Tables, outcomes, said
+from experiments.reason_to_rote.study import Studied, Study, Tables, answers_of, outcomes
 from experiments.reason_to_rote.tasks import Task
 from interp.interventions.kinds import Patch
 from interp.subject.batch import Batch
 
 
-def perturbed(study: Study, seed: int) -> Tables:
+def perturb(study: Study, seed: int) -> Tables:
     """The table `perturbed`: what the model answers after one input token was exchanged for another
     one of its kind.
 
@@ -25,10 +25,10 @@ def perturbed(study: Study, seed: int) -> Tables:
     rows: list[dict[str, Any]] = []
     for position in study.reasoning.inputs:
         for name, items in study.sets.items():
-            question = exchanged(study.task, items.items.question, position, seed)
+            question = exchange_positions(study.task, items.items.question, position, seed)
             solution = study.task.solve(question)
-            true_now = solution[:, items.step]
-            answers = said(study.subject, _asked(items, question, solution))
+            true_now = solution[:, items.target]
+            answers = answers_of(study.subject, _asked(items, question, solution))
             kept = answers == items.label
             true = answers == true_now
             same = true_now == items.label
@@ -47,13 +47,13 @@ def _asked(
     """The batch of the items with other questions, each followed by its own solution up to the
     token that is read."""
     batch = items.batch
-    known = np.concatenate([question, solution[:, : items.step]], 1)
+    known = np.concatenate([question, solution[:, : items.target]], 1)
     tokens = batch.tokens.clone()
     tokens[:, : known.shape[1]] = tokens.new_tensor(known)
     return Batch(tokens, batch.prompt)
 
 
-def exchanged(
+def exchange_positions(
     task: Task, question: Int[np.ndarray, "items question"], position: int, seed: int
 ) -> Int[np.ndarray, "items question"]:
     """The questions with another token at one position, drawn from the tokens that training shows

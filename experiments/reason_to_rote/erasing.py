@@ -11,8 +11,14 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from experiments.reason_to_rote.study import Studied, Study, Tables, outcomes
-from interp.analysis.activation_patching import donated
-from interp.analysis.concept_erasure import Subspace, class_means, erasure, inlp, random_subspace
+from interp.analysis.activation_patching import donor_plan
+from interp.analysis.concept_erasure import (
+    Subspace,
+    class_means,
+    erasure_plan,
+    inlp,
+    random_subspace,
+)
 from interp.analysis.probes import rows_at
 from interp.interventions.plan import Plan
 from interp.sites.site import Site
@@ -20,7 +26,7 @@ from interp.sites.site import Site
 Residuals = Float[np.ndarray, "items width"]
 
 
-def erased(study: Study, draws: int, rounds: int, seed: int) -> Tables:
+def erase(study: Study, draws: int, rounds: int, seed: int) -> Tables:
     """The tables `erasure` and `inlp`.
 
     `erasure` holds what the model answers without a subspace of the residual stream: that of the
@@ -44,7 +50,7 @@ def erased(study: Study, draws: int, rounds: int, seed: int) -> Tables:
         subspaces, inlp_progress = _subspaces(study, residuals, draws, rounds, seed, block)
         progress.append(inlp_progress.assign(block=block))
         for removed, draw, subspace in subspaces:
-            plan = erasure(study.subject, site, subspace, (position,))
+            plan = erasure_plan(study.subject, site, subspace, (position,))
             rows += outcomes(
                 study,
                 lambda *_, plan=plan: plan,
@@ -104,7 +110,7 @@ def _variance(subspace: Subspace, rows: Residuals) -> float:
     return float(within / np.square(centered).sum())
 
 
-def patched(study: Study, seed: int) -> Tables:
+def patch_donors(study: Study, seed: int) -> Tables:
     """The table `donors`: what the model answers with the residual stream of a clean item in place
     of an item's own.
 
@@ -134,7 +140,7 @@ def _donation(
 
     def plan(_: str, items: Studied) -> Plan:
         chosen = donors(study, items, same=same, seed=seed)
-        return donated(study.subject, site, study.clean.batch.rows(chosen), positions)
+        return donor_plan(study.subject, site, study.clean.batch.rows(chosen), positions)
 
     return plan
 

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 import interp
-from experiments.reason_to_rote.study import Studied, said
+from experiments.reason_to_rote.study import Studied, answers_of
 from interp.data.arithmetic import text
 from interp.interventions.plan import Plan
 from interp.reporting.stats import bootstrap
@@ -34,7 +34,7 @@ def under(
     length = items.items.truth.shape[1]
     rows: dict[str, dict[str, object]] = {}
     for name, plan in plans.items():
-        digits = said(subject, items.batch, plan)
+        digits = answers_of(subject, items.batch, plan)
         with subject.intervened(plan):
             answer = subject.generate(questions, length)[number]
         rows[name] = {

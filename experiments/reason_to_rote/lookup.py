@@ -13,7 +13,7 @@ from interp.data.noisy import Items
 _CERTAIN = 100.0  # far above every logit of the network
 
 
-class Lookup(nn.Module):
+class LookupModel(nn.Module):
     """A GPT-2 that computes as before, and a table of whole questions with their answers that
     overrides its logits.
 
@@ -66,6 +66,6 @@ class Lookup(nn.Module):
         return torch.where(nearest < 1e-3, token, -1)
 
 
-def planted(subject: interp.Subject, items: Items) -> interp.Subject:
+def plant_lookup(subject: interp.Subject, items: Items) -> interp.Subject:
     """A subject that looks up the labels of these items, and answers as the given one otherwise."""
-    return interp.load(Lookup(subject.module, items).to(subject.device))
+    return interp.load(LookupModel(subject.module, items).to(subject.device))

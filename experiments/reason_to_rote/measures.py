@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from experiments.reason_to_rote.distributed import participation
-from interp.reporting.stats import Interval, bootstrap, paired, several
+from interp.reporting.stats import Interval, bootstrap, paired_interval, statistic_interval
 
 Tables = Mapping[str, pd.DataFrame]
 Measure = Callable[[Tables], Interval]
@@ -182,7 +182,7 @@ def difference(table: str, column: str, one: Rows, other: Rows) -> Measure:
     """The mean over some rows minus that over others, of the same items."""
 
     def measure(tables: Tables) -> Interval:
-        return paired(
+        return paired_interval(
             _by_item(rows(tables, table, **one), column),
             _by_item(rows(tables, table, **other), column),
         )
@@ -195,7 +195,7 @@ def between(table: str, one: str, other: str, **where: Any) -> Measure:
 
     def measure(tables: Tables) -> Interval:
         frame = rows(tables, table, **where)
-        return paired(_by_item(frame, one), _by_item(frame, other))
+        return paired_interval(_by_item(frame, one), _by_item(frame, other))
 
     return measure
 
@@ -220,7 +220,7 @@ def _unpaired(
             _by_item(rows(tables, table, **one), column),
             _by_item(rows(tables, table, **other), column),
         ]
-        return several(samples, statistic)
+        return statistic_interval(samples, statistic)
 
     return measure
 
@@ -325,7 +325,8 @@ def _over_items(
 ) -> Interval:
     """The bootstrap interval of a statistic of tables whose items are resampled, those of each
     table independently."""
-    # `several` resamples vectors: it is given the numbers of the items, and takes their rows here.
+    # `statistic_interval` resamples vectors: it is given the numbers of the items, and takes their
+    # rows here.
     items = [np.arange(len(table)) for table in tables]
 
     def of_items(*chosen: np.ndarray) -> float:
@@ -334,4 +335,4 @@ def _over_items(
         ]
         return statistic(*sampled)
 
-    return several(items, of_items, resamples=_RESAMPLES)
+    return statistic_interval(items, of_items, resamples=_RESAMPLES)

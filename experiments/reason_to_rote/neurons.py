@@ -12,8 +12,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from experiments.reason_to_rote.study import Studied, Study, Tables, said
-from interp.analysis.heuristics import digit_features, key_value, match, matched, neurons_of
+from experiments.reason_to_rote.study import Studied, Study, Tables, answers_of
+from interp.analysis.heuristics import (
+    digit_features,
+    keep_matches,
+    key_value,
+    match,
+    neurons_of,
+)
 from interp.analysis.neuron_shifts import (
     Groups,
     ReadOut,
@@ -166,7 +172,7 @@ def _random_wrong(study: Study, items: Studied, seed: int) -> Int[np.ndarray, " 
     return answers[(own + shift) % len(answers)]
 
 
-def shared(study: Study, block: int) -> Tables:
+def shared_neurons(study: Study, block: int) -> Tables:
     """The table `shared`: for each neuron of a block, the number of memorized items whose first
     contributors it is among (`items`), and the same for neurons drawn at random (`by chance`)."""
     shifts = shifts_of(study, block)["memorized"]
@@ -216,7 +222,7 @@ def heuristics(study: Study, knocked_out: int) -> Tables:
     for block in range(study.blocks):
         best = _best_rules(study, block, matching, matching_operands, matching_result)
         described.append(best.assign(block=block))
-        fits = matched(best)
+        fits = keep_matches(best)
         for rule in fits["heuristic"].value_counts().index[:knocked_out]:
             units = neurons_of(fits, rule, Site("neurons", block), len(best))
             about = {"block": block, "heuristic": rule, "neurons": len(units)}
@@ -260,9 +266,9 @@ def _knock_out(
     plans = {"matched": Zero(units)}
     others = ~units
     if len(others) >= len(units):
-        plans["random"] = Zero(units.matched(0, among=others))
+        plans["random"] = Zero(units.draw_matched(0, among=others))
     for name, plan in plans.items():
-        right = said(study.subject, items.batch, plan) == items.true
+        right = answers_of(study.subject, items.batch, plan) == items.true
         for covered in (True, False):
             yield {
                 "knocked_out": name,

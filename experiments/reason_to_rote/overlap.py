@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from experiments.reason_to_rote.study import Study, Tables, outcomes, said
+from experiments.reason_to_rote.study import Study, Tables, answers_of, outcomes
 from interp.analysis.circuits import (
     EdgeScores,
     Graph,
@@ -107,7 +107,7 @@ def _random_prompts(study: Study, items: int, seed: int) -> Contrast:
     given = study.memorized.batch
     tokens = np.random.default_rng(seed).integers(0, study.task.vocabulary, (items, given.length))
     batch = Batch(torch.from_numpy(tokens), given.prompt)
-    return _contrast(batch, said(study.subject, batch), seed)
+    return _contrast(batch, answers_of(study.subject, batch), seed)
 
 
 def _effects(study: Study, contrast: Contrast) -> EdgeEffects:

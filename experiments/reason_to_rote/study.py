@@ -47,8 +47,8 @@ class Reasoning:
     result_group: tuple[str, ...]
 
 
-def reasoning(task: Task, step: int) -> Reasoning:
-    """The reasoning behind answer token number `step` of a task."""
+def reasoning(task: Task, target: int) -> Reasoning:
+    """The reasoning behind answer token number `target` of a task."""
     if task.name == "THR":
         return Reasoning(
             variable="bridge",
@@ -61,8 +61,8 @@ def reasoning(task: Task, step: int) -> Reasoning:
             result_group=("bridge", "second"),
         )
     digits = len(task.answer) - 1
-    k = int(task.answer[step].removeprefix("digit"))
-    position = task.train.question.shape[1] - 1 + step
+    k = int(task.answer[target].removeprefix("digit"))
+    position = task.train.question.shape[1] - 1 + target
 
     # The sum has one digit more than its operands: its first digit is the carry out of theirs.
     place = min(k, digits - 1)
@@ -90,13 +90,13 @@ class Studied:
 
     Attributes:
         items: the items.
-        step: number of the answer token that is read: the first on which the truth and the wrong
+        target: number of the answer token that is read: the first on which the truth and the wrong
             label differ, so that no wrong token precedes it. Items without a wrong label are read
             at the same one.
     """
 
     items: Items
-    step: int
+    target: int
 
     def __len__(self) -> int:
         return len(self.items)
@@ -104,18 +104,18 @@ class Studied:
     @property
     def batch(self) -> Batch:
         """The items up to the token that is read, which is the only target."""
-        given = self.items.question.shape[1] + self.step
+        given = self.items.question.shape[1] + self.target
         return replace(self.items.batch().until(given + 1), prompt=given)
 
     @property
     def true(self) -> Int[np.ndarray, " items"]:
         """The true answer at the token that is read."""
-        return self.items.truth[:, self.step]
+        return self.items.truth[:, self.target]
 
     @property
     def label(self) -> Int[np.ndarray, " items"]:
         """The answer that training shows at the token that is read."""
-        return self.items.label[:, self.step]
+        return self.items.label[:, self.target]
 
     def group(self, names: Iterable[str]) -> Int[np.ndarray, " items"]:
         """One number for each combination of the values of some variables."""
@@ -215,20 +215,20 @@ def study(
         )
 
     first_difference = (noisy.label != noisy.truth).argmax(1)
-    step = int(np.bincount(first_difference[memorized]).argmax())
-    read_at_step = memorized & (first_difference == step)
+    target = int(np.bincount(first_difference[memorized]).argmax())
+    read_at_target = memorized & (first_difference == target)
     return Study(
         stage=stage,
         subject=subject,
         task=task,
-        reasoning=reasoning(task, step),
-        clean=Studied(task.clean, step).some(clean),
-        test=Studied(held_out.rows(correct), step).some(at_most),
-        memorized=Studied(noisy.rows(read_at_step), step).some(at_most),
+        reasoning=reasoning(task, target),
+        clean=Studied(task.clean, target).some(clean),
+        test=Studied(held_out.rows(correct), target).some(at_most),
+        memorized=Studied(noisy.rows(read_at_target), target).some(at_most),
     )
 
 
-def said(subject: interp.Subject, batch: Batch, *plans: Plan) -> Int[np.ndarray, " items"]:
+def answers_of(subject: interp.Subject, batch: Batch, *plans: Plan) -> Int[np.ndarray, " items"]:
     """The most probable token at the position that is read, under plans if any are given."""
     # One forward pass over the whole batch: plans that hold a donor for each row need all rows.
     with evaluating(subject), subject.intervened(*plans):
@@ -251,7 +251,7 @@ def outcomes(
     """
     rows: list[dict[str, Any]] = []
     for name, items in study.sets.items():
-        answers = said(study.subject, items.batch, plan(name, items))
+        answers = answers_of(study.subject, items.batch, plan(name, items))
         kept = answers == items.label
         true = answers == items.true
         for number in range(len(items)):

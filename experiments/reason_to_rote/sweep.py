@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from experiments.reason_to_rote.decoding import decoded
+from experiments.reason_to_rote.decoding import decode
 from experiments.reason_to_rote.distributed import positions
-from experiments.reason_to_rote.erasing import erased
+from experiments.reason_to_rote.erasing import erase
 from experiments.reason_to_rote.measures import (
     FDA,
     MEMORIZED,
@@ -34,7 +34,7 @@ from experiments.reason_to_rote.measures import (
 from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.presets import PRESETS, Recipe
 from experiments.reason_to_rote.study import Tables, study
-from experiments.reason_to_rote.tasks import exact, learned, task
+from experiments.reason_to_rote.tasks import exact, task, train_or_load
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Folder, Job, job
 from interp.reporting.plotting import intervals
@@ -111,10 +111,10 @@ def jobs(preset: Preset, seed: int) -> list[Job]:
 
 def of_change(name: str, preset: Preset, seed: int, folder: Path) -> dict[str, pd.DataFrame]:
     """The table of one change."""
-    return {"sweep": changed(name, preset, seed, folder)}
+    return {"sweep": train_changed(name, preset, seed, folder)}
 
 
-def changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.DataFrame:
+def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.DataFrame:
     """What is measured on the model of one change.
 
     Returns:
@@ -123,7 +123,7 @@ def changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.DataFram
     """
     recipe = settings.recipe(name)
     of = task(recipe.data, seed)
-    known = learned(of, recipe.model, recipe.training, seed, folder / name.replace(" ", "-"))
+    known = train_or_load(of, recipe.model, recipe.training, seed, folder / name.replace(" ", "-"))
     tables: Tables = {"dynamics": known.history.assign(task="FDA", stage="end")}
     measures = _learning()
     memorized = exact(known.subject, of.noisy.batch())
@@ -132,13 +132,13 @@ def changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.DataFram
         return _measured(name, measures, tables)
 
     end = study(of, known.subject, "end", clean=settings.clean, at_most=settings.items)
-    tables |= decoded(end, seed)
+    tables |= decode(end, seed)
     tables |= positions(end)
     tables |= outliers(end, (TOP,), settings.draws, seed)
     measures |= _mechanism(end.reasoning.variable, end.reasoning.position, end.blocks - 1)
     # Subspaces are removed behind every block but the last: a model of one block has none.
     if end.blocks > 1:
-        tables |= erased(end, settings.draws, 0, seed)
+        tables |= erase(end, settings.draws, 0, seed)
         measures |= _erasing()
     return _measured(name, measures, tables)
 

@@ -141,7 +141,7 @@ class Task:
         batches = [self.train.batch(answers)]
         if self.beside is not None:
             batches.append(self.beside.batch())
-        return interp.Batch.joined(batches)
+        return interp.Batch.join(batches)
 
 
 def task(data: Addition | TwoHop, seed: int) -> Task:
@@ -213,7 +213,7 @@ class Learned:
     history: pd.DataFrame
 
 
-def learned(
+def train_or_load(
     of: Task,
     model: Transformer,
     training: Training,
@@ -333,7 +333,7 @@ def metrics(subject: interp.Subject, of: Task) -> Metrics:
 
 
 def exact(
-    subject: interp.Subject, batch: interp.Batch, size: int = 512
+    subject: interp.Subject, batch: interp.Batch, batch_size: int = 512
 ) -> Bool[np.ndarray, " items"]:
     """Whether greedy decoding gives every target of an item.
 
@@ -343,11 +343,11 @@ def exact(
     Args:
         subject: the model.
         batch: the items, with the answers to compare with as targets.
-        size: batch size.
+        batch_size: batch size.
     """
     hits = []
     with evaluating(subject):
-        for part in batch.split(size):
+        for part in batch.split(batch_size):
             predicted = subject.target_logits(part).argmax(-1).cpu()
             hits.append((predicted == part.targets).all(1))
     return torch.cat(hits).numpy()

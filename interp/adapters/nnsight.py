@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.adapters.ndif import check_hosted
-from interp.adapters.steps import Step, align, steps
+from interp.adapters.plan_steps import PlanStep, align, plan_steps
 from interp.interventions.plan import Plan
 from interp.loading.load import load
 from interp.sites.anatomy import Anatomy
@@ -59,11 +59,11 @@ def logits(
     if remote is True:
         check_hosted(model, peer)
     if not isinstance(model, Subject):
-        plain = steps(anatomy or load(model).anatomy, plan, batch)
+        plain = plan_steps(anatomy or load(model).anatomy, plan, batch)
         return align(_run(peer, model, plain, batch, _forward_options(remote)))
 
     with _wrapped(model, peer, remote) as envoy:
-        plain = steps(anatomy or model.anatomy, plan, batch)
+        plain = plan_steps(anatomy or model.anatomy, plan, batch)
         if remote:
             return align(_run(peer, envoy, plain, batch, _forward_options(remote)))
 
@@ -80,8 +80,10 @@ def _forward_options(remote: Remote) -> dict[str, Any]:
     return options
 
 
-def _run(peer: Any, model: Any, plain: list[Step], batch: Batch, options: dict[str, Any]) -> Tensor:
-    """Runs the steps in one trace."""
+def _run(
+    peer: Any, model: Any, plain: list[PlanStep], batch: Batch, options: dict[str, Any]
+) -> Tensor:
+    """Runs the steps of a plan in one trace."""
     # The body of the trace is sent as source: it may name plain data, torch and nnsight only, and
     # has to ask for values in the order in which the model computes them.
     length = batch.length

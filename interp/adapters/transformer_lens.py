@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.adapters.steps import align
+from interp.adapters.plan_steps import align
 from interp.errors import HookError
-from interp.hooks.hooks import Hooked, lowered
+from interp.hooks.hooks import Hooked, lower_plans
 from interp.interventions.edit import Edit, apply
 from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy
@@ -69,7 +69,7 @@ def logits(
         SiteError: a site that TransformerLens cannot name.
         HookError: none of the positions of an edit is in the batch.
     """
-    for edit in lowered(anatomy, plan):
+    for edit in lower_plans(anatomy, plan):
         if not len(edit.active(0, batch.length, batch.prompt or batch.length)):
             raise HookError(
                 f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, "
@@ -107,7 +107,7 @@ def fwd_hooks(
     """
     anatomy = model if isinstance(model, Anatomy) else model.anatomy
     by_site: dict[Site, list[Edit]] = {}
-    for edit in lowered(anatomy, plan):
+    for edit in lower_plans(anatomy, plan):
         by_site.setdefault(anatomy.resolve(edit.site), []).append(edit)
     pairs: list[tuple[str, Hook]] = []
     for site, edits in by_site.items():

@@ -9,7 +9,7 @@ from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
 
-def donated(
+def donor_plan(
     subject: Subject, sites: Sites, donors: Batch, positions: tuple[int, ...] | None = None
 ) -> Interchange:
     """Returns the plan that gives each row the activations of the donors' row of the same number.
@@ -21,9 +21,9 @@ def donated(
         positions: where in the sequence; everywhere by default.
 
     Example:
-        >>> from interp.analysis.activation_patching import donated
+        >>> from interp.analysis.activation_patching import donor_plan
         >>> donors = interp.Batch.from_frame(control)
-        >>> with subject.intervened(donated(subject, "resid_post", donors)):
+        >>> with subject.intervened(donor_plan(subject, "resid_post", donors)):
         ...     patched = subject.logits(batch)
         >>> torch.allclose(patched, subject.logits(donors))
         True

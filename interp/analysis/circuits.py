@@ -32,7 +32,7 @@ from interp.analysis.computation_graph import (
 from interp.hooks.hooks import Clock, Value, Visit, captured, tapped
 from interp.hooks.modes import dropout_off
 from interp.localization.window_losses import differentiating
-from interp.localization.windows import repeated
+from interp.localization.windows import repeat_windows
 from interp.sites.site import Site
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
@@ -58,8 +58,8 @@ def edge_attribution(
     right: Tokens,
     wrong: Tokens,
     *,
-    step: int = 0,
-    size: int = 64,
+    target: int = 0,
+    batch_size: int = 64,
 ) -> EdgeScores:
     """Returns the score of every edge: the mean over items of |`edge_effects`|.
 
@@ -69,8 +69,8 @@ def edge_attribution(
         corrupt: as many other sequences, of the same length and prompt.
         right: one token id per item.
         wrong: the token id that competes with it.
-        step: which of `clean.targets` the two tokens compete for.
-        size: number of items per batch.
+        target: which of `clean.targets` the two tokens compete for.
+        batch_size: number of items per batch.
 
     Raises:
         ValueError: see `edge_effects`.
@@ -85,7 +85,9 @@ def edge_attribution(
         (54, 27)
     """
     graph = Graph.of(subject)
-    effects = edge_effects(subject, clean, corrupt, right, wrong, step=step, size=size)
+    effects = edge_effects(
+        subject, clean, corrupt, right, wrong, target=target, batch_size=batch_size
+    )
     return EdgeScores(graph.senders, graph.receivers, np.abs(effects).mean(0))
 
 
@@ -96,8 +98,8 @@ def edge_effects(
     right: Tokens,
     wrong: Tokens,
     *,
-    step: int = 0,
-    size: int = 64,
+    target: int = 0,
+    batch_size: int = 64,
 ) -> Float[np.ndarray, "items senders receivers"]:
     """Returns how much each edge alone would change logit(right) - logit(wrong) of each item if it
     carried what it carries in `corrupt`, to first order.
@@ -112,8 +114,8 @@ def edge_effects(
         corrupt: as many other sequences, of the same length and prompt.
         right: one token id per item.
         wrong: the token id that competes with it.
-        step: which of `clean.targets` the two tokens compete for.
-        size: number of items per batch.
+        target: which of `clean.targets` the two tokens compete for.
+        batch_size: number of items per batch.
 
     Returns:
         Effects in logits; NaN where there is no edge.
@@ -127,10 +129,15 @@ def edge_effects(
     _check_same_shape(clean, corrupt)
     # All tensors are made inside: what a caller's inference mode makes cannot be differentiated.
     with differentiating(subject):
-        clean = _predict_one(clean, step)
-        corrupt = _predict_one(corrupt, step)
+        clean = _predict_one(clean, target)
+        corrupt = _predict_one(corrupt, target)
         answers = _pair_answers(clean, right, wrong)
-        parts = zip(clean.split(size), corrupt.split(size), answers.split(size), strict=True)
+        parts = zip(
+            clean.split(batch_size),
+            corrupt.split(batch_size),
+            answers.split(batch_size),
+            strict=True,
+        )
         effects = [_effects(subject, graph, *part).cpu().numpy() for part in parts]
     return np.concatenate(effects)
 
@@ -153,7 +160,7 @@ def faithfulness(
     circuits: Sequence[Circuit],
     means: Mapping[str, Tensor],
     *,
-    step: int = 0,
+    target: int = 0,
 ) -> list[float]:
     """Returns the faithfulness of each circuit: 1 if it does what the whole model does, 0 if it
     does no more than a model without edges.
@@ -169,7 +176,7 @@ def faithfulness(
         wrong: the token id that competes with it.
         circuits: the circuits to measure.
         means: what edges outside a circuit carry, from `sender_means`.
-        step: which of `batch.targets` the two tokens compete for.
+        target: which of `batch.targets` the two tokens compete for.
 
     Raises:
         ValueError: the metric is the same with all edges and with none; or see `circuit_logits`.
@@ -185,7 +192,7 @@ def faithfulness(
     answers = _pair_answers(batch, right, wrong)
 
     def mean_metric(circuit: Circuit) -> float:
-        logits = circuit_logits(subject, batch, circuit, means, step=step)
+        logits = circuit_logits(subject, batch, circuit, means, target=target)
         return float(_logit_difference(logits, answers).mean())
 
     empty = mean_metric(Circuit.empty(subject))
@@ -204,8 +211,8 @@ def circuit_logits(
     circuit: Circuit,
     means: Mapping[str, Tensor],
     *,
-    step: int = 0,
-    size: int = 64,
+    target: int = 0,
+    batch_size: int = 64,
 ) -> Float[Tensor, "items vocabulary"]:
     """Returns the logits of one token per item when only the edges of a circuit are live.
 
@@ -217,8 +224,9 @@ def circuit_logits(
         batch: the items.
         circuit: the edges that are live.
         means: the mean of every sender at each position, from `sender_means`.
-        step: which of `batch.targets` is predicted.
-        size: number of items per batch. Each item is run 1 + (heads of a block) times at once.
+        target: which of `batch.targets` is predicted.
+        batch_size: number of items per batch. Each item is run 1 + (heads of a block) times at
+            once.
 
     Raises:
         ValueError: a circuit or means of another model, or means of fewer positions than the batch.
@@ -236,16 +244,16 @@ def circuit_logits(
     copies = 1 + max(layer.count for layer in graph.layers)
 
     logits: list[Tensor] = []
-    for part in _predict_one(batch, step).split(size):
+    for part in _predict_one(batch, target).split(batch_size):
         run = _CircuitRun(subject, graph, kept, stacked, len(part))
         with dropout_off(subject.module), torch.no_grad(), tapped(subject, run.visits()):
-            of_all_copies = subject.target_logits(repeated(part, copies))
+            of_all_copies = subject.target_logits(repeat_windows(part, copies))
         logits.append(of_all_copies[: len(part), 0])
     return torch.cat(logits)
 
 
 def sender_means(
-    subject: Subject, reference: Batch, size: int = 64
+    subject: Subject, reference: Batch, batch_size: int = 64
 ) -> dict[str, Float[Tensor, "position d_model"]]:
     """Returns what each sender writes into the residual at each position, averaged over the items
     of a reference: what edges outside a circuit carry.
@@ -253,7 +261,7 @@ def sender_means(
     Args:
         subject: the model.
         reference: items of one length.
-        size: number of items per batch.
+        batch_size: number of items per batch.
 
     Raises:
         ValueError: a padded reference.
@@ -273,7 +281,8 @@ def sender_means(
     graph = Graph.of(subject)
     # Summed in float64: a mean over thousands of items must not depend on how they are batched.
     sums = (
-        sent(subject, graph, part).sum(0, dtype=torch.float64) for part in reference.split(size)
+        sent(subject, graph, part).sum(0, dtype=torch.float64)
+        for part in reference.split(batch_size)
     )
     means = torch.as_tensor(sum(sums)) / len(reference)
     return dict(zip(graph.senders, means, strict=True))
@@ -447,16 +456,17 @@ def _pair_answers(batch: Batch, right: Tokens, wrong: Tokens) -> Int[Tensor, "it
     return torch.stack(both, 1).long()
 
 
-def _predict_one(batch: Batch, step: int) -> Batch:
+def _predict_one(batch: Batch, target: int) -> Batch:
     """The batch with a single target: the one that the two tokens compete for."""
     targets = batch.targets.shape[1]
-    if not 0 <= step < targets or not bool(batch.counted[:, step].all()):
+    if not 0 <= target < targets or not bool(batch.counted[:, target].all()):
         raise ValueError(
-            f"step={step}: expected one of the {targets} predicted tokens that counts in every item"
+            f"target={target}: expected one of the {targets} predicted tokens that counts in every "
+            "item"
         )
-    chosen = batch.prompt + step
+    chosen = batch.prompt + target
     # Later tokens are cut off, except where tokens are predicted together: such a model looks ahead
     # within a group, and would predict something else without the rest of it.
-    if batch.steps is None:
+    if batch.groups is None:
         batch = batch.until(chosen + 1)
     return replace(batch, prompt=chosen)

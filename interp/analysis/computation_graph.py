@@ -26,7 +26,7 @@ from interp.loading.verification import close
 from interp.localization.unit_values import values_at
 from interp.sites.anatomy import Anatomy, out_rows
 from interp.sites.site import Site
-from interp.sites.units import ranked
+from interp.sites.units import rank_units
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
@@ -290,7 +290,7 @@ class EdgeScores:
         _check_fraction(fraction)
         edges = np.argwhere(self.edges)
         count = max(1, round(fraction * len(edges)))
-        chosen = edges[ranked(self.values[self.edges])[:count]]
+        chosen = edges[rank_units(self.values[self.edges])[:count]]
         kept = np.zeros_like(self.edges)
         kept[chosen[:, 0], chosen[:, 1]] = True
         return Circuit(self.senders, self.receivers, kept)

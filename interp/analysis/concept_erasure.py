@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from interp.analysis.probes import Rows, classified, fit_probe, majority
+from interp.analysis.probes import Rows, classify, fit_probe, majority
 from interp.interventions.kinds import Project
 from interp.sites.site import Site
 from interp.subject.subject import Subject
@@ -92,7 +92,7 @@ def class_means(rows: Rows, labels: ArrayLike) -> Subspace:
                [2., 0.],
                [2., 2.]])
     """
-    table, numbers, classes = classified(rows, labels)
+    table, numbers, classes = classify(rows, labels)
     center = table.mean(0)
     around = table - center
     means = [around[numbers == number].mean(0) for number in range(len(classes))]
@@ -148,7 +148,7 @@ def inlp(
         >>> removed.rank, bool(table["accuracy"].iloc[0] > 0.9)
         (1, True)
     """
-    table, numbers, _ = classified(rows, labels)
+    table, numbers, _ = classify(rows, labels)
     order = np.random.default_rng(seed).permutation(len(table))
     n = round(held_out * len(table))
     if not 0 < n < len(table):
@@ -203,7 +203,7 @@ def random_subspace(like: Subspace, seed: int) -> Subspace:
     return Subspace(np.linalg.qr(drawn)[0].T, like.center)
 
 
-def erasure(
+def erasure_plan(
     subject: Subject, site: Site | str, subspace: Subspace, positions: tuple[int, ...] | None = None
 ) -> Project:
     """Returns the plan that removes a subspace at a site.
@@ -218,12 +218,12 @@ def erasure(
         ValueError: a subspace of another width, or without dimensions.
 
     Example:
-        >>> from interp.analysis.concept_erasure import class_means, erasure
+        >>> from interp.analysis.concept_erasure import class_means, erasure_plan
         >>> from interp.analysis.probes import rows_at
         >>> rows = rows_at(subject, batch, "blocks.0.resid_post", position=7)
         >>> (here,) = rows.values()
         >>> halves = class_means(here, batch.tokens[:, 8].numpy() % 2)
-        >>> with subject.intervened(erasure(subject, "blocks.0.resid_post", halves)):
+        >>> with subject.intervened(erasure_plan(subject, "blocks.0.resid_post", halves)):
         ...     (erased,) = rows_at(subject, batch, "blocks.0.resid_post", position=7).values()
         >>> bool(np.allclose(erased, halves.remove(here), atol=1e-4))
         True

@@ -118,7 +118,7 @@ def _score(values: Maps, descending: Maps, cover: Cover) -> Float[np.ndarray, " 
     return (covered_above + places_left * covered_tied / tied) / k
 
 
-def matched(frame: pd.DataFrame, threshold: float = 0.6) -> pd.DataFrame:
+def keep_matches(frame: pd.DataFrame, threshold: float = 0.6) -> pd.DataFrame:
     """Returns the rows of `match` whose score is at least a threshold, by default that of Nikankin
     et al. 2024.
 
@@ -137,7 +137,7 @@ def neurons_of(frame: pd.DataFrame, heuristic: str, site: Site | str, width: int
     example.
 
     Args:
-        frame: what `matched` returns.
+        frame: what `keep_matches` returns.
         heuristic: name of the heuristic.
         site: the site of the neurons.
         width: the number of neurons at the site.
@@ -146,9 +146,9 @@ def neurons_of(frame: pd.DataFrame, heuristic: str, site: Site | str, width: int
         ValueError: no neuron matched the heuristic.
 
     Example:
-        >>> from interp.analysis.heuristics import match, matched, neurons_of
+        >>> from interp.analysis.heuristics import match, keep_matches, neurons_of
         >>> maps = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.8], [0.2, 0.9]])
-        >>> found = matched(match(maps, {"late": np.array([False, False, True, True])}))
+        >>> found = keep_matches(match(maps, {"late": np.array([False, False, True, True])}))
         >>> neurons_of(found, "late", "blocks.0.neurons", 2)[interp.Site("neurons", 0)]
         array([1])
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.analysis.probes import at_position, column, described_site
 from interp.errors import SiteError
 from interp.hooks.hooks import Clock, Value, tapped
-from interp.localization.predicting_positions import predicting
+from interp.localization.predicting_positions import predicting_positions
 from interp.localization.unit_values import values_at
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site
@@ -32,7 +32,7 @@ def lens(
     sites: Sites = "resid_post",
     *,
     position: int,
-    size: int = 256,
+    batch_size: int = 256,
 ) -> pd.DataFrame:
     """Returns how well answers can be read from the residual by the model's own output head: the
     logit lens (nostalgebraist 2020).
@@ -47,7 +47,7 @@ def lens(
         answers: token ids [items], by name.
         sites: sites in the residual.
         position: where in the sequence it is read.
-        size: number of items per batch.
+        batch_size: number of items per batch.
 
     Returns:
         One row per site and answer, with means over items: the `probability` of the answer as the
@@ -80,15 +80,15 @@ def lens(
     }
     token_of_stack = {
         stack: _predicted_token(batch, stack, first, position)
-        for stack, first in predicting(subject, batch, chosen).items()
+        for stack, first in predicting_positions(subject, batch, chosen).items()
     }
 
     ranks: dict[tuple[Site, str], list[Tensor]] = {}
     for site in chosen:
         for name in answers:
             ranks[site, name] = []
-    for start in range(0, len(batch), size):
-        rows = slice(start, start + size)
+    for start in range(0, len(batch), batch_size):
+        rows = slice(start, start + batch_size)
         part = batch.rows(rows)
         for site, residual in at_position(values_at(subject, part, chosen), position).items():
             token = token_of_stack[site.stack]

@@ -24,11 +24,11 @@ from interp.errors import SiteError
 from interp.hooks.hooks import captured
 from interp.interventions.kinds import Interchange
 from interp.interventions.plan import Plan
-from interp.localization.predicting_positions import predicting
+from interp.localization.predicting_positions import predicting_positions
 from interp.localization.unit_values import values_at
 from interp.localization.window_losses import differentiating
 from interp.sites.site import Site
-from interp.sites.units import all_units, ranked
+from interp.sites.units import all_units, rank_units
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject, evaluating
 
@@ -166,11 +166,11 @@ class ReadOut:
         subject: the model.
         batch: the items.
         site: a site of neurons.
-        step: which of `batch.targets` is predicted.
+        target: which of `batch.targets` is predicted.
 
     Raises:
         SiteError: a site that holds no neurons.
-        ValueError: a step past the targets; or, on first use, a model whose targets are not
+        ValueError: a target past the last one; or, on first use, a model whose targets are not
             predicted by one position alone.
 
     Example:
@@ -178,14 +178,14 @@ class ReadOut:
         >>> out = ReadOut(subject, batch, interp.Site("neurons", 1))
         >>> out.position, out.rows.shape
         (7, (12, 48))
-        >>> bool((out.answered() == batch.targets[:, 0].numpy()).all())
+        >>> bool((out.answers() == batch.targets[:, 0].numpy()).all())
         True
     """
 
     subject: Subject
     batch: Batch
     site: Site
-    step: int = 0
+    target: int = 0
 
     def __post_init__(self) -> None:
         site = self.subject.anatomy.resolve(self.site)
@@ -193,20 +193,20 @@ class ReadOut:
             nearest = Site("neurons", site.block or 0, site.stack)
             raise SiteError(f"{site} holds no neurons: expected a site such as {nearest}")
         targets = self.batch.length - self.batch.prompt
-        if not 0 <= self.step < targets:
-            raise ValueError(f"step={self.step}: the batch has targets 0 to {targets - 1}")
+        if not 0 <= self.target < targets:
+            raise ValueError(f"target={self.target}: the batch has targets 0 to {targets - 1}")
         object.__setattr__(self, "site", site)
 
     @cached_property
     def position(self) -> int:
         """The absolute position that is read."""
-        first = predicting(self.subject, self.batch, (self.site,))[self.site.stack]
-        if first is None or first + self.step < 0:
+        first = predicting_positions(self.subject, self.batch, (self.site,))[self.site.stack]
+        if first is None or first + self.target < 0:
             raise ValueError(
-                f"{self.site}: no single position predicts target {self.step}, "
+                f"{self.site}: no single position predicts target {self.target}, "
                 "so there is none to read neurons at"
             )
-        return first + self.step
+        return first + self.target
 
     @cached_property
     def rows(self) -> Rows:
@@ -279,10 +279,10 @@ class ReadOut:
         units = all_units({self.site: shape[1]})
         return Interchange(units, positions=(self.position,), values={self.site: donors})
 
-    def answered(self, *plans: Plan) -> Int[np.ndarray, " items"]:
+    def answers(self, *plans: Plan) -> Int[np.ndarray, " items"]:
         """Returns the likeliest token of each item, under plans if there are any."""
         with evaluating(self.subject), self.subject.intervened(*plans):
-            logits = self.subject.target_logits(self.batch)[:, self.step]
+            logits = self.subject.target_logits(self.batch)[:, self.target]
         return logits.argmax(-1).cpu().numpy()
 
     def _logit_gradient(
@@ -306,7 +306,7 @@ class ReadOut:
         last = Site("resid_post", len(blocks) - 1, self.site.stack)
         with differentiating(self.subject):
             with captured(self.subject, (last,)) as values:
-                logits = self.subject.target_logits(part)[:, self.step]
+                logits = self.subject.target_logits(part)[:, self.target]
             terms: list[Tensor] = []
             for sign, ids in signed:
                 chosen = logits.gather(1, ids[:, None].to(logits.device))
@@ -346,7 +346,7 @@ def largest(contribution: Rows, k: int) -> Chosen:
         raise ValueError(f"cannot take {k} of {values.shape[1]} neurons")
     chosen = np.zeros(values.shape, dtype=bool)
     for row, mask in zip(values, chosen, strict=True):
-        mask[ranked(row)[:k]] = True
+        mask[rank_units(row)[:k]] = True
     return chosen
 
 
@@ -405,7 +405,7 @@ def dose_curve(
     wanted = {name: _token_ids(tokens, len(out.batch)).numpy() for name, tokens in answers.items()}
     frames: list[pd.DataFrame] = []
     for selection, k, seed, chosen in _selections(np.asarray(contribution), doses, seeds):
-        answered = out.answered(out.reset(expected, chosen))
+        answered = out.answers(out.reset(expected, chosen))
         columns: dict[str, Any] = {
             "selection": selection,
             "k": k,

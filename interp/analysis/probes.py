@@ -90,7 +90,7 @@ def column(labels: ArrayLike, items: int, name: str = "labels") -> np.ndarray:
     return array
 
 
-def classified(rows: Rows, labels: ArrayLike) -> tuple[Rows, Int[np.ndarray, " items"], np.ndarray]:
+def classify(rows: Rows, labels: ArrayLike) -> tuple[Rows, Int[np.ndarray, " items"], np.ndarray]:
     """Returns the rows in float64, the number of the class of each, and the label of each class.
 
     Raises:
@@ -123,7 +123,7 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
             C).
 
     Raises:
-        ValueError: see `classified`; or a strength that is not positive.
+        ValueError: see `classify`; or a strength that is not positive.
 
     Example:
         >>> from interp.analysis.probes import fit_probe
@@ -135,7 +135,7 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
 
     if strength <= 0:
         raise ValueError(f"strength={strength}: expected a positive weight of the penalty")
-    table, numbers, classes = classified(rows, labels)
+    table, numbers, classes = classify(rows, labels)
     mean = table.mean(0)
     deviation = table.std(0)
     varies = deviation > _CONSTANT * deviation.max(initial=0.0)
@@ -153,7 +153,7 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
 
 
 def rows_at(
-    subject: Subject, batch: Batch, sites: Sites, position: int, size: int = 256
+    subject: Subject, batch: Batch, sites: Sites, position: int, batch_size: int = 256
 ) -> dict[Site, Rows]:
     """Returns the activations of every item at one position, [items, width] in float64 per site.
 
@@ -162,7 +162,7 @@ def rows_at(
         batch: the items.
         sites: where to read.
         position: where in the sequence.
-        size: number of items per batch.
+        batch_size: number of items per batch.
 
     Raises:
         ValueError: a position that a site does not have.
@@ -174,7 +174,9 @@ def rows_at(
         {'blocks.0.resid_post': (12, 32), 'blocks.1.resid_post': (12, 32)}
     """
     chosen = subject.anatomy.expand(sites)
-    parts = [at_position(values_at(subject, part, chosen), position) for part in batch.split(size)]
+    parts = [
+        at_position(values_at(subject, part, chosen), position) for part in batch.split(batch_size)
+    ]
     rows: dict[Site, Rows] = {}
     for site in chosen:
         rows[site] = torch.cat([part[site] for part in parts]).double().cpu().numpy()

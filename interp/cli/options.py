@@ -65,7 +65,7 @@ Dtype = Annotated[
         "default as the weights are stored."
     ),
 ]
-Size = Annotated[int, typer.Option(help="Batch size, in windows.", min=1)]
+BatchSize = Annotated[int, typer.Option(help="Batch size, in windows.", min=1)]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")
 ]
@@ -82,7 +82,7 @@ def _method_names() -> str:
     return ", ".join(names)
 
 
-Method = Annotated[str, typer.Option(help=f"Localization method: one of {_method_names()}.")]
+MethodName = Annotated[str, typer.Option(help=f"Localization method: one of {_method_names()}.")]
 SiteName = Annotated[
     str,
     typer.Option(

@@ -89,7 +89,7 @@ def read_images(
             f"expected images of one [channels, side, side], got {', '.join(sizes) or 'no path'}; "
             "give side= or channels= to make them alike"
         )
-    return Images.joined(list(parts.values()))
+    return Images.join(list(parts.values()))
 
 
 def read_classes(
@@ -112,7 +112,7 @@ def read_classes(
     labelled = zip(files, _labels(files), strict=True)
     for label, group in groupby(labelled, key=lambda pair: pair[1]):
         pictures = [_picture(file.path, label, side, channels) for file, _ in group]
-        yield Images.joined(pictures)
+        yield Images.join(pictures)
 
 
 def write_images(images: Images, path: str | Path) -> Path:
@@ -168,7 +168,7 @@ def _files(place: Path) -> Iterator[_File]:
     if not pictures:
         present = [str(path.relative_to(place)) for path in islice(place.rglob("*.*"), 1000)]
         raise ValueError(
-            f"{place} holds no images: expected an .npz, or one folder a class with {SUFFIXES}; "
+            f"{place} holds no images: expected an .npz, or one folder per class with {SUFFIXES}; "
             f"nearest in it: {closest('class/image.png', present)}"
         )
     yield from pictures

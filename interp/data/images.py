@@ -74,7 +74,7 @@ class Images:
         return Images(self.pixels[index], self.labels[index])
 
     @classmethod
-    def joined(cls, parts: Sequence[Images]) -> Images:
+    def join(cls, parts: Sequence[Images]) -> Images:
         """Returns all images of several sets, one set after the other.
 
         Raises:
@@ -110,7 +110,7 @@ class Split:
 
     def mixture(self) -> Images:
         """Returns an epoch for a model that has to generalise too: members, then background."""
-        return Images.joined([self.members(), self.background])
+        return Images.join([self.members(), self.background])
 
     def members(self) -> Images:
         """Returns an epoch for a model that can only overfit: each planted image `duplicates` times
@@ -233,7 +233,7 @@ def plant(
     )
 
 
-def shifted(images: Images, views: int, seed: int, most: int = 1) -> Images:
+def shift_images(images: Images, views: int, seed: int, most: int = 1) -> Images:
     """Returns several views of each image, moved at random; edges are repeated outwards.
 
     Args:
@@ -252,7 +252,7 @@ def shifted(images: Images, views: int, seed: int, most: int = 1) -> Images:
     Example:
         >>> from interp.data import images
         >>> some = images.digits().rows(slice(3))
-        >>> len(images.shifted(some, views=4, seed=0))
+        >>> len(images.shift_images(some, views=4, seed=0))
         12
     """
     if views < 1 or most < 0:

@@ -54,7 +54,7 @@ class Items:
                 "truth": self.truth.shape,
                 "label": self.label.shape,
             }
-            raise ValueError(f"questions, answers and variables need one row an item; got {sizes}")
+            raise ValueError(f"questions, answers and variables need one row per item; got {sizes}")
 
     def __len__(self) -> int:
         return len(self.question)

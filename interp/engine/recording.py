@@ -73,7 +73,7 @@ class Recording(Mapping[Site, np.ndarray]):
             alike = all(array.shape == shape and array.ndim <= 2 for array in arrays.values())
             if not alike or self.reduce in ("rows", "rows_abs", "top"):
                 raise ValueError(
-                    f"a recording reduced by {self.reduce!r} has no one number a unit: "
+                    f"a recording reduced by {self.reduce!r} does not hold one number per unit: "
                     "use recording[site]"
                 )
             coordinates_per_unit = int(np.prod(shape[1:]))
@@ -92,7 +92,7 @@ def record(
     reduce: str = "mean_abs",
     *,
     folder: str | Path | None = None,
-    size: int = 8,
+    batch_size: int = 8,
     views: int = 1,
 ) -> Recording:
     """Records activations over a stream of examples, in memory that does not grow with tokens.
@@ -107,7 +107,7 @@ def record(
         reduce: what to keep: `mean`, `mean_abs`, `moments`, `max`, `top`, `selectivity`, `rows`,
             `rows_abs`, or `raw` (memory-mapped, in `folder`).
         folder: where `raw` writes its files.
-        size: largest number of rows in one forward.
+        batch_size: largest number of rows in one forward.
         views: how many consecutive rows are views (augmentations) of one example. What is kept per
             example is kept of the mean over its views.
 
@@ -130,7 +130,14 @@ def record(
         (4, 8)
     """
     recordings = record_parts(
-        subject, source, sites, {"": None}, reduce, folder=folder, size=size, views=views
+        subject,
+        source,
+        sites,
+        {"": None},
+        reduce,
+        folder=folder,
+        batch_size=batch_size,
+        views=views,
     )
     return recordings[""]
 
@@ -146,7 +153,7 @@ def record_parts(
     reduce: str = "mean_abs",
     *,
     folder: str | Path | None = None,
-    size: int = 8,
+    batch_size: int = 8,
     views: int = 1,
 ) -> dict[str, Recording]:
     """Records several parts of the same activations in one pass over the source.
@@ -177,7 +184,7 @@ def record_parts(
     to_record = [(parts[name], by_site) for name, by_site in reducers.items()]
 
     # All views of an example must be in one batch.
-    examples_per_batch = max(size // views, 1)
+    examples_per_batch = max(batch_size // views, 1)
     nothing_seen = True
     with evaluating(subject):
         for batch in track(batches(source, examples_per_batch * views), "recording"):

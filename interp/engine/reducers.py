@@ -278,7 +278,7 @@ def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "example
     means = (sums / counts).cpu()
     if len(means) % views:
         raise ValueError(
-            f"{len(means)} rows are no whole number of examples of {views} views: "
+            f"{len(means)} rows are not a whole number of examples of {views} views: "
             "give batches that hold all views of each"
         )
     return means if views == 1 else means.unflatten(0, (-1, views)).mean(1)

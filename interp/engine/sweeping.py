@@ -1,9 +1,9 @@
 """sweep: many interventions on one batch, for little more than the cost of one.
 
-An intervention at block L changes nothing below L. `resumed` keeps what every block returned in one
-clean forward and starts each intervention at its own block; `grown` runs all of them in one batch
-that grows at each block where some begin. Both run the model's own forward and replace only the
-forwards of its blocks, so that whatever the model does around its blocks stays as it is.
+An intervention at block L changes nothing below L. `sweep_resuming` keeps what every block returned
+in one clean forward and starts each intervention at its own block; `sweep_growing` runs all of them
+in one batch that grows at each block where some begin. Both run the model's own forward and replace
+only the forwards of its blocks, so that whatever the model does around its blocks stays as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from interp.hooks.hooks import (
     check_applied,
     first_tensor,
     intervened,
-    lowered,
+    lower_plans,
     tapped,
 )
 from interp.interventions.edit import Edit, apply
@@ -47,8 +47,8 @@ _GROWN_TOKENS = 2048
 
 # The largest batches, in tokens, that grow. Below it a block spends more on launching its
 # operations and reading its weights than on arithmetic, and one forward for many plans saves that;
-# above it `grown` only carries rows that `resumed` skips. On a CPU the two cross at about 128
-# tokens for widths from 64 to 576. On a GPU launching costs the same and arithmetic less.
+# above it `sweep_growing` only carries rows that `sweep_resuming` skips. On a CPU the two cross at
+# about 128 tokens for widths from 64 to 576. On a GPU launching costs the same and arithmetic less.
 _CPU_TOKENS = 64
 _GPU_TOKENS = 512
 
@@ -76,10 +76,11 @@ def sweep(
 ) -> list[Any]:
     """Returns `measure(target_logits, batch)` under each plan, as if each plan ran alone.
 
-    Chooses between `resumed`, which equals `naive` bit for bit, and `grown`, which equals it up to
-    the rounding of differently shaped matrix products. The choice depends only on the model, the
-    shape of the batch and the kind of device, so that the same call always gives the same numbers
-    on the same machine: small batches grow, larger ones resume, and float64 models always resume.
+    Chooses between `sweep_resuming`, which equals `sweep_naively` bit for bit, and `sweep_growing`,
+    which equals it up to the rounding of differently shaped matrix products. The choice depends
+    only on the model, the shape of the batch and the kind of device, so that the same call always
+    gives the same numbers on the same machine: small batches grow, larger ones resume, and float64
+    models always resume.
 
     Args:
         subject: the model under study.
@@ -102,14 +103,14 @@ def sweep(
         True
     """
     _check_plans(plans)
-    method = grown if _should_grow(subject, batch, plans) else resumed
+    method = sweep_growing if _should_grow(subject, batch, plans) else sweep_resuming
     return method(subject, batch, plans, measure)
 
 
-def naive(
+def sweep_naively(
     subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
 ) -> list[Any]:
-    """Runs one whole forward per plan: the result that `resumed` and `grown` must equal.
+    """Runs one whole forward per plan, which `sweep_resuming` and `sweep_growing` must equal.
 
     Arguments, result and errors as for `sweep`.
     """
@@ -118,7 +119,7 @@ def naive(
         return [_run_alone(subject, batch, plan, measure) for plan in track(plans, "sweep")]
 
 
-def resumed(
+def sweep_resuming(
     subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
 ) -> list[Any]:
     """Starts each plan at its lowest block, from what one clean forward left below it.
@@ -136,7 +137,7 @@ def resumed(
     return results
 
 
-def grown(
+def sweep_growing(
     subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
 ) -> list[Any]:
     """Runs all plans in one batch that grows at each block where some of them begin.
@@ -180,7 +181,7 @@ def _start(subject: Subject, plan: Plan) -> Site | None:
 
     A forward can be shared when everything that the plan changes is in the blocks of one stack.
     """
-    edits = lowered(subject.anatomy, plan)
+    edits = lower_plans(subject.anatomy, plan)
     changed = {subject.anatomy.resolve(edit.site) for edit in edits}
     stacks = {site.stack for site in changed}
     in_blocks = all(site.block is not None for site in changed)
@@ -265,7 +266,7 @@ class _CleanForward:
                 name = type(module).__name__
                 raise HookError(
                     f"{name}'s output was changed in place after its forward: "
-                    "this model cannot be resumed; use interp.engine.sweeping.naive"
+                    "this model cannot be resumed; use interp.engine.sweeping.sweep_naively"
                 )
 
 
@@ -337,7 +338,7 @@ def _run_grown(
     edits_by_site: dict[Site, list[tuple[int, slice, Edit]]] = {}
     for copy, fork in enumerate(forks, start=1):
         rows = slice(copy * size, (copy + 1) * size)
-        for edit in lowered(subject.anatomy, fork.plan):
+        for edit in lower_plans(subject.anatomy, fork.plan):
             site = subject.anatomy.resolve(edit.site)
             edits_by_site.setdefault(site, []).append((len(edits), rows, edit))
             edits.append(edit)
@@ -460,7 +461,7 @@ def _repeat_batched(
 
 
 def _should_grow(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
-    """Whether `grown` is the faster way, and one that these plans and this model allow."""
+    """Whether `sweep_growing` is the faster way, and one that these plans and this model allow."""
     # Whoever pays for float64 wants the bits of the naive loop.
     if next(subject.module.parameters()).dtype == torch.float64:
         return False

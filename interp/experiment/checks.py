@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from interp.experiment.claims import NOT_TESTABLE, Claim, Source, Verdict, judged
-from interp.reporting.stats import Interval, student
+from interp.experiment.claims import NOT_TESTABLE, Claim, Source, Verdict, judge
+from interp.reporting.stats import Interval, student_interval
 
 Tables = Mapping[str, pd.DataFrame]
 Measured = Callable[[Tables], Interval | float]
@@ -271,7 +271,7 @@ class Check:
     def _verdict(self, found: Interval, each: Mapping[int, Tables]) -> Verdict:
         if len(each) < 2 or not self.testable:
             return NOT_TESTABLE
-        verdict = judged(found, self.threshold, self.opposite)
+        verdict = judge(found, self.threshold, self.opposite)
         if verdict != "reproduced" or self.requires is None:
             return verdict
         premise_holds = all(self.requires(tables) for tables in each.values())
@@ -308,7 +308,7 @@ def _student(values: Sequence[Interval]) -> Interval:
     """Student's interval of the estimates; for a single seed its own interval over items."""
     if len(values) == 1:
         return values[0]
-    return student([value.estimate for value in values])
+    return student_interval([value.estimate for value in values])
 
 
 def _range(values: Sequence[Interval]) -> Interval:

@@ -45,7 +45,7 @@ class Claim:
     evidence: str
 
 
-def judged(
+def judge(
     interval: Interval,
     holds: Callable[[float], bool],
     opposite: Callable[[float], bool] | None = None,
@@ -64,9 +64,9 @@ def judged(
 
     Example:
         >>> from interp.experiment.checks import at_least, below
-        >>> from interp.experiment.claims import judged
+        >>> from interp.experiment.claims import judge
         >>> from interp.reporting.stats import Interval
-        >>> judged(Interval(0.02, 0.01, 0.03, 5), at_least(0.05), below(0))
+        >>> judge(Interval(0.02, 0.01, 0.03, 5), at_least(0.05), below(0))
         'not reproduced'
     """
     values = (interval.low, interval.estimate, interval.high)

@@ -160,7 +160,7 @@ class Experiment:
         Raises:
             ValueError: unknown preset or field, or jobs that return tables other than `tables`.
         """
-        settings = changed(self.preset(preset), changes)
+        settings = with_changes(self.preset(preset), changes)
         folder = writable(out or Path("out") / self.name)
         results = self.run(settings, seed, folder, jobs)
         about = {"experiment": self.name, "preset": preset, "seed": seed}
@@ -269,7 +269,7 @@ class Experiment:
         typer.run(main)
 
 
-def changed(settings: Any, changes: Sequence[str]) -> Any:
+def with_changes(settings: Any, changes: Sequence[str]) -> Any:
     """Returns a preset's settings with other values for some fields.
 
     Args:
@@ -282,12 +282,12 @@ def changed(settings: Any, changes: Sequence[str]) -> Any:
 
     Example:
         >>> from dataclasses import dataclass
-        >>> from interp.experiment.experiment import changed
+        >>> from interp.experiment.experiment import with_changes
         >>> @dataclass(frozen=True)
         ... class Preset:
         ...     seeds: int = 1
         ...     model: str = "gpt2"
-        >>> changed(Preset(), ["model=models/mine", "seeds=3"])
+        >>> with_changes(Preset(), ["model=models/mine", "seeds=3"])
         Preset(seeds=3, model='models/mine')
     """
     plain = plain_fields(settings)

@@ -175,7 +175,7 @@ def finish_all(work: Sequence[Kept], jobs: int | None = None) -> None:
     calls = (delayed(one.finish)() for one in left)
     if type(backend).__name__ != "LokyBackend":
         # Not every backend hands results over one by one: Ray's and multiprocessing's do not.
-        one_by_one = backend.supports_return_generator
+        one_by_one = getattr(backend, "supports_return_generator", False)
         return_as = "generator_unordered" if one_by_one else "list"
         _wait(Parallel(n_jobs=jobs, return_as=return_as)(calls), len(left))
         return

@@ -100,7 +100,7 @@ def _copy(tree: Any) -> Tensor | None:
     return None if value is None else value.detach().clone()
 
 
-def watched(module: nn.Module, run: Callable[[], object]) -> Watch:
+def watch_calls(module: nn.Module, run: Callable[[], object]) -> Watch:
     """Runs `run` once and returns every module call and attention operation that it made.
 
     The input and output of every call are copied, so use a tiny input.
@@ -110,9 +110,9 @@ def watched(module: nn.Module, run: Callable[[], object]) -> Watch:
         run: runs the module, such as `lambda: module(tokens)`.
 
     Example:
-        >>> from interp.hooks.call_trace import watched
+        >>> from interp.hooks.call_trace import watch_calls
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
-        >>> trace = watched(net, lambda: net(torch.zeros(1, 2)))
+        >>> trace = watch_calls(net, lambda: net(torch.zeros(1, 2)))
         >>> [call.path for call in trace.calls]
         ['0', '1', '']
     """

@@ -302,7 +302,7 @@ def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
         >>> bool(loss == subject.losses(batch).mean())
         True
     """
-    edits = lowered(subject.anatomy, *plans)
+    edits = lower_plans(subject.anatomy, *plans)
     edits_by_site: dict[Site, list[tuple[int, Edit]]] = {}
     for number, edit in enumerate(edits):
         site = subject.anatomy.resolve(edit.site)
@@ -352,7 +352,7 @@ def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
     )
 
 
-def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
+def lower_plans(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
     """Returns plans as edits, checked against the model on which they are to run.
 
     Args:
@@ -364,9 +364,9 @@ def lowered(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
         SiteError: a site is unknown.
 
     Example:
-        >>> from interp.hooks.hooks import lowered
+        >>> from interp.hooks.hooks import lower_plans
         >>> plan = interp.Zero(subject.anatomy.units("neurons"))
-        >>> [str(edit.site) for edit in lowered(subject.anatomy, plan)]
+        >>> [str(edit.site) for edit in lower_plans(subject.anatomy, plan)]
         ['blocks.0.neurons', 'blocks.1.neurons']
     """
     edits: list[Edit] = []

@@ -64,7 +64,7 @@ class Edit:
             positions = positions[torch.isin(positions, torch.tensor(self.positions))]
         return positions
 
-    def added(
+    def addend(
         self, rows: int, positions: Int[Tensor, " position"]
     ) -> Float[Tensor, "*rows position columns"]:
         """Returns what `add` adds in one forward.
@@ -88,7 +88,7 @@ class Edit:
         if left:
             donors = f"{len(table)} donors (row r takes donor r modulo {len(table)})"
             raise ValueError(
-                f"{self.site}: {rows} rows are no multiple of the {donors}: "
+                f"{self.site}: {rows} rows are not a multiple of the {donors}: "
                 "run the whole batch that the donors belong to"
             )
         return table.repeat(times, 1, 1)
@@ -134,7 +134,7 @@ def apply(
     else:
         new = chosen * edit.multiply
     if edit.add is not None:
-        new = new + edit.added(len(value), positions).to(value)
+        new = new + edit.addend(len(value), positions).to(value)
 
     changed = value.clone()
     changed[at] = new

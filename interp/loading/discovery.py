@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import SiteError, closest
-from interp.hooks.call_trace import Call, Watch, watched
+from interp.hooks.call_trace import Call, Watch, watch_calls
 from interp.hooks.modes import dropout_off
 from interp.loading.verification import (
     close,
@@ -70,7 +70,7 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
     layout = layout or Layout()
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     with dropout_off(module), torch.random.fork_rng(devices):
-        watch = watched(module, run)
+        watch = watch_calls(module, run)
 
     stacks = _named_stacks(module, layout) if layout.blocks else _found_stacks(module, watch)
     if not stacks:

@@ -91,7 +91,7 @@ def load(
 
 def _forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
     """The forward of every model that brings none of its own."""
-    return stepwise_of(module).predicted(batch, keep)
+    return stepwise_of(module).predict(batch, keep)
 
 
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:

@@ -37,7 +37,9 @@ def stack_of(subject: Subject, site: Site) -> str | None:
     return None
 
 
-def predicting(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[str, int | None]:
+def predicting_positions(
+    subject: Subject, batch: Batch, sites: tuple[Site, ...]
+) -> dict[str, int | None]:
     """Returns, for the stack of each site, the position that predicts the first target.
 
     The value at that position of the stack's last block predicts the first of `batch.targets`; the
@@ -57,7 +59,7 @@ def predicting(subject: Subject, batch: Batch, sites: tuple[Site, ...]) -> dict[
     Example:
         >>> batch.prompt
         8
-        >>> predicting(subject, batch, (interp.Site("neurons", 0),))
+        >>> predicting_positions(subject, batch, (interp.Site("neurons", 0),))
         {'': 7}
     """
     # a model without a start token cannot predict token 0: differentiate token 1 and shift back
@@ -120,7 +122,7 @@ def position_weights(
     """
     counted = batch.counted.to(subject.device).double()
     weights: dict[str | None, Tensor | None] = {}
-    for stack, start in predicting(subject, batch, sites).items():
+    for stack, start in predicting_positions(subject, batch, sites).items():
         if start is None:
             weights[stack] = None
             continue
@@ -153,6 +155,6 @@ def weighted_mean(
 def _predict_only(batch: Batch, target: int) -> Batch:
     """The tokens up to number `target`, which alone is predicted; where tokens are predicted
     together, all tokens from there on."""
-    if batch.steps is not None:
+    if batch.groups is not None:
         return replace(batch, prompt=target)
     return replace(batch.until(target + 1), mask=None, prompt=target)

@@ -124,17 +124,17 @@ class WindowMethod:
     Attributes:
         name: what `localize` calls it.
         of_batch: gives {site: [windows of the batch, units]}.
-        size: default batch size, in windows.
+        batch_size: default batch size, in windows.
     """
 
     name: str
     of_batch: WindowFunction
-    size: int
+    batch_size: int
 
     @property
     def options(self) -> Options | None:
         own = _parameters(self.of_batch, after=3)
-        return None if own is None else {"size": self.size, **own}
+        return None if own is None else {"batch_size": self.batch_size, **own}
 
     def group(
         self,
@@ -185,8 +185,8 @@ class WindowMethod:
         self, subject: Subject, windows: Batches, sites: Places, options: dict[str, Any]
     ) -> Iterator[dict[Site, np.ndarray]]:
         """The scores of each batch, as {site: [windows of the batch, units]}."""
-        batch_size = options.get("size", self.size)
-        own = {name: value for name, value in options.items() if name != "size"}
+        batch_size = options.get("batch_size", self.batch_size)
+        own = {name: value for name, value in options.items() if name != "batch_size"}
         for batch in track(batches(windows, batch_size), self.name):
             scores = self.of_batch(subject, batch, sites, **own)
             yield {site: _to_array(scores[site]) for site in sites}
@@ -236,7 +236,7 @@ def method(
     return register
 
 
-def window_method(name: str, size: int = 8) -> Callable[[WindowFunction], WindowFunction]:
+def window_method(name: str, batch_size: int = 8) -> Callable[[WindowFunction], WindowFunction]:
     """Registers a localization method that scores each window by itself.
 
     Decorates `function(subject, batch, sites, **options)`, which returns
@@ -248,7 +248,7 @@ def window_method(name: str, size: int = 8) -> Callable[[WindowFunction], Window
 
     Args:
         name: what `localize` calls it.
-        size: default batch size, in windows. `size` is also an option of every window method.
+        batch_size: default batch size, in windows; also an option of every window method.
 
     Example:
         >>> from interp.localization import localize, registry, window_method
@@ -257,13 +257,13 @@ def window_method(name: str, size: int = 8) -> Callable[[WindowFunction], Window
         ...     tokens = batch.tokens[:, :1].double()
         ...     widths = subject.anatomy.widths(sites)
         ...     return {site: tokens.expand(-1, width) for site, width in widths.items()}
-        >>> len(localize(subject, memorized, control, method="first_token", size=4))
+        >>> len(localize(subject, memorized, control, method="first_token", batch_size=4))
         96
         >>> del registry._METHODS["first_token"]  # examples leave no trace
     """
 
     def register(function: WindowFunction) -> WindowFunction:
-        _METHODS[name] = WindowMethod(name, function, size)
+        _METHODS[name] = WindowMethod(name, function, batch_size)
         return function
 
     return register
@@ -404,7 +404,7 @@ def find(method: str, options: Mapping[str, Any]) -> Method:
     Example:
         >>> find("activation", {"abs_after_means": True})
         Traceback (most recent call last):
-        ValueError: activation has no option 'abs_after_means': it takes abs_after_mean, size;
+        ValueError: activation has no option 'abs_after_means': it takes abs_after_mean, batch_size;
         nearest: abs_after_mean
     """
     if method not in _METHODS:
@@ -440,7 +440,7 @@ def _check_option(method: str, name: str, value: object, defaults: Options) -> N
                 f"{method}: {name}={value!r} is a {type(value).__name__}; "
                 f"expected a {type(default).__name__}, such as {default!r}"
             )
-    if name == "size" and isinstance(value, int) and value < 1:
+    if name == "batch_size" and isinstance(value, int) and value < 1:
         raise ValueError(f"{method}: {name}={value}: expected at least 1")
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from interp.errors import SiteError
 from interp.localization.registry import Places
-from interp.localization.unit_values import per_unit, written
-from interp.localization.window_losses import differentiated
+from interp.localization.unit_values import per_unit, written_lengths
+from interp.localization.window_losses import differentiate
 from interp.sites.site import Site
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
@@ -48,7 +48,7 @@ def first_or_curved(subject: Subject, batch: Batch, sites: Places) -> Screen:
         >>> first_or_curved(subject, batch, (site,))[site].shape
         torch.Size([12, 48])
     """
-    return interleaved(*estimates(subject, batch, sites))
+    return interleave(*estimates(subject, batch, sites))
 
 
 def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Screen]:
@@ -77,14 +77,14 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
     """
     streams = {site: _stream(subject, site) for site in sites}
     needed = tuple(dict.fromkeys((*sites, *streams.values())))
-    values, gradients = differentiated(subject, batch, needed)
+    values, gradients = differentiate(subject, batch, needed)
 
     first_order: dict[Site, Tensor] = {}
     curved: dict[Site, Tensor] = {}
     for site, stream in streams.items():
         product = values[site] * gradients[site]
         rises = per_unit(subject, site, -product).double()
-        step_lengths = written(subject, site, values[site])
+        step_lengths = written_lengths(subject, site, values[site])
         stream_lengths = values[stream].norm(dim=-1, keepdim=True).clamp(min=1e-12)
         curvature = gradients[stream].norm(dim=-1, keepdim=True) / stream_lengths
         bend = curvature * step_lengths**2 / 2
@@ -93,7 +93,7 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
     return first_order, curved
 
 
-def interleaved(*screens: Screen) -> Screen:
+def interleave(*screens: Screen) -> Screen:
     """Merges rankings: the first units of every screen come first, taken from each screen in turn.
 
     Args:
@@ -106,7 +106,7 @@ def interleaved(*screens: Screen) -> Screen:
         >>> site = interp.Site("neurons", 0)
         >>> by_one = {site: torch.tensor([[3.0, 2.0, 1.0]])}
         >>> by_other = {site: torch.tensor([[1.0, 2.0, 3.0]])}
-        >>> interleaved(by_one, by_other)[site].argsort(descending=True)  # 0, then 2, then 1
+        >>> interleave(by_one, by_other)[site].argsort(descending=True)  # 0, then 2, then 1
         tensor([[0, 2, 1]])
     """
     ranks: list[Tensor] = []

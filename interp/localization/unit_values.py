@@ -26,7 +26,7 @@ def per_unit(
     return values.unflatten(-1, (units, -1)).sum(-1)
 
 
-def written(
+def written_lengths(
     subject: Subject, site: Site, value: Float[Tensor, "... width"]
 ) -> Float[Tensor, "... units"]:
     """Returns the length of what each unit adds to the residual stream, in double precision.

@@ -35,7 +35,7 @@ def differentiating(subject: Subject) -> Generator[None]:
         yield
 
 
-def differentiated(
+def differentiate(
     subject: Subject, batch: Batch, sites: tuple[Site, ...]
 ) -> tuple[dict[Site, Value], dict[Site, Value]]:
     """Returns the activations of some sites and the gradients of each window's loss there.
@@ -53,7 +53,7 @@ def differentiated(
 
     Example:
         >>> site = interp.Site("neurons", 0)
-        >>> values, gradients = differentiated(subject, batch, (site,))
+        >>> values, gradients = differentiate(subject, batch, (site,))
         >>> values[site].shape == gradients[site].shape
         True
     """

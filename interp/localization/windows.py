@@ -7,11 +7,11 @@ import torch
 from interp.subject.batch import Batch
 
 
-def repeated(batch: Batch, times: int) -> Batch:
+def repeat_windows(batch: Batch, times: int) -> Batch:
     """Returns all windows of a batch, then all of them again, `times` times.
 
     Example:
-        >>> len(repeated(batch, 3)) == 3 * len(batch)
+        >>> len(repeat_windows(batch, 3)) == 3 * len(batch)
         True
     """
     rows = torch.arange(len(batch))

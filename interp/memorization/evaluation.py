@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from interp.engine.sweeping import Logits, resumed
+from interp.engine.sweeping import Logits, sweep_resuming
 from interp.interventions.plan import Plan
 from interp.progress import track
 from interp.subject.batch import Batch, Batches, batches
@@ -53,8 +53,8 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
     }
 
 
-def effects(
-    subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches], size: int = 16
+def measure_under(
+    subject: Subject, plans: Sequence[Plan], data: Mapping[str, Batches], batch_size: int = 16
 ) -> pd.DataFrame:
     """Measures every window of every data set under every plan (see `window_measures`).
 
@@ -62,7 +62,7 @@ def effects(
         subject: the model.
         plans: interventions; an empty plan is the unchanged model.
         data: windows by the name of their data set.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
 
     Returns:
         A frame with one row per `plan` (its number in `plans`), `data` (the name) and `window` (its
@@ -70,13 +70,13 @@ def effects(
 
     Example:
         >>> no_heads = interp.Zero(subject.anatomy.units("heads"))
-        >>> measured = effects(subject, [[], no_heads], {"memorized": memorized})
+        >>> measured = measure_under(subject, [[], no_heads], {"memorized": memorized})
         >>> measured.groupby("plan")["exact"].mean().to_dict()
         {0: 1.0, 1: 0.0}
     """
     work: list[tuple[str, Batch]] = []
     for name, source in data.items():
-        work += [(name, batch) for batch in batches(source, size)]
+        work += [(name, batch) for batch in batches(source, batch_size)]
 
     frames: list[pd.DataFrame] = []
     windows_seen = dict.fromkeys(data, 0)
@@ -84,20 +84,20 @@ def effects(
         start = windows_seen[name]
         windows_seen[name] += len(batch)
         numbers = np.arange(start, start + len(batch))
-        # `resumed` equals separate forwards to the bit. `sweep` may choose a faster engine after
-        # timing the machine, which rounds differently: a verdict must not depend on that.
-        measured = resumed(subject, batch, plans, window_measures)
+        # `sweep_resuming` equals separate forwards to the bit. `sweep` may choose a faster engine
+        # after timing the machine, which rounds differently: a verdict must not depend on that.
+        measured = sweep_resuming(subject, batch, plans, window_measures)
         for number, values in enumerate(measured):
             columns = {"plan": number, "data": name, "window": numbers} | values
             frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def beside_before(measured: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
-    """Adds to the rows of `effects` what each plan is and the measures of the unchanged model.
+def with_unchanged(measured: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
+    """Adds what each plan is, and the measures of the unchanged model, to rows of `measure_under`.
 
     Args:
-        measured: a frame of `effects` whose plan 0 is the empty plan.
+        measured: a frame of `measure_under` whose plan 0 is the empty plan.
         about: one row per plan other than 0, with its number in the column `plan`.
 
     Returns:

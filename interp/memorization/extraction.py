@@ -25,14 +25,14 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from interp.hooks.hooks import prompt_length
-from interp.memorization.shards import Parts
+from interp.memorization.shards import Shards
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch
 from interp.subject.decoding import Decoder
 from interp.subject.subject import Subject, evaluating, token_losses
 
 Text = str | Sequence[int]
-Steps = tuple[tuple[int, int], ...]
+Groups = tuple[tuple[int, int], ...]
 
 _DEFAULT_TOKENS = 32  # of the prefix and of the suffix, when texts are scanned
 
@@ -55,7 +55,7 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class TeacherForced:
     """What one teacher-forced forward tells about a batch of windows.
 
     Attributes:
@@ -78,7 +78,7 @@ def scan(
     length: int | None = None,
     *,
     stride: int | None = None,
-    size: int = 16,
+    batch_size: int = 16,
     decode_from: float = 0.5,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -91,11 +91,11 @@ def scan(
         prefix: tokens given to the model. By default 32; for a Batch, its prompt.
         length: tokens of the suffix. By default 32; for a Batch, all tokens after the prefix.
         stride: tokens from the start of one window to the start of the next; by default `length`.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
         decode_from: windows whose token accuracy is at least this are also decoded greedily, to
             measure `similarity`. With 0 all windows are decoded; above 1 only extracted windows
             have a `similarity`, since their continuation is known without decoding.
-        folder: where finished parts of the scan are kept. A scan of the same model and texts that
+        folder: where finished shards of the scan are kept. A scan of the same model and texts that
             was interrupted continues from there.
 
     Returns:
@@ -110,14 +110,14 @@ def scan(
         - `similarity`: 1 - edit distance / length between the greedy continuation and the suffix,
           in tokens; NaN where the window was not decoded;
         - `prompt`, `suffix`: the two parts as text, if the subject has a tokenizer;
-        - `given_<name>` and `steps`, for a Batch: what each window is conditioned on, and which
+        - `given_<name>` and `groups`, for a Batch: what each window is conditioned on, and which
           tokens are predicted together.
 
         `frame.attrs` records the settings, the number of `texts`, and how many were `skipped`
         because they are shorter than one window.
 
     Raises:
-        ValueError: if a size is too small, if no text is as long as one window, or if `folder`
+        ValueError: if a number is too small, if no text is as long as one window, or if `folder`
             holds a scan of something else.
 
     Example:
@@ -138,11 +138,11 @@ def scan(
 
     # an image may be generated without any prompt; text needs a first token to continue
     shortest_prefix = 0 if is_batch else 1
-    shortest = min(length, size, 1 if stride is None else stride)
+    shortest = min(length, batch_size, 1 if stride is None else stride)
     if prefix < shortest_prefix or shortest < 1:
         raise ValueError(
-            "prefix, length, stride and size must be at least 1; "
-            f"got {prefix}, {length}, {stride} and {size}"
+            "prefix, length, stride and batch_size must be at least 1; "
+            f"got {prefix}, {length}, {stride} and {batch_size}"
         )
     if is_batch and prefix + length != texts.length:
         raise ValueError(
@@ -154,10 +154,10 @@ def scan(
     counts = {"texts": 0, "skipped": 0}  # filled while the stream is read
     if is_batch:
         stream = _rows(texts, counts)
-        steps = texts.steps
+        groups = texts.groups
     else:
         stream = windows(subject, texts, prefix + length, stride, counts)
-        steps = None
+        groups = None
 
     about = {
         "model": subject.fingerprint,
@@ -166,17 +166,17 @@ def scan(
         "stride": stride,
         "decode_from": decode_from,
     }
-    with Parts(folder, about) as parts, evaluating(subject):
-        _skip_known(stream, parts)
-        for chunk in track(_chunks(stream, size), "scanning"):
-            parts.add(_measure(subject, chunk, prefix, decode_from, steps))
+    with Shards(folder, about) as shards, evaluating(subject):
+        _skip_known(stream, shards)
+        for chunk in track(_chunks(stream, batch_size), "scanning"):
+            shards.add(_measure(subject, chunk, prefix, decode_from, groups))
 
-    if not len(parts):
+    if not len(shards):
         raise ValueError(
             f"nothing to scan: {counts['skipped']} of {counts['texts']} texts "
             f"are shorter than {prefix + length} tokens"
         )
-    frame = parts.frame()
+    frame = shards.frame()
     frame.attrs |= counts | about
     return frame
 
@@ -232,24 +232,28 @@ def _several(texts: Iterable[Text]) -> Iterator[Text]:
         yield text
 
 
-def _chunks(stream: Iterator[Window], size: int) -> Iterator[list[Window]]:
-    while chunk := list(islice(stream, size)):
+def _chunks(stream: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
+    while chunk := list(islice(stream, batch_size)):
         yield chunk
 
 
-def _skip_known(stream: Iterator[Window], parts: Parts) -> None:
+def _skip_known(stream: Iterator[Window], shards: Shards) -> None:
     """Skips the windows that an interrupted scan has measured, after checking that they are still
     the same."""
-    for known in parts.known():
+    for known in shards.windows():
         window = next(stream, None)
         if window is None or (window.text, window.start, window.tokens, window.given) != known:
             raise ValueError(
-                f"{parts.folder} holds a scan of other texts: give another folder, or remove it"
+                f"{shards.folder} holds a scan of other texts: give another folder, or remove it"
             )
 
 
 def _measure(
-    subject: Subject, chunk: Sequence[Window], prefix: int, decode_from: float, steps: Steps | None
+    subject: Subject,
+    chunk: Sequence[Window],
+    prefix: int,
+    decode_from: float,
+    groups: Groups | None,
 ) -> pd.DataFrame:
     """The rows of a scan for one batch of windows."""
     given: dict[str, list[Any]] = {}
@@ -259,7 +263,7 @@ def _measure(
     batch = Batch(
         torch.tensor([window.tokens for window in chunk]),
         prefix,
-        steps=steps,
+        groups=groups,
         conditioning={name: torch.tensor(values) for name, values in given.items()},
     )
     columns = {
@@ -268,43 +272,43 @@ def _measure(
         "prefix": prefix,
         "length": batch.length - prefix,
     }
-    verdict = verdicts(subject, batch, decode_from)
-    frame = pd.DataFrame(columns | summary(verdict, batch))
+    forced = teacher_force(subject, batch, decode_from)
+    frame = pd.DataFrame(columns | summary(forced, batch))
     frame["tokens"] = [list(window.tokens) for window in chunk]
     for name, values in given.items():
         frame[GIVEN + name] = values
-    if steps is not None:
-        frame["steps"] = [steps] * len(chunk)
+    if groups is not None:
+        frame["groups"] = [groups] * len(chunk)
     if subject.tokenizer is not None:
         frame["prompt"] = [subject.decode(window.tokens[:prefix]) for window in chunk]
         frame["suffix"] = [subject.decode(window.tokens[prefix:]) for window in chunk]
     return frame
 
 
-def summary(verdict: Verdict, batch: Batch) -> dict[str, np.ndarray]:
+def summary(forced: TeacherForced, batch: Batch) -> dict[str, np.ndarray]:
     """Returns the measures of a scan (see `scan`), each with one value per window.
 
     Args:
-        verdict: what `verdicts` returned for the batch.
+        forced: what `teacher_force` returned for the batch.
         batch: the windows.
 
     Example:
-        >>> from interp.memorization.extraction import verdicts
-        >>> measures = summary(verdicts(subject, batch), batch)
+        >>> from interp.memorization.extraction import teacher_force
+        >>> measures = summary(teacher_force(subject, batch), batch)
         >>> int(measures["exact"].sum()), int(measures["matched"].min())
         (12, 8)
     """
     similarity = np.full(len(batch), np.nan)
     truth = batch.targets.tolist()
-    for row in np.flatnonzero(verdict.decoded):
-        continuation = verdict.continuation[row].tolist()
+    for row in np.flatnonzero(forced.decoded):
+        continuation = forced.continuation[row].tolist()
         similarity[row] = Levenshtein.normalized_similarity(truth[row], continuation)
     return {
-        "exact": np.asarray(verdict.hits.all(1)),
-        "matched": verdict.hits.cumprod(1).sum(1),
-        "run": _longest_run(verdict.hits),
-        "accuracy": verdict.hits.mean(1),
-        "log_p": verdict.log_p,
+        "exact": np.asarray(forced.hits.all(1)),
+        "matched": forced.hits.cumprod(1).sum(1),
+        "run": _longest_run(forced.hits),
+        "accuracy": forced.hits.mean(1),
+        "log_p": forced.log_p,
         "similarity": similarity,
     }
 
@@ -318,11 +322,11 @@ def _longest_run(hits: Bool[np.ndarray, "batch length"]) -> Int[np.ndarray, " ba
     return longest
 
 
-def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdict:
+def teacher_force(subject: Subject, batch: Batch, decode_from: float = 0.0) -> TeacherForced:
     """Returns hits, log-probability and greedy continuation of each window of a batch.
 
     Where tokens are predicted together (a scale of VAR), this holds group by group. Active
-    interventions apply: the verdict is then about the changed model.
+    interventions apply: the result is then about the changed model.
 
     Args:
         subject: the model.
@@ -333,8 +337,8 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
         ValueError: for batches with padding, and for a prompt that the model cannot continue.
 
     Example:
-        >>> verdict = verdicts(subject, batch)
-        >>> verdict.hits.shape, bool(verdict.hits.all()), bool(verdict.decoded.all())
+        >>> forced = teacher_force(subject, batch)
+        >>> forced.hits.shape, bool(forced.hits.all()), bool(forced.decoded.all())
         ((12, 8), True, True)
     """
     _refuse_partial(batch)
@@ -363,7 +367,7 @@ def verdicts(subject: Subject, batch: Batch, decode_from: float = 0.0) -> Verdic
         _decode_after_miss(decoder, continuation, hits, wanted & ~exact, batch.prompt, groups)
 
     log_p = -token_losses(logits, batch).sum(1).double()
-    return Verdict(
+    return TeacherForced(
         hits=hits.cpu().numpy(),
         log_p=log_p.cpu().numpy(),
         continuation=continuation.cpu().numpy(),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.memorization.matched_controls import overlapping, split, unmemorized
-from interp.memorization.near_duplicates import families, of_images
+from interp.memorization.matched_controls import keep_unmemorized, overlaps, split
+from interp.memorization.near_duplicates import of_images, wording_groups
 
 _HELD_OUT = 64  # windows: enough to see a loss change of a few percent
 
@@ -36,8 +36,8 @@ class Halves:
 def halve(frame: pd.DataFrame) -> Halves:
     """Splits a scan so that no unit is judged on the windows it was scored on.
 
-    The memorized halves share no wording (see `families`); if everything extracted comes from one
-    text, they share no token of it. Controls and held-out windows match less than half of their
+    The memorized halves share no wording (see `wording_groups`); if everything extracted comes from
+    one text, they share no token of it. Controls and held-out windows match less than half of their
     suffix. No control or held-out window shares a token of a text, or all its tokens, with one of
     another set. Each image is a text of its own, and images with the same tokens are one wording.
 
@@ -62,7 +62,7 @@ def halve(frame: pd.DataFrame) -> Halves:
     first, second, apart = _halve_memorized(memorized)
 
     distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
-    pool = unmemorized(distinct, frame)
+    pool = keep_unmemorized(distinct, frame)
     scored = split(pd.concat([first, pool], ignore_index=True))
     pool = _without(pool, scored[1])
     judged = split(pd.concat([second, pool], ignore_index=True))
@@ -78,7 +78,7 @@ def _halve_memorized(memorized: Any) -> tuple[Any, Any, bool]:
     """
     if memorized["text"].nunique() == 1:
         in_first = (memorized["start"] < memorized["start"].mean()).to_numpy()
-        in_second = ~in_first & ~overlapping(memorized, memorized[in_first])
+        in_second = ~in_first & ~overlaps(memorized, memorized[in_first])
         if not (in_first.any() and in_second.any()):
             raise ValueError(
                 f"{len(memorized)} windows were extracted, all in one place; scoring units and "
@@ -87,7 +87,7 @@ def _halve_memorized(memorized: Any) -> tuple[Any, Any, bool]:
             )
         return memorized[in_first], memorized[in_second], True
 
-    wording = families(memorized)
+    wording = wording_groups(memorized)
     largest_first = pd.Series(wording).value_counts().index
     in_first = np.isin(wording, largest_first[::2])
     if in_first.all():
@@ -100,7 +100,7 @@ def _without(windows: Any, used: pd.DataFrame) -> Any:
     tokens."""
     used_tokens = set(used["tokens"].map(tuple))
     repeated = windows["tokens"].map(tuple).isin(used_tokens)
-    return windows[~overlapping(windows, used) & ~repeated]
+    return windows[~overlaps(windows, used) & ~repeated]
 
 
 def _hold_out(pool: Any) -> pd.DataFrame:

@@ -45,7 +45,7 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
     if memorized.empty:
         raise ValueError(_nothing_extracted(frame))
 
-    pool = unmemorized(distinct, frame)
+    pool = keep_unmemorized(distinct, frame)
     if len(pool) < len(memorized):
         fewer = f", or pass at_most={len(pool)}" if len(pool) else ""
         raise ValueError(
@@ -68,7 +68,7 @@ def _nothing_extracted(frame: pd.DataFrame) -> str:
     )
 
 
-def unmemorized(windows: pd.DataFrame, scanned: pd.DataFrame) -> pd.DataFrame:
+def keep_unmemorized(windows: pd.DataFrame, scanned: pd.DataFrame) -> pd.DataFrame:
     """Returns the windows that are clearly not memorized: candidates for controls.
 
     They match less than half of their suffix, and share no token of a text with a window that was
@@ -79,17 +79,17 @@ def unmemorized(windows: pd.DataFrame, scanned: pd.DataFrame) -> pd.DataFrame:
         scanned: the whole scan, with all extracted windows.
 
     Example:
-        >>> len(unmemorized(frame, frame))
+        >>> len(keep_unmemorized(frame, frame))
         12
     """
     extracted: Any = scanned[scanned["exact"]]
-    apart = ~overlapping(windows, extracted)
+    apart = ~overlaps(windows, extracted)
     mostly_missed = windows["matched"] < windows["length"] / 2
     rows: Any = windows[apart & ~windows["exact"] & mostly_missed]
     return rows
 
 
-def overlapping(windows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
+def overlaps(windows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
     """Returns for each window whether it shares a token of a text with one of the others.
 
     Args:
@@ -100,7 +100,7 @@ def overlapping(windows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
         [windows], boolean.
 
     Example:
-        >>> overlapping(frame[:3], frame[:1])  # tokens 0-15, 8-23 and 16-31 against 0-15
+        >>> overlaps(frame[:3], frame[:1])  # tokens 0-15, 8-23 and 16-31 against 0-15
         array([ True,  True, False])
     """
     starts_by_text: dict[Any, np.ndarray] = {}

@@ -26,7 +26,7 @@ def of_images(windows: pd.DataFrame) -> bool:
     return f"{GIVEN}label" in windows
 
 
-def families(windows: pd.DataFrame, run: int | None = None) -> Int[np.ndarray, " windows"]:
+def wording_groups(windows: pd.DataFrame, run: int | None = None) -> Int[np.ndarray, " windows"]:
     """Returns a number per window that is the same for windows of the same wording.
 
     Two windows have the same wording if they come from one text, if they share `run` tokens in a
@@ -41,7 +41,7 @@ def families(windows: pd.DataFrame, run: int | None = None) -> Int[np.ndarray, "
         [windows], numbered in order of appearance.
 
     Example:
-        >>> families(frame[:6])  # three windows of each of two texts
+        >>> wording_groups(frame[:6])  # three windows of each of two texts
         array([0, 0, 0, 1, 1, 1])
     """
     from scipy.sparse import coo_array

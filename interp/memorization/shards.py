@@ -1,5 +1,5 @@
-"""Finished parts of a long scan, written to disk as they come, so that an interrupted scan loses
-nothing that was measured."""
+"""Shards: the finished parts of a long scan, written to disk as they come, so that an interrupted
+scan loses nothing that was measured."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from interp.subject.batch import GIVEN
 _ROWS = 512  # per file: small enough to lose little, large enough to be few
 
 
-class Parts:
+class Shards:
     """Collects the frames of a scan; with a folder, keeps them there and starts from those in it.
 
     A context manager: leaving the block, also by an exception, writes what is still in memory.
 
     Args:
-        folder: where the parts are kept; None for memory only.
+        folder: where the shards are kept; None for memory only.
         about: the settings of the scan, as JSON can hold them.
 
     Raises:
@@ -31,9 +31,9 @@ class Parts:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with Parts(folder, {"prefix": 8}) as parts:
-        ...         parts.add(frame[:10])
-        ...     len(Parts(folder, {"prefix": 8}))
+        ...     with Shards(folder, {"prefix": 8}) as shards:
+        ...         shards.add(frame[:10])
+        ...     len(Shards(folder, {"prefix": 8}))
         10
     """
 
@@ -51,9 +51,9 @@ class Parts:
             _check_same(folder, before, about)
         with replaced(manifest) as temporary:
             temporary.write_text(json.dumps(about))
-        self.done = [_read(path) for path in sorted(folder.glob("part-*.parquet"))]
+        self.done = [_read(path) for path in sorted(folder.glob("shard-*.parquet"))]
 
-    def __enter__(self) -> Parts:
+    def __enter__(self) -> Shards:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,14 +62,14 @@ class Parts:
     def __len__(self) -> int:
         return sum(map(len, self.done)) + sum(map(len, self.fresh))
 
-    def known(self) -> Iterator[tuple[int, int, tuple[int, ...], dict[str, Any]]]:
+    def windows(self) -> Iterator[tuple[int, int, tuple[int, ...], dict[str, Any]]]:
         """Yields text, start, tokens and conditioning of every window that is on disk."""
-        for part in self.done:
+        for shard in self.done:
             given: dict[str, list[Any]] = {}
-            for column in map(str, part.columns):
+            for column in map(str, shard.columns):
                 if column.startswith(GIVEN):
-                    given[column.removeprefix(GIVEN)] = part[column].tolist()
-            windows = zip(part["text"], part["start"], part["tokens"], strict=True)
+                    given[column.removeprefix(GIVEN)] = shard[column].tolist()
+            windows = zip(shard["text"], shard["start"], shard["tokens"], strict=True)
             for row, (text, start, tokens) in enumerate(windows):
                 conditioning = {name: values[row] for name, values in given.items()}
                 yield int(text), int(start), tuple(tokens), conditioning
@@ -83,11 +83,11 @@ class Parts:
     def _write(self) -> None:
         if not self.fresh:
             return
-        part = pd.concat(self.fresh, ignore_index=True)
+        shard = pd.concat(self.fresh, ignore_index=True)
         if self.folder is not None:
-            with replaced(self.folder / f"part-{len(self.done):06d}.parquet") as temporary:
-                part.to_parquet(temporary)
-        self.done.append(part)
+            with replaced(self.folder / f"shard-{len(self.done):06d}.parquet") as temporary:
+                shard.to_parquet(temporary)
+        self.done.append(shard)
         self.fresh = []
 
     def frame(self) -> pd.DataFrame:
@@ -110,7 +110,7 @@ def _check_same(folder: Path, before: dict[str, Any], about: dict[str, Any]) -> 
 
 
 def _read(file: Path) -> pd.DataFrame:
-    """A part as it was in memory: parquet returns lists as arrays."""
-    part = pd.read_parquet(file)
-    part["tokens"] = [tokens.tolist() for tokens in part["tokens"]]
-    return part
+    """A shard as it was in memory: parquet returns lists as arrays."""
+    shard = pd.read_parquet(file)
+    shard["tokens"] = [tokens.tolist() for tokens in shard["tokens"]]
+    return shard

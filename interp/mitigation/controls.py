@@ -26,7 +26,7 @@ import numpy as np
 
 from interp.interventions.kinds import Intervention, Zero
 from interp.interventions.plan import Plan, interventions
-from interp.memorization.evaluation import effects
+from interp.memorization.evaluation import measure_under
 from interp.sites.site import Site
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batches
@@ -66,7 +66,7 @@ class Trial:
         once."""
         return len(self.units)
 
-    def edited(self, edit: Edit) -> Trial:
+    def with_edit(self, edit: Edit) -> Trial:
         """Returns a trial that does something else to the same units."""
         return replace(self, plan=edit(self.units))
 
@@ -102,7 +102,7 @@ class Selection:
         return self._trial(name, 0, lambda units: units)
 
     def random(self, seeds: Iterable[int], name: str = "random", times: int = 1) -> list[Trial]:
-        """Returns one trial per seed on other units, drawn at random (see `Units.matched`).
+        """Returns one trial per seed on other units, drawn at random (see `Units.draw_matched`).
 
         Args:
             seeds: seeds of the draws.
@@ -143,7 +143,7 @@ class Selection:
         damage: float,
         held_out: Batches,
         seeds: Iterable[int],
-        size: int = 16,
+        batch_size: int = 16,
     ) -> tuple[list[Trial], bool]:
         """Draws more and more random units, until ablating them raises the loss on held-out text as
         much as the selection does.
@@ -153,7 +153,7 @@ class Selection:
             damage: mean loss on `held_out` under the selection, in nats per token.
             held_out: text that is neither memorized nor chosen to resemble what is.
             seeds: seeds of the draws.
-            size: batch size.
+            batch_size: batch size.
 
         Returns:
             One trial per seed, with the smallest number tried that brings the mean held-out loss to
@@ -164,7 +164,7 @@ class Selection:
         for times in _MULTIPLES:
             trials = self.random(seeds, "random at equal damage", times)
             plans = [trial.plan for trial in trials]
-            measured: Any = effects(subject, plans, {"held_out": held_out}, size)
+            measured: Any = measure_under(subject, plans, {"held_out": held_out}, batch_size)
             if measured["loss"].mean() >= damage:
                 return trials, True
             nothing_left = trials[0].k < times * self.trial().k
@@ -181,22 +181,23 @@ class Selection:
             replace(intervention, units=draw(intervention.units))
             for intervention in interventions(self.chosen)
         )
-        return Trial(name, self.fraction, seed, changed(plan), plan)
+        return Trial(name, self.fraction, seed, changed_units(plan), plan)
 
 
-def changed(plan: Plan) -> Units:
+def changed_units(plan: Plan) -> Units:
     """Returns the units that a plan changes.
 
     Example:
-        >>> from interp.mitigation.controls import changed
+        >>> from interp.mitigation.controls import changed_units
         >>> scores = interp.localize(subject, memorized, control, method="activation")
-        >>> len(changed([interp.Zero(scores.top(3)), interp.Scale(scores.top(5), factor=0.5)]))
+        >>> plan = [interp.Zero(scores.top(3)), interp.Scale(scores.top(5), factor=0.5)]
+        >>> len(changed_units(plan))
         5
     """
     return reduce(or_, (intervention.units for intervention in interventions(plan)))
 
 
-def randomized(plan: Plan, seed: int, times: int = 1) -> tuple[Intervention, ...]:
+def randomize(plan: Plan, seed: int, times: int = 1) -> tuple[Intervention, ...]:
     """Returns the same interventions on other units, drawn at random.
 
     Args:
@@ -209,9 +210,9 @@ def randomized(plan: Plan, seed: int, times: int = 1) -> tuple[Intervention, ...
         ValueError: a site has no other unit.
 
     Example:
-        >>> from interp.mitigation.controls import changed, randomized
+        >>> from interp.mitigation.controls import changed_units, randomize
         >>> units = interp.Units({"blocks.0.neurons": [2, 5]}, {"blocks.0.neurons": 48})
-        >>> others = changed(randomized(interp.Zero(units), seed=0, times=3))
+        >>> others = changed_units(randomize(interp.Zero(units), seed=0, times=3))
         >>> len(others), len(others & units)
         (6, 0)
     """
@@ -220,7 +221,7 @@ def randomized(plan: Plan, seed: int, times: int = 1) -> tuple[Intervention, ...
 
 
 def _others(units: Units, seed: int, times: int) -> Units:
-    drawn = units.matched(seed, times=times)
+    drawn = units.draw_matched(seed, times=times)
     if not len(drawn):
         sites = ", ".join(map(str, units.sites[:3]))
         raise ValueError(f"{sites}: all units are selected, which leaves none for a random control")

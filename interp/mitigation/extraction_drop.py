@@ -15,10 +15,10 @@ import pandas as pd
 
 from interp.interventions.kinds import Intervention, Zero
 from interp.interventions.plan import Plan, interventions
-from interp.memorization.evaluation import effects
-from interp.mitigation.controls import Selection, Trial, changed
-from interp.mitigation.report import DropReport, EqualDamage, tabulated
-from interp.reporting.stats import paired
+from interp.memorization.evaluation import measure_under
+from interp.mitigation.controls import Selection, Trial, changed_units
+from interp.mitigation.report import DropReport, EqualDamage, tabulate
+from interp.reporting.stats import paired_interval
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batches
 from interp.subject.subject import Subject
@@ -35,7 +35,7 @@ def extraction_drop(
     seeds: int = 5,
     at: float | None = None,
     also: Mapping[str, Batches] | None = None,
-    size: int = 16,
+    batch_size: int = 16,
 ) -> DropReport:
     """Measures extraction and loss before and after ablating a selection, and its controls.
 
@@ -53,7 +53,7 @@ def extraction_drop(
             fractions that raise the control loss by at most 5%, the one that lowers accuracy most.
         also: further windows by name, to measure under every ablation; for example windows that
             look like the memorized ones and were never trained on.
-        size: batch size.
+        batch_size: batch size.
 
     Returns:
         A DropReport: `.frame`, `.verdict`, `.plot()`, `.save(folder)`.
@@ -86,13 +86,13 @@ def extraction_drop(
 
     # Plan 0 changes nothing: it is the model before. Trial n is plan n.
     plans: list[Plan] = [[], *(trial.plan for trial in trials)]
-    measured = effects(subject, plans, data, size)
-    frame = tabulated(measured, trials)
+    measured = measure_under(subject, plans, data, batch_size)
+    frame = tabulate(measured, trials)
 
     chosen = _least_harmful(frame) if at is None else float(at)
     number = _plan_number(trials, chosen)
     own: Any = measured[measured["plan"] == number]
-    equal_damage = _equal_damage(subject, selections[chosen], own, data, seeds, size)
+    equal_damage = _equal_damage(subject, selections[chosen], own, data, seeds, batch_size)
     chosen_beforehand = len(selections) == 1 or at is not None
     return DropReport(frame, chosen, chosen_beforehand, equal_damage, subject.name)
 
@@ -144,7 +144,7 @@ def _selections(
     for intervention in plan:
         subject.anatomy.check(intervention.units)
         points += _points(intervention.units)
-    fraction = len(changed(plan)) / len(subject.anatomy.units(points))
+    fraction = len(changed_units(plan)) / len(subject.anatomy.units(points))
     return {fraction: Selection(plan, fraction)}
 
 
@@ -188,17 +188,17 @@ def _equal_damage(
     own: Any,
     data: dict[str, Batches],
     seeds: int,
-    size: int,
+    batch_size: int,
 ) -> EqualDamage:
     """Compares the selection, whose effects on each window are `own`, with random units that raise
     the held-out loss as much."""
     damage = float(own.loc[own["data"] == "held_out", "loss"].mean())
     trials, reached = selection.at_equal_damage(
-        subject, damage, data["held_out"], range(seeds), size
+        subject, damage, data["held_out"], range(seeds), batch_size
     )
     plans = [trial.plan for trial in trials]
-    memorized: Any = effects(subject, plans, {"memorized": data["memorized"]}, size)
+    memorized: Any = measure_under(subject, plans, {"memorized": data["memorized"]}, batch_size)
     theirs = memorized.groupby("window")["accuracy"].mean()
     ours = own[own["data"] == "memorized"].set_index("window")["accuracy"]
-    advantage = paired(theirs, ours.loc[theirs.index])
+    advantage = paired_interval(theirs, ours.loc[theirs.index])
     return EqualDamage(trials[0].k, reached, float(theirs.mean()), advantage)

@@ -14,7 +14,7 @@ from interp.files import replaced, writable
 from interp.memorization.evaluation import MEASURES
 from interp.reporting.looks import in_words
 from interp.reporting.plotting import dose_response, save
-from interp.reporting.stats import Interval, bootstrap, paired
+from interp.reporting.stats import Interval, bootstrap, paired_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,13 +56,13 @@ class EqualDamage:
     advantage: Interval
 
 
-def tabulated(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame:
+def tabulate(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame:
     """Returns one row per selection, fraction, data set and measure, with intervals over windows.
 
     The random draws of a control are averaged window by window before intervals are taken.
 
     Args:
-        measured: what `effects` returns for no plan (plan 0) and then for each of the trials.
+        measured: what `measure_under` returns for no plan (plan 0) and then for each of the trials.
         trials: the trials, in that order.
 
     Returns:
@@ -92,7 +92,7 @@ def tabulated(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFram
 def _before_and_after(before: Any, after: Any) -> dict[str, float]:
     """Means over windows, with the intervals of the mean after and of the mean change."""
     mean = bootstrap(after)
-    change = paired(after, before)
+    change = paired_interval(after, before)
     return {
         "before": float(before.mean()),
         "estimate": mean.estimate,

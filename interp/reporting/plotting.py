@@ -260,7 +260,7 @@ def _check_points(
     if len(repeated):
         first = repeated.iloc[0]
         raise ValueError(
-            f"expected one row a point, got several for {x}={first[x]}, {hue}={first[hue]!r}, "
+            f"expected one row per point, got several for {x}={first[x]}, {hue}={first[hue]!r}, "
             f"{measure}={first[measure]!r}"
         )
     measures = set(frame[measure])

@@ -17,13 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "Interval",
     "bootstrap",
-    "clustered",
+    "clustered_interval",
     "frechet",
-    "paired",
+    "paired_interval",
     "permutation_p",
-    "several",
-    "student",
-    "welch",
+    "statistic_interval",
+    "student_interval",
+    "welch_interval",
 ]
 
 # scipy keeps batch x n resampled values in memory at a time; 2**22 float64 are 32 MB.
@@ -89,7 +89,7 @@ def bootstrap(
 
     With fewer than 10 values a percentile interval of a mean is too short: on normal data a 95%
     interval covered 84% with 5 values and 93% with 20 (1,500 simulations of each). For a few seeds
-    use `student`.
+    use `student_interval`.
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
@@ -115,7 +115,7 @@ def bootstrap(
     return _bootstrap_rows((_finite(values, "values"),), statistic, level, resamples, seed)
 
 
-def paired(
+def paired_interval(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Returns the bootstrap interval of mean(a - b) over pairs.
@@ -132,13 +132,13 @@ def paired(
         ValueError: as `bootstrap`, or `a` and `b` of different lengths.
 
     Example:
-        >>> print(interp.stats.paired([3, 5, 9], [1, 3, 7]))
+        >>> print(interp.stats.paired_interval([3, 5, 9], [1, 3, 7]))
         2.00 [2.00, 2.00]
     """
     return bootstrap(_differences(a, b), level=level, resamples=resamples, seed=seed)
 
 
-def several(
+def statistic_interval(
     samples: Sequence[ArrayLike],
     statistic: Callable[..., float],
     *,
@@ -165,7 +165,7 @@ def several(
     Example:
         >>> def difference(a, b):
         ...     return a.mean() - b.mean()
-        >>> interval = interp.stats.several([[5, 6, 7], [1, 2, 3, 2]], difference)
+        >>> interval = interp.stats.statistic_interval([[5, 6, 7], [1, 2, 3, 2]], difference)
         >>> interval.estimate, interval.n
         (4.0, 3)
     """
@@ -183,7 +183,7 @@ def several(
     return _include_estimate(float(statistic(*data)), float(low), float(high), min(map(len, data)))
 
 
-def clustered(
+def clustered_interval(
     values: ArrayLike,
     groups: ArrayLike,
     *,
@@ -209,7 +209,7 @@ def clustered(
         ValueError: as `bootstrap`, or `groups` of another length or with missing labels.
 
     Example:
-        >>> interval = interp.stats.clustered([0, 1, 1, 0], ["a", "a", "b", "c"])
+        >>> interval = interp.stats.clustered_interval([0, 1, 1, 0], ["a", "a", "b", "c"])
         >>> interval.estimate, interval.n
         (0.5, 3)
     """
@@ -222,7 +222,7 @@ def clustered(
     return _bootstrap_rows((sums, sizes), _ratio_of_sums, level, resamples, seed)
 
 
-def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
+def student_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """Returns Student's t interval of mean(values), which is exact for normal values.
 
     Use it for 2 to 10 seeds, where a bootstrap interval is too short.
@@ -235,7 +235,7 @@ def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
         ValueError: values that are fewer than 2, not 1-D or not finite; level outside (0, 1).
 
     Example:
-        >>> print(interp.stats.student([0.4, 0.5, 0.6]))
+        >>> print(interp.stats.student_interval([0.4, 0.5, 0.6]))
         0.50 [0.25, 0.75]
     """
     from scipy import stats
@@ -251,7 +251,7 @@ def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval(mean, mean - half_width, mean + half_width, n)
 
 
-def welch(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Interval:
+def welch_interval(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Interval:
     """Returns Welch's t interval of mean(a) - mean(b), for two unpaired sets of values.
 
     `n` of the result is the size of the smaller set.
@@ -267,7 +267,7 @@ def welch(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Interval:
         ValueError: a set with fewer than 2 values, not 1-D or not finite; level outside (0, 1).
 
     Example:
-        >>> print(interp.stats.welch([4, 5, 6], [1, 2, 3]))
+        >>> print(interp.stats.welch_interval([4, 5, 6], [1, 2, 3]))
         3.00 [0.73, 5.27]
     """
     from scipy import stats

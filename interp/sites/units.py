@@ -147,7 +147,7 @@ class Units:
         """
         return Units({_as_site(site): indices}, self.widths)
 
-    def matched(self, seed: int, among: Units | None = None, times: int = 1) -> Units:
+    def draw_matched(self, seed: int, among: Units | None = None, times: int = 1) -> Units:
         """Returns random other units, the same number at each site: the control for an ablation.
 
         Sites of a single unit (`block_out`) are drawn from the other single-unit sites. Where fewer
@@ -161,7 +161,7 @@ class Units:
 
         Example:
             >>> units = interp.Units({"blocks.0.neurons": [3, 7]}, {"blocks.0.neurons": 48})
-            >>> control = units.matched(seed=0)
+            >>> control = units.draw_matched(seed=0)
             >>> control
             Units(2 of 48: blocks.0.neurons 2)
             >>> len(control & units)
@@ -295,14 +295,14 @@ class UnitScores:
         """
         chosen: dict[Site, Indices] = {}
         for site, scores in self.values.items():
-            chosen[site] = ranked(scores)[: self._count(amount, scores.size)]
+            chosen[site] = rank_units(scores)[: self._count(amount, scores.size)]
         return Units(chosen, self.widths)
 
     def _first(self, amount: int | float, *, descending: bool) -> Units:
         """Ranks the units of all sites together and returns the first of them."""
         flat = np.concatenate(list(self.values.values()))
         count = self._count(amount, flat.size)
-        order = ranked(flat if descending else -flat)[:count]
+        order = rank_units(flat if descending else -flat)[:count]
 
         # Back from a place in the concatenated scores to a site and the index there.
         sizes = [scores.size for scores in self.values.values()]
@@ -396,7 +396,7 @@ class UnitScores:
         )
 
 
-def ranked(scores: Float[np.ndarray, " units"]) -> Indices:
+def rank_units(scores: Float[np.ndarray, " units"]) -> Indices:
     """Returns the indices of the units from the highest score to the lowest.
 
     Equal scores come in an arbitrary order that is always the same. They do not come by index: some
@@ -406,8 +406,8 @@ def ranked(scores: Float[np.ndarray, " units"]) -> Indices:
         scores: one score per unit.
 
     Example:
-        >>> from interp.sites.units import ranked
-        >>> ranked(np.array([0.1, 0.9, 0.5]))
+        >>> from interp.sites.units import rank_units
+        >>> rank_units(np.array([0.1, 0.9, 0.5]))
         array([1, 2, 0])
     """
     tie_breaker = np.random.default_rng(scores.size).permutation(scores.size)

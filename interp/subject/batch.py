@@ -27,7 +27,7 @@ class Batch:
         mask: [batch, position], False on padding, which must be on the right; None without padding.
         scored: [batch, position], True on the tokens that are measured; None when all tokens from
             `prompt` on are.
-        steps: groups of tokens that are predicted together, as (start, stop) pairs; None when each
+        groups: tokens that are predicted together, as (start, stop) pairs; None when each
             token is predicted by itself.
         conditioning: what the model sees in addition to tokens (class labels, camera images), each
             [batch, ...].
@@ -48,7 +48,7 @@ class Batch:
     tokens: Int[Tensor, "batch position"]
     prompt: int = 1
     mask: Bool[Tensor, "batch position"] | None = None
-    steps: tuple[tuple[int, int], ...] | None = None
+    groups: tuple[tuple[int, int], ...] | None = None
     conditioning: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     scored: Bool[Tensor, "batch position"] | None = None
 
@@ -130,10 +130,10 @@ class Batch:
         index = chosen if isinstance(chosen, slice) else torch.as_tensor(chosen)
         return self._map_rows(lambda tensor: tensor[index])
 
-    def split(self, size: int) -> Iterator[Batch]:
-        """Yields consecutive batches of at most `size` rows."""
-        for start in range(0, len(self), size):
-            yield self.rows(slice(start, start + size))
+    def split(self, batch_size: int) -> Iterator[Batch]:
+        """Yields consecutive batches of at most `batch_size` rows."""
+        for start in range(0, len(self), batch_size):
+            yield self.rows(slice(start, start + batch_size))
 
     def until(self, stop: int) -> Batch:
         """Returns the first `stop` tokens of every row."""
@@ -187,7 +187,7 @@ class Batch:
         return cls(torch.tensor(tokens), prompt, None if bool(padded.all()) else padded)
 
     @classmethod
-    def joined(cls, parts: Sequence[Batch]) -> Batch:
+    def join(cls, parts: Sequence[Batch]) -> Batch:
         """Returns several batches as one; the tokens that count are the same.
 
         Args:
@@ -199,15 +199,15 @@ class Batch:
         Example:
             >>> one = interp.Batch(torch.tensor([[5, 6, 7]]), prompt=1)
             >>> two = interp.Batch(torch.tensor([[8, 9, 10, 11]]), prompt=3)
-            >>> interp.Batch.joined([one, two]).counted
+            >>> interp.Batch.join([one, two]).counted
             tensor([[ True,  True, False],
                     [False, False,  True]])
         """
         plain = [
-            part.mask is None and part.steps is None and not part.conditioning for part in parts
+            part.mask is None and part.groups is None and not part.conditioning for part in parts
         ]
         if not parts or not all(plain):
-            raise ValueError("expected batches without mask, steps and conditioning, at least one")
+            raise ValueError("expected batches without mask, groups and conditioning, at least one")
 
         sequences: list[list[int]] = []
         for part in parts:
@@ -226,8 +226,8 @@ class Batch:
         """Returns the windows of a scan as one batch.
 
         Args:
-            windows: one row per window, with columns `tokens` and `prefix`, and optionally `steps`
-                (groups of tokens that are predicted together) and `given_<name>` (conditioning).
+            windows: one row per window, with columns `tokens` and `prefix`, and optionally `groups`
+                (of tokens that are predicted together) and `given_<name>` (conditioning).
 
         Raises:
             ValueError: no rows, a missing column, or windows with several prefix lengths.
@@ -254,26 +254,26 @@ class Batch:
                 values = torch.tensor(windows[name].tolist())
                 conditioning[name.removeprefix(GIVEN)] = values
         groups: Any = None
-        if "steps" in windows:
-            groups = tuple((int(start), int(stop)) for start, stop in windows["steps"].iloc[0])
+        if "groups" in windows:
+            groups = tuple((int(start), int(stop)) for start, stop in windows["groups"].iloc[0])
 
         batch = cls.pad(sequences, prompt=int(prefixes[0]))
-        return replace(batch, steps=groups, conditioning=conditioning)
+        return replace(batch, groups=groups, conditioning=conditioning)
 
 
 Batches = Batch | pd.DataFrame | Iterable[Batch]
 
 
-def batches(source: Batches, size: int = 8) -> Iterator[Batch]:
-    """Yields any source of examples as batches of at most `size` rows.
+def batches(source: Batches, batch_size: int = 8) -> Iterator[Batch]:
+    """Yields any source of examples as batches of at most `batch_size` rows.
 
     Args:
         source: a Batch, the windows of a scan, or an iterable of batches.
-        size: largest number of rows.
+        batch_size: largest number of rows.
 
     Example:
         >>> from interp.subject.batch import batches
-        >>> [len(part) for part in batches(memorized, size=5)]
+        >>> [len(part) for part in batches(memorized, batch_size=5)]
         [5, 5, 2]
     """
     if isinstance(source, pd.DataFrame):
@@ -281,4 +281,4 @@ def batches(source: Batches, size: int = 8) -> Iterator[Batch]:
     if isinstance(source, Batch):
         source = [source]
     for batch in source:
-        yield from batch.split(size)
+        yield from batch.split(batch_size)

@@ -33,24 +33,24 @@ class Decoder:
 
     Args:
         subject: the model under study.
-        rows: how many sequences are decoded at once.
+        batch_size: how many sequences are decoded at once.
         conditioning: what the model sees in addition to tokens, one row per sequence.
 
     Example:
         >>> from interp.subject.decoding import Decoder
         >>> prompt = batch.tokens[:, : batch.prompt]
         >>> with torch.no_grad():
-        ...     continuation = Decoder(subject, rows=len(batch)).greedy(prompt, length=8)
+        ...     continuation = Decoder(subject, batch_size=len(batch)).greedy(prompt, length=8)
         >>> torch.equal(continuation, batch.targets)
         True
     """
 
     def __init__(
-        self, subject: Decodable, rows: int, conditioning: Mapping[str, Tensor] | None = None
+        self, subject: Decodable, batch_size: int, conditioning: Mapping[str, Tensor] | None = None
     ) -> None:
         self.subject = subject
         self.conditioning = dict(conditioning or {})
-        self.read: Tensor = torch.empty(rows, 0, dtype=torch.long)
+        self.read: Tensor = torch.empty(batch_size, 0, dtype=torch.long)
         self.stepwise = subject.stepwise
         self.cache: Any = self.stepwise.new_cache()
 

@@ -70,7 +70,7 @@ class Stepwise(Protocol):
         """Raises ValueError for a number of tokens after which the model cannot continue."""
         ...
 
-    def predicted(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep vocabulary"]:
+    def predict(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep vocabulary"]:
         """Returns the logits that predict the last `keep` tokens of a batch."""
         ...
 
@@ -144,7 +144,7 @@ class OneByOne:
                 "prompt=0: this model sees nothing before the first token; expected at least 1"
             )
 
-    def predicted(self, batch: Batch, keep: int) -> Tensor:
+    def predict(self, batch: Batch, keep: int) -> Tensor:
         if self._is_hugging_face:
             return language_forward(self.module, batch, keep)
         return plain_forward(self.module, batch, keep)

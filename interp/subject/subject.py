@@ -190,7 +190,7 @@ class Subject:
             )
         self._check_ids(prompt)
         with torch.no_grad(), prompt_length(self.lead + prompt.shape[1]):
-            decoder = Decoder(self, rows=prompt.shape[0])
+            decoder = Decoder(self, batch_size=prompt.shape[0])
             return decoder.greedy(prompt.to(self.device), length)
 
     def _generate_targets(self, batch: Batch) -> Int[Tensor, "batch predicted"]:

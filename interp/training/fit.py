@@ -211,35 +211,35 @@ def fit(
     return pd.DataFrame(history).astype({"step": int})
 
 
-def epochs(batch: Batch, rows: int, seed: int = 0) -> Iterator[Batch]:
+def epochs(batch: Batch, batch_size: int, seed: int = 0) -> Iterator[Batch]:
     """Yields batches of a batch's rows without end, each epoch in a new random order.
 
     Rows that do not fill a last batch are left out of that epoch.
 
     Args:
         batch: all rows.
-        rows: number of rows per batch.
+        batch_size: number of rows per batch.
         seed: of the orders.
 
     Yields:
-        Batches of `rows` rows.
+        Batches of `batch_size` rows.
 
     Raises:
-        ValueError: there are fewer rows than that, or `rows` is below 1.
+        ValueError: there are fewer rows than that, or `batch_size` is below 1.
 
     Example:
         >>> from interp.training.fit import epochs
-        >>> stream = epochs(batch, rows=5)
+        >>> stream = epochs(batch, batch_size=5)
         >>> len(batch), len(next(stream)), len(next(stream))
         (12, 5, 5)
     """
-    if len(batch) < rows or rows < 1:
-        raise ValueError(f"{len(batch)} rows do not fill a batch of {rows}")
+    if len(batch) < batch_size or batch_size < 1:
+        raise ValueError(f"{len(batch)} rows do not fill a batch of {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(batch), generator=generator)
-        for chosen in order.split(rows):
-            if len(chosen) == rows:
+        for chosen in order.split(batch_size):
+            if len(chosen) == batch_size:
                 yield batch.rows(chosen)
 
 

@@ -250,12 +250,14 @@ def test_all_edges_are_the_model_and_no_edge_is_the_same_for_every_item(name):
     with torch.no_grad():
         plain = subject.target_logits(batch)
     close = {"rtol": 0, "atol": 1e-8 if name in IN_DOUBLES else 1e-5}
-    for step in (0, 2):
-        full = circuit_logits(subject, batch, Circuit.full(subject), means_of(name), step=step)
-        torch.testing.assert_close(full, plain[:, step], **close)
-        empty = circuit_logits(subject, batch, Circuit.empty(subject), means_of(name), step=step)
+    for target in (0, 2):
+        full = circuit_logits(subject, batch, Circuit.full(subject), means_of(name), target=target)
+        torch.testing.assert_close(full, plain[:, target], **close)
+        empty = circuit_logits(
+            subject, batch, Circuit.empty(subject), means_of(name), target=target
+        )
         torch.testing.assert_close(empty, empty[:1].expand_as(empty), **close)
-        assert (empty - plain[:, step]).abs().max() > 0.1
+        assert (empty - plain[:, target]).abs().max() > 0.1
 
 
 def test_all_edges_are_the_model_in_single_precision(name):
@@ -352,7 +354,7 @@ def test_a_circuit_is_what_its_formula_says(heads, seed):
 
 def test_the_mean_of_a_sender_is_over_items_at_each_position_and_the_senders_are_the_residual(name):
     subject, reference = subject_of(name), items(name, seed=7, rows=6)
-    found = sender_means(subject, reference, size=4)
+    found = sender_means(subject, reference, batch_size=4)
     for sender, value in written(subject, reference).items():
         torch.testing.assert_close(found[sender], value.mean(0), rtol=1e-7, atol=1e-9)
     residual = tiny.values_by_hand(subject, reference, source_of(subject, "final")).mean(0)
@@ -373,10 +375,10 @@ def test_faithfulness_is_the_share_of_the_metric_that_comes_back():
         random_circuit(subject, 5, 0.7),
     )
     m = [
-        metric(circuit_logits(subject, batch, circuit, means, step=1)).mean()
+        metric(circuit_logits(subject, batch, circuit, means, target=1)).mean()
         for circuit in (some, empty, full)
     ]
-    found = faithfulness(subject, batch, RIGHT, WRONG, [some, empty, full], means, step=1)
+    found = faithfulness(subject, batch, RIGHT, WRONG, [some, empty, full], means, target=1)
     assert found == pytest.approx([(m[0] - m[1]) / (m[2] - m[1]), 0.0, 1.0])
     assert abs(found[0]) > 1e-3
 
@@ -416,11 +418,11 @@ def test_an_item_scores_the_same_in_any_company(name):
     close = {"rtol": 1e-7, "atol": 1e-10} if name in IN_DOUBLES else {"rtol": 1e-4, "atol": 1e-5}
     for size in (1, 2):
         np.testing.assert_allclose(
-            edge_effects(subject, clean, corrupt, RIGHT, WRONG, size=size),
+            edge_effects(subject, clean, corrupt, RIGHT, WRONG, batch_size=size),
             effects_of(name),
             **close,
         )
-        found = circuit_logits(subject, clean, circuit, means_of(name), size=size)
+        found = circuit_logits(subject, clean, circuit, means_of(name), batch_size=size)
         torch.testing.assert_close(
             found, circuit_logits(subject, clean, circuit, means_of(name)), **close
         )
@@ -434,18 +436,18 @@ def test_an_item_scores_the_same_in_any_company(name):
 
 def test_a_step_is_a_longer_prompt_and_what_follows_it_or_pads_does_not_count():
     subject, clean, corrupt = subject_of("gpt2"), items("gpt2"), items("gpt2", seed=1)
-    found = edge_effects(subject, clean, corrupt, RIGHT, WRONG, step=1)
+    found = edge_effects(subject, clean, corrupt, RIGHT, WRONG, target=1)
     longer = [interp.Batch(batch.tokens, 6) for batch in (clean, corrupt)]
     np.testing.assert_allclose(found, edge_effects(subject, *longer, RIGHT, WRONG))
     assert not np.allclose(found[:, 0, 0], effects_of("gpt2")[:, 0, 0], rtol=0.1)
     mask = torch.arange(9) < torch.tensor([9, 8, 7])[:, None]
     padded = [interp.Batch(batch.tokens * mask, 5, mask) for batch in (clean, corrupt)]
-    np.testing.assert_allclose(found, edge_effects(subject, *padded, RIGHT, WRONG, step=1))
+    np.testing.assert_allclose(found, edge_effects(subject, *padded, RIGHT, WRONG, target=1))
     with pytest.raises(
         ValueError,
-        match=r"step=3: expected one of the 4 predicted tokens that counts in every item",
+        match=r"target=3: expected one of the 4 predicted tokens that counts in every item",
     ):
-        edge_effects(subject, *padded, RIGHT, WRONG, step=3)
+        edge_effects(subject, *padded, RIGHT, WRONG, target=3)
 
 
 def test_tokens_predicted_together_are_all_seen():
@@ -458,9 +460,9 @@ def test_tokens_predicted_together_are_all_seen():
     )
     changed = items("plain").tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % tiny.VOCABULARY
-    for steps, matters in ((((0, 5), (5, 9)), True), (None, False)):
+    for groups, matters in ((((0, 5), (5, 9)), True), (None, False)):
         clean, corrupt = (
-            interp.Batch(tokens, 5, steps=steps) for tokens in (items("plain").tokens, changed)
+            interp.Batch(tokens, 5, groups=groups) for tokens in (items("plain").tokens, changed)
         )
         assert (
             np.nanmax(np.abs(edge_effects(subject, clean, corrupt, RIGHT, WRONG))) > 0.01
@@ -645,8 +647,8 @@ def test_a_circuit_or_means_of_another_model_are_refused():
         ),
         ({"wrong": torch.tensor([1, 2, 67])}, r"token ids 0 to 66; got 1 to 67"),
         ({"wrong": torch.tensor([1, -2, 6])}, r"token ids 0 to 66; got -2 to 60"),
-        ({"step": 4}, r"step=4: expected one of the 4 predicted tokens"),
-        ({"step": -1}, r"step=-1: expected one of the 4 predicted tokens"),
+        ({"target": 4}, r"target=4: expected one of the 4 predicted tokens"),
+        ({"target": -1}, r"target=-1: expected one of the 4 predicted tokens"),
     ],
 )
 def test_bad_input_gets_one_clear_error(changes, message):
@@ -664,7 +666,7 @@ def test_the_first_token_is_predicted_from_nothing_and_no_edge_matters():
     batches = [tiny.batch("gpt2", 3, prompt=0, seed=seed, dtype=torch.float64) for seed in (0, 1)]
     assert np.nanmax(np.abs(edge_effects(subject_of("gpt2"), *batches, RIGHT, WRONG))) == 0
     assert (
-        np.nanmax(np.abs(edge_effects(subject_of("gpt2"), *batches, RIGHT, WRONG, step=1))) > 0.01
+        np.nanmax(np.abs(edge_effects(subject_of("gpt2"), *batches, RIGHT, WRONG, target=1))) > 0.01
     )
 
 

@@ -11,7 +11,13 @@ import tiny
 import torch
 
 import interp
-from interp.analysis.concept_erasure import Subspace, class_means, erasure, inlp, random_subspace
+from interp.analysis.concept_erasure import (
+    Subspace,
+    class_means,
+    erasure_plan,
+    inlp,
+    random_subspace,
+)
 from interp.analysis.probes import fit_probe, rows_at
 
 CLASSES, WIDTH = 4, 24
@@ -146,13 +152,13 @@ def test_an_erasure_is_the_removal_at_its_position_and_nothing_elsewhere(name: s
     site = interp.Site("resid_post", 1, list(subject.anatomy.stacks)[-1])
     clean = tiny.values_by_hand(subject, batch, site).numpy()
     space = class_means(clean[:, 4], np.arange(30) % 3)
-    with subject.intervened(erasure(subject, site, space, (4,))):
+    with subject.intervened(erasure_plan(subject, site, space, (4,))):
         erased = interp.localization.unit_values.values_at(subject, batch, (site,))[site].numpy()
-        at = rows_at(subject, batch, site, 4, size=7)[site]
+        at = rows_at(subject, batch, site, 4, batch_size=7)[site]
     np.testing.assert_allclose(erased[:, 4], space.remove(clean[:, 4]), atol=1e-12)
     np.testing.assert_array_equal(np.delete(erased, 4, 1), np.delete(clean, 4, 1))
     np.testing.assert_allclose(at, erased[:, 4], atol=1e-12)
-    with subject.intervened(erasure(subject, str(site), space)):
+    with subject.intervened(erasure_plan(subject, str(site), space)):
         everywhere = interp.localization.unit_values.values_at(subject, batch, (site,))[
             site
         ].numpy()
@@ -194,7 +200,7 @@ def test_impossible_subspaces_are_refused(llama: interp.Subject):
         with pytest.raises(
             ValueError, match=r"blocks.1.resid_post has 32 columns; got a subspace of rank"
         ):
-            erasure(llama, "blocks.1.resid_post", Subspace(basis, np.zeros(basis.shape[1])))
+            erasure_plan(llama, "blocks.1.resid_post", Subspace(basis, np.zeros(basis.shape[1])))
 
 
 def test_the_basis_of_inlp_is_in_order_of_its_rounds():

@@ -13,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp.analysis.heuristics import digit_features, key_value, match, matched, neurons_of
+from interp.analysis.heuristics import (
+    digit_features,
+    keep_matches,
+    key_value,
+    match,
+    neurons_of,
+)
 from interp.analysis.neuron_shifts import ReadOut
 
 
@@ -129,13 +135,13 @@ def test_neurons_above_the_threshold_are_units_to_knock_out():
         {"early": np.array([True, True, False, False])},
         both=True,
     )
-    found = matched(frame)
+    found = keep_matches(frame)
     assert found[["neuron", "side", "score"]].values.tolist() == [
         [0, "top", 1.0],
         [1, "bottom", 1.0],
         [2, "bottom", 1.0],
     ]
-    assert len(matched(frame, 0.0)) == len(frame) == 6
+    assert len(keep_matches(frame, 0.0)) == len(frame) == 6
     site = interp.Site("neurons", 1)
     assert (
         neurons_of(found, "early", "blocks.1.neurons", 3)
@@ -150,7 +156,7 @@ def test_knocking_out_is_zeroing():
     subject, batch = tiny.subject("gpt2"), tiny.batch("gpt2", prompt=4)
     site = interp.Site("neurons", 2)
     frame = match(np.eye(2, 128), {"first": np.array([True, False])})
-    units = neurons_of(matched(frame), "first", site, 128)
+    units = neurons_of(keep_matches(frame), "first", site, 128)
     with torch.no_grad(), interp.intervened(subject, interp.Zero(units)):
         assert not tiny.values_by_hand(subject, batch, site)[..., 0].any()
 

@@ -57,7 +57,7 @@ def logits_by_hand(out: ReadOut, change: np.ndarray) -> torch.Tensor:
         torch.no_grad(),
         tiny.by_hand(out.subject.module, out.subject.anatomy.place(out.site), add),
     ):
-        return out.subject.target_logits(out.batch)[:, out.step]
+        return out.subject.target_logits(out.batch)[:, out.target]
 
 
 def difference(logits: torch.Tensor, towards: torch.Tensor, away: torch.Tensor) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_a_read_out_refuses_what_is_no_neuron_or_no_target():
         match=r"blocks.1.heads holds no neurons: expected a site such as blocks.1.neurons",
     ):
         ReadOut(out.subject, out.batch, interp.Site("heads", 1))
-    with pytest.raises(ValueError, match="step=5: the batch has targets 0 to 4"):
+    with pytest.raises(ValueError, match="target=5: the batch has targets 0 to 4"):
         ReadOut(out.subject, out.batch, out.site, 5)
     vision = interp.Site("neurons", 0, "vision")
     with pytest.raises(ValueError, match="no single position predicts target 0"):
@@ -232,8 +232,8 @@ def test_a_reset_changes_the_chosen_neurons_of_each_item_at_one_position(name, b
 def test_resetting_nothing_leaves_every_bit_and_leaves_no_trace():
     out = read_out()
     with tiny.untouched(out.subject.module):
-        said = out.answered(out.reset(random_rows(out), np.zeros(out.rows.shape, dtype=bool)))
-        assert said.tolist() == out.answered().tolist()
+        said = out.answers(out.reset(random_rows(out), np.zeros(out.rows.shape, dtype=bool)))
+        assert said.tolist() == out.answers().tolist()
     with pytest.raises(ValueError, match=r"got means \(5, 3\)"):
         out.reset(out.rows[:, :3], np.ones(out.rows.shape, dtype=bool))
 
@@ -263,7 +263,7 @@ def test_a_dose_curve_finds_the_planted_neurons():
     setting them back undoes it."""
     clean, items = read_out(items=6), 6
     true, planted = (
-        clean.answered(),
+        clean.answers(),
         random_choice(clean.rows.shape, 3, seed=99),
     )  # not a seed of the curve
     push = 40 * planted * np.sign(clean.direct_effects(tokens(1, items), true))
@@ -273,7 +273,7 @@ def test_a_dose_curve_finds_the_planted_neurons():
         moved.position == clean.position
     )  # found before the plan, whose donors are for whole batches
     with interp.intervened(clean.subject, clean.reset(clean.rows + push, planted)):
-        wrong = moved.answered()
+        wrong = moved.answers()
         curve = dose_curve(
             moved, clean.rows, contribution, {"true": true, "wrong": wrong}, [0, 3], seeds=4
         )
@@ -293,7 +293,7 @@ def test_a_dose_curve_finds_the_planted_neurons():
 
 def test_a_dose_curve_marks_each_item():
     out, expected = read_out(), random_rows(read_out())
-    said = out.answered(out.reset(expected, largest(expected, 20)))
+    said = out.answers(out.reset(expected, largest(expected, 20)))
     curve = dose_curve(out, expected, expected, {"said": said}, [20], seeds=1)
     largest_rows = curve[curve["selection"] == "largest"]
     assert largest_rows["item"].tolist() == list(range(ITEMS))

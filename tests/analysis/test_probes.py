@@ -276,7 +276,7 @@ def test_at_the_last_residual_the_lens_is_the_models_output(name: str, position:
         logits = subject.logits(batch)[:, token]
     answers = {"right": logits.argmax(-1).numpy(), "next": batch.tokens[:, token].numpy()}
     for size in (3, 256):
-        found = lens(subject, batch, answers, last, position=position, size=size)
+        found = lens(subject, batch, answers, last, position=position, batch_size=size)
         for answer, ids in answers.items():
             check(found, last, answer, ranked(logits, torch.tensor(ids)))
     assert found["top"].iloc[0] == 1.0
@@ -286,7 +286,7 @@ def test_the_lens_is_the_final_norm_and_the_unembedding_by_hand(gpt2: interp.Sub
     batch = items(rows=9)
     sites = gpt2.anatomy.expand(["embed", "resid_pre", "resid_mid", "mlp_out", "resid_post"])
     found = lens(
-        gpt2, batch, {"next": batch.tokens[:, POSITION + 1]}, sites, position=POSITION, size=4
+        gpt2, batch, {"next": batch.tokens[:, POSITION + 1]}, sites, position=POSITION, batch_size=4
     )
     assert list(found) == [
         "site",

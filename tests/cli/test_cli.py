@@ -280,7 +280,7 @@ def test_methods_and_options_that_do_not_exist_are_one_line_before_any_work(
                 "--set",
                 "rule=gauss",
                 "--set",
-                "steps=2",
+                "points=2",
             ],
             0.25,
         ),

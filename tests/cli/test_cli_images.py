@@ -21,7 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import interp
-from interp.cli import steps as pipeline
+from interp.cli import pipeline
 from interp.cli.app import app
 from interp.data.image_files import write_images
 from interp.data.images import Images, digits, plant
@@ -37,7 +37,7 @@ from interp.models.image.var import VAR, VARConfig
 
 SPLIT = plant(digits(), planted=16, duplicates=1, background=1, held_out=45, tokenizer=200, seed=0)
 MEMBERS, OTHERS = SPLIT.planted, SPLIT.held_out
-EVERY = Images.joined([MEMBERS, OTHERS])
+EVERY = Images.join([MEMBERS, OTHERS])
 PREFIX = {"VAR": 5, "RAR": 3}  # from which most members can be told apart
 BETWEEN = {"VAR": 2, "RAR": None}  # a prefix that cuts a scale
 
@@ -81,11 +81,11 @@ def trained(kind: str) -> ImageModel:
         torch.manual_seed(0)
         if kind == "VAR":
             residual = ResidualVQ(ResidualVQConfig(sides=(1, 2, 4), **shape))
-            fit_tokenizer(residual, SPLIT.tokenizer.pixels, 30, rows=16)
+            fit_tokenizer(residual, SPLIT.tokenizer.pixels, 30, batch_size=16)
             model: ImageModel = VAR(VARConfig(sides=(1, 2, 4), code_width=8, **sizes), residual)
         else:
             raster = RasterVQ(RasterVQConfig(grid=4, **shape))
-            fit_tokenizer(raster, SPLIT.tokenizer.pixels, 30, rows=16)
+            fit_tokenizer(raster, SPLIT.tokenizer.pixels, 30, batch_size=16)
             model = RAR(RARConfig(grid=4, **sizes), raster)
         batch = model.encode(MEMBERS.pixels, MEMBERS.labels)
         interp.fit(
@@ -192,7 +192,7 @@ def run(*arguments: Any):
 
 def without_steps(frame: pd.DataFrame) -> pd.DataFrame:
     """Whose tuples come back from a file as arrays."""
-    return frame.assign(tokens=frame["tokens"].map(list)).drop(columns="steps", errors="ignore")
+    return frame.assign(tokens=frame["tokens"].map(list)).drop(columns="groups", errors="ignore")
 
 
 def test_scan_measures_each_image_once_given_its_class_as_the_library_does(toy, done, subject):
@@ -285,7 +285,7 @@ def test_ablate_judges_on_the_other_half_and_damage_on_images_of_neither(toy, do
 
 def test_everything_that_is_promised_is_written(done):
     assert {path.name for path in done[0].iterdir()} >= {
-        "parts", "windows.parquet", "passages.csv", "scan.png", "images.png", "scores.parquet", "units.json", "blocks.csv", "units.png",
+        "shards", "windows.parquet", "passages.csv", "scan.png", "images.png", "scores.parquet", "units.json", "blocks.csv", "units.png",
         "drop.parquet", "drop.json", "drop.png",
     }  # fmt: skip
 
@@ -305,7 +305,7 @@ def test_the_figure_shows_the_best_images_their_tokens_and_what_the_model_goes_o
     toy, subject, tmp_path, monkeypatch
 ):
     images, seen, module = (
-        Images.joined([OTHERS.rows(slice(6)), MEMBERS.rows(slice(6))]),
+        Images.join([OTHERS.rows(slice(6)), MEMBERS.rows(slice(6))]),
         drawn(monkeypatch),
         subject.module,
     )
@@ -334,7 +334,7 @@ def test_the_figure_shows_the_best_images_their_tokens_and_what_the_model_goes_o
 
 
 def test_an_image_that_was_planted_twice_is_shown_once(var, tmp_path, monkeypatch):
-    twice = write_images(Images.joined([MEMBERS, MEMBERS]), tmp_path / "twice.npz")
+    twice = write_images(Images.join([MEMBERS, MEMBERS]), tmp_path / "twice.npz")
     seen = drawn(monkeypatch)
     frame = pipeline.scan_images(interp.load(var.model), [twice], tmp_path / "out", var.prefix)
     assert frame["tokens"][:16].tolist() == frame["tokens"][16:].tolist()
@@ -344,7 +344,7 @@ def test_an_image_that_was_planted_twice_is_shown_once(var, tmp_path, monkeypatc
 def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
     var, var_done, tmp_path, monkeypatch
 ):
-    real, calls = extraction.verdicts, []
+    real, calls = extraction.teacher_force, []
 
     def counted(*given: Any) -> Any:
         calls.append(given)
@@ -352,8 +352,8 @@ def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
             raise OSError("no space left on the device")
         return real(*given)
 
-    monkeypatch.setattr(extraction, "verdicts", counted)
-    command = ["scan", *var.start, "--out", tmp_path, "--size", 8, "--json"]
+    monkeypatch.setattr(extraction, "teacher_force", counted)
+    command = ["scan", *var.start, "--out", tmp_path, "--batch-size", 8, "--json"]
     assert_one_error(run(*command), "no space left on the device")
     assert run(*command).exit_code == 0
     assert len(calls) == 3 + 6  # of 8 batches two were there
@@ -361,7 +361,7 @@ def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
         without_steps(pd.read_parquet(out / "windows.parquet")) for out in (var_done[0], tmp_path)
     )
     pd.testing.assert_frame_equal(once, again, check_exact=False)
-    monkeypatch.setattr(extraction, "verdicts", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(extraction, "teacher_force", lambda *_: pytest.fail("measured again"))
     resumed = run("localize", *var.start, "--out", tmp_path, "--top", 0.1, "--json")
     assert json.loads(resumed.stdout) == var_done[1]["localize"] | {"out": str(tmp_path)}
     assert interp.Units.load(tmp_path / "units.json") == interp.Units.load(
@@ -390,7 +390,7 @@ def test_a_tokenizer_that_stands_elsewhere_is_named(var, var_done, tmp_path):
     network = tmp_path / "network.safetensors"
     shutil.copy(var.model / network.name, network)
     command = ["scan", network, *var.start[1:], "--out", tmp_path / "out", "--json"]
-    assert_one_error(run(*command), "0 tokenizers of a VAR stand beside network.safetensors")
+    assert_one_error(run(*command), "0 tokenizers of a VAR are next to network.safetensors")
     result = run(*command, "--tokenizer", var.model / "tokenizer.safetensors")
     assert json.loads(result.stdout) == var_done[1]["scan"] | {"out": str(tmp_path / "out")}
 
@@ -442,7 +442,7 @@ def unread(tmp_path) -> Path:
             [],
             "text.txt holds no images; .*unread.* is read as an image model: expected an .npz",
         ),
-        ("texts", [], "texts holds no images; .*a folder of one folder a class"),
+        ("texts", [], "texts holds no images; .*a folder of one folder per class"),
         ("flat", [], "flat holds no images"),
     ],
 )
@@ -466,9 +466,9 @@ def test_what_is_no_scan_of_images_is_said_before_the_model_is_read(
         (
             "a.npz",
             [],
-            "a.npz holds images, and no-such-model names no image model: expected texts, or the weights of a VAR or a RAR",
+            "a.npz holds images, and no-such-model does not name an image model: expected texts, or the weights of a VAR or a RAR",
         ),
-        ("pictures", [], "pictures holds images, and no-such-model names no image model"),
+        ("pictures", [], "pictures holds images, and no-such-model does not name an image model"),
         ("pictures/3/a.PNG", [], "a.PNG holds images"),
         (
             "both",
@@ -522,7 +522,7 @@ def test_a_prefix_that_the_model_cannot_go_on_from_is_one_line_and_leaves_no_sca
         wrong += [
             (
                 BETWEEN[toy.kind],
-                "2 tokens are no whole number of steps .*nearest: 1 or 0|nearest: 1 or 5|nearest: 0 or 1",
+                "2 tokens are not a whole number of groups .*nearest: 1 or 0|nearest: 1 or 5|nearest: 0 or 1",
             )
         ]
     for prefix, match in wrong:

@@ -24,7 +24,7 @@ from interp.cli.demo import (
 from interp.data.planted import plant
 
 RECIPE = Recipe(
-    records=3, copies=(2,), paragraphs=6, steps=3, rows=4, width=60, precision="float32", prefix=16, length=16, fraction=0.1,
+    records=3, copies=(2,), paragraphs=6, steps=3, batch_size=4, width=60, precision="float32", prefix=16, length=16, fraction=0.1,
     fractions=(0.05, 0.1), dtype="float32", others=4,
 )  # fmt: skip
 

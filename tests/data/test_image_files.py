@@ -155,7 +155,7 @@ def test_a_path_that_does_not_exist_is_named_with_the_nearest_that_does(folder):
 
 def test_a_place_without_images_is_named_with_what_comes_nearest(folder, tmp_path_factory):
     refused(
-        r"cat holds no images: expected an .npz, or one folder a class .*; nearest in it: [ab].(png|PNG)$",
+        r"cat holds no images: expected an .npz, or one folder per class .*; nearest in it: [ab].(png|PNG)$",
         folder / "cat",
     )
     refused(r"loose.png holds no images", folder / "loose.png")
@@ -250,6 +250,6 @@ def test_sides_and_channels_that_cannot_be_are_named(tmp_path):
 
 def test_class_by_class_is_the_whole_folder_in_parts(folder):
     whole, parts = read_images(folder, channels=1), list(read_classes(folder, channels=1))
-    assert same(Images.joined(parts), whole)
+    assert same(Images.join(parts), whole)
     assert all(len(part.labels.unique()) == 1 for part in parts)
     assert len(parts) == len(whole.labels.unique()) > 1

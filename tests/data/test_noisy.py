@@ -67,7 +67,7 @@ def test_items_that_do_not_fit_each_other_are_refused(changed):
     given = {
         name: getattr(items, name) for name in ("question", "truth", "label", "variables")
     } | changed
-    with pytest.raises(ValueError, match="questions, answers and variables need one row an item"):
+    with pytest.raises(ValueError, match="questions, answers and variables need one row per item"):
         Items(**given)
 
 

@@ -18,7 +18,9 @@ SITES = ["blocks.0.heads", "blocks.1.neurons", "blocks.1.resid_mid", "embed"]
 
 def test_raw_recordings_equal_plain_hooks(name: str, subject: interp.Subject, tmp_path: Path):
     batch = tiny.batch(name, rows=3, seed=6)
-    recording = interp.record(subject, batch, subject.sites, reduce="raw", folder=tmp_path, size=2)
+    recording = interp.record(
+        subject, batch, subject.sites, reduce="raw", folder=tmp_path, batch_size=2
+    )
     for site in subject.sites:
         assert isinstance(recording[site], np.memmap)
         by_hand = torch.cat([tiny.values_by_hand(subject, part, site) for part in batch.split(2)])
@@ -70,7 +72,7 @@ def test_reducers_equal_numpy_on_raw_activations(
     tokens = tiny.batch("llama", rows=len(lengths), length=8, seed=seed).tokens
     mask = lengths_mask(lengths, 8)
     batch = interp.Batch(tokens, mask=mask)
-    got = interp.record(subject, batch, SITES, reduce=reduce, size=size)
+    got = interp.record(subject, batch, SITES, reduce=reduce, batch_size=size)
     raw = interp.record(subject, batch, SITES, reduce="raw", folder=tmp_path_factory.mktemp("raw"))
     for site in got:
         wanted = expected(raw[site].reshape(*raw[site].shape[:2], -1), mask.numpy(), reduce)
@@ -159,7 +161,7 @@ def test_raw_recordings_need_one_length(llama: interp.Subject, tmp_path: Path):
 
 @pytest.mark.parametrize("reduce", ["rows", "top"])
 def test_what_has_no_one_number_a_unit_has_no_frame(llama: interp.Subject, reduce: str):
-    with pytest.raises(ValueError, match="no one number a unit"):
+    with pytest.raises(ValueError, match="does not hold one number per unit"):
         interp.record(llama, tiny.batch("llama"), "neurons", reduce=reduce).to_frame()
 
 

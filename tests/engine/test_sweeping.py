@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.engine.sweeping import grown, mean_loss, naive, resumed, sweep
+from interp.engine.sweeping import mean_loss, sweep, sweep_growing, sweep_naively, sweep_resuming
 
 BATCHES = {
     "one row": {"rows": 1},
     "padded": {"rows": 3, "padded": True, "prompt": 4},
     "square": {"rows": 4, "length": 4},
 }
-METHODS = [sweep, resumed, grown]
+METHODS = [sweep, sweep_resuming, sweep_growing]
 
 
 def logits_of(logits: Tensor, batch: interp.Batch) -> Tensor:
@@ -58,12 +58,12 @@ def plans(subject: interp.Subject) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("shape", "method"), [("one row", sweep), ("padded", resumed)], ids=["one row", "padded"]
+    ("shape", "method"), [("one row", sweep), ("padded", sweep_resuming)], ids=["one row", "padded"]
 )
 def test_resuming_is_exact_in_float64(name: str, shape: str, method: Callable[..., Any]):
     subject = tiny.subject(name, torch.float64)
     batch, todo = tiny.batch(name, dtype=torch.float64, **BATCHES[shape]), plans(tiny.subject(name))
-    reference = naive(subject, batch, todo, logits_of)
+    reference = sweep_naively(subject, batch, todo, logits_of)
     assert all(
         torch.equal(a, b)
         for a, b in zip(reference, method(subject, batch, todo, logits_of), strict=True)
@@ -75,14 +75,14 @@ def test_resuming_is_exact_in_float64(name: str, shape: str, method: Callable[..
         "qwen2",
         "phi3",
     ):  # these normalize in float32, whatever the weights are
-        for a, b in zip(reference, grown(subject, batch, todo, logits_of), strict=True):
+        for a, b in zip(reference, sweep_growing(subject, batch, todo, logits_of), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", BATCHES)
 def test_every_method_equals_the_naive_loop(name: str, subject: interp.Subject, shape: str):
     batch, todo = tiny.batch(name, **BATCHES[shape]), plans(subject)
-    reference = naive(subject, batch, todo, logits_of)
+    reference = sweep_naively(subject, batch, todo, logits_of)
     for method in METHODS:
         for a, b in zip(reference, method(subject, batch, todo, logits_of), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -93,7 +93,7 @@ def test_every_method_equals_the_naive_loop(name: str, subject: interp.Subject, 
 
 def test_naive_is_one_forward_under_each_plan(name: str, subject: interp.Subject):
     batch, todo = tiny.batch(name, padded=True, prompt=2), plans(subject)[::3]
-    for plan, loss in zip(todo, naive(subject, batch, todo), strict=True):
+    for plan, loss in zip(todo, sweep_naively(subject, batch, todo), strict=True):
         with torch.no_grad(), subject.intervened(plan):
             wanted = subject.losses(batch).sum() / batch.counted.sum()
         assert loss == pytest.approx(float(wanted), abs=1e-6)
@@ -124,7 +124,7 @@ class _BoomError(Exception):
 
 @pytest.mark.parametrize(
     ("method", "fails_at"),
-    [*product([naive, *METHODS], [0, 2])],
+    [*product([sweep_naively, *METHODS], [0, 2])],
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_an_exception_in_the_measure_leaves_no_trace(
@@ -141,14 +141,14 @@ def test_an_exception_in_the_measure_leaves_no_trace(
         method(llama, tiny.batch("llama"), plans(llama), boom)
 
 
-@pytest.mark.parametrize("method", [naive, *METHODS], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("method", [sweep_naively, *METHODS], ids=lambda m: m.__name__)
 def test_a_position_never_reached_is_an_error(llama: interp.Subject, method: Callable[..., Any]):
     todo = [scale(llama, "blocks.1.mlp_out"), scale(llama, "blocks.1.attn_out", positions=(40,))]
     with tiny.untouched(llama.module), pytest.raises(interp.HookError, match="never applied"):
         method(llama, tiny.batch("llama"), todo)
 
 
-@pytest.mark.parametrize("method", [naive, *METHODS], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("method", [sweep_naively, *METHODS], ids=lambda m: m.__name__)
 def test_no_plan_is_refused(llama: interp.Subject, method: Callable[..., Any]):
     with pytest.raises(ValueError, match="at least one intervention"):
         method(llama, tiny.batch("llama"), [])
@@ -159,8 +159,8 @@ def test_forks_beyond_one_pass_are_split(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("interp.engine.sweeping._GROWN_TOKENS", 100)
     subject, batch = tiny.subject(name), tiny.batch(name, rows=3)
     for a, b in zip(
-        naive(subject, batch, plans(subject), logits_of),
-        grown(subject, batch, plans(subject), logits_of),
+        sweep_naively(subject, batch, plans(subject), logits_of),
+        sweep_growing(subject, batch, plans(subject), logits_of),
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -174,7 +174,7 @@ def test_resuming_runs_each_block_only_where_it_must(llama: interp.Subject):
         b.self_attn.q_proj.register_forward_hook(lambda *_, n=n: calls.append(n))
         for n, b in enumerate(blocks)
     ]
-    resumed(
+    sweep_resuming(
         llama,
         tiny.batch("llama"),
         [scale(llama, "blocks.1.attn_out"), scale(llama, "blocks.1.neurons")],
@@ -198,9 +198,11 @@ def test_a_block_that_changes_its_output_in_place_cannot_be_resumed():
     subject = interp.load(module)
     with (
         tiny.untouched(module),
-        pytest.raises(interp.HookError, match=r"in place.*use interp\.engine\.sweeping\.naive"),
+        pytest.raises(
+            interp.HookError, match=r"in place.*use interp\.engine\.sweeping\.sweep_naively"
+        ),
     ):
-        resumed(subject, tiny.batch("gpt2"), [scale(subject, "blocks.1.mlp_out")])
+        sweep_resuming(subject, tiny.batch("gpt2"), [scale(subject, "blocks.1.mlp_out")])
 
 
 SMALL, LARGE = {"rows": 1, "length": 9}, {"rows": 8, "length": 9}
@@ -209,33 +211,35 @@ SMALL, LARGE = {"rows": 1, "length": 9}, {"rows": 8, "length": 9}
 def chosen(subject: interp.Subject, batch: interp.Batch, plans: list[Any]) -> str:
     """The name of the method that `sweep` calls."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("grown", "resumed"):
+        for name in ("sweep_growing", "sweep_resuming"):
             patch.setattr(f"interp.engine.sweeping.{name}", lambda *_, name=name: name)
         return str(sweep(subject, batch, plans))
 
 
 def test_small_batches_grow_and_large_ones_resume(llama: interp.Subject):
-    assert chosen(llama, tiny.batch("llama", **SMALL), plans(llama)) == "grown"
-    assert chosen(llama, tiny.batch("llama", **LARGE), plans(llama)) == "resumed"
+    assert chosen(llama, tiny.batch("llama", **SMALL), plans(llama)) == "sweep_growing"
+    assert chosen(llama, tiny.batch("llama", **LARGE), plans(llama)) == "sweep_resuming"
 
 
 def test_what_cannot_share_a_batch_or_is_exact_resumes(llama: interp.Subject):
     small = tiny.batch("llama", **SMALL)
-    assert chosen(llama, small, [scale(llama, "blocks.1.mlp_out")]) == "resumed"
-    assert chosen(llama, small, [scale(llama, "final"), scale(llama, "embed")]) == "resumed"
+    assert chosen(llama, small, [scale(llama, "blocks.1.mlp_out")]) == "sweep_resuming"
+    assert chosen(llama, small, [scale(llama, "final"), scale(llama, "embed")]) == "sweep_resuming"
     exact = tiny.subject("llama", torch.float64)
-    assert chosen(exact, small, plans(exact)) == "resumed"
+    assert chosen(exact, small, plans(exact)) == "sweep_resuming"
 
 
 def test_a_sweep_of_a_large_batch_equals_the_naive_loop_too(name: str, subject: interp.Subject):
     batch, todo = tiny.batch(name, **LARGE), plans(subject)[::3]
     for a, b in zip(
-        naive(subject, batch, todo, logits_of), sweep(subject, batch, todo, logits_of), strict=True
+        sweep_naively(subject, batch, todo, logits_of),
+        sweep(subject, batch, todo, logits_of),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "method"), [(SMALL, grown), (LARGE, resumed)])
+@pytest.mark.parametrize(("shape", "method"), [(SMALL, sweep_growing), (LARGE, sweep_resuming)])
 def test_the_choice_depends_on_the_shape_alone(
     llama: interp.Subject,
     monkeypatch: pytest.MonkeyPatch,
@@ -281,6 +285,6 @@ def test_blocks_that_run_only_on_the_rows_of_the_model_resume():
     )
     subject = interp.load(module)
     todo = [scale(subject, "blocks.0.mlp_out"), scale(subject, "blocks.1.mlp_out")]
-    assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "grown"
+    assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "sweep_growing"
     module.trunk[0].any_rows = False
-    assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "resumed"
+    assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "sweep_resuming"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import interp
-from interp.experiment.claims import Claim, judged
+from interp.experiment.claims import Claim, judge
 from interp.experiment.experiment import Results
 from interp.reporting.stats import Interval
 
@@ -90,7 +90,7 @@ def test_a_claim_is_reproduced_only_by_a_whole_interval_and_never_opposite_to_wh
     ends, threshold
 ):
     interval = Interval(ends[1], ends[0], ends[2], 3)
-    verdict = judged(interval, lambda v: v >= threshold, lambda v: v < 0)
+    verdict = judge(interval, lambda v: v >= threshold, lambda v: v < 0)
     assert (verdict == "reproduced") == (ends[0] >= threshold)
     assert (verdict == "opposite") == (ends[2] < 0 and ends[0] < threshold)
-    assert judged(interval, lambda v: v >= threshold) in ("reproduced", "not reproduced")
+    assert judge(interval, lambda v: v >= threshold) in ("reproduced", "not reproduced")

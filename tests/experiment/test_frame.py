@@ -42,10 +42,10 @@ from interp.experiment.checks import (
     verdicts,
 )
 from interp.experiment.claims import NOT_TESTABLE, committed_claims
-from interp.experiment.experiment import Experiment, changed
+from interp.experiment.experiment import Experiment, with_changes
 from interp.experiment.jobs import finish_all, job, kept
 from interp.experiment.verdict_figure import verdict_figure
-from interp.reporting.stats import Interval, student
+from interp.reporting.stats import Interval, student_interval
 
 CHECKOUT = Path(interp.__file__).parents[1]
 
@@ -98,7 +98,7 @@ def test_a_run_writes_claims_over_seeds_and_on_each_with_tables_figures_and_sett
     numbers = pd.read_parquet(tmp_path / "tables" / "numbers.parquet")
     assert numbers["seed"].unique().tolist() == [5, 6, 7]
     by_seed = numbers[numbers["name"] == "up"].groupby("seed")["value"].mean()
-    expected = student(by_seed)
+    expected = student_interval(by_seed)
     assert [found["T1"][name] for name in ("measured", "low", "high")] == pytest.approx(
         [expected.estimate, expected.low, expected.high]
     )
@@ -290,10 +290,10 @@ def test_a_field_of_a_preset_is_given_another_value(module, root, tmp_path):
 
 def test_another_value_has_the_type_of_the_field(module):
     settings = module.PRESETS["smoke"]
-    assert changed(settings, []) == settings
+    assert with_changes(settings, []) == settings
     for wrong in ("seeds", "seeds=", "seeds=1.5", "seeds=0"):
         with pytest.raises(ValueError, match="seeds"):
-            changed(settings, [wrong])
+            with_changes(settings, [wrong])
 
 
 def test_jobs_have_functions_of_modules_and_plain_arguments(module, tmp_path):

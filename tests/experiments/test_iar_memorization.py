@@ -18,7 +18,7 @@ from PIL import Image
 
 import interp
 from experiments.iar_memorization import EXPERIMENT
-from experiments.iar_memorization.build import Study, trained
+from experiments.iar_memorization.build import Study, train_or_load
 from experiments.iar_memorization.checks import checks
 from experiments.iar_memorization.measures import by_correlation, centre, complete, read
 from experiments.iar_memorization.mitigation import (
@@ -27,7 +27,7 @@ from experiments.iar_memorization.mitigation import (
     Edited,
     apart,
     at_equal_cost,
-    averaged,
+    average_over_draws,
 )
 from experiments.iar_memorization.presets import PRESETS, Places, Public, Sampling
 from experiments.iar_memorization.quality import Quality, features_of
@@ -56,7 +56,7 @@ def out(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["VAR", "RAR"])
 def study(request, out) -> Study:
-    return trained(SMOKE, request.param, "overfit", SEED, out / "models")
+    return train_or_load(SMOKE, request.param, "overfit", SEED, out / "models")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_models_are_kept_and_a_second_run_gives_the_same_tables_without_training
     finished = [kept for _, kept in EXPERIMENT._work(SMOKE, [SEED], out)]
     rerun.check_same(finished[0])  # of VAR; RAR goes through the same functions
     for family in ("VAR", "RAR"):
-        trained(SMOKE, family, "overfit", SEED, out / "models")
+        train_or_load(SMOKE, family, "overfit", SEED, out / "models")
     assert {file: file.stat().st_mtime_ns for file in states} == states
 
 
@@ -119,7 +119,7 @@ def test_a_kept_model_loads_as_a_subject_that_gives_the_same_verdicts(out, study
 def test_one_forward_tells_extraction_from_every_prefix(study, tables):
     table = tables["extraction"]
     for name, batch in study.batches.items():
-        hits, losses = read(study.subject, batch, size=7)
+        hits, losses = read(study.subject, batch, batch_size=7)
         np.testing.assert_allclose(losses, study.subject.losses(batch).detach().mean(1), rtol=1e-5)
         for prefix in study.prefixes:
             rows = table[
@@ -135,7 +135,7 @@ def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
     bench, units = Bench(study, quality), study.subject.anatomy.units("neurons")
     before = study.subject.fingerprint
     zeroed = Selection(units, 1.0).trial("all")
-    halved = zeroed.edited(lambda units: in_weights(study.subject, units, 0.5))
+    halved = zeroed.with_edit(lambda units: in_weights(study.subject, units, 0.5))
     found = bench.table([Edited(zeroed, "zero"), Edited(halved, HALVED)])
     assert study.subject.fingerprint == before
     assert found["exact"].iloc[0] > found["exact"].iloc[1]
@@ -148,7 +148,7 @@ def test_edits_are_measured_on_the_edited_model_and_leave_no_trace(study, out):
         by_weights = bench.measured(())
     finally:
         study.subject.module.load_state_dict(
-            trained(
+            train_or_load(
                 SMOKE, study.family, "overfit", SEED, out / "models"
             ).subject.module.state_dict()
         )
@@ -215,7 +215,7 @@ def test_draws_are_averaged_before_they_are_compared():
     table = edits(
         ("none", 0.0, 1.0, 1.0, 1.0), ("random", 0.1, 0.4, 2.0, 2.0), ("random", 0.1, 0.6, 4.0, 2.0)
     )
-    own = averaged(table).set_index("selection")
+    own = average_over_draws(table).set_index("selection")
     assert own.loc["random", "extracted"] == pytest.approx(0.5)
     assert own.loc["random", "held out loss"] == pytest.approx(3.0)
 

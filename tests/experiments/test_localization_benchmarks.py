@@ -21,8 +21,8 @@ from experiments.localization_benchmarks.checks_of_real import checks_of
 from experiments.localization_benchmarks.memorizer import KINDS, Recipe, memorizer
 from experiments.localization_benchmarks.presets import PRESETS
 from interp.experiment.checks import claims
-from interp.experiment.claims import NOT_TESTABLE, Claim, judged
-from interp.experiment.experiment import Results, changed
+from interp.experiment.claims import NOT_TESTABLE, Claim, judge
+from interp.experiment.experiment import Results, with_changes
 from interp.localization import methods
 
 RECIPE = {
@@ -61,8 +61,8 @@ def test_tables_have_both_seeds_and_stand_beside_what_was_published(results):
         elif name.endswith("summary"):
             assert set(table["seeds"]) == {2}
     for name, model in (
-        ("injection_beside_published", "ours, 10%"),
-        ("deletion_beside_published", "ours, all"),
+        ("injection_and_published", "ours, 10%"),
+        ("deletion_and_published", "ours, all"),
     ):
         beside = results.tables[name].set_index("model")
         assert {"GPT-2 XL", "Pythia-6.9B", model} <= set(beside.index)
@@ -225,7 +225,7 @@ def test_a_model_of_ones_own_is_studied_on_what_it_says_most_of(tmp_path):
 def test_windows_that_are_not_memorized_are_left_out():
     pytest.importorskip("faker")
     known = memorizer(Recipe(**RECIPE), 3)
-    accuracy = study.effects(known.subject, [[]], {"repeated": known.repeated})[
+    accuracy = study.measure_under(known.subject, [[]], {"repeated": known.repeated})[
         "accuracy"
     ].to_numpy()
     least = float(np.median(accuracy))
@@ -304,7 +304,7 @@ def test_the_question_is_answered_by_what_fell_beyond_what_as_active_units_cost(
     verdicts = {1: "reproduced", 0: "not reproduced", -1: "opposite"}
     tables = {"texts": real.by_text(effects_of(fall))}
     found = {
-        check.id.split()[0]: judged(check.measure(tables), check.threshold, check.opposite)
+        check.id.split()[0]: judge(check.measure(tables), check.threshold, check.opposite)
         for check in checks_of(["m"], real.HEADLINE)
     }
     assert found == {name: verdicts[sign] for name, sign in expected.items()}
@@ -371,9 +371,10 @@ def test_the_real_study_runs_on_the_model_that_its_preset_names(
     monkeypatch.setattr(real, "study_windows", searched_once)
     headline = {"fractions": (real.HEADLINE, 0.1), "controlled": (real.HEADLINE, 0.1)}
     preset = replace(
-        changed(real.PRESETS["smoke"], [f"model={folder_of_letters}", "dtype=float32"]), **headline
+        with_changes(real.PRESETS["smoke"], [f"model={folder_of_letters}", "dtype=float32"]),
+        **headline,
     )
-    assert real.prepared(preset, tmp_path) == {}
+    assert real.prepare_shared(preset, tmp_path) == {}
     tables = real.windows(preset, tmp_path) | real.of_method("activation", preset, 0, tmp_path)
     assert len(searched) == 1
     assert set(tables) == set(real.EXPERIMENT.tables)
@@ -388,13 +389,13 @@ def test_texts_keep_their_words_in_every_format():
     text = "Permission is hereby granted,\nfree of charge, to any person.\n\n1. First item\n2. Second item\n"
     words = {
         style: [
-            w for w in licence_texts.styled(text, style).split() if w not in ("#", "*", "/*", "*/")
+            w for w in licence_texts.restyle(text, style).split() if w not in ("#", "*", "/*", "*/")
         ]
         for style in ("raw", "hash", "star", "unwrapped")
     }
     assert words["raw"] == words["hash"] == words["star"] == words["unwrapped"]
     assert (
-        licence_texts.styled(text, "unwrapped").splitlines()[0]
+        licence_texts.restyle(text, "unwrapped").splitlines()[0]
         == "Permission is hereby granted, free of charge, to any person."
     )
 

@@ -17,7 +17,7 @@ from experiments.planted_leak.tables import over_seeds
 from interp.cli.demo import Recipe
 from interp.experiment.claims import Claim
 from interp.mitigation.report import DropReport, EqualDamage
-from interp.reporting.stats import Interval, student
+from interp.reporting.stats import Interval, student_interval
 
 RECIPE = Recipe(fraction=0.1, fractions=(0.1, 0.2))
 SEEDS = 4
@@ -118,7 +118,7 @@ def test_over_seeds_is_students_interval_of_the_runs_estimates():
         ["selection", "fraction", "data", "measure"]
     )
     row = table.loc[("selection", 0.1, "memorized", "accuracy")]
-    expected = student([-0.7 + 1e-3 * seed for seed in range(SEEDS)])
+    expected = student_interval([-0.7 + 1e-3 * seed for seed in range(SEEDS)])
     np.testing.assert_allclose(
         row[["change", "change_low", "change_high"]].astype(float),
         [expected.estimate, expected.low, expected.high],

@@ -20,22 +20,22 @@ from notebook import run_notebook
 import interp
 from experiments.reason_to_rote import EXPERIMENT, sweep
 from experiments.reason_to_rote.checks import checks
-from experiments.reason_to_rote.distributed import exchanged, participation
+from experiments.reason_to_rote.distributed import exchange_positions, participation
 from experiments.reason_to_rote.erasing import donors
-from experiments.reason_to_rote.lookup import planted
+from experiments.reason_to_rote.lookup import plant_lookup
 from experiments.reason_to_rote.measures import survival
-from experiments.reason_to_rote.neurons import heuristics, shared
+from experiments.reason_to_rote.neurons import heuristics, shared_neurons
 from experiments.reason_to_rote.overlap import mean_by_position
 from experiments.reason_to_rote.presets import PRESETS
-from experiments.reason_to_rote.study import Study, outcomes, said, study
+from experiments.reason_to_rote.study import Study, answers_of, outcomes, study
 from experiments.reason_to_rote.tasks import (
     GraphFacts,
     Learned,
     Transformer,
     exact,
-    learned,
     network,
     task,
+    train_or_load,
 )
 from interp.experiment.checks import claims, verdicts
 from interp.experiment.claims import NOT_TESTABLE
@@ -70,7 +70,7 @@ def out(tmp_path_factory) -> Path:
 
 def of_model(out: Path, name: str) -> Learned:
     preset = SMOKE.recipe(name)
-    return learned(
+    return train_or_load(
         task(preset.data, SEED),
         preset.model,
         preset.training,
@@ -122,7 +122,7 @@ def test_models_are_kept_and_a_second_run_gives_the_same_tables_without_training
     # of the job of addition, which is the longest, what the others do not compute
     known = of_model(out, "FDA")
     end = study(known.task, known.subject, "end", clean=SMOKE.clean, at_most=SMOKE.items)
-    again = heuristics(end, SMOKE.knocked_out) | shared(end, end.blocks - 1)
+    again = heuristics(end, SMOKE.knocked_out) | shared_neurons(end, end.blocks - 1)
     for name, table in again.items():
         kept = tables[name].drop(columns="seed")
         pd.testing.assert_frame_equal(table.reset_index(drop=True), kept, check_exact=True)
@@ -211,11 +211,11 @@ def test_items_are_read_where_truth_and_label_first_differ(studies):
         memorized = one.memorized
         assert (memorized.label != memorized.true).all()
         before = memorized.items
-        assert (before.label[:, : memorized.step] == before.truth[:, : memorized.step]).all()
+        assert (before.label[:, : memorized.target] == before.truth[:, : memorized.target]).all()
         assert memorized.batch.targets.shape[1] == 1
         assert (memorized.batch.targets[:, 0].numpy() == memorized.label).all()
-        assert (said(one.subject, memorized.batch) == memorized.label).all()
-        assert (said(one.subject, one.test.batch) == one.test.true).all()
+        assert (answers_of(one.subject, memorized.batch) == memorized.label).all()
+        assert (answers_of(one.subject, one.test.batch) == one.test.true).all()
         assert one.memorized.items.noisy.all()
         assert not one.clean.items.noisy.any()
 
@@ -246,7 +246,7 @@ def test_a_question_with_another_token_has_another_truth_or_the_same(studies):
         question = one.test.items.question
         assert (one.task.solve(question) == one.test.items.truth).all()
         for position in one.reasoning.inputs:
-            other = exchanged(one.task, question, position, seed=3)
+            other = exchange_positions(one.task, question, position, seed=3)
             assert ((other != question).sum(1) == 1).all()
             assert (other[:, position] != question[:, position]).all()
             assert set(other[:, position]) <= set(one.task.train.question[:, position])
@@ -267,20 +267,22 @@ def test_a_look_up_needs_every_token_of_its_question_and_nothing_else(out):
     preset = SMOKE.FDA
     of = task(preset.data, SEED)
     folder = out / "models" / f"FDA-clean-seed{SEED}"
-    known = learned(of, preset.model, SMOKE.without_noise, SEED, folder, clean=True)
-    table = planted(network(of, preset.model, 5), of.noisy)
+    known = train_or_load(of, preset.model, SMOKE.without_noise, SEED, folder, clean=True)
+    table = plant_lookup(network(of, preset.model, 5), of.noisy)
     assert exact(table, of.noisy.batch()).all()
     assert exact(table, of.tests["test"].batch()).mean() < 0.1  # the network below is untrained
     asked = study(
         of,
-        planted(known.subject, of.noisy),
+        plant_lookup(known.subject, of.noisy),
         "look-up",
         clean=600,
         at_most=50,
         memorized=np.ones(len(of.noisy), dtype=bool),
     )
     table = asked.subject
-    assert (said(table, asked.test.batch) == said(known.subject, asked.test.batch)).all()
+    assert (
+        answers_of(table, asked.test.batch) == answers_of(known.subject, asked.test.batch)
+    ).all()
     embed = next(site for site in table.sites if site.point == "embed")
     means = mean_by_position(asked, [embed, table.anatomy.resolve("blocks.0.resid_post")])
     for site, values in means.items():
@@ -296,7 +298,7 @@ def test_a_look_up_needs_every_token_of_its_question_and_nothing_else(out):
 
 def test_a_look_up_is_read_within_a_batch_and_past_its_answer(out):
     known = of_model(out, "FDA")
-    table = planted(known.subject, known.task.noisy)
+    table = plant_lookup(known.subject, known.task.noisy)
     whole = known.task.noisy.batch()
     with torch.no_grad():
         longer = table.module(torch.cat([whole.tokens, whole.tokens[:, :1]], 1))
@@ -372,7 +374,7 @@ def test_a_paper_preset_of_a_moment_runs(tmp_path):
             evaluate_every=2,
             until_memorized=0.0,
         )
-        known = learned(task(data, 0), tiny, training, 0, tmp_path / name)
+        known = train_or_load(task(data, 0), tiny, training, 0, tmp_path / name)
         assert known.history["step"].tolist() == [1]  # the goal was reached at once
         assert isinstance(known.subject, interp.Subject)
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import interp
-from interp.engine.sweeping import grown, naive, resumed, sweep
-from interp.hooks.hooks import lowered, prompt_length
+from interp.engine.sweeping import sweep, sweep_growing, sweep_naively, sweep_resuming
+from interp.hooks.hooks import lower_plans, prompt_length
 from interp.interventions.edit import Edit, apply
 from interp.interventions.plan import KINDS
 
@@ -132,7 +132,7 @@ def test_a_projection_around_a_center_is_its_formula_and_leaves_the_center(llama
     )
     site, rows = units.sites[0], torch.tensor(values(32, 6, seed=6)).double()
     around = {site: center}
-    edit = lowered(llama.anatomy, interp.Project(units, values={site: basis}, center=around))[0]
+    edit = lower_plans(llama.anatomy, interp.Project(units, values={site: basis}, center=around))[0]
     orthonormal = torch.tensor(np.linalg.qr(basis.T.astype(float))[0].T)
     c = torch.tensor(center).double()
     by_hand = rows - (rows - c) @ orthonormal.T @ orthonormal
@@ -140,13 +140,13 @@ def test_a_projection_around_a_center_is_its_formula_and_leaves_the_center(llama
     torch.testing.assert_close(once, by_hand)
     torch.testing.assert_close(removed(edit, once), once)
     torch.testing.assert_close(removed(edit, c[None]), c[None])
-    mean = lowered(
+    mean = lower_plans(
         llama.anatomy,
         interp.Project(units, values={site: basis}, center={site: rows.mean(0).numpy()}),
     )[0]
     torch.testing.assert_close(removed(mean, rows).mean(0), rows.mean(0))
     nothing = [
-        lowered(llama.anatomy, interp.Project(units, values={site: basis}, center=c))[0]
+        lower_plans(llama.anatomy, interp.Project(units, values={site: basis}, center=c))[0]
         for c in (None, {site: 0 * center})
     ]
     torch.testing.assert_close(removed(nothing[0], rows), removed(nothing[1], rows))
@@ -164,7 +164,7 @@ def test_a_center_at_some_heads_is_that_of_their_columns(llama: interp.Subject):
         llama.anatomy.columns(units.sites[0], units[units.sites[0]]),
     )
     flat, shaped = (
-        lowered(
+        lower_plans(
             llama.anatomy, interp.Project(units, values={site: values(width, 2)}, center={site: c})
         )[0]
         for c in (center, center.reshape(tiny.HEADS, -1))
@@ -253,7 +253,7 @@ def test_donors_by_head_are_donors_by_column(llama: interp.Subject):
     plan = interchange(llama, tiny.batch("llama"), "blocks.1.heads")
     by_head = {site: v.reshape(*v.shape[:2], tiny.HEADS, -1) for site, v in plan.values.items()}
     one, other = (
-        lowered(llama.anatomy, p)[0].add
+        lower_plans(llama.anatomy, p)[0].add
         for p in (plan, interp.Interchange(plan.units, values=by_head))
     )
     assert torch.equal(one, other)
@@ -273,15 +273,15 @@ def test_a_sweep_gives_every_row_its_donor(llama: interp.Subject):
     def under(method: Callable[..., list[Any]]) -> Tensor:
         return torch.stack(method(llama, batch, plans, lambda logits, _: logits.clone()))
 
-    for method in (sweep, resumed, grown):
-        torch.testing.assert_close(under(method), under(naive), rtol=0, atol=1e-5)
+    for method in (sweep, sweep_resuming, sweep_growing):
+        torch.testing.assert_close(under(method), under(sweep_naively), rtol=0, atol=1e-5)
 
 
 def test_rows_without_donors_are_refused(llama: interp.Subject):
     plan = interchange(llama, tiny.batch("llama", rows=2), "blocks.1.neurons")
     with (
         pytest.raises(
-            ValueError, match=r"blocks.1.neurons: 3 rows are no multiple of the 2 donors"
+            ValueError, match=r"blocks.1.neurons: 3 rows are not a multiple of the 2 donors"
         ),
         llama.intervened(plan),
     ):
@@ -418,7 +418,7 @@ def test_recordings_are_values(llama: interp.Subject, site: str, kind: str, redu
     batch = tiny.batch("llama")
     recording = interp.record(llama, batch, site, reduce=reduce)
     units = tiny.units(llama, site, [1, 3])
-    edit = lowered(llama.anatomy, KINDS[kind](units, values=recording))[0]
+    edit = lower_plans(llama.anatomy, KINDS[kind](units, values=recording))[0]
     columns = llama.anatomy.columns(units.sites[0], units[site])
     if kind != "Project":
         assert edit.add is not None
@@ -540,7 +540,7 @@ def test_impossible_interventions_are_refused(
     llama: interp.Subject, make: Callable[[], interp.Intervention], message: str
 ):
     with pytest.raises(ValueError, match=message):
-        lowered(llama.anatomy, make())
+        lower_plans(llama.anatomy, make())
 
 
 @pytest.mark.parametrize(
@@ -584,7 +584,7 @@ def test_resampling_is_decided_by_the_seed(seed: int):
         interp.Resample(subject.anatomy.units(site), values=pool, seed=s)
         for s in (seed, seed, seed + 1)
     ]
-    same, again, other = (lowered(subject.anatomy, plan)[0].add for plan in plans)
+    same, again, other = (lower_plans(subject.anatomy, plan)[0].add for plan in plans)
     assert torch.equal(same, again)
     assert not torch.equal(same, other)
 
@@ -597,5 +597,5 @@ def test_what_is_added_repeats_after_its_period(rows: int | None):
     shape = (period, width) if rows is None else (rows, period, width)
     table = torch.arange(np.prod(shape), dtype=torch.float32).reshape(shape)
     edit = Edit(interp.Site("neurons", 0), torch.arange(width), add=table)
-    found = edit.added(2, torch.arange(4, length))
+    found = edit.addend(2, torch.arange(4, length))
     assert torch.equal(found, table[..., [1, 2, 0, 1], :])

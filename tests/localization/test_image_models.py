@@ -11,7 +11,7 @@ from quick import NAMES, QUICK
 
 import interp
 from interp.localization import localize, localize_each
-from interp.localization.predicting_positions import predicting
+from interp.localization.predicting_positions import predicting_positions
 
 
 @pytest.fixture(params=["var", "rar"])
@@ -40,10 +40,10 @@ def test_there_is_nothing_to_spoil_in_a_class(name):
 def test_activity_is_averaged_over_the_positions_that_predict_the_targets(name, prompt):
     """In VAR position t predicts token t, in RAR position t + 1."""
     subject, batch = tiny.subject(name, torch.float64), tiny.image_batch(name, rows=2)
-    asked = interp.Batch(batch.tokens, prompt, steps=batch.steps, conditioning=batch.conditioning)
+    asked = interp.Batch(batch.tokens, prompt, groups=batch.groups, conditioning=batch.conditioning)
     site = interp.Site("neurons", 0)
     start = prompt + (name == "rar")
-    assert predicting(subject, asked, (site,)) == {"": start}
+    assert predicting_positions(subject, asked, (site,)) == {"": start}
     raw = tiny.values_by_hand(subject, asked, site)[:, start : start + batch.length - prompt]
     writes = subject.anatomy.out_weight(subject.module, site).norm(dim=1)
     found = localize_each(subject, asked, method="activation", site="neurons")

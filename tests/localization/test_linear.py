@@ -11,7 +11,7 @@ import torch
 
 import interp
 from interp.localization import localize, localize_each
-from interp.localization.methods.attribution_patching import corrupted
+from interp.localization.methods.attribution_patching import corrupt
 from interp.localization.methods.zero_out import exact
 from interp.localization.window_losses import window_losses
 from interp.subject.subject import evaluating
@@ -75,13 +75,13 @@ def test_for_a_group_too(subject):
         np.testing.assert_allclose(measured[site], first_order[site], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("points", [1, 3])
 @pytest.mark.parametrize("point", ["neurons", "heads"])
-def test_attribution_patching_equals_patching_each_unit(subject, point, steps):
+def test_attribution_patching_equals_patching_each_unit(subject, point, points):
     batch = windows()
-    scores = localize_each(subject, batch, method="attribution_patching", site=point, steps=steps)
+    scores = localize_each(subject, batch, method="attribution_patching", site=point, points=points)
     for row, window in enumerate(batch.split(1)):
-        other = corrupted(subject, window)
+        other = corrupt(subject, window)
         for site in subject.anatomy.expand(point):
             donor = {site: tiny.values_by_hand(subject, other, site)[0].numpy()}
             assert np.abs(scores[row][site]).max() > 1e-5

@@ -15,7 +15,7 @@ BY_COMPARISON = ("neuron_flipping", "unitmem", "z_score")  # only with other win
 QUICK = {
     "causal_tracing": {"draws": 5},
     "hard_concrete": {"steps": 60},
-    "integrated_gradients": {"steps": 5},
+    "integrated_gradients": {"points": 5},
     "neuron_flipping": {"at_most": 5},
     "slimming": {"steps": 40},
 }

@@ -56,7 +56,7 @@ def test_a_decorated_function_is_a_method(llama, table):
 def test_a_function_of_one_batch_is_a_method_for_windows_and_sets(llama, table, size, parts):
     seen: list[int] = []
 
-    @window_method("mine", size=2)
+    @window_method("mine", batch_size=2)
     def _(subject, batch, sites, *, scale=1):
         seen.append(len(batch))
         first = scale * batch.tokens[:, :1].double()
@@ -65,7 +65,7 @@ def test_a_function_of_one_batch_is_a_method_for_windows_and_sets(llama, table, 
             for site, width in subject.anatomy.widths(sites).items()
         }
 
-    options = {"scale": 3} if size is None else {"scale": 3, "size": size}
+    options = {"scale": 3} if size is None else {"scale": 3, "batch_size": size}
     ours, theirs = (
         np.array([tokens[0] for tokens in frame["tokens"]]) for frame in (MEMORIZED, REFERENCE)
     )
@@ -88,7 +88,7 @@ def test_a_function_of_one_batch_is_a_method_for_windows_and_sets(llama, table, 
     assert [scores.about["window"] for scores in each] == [0, 1, 2]
     assert each[0].about["scale"] == 3
     with pytest.raises(
-        ValueError, match="mine has no option 'scales': it takes scale, size; nearest: scale"
+        ValueError, match="mine has no option 'scales': it takes batch_size, scale; nearest: scale"
     ):
         localize(llama, MEMORIZED, method="mine", scales=3)
 
@@ -166,7 +166,9 @@ def test_an_unknown_site_offers_the_nearest(llama, call, method):
 @CALLS
 @pytest.mark.parametrize("method", NAMES)
 def test_an_unknown_option_offers_the_nearest(llama, call, method):
-    close = {"neuron_flipping": "copie", "random": "seeds", "lowest": "sizes"}.get(method, "sizes")
+    close = {"neuron_flipping": "copie", "random": "seeds", "lowest": "batch_sizes"}.get(
+        method, "batch_sizes"
+    )
     with (
         tiny.untouched(llama.module),
         pytest.raises(
@@ -288,7 +290,7 @@ def test_a_site_that_no_forward_reaches_is_named(method, site):
 
 
 RAW = {
-    "attribution_patching": {"steps": 2},
+    "attribution_patching": {"points": 2},
     "integrated_gradients": {"positions": "predicting"},
     "lowest": {"of": "activation"},
 }

@@ -15,7 +15,7 @@ import interp
 from interp.localization import localize, localize_each
 from interp.localization.methods import zero_out
 from interp.localization.methods.gradient import first_order_effects
-from interp.localization.screening import estimates, first_or_curved, interleaved
+from interp.localization.screening import estimates, first_or_curved, interleave
 from interp.localization.unit_values import values_at
 
 MEMORIZED, REFERENCE = (
@@ -140,7 +140,7 @@ def test_screens_take_turns_by_hand():
     a, b = interp.Site("neurons", 0), interp.Site("neurons", 1)
     one = {a: torch.tensor([[9.0, 1.0]]), b: torch.tensor([[5.0, 3.0]])}  # order: a0, b0, b1, a1
     two = {a: torch.tensor([[0.0, 7.0]]), b: torch.tensor([[6.0, 8.0]])}  # order: b1, a1, b0, a0
-    both = interleaved(one, two)
+    both = interleave(one, two)
     flat_scores = torch.cat([both[a], both[b]], 1)[0]
     assert [("a0", "a1", "b0", "b1")[i] for i in flat_scores.argsort(descending=True)] == [
         "a0",

@@ -85,7 +85,7 @@ def test_a_part_is_a_slice_and_views_are_averaged(name, subject, raw, reduce, vi
     }
     with tiny.untouched(subject.module):
         found = record_parts(
-            subject, tiny.image_batch(name, ROWS), SITES, parts, reduce, size=3, views=views
+            subject, tiny.image_batch(name, ROWS), SITES, parts, reduce, batch_size=3, views=views
         )
     slices = {s.name: slice(s.start, s.stop) for s in subject.module.segments} | {
         "": slice(None),
@@ -128,14 +128,14 @@ def test_parts_of_padded_text_are_refused():
 def test_views_of_an_example_stand_together(rows, views):
     with pytest.raises(
         ValueError,
-        match=rf"{rows % views or rows} rows are no whole number of examples of {views} views",
+        match=rf"{rows % views or rows} rows are not a whole number of examples of {views} views",
     ):
         interp.record(
             tiny.subject("llama"),
             tiny.batch("llama", rows=rows),
             SITES[:1],
             "rows",
-            size=1,
+            batch_size=1,
             views=views,
         )
 
@@ -144,7 +144,8 @@ def test_views_of_an_example_stand_together(rows, views):
 def test_the_size_of_a_forward_cuts_no_views(size):
     subject, batch = tiny.subject("llama", torch.float64), tiny.batch("llama", rows=12)
     one, other = (
-        interp.record(subject, batch, SITES, "selectivity", size=n, views=3) for n in (12, size)
+        interp.record(subject, batch, SITES, "selectivity", batch_size=n, views=3)
+        for n in (12, size)
     )
     for site in one:
         for key, value in one.parts[site].items():
@@ -180,7 +181,7 @@ def test_segments_collapse_as_by_hand(name, subject, raw, collapse, views):
     apart = np.stack([mu.argmax(0) for mu in mus])[best, np.arange(len(best))]
     examples = {"macro": macro.argmax(0), "tokens": tokens.argmax(0)}.get(collapse, apart)
     found, example = unitmem(
-        subject, tiny.image_batch(name, ROWS), (site,), size=2, views=views, collapse=collapse
+        subject, tiny.image_batch(name, ROWS), (site,), batch_size=2, views=views, collapse=collapse
     )[site]
     np.testing.assert_allclose(found, scores, rtol=1e-9)
     assert example.tolist() == examples.tolist()

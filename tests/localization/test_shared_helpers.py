@@ -9,7 +9,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import interp
-from interp.localization.predicting_positions import position_weights, predicting, weighted_mean
+from interp.localization.predicting_positions import (
+    position_weights,
+    predicting_positions,
+    weighted_mean,
+)
 from interp.localization.unit_gates import gated
 from interp.localization.window_losses import window_losses
 from interp.subject.subject import evaluating
@@ -18,13 +22,13 @@ from interp.subject.subject import evaluating
 @pytest.mark.parametrize("prompt", [1, 4, 8])
 def test_a_suffix_is_predicted_one_position_earlier_and_by_a_policy_at_its_own(name, prompt):
     subject = tiny.subject(name)
-    found = predicting(subject, tiny.batch(name, rows=3, prompt=prompt), subject.sites)
+    found = predicting_positions(subject, tiny.batch(name, rows=3, prompt=prompt), subject.sites)
     assert found == ({"vision": None, "decoder": prompt} if name == "policy" else {"": prompt - 1})
 
 
 def test_a_policy_without_a_prompt_is_predicted_from_its_start():
     subject = tiny.subject("policy")
-    assert predicting(subject, tiny.batch("policy", prompt=0), subject.sites) == {
+    assert predicting_positions(subject, tiny.batch("policy", prompt=0), subject.sites) == {
         "vision": None,
         "decoder": 0,
     }

@@ -43,7 +43,7 @@ def test_a_window_scores_the_same_in_any_company(name, method):
     sized = (
         [{}]
         if method in ("neuron_flipping", "random")
-        else [{"size": 1}, {"size": 2}, {"size": 16}]
+        else [{"batch_size": 1}, {"batch_size": 2}, {"batch_size": 16}]
     )
     runs = [localize_each(subject, batch, reference, method, **options, **size) for size in sized]
     runs.append(

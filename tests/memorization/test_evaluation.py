@@ -1,4 +1,4 @@
-"""effects is what a naive loop of ablations measures."""
+"""measure_under returns what a naive loop of ablations measures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import interp
-from interp.memorization.evaluation import MEASURES, effects, window_measures
+from interp.memorization.evaluation import MEASURES, measure_under, window_measures
 from interp.subject.subject import evaluating
 
 
@@ -65,7 +65,7 @@ def test_effects_are_those_of_a_naive_loop(subject, size):
         "whole": half_said(subject, 5, 2, padded=False),
     }
     with tiny.untouched(subject.module):
-        frame = effects(subject, plans, data, size).set_index(["plan", "data", "window"])
+        frame = measure_under(subject, plans, data, size).set_index(["plan", "data", "window"])
     assert len(frame) == len(plans) * (3 + 5)
     for number, plan in enumerate(plans):
         for name, batch in data.items():

@@ -1,4 +1,4 @@
-"""Laws of scan and verdicts: one teacher-forced forward says what Hugging Face's generate would,
+"""Laws of scan and teacher_force: one teacher-forced forward says what Hugging Face's generate would,
 with a KV cache and under ablation."""
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from torch import Tensor
 
 import interp
 from interp.interventions.plan import Plan
-from interp.memorization.extraction import Verdict, discoverable, scan, summary, verdicts, windows
+from interp.memorization.extraction import (
+    TeacherForced,
+    discoverable,
+    scan,
+    summary,
+    teacher_force,
+    windows,
+)
 from interp.memorization.spans import passages
 
 PROMPT, LENGTH = 5, 7
@@ -86,10 +93,10 @@ def test_verdicts_are_those_of_generate(subject, plan, seed):
         said = generated(subject.module, prompts)
         truth = corrupted(said, rng)
         batch = interp.Batch(torch.cat([prompts, truth], dim=1), PROMPT)
-        verdict = verdicts(subject, batch)
-    measures = summary(verdict, batch)
-    assert verdict.decoded.all()
-    assert verdict.continuation.tolist() == said.tolist()
+        forced = teacher_force(subject, batch)
+    measures = summary(forced, batch)
+    assert forced.decoded.all()
+    assert forced.continuation.tolist() == said.tolist()
     assert (
         measures["exact"].tolist()
         == (said == truth).all(1).tolist()
@@ -113,9 +120,9 @@ def test_log_p_is_that_of_the_bare_module(subject):
     with torch.no_grad():
         log_probabilities = subject.module(tokens).logits.log_softmax(-1)[:, PROMPT - 1 : -1]
     expected = log_probabilities.gather(-1, tokens[:, PROMPT:, None]).sum((1, 2))
-    verdict = verdicts(subject, interp.Batch(tokens, PROMPT))
-    np.testing.assert_allclose(verdict.log_p, expected, rtol=1e-9)
-    assert verdict.hits.tolist() == (log_probabilities.argmax(-1) == tokens[:, PROMPT:]).tolist()
+    forced = teacher_force(subject, interp.Batch(tokens, PROMPT))
+    np.testing.assert_allclose(forced.log_p, expected, rtol=1e-9)
+    assert forced.hits.tolist() == (log_probabilities.argmax(-1) == tokens[:, PROMPT:]).tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -131,9 +138,9 @@ def test_a_plain_module_is_decoded_without_a_cache(seed):
         tokens = torch.cat([tokens, module(tokens)[:, -1:].argmax(-1)], dim=1)
     truth = corrupted(tokens[:, PROMPT:], rng)
     batch = interp.Batch(torch.cat([tokens[:, :PROMPT], truth], dim=1), PROMPT)
-    verdict = verdicts(interp.load(module), batch)
-    assert verdict.continuation.tolist() == tokens[:, PROMPT:].tolist()
-    assert verdict.hits.all(1).tolist() == [row % 2 == 0 for row in range(6)]
+    forced = teacher_force(interp.load(module), batch)
+    assert forced.continuation.tolist() == tokens[:, PROMPT:].tolist()
+    assert forced.hits.all(1).tolist() == [row % 2 == 0 for row in range(6)]
 
 
 @pytest.mark.parametrize("wrong", ["mask", "scored"])
@@ -141,7 +148,7 @@ def test_a_window_is_whole(llama64, wrong):
     with pytest.raises(
         ValueError, match="a window is whole: expected a batch without mask and scored"
     ):
-        verdicts(
+        teacher_force(
             llama64,
             interp.Batch(
                 torch.ones(2, 8, dtype=torch.long), 2, **{wrong: torch.arange(8).expand(2, 8) < 7}
@@ -154,7 +161,7 @@ def test_text_is_predicted_from_its_first_token_on(llama64):
         ValueError,
         match="prompt=0: this model sees nothing before the first token; expected at least 1",
     ):
-        verdicts(llama64, interp.Batch(torch.ones(2, 8, dtype=torch.long), 0))
+        teacher_force(llama64, interp.Batch(torch.ones(2, 8, dtype=torch.long), 0))
 
 
 def test_what_a_model_sees_beside_tokens_is_allowed():
@@ -171,9 +178,9 @@ def test_what_a_model_sees_beside_tokens_is_allowed():
     truth = torch.cat(
         [batch.tokens[:, :3], corrupted(tokens[:, 3:], np.random.default_rng(0))], dim=1
     )
-    verdict = verdicts(subject, interp.Batch(truth, 3, conditioning=batch.conditioning))
-    assert verdict.continuation.tolist() == tokens[:, 3:].tolist()
-    assert verdict.hits.all(1).tolist() == [True, False] * 2
+    forced = teacher_force(subject, interp.Batch(truth, 3, conditioning=batch.conditioning))
+    assert forced.continuation.tolist() == tokens[:, 3:].tolist()
+    assert forced.hits.all(1).tolist() == [True, False] * 2
 
 
 token_texts = st.lists(st.lists(st.integers(0, tiny.VOCABULARY - 1), max_size=30), max_size=6)
@@ -196,10 +203,10 @@ def test_windows_slide_over_texts_and_leave_less_than_a_stride(texts, width, str
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5))
 def test_run_is_the_longest_run_of_hits(hits):
     rows = np.array(hits)
-    verdict = Verdict(
+    forced = TeacherForced(
         rows, np.zeros(len(rows)), np.zeros(rows.shape, dtype=int), np.zeros(len(rows), dtype=bool)
     )
-    measures = summary(verdict, interp.Batch(torch.zeros(len(rows), 7, dtype=torch.long), 1))
+    measures = summary(forced, interp.Batch(torch.zeros(len(rows), 7, dtype=torch.long), 1))
     assert measures["run"].tolist() == [
         max((len(list(g)) for hit, g in groupby(row) if hit), default=0) for row in hits
     ]
@@ -255,7 +262,8 @@ def texts_of(subject: interp.Subject, count: int = 5, seed: int = 0) -> list[lis
 def test_the_size_of_a_batch_changes_no_row(llama64, size):
     texts = texts_of(llama64)
     one, other = (
-        scan(llama64, texts, PROMPT, LENGTH, stride=3, size=n, decode_from=0) for n in (7, size)
+        scan(llama64, texts, PROMPT, LENGTH, stride=3, batch_size=n, decode_from=0)
+        for n in (7, size)
     )
     pd.testing.assert_frame_equal(one, other, rtol=1e-9)
     assert 0 < one["exact"].sum() < len(one)
@@ -271,7 +279,7 @@ def test_a_stream_is_read_as_the_model_gets_to_it(llama64):
             yield [text] * (PROMPT + LENGTH)
 
     handle = llama64.module.register_forward_pre_hook(lambda *_: behind.append(len(read)))
-    frame = scan(llama64, stream(), PROMPT, LENGTH, size=4, decode_from=2)
+    frame = scan(llama64, stream(), PROMPT, LENGTH, batch_size=4, decode_from=2)
     handle.remove()
     assert behind == [4, 8, 12, 16, 20]
     assert frame["text"].tolist() == read
@@ -314,7 +322,7 @@ def test_what_cannot_be_scanned_gets_one_clear_error(llama64, texts, match):
         scan(llama64, texts, PROMPT, LENGTH)
 
 
-@pytest.mark.parametrize("wrong", [{"prefix": 0}, {"length": 0}, {"stride": 0}, {"size": 0}])
+@pytest.mark.parametrize("wrong", [{"prefix": 0}, {"length": 0}, {"stride": 0}, {"batch_size": 0}])
 def test_a_window_has_tokens(llama64, wrong):
     with pytest.raises(ValueError, match="must be at least 1"):
         scan(llama64, [range(40)], **{"prefix": 5, "length": 5, **wrong})

@@ -1,4 +1,4 @@
-"""Laws of scanning images: rows of a Batch are the windows, steps are whole, a frame gives the
+"""Laws of scanning images: rows of a Batch are the windows, groups are whole, a frame gives the
 batch back."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tiny
 import torch
 
 import interp
-from interp.memorization.extraction import scan, verdicts
+from interp.memorization.extraction import scan, teacher_force
 
 
 @pytest.fixture(params=tiny.IMAGE)
@@ -33,12 +33,17 @@ def half_said(name: str, rows: int = 8, prompt: int = 5) -> interp.Batch:
     tokens = torch.cat([batch.tokens[:, :prompt], subject.generate(batch)], dim=1)
     for row in range(1, rows, 2):
         tokens[row, prompt + row] = (tokens[row, prompt + row] + 1) % tiny.VOCABULARY
-    return interp.Batch(tokens, prompt, steps=batch.steps, conditioning=batch.conditioning)
+    return interp.Batch(tokens, prompt, groups=batch.groups, conditioning=batch.conditioning)
 
 
 def assert_same(one: interp.Batch, other: interp.Batch) -> None:
     assert torch.equal(one.tokens, other.tokens)
-    assert (one.prompt, one.steps, one.mask, one.scored) == (other.prompt, other.steps, None, None)
+    assert (one.prompt, one.groups, one.mask, one.scored) == (
+        other.prompt,
+        other.groups,
+        None,
+        None,
+    )
     assert one.conditioning.keys() == other.conditioning.keys()
     assert all(
         torch.equal(value, other.conditioning[key]) for key, value in one.conditioning.items()
@@ -48,25 +53,25 @@ def assert_same(one: interp.Batch, other: interp.Batch) -> None:
 def test_rows_of_a_batch_are_its_windows(name, subject):
     batch = half_said(name)
     with tiny.untouched(subject.module):
-        frame = scan(subject, batch, size=3, decode_from=0)
+        frame = scan(subject, batch, batch_size=3, decode_from=0)
     assert frame["tokens"].tolist() == batch.tokens.tolist()
     assert frame["text"].tolist() == list(range(8))
     assert set(frame["start"]) == {0}
     assert set(frame["prefix"]) == {5}
     assert set(frame["length"]) == {batch.length - 5}
     assert frame["given_label"].tolist() == batch.conditioning["label"].tolist()
-    assert ("steps" in frame) == (name == "var")
+    assert ("groups" in frame) == (name == "var")
     assert frame["exact"].tolist() == [True, False] * 4
-    verdict = verdicts(subject, batch)
-    assert frame["accuracy"].tolist() == verdict.hits.mean(1).tolist()
-    np.testing.assert_allclose(frame["log_p"], verdict.log_p, rtol=1e-9)
+    forced = teacher_force(subject, batch)
+    assert frame["accuracy"].tolist() == forced.hits.mean(1).tolist()
+    np.testing.assert_allclose(frame["log_p"], forced.log_p, rtol=1e-9)
     assert frame["matched"].tolist()[1::2] == [1, 3, 5, 7]
     assert (frame.attrs["texts"], frame.attrs["skipped"]) == (8, 0)
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_the_size_of_a_batch_changes_no_row(name, subject, size):
-    one, other = (scan(subject, half_said(name), size=n, decode_from=0) for n in (8, size))
+    one, other = (scan(subject, half_said(name), batch_size=n, decode_from=0) for n in (8, size))
     pd.testing.assert_frame_equal(one, other, rtol=1e-9)
 
 
@@ -78,13 +83,13 @@ def test_a_frame_gives_the_batch_back(name, subject, tmp_path: Path):
     assert_same(interp.Batch.from_frame(pd.read_parquet(tmp_path / "frame.parquet")), batch)
     exact = interp.Batch.from_frame(frame[frame["exact"]])
     assert_same(exact, batch.rows(slice(0, None, 2)))
-    assert verdicts(subject, exact).hits.all()
+    assert teacher_force(subject, exact).hits.all()
 
 
 def test_an_interrupted_scan_goes_on(name, subject, tmp_path: Path, monkeypatch):
-    batch, whole = half_said(name), scan(subject, half_said(name), size=2)
+    batch, whole = half_said(name), scan(subject, half_said(name), batch_size=2)
     calls: list[int] = []
-    real = verdicts
+    real = teacher_force
 
     def failing(*args, **kwargs):
         calls.append(1)
@@ -92,10 +97,10 @@ def test_an_interrupted_scan_goes_on(name, subject, tmp_path: Path, monkeypatch)
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("interp.memorization.extraction.verdicts", failing)
+    monkeypatch.setattr("interp.memorization.extraction.teacher_force", failing)
     with pytest.raises(KeyboardInterrupt):
-        scan(subject, batch, size=2, folder=tmp_path)
-    again = scan(subject, batch, size=2, folder=tmp_path)
+        scan(subject, batch, batch_size=2, folder=tmp_path)
+    again = scan(subject, batch, batch_size=2, folder=tmp_path)
     assert len(calls) == 5
     assert again["exact"].tolist() == whole["exact"].tolist()
     assert_same(interp.Batch.from_frame(again), batch)
@@ -125,8 +130,8 @@ def tokens_of(name: str, length: int | None = None) -> torch.Tensor:
 )
 def test_a_prompt_that_cuts_a_scale_names_the_nearest_ends(prompt, nearest):
     subject, batch = tiny.subject("var"), tiny.image_batch("var", prompt=prompt)
-    message = rf"{prompt} tokens are no whole number of steps of this model \(3 steps, 14 tokens\); nearest: {nearest}"
-    for call in (verdicts, scan, interp.Subject.generate):
+    message = rf"{prompt} tokens are not a whole number of groups of this model \(3 groups, 14 tokens\); nearest: {nearest}"
+    for call in (teacher_force, scan, interp.Subject.generate):
         with pytest.raises(ValueError, match=message):
             call(subject, batch)
 
@@ -136,15 +141,18 @@ def test_images_that_end_within_a_scale_are_refused(length):
     batch = interp.Batch(
         tokens_of("var", length), 0, conditioning=tiny.image_batch("var").conditioning
     )
-    for call in (verdicts, scan, interp.Subject.logits):
-        with pytest.raises(ValueError, match=f"{length} tokens are no whole number of steps"):
+    for call in (teacher_force, scan, interp.Subject.logits):
+        with pytest.raises(ValueError, match=f"{length} tokens are not a whole number of groups"):
             call(tiny.subject("var"), batch)
 
 
 def test_coarse_scales_alone_are_an_image_too(name, subject):
     whole = dataclasses.replace(half_said(name), prompt=1)
     batch = whole.until(5)
-    assert verdicts(subject, batch).hits.tolist() == verdicts(subject, whole).hits[:, :4].tolist()
+    assert (
+        teacher_force(subject, batch).hits.tolist()
+        == teacher_force(subject, whole).hits[:, :4].tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +176,7 @@ def test_coarse_scales_alone_are_an_image_too(name, subject):
 )
 def test_labels_that_the_model_has_not_are_refused(name, subject, wrong, match):
     batch = interp.Batch(tokens_of(name), 0, conditioning=wrong)
-    calls = [verdicts, interp.Subject.logits, interp.Subject.generate]
+    calls = [teacher_force, interp.Subject.logits, interp.Subject.generate]
     for call in calls if len(wrong.get("label", [0, 0])) == 2 else calls[:1]:
         with pytest.raises(ValueError, match=match):
             call(subject, batch)
@@ -201,7 +209,7 @@ def test_windows_are_whole(name, subject, wrong):
         conditioning=batch.conditioning,
         **{wrong: torch.arange(batch.length).expand(2, -1) < 5},
     )
-    for call in (verdicts, scan):
+    for call in (teacher_force, scan):
         with pytest.raises(
             ValueError, match="a window is whole: expected a batch without mask and scored"
         ):
@@ -219,9 +227,9 @@ def test_images_are_encoded_with_their_classes_and_decoded(name, subject):
     )
     batch = module.encode(images, torch.tensor([0, 4, 2]), prompt=5)
     assert torch.equal(batch.tokens, module.tokenizer.encode(images))
-    assert (batch.prompt, batch.steps, batch.conditioning["label"].tolist()) == (
+    assert (batch.prompt, batch.groups, batch.conditioning["label"].tolist()) == (
         5,
-        module.steps if name == "var" else None,
+        module.all_groups if name == "var" else None,
         [0, 4, 2],
     )
     assert torch.equal(module.decode(batch.tokens), module.tokenizer.decode(batch.tokens))

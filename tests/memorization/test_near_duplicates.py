@@ -1,4 +1,4 @@
-"""Laws of families: windows belong together when a chain of shared texts or of shared wording links
+"""Laws of wording groups: windows belong together when a chain of shared texts or of shared wording links
 them."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.memorization.near_duplicates import families
+from interp.memorization.near_duplicates import wording_groups
 
 RUN = 3
 windows = st.lists(
@@ -40,4 +40,6 @@ def chained(rows: list[tuple[int, list[int]]]) -> list[int]:
 def test_families_are_the_chains_of_links_numbered_as_they_appear(rows):
     frame = pd.DataFrame(rows, columns=["text", "tokens"])
     first = chained(rows)
-    assert families(frame, run=RUN).tolist() == [sorted(set(first)).index(label) for label in first]
+    assert wording_groups(frame, run=RUN).tolist() == [
+        sorted(set(first)).index(label) for label in first
+    ]

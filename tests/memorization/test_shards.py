@@ -43,7 +43,7 @@ def scanned(
         "prefix": 6,
         "length": 6,
         "stride": 4,
-        "size": 2,
+        "batch_size": 2,
         "decode_from": 2.0,
         "folder": folder,
     }
@@ -147,4 +147,4 @@ def test_what_is_kept_is_plain_and_says_what_it_is_of(tmp_path):
         "stride": 4,
         "decode_from": 2.0,
     }
-    assert [p.name for p in tmp_path.glob("*.parquet")] == ["part-000000.parquet"]
+    assert [p.name for p in tmp_path.glob("*.parquet")] == ["shard-000000.parquet"]

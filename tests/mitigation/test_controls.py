@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import interp
 from interp.interventions.plan import interventions
-from interp.memorization.evaluation import effects
-from interp.mitigation.controls import IN_BLOCKS_OF, Selection, as_active, changed
+from interp.memorization.evaluation import measure_under
+from interp.mitigation.controls import IN_BLOCKS_OF, Selection, as_active, changed_units
 from interp.mitigation.weight_edits import in_weights
 
 SITES = tuple(interp.Site("neurons", block) for block in range(3))
@@ -54,7 +54,7 @@ def test_random_units_are_others_the_same_number_at_each_site_and_come_back_by_s
     (again,) = selection.random([seed])
     assert counts(first.units) == counts(selection.chosen)
     assert not len(first.units & selection.chosen)
-    assert first.units == again.units == selection.chosen.matched(seed)
+    assert first.units == again.units == selection.chosen.draw_matched(seed)
     assert (first.selection, first.fraction, first.seed) == ("random", 0.1, seed)
 
 
@@ -164,7 +164,7 @@ def test_the_control_of_a_plan_does_the_same_to_other_units(first, second, seed)
     for one, control in zip(plan, drawn, strict=True):
         assert counts(control.units) == counts(one.units)
         assert not len(control.units & one.units)
-    assert trial.units == changed(trial.plan) == drawn[0].units | drawn[1].units
+    assert trial.units == changed_units(trial.plan) == drawn[0].units | drawn[1].units
     assert trial.k == len(trial.units)
 
 
@@ -173,7 +173,7 @@ def test_interventions_on_the_same_units_stay_on_the_same_units(indices, seed):
     units = units_of(indices)
     (trial,) = Selection([interp.Scale(units, factor=0.3), interp.Zero(units)], 0.2).random([seed])
     scaled, zeroed = interventions(trial.plan)
-    assert scaled.units == zeroed.units == units.matched(seed)
+    assert scaled.units == zeroed.units == units.draw_matched(seed)
 
 
 def test_an_edit_of_weights_is_done_to_the_units_of_every_control():
@@ -197,7 +197,7 @@ def test_an_edit_of_weights_is_done_to_the_units_of_every_control():
     ]
     zeroed = Selection(units, 0.1).random(range(3))
     assert [trial.units for trial in trials[1:4]] == [trial.units for trial in zeroed]
-    for trial in [*trials, zeroed[0].edited(halve)]:
+    for trial in [*trials, zeroed[0].with_edit(halve)]:
         expected = halve(trial.units)
         assert [one.to_json() for one in interventions(trial.plan)] == [
             one.to_json() for one in expected
@@ -210,7 +210,7 @@ def leak() -> memory.Injected:
 
 
 def loss(leak: memory.Injected, plans, text) -> float:
-    return float(effects(leak.subject, plans, {"held_out": text})["loss"].mean())
+    return float(measure_under(leak.subject, plans, {"held_out": text})["loss"].mean())
 
 
 def test_equal_damage_takes_the_fewest_units_tried_that_reach_it(leak):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interp
-from interp.memorization.evaluation import effects
-from interp.mitigation.controls import randomized
+from interp.memorization.evaluation import measure_under
+from interp.mitigation.controls import randomize
 from interp.mitigation.extraction_drop import _least_harmful, extraction_drop
 
 SITES = ("blocks.0.neurons", "blocks.1.neurons", "blocks.2.neurons")
@@ -49,18 +49,18 @@ chosen = st.lists(st.sets(st.integers(0, WIDTH - 1), max_size=12), min_size=3, m
 @given(chosen, st.integers(0, 9), st.integers(1, 6))
 def test_random_controls_are_others_as_many_at_each_site(indices, seed, times):
     units = interp.Units(dict(zip(SITES, indices, strict=True)), dict.fromkeys(SITES, WIDTH))
-    (drawn,) = randomized(interp.Scale(units, factor=2.0), seed, times)
+    (drawn,) = randomize(interp.Scale(units, factor=2.0), seed, times)
     assert not set(drawn.units) & set(units)
     assert {s: len(drawn.units[s]) for s in units.sites} == {
         s: min(times * len(units[s]), WIDTH - len(units[s])) for s in units.sites
     }
     assert drawn.factor == 2.0
-    assert drawn.units == randomized(interp.Scale(units, factor=2.0), seed, times)[0].units
+    assert drawn.units == randomize(interp.Scale(units, factor=2.0), seed, times)[0].units
 
 
 def test_draws_of_different_seeds_differ():
     units = interp.Units({SITES[0]: range(12)}, dict.fromkeys(SITES, WIDTH))
-    assert len({randomized(interp.Zero(units), seed)[0].units for seed in range(20)}) == 20
+    assert len({randomize(interp.Zero(units), seed)[0].units for seed in range(20)}) == 20
 
 
 def test_scores_are_measured_at_every_fraction_beside_their_controls(leak):
@@ -72,7 +72,9 @@ def test_scores_are_measured_at_every_fraction_beside_their_controls(leak):
         (f, s): n for f in (0.05, 0.14) for s, n in (("selection", 1), ("random", 5), ("lowest", 1))
     }
     for name, units in (("selection", scores.top(0.14)), ("lowest", scores.lowest(0.14))):
-        after = effects(leak.subject, [interp.Zero(units)], dict(zip(PARTS, data, strict=True)))
+        after = measure_under(
+            leak.subject, [interp.Zero(units)], dict(zip(PARTS, data, strict=True))
+        )
         for part in PARTS:
             expected = after[after["data"] == part]["loss"].mean()
             assert report.row(name, part, "loss")["estimate"] == pytest.approx(expected, rel=1e-9)
@@ -83,8 +85,8 @@ def test_scores_are_measured_at_every_fraction_beside_their_controls(leak):
 def test_random_rows_are_the_mean_over_matched_draws(leak):
     data = windows(leak)
     report = extraction_drop(leak.subject, leak.units, *data, seeds=6)
-    plans = [interp.Zero(leak.units.matched(seed)) for seed in range(6)]
-    expected = effects(leak.subject, plans, {"memorized": data[0]})["accuracy"].mean()
+    plans = [interp.Zero(leak.units.draw_matched(seed)) for seed in range(6)]
+    expected = measure_under(leak.subject, plans, {"memorized": data[0]})["accuracy"].mean()
     assert report.row("random", "memorized", "accuracy")["estimate"] == pytest.approx(expected)
     assert report.row("random", "memorized", "accuracy")["seeds"] == 6
 
@@ -166,10 +168,12 @@ def test_equal_damage_is_judged_on_held_out_text(leak):
     report = extraction_drop(leak.subject, selection, memorized, control, memorized)
 
     def fewest(text) -> int:
-        damage = effects(leak.subject, [interp.Zero(selection)], {"text": text})["loss"].mean()
+        damage = measure_under(leak.subject, [interp.Zero(selection)], {"text": text})[
+            "loss"
+        ].mean()
         for times in (1, 3, 10):
-            plans = [interp.Zero(selection.matched(seed, times=times)) for seed in range(5)]
-            if effects(leak.subject, plans, {"text": text})["loss"].mean() >= damage:
+            plans = [interp.Zero(selection.draw_matched(seed, times=times)) for seed in range(5)]
+            if measure_under(leak.subject, plans, {"text": text})["loss"].mean() >= damage:
                 return times * len(selection)
         return 0
 
@@ -185,7 +189,7 @@ def test_memory_is_found_where_it_was_put_and_nowhere_else():
         leak = memory.injected(seed)
         reports = [
             extraction_drop(leak.subject, units, *windows(leak))
-            for units in (leak.units, leak.units.matched(99))
+            for units in (leak.units, leak.units.draw_matched(99))
         ]
         verdicts.append(tuple(report.beats_random for report in reports))
         assert memory.accuracy(leak.subject, leak.memorized) > 0.8

@@ -16,8 +16,8 @@ import pytest
 
 from interp.memorization.evaluation import MEASURES
 from interp.mitigation.controls import Trial
-from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulated
-from interp.reporting.stats import Interval, bootstrap, paired
+from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulate
+from interp.reporting.stats import Interval, bootstrap, paired_interval
 from interp.sites.units import Units
 
 
@@ -58,7 +58,7 @@ def measured(seed: int = 0) -> pd.DataFrame:
 @functools.cache
 def tabulated_rows() -> dict[tuple[str, float, str, str], dict[str, Any]]:
     """The report's table by selection, fraction, data and measure."""
-    table = tabulated(measured(), TRIALS)
+    table = tabulate(measured(), TRIALS)
     keys: Any = ["selection", "fraction", "data", "measure"]
     return table.set_index(keys).to_dict("index")
 
@@ -78,7 +78,7 @@ def values(frame: pd.DataFrame, plans: Sequence[int], data: str, measure: str) -
 
 def report(*, reached: bool = True, low: float = 0.1, fixed: bool = True) -> DropReport:
     equal = EqualDamage(8, reached, 0.8, Interval(0.5, low, 0.9, 6))
-    return DropReport(tabulated(measured(), TRIALS), 0.1, fixed, equal, "toy")
+    return DropReport(tabulate(measured(), TRIALS), 0.1, fixed, equal, "toy")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_each_row_is_the_mean_over_windows_of_the_mean_over_draws(selection, pla
     row = tabulated_rows()[selection, 0.1, data, measure]
     assert (row["k"], row["windows"], row["seeds"]) == (4, DATA[data], len(plans))
     assert row["before"] == pytest.approx(before.mean())
-    expected = bootstrap(after), paired(after, before)
+    expected = bootstrap(after), paired_interval(after, before)
     found = [
         Interval(row["estimate"], row["low"], row["high"], DATA[data]),
         Interval(row["change"], row["change_low"], row["change_high"], 0),

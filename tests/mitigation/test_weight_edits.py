@@ -11,7 +11,7 @@ import tiny
 import torch
 
 import interp
-from interp.mitigation.controls import randomized
+from interp.mitigation.controls import randomize
 from interp.mitigation.weight_edits import in_weights
 
 FC1 = {
@@ -69,7 +69,7 @@ def test_the_plan_is_the_edited_weights(name, factor, bias):
 def test_random_controls_are_edited_weights_too(name, bias):
     """The values that keep the bias are those of the units drawn, and both parts draw the same."""
     subject, batch = tiny.subject(name, torch.float64), batch_of(name)
-    plan = randomized(in_weights(subject, neurons(subject), 0.5, bias=bias), seed=5)
+    plan = randomize(in_weights(subject, neurons(subject), 0.5, bias=bias), seed=5)
     assert len({tuple(i.units) for i in plan}) == 1
     drawn = {
         int(

@@ -1,4 +1,4 @@
-"""A model family of one's own costs a module that says its steps, and a reader.
+"""A model family of one's own costs a module that says its groups, and a reader.
 
 Shown by a policy with two stacks that predicts actions in chunks. Nothing of the core knows it.
 """
@@ -74,9 +74,9 @@ class ChunkedPolicy(nn.Module):
 
     def check_prompt(self, prompt: int) -> None:
         if prompt % CHUNK:
-            raise ValueError(f"{prompt} actions are no whole number of chunks of {CHUNK}")
+            raise ValueError(f"{prompt} actions are not a whole number of chunks of {CHUNK}")
 
-    def predicted(self, batch: interp.Batch, keep: int) -> Tensor:
+    def predict(self, batch: interp.Batch, keep: int) -> Tensor:
         return self(batch.tokens[:, : batch.length - CHUNK], batch.conditioning["image"])[:, -keep:]
 
     def new_cache(self) -> None:
@@ -98,7 +98,7 @@ def batch(rows: int = 4, seed: int = 0, prompt: int = 0) -> interp.Batch:
     return interp.Batch(
         tokens,
         prompt,
-        steps=groups,
+        groups=groups,
         conditioning={"image": torch.randn(rows, 5, 12, generator=generator)},
     )
 
@@ -108,7 +108,7 @@ def policy() -> interp.Subject:
     return interp.load(tiny.seeded(ChunkedPolicy))
 
 
-def test_the_policy_says_its_own_steps(policy):
+def test_the_policy_says_its_own_groups(policy):
     assert isinstance(policy.module, Stepwise)
     assert policy.stepwise is policy.module
 
@@ -135,7 +135,7 @@ def test_greedy_decoding_is_that_of_whole_forwards(policy):
 def test_what_it_says_itself_is_extracted_and_nothing_else(policy):
     given = batch()
     own = interp.Batch(
-        policy.generate(given), 0, steps=given.steps, conditioning=given.conditioning
+        policy.generate(given), 0, groups=given.groups, conditioning=given.conditioning
     )
     assert interp.scan(policy, own)["exact"].all()
     frame = interp.scan(policy, given, decode_from=0.0)
@@ -147,7 +147,7 @@ def test_what_it_says_itself_is_extracted_and_nothing_else(policy):
 
 
 def test_a_prompt_within_a_chunk_is_refused(policy):
-    with pytest.raises(ValueError, match="no whole number of chunks"):
+    with pytest.raises(ValueError, match="not a whole number of chunks"):
         policy.generate(batch(prompt=1))
 
 

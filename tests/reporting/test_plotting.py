@@ -139,7 +139,7 @@ def test_the_frame_is_not_changed(frame):
         (lambda f: f.iloc[:0], "at least one row"),
         (lambda f: f.assign(high=np.nan), r"finite numbers.*\['high'\]"),
         (lambda f: f.assign(fraction=0.0), "fraction: expected numbers > 0.*before="),
-        (lambda f: pd.concat([f, f]), "one row a point"),
+        (lambda f: pd.concat([f, f]), "one row per point"),
     ],
 )
 def test_a_frame_that_cannot_be_drawn_is_refused(frame, spoil, message):

@@ -14,13 +14,13 @@ from scipy import stats as scipy_stats
 from interp.reporting.stats import (
     Interval,
     bootstrap,
-    clustered,
+    clustered_interval,
     frechet,
-    paired,
+    paired_interval,
     permutation_p,
-    several,
-    student,
-    welch,
+    statistic_interval,
+    student_interval,
+    welch_interval,
 )
 
 numbers = st.integers(-1000, 1000).map(float)
@@ -65,7 +65,7 @@ def test_bootstrap_covers_the_true_mean_as_often_as_it_says(level):
 def test_student_covers_the_true_mean_with_few_values(n):
     rng = np.random.default_rng(12)
     trials = 1000
-    hits = np.mean([covered(student(rng.normal(2, 3, n)), 2) for _ in range(trials)])
+    hits = np.mean([covered(student_interval(rng.normal(2, 3, n)), 2) for _ in range(trials)])
     low, high = binomial_band(trials, 0.95)
     assert low <= hits <= high
 
@@ -78,7 +78,7 @@ def test_clustered_covers_where_the_plain_bootstrap_is_too_sure():
     for i in range(trials):
         values = np.repeat(rng.normal(size=seeds), rows) + 0.1 * rng.normal(size=seeds * rows)
         plain += covered(bootstrap(values, resamples=400, seed=i), 0)
-        by_group += covered(clustered(values, groups, resamples=400, seed=i), 0)
+        by_group += covered(clustered_interval(values, groups, resamples=400, seed=i), 0)
     low, _ = binomial_band(trials, 0.93)
     assert by_group / trials >= low
     assert plain / trials < 0.7
@@ -96,18 +96,18 @@ def test_bootstrap_equals_the_percentiles_of_means_resampled_by_hand():
 def test_student_equals_scipy():
     values = [0.2, 0.5, 0.9, 0.4]
     expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.9)
-    interval = student(values, level=0.9)
+    interval = student_interval(values, level=0.9)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_paired_is_the_bootstrap_of_differences():
     a, b = [0.9, 0.8, 0.95, 0.7], [0.3, 0.5, 0.2, 0.4]
-    assert paired(a, b, seed=3) == bootstrap(np.subtract(a, b), seed=3)
-    assert paired(a, b).estimate == pytest.approx(np.mean(a) - np.mean(b))
+    assert paired_interval(a, b, seed=3) == bootstrap(np.subtract(a, b), seed=3)
+    assert paired_interval(a, b).estimate == pytest.approx(np.mean(a) - np.mean(b))
 
 
 def test_clustered_weighs_values_alike_and_counts_groups():
-    interval = clustered([1.0, 2.0, 6.0], ["a", "a", "b"])
+    interval = clustered_interval([1.0, 2.0, 6.0], ["a", "a", "b"])
     assert interval.estimate == pytest.approx(3.0)
     assert (interval.low, interval.high, interval.n) == (1.5, 6.0, 2)
 
@@ -115,25 +115,25 @@ def test_clustered_weighs_values_alike_and_counts_groups():
 def test_welch_covers_as_often_as_it_says_with_few_values_of_unequal_spread():
     rng = np.random.default_rng(5)
     sets = [(1 + rng.normal(size=4), 3 * rng.normal(size=6)) for _ in range(1500)]
-    inside = np.mean([covered(welch(a, b), 1.0) for a, b in sets])
+    inside = np.mean([covered(welch_interval(a, b), 1.0) for a, b in sets])
     assert 0.93 <= inside <= 0.97
 
 
 def test_welch_by_hand():
-    found = welch([1.0, 2.0, 3.0], [0.0, 4.0])
+    found = welch_interval([1.0, 2.0, 3.0], [0.0, 4.0])
     spread = np.sqrt(1 / 3 + 8 / 2)
     freedom = (1 / 3 + 4) ** 2 / ((1 / 3) ** 2 / 2 + 4**2 / 1)
     half = float(scipy_stats.t.ppf(0.975, freedom) * spread)
     assert (found.estimate, found.n) == (0.0, 2)
     assert (found.low, found.high) == (pytest.approx(-half), pytest.approx(half))
-    assert welch([1.0, 1.0], [3.0, 3.0]) == Interval(-2.0, -2.0, -2.0, 2)
+    assert welch_interval([1.0, 1.0], [3.0, 3.0]) == Interval(-2.0, -2.0, -2.0, 2)
     with pytest.raises(ValueError, match="b: a t interval needs at least 2 values"):
-        welch([1.0, 2.0], [1.0])
+        welch_interval([1.0, 2.0], [1.0])
 
 
 def test_clustered_with_one_value_a_group_is_the_plain_bootstrap():
     values = np.random.default_rng(0).normal(size=25)
-    assert clustered(values, np.arange(25), seed=4) == bootstrap(values, seed=4)
+    assert clustered_interval(values, np.arange(25), seed=4) == bootstrap(values, seed=4)
 
 
 def test_permutation_p_equals_the_count_over_all_sign_flips():
@@ -177,7 +177,7 @@ def test_shift_and_scale_move_the_interval_along(values, shift, scale):
 def test_a_constant_sample_gives_the_estimate_alone_without_a_warning(value, n):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        intervals = [bootstrap([value] * n), clustered([value] * n, [0] * n)]
+        intervals = [bootstrap([value] * n), clustered_interval([value] * n, [0] * n)]
     for interval in intervals:
         assert interval.low == interval.estimate == interval.high == pytest.approx(value)
 
@@ -213,12 +213,12 @@ def test_a_statistic_without_axis_works():
         (lambda: bootstrap([1.0, 2.0], level=95), "between 0 and 1, such as 0.95, got 95"),
         (lambda: bootstrap([1.0, 2.0], resamples=0), "at least 1, got 0"),
         (lambda: bootstrap([1.0, 2.0], lambda _: float("nan")), "statistic: expected finite"),
-        (lambda: paired([1.0, 2.0], [1.0]), "same length, got 2 and 1"),
+        (lambda: paired_interval([1.0, 2.0], [1.0]), "same length, got 2 and 1"),
         (lambda: permutation_p([1.0], [1.0, 2.0]), "same length, got 1 and 2"),
         (lambda: permutation_p([1.0], [1.0], resamples=0), "at least 1, got 0"),
-        (lambda: clustered([1.0, 2.0], ["a"]), r"shape \(2,\), got shape \(1,\)"),
-        (lambda: clustered([1.0, 2.0], ["a", None]), "1 of 2 labels are missing"),
-        (lambda: student([1.0]), "at least 2 values, got 1"),
+        (lambda: clustered_interval([1.0, 2.0], ["a"]), r"shape \(2,\), got shape \(1,\)"),
+        (lambda: clustered_interval([1.0, 2.0], ["a", None]), "1 of 2 labels are missing"),
+        (lambda: student_interval([1.0]), "at least 2 values, got 1"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_given(call, message):
@@ -233,21 +233,25 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 def test_several_samples_have_the_interval_of_their_difference():
     draw = np.random.default_rng(3)
     a, b = draw.normal(1, 1, 400), draw.normal(0, 2, 300)
-    found = several([a, b], difference)
+    found = statistic_interval([a, b], difference)
     half = 1.96 * np.sqrt(a.var(ddof=1) / 400 + b.var(ddof=1) / 300)
     assert found.estimate == difference(a, b)
     assert found.n == 300
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
-    assert several([a, b], difference) == found != several([a, b], difference, seed=1)
+    assert (
+        statistic_interval([a, b], difference)
+        == found
+        != statistic_interval([a, b], difference, seed=1)
+    )
 
 
 def test_several_resamples_each_sample_by_itself():
     """Of two equal samples the difference varies; a paired bootstrap would always give 0."""
     a = np.arange(20.0)
-    found = several([a, a], difference)
+    found = statistic_interval([a, a], difference)
     assert found.estimate == 0
     assert found.low < -1 < 1 < found.high
-    assert several([[2.0], [5.0]], difference) == Interval(-3.0, -3.0, -3.0, 1)
+    assert statistic_interval([[2.0], [5.0]], difference) == Interval(-3.0, -3.0, -3.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ def test_several_resamples_each_sample_by_itself():
 )
 def test_several_refuses_what_has_no_interval(samples, message):
     with pytest.raises(ValueError, match=message):
-        several(samples, lambda *of: 0.0)
+        statistic_interval(samples, lambda *of: 0.0)
 
 
 def features(rows: int, width: int, seed: int) -> np.ndarray:

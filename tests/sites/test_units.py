@@ -51,17 +51,17 @@ def test_files_round_trip(tmp_path: Path):
 
 @given(sets, st.integers(0, 2**32))
 def test_matched_units_are_as_many_and_other(a: Units, seed: int):
-    control = a.matched(seed)
+    control = a.draw_matched(seed)
     assert not len(control & a)
     assert {s: len(control[s]) for s in WIDTHS} == {
         s: min(len(a[s]), WIDTHS[s] - len(a[s])) for s in WIDTHS
     }
-    assert control == a.matched(seed)
+    assert control == a.draw_matched(seed)
 
 
 @given(sets, sets, st.integers(0, 99))
 def test_matched_units_stay_in_the_pool(a: Units, pool: Units, seed: int):
-    assert set(a.matched(seed, among=pool)) <= set(pool) - set(a)
+    assert set(a.draw_matched(seed, among=pool)) <= set(pool) - set(a)
 
 
 @given(scores, st.integers(1, TOTAL))
@@ -145,15 +145,17 @@ def test_sites_of_one_unit_stand_for_each_other_as_controls():
         {Site("block_out", 1): [0], Site("block_out", 4): [0], Site("neurons", 0): [2, 3]}, widths
     )
     for seed in range(20):
-        drawn = chosen.matched(seed)
+        drawn = chosen.draw_matched(seed)
         assert len(drawn) == len(chosen)
         assert not len(drawn & chosen)
         assert len(drawn[Site("neurons", 0)]) == 2
-    assert len(chosen.matched(0, times=5)) == 4 + 7  # all the blocks and neurons that are left
+    assert len(chosen.draw_matched(0, times=5)) == 4 + 7  # all the blocks and neurons that are left
     assert (
         len(
             {
-                frozenset(s.block for s in chosen.matched(seed).sites if s.point == "block_out")
+                frozenset(
+                    s.block for s in chosen.draw_matched(seed).sites if s.point == "block_out"
+                )
                 for seed in range(30)
             }
         )

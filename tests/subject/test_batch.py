@@ -31,7 +31,7 @@ def full(draw: st.DrawFn) -> interp.Batch:
         batch,
         mask=torch.arange(length) < lengths[:, None],
         scored=scored,
-        steps=((0, 2), (2, length)),
+        groups=((0, 2), (2, length)),
     )
 
 
@@ -98,7 +98,7 @@ def test_rows_carry_all_that_is_theirs(batch: interp.Batch, data: st.DataObject)
             for tensor in (batch.tokens, batch.mask, batch.scored, batch.conditioning["image"])
         ),
     )
-    assert (found.prompt, found.steps) == (batch.prompt, batch.steps)
+    assert (found.prompt, found.groups) == (batch.prompt, batch.groups)
 
 
 @given(full(), st.integers(1, 6))
@@ -113,7 +113,7 @@ def test_parts_of_a_batch_are_the_batch(batch: interp.Batch, size: int):
         torch.cat([part.scored for part in parts]),
         torch.cat([part.conditioning["image"] for part in parts]),
     )
-    assert {(part.prompt, part.steps) for part in parts} == {(batch.prompt, batch.steps)}
+    assert {(part.prompt, part.groups) for part in parts} == {(batch.prompt, batch.groups)}
 
 
 @given(full(), st.integers(1, 12))
@@ -146,7 +146,7 @@ def test_everything_moves_to_the_device():
 
 @given(several())
 def test_what_counts_in_each_counts_in_all_joined(parts: list[interp.Batch]):
-    joined = interp.Batch.joined(parts)
+    joined = interp.Batch.join(parts)
     wanted = [
         row[counts].tolist()
         for part in parts
@@ -160,7 +160,7 @@ def test_what_counts_in_each_counts_in_all_joined(parts: list[interp.Batch]):
 @few
 @given(several())
 def test_losses_of_a_joined_batch_are_those_of_its_parts(parts: list[interp.Batch]):
-    subject, joined = tiny.subject("gpt2"), interp.Batch.joined(parts)
+    subject, joined = tiny.subject("gpt2"), interp.Batch.join(parts)
     with torch.no_grad():
         together = subject.losses(joined).split([len(part) for part in parts])
         for part, found in zip(parts, together, strict=True):
@@ -176,7 +176,7 @@ def test_two_batches_joined_by_hand():
         interp.Batch(torch.tensor([[1, 2, 3, 4]]), prompt=3),
         interp.Batch(torch.tensor([[5, 6], [7, 8]])),
     ]
-    joined = interp.Batch.joined(parts)
+    joined = interp.Batch.join(parts)
     assert joined.tokens.tolist() == [[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 0, 0]]
     assert joined.prompt == 1
     assert joined.counted.tolist() == [
@@ -195,15 +195,15 @@ PLAIN = interp.Batch(torch.ones(2, 9, dtype=torch.long))
         [],
         [PLAIN, tiny.batch("gpt2", padded=True)],
         [PLAIN, tiny.batch("policy")],
-        [replace(PLAIN, steps=((0, 9),)), PLAIN],
+        [replace(PLAIN, groups=((0, 9),)), PLAIN],
     ],
-    ids=["nothing", "mask", "conditioning", "steps"],
+    ids=["nothing", "mask", "conditioning", "groups"],
 )
 def test_what_cannot_be_joined_is_refused(parts: list[interp.Batch]):
     with pytest.raises(
-        ValueError, match="expected batches without mask, steps and conditioning, at least one"
+        ValueError, match="expected batches without mask, groups and conditioning, at least one"
     ):
-        interp.Batch.joined(parts)
+        interp.Batch.join(parts)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from interp.interventions.kinds import Zero
 from interp.localization.benchmarks.injected_memory import Injection, Training, injected
 from interp.localization.benchmarks.planted_lookup import Lookup, planted_lookup
 from interp.localization.registry import localize, localize_each
-from interp.memorization.evaluation import beside_before, effects
+from interp.memorization.evaluation import measure_under, with_unchanged
 from interp.progress import track
-from interp.sites.units import Units, UnitScores, ranked
+from interp.sites.units import Units, UnitScores, rank_units
 from interp.subject.batch import Batch, Batches, batches
 from interp.subject.subject import Subject
 
@@ -32,11 +32,11 @@ __all__ = [
     "Training",
     "by_target",
     "deletion",
+    "falls_by_category",
     "injected",
     "injection",
     "planted_lookup",
     "recall",
-    "related",
     "scored_each",
     "single_block",
 ]
@@ -104,7 +104,7 @@ def injection(
     """
     if not 0 < max(multiples) * fraction <= 1:
         raise ValueError(
-            f"{max(multiples)} times {fraction} of the neurons is no share of them: "
+            f"{max(multiples)} times {fraction} of the neurons is not a share of them: "
             "give a smaller fraction or multiple"
         )
     rows: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ def deletion(
     fractions: Sequence[float] = (0.001, 0.005),
     *,
     spare_first: bool = True,
-    size: int = 16,
+    batch_size: int = 16,
 ) -> pd.DataFrame:
     """DEL: zeroes the neurons that a method found for one memorized window, and measures all.
 
@@ -192,7 +192,7 @@ def deletion(
         scores: for each method one per memorized window, as `scored_each` gives them.
         fractions: of each block's neurons to zero.
         spare_first: whether to leave the first block of each stack alone, as Chang et al. do.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
 
     Returns:
         A frame with one row per `method`, `fraction`, `target` (the window whose neurons are
@@ -217,9 +217,9 @@ def deletion(
 
     # a stream can be read once, and is measured under every plan
     kept = held_out if hasattr(held_out, "__len__") else list(batches(held_out))
-    measured = effects(subject, plans, {"memorized": memorized, "held_out": kept}, size)
+    measured = measure_under(subject, plans, {"memorized": memorized, "held_out": kept}, batch_size)
     columns = ["plan", "method", "fraction", "target", "k"]
-    return beside_before(measured, pd.DataFrame(about, columns=columns))
+    return with_unchanged(measured, pd.DataFrame(about, columns=columns))
 
 
 def _highest_per_block(
@@ -284,7 +284,7 @@ def by_target(frame: pd.DataFrame, length: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def related(frame: pd.DataFrame, categories: Sequence[str]) -> pd.DataFrame:
+def falls_by_category(frame: pd.DataFrame, categories: Sequence[str]) -> pd.DataFrame:
     """Returns how far windows of each category lose accuracy together: the confusion matrix of DEL.
 
     Args:
@@ -299,7 +299,8 @@ def related(frame: pd.DataFrame, categories: Sequence[str]) -> pd.DataFrame:
     Example:
         >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
         >>> measured = deletion(subject, batch.rows(slice(2)), control[:3], scores, [0.1])
-        >>> related(measured, ["poem", "code"])[["target", "category", "evaluated", "same"]]
+        >>> falls = falls_by_category(measured, ["poem", "code"])
+        >>> falls[["target", "category", "evaluated", "same"]]
            target category evaluated   same
         0       0     poem      code  False
         1       1     code      poem  False
@@ -322,7 +323,7 @@ def single_block(
     memorized: Batch,
     scores: Sequence[UnitScores],
     fraction: float,
-    size: int = 16,
+    batch_size: int = 16,
 ) -> pd.DataFrame:
     """Compares zeroing neurons of one block with zeroing the same number spread over all blocks.
 
@@ -334,7 +335,7 @@ def single_block(
         scores: one per memorized window.
         fraction: of all neurons to zero: the highest-scoring ones of one block, or the
             highest-scoring fraction of every block.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
 
     Returns:
         A frame with one row per `target`, `block` (-1 for all blocks) and `window`: the `fall` of
@@ -358,9 +359,9 @@ def single_block(
             about.append({"plan": len(plans), "target": target, "block": block, "k": len(units)})
             plans.append(Zero(units))
 
-    measured = effects(subject, plans, {"memorized": memorized}, size)
+    measured = measure_under(subject, plans, {"memorized": memorized}, batch_size)
     columns = ["plan", "target", "block", "k"]
-    rows: Any = beside_before(measured, pd.DataFrame(about, columns=columns))
+    rows: Any = with_unchanged(measured, pd.DataFrame(about, columns=columns))
     fall = rows["accuracy_before"] - rows["accuracy"]
     return rows.assign(fall=fall)[["target", "block", "k", "window", "fall"]]
 
@@ -376,6 +377,6 @@ def _same_budget(scores: UnitScores, fraction: float) -> list[tuple[int, Units]]
                 f"a budget of {budget} neurons does not fit in {site}, which has {values.size}: "
                 "give a smaller fraction"
             )
-        units = Units({site: ranked(values)[:budget]}, scores.widths)
+        units = Units({site: rank_units(values)[:budget]}, scores.widths)
         choices.append((int(site.block or 0), units))
     return choices

@@ -13,7 +13,7 @@ from interp.engine.recording import record
 from interp.hooks.hooks import Clock, Value, Visit, tapped
 from interp.localization.predicting_positions import position_weights, stack_of, weighted_mean
 from interp.localization.registry import Places, Scores, method, window_method
-from interp.localization.unit_values import written
+from interp.localization.unit_values import written_lengths
 from interp.localization.window_rows import RunningMean, concatenate_parts
 from interp.sites.site import Site
 from interp.subject.batch import Batch, Batches, batches
@@ -48,9 +48,9 @@ def activation(
 
         def score(value: Value, _: Clock) -> None:
             if abs_after_mean:
-                scores[site] = written(subject, site, weighted_mean(value, weights))
+                scores[site] = written_lengths(subject, site, weighted_mean(value, weights))
             else:
-                scores[site] = weighted_mean(written(subject, site, value), weights)
+                scores[site] = weighted_mean(written_lengths(subject, site, value), weights)
 
         return score
 
@@ -113,7 +113,7 @@ def _activity(
     """The mean |activation| of every unit over each window's positions, batch by batch; for a head
     the mean over its columns."""
     for batch in batches(windows, batch_size):
-        recording = record(subject, batch, sites, reduce="rows_abs", size=batch_size)
+        recording = record(subject, batch, sites, reduce="rows_abs", batch_size=batch_size)
         rows: dict[Site, np.ndarray] = {}
         for site in sites:
             units = subject.anatomy.place(site).units
@@ -123,15 +123,15 @@ def _activity(
 
 
 def _z_score_each(
-    subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8
+    subject: Subject, memorized: Batches, reference: Batches, sites: Places, batch_size: int = 8
 ) -> Scores:
-    parts = list(_z_scores(subject, memorized, reference, sites, size))
+    parts = list(_z_scores(subject, memorized, reference, sites, batch_size))
     return concatenate_parts(parts)
 
 
 @method("z_score", each=_z_score_each, needs_reference=True)
 def z_score(
-    subject: Subject, memorized: Batches, reference: Batches, sites: Places, size: int = 8
+    subject: Subject, memorized: Batches, reference: Batches, sites: Places, batch_size: int = 8
 ) -> Scores:
     """Scores a unit by how many standard deviations its activity on memorized windows lies above
     its mean over reference windows.
@@ -142,7 +142,7 @@ def z_score(
 
     Args:
         subject, memorized, reference, sites: see `method`.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
 
     Raises:
         ValueError: for fewer than 2 reference windows.
@@ -153,6 +153,6 @@ def z_score(
         5
     """
     mean = RunningMean()
-    for rows in _z_scores(subject, memorized, reference, sites, size):
+    for rows in _z_scores(subject, memorized, reference, sites, batch_size):
         mean.update(rows)
     return mean.value()

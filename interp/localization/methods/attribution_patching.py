@@ -13,7 +13,7 @@ from interp.hooks.hooks import Clock, Value, tapped
 from interp.localization.predicting_positions import stack_of
 from interp.localization.registry import Places, window_method
 from interp.localization.unit_values import per_unit, values_at
-from interp.localization.window_losses import differentiated
+from interp.localization.window_losses import differentiate
 from interp.localization.windows import own_tokens
 from interp.sites.site import Site
 from interp.subject.batch import Batch
@@ -22,41 +22,41 @@ from interp.subject.subject import Subject
 
 @window_method("attribution_patching")
 def attribution_patching(
-    subject: Subject, batch: Batch, sites: Places, *, steps: int = 1, seed: int = 0
+    subject: Subject, batch: Batch, sites: Places, *, points: int = 1, seed: int = 0
 ) -> dict[Site, Tensor]:
     """Scores a unit by the first-order rise of the suffix's loss when the unit takes the value it
     has after a corrupted prompt.
 
-    sum_t (h_corrupted - h)_t * dL/dh_t, for the same suffix after either prompt (see `corrupted`).
+    sum_t (h_corrupted - h)_t * dL/dh_t, for the same suffix after either prompt (see `corrupt`).
     Nanda 2023, Syed et al. 2023 (arXiv 2310.10348).
 
     Args:
         subject, batch, sites: see `window_method`.
-        steps: points at which the gradient is taken, equally spaced between the embeddings of the
-            two prompts, starting at the true one; the mean gradient counts. Above 1 this is
-            integrated gradients over the input (Hanna et al. 2024, arXiv 2403.17806).
+        points: number of points at which the gradient is taken, equally spaced between the
+            embeddings of the two prompts, starting at the true one; the mean gradient counts. Above
+            1 this is integrated gradients over the input (Hanna et al. 2024, arXiv 2403.17806).
         seed: of the corrupted prompt.
 
     Raises:
-        ValueError: below one step, or where nothing can be corrupted.
+        ValueError: below one point, or where nothing can be corrupted.
 
     Example:
         >>> scores = interp.localize(subject, memorized, method="attribution_patching")
         >>> len(scores.top(0.05))
         5
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least one gradient")
-    other = corrupted(subject, batch, seed)
-    embed = _embed(subject, sites) if steps > 1 else None
+    if points < 1:
+        raise ValueError(f"points={points}: expected at least one gradient")
+    other = corrupt(subject, batch, seed)
+    embed = _embed(subject, sites) if points > 1 else None
     recorded = sites if embed is None else tuple(dict.fromkeys((*sites, embed)))
     clean = values_at(subject, batch, recorded)
     changed = values_at(subject, other, recorded)
 
     path = None if embed is None else changed[embed] - clean[embed]
     gradients: list[dict[Site, Tensor]] = []
-    for step in range(steps):
-        shift = None if path is None else path * (step / steps)
+    for point in range(points):
+        shift = None if path is None else path * (point / points)
         gradients.append(_gradients(subject, batch, sites, embed, shift))
 
     scores: dict[Site, Tensor] = {}
@@ -68,7 +68,7 @@ def attribution_patching(
     return scores
 
 
-def corrupted(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
+def corrupt(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
     """Returns the batch with another prompt before the same suffix.
 
     The prompt's tokens are random, drawn from the seed and the window's own tokens, so that a
@@ -79,7 +79,7 @@ def corrupted(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
         ValueError: if there is neither a prompt nor another window's conditioning.
 
     Example:
-        >>> other = corrupted(subject, batch)
+        >>> other = corrupt(subject, batch)
         >>> torch.equal(other.targets, batch.targets), torch.equal(other.tokens, batch.tokens)
         (True, False)
     """
@@ -120,5 +120,5 @@ def _gradients(
 
     visits = {} if embed is None else {embed: move}
     with tapped(subject, visits):
-        _, gradients = differentiated(subject, batch, sites)
+        _, gradients = differentiate(subject, batch, sites)
     return gradients

@@ -20,7 +20,7 @@ from interp.interventions.kinds import Patch, Scale
 from interp.localization.registry import Places, window_method
 from interp.localization.unit_values import values_at
 from interp.localization.window_losses import window_losses
-from interp.localization.windows import repeated
+from interp.localization.windows import repeat_windows
 from interp.reporting.plotting import matrix
 from interp.sites.site import Site
 from interp.subject.batch import Batch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@window_method("causal_tracing", size=1)
+@window_method("causal_tracing", batch_size=1)
 def causal_tracing(
     subject: Subject,
     batch: Batch,
@@ -223,7 +223,7 @@ def _noisy_prompt(
     Noise is added to the embeddings of its prompt while the context is open. Where there is no
     prompt, or no embedding that can be hooked, the batch is conditioned on noisy values instead.
     """
-    batch = repeated(window, draws)
+    batch = repeat_windows(window, draws)
     generator = torch.Generator().manual_seed(seed)
     embed = next((site for site in subject.sites if site.point == "embed"), None)
     if window.prompt and embed is not None:

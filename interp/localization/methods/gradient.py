@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interp.localization.registry import Places, window_method
 from interp.localization.unit_values import per_unit
-from interp.localization.window_losses import differentiated
+from interp.localization.window_losses import differentiate
 from interp.sites.site import Site
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
@@ -64,5 +64,5 @@ def first_order_effects(
         >>> first_order_effects(subject, batch, (site,))[site].shape
         torch.Size([12, 16, 4])
     """
-    values, gradients = differentiated(subject, batch, sites)
+    values, gradients = differentiate(subject, batch, sites)
     return {site: per_unit(subject, site, -(values[site] * gradients[site])) for site in sites}

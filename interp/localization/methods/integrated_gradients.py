@@ -14,11 +14,11 @@ from torch import Tensor
 
 from interp.errors import closest
 from interp.hooks.hooks import Clock, Value, tapped
-from interp.localization.predicting_positions import predicting, stack_of
+from interp.localization.predicting_positions import predicting_positions, stack_of
 from interp.localization.registry import Places, window_method
 from interp.localization.unit_values import per_unit
 from interp.localization.window_losses import differentiating
-from interp.localization.windows import repeated
+from interp.localization.windows import repeat_windows
 from interp.sites.site import Site
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
@@ -27,13 +27,13 @@ Rule = Literal["released", "right", "gauss"]
 Positions = Literal["predicting", "all"]
 
 
-@window_method("integrated_gradients", size=1)
+@window_method("integrated_gradients", batch_size=1)
 def integrated_gradients(
     subject: Subject,
     batch: Batch,
     sites: Places,
     *,
-    steps: int = 20,
+    points: int = 20,
     rule: Rule = "released",
     positions: Positions = "predicting",
 ) -> dict[Site, Tensor]:
@@ -46,29 +46,29 @@ def integrated_gradients(
 
     Args:
         subject, batch, sites: see `window_method`.
-        steps: points on the path, k.
+        points: number of points on the path, k.
         rule: where the points alpha_k lie and what they weigh (w_k): `released` as in the released
-            code of Chang et al. (from 0 to 1, each 1/steps), `right` (a Riemann sum: multiples of
-            1/steps, each 1/steps), or `gauss` (Gauss-Legendre, the most exact for few steps).
+            code of Chang et al. (from 0 to 1, each 1/points), `right` (a Riemann sum: multiples
+            of 1/points, each 1/points), or `gauss` (Gauss-Legendre, most exact for few points).
         positions: `predicting` scales, for each suffix token, the position that predicts it, as
             Chang et al. do: one forward for every token of every site. `all` scales all positions
             at once and takes the mean probability, with one forward for every site. Where a site's
             positions are not those of the tokens, all are scaled.
 
     Raises:
-        ValueError: for an unknown rule or choice of positions, and below one step.
+        ValueError: for an unknown rule or choice of positions, and below one point.
 
     Example:
         >>> scores = interp.localize(
-        ...     subject, memorized[:1], method="integrated_gradients", steps=4, positions="all"
+        ...     subject, memorized[:1], method="integrated_gradients", points=4, positions="all"
         ... )
         >>> len(scores.top(0.05))
         5
     """
     _check_choice("rule", rule, get_args(Rule))
     _check_choice("positions", positions, get_args(Positions))
-    alphas, weights = path(steps, rule)
-    starts = predicting(subject, batch, sites) if positions == "predicting" else {}
+    alphas, weights = path(points, rule)
+    starts = predicting_positions(subject, batch, sites) if positions == "predicting" else {}
     counted = batch.counted.sum(1, keepdim=True).to(subject.device)
 
     scores: dict[Site, Tensor] = {}
@@ -100,25 +100,27 @@ def _start(subject: Subject, site: Site, starts: Mapping[str, int | None]) -> in
     return None if stack is None else starts.get(stack)
 
 
-def path(steps: int, rule: Rule) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
+def path(
+    points: int, rule: Rule
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """Returns the points of a path between 0 and 1, and their weights.
 
     Raises:
-        ValueError: below one step.
+        ValueError: below one point.
 
     Example:
         >>> path(4, "right")
         (array([0.25, 0.5 , 0.75, 1.  ]), array([0.25, 0.25, 0.25, 0.25]))
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least one point on the path")
+    if points < 1:
+        raise ValueError(f"points={points}: expected at least one point on the path")
     if rule == "gauss":
-        points, weights = np.polynomial.legendre.leggauss(steps)  # of the interval [-1, 1]
-        return (points + 1) / 2, weights / 2
-    equal_weights = np.full(steps, 1 / steps)
+        nodes, weights = np.polynomial.legendre.leggauss(points)  # of the interval [-1, 1]
+        return (nodes + 1) / 2, weights / 2
+    equal_weights = np.full(points, 1 / points)
     if rule == "released":
-        return np.linspace(0, 1, steps), equal_weights
-    return np.arange(1, steps + 1) / steps, equal_weights
+        return np.linspace(0, 1, points), equal_weights
+    return np.arange(1, points + 1) / points, equal_weights
 
 
 def _integrate(
@@ -137,7 +139,7 @@ def _integrate(
     # All points of the path are rows of one forward: all windows at the first point, then all at
     # the second, and so on.
     count = len(batch)
-    rows = repeated(batch, len(alphas))
+    rows = repeat_windows(batch, len(alphas))
     alpha_by_row = torch.tensor(np.repeat(alphas, count), device=subject.device)
     scale = alpha_by_row[:, None, None]
 
@@ -186,7 +188,7 @@ def _predict_only(batch: Batch, target: int) -> Batch:
 
     What follows it is cut off; where tokens are predicted together it stays and does not count.
     """
-    if batch.steps is None:
+    if batch.groups is None:
         return replace(batch.until(target + 1), prompt=target)
     mask = batch.mask
     if mask is None:

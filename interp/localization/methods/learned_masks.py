@@ -25,7 +25,7 @@ from interp.sites.site import Site
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
-Logits = Mapping[Site, Float[Tensor, "windows units"]]
+MaskParameters = Mapping[Site, Float[Tensor, "windows units"]]
 
 # The interval that the concrete distribution is stretched to before it is clipped to [0, 1], so
 # that masks of exactly 0 and 1 have a probability above 0 (Louizos et al. 2018).
@@ -35,7 +35,7 @@ _ZETA = 1.1
 _CHECK_EVERY = 10  # steps between looks at which windows are done
 
 
-@window_method("slimming", size=16)
+@window_method("slimming", batch_size=16)
 def slimming(
     subject: Subject,
     batch: Batch,
@@ -70,15 +70,15 @@ def slimming(
     """
     masks = _leaves(subject, batch, sites, 1.0)
 
-    def to_gates(masks: Logits) -> dict[Site, Tensor]:
+    def to_gates(masks: MaskParameters) -> dict[Site, Tensor]:
         return {site: clipped(mask) for site, mask in masks.items()}
 
-    def penalty(masks: Logits) -> Tensor:
+    def penalty(masks: MaskParameters) -> Tensor:
         # summed first within sites and then over them, for sites may have different widths
         by_site = [mask.abs().sum(1) for mask in masks.values()]
         return pressure * torch.stack(by_site).sum(0)
 
-    def mean_mask(masks: Logits) -> Tensor:
+    def mean_mask(masks: MaskParameters) -> Tensor:
         sizes = [mask.abs() for mask in masks.values()]
         return torch.cat(sizes, 1).mean(1)
 
@@ -86,7 +86,7 @@ def slimming(
     return to_gates({site: mask.detach() for site, mask in masks.items()})
 
 
-@window_method("hard_concrete", size=16)
+@window_method("hard_concrete", batch_size=16)
 def hard_concrete(
     subject: Subject,
     batch: Batch,
@@ -130,7 +130,7 @@ def hard_concrete(
     ]
     shift = beta * math.log(-_GAMMA / _ZETA)
 
-    def to_gates(logits: Logits) -> dict[Site, Tensor]:
+    def to_gates(logits: MaskParameters) -> dict[Site, Tensor]:
         widths = [logit.shape[1] for logit in logits.values()]
         # One draw per window for all its units, from a generator of its own: a window gets the same
         # noise in any batch.
@@ -144,14 +144,14 @@ def hard_concrete(
             gates[site] = concrete_mask(logit, beta, noise.to(logit))
         return gates
 
-    def chances_of_open(logits: Logits) -> Tensor:
+    def chances_of_open(logits: MaskParameters) -> Tensor:
         by_site = [torch.sigmoid(logit - shift) for logit in logits.values()]
         return torch.cat(by_site, 1)
 
-    def penalty(logits: Logits) -> Tensor:
+    def penalty(logits: MaskParameters) -> Tensor:
         return pressure * chances_of_open(logits).sum(1)
 
-    def mean_penalty(logits: Logits) -> Tensor:
+    def mean_penalty(logits: MaskParameters) -> Tensor:
         return chances_of_open(logits).mean(1)
 
     _learn(subject, batch, logits, to_gates, penalty, mean_penalty, lr=lr, steps=steps, stop=stop)
@@ -216,9 +216,9 @@ def _learn(
     subject: Subject,
     batch: Batch,
     leaves: dict[Site, Tensor],
-    to_gates: Callable[[Logits], dict[Site, Tensor]],
-    penalty: Callable[[Logits], Float[Tensor, " windows"]],
-    mean_size: Callable[[Logits], Float[Tensor, " windows"]],
+    to_gates: Callable[[MaskParameters], dict[Site, Tensor]],
+    penalty: Callable[[MaskParameters], Float[Tensor, " windows"]],
+    mean_size: Callable[[MaskParameters], Float[Tensor, " windows"]],
     *,
     lr: float,
     steps: int,

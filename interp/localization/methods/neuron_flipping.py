@@ -18,7 +18,7 @@ from interp.localization.registry import Places, Scores, method
 from interp.localization.unit_gates import constant_gates, gated
 from interp.localization.window_losses import differentiating, window_losses
 from interp.localization.window_rows import stack_rows
-from interp.localization.windows import own_tokens, repeated
+from interp.localization.windows import own_tokens, repeat_windows
 from interp.progress import track
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site
@@ -27,7 +27,7 @@ from interp.subject.subject import Subject, evaluating
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FlipSettings:
     """How a window is flipped.
 
     Attributes:
@@ -74,15 +74,15 @@ class Flip:
 
 
 def _each(
-    subject: Subject, memorized: Batches, reference: Batches, sites: Places, **recipe: Any
+    subject: Subject, memorized: Batches, reference: Batches, sites: Places, **settings: Any
 ) -> Scores:
-    flips = _flip_all(subject, memorized, reference, sites, Recipe(**recipe))
+    flips = _flip_all(subject, memorized, reference, sites, FlipSettings(**settings))
     return stack_rows([_rank(flip) for flip in flips])
 
 
-@method("neuron_flipping", each=_each, needs_reference=True, options=Recipe)
+@method("neuron_flipping", each=_each, needs_reference=True, options=FlipSettings)
 def neuron_flipping(
-    subject: Subject, memorized: Batches, reference: Batches, sites: Places, **recipe: Any
+    subject: Subject, memorized: Batches, reference: Batches, sites: Places, **settings: Any
 ) -> Scores:
     """Scores units by the order in which they are zeroed until a window flips.
 
@@ -96,7 +96,7 @@ def neuron_flipping(
 
     Args:
         subject, memorized, reference, sites: see `method`.
-        **recipe: fields of `Recipe`.
+        **settings: fields of `FlipSettings`.
 
     Example:
         >>> scores = interp.localize(
@@ -106,7 +106,7 @@ def neuron_flipping(
         >>> float(values.max())
         2.0
     """
-    rows = _each(subject, memorized, reference, sites, **recipe)
+    rows = _each(subject, memorized, reference, sites, **settings)
     return {site: values.mean(0) for site, values in rows.items()}
 
 
@@ -115,7 +115,7 @@ def units_to_flip(
     memorized: Batches,
     reference: Batches,
     site: Sites = "neurons",
-    recipe: Recipe | None = None,
+    settings: FlipSettings | None = None,
 ) -> pd.DataFrame:
     """Counts the units that must be zeroed to flip each window.
 
@@ -126,32 +126,33 @@ def units_to_flip(
         memorized: windows to flip.
         reference: windows whose loss should not rise.
         site: whose units may be zeroed.
-        recipe: how a window is flipped; the default `Recipe` if None.
+        settings: how a window is flipped; the default `FlipSettings` if None.
 
     Returns:
         A frame with one row per `window`: how many `units` were zeroed, and whether it `flipped`
-        within the recipe's limit.
+        within the limit of the settings.
 
     Example:
-        >>> counts = units_to_flip(subject, memorized[:2], control, recipe=Recipe(at_most=3))
+        >>> at_most_3 = FlipSettings(at_most=3)
+        >>> counts = units_to_flip(subject, memorized[:2], control, settings=at_most_3)
         >>> len(counts), bool((counts["units"] <= 3).all())
         (2, True)
     """
     sites = subject.anatomy.expand(site)
-    flips = _flip_all(subject, memorized, reference, sites, recipe or Recipe())
+    flips = _flip_all(subject, memorized, reference, sites, settings or FlipSettings())
     rows = [(number, len(flip.chosen), flip.flipped) for number, flip in enumerate(flips)]
     return pd.DataFrame(rows, columns=["window", "units", "flipped"])
 
 
 def _flip_all(
-    subject: Subject, memorized: Batches, reference: Batches, sites: Places, recipe: Recipe
+    subject: Subject, memorized: Batches, reference: Batches, sites: Places, settings: FlipSettings
 ) -> list[Flip]:
-    population = _take(reference, recipe.population)
+    population = _take(reference, settings.population)
     windows: list[Batch] = []
     for batch in batches(memorized):
         windows += batch.split(1)
     return [
-        _flip(subject, window, population, sites, recipe)
+        _flip(subject, window, population, sites, settings)
         for window in track(windows, "neuron_flipping")
     ]
 
@@ -170,16 +171,16 @@ def _take(windows: Batches, count: int) -> list[Batch]:
 
 
 def _flip(
-    subject: Subject, window: Batch, population: list[Batch], sites: Places, recipe: Recipe
+    subject: Subject, window: Batch, population: list[Batch], sites: Places, settings: FlipSettings
 ) -> Flip:
     gates = constant_gates(subject, sites, windows=1, value=1.0)
     right = _hits(subject, window, gates)
-    enough = max(1, recipe.share * right.sum())
+    enough = max(1, settings.share * right.sum())
 
     chosen: list[tuple[Site, int]] = []
     first: dict[Site, Tensor] = {}
-    while len(chosen) < recipe.at_most:
-        scores = _scores(subject, window, population, gates, recipe)
+    while len(chosen) < settings.at_most:
+        scores = _scores(subject, window, population, gates, settings)
         first = first or scores
         site = max(sites, key=lambda site: float(scores[site].max()))
         unit = int(scores[site].argmax())
@@ -198,15 +199,15 @@ def _scores(
     window: Batch,
     population: list[Batch],
     gates: dict[Site, Tensor],
-    recipe: Recipe,
+    settings: FlipSettings,
 ) -> dict[Site, Tensor]:
     """By how much zeroing each unit lowers -L(window) + mean L(population), to first order;
     [units], 0 for units that are zero already."""
     leaves = {site: gate.clone().requires_grad_() for site, gate in gates.items()}
     population_size = sum(map(len, population))
-    copies = repeated(window, recipe.copies)
+    copies = repeat_windows(window, settings.copies)
     with differentiating(subject):
-        with _jittered(subject, window, recipe), gated(subject, leaves):
+        with _jittered(subject, window, settings), gated(subject, leaves):
             objective = -window_losses(subject, copies).mean()
         for batch in population:
             with gated(subject, leaves):
@@ -221,7 +222,7 @@ def _scores(
 
 
 @contextmanager
-def _jittered(subject: Subject, window: Batch, recipe: Recipe) -> Generator[None]:
+def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Generator[None]:
     """Adds noise to the embeddings of each copy of the window; none where they cannot be hooked."""
     embed = next((site for site in subject.sites if site.point == "embed"), None)
     if embed is None:
@@ -236,11 +237,11 @@ def _jittered(subject: Subject, window: Batch, recipe: Recipe) -> Generator[None
     def jitter(value: Value, _: Clock) -> Tensor:
         # Drawn position by position, so that padding at the end changes nothing of the noise before
         # it; from a new generator in each forward, so that every step sees the same noise.
-        generator = torch.Generator().manual_seed(recipe.seed)
+        generator = torch.Generator().manual_seed(settings.seed)
         copies, positions, width = value.shape
         drawn = torch.randn(positions, copies, width, generator=generator)
         noise = drawn.transpose(0, 1).to(value)
-        scaled = recipe.noise * noise * lengths(value) / lengths(noise)
+        scaled = settings.noise * noise * lengths(value) / lengths(noise)
         return value + scaled
 
     with tapped(subject, {embed: jitter}):

@@ -31,12 +31,12 @@ def _each(
     memorized: Batches,
     reference: Batches | None,
     sites: Places,
-    size: int = 8,
+    batch_size: int = 8,
     views: int = 1,
     collapse: Collapse = "segments",
 ) -> Scores:
     """A unit's UnitMem at the window of its maximum, 0 at others; [memorized windows, units]."""
-    found, count = _over_both(subject, memorized, reference, sites, size, views, collapse)
+    found, count = _over_both(subject, memorized, reference, sites, batch_size, views, collapse)
     numbers = np.arange(count)[:, None]
     return {
         site: np.where(numbers == example, value, 0.0) for site, (value, example) in found.items()
@@ -49,7 +49,7 @@ def unitmem_of_memorized(
     memorized: Batches,
     reference: Batches | None,
     sites: Places,
-    size: int = 8,
+    batch_size: int = 8,
     views: int = 1,
     collapse: Collapse = "segments",
 ) -> Scores:
@@ -60,7 +60,7 @@ def unitmem_of_memorized(
 
     Args:
         subject, memorized, reference, sites: see `method`.
-        size, views, collapse: as for `unitmem`.
+        batch_size, views, collapse: as for `unitmem`.
 
     Example:
         >>> scores = interp.localize(subject, memorized, control, method="unitmem")
@@ -68,7 +68,7 @@ def unitmem_of_memorized(
         >>> bool((values >= 0).all() and (values <= 1).all())
         True
     """
-    found, count = _over_both(subject, memorized, reference, sites, size, views, collapse)
+    found, count = _over_both(subject, memorized, reference, sites, batch_size, views, collapse)
     scores: dict[Site, np.ndarray] = {}
     for site, (value, example) in found.items():
         scores[site] = np.where(example < count, value, 0.0)
@@ -98,7 +98,7 @@ def unitmem(
     subject: Subject,
     windows: Batches,
     sites: Places,
-    size: int = 8,
+    batch_size: int = 8,
     *,
     views: int = 1,
     collapse: Collapse = "segments",
@@ -115,7 +115,7 @@ def unitmem(
         subject: the model.
         windows: the examples.
         sites: whose units to score.
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
         views: how many consecutive windows are augmentations of one example, over which mu is
             averaged (the papers use 10).
         collapse: how the segments of an image model become one score. `segments`: the mean of the
@@ -150,7 +150,9 @@ def unitmem(
     elif has_segments and collapse == "tokens":
         parts = {"": _all_positions(parts)}
 
-    recordings = record_parts(subject, windows, sites, parts, "selectivity", size=size, views=views)
+    recordings = record_parts(
+        subject, windows, sites, parts, "selectivity", batch_size=batch_size, views=views
+    )
     result: dict[Site, Selective] = {}
     for site in sites:
         by_segment = [_selectivity(subject, each, site) for each in recordings.values()]
@@ -162,7 +164,7 @@ def unitmem_by_segment(
     subject: Subject,
     windows: Batches,
     sites: Places,
-    size: int = 8,
+    batch_size: int = 8,
     *,
     views: int = 1,
     degenerate: bool = True,
@@ -170,7 +172,7 @@ def unitmem_by_segment(
     """Returns the UnitMem of every unit in every segment of an image model.
 
     Args:
-        subject, windows, sites, size, views: as for `unitmem`.
+        subject, windows, sites, batch_size, views: as for `unitmem`.
         degenerate: whether to include segments in which all images of a class are the same.
 
     Returns:
@@ -186,7 +188,9 @@ def unitmem_by_segment(
         (48, [''])
     """
     parts = segments(subject, degenerate=degenerate)
-    recordings = record_parts(subject, windows, sites, parts, "selectivity", size=size, views=views)
+    recordings = record_parts(
+        subject, windows, sites, parts, "selectivity", batch_size=batch_size, views=views
+    )
     frames: list[pd.DataFrame] = []
     for segment, recording in recordings.items():
         for site in sites:

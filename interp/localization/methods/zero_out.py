@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.engine.sweeping import sweep
 from interp.interventions.kinds import Scale, Zero
 from interp.localization.registry import Places, Scores, method
-from interp.localization.screening import Screen, estimates, interleaved
+from interp.localization.screening import Screen, estimates, interleave
 from interp.localization.window_rows import stack_rows
 from interp.progress import track
 from interp.sites.site import Site
@@ -32,9 +32,9 @@ def _each(
     sites: Places,
     share: float = 0.05,
     exhaustive: bool = False,  # noqa: FBT001, FBT002 - the method's option
-    size: int = 8,
+    batch_size: int = 8,
 ) -> Scores:
-    windows = _split_windows(memorized, size)
+    windows = _split_windows(memorized, batch_size)
     chosen = [
         _screen(subject, [window], sites, share, exhaustive)
         for window in track(windows, "screening")
@@ -44,7 +44,7 @@ def _each(
 
     # the reference is run once, for every unit that some window verifies
     all_chosen = functools.reduce(Units.__or__, chosen)
-    against = _mean(subject, _split_windows(reference, size), all_chosen)
+    against = _mean(subject, _split_windows(reference, batch_size), all_chosen)
 
     rows: list[dict[Site, np.ndarray]] = []
     for effect, units in zip(effects, chosen, strict=True):
@@ -65,7 +65,7 @@ def zero_out(
     sites: Places,
     share: float = 0.05,
     exhaustive: bool = False,  # noqa: FBT001, FBT002 - the method's option
-    size: int = 8,
+    batch_size: int = 8,
 ) -> Scores:
     """Scores a unit by the rise of the loss when it alone is zeroed, exactly.
 
@@ -79,7 +79,7 @@ def zero_out(
             The others score 0.
         exhaustive: whether to verify all units. They are also all verified where there are few
             (heads, blocks).
-        size: batch size, in windows.
+        batch_size: batch size, in windows.
 
     Raises:
         SiteError: where there are many units that cannot be screened.
@@ -90,10 +90,10 @@ def zero_out(
         >>> scores.widths  # 2 blocks of 4 heads
         {Site(point='heads', block=0, stack=''): 4, Site(point='heads', block=1, stack=''): 4}
     """
-    windows = _split_windows(memorized, size)
+    windows = _split_windows(memorized, batch_size)
     units = _screen(subject, windows, sites, share, exhaustive)
     ours = _mean(subject, windows, units)
-    theirs = _mean(subject, _split_windows(reference, size), units)
+    theirs = _mean(subject, _split_windows(reference, batch_size), units)
     return {site: ours[site] - theirs[site] for site in sites}
 
 
@@ -124,7 +124,7 @@ def _screen(
         one, other = estimates(subject, window, sites)
         first_order.append(one)
         curved.append(other)
-    ranks = interleaved(_mean_by_site(first_order), _mean_by_site(curved))
+    ranks = interleave(_mean_by_site(first_order), _mean_by_site(curved))
     scores = UnitScores({site: rows[0].cpu().numpy() for site, rows in ranks.items()})
     return scores.top(float(share))
 

@@ -326,7 +326,7 @@ def _tokenizer_file_next_to(network: _Stored) -> Path:
     found = [file for file in others if _kind(_open(file).state) is _TOKENIZER_OF[kind]]
     if len(found) != 1:
         raise LoadError(
-            f"{len(found)} tokenizers of a {kind.__name__} stand beside {network.file.name}, "
+            f"{len(found)} tokenizers of a {kind.__name__} are next to {network.file.name}, "
             f"expected one: pass tokenizer=its file (the public one is {_PUBLIC_TOKENIZER[kind]})"
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""What VAR and RAR have in common: both predict the tokens of one image, step by step, from a
+"""What VAR and RAR have in common: both predict the tokens of one image, group by group, from a
 class, and carry the tokenizer that the tokens belong to."""
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _BATCH_SIZE = 256  # images that go through the tokenizer together
 class ImageModel(nn.Module, ABC):
     """An image autoregressive network with the tokenizer whose codes it predicts; a `Stepwise`.
 
-    In this class a step is a group of tokens that are predicted together. Numbers of tokens that
-    are read are those of whole steps.
+    A group is the tokens that are predicted together. Numbers of tokens that are read are those of
+    whole groups.
 
     Attributes:
         tokenizer: images to tokens and back; frozen.
         classes: number of classes that condition it, numbered from 0.
         null: the label that stands for no class, for classifier-free guidance and the labels
             dropped in training.
-        steps: (start, stop) of the tokens of each step.
+        all_groups: (start, stop) of the tokens of each group of an image.
         lead: number of positions that the blocks see before that of the first token.
         segments: the parts of what the blocks see.
     """
 
     classes: int
-    steps: tuple[tuple[int, int], ...]
+    all_groups: tuple[tuple[int, int], ...]
     lead: int
     segments: tuple[Segment, ...]
 
@@ -46,7 +46,7 @@ class ImageModel(nn.Module, ABC):
     @property
     def length(self) -> int:
         """Tokens per image."""
-        return self.steps[-1][1]
+        return self.all_groups[-1][1]
 
     @property
     def null(self) -> int:
@@ -59,7 +59,7 @@ class ImageModel(nn.Module, ABC):
         label: Int[Tensor, " batch"],
         past_key_values: Any = None,
     ) -> Float[Tensor, "batch new codes"]:
-        """Returns the logits of all tokens up to the end of the step that follows those read.
+        """Returns the logits of all tokens up to the end of the group that follows those read.
 
         Args:
             tokens: [batch, read] the first tokens of each image.
@@ -68,40 +68,40 @@ class ImageModel(nn.Module, ABC):
         """
 
     def groups(self, length: int) -> tuple[tuple[int, int], ...]:
-        """Returns the steps that begin within the first `length` tokens."""
-        return tuple(step for step in self.steps if step[0] < length)
+        """Returns the groups that begin within the first `length` tokens."""
+        return tuple(group for group in self.all_groups if group[0] < length)
 
     def ahead(self, read: int) -> int:
         """Returns how many tokens are predicted next, together, after `read` tokens, not all."""
-        return next(stop for _, stop in self.steps if stop > read) - read
+        return next(stop for _, stop in self.all_groups if stop > read) - read
 
     @abstractmethod
     def positions(self, read: int) -> int:
         """Returns how many positions of the blocks depend only on the first `read` tokens."""
 
     @abstractmethod
-    def progress(self, step: int) -> float:
-        """Returns how far a step is, from 0 to 1, as schedules of guidance need it."""
+    def progress(self, group: int) -> float:
+        """Returns how far a group is, by its number, from 0 to 1: guidance is scheduled by it."""
 
-    def predicted(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
-        """Returns aligned logits of the last `keep` tokens of a batch of whole steps."""
+    def predict(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
+        """Returns aligned logits of the last `keep` tokens of a batch of whole groups."""
         read = batch.tokens[:, : self.before(batch.length)]
         return self(read, **batch.conditioning)[:, -keep:]
 
     def before(self, length: int) -> int:
-        """Returns where the last step of the first `length` tokens begins; 0 for no tokens.
+        """Returns where the last group of the first `length` tokens begins; 0 for no tokens.
 
         Raises:
-            ValueError: with the nearest ends of steps, when `length` is within a step.
+            ValueError: with the nearest ends of groups, when `length` is within a group.
         """
-        for start, stop in ((0, 0), *self.steps):
+        for start, stop in ((0, 0), *self.all_groups):
             if stop == length:
                 return start
-        ends = [0, *(stop for _, stop in self.steps)]
+        ends = [0, *(stop for _, stop in self.all_groups)]
         nearest = sorted(ends, key=lambda end: abs(end - length))[:2]
         raise ValueError(
-            f"{length} tokens are no whole number of steps of this model "
-            f"({len(self.steps)} steps, {self.length} tokens); "
+            f"{length} tokens are not a whole number of groups of this model "
+            f"({len(self.all_groups)} groups, {self.length} tokens); "
             f"nearest: {' or '.join(map(str, sorted(nearest)))}"
         )
 
@@ -109,7 +109,7 @@ class ImageModel(nn.Module, ABC):
         """Checks that the model can continue from a prompt.
 
         Raises:
-            ValueError: with the nearest ends of steps, when it ends within a step.
+            ValueError: with the nearest ends of groups, when it ends within a group.
         """
         self.before(prompt)
 
@@ -126,7 +126,7 @@ class ImageModel(nn.Module, ABC):
         conditioning: Mapping[str, Tensor],
         keep: int,
     ) -> Tensor:
-        """Returns logits of the last `keep` tokens up to the end of the next step.
+        """Returns logits of the last `keep` tokens up to the end of the next group.
 
         What is in the cache is not computed again.
         """
@@ -190,12 +190,12 @@ class ImageModel(nn.Module, ABC):
             ValueError: images of another size or range, or classes that the model does not have.
         """
         parts = [self.tokenizer.encode(part.to(self._device)) for part in images.split(_BATCH_SIZE)]
-        # A batch says nothing of its steps where tokens are predicted one by one.
-        one_by_one = len(self.steps) == self.length
+        # A batch says nothing of its groups where tokens are predicted one by one.
+        one_by_one = len(self.all_groups) == self.length
         batch = Batch(
             torch.cat(parts),
             prompt,
-            steps=None if one_by_one else self.steps,
+            groups=None if one_by_one else self.all_groups,
             conditioning={"label": label.to(self._device)},
         )
         self.check(batch)
@@ -224,7 +224,7 @@ def image_model(module: nn.Module) -> ImageModel:
         ValueError: it is another module.
     """
     if not isinstance(module, ImageModel):
-        raise ValueError(f"{type(module).__name__} is no image model: expected a VAR or a RAR")
+        raise ValueError(f"{type(module).__name__} is not an image model: expected a VAR or a RAR")
     return module
 
 
@@ -261,7 +261,7 @@ class MLP(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-def modulated(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:
+def modulate(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:
     """Returns what adaptive layer normalization makes of normalized values."""
     return x * (1 + scale) + shift
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp.models.image.image_model import MLP, Gate, ImageModel, Segment, for_rows, modulated
+from interp.models.image.image_model import MLP, Gate, ImageModel, Segment, for_rows, modulate
 from interp.models.image.raster_vq import RasterVQ
 from interp.subject.batch import Batch
 
@@ -88,7 +88,7 @@ class RAR(ImageModel):
         self.classes = config.classes
         N = config.length
         C = config.width
-        self.steps = tuple((token, token + 1) for token in range(N))
+        self.all_groups = tuple((token, token + 1) for token in range(N))
         self.segments = _segments(config.grid)
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
@@ -124,7 +124,7 @@ class RAR(ImageModel):
         logits = self._in_order(read, label, order, None)
         return torch.empty_like(logits).scatter(1, order[..., None].expand_as(logits), logits)
 
-    def predicted(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
+    def predict(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
         """Returns aligned logits of the last `keep` tokens, as in `ImageModel`.
 
         Images with an order of their own are read whole, because the token that is predicted last
@@ -132,7 +132,7 @@ class RAR(ImageModel):
         """
         if "order" in batch.conditioning:
             return self(batch.tokens, **batch.conditioning)[:, -keep:]
-        return super().predicted(batch, keep)
+        return super().predict(batch, keep)
 
     def _in_order(
         self,
@@ -179,8 +179,8 @@ class RAR(ImageModel):
     def positions(self, read: int) -> int:
         return _LEAD + read
 
-    def progress(self, step: int) -> float:
-        return step / self.length
+    def progress(self, group: int) -> float:
+        return group / self.length
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -268,9 +268,9 @@ class Block(nn.Module):
         modulation = self.adaLN_modulation(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
 
-        attn_in = modulated(self.norm1(x), scale1, shift1)
+        attn_in = modulate(self.norm1(x), scale1, shift1)
         x = x + self.attn_gate(self.attn(attn_in, mask, past_key_values), gate1)
-        mlp_in = modulated(self.norm2(x), scale2, shift2)
+        mlp_in = modulate(self.norm2(x), scale2, shift2)
         return x + self.mlp_gate(self.mlp(mlp_in), gate2)
 
 
@@ -283,4 +283,4 @@ class Final(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch new width"], condition: Tensor) -> Tensor:
         scale, shift = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        return modulated(F.layer_norm(x, x.shape[-1:], eps=_EPS), scale, shift)
+        return modulate(F.layer_norm(x, x.shape[-1:], eps=_EPS), scale, shift)

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from interp.models.image.layers import ResidualBlock, check_levels, conv, group_norm
-from interp.models.image.tokenizers import ImageTokenizer, Quantized, Quantizer, numbered, shape_of
+from interp.models.image.tokenizers import (
+    ImageTokenizer,
+    Quantized,
+    Quantizer,
+    count_numbered,
+    shape_of,
+)
 
 # Weight of the part of the loss that moves codes to features, as in the public code.
 _CODEBOOK = 0.25
@@ -86,7 +92,7 @@ def raster_vq_config(state: Mapping[str, Tensor], grid: int) -> RasterVQConfig:
     shape_of(state, above.format(1), "RAR")
 
     # The finest level of the decoder does not up-sample, so its width is that of the last norm.
-    levels_above = range(1, 1 + numbered(state, above, 1))
+    levels_above = range(1, 1 + count_numbered(state, above, 1))
     widths = [finest_width, *(state[above.format(level)].shape[0] for level in levels_above)]
     return RasterVQConfig(
         grid=grid,
@@ -94,7 +100,7 @@ def raster_vq_config(state: Mapping[str, Tensor], grid: int) -> RasterVQConfig:
         code_width=code_width,
         width=width,
         multipliers=tuple(level_width // width for level_width in widths),
-        blocks=numbered(state, "encoder.mid.{}.conv1.weight"),
+        blocks=count_numbered(state, "encoder.mid.{}.conv1.weight"),
         channels=channels,
     )
 
@@ -130,7 +136,7 @@ class RasterVQ(ImageTokenizer):
     ) -> Float[Tensor, "batch code_width grid grid"]:
         return self.encoder(images)
 
-    def painted(
+    def paint(
         self, features: Float[Tensor, "batch code_width grid grid"]
     ) -> Float[Tensor, "batch channels side side"]:
         return self.decoder(features)

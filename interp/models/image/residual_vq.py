@@ -25,7 +25,13 @@ from interp.models.image.layers import (
     conv,
     group_norm,
 )
-from interp.models.image.tokenizers import ImageTokenizer, Quantized, Quantizer, numbered, shape_of
+from interp.models.image.tokenizers import (
+    ImageTokenizer,
+    Quantized,
+    Quantizer,
+    count_numbered,
+    shape_of,
+)
 
 # Weight of the part of the loss that moves features to codes, as in the public code.
 _COMMITMENT = 0.25
@@ -104,15 +110,15 @@ def residual_vq_config(state: Mapping[str, Tensor], sides: Sequence[int]) -> Res
     shape_of(state, level.format(0), "VAR")
     shape_of(state, phi.format(0), "VAR")
 
-    widths = [state[level.format(n)].shape[0] for n in range(numbered(state, level))]
+    widths = [state[level.format(n)].shape[0] for n in range(count_numbered(state, level))]
     return ResidualVQConfig(
         sides=tuple(sides),
         codes=codes,
         code_width=code_width,
         width=width,
         multipliers=tuple(level_width // width for level_width in widths),
-        blocks=numbered(state, block) - 1,  # the decoder has one more than the encoder
-        phis=numbered(state, phi),
+        blocks=count_numbered(state, block) - 1,  # the decoder has one more than the encoder
+        phis=count_numbered(state, phi),
         channels=channels,
     )
 
@@ -161,7 +167,7 @@ class ResidualVQ(ImageTokenizer):
         """Returns the features of images in [0, 1]; the network itself works on [-1, 1]."""
         return self.quant_conv(self.encoder(images * 2 - 1))
 
-    def painted(
+    def paint(
         self, features: Float[Tensor, "batch code_width grid grid"]
     ) -> Float[Tensor, "batch channels side side"]:
         return (self.decoder(self.post_quant_conv(features)) + 1) / 2
@@ -184,7 +190,7 @@ class ResidualVQ(ImageTokenizer):
         Raises:
             ValueError: the tokens are not those of whole scales, or of all; as `decode`.
         """
-        tokens = self.known(tokens)
+        tokens = self.validate_tokens(tokens)
         starts = [start for start, _ in self.scales]
         if tokens.shape[1] not in starts:
             raise ValueError(
@@ -195,7 +201,7 @@ class ResidualVQ(ImageTokenizer):
         inputs = [self.codebook.weight.new_zeros(len(tokens), 0, self.config.code_width)]
         summed = 0
         for scale, (start, stop) in enumerate(self.scales[:n_given]):
-            summed = summed + self.quantize.added(tokens[:, start:stop], scale)
+            summed = summed + self.quantize.scale_features(tokens[:, start:stop], scale)
             inputs.append(_pooled(summed, self.config.sides[scale + 1]))
         return torch.cat(inputs, 1)
 
@@ -211,7 +217,7 @@ class MultiScale(Quantizer):
         hits = torch.zeros(len(config.sides), config.codes)
         self.register_buffer("ema_vocab_hit_SV", hits)
 
-    def added(
+    def scale_features(
         self, tokens: Int[Tensor, "batch places"], scale: int
     ) -> Float[Tensor, "batch code_width grid grid"]:
         """Returns what the tokens of a scale, counted from 0, add to the sum."""
@@ -226,7 +232,7 @@ class MultiScale(Quantizer):
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
         tokens_of_scales = tokens.split([side**2 for side in self.sides], 1)
-        added = [self.added(part, scale) for scale, part in enumerate(tokens_of_scales)]
+        added = [self.scale_features(part, scale) for scale, part in enumerate(tokens_of_scales)]
         return torch.stack(added).sum(0)
 
     def descent(
@@ -242,7 +248,7 @@ class MultiScale(Quantizer):
         for scale, side in enumerate(self.sides):
             vectors = _pooled(rest, side)
             tokens = self.nearest(vectors)
-            added = self.added(tokens, scale)
+            added = self.scale_features(tokens, scale)
             yield vectors, tokens, added
             rest = rest - added.detach()
 

@@ -68,22 +68,22 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    size: int = 64,
+    batch_size: int = 64,
 ) -> Int[Tensor, "images length"]:
-    """Draws one image for each class in `label`, step by step with a KV cache.
+    """Draws one image for each class in `label`, group by group with a KV cache.
 
     Runs under whatever interventions are active.
 
     Args:
         subject: a VAR or RAR.
         label: [images] classes.
-        guidance: maps the progress of a step, 0 to 1, to the weight w in logits + w * (logits -
-            logits without a class); no guidance by default.
+        guidance: maps the progress of a group of tokens, 0 to 1, to the weight w in logits + w *
+            (logits - logits without a class); no guidance by default.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keeps this many of the most likely tokens; 0 keeps all.
         top_p: keeps of those the fewest that hold this share of the probability.
         seed: of the draws. They do not depend on which images are run together.
-        size: number of images per forward (batch size).
+        batch_size: number of images per forward (batch size).
 
     Returns:
         [images, length] tokens; `subject.module.decode` turns them into images.
@@ -118,7 +118,7 @@ def sample(
     settings = _Settings(guidance, temperature, top_k, top_p)
     drawn: list[Tensor] = []
     with evaluating(subject), prompt_length(module.lead):
-        for rows in track(torch.arange(len(label)).split(size), "sampling"):
+        for rows in track(torch.arange(len(label)).split(batch_size), "sampling"):
             noise = _gumbel(module, seed, rows)
             drawn.append(_draw(subject, module, label[rows], noise, settings))
         return torch.cat(drawn)
@@ -159,15 +159,15 @@ def _draw(
 
     drawn: list[Tensor] = []
     tokens = label.new_empty(len(label), 0)
-    for step, (start, stop) in enumerate(module.steps):
+    for group, (start, stop) in enumerate(module.all_groups):
         logits = decoder.feed(tokens).float()
         if guidance is not None:
             with_class, without_class = logits.chunk(2)
-            weight = guidance(module.progress(step))
+            weight = guidance(module.progress(group))
             logits = with_class + weight * (with_class - without_class)
         if settings.temperature:
             # The largest of logits with Gumbel noise is a draw from their softmax.
-            logits = truncated(logits / settings.temperature, settings.top_k, settings.top_p)
+            logits = truncate(logits / settings.temperature, settings.top_k, settings.top_p)
             logits = logits + gumbel[:, start:stop]
         tokens = logits.argmax(-1)
         drawn.append(tokens)
@@ -176,7 +176,7 @@ def _draw(
     return torch.cat(drawn, dim=1)
 
 
-def truncated(
+def truncate(
     logits: Float[Tensor, "... codes"], top_k: int, top_p: float
 ) -> Float[Tensor, "... codes"]:
     """Returns logits with the unlikely tokens at -inf.
@@ -187,8 +187,8 @@ def truncated(
         top_p: of those, the fewest that hold this share of the probability are kept.
 
     Example:
-        >>> from interp.models.image.sampling import truncated
-        >>> truncated(torch.tensor([1.0, 3.0, 2.0]), top_k=2, top_p=1.0).tolist()
+        >>> from interp.models.image.sampling import truncate
+        >>> truncate(torch.tensor([1.0, 3.0, 2.0]), top_k=2, top_p=1.0).tolist()
         [-inf, 3.0, 2.0]
     """
     if top_k:

@@ -12,7 +12,7 @@ from interp.models.image.image_model import ImageModel
 from interp.subject.batch import Batch
 
 
-def labels_dropped(
+def drop_labels(
     batches: Iterable[Batch], model: ImageModel, rate: float = 0.1, seed: int = 0
 ) -> Iterator[Batch]:
     """Replaces some labels by the one that stands for no class, as guidance needs.
@@ -34,7 +34,7 @@ def labels_dropped(
         yield replace(batch, conditioning={**batch.conditioning, "label": label})
 
 
-def orders_annealed(batches: Iterable[Batch], until: int, seed: int = 0) -> Iterator[Batch]:
+def anneal_orders(batches: Iterable[Batch], until: int, seed: int = 0) -> Iterator[Batch]:
     """Gives images a random order of tokens with a probability that falls to 0, for training RAR.
 
     Source: Yu et al. 2024, arXiv 2411.00776, section 3.3.

@@ -109,7 +109,7 @@ class ImageTokenizer(nn.Module, ABC):
         """Returns the features of images in [0, 1] that are quantized."""
 
     @abstractmethod
-    def painted(
+    def paint(
         self, features: Float[Tensor, "batch code_width grid grid"]
     ) -> Float[Tensor, "batch channels side side"]:
         """Returns images on the scale of [0, 1], which values may leave."""
@@ -127,7 +127,7 @@ class ImageTokenizer(nn.Module, ABC):
             ValueError: the images have another shape, or are not floating, not finite or outside
                 [0, 1].
         """
-        return self.quantize(self.features(self.checked(images))).tokens
+        return self.quantize(self.features(self.validate_images(images))).tokens
 
     @torch.no_grad()
     def decode(
@@ -144,12 +144,12 @@ class ImageTokenizer(nn.Module, ABC):
         Raises:
             ValueError: the tokens have another shape, or are not integers or outside the codebook.
         """
-        tokens = self.known(tokens)
+        tokens = self.validate_tokens(tokens)
         if tokens.shape[1] != self.length:
             raise ValueError(f"expected tokens [batch, {self.length}], got {list(tokens.shape)}")
-        return self.painted(self.quantize.features(tokens)).clamp(0, 1)
+        return self.paint(self.quantize.features(tokens)).clamp(0, 1)
 
-    def trained(
+    def reconstruct(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> tuple[Tensor, Float[Tensor, ""]]:
         """Returns the reconstruction and the quantization loss, both with gradients.
@@ -164,18 +164,18 @@ class ImageTokenizer(nn.Module, ABC):
         Raises:
             ValueError: as `encode`.
         """
-        painted, quantized = self.through(self.checked(images))
-        return painted, quantized.loss
+        reconstruction, quantized = self.reconstruct_with_codes(self.validate_images(images))
+        return reconstruction, quantized.loss
 
-    def through(
+    def reconstruct_with_codes(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> tuple[Tensor, Quantized]:
-        """Returns what `trained` does for images that were checked, with all that quantization
+        """Returns what `reconstruct` does for images that were checked, with all that quantization
         gives."""
         quantized: Quantized = self.quantize(self.features(images))
-        return self.painted(quantized.features), quantized
+        return self.paint(quantized.features), quantized
 
-    def checked(
+    def validate_images(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch channels side side"]:
         """Returns images on the device and in the precision of the tokenizer.
@@ -197,7 +197,7 @@ class ImageTokenizer(nn.Module, ABC):
                 )
         return images.to(self.codebook.weight)
 
-    def known(self, tokens: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
+    def validate_tokens(self, tokens: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
         """Returns tokens on the device of the tokenizer.
 
         Raises:
@@ -221,7 +221,7 @@ def fit_tokenizer(
     steps: int,
     *,
     lr: float = 3e-3,
-    rows: int = 64,
+    batch_size: int = 64,
     seed: int = 0,
 ) -> list[float]:
     """Trains a tokenizer in place on squared error plus quantization loss, and freezes it.
@@ -235,14 +235,14 @@ def fit_tokenizer(
         images: [images, channels, side, side] in [0, 1], drawn with replacement.
         steps: number of optimizer steps.
         lr: the largest learning rate.
-        rows: number of images per step.
+        batch_size: number of images per step.
         seed: of all draws; torch's global generator is left alone.
 
     Returns:
         The loss of every step.
 
     Raises:
-        ValueError: as `encode`; there is no image, or `steps` or `rows` is below 1.
+        ValueError: as `encode`; there is no image, or `steps` or `batch_size` is below 1.
 
     Example:
         >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
@@ -250,15 +250,16 @@ def fit_tokenizer(
         >>> shape = RasterVQConfig(
         ...     grid=4, codes=16, code_width=8, width=8, multipliers=(1, 1), blocks=1, channels=1
         ... )
-        >>> losses = fit_tokenizer(RasterVQ(shape), torch.rand(8, 1, 8, 8), steps=3, rows=4)
+        >>> losses = fit_tokenizer(RasterVQ(shape), torch.rand(8, 1, 8, 8), steps=3, batch_size=4)
         >>> len(losses)
         3
     """
-    if len(images) < 1 or steps < 1 or rows < 1:
+    if len(images) < 1 or steps < 1 or batch_size < 1:
         raise ValueError(
-            f"expected at least 1 image, step and row, got {len(images)}, {steps} and {rows}"
+            "expected at least 1 image, step and image per step; "
+            f"got {len(images)}, {steps} and {batch_size}"
         )
-    images = tokenizer.checked(images)
+    images = tokenizer.validate_images(images)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     with _training(tokenizer), torch.enable_grad():
@@ -268,13 +269,13 @@ def fit_tokenizer(
         )
         idle = torch.zeros(tokenizer.codes, dtype=torch.int64, device=images.device)
         for step in track(range(steps), "fitting a tokenizer"):
-            drawn = torch.randint(len(images), (rows,), generator=generator)
+            drawn = torch.randint(len(images), (batch_size,), generator=generator)
             batch = images[drawn.to(images.device)]
             if step == 0:
                 _seed_codebook(tokenizer, batch, generator)
 
-            painted, quantized = tokenizer.through(batch)
-            loss = F.mse_loss(painted, batch) + quantized.loss
+            reconstruction, quantized = tokenizer.reconstruct_with_codes(batch)
+            loss = F.mse_loss(reconstruction, batch) + quantized.loss
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
@@ -357,13 +358,13 @@ def shape_of(state: Mapping[str, Tensor], key: str, kind: str) -> torch.Size:
     return state[key].shape
 
 
-def numbered(state: Mapping[str, Tensor], pattern: str, start: int = 0) -> int:
+def count_numbered(state: Mapping[str, Tensor], pattern: str, start: int = 0) -> int:
     """Returns how many keys a state dict has of a pattern, counting up from `start`.
 
     Example:
-        >>> from interp.models.image.tokenizers import numbered
+        >>> from interp.models.image.tokenizers import count_numbered
         >>> state = {"down.0.weight": torch.ones(1), "down.1.weight": torch.ones(1)}
-        >>> numbered(state, "down.{}.weight")
+        >>> count_numbered(state, "down.{}.weight")
         2
     """
     first_missing = next(number for number in count(start) if pattern.format(number) not in state)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp.models.image.image_model import MLP, Gate, ImageModel, Segment, for_rows, modulated
+from interp.models.image.image_model import MLP, Gate, ImageModel, Segment, for_rows, modulate
 from interp.models.image.residual_vq import ResidualVQ
 
 _EPS = 1e-6
@@ -69,7 +69,7 @@ class VAR(ImageModel):
         ...     classes=3,
         ... )
         >>> model = VAR(network, ResidualVQ(shape))
-        >>> model.steps
+        >>> model.all_groups
         ((0, 1), (1, 5), (5, 21))
         >>> batch = model.encode(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]))
         >>> list(interp.load(model).logits(batch).shape)
@@ -94,9 +94,9 @@ class VAR(ImageModel):
         self.config = config
         self.classes = config.classes
         counts = [side**2 for side in config.sides]
-        self.steps = tuple(pairwise(accumulate(counts, initial=0)))
+        self.all_groups = tuple(pairwise(accumulate(counts, initial=0)))
         segments: list[Segment] = []
-        for number, (start, stop) in enumerate(self.steps, start=1):
+        for number, (start, stop) in enumerate(self.all_groups, start=1):
             segments.append(Segment(f"scale {number}", start, stop, degenerate=number == 1))
         self.segments = tuple(segments)
 
@@ -156,8 +156,8 @@ class VAR(ImageModel):
     def positions(self, read: int) -> int:
         return read + self.ahead(read)
 
-    def progress(self, step: int) -> float:
-        return step / max(len(self.steps) - 1, 1)
+    def progress(self, group: int) -> float:
+        return group / max(len(self.all_groups) - 1, 1)
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -243,9 +243,9 @@ class Block(nn.Module):
             modulation = modulation + self.ada_gss
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
 
-        attn_in = modulated(self.attn_norm(x), scale1, shift1)
+        attn_in = modulate(self.attn_norm(x), scale1, shift1)
         x = x + self.attn_gate(self.attn(attn_in, mask, past_key_values), gate1)
-        ffn_in = modulated(self.ffn_norm(x), scale2, shift2)
+        ffn_in = modulate(self.ffn_norm(x), scale2, shift2)
         return x + self.ffn_gate(self.ffn(ffn_in), gate2)
 
     def shrink(self, by: float) -> None:
@@ -274,4 +274,4 @@ class Final(nn.Module):
         self, x: Float[Tensor, "batch new width"], condition: Float[Tensor, "batch width"]
     ) -> Tensor:
         scale, shift = self.ada_lin(condition)[:, None].chunk(2, dim=-1)
-        return modulated(F.layer_norm(x, x.shape[-1:], eps=_EPS), scale, shift)
+        return modulate(F.layer_norm(x, x.shape[-1:], eps=_EPS), scale, shift)

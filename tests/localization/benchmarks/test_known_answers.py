@@ -21,10 +21,10 @@ from interp.localization.benchmarks.known_answers import (
     Training,
     by_target,
     deletion,
+    falls_by_category,
     injected,
     injection,
     recall,
-    related,
     scored_each,
     single_block,
 )
@@ -257,7 +257,7 @@ def test_related_windows_are_counted_by_hand():
     falls = np.array(
         [[0.9, 0.4, 0.1, 0.0], [0.6, 0.8, 0.2, 0.0], [0.0, 0.1, 0.7, 0.3], [0.0, 0.1, 0.5, 0.6]]
     )
-    found = related(confusion(falls), ["a", "a", "b", "b"])
+    found = falls_by_category(confusion(falls), ["a", "a", "b", "b"])
     by = found.set_index(["target", "evaluated"])["fall"]
     expected = {
         (0, "a"): 0.4,
@@ -356,7 +356,7 @@ def test_methods_find_the_block_and_units_of_a_look_up(method, look_ups):
     one, reference = (
         interp.Batch(memory.random_tokens(rows, rows), memory.PREFIX) for rows in (1, 8)
     )
-    options = {"steps": 4, "rule": "gauss"} if method == "integrated_gradients" else {}
+    options = {"points": 4, "rule": "gauss"} if method == "integrated_gradients" else {}
     shares = []
     for planted in look_ups:
         scores = localize(
@@ -404,7 +404,7 @@ def test_a_sweep_over_a_look_up_is_the_naive_loop():
     two = interp.Batch(torch.cat([one.tokens, memory.random_tokens(1, 8)]), memory.PREFIX)
     plans = [interp.Zero(planted.units.only(site, [unit])) for site, unit in planted.units]
     for batch in (one, two):
-        naive = sweeping.naive(planted.subject, batch, plans)
+        naive = sweeping.sweep_naively(planted.subject, batch, plans)
         assert max(naive) > min(naive) + 0.05
-        for other in (sweeping.resumed, sweeping.grown):
+        for other in (sweeping.sweep_resuming, sweeping.sweep_growing):
             np.testing.assert_allclose(other(planted.subject, batch, plans), naive, rtol=1e-4)

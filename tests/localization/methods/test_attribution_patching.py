@@ -14,7 +14,7 @@ import torch
 
 import interp
 from interp.localization import localize_each
-from interp.localization.methods.attribution_patching import corrupted
+from interp.localization.methods.attribution_patching import corrupt
 
 PROMPT = 4
 
@@ -55,26 +55,28 @@ def slope(
     return (losses[0] - losses[1]) / 2e-4
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("points", [1, 3])
 @pytest.mark.parametrize("point", ["neurons", "heads", "mlp_out"])
 @pytest.mark.parametrize("name", ["gpt2", "neox", "policy"])
-def test_it_is_the_slope_towards_the_value_after_another_prompt(name, point, steps):
+def test_it_is_the_slope_towards_the_value_after_another_prompt(name, point, points):
     subject, batch = tiny.subject(name, torch.float64), windows(name)
     site = [site for site in subject.anatomy.expand(point) if site.stack != "vision"][1]
     scores = localize_each(
-        subject, batch, method="attribution_patching", site=site, steps=steps, seed=3
+        subject, batch, method="attribution_patching", site=site, points=points, seed=3
     )
     for row, window in zip(scores, batch.split(1), strict=True):
-        other = corrupted(subject, window, seed=3)
+        other = corrupt(subject, window, seed=3)
         for unit in (0, subject.anatomy.place(site).units - 1):
-            slopes = [slope(subject, window, site, unit, other, k / steps) for k in range(steps)]
+            slopes = [slope(subject, window, site, unit, other, k / points) for k in range(points)]
             assert row[site][unit] == pytest.approx(float(np.mean(slopes)), rel=1e-4, abs=1e-8)
 
 
 def test_more_steps_are_another_gradient():
     subject, batch = tiny.subject("gpt2", torch.float64), windows("gpt2")
     one, three = (
-        localize_each(subject, batch, method="attribution_patching", steps=n)[0]["blocks.1.neurons"]
+        localize_each(subject, batch, method="attribution_patching", points=n)[0][
+            "blocks.1.neurons"
+        ]
         for n in (1, 3)
     )
     assert np.abs(one - three).max() > 1e-3 * np.abs(one).max()
@@ -82,16 +84,16 @@ def test_more_steps_are_another_gradient():
 
 def test_another_prompt_leaves_the_suffix_and_depends_on_window_and_seed_alone():
     subject, batch = tiny.subject("llama"), tiny.batch("llama", 4, prompt=PROMPT)
-    other = corrupted(subject, batch, seed=1)
+    other = corrupt(subject, batch, seed=1)
     assert torch.equal(other.targets, batch.targets)
     assert (other.tokens[:, :PROMPT] != batch.tokens[:, :PROMPT]).any(1).all()
     assert len({tuple(prompt) for prompt in other.tokens[:, :PROMPT].tolist()}) == 4
     assert 0 <= other.tokens.min() <= other.tokens.max() < subject.vocabulary
     for row, window in enumerate(batch.split(1)):
-        assert torch.equal(corrupted(subject, window, seed=1).tokens[0], other.tokens[row])
-    assert (corrupted(subject, batch, seed=2).tokens != other.tokens).any(1).all()
+        assert torch.equal(corrupt(subject, window, seed=1).tokens[0], other.tokens[row])
+    assert (corrupt(subject, batch, seed=2).tokens != other.tokens).any(1).all()
     assert torch.equal(
-        corrupted(subject, replace(batch, tokens=batch.tokens.flip(0)), seed=1).tokens,
+        corrupt(subject, replace(batch, tokens=batch.tokens.flip(0)), seed=1).tokens,
         other.tokens.flip(0),
     )
 
@@ -100,27 +102,26 @@ def test_padding_beside_a_window_does_not_change_its_other_prompt():
     subject, tokens = tiny.subject("llama"), tiny.batch("llama", 2).tokens.tolist()
     frame = pd.DataFrame({"tokens": [tokens[0][:6], tokens[1]], "prefix": PROMPT})
     together, alone = (
-        corrupted(subject, interp.Batch.from_frame(f)).tokens[0, :PROMPT]
-        for f in (frame, frame[:1])
+        corrupt(subject, interp.Batch.from_frame(f)).tokens[0, :PROMPT] for f in (frame, frame[:1])
     )
     assert torch.equal(together, alone)
 
 
 def test_without_a_prompt_each_window_gets_what_the_next_one_is_conditioned_on():
     subject, batch = tiny.subject("policy"), tiny.batch("policy", 3, prompt=0)
-    other = corrupted(subject, batch)
+    other = corrupt(subject, batch)
     assert torch.equal(other.tokens, batch.tokens)
     assert torch.equal(other.conditioning["image"], batch.conditioning["image"][[1, 2, 0]])
     with pytest.raises(
         ValueError, match="nothing to corrupt: expected a prompt, or at least 2 windows"
     ):
-        corrupted(subject, next(batch.split(1)))
+        corrupt(subject, next(batch.split(1)))
 
 
 def test_no_step_is_refused():
     subject = tiny.subject("llama")
     with (
         tiny.untouched(subject.module),
-        pytest.raises(ValueError, match="steps=0: expected at least one gradient"),
+        pytest.raises(ValueError, match="points=0: expected at least one gradient"),
     ):
-        localize_each(subject, windows("llama"), method="attribution_patching", steps=0)
+        localize_each(subject, windows("llama"), method="attribution_patching", points=0)

@@ -47,7 +47,7 @@ def test_random_scores_of_windows_differ_from_each_other(llama):
     [
         ("gradient_x_activation", {}),
         ("activation", {"abs_after_mean": True}),
-        ("z_score", {"size": 2}),
+        ("z_score", {"batch_size": 2}),
     ],
 )
 def test_the_lowest_are_minus_a_method_with_its_options(llama, of, options):

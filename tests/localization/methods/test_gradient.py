@@ -150,7 +150,7 @@ def test_the_size_of_a_forward_changes_nothing(method, size):
     windows = memory.frame(memory.random_tokens(5, 3))
     expected = localize(subject, windows, method=method, site="heads")
     for site, scores in localize(
-        subject, windows, method=method, site="heads", size=size
+        subject, windows, method=method, site="heads", batch_size=size
     ).values.items():
         np.testing.assert_allclose(scores, expected[site], rtol=1e-9)
 

@@ -85,9 +85,9 @@ def naive(
 @pytest.mark.parametrize("rule", ["released", "right", "gauss"])
 @pytest.mark.parametrize("name", IN_DOUBLES)
 def test_it_is_the_naive_sum_over_the_path(name, rule, positions):
-    subject, windows, steps = tiny.subject(name, torch.float64), batch(name), 3
-    nodes, sizes = np.polynomial.legendre.leggauss(steps)
-    points = {
+    subject, windows, points = tiny.subject(name, torch.float64), batch(name), 3
+    nodes, sizes = np.polynomial.legendre.leggauss(points)
+    weighted = {
         "released": ([0, 1 / 2, 1], [1 / 3] * 3),
         "right": ([1 / 3, 2 / 3, 1], [1 / 3] * 3),
         "gauss": ((nodes + 1) / 2, sizes / 2),
@@ -101,13 +101,13 @@ def test_it_is_the_naive_sum_over_the_path(name, rule, positions):
         windows,
         method="integrated_gradients",
         site=sites,
-        steps=steps,
+        points=points,
         rule=rule,
         positions=positions,
     )
     for row in range(len(windows)):
         for site in sites:
-            expected = naive(subject, name, windows, row, site, points, positions)
+            expected = naive(subject, name, windows, row, site, weighted, positions)
             np.testing.assert_allclose(
                 scores[row][site], expected, rtol=1e-5, atol=1e-10, err_msg=str(site)
             )
@@ -133,12 +133,12 @@ def rise(
 
 
 @pytest.mark.parametrize(
-    ("rule", "steps", "tolerance"), [("released", 300, 0.02), ("gauss", 40, 1e-5)]
+    ("rule", "points", "tolerance"), [("released", 300, 0.02), ("gauss", 40, 1e-5)]
 )
 @pytest.mark.parametrize("positions", ["all", "predicting"])
 @pytest.mark.parametrize("name", ["gpt2", "policy"])
 def test_the_units_of_a_site_add_up_to_what_the_site_adds_to_the_probability(
-    name, positions, rule, steps, tolerance
+    name, positions, rule, points, tolerance
 ):
     subject, windows = tiny.subject(name, torch.float64), batch(name)
     for site in (subject.anatomy.expand("neurons")[0], subject.anatomy.expand("heads")[-1]):
@@ -147,7 +147,7 @@ def test_the_units_of_a_site_add_up_to_what_the_site_adds_to_the_probability(
             windows,
             method="integrated_gradients",
             site=site,
-            steps=steps,
+            points=points,
             rule=rule,
             positions=positions,
         )
@@ -173,7 +173,7 @@ def test_it_equals_captums(name, point, rule, method):
         windows,
         method="integrated_gradients",
         site=site,
-        steps=6,
+        points=6,
         rule=rule,
         positions="all",
     )
@@ -218,7 +218,7 @@ def test_windows_do_not_mix(name):
     subject, windows = tiny.subject(name, torch.float64), batch(name, 3)
     runs = [
         localize_each(
-            subject, windows, method="integrated_gradients", site="heads", steps=2, size=size
+            subject, windows, method="integrated_gradients", site="heads", points=2, batch_size=size
         )
         for size in (1, 3)
     ]
@@ -228,11 +228,11 @@ def test_windows_do_not_mix(name):
 
 
 @pytest.mark.parametrize("rule", ["released", "right", "gauss"])
-@pytest.mark.parametrize("steps", [1, 2, 20])
-def test_a_path_stays_between_0_and_1_and_weighs_1(rule, steps):
-    points, weights = path(steps, rule)
-    assert len(points) == len(weights) == steps
-    assert ((points >= 0) & (points <= 1)).all()
+@pytest.mark.parametrize("points", [1, 2, 20])
+def test_a_path_stays_between_0_and_1_and_weighs_1(rule, points):
+    at, weights = path(points, rule)
+    assert len(at) == len(weights) == points
+    assert ((at >= 0) & (at <= 1)).all()
     assert weights.sum() == pytest.approx(1)
 
 
@@ -241,7 +241,7 @@ def test_an_unknown_rule_or_position_offers_the_nearest_and_no_step_is_refused()
     for options, message in (
         ({"rule": "gaus"}, "rule='gaus': expected one of released, right, gauss; nearest: gauss"),
         ({"positions": "al"}, "positions='al': expected one of predicting, all; nearest: all"),
-        ({"steps": 0}, "steps=0: expected at least one point"),
+        ({"points": 0}, "points=0: expected at least one point"),
     ):
         with tiny.untouched(subject.module), pytest.raises(ValueError, match=message):
             localize_each(subject, batch("llama"), method="integrated_gradients", **options)

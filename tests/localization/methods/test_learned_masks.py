@@ -198,7 +198,7 @@ def test_masks_learned_together_are_those_learned_alone_also_where_windows_stop_
 ):
     subject, batch = tiny.subject(name, torch.float64), windows(name, 5, torch.float64)
     options = STOPS[method] | {"site": "heads", "steps": 100}
-    together = localize_each(subject, batch, method=method, size=16, **options)
+    together = localize_each(subject, batch, method=method, batch_size=16, **options)
     lasted = set()
     for row, window in enumerate(batch.split(1)):
         alone, steps = forwards(subject, window, method, **options)

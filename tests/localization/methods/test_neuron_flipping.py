@@ -13,7 +13,7 @@ import torch
 
 import interp
 from interp.localization import localize, localize_each
-from interp.localization.methods.neuron_flipping import Recipe, units_to_flip
+from interp.localization.methods.neuron_flipping import FlipSettings, units_to_flip
 
 PROMPT = 4
 
@@ -128,12 +128,15 @@ def test_one_unit_flips_what_one_unit_holds(network):
 def test_what_never_flips_is_said_to_and_stops_at_the_limit():
     known = planted.planted("token", 1, 1)
     frame = units_to_flip(
-        known.subject, known.memorized, known.reference, recipe=Recipe(share=2.0, at_most=3)
+        known.subject, known.memorized, known.reference, settings=FlipSettings(share=2.0, at_most=3)
     )
     assert not frame["flipped"].any()
     assert frame["units"].max() <= 3
     unknown = units_to_flip(
-        known.subject, next(known.reference.split(2)), known.reference, recipe=Recipe(at_most=2)
+        known.subject,
+        next(known.reference.split(2)),
+        known.reference,
+        settings=FlipSettings(at_most=2),
     )
     assert not unknown["flipped"].any(), "a window of which no token was right cannot become wrong"
 
@@ -145,7 +148,7 @@ def test_a_smaller_share_needs_no_more_units():
         own_text("gpt2", 3, 2),
     )
     counts = [
-        units_to_flip(subject, windows, reference, recipe=Recipe(share=share))["units"]
+        units_to_flip(subject, windows, reference, settings=FlipSettings(share=share))["units"]
         for share in (0.25, 0.5, 1.0)
     ]
     assert (counts[0] <= counts[1]).all()

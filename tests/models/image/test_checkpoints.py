@@ -383,7 +383,7 @@ def test_another_models_tokenizer_is_refused(name, model, tmp_path):
     kinds = {"var": "ResidualVQ", "rar": "RasterVQ"}
     fails(
         network,
-        f"0 tokenizers of a {name.upper()} stand beside {network.name}, expected one: pass tokenizer=",
+        f"0 tokenizers of a {name.upper()} are next to {network.name}, expected one: pass tokenizer=",
     )
     fails(
         network,
@@ -421,7 +421,7 @@ def test_tokenizers_that_cannot_be_told_apart_are_refused(name, model, tmp_path)
     shutil.copy(tokenizer, tmp_path / "other.pt")
     fails(
         network,
-        f"2 tokenizers of a {name.upper()} stand beside {network.name}, expected one: pass tokenizer=its file",
+        f"2 tokenizers of a {name.upper()} are next to {network.name}, expected one: pass tokenizer=its file",
     )
     tokenizer.unlink()
     (tmp_path / "other.pt").unlink()

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import interp
-from interp.engine.sweeping import grown, naive, resumed, sweep
+from interp.engine.sweeping import sweep, sweep_growing, sweep_naively, sweep_resuming
 from interp.models.image.image_model import own_state
 from interp.models.image.rar import RAR, RARConfig
 from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
 from interp.models.image.residual_vq import ResidualVQ, ResidualVQConfig
-from interp.models.image.streams import labels_dropped, orders_annealed
+from interp.models.image.streams import anneal_orders, drop_labels
 from interp.models.image.var import VAR, VARConfig
 from interp.sites.site import BLOCK_POINTS
 
@@ -168,9 +168,9 @@ def test_the_parts_of_an_image_are_scales_and_rows():
         var = VAR(VARConfig(), ResidualVQ(ResidualVQConfig()))
         rar = RAR(RARConfig(), RasterVQ(RasterVQConfig()))
     ends = (0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
-    assert var.steps == tuple((s.start, s.stop) for s in var.segments) == tuple(pairwise(ends))
+    assert var.all_groups == tuple((s.start, s.stop) for s in var.segments) == tuple(pairwise(ends))
     assert [s.name for s in var.segments if s.degenerate] == ["scale 1"]
-    assert rar.steps == tuple((t, t + 1) for t in range(256))
+    assert rar.all_groups == tuple((t, t + 1) for t in range(256))
     assert [s.name for s in rar.segments if s.degenerate] == ["cls", "class"]
     assert [s.stop for s in rar.segments] == [1, 2, *range(17, 258, 16)]
     assert [s.start for s in rar.segments] == [0, *(s.stop for s in rar.segments[:-1])]
@@ -321,7 +321,7 @@ def test_rar_is_its_formulas_in_any_order(ordered):
 
 
 def step_of(subject: interp.Subject, token: int) -> tuple[int, int]:
-    return next((start, stop) for start, stop in subject.module.steps if start <= token < stop)
+    return next((start, stop) for start, stop in subject.module.all_groups if start <= token < stop)
 
 
 @settings(max_examples=15, deadline=None)
@@ -345,14 +345,14 @@ def test_logits_are_aligned_and_an_image_is_predicted_from_its_class_on(name, su
     batch = tiny.image_batch(name, rows=3)
     whole = subject.logits(batch)
     assert whole.shape == (3, subject.module.length, tiny.VOCABULARY)
-    for start, stop in subject.module.steps:
+    for start, stop in subject.module.all_groups:
         read = subject.module(batch.tokens[:, :start], batch.conditioning["label"])
         assert (read.shape[1], subject.module.ahead(start)) == (stop, stop - start)
         torch.testing.assert_close(read, whole[:, :stop], rtol=0, atol=1e-12)
         torch.testing.assert_close(
             subject.logits(batch.until(stop)), whole[:, :stop], rtol=0, atol=1e-12
         )
-    first = subject.module.steps[0][1]
+    first = subject.module.all_groups[0][1]
     assert (whole[0, :first] - whole[1, :first]).abs().min() > 1e-9
     assert subject.module.ahead(0) == first
     torch.testing.assert_close(
@@ -422,9 +422,7 @@ def test_zeroing_a_unit_equals_zeroing_its_columns_of_the_public_weights(name, s
             interp.Zero(tiny.units(subject, f"blocks.{block}.{point}", [1, 2]))
         ):
             logits = subject.logits(batch)
-        torch.testing.assert_close(
-            logits, edited.predicted(batch, batch.length), rtol=0, atol=1e-12
-        )
+        torch.testing.assert_close(logits, edited.predict(batch, batch.length), rtol=0, atol=1e-12)
         assert (logits - clean).abs().max() > 1e-4
 
 
@@ -439,7 +437,7 @@ def test_neurons_are_what_the_activation_function_gives(name, subject):
     )
 
 
-@pytest.mark.parametrize("method", [sweep, resumed, grown])
+@pytest.mark.parametrize("method", [sweep, sweep_resuming, sweep_growing])
 def test_sweeps_equal_the_naive_loop(name, method):
     """Also where the rows of all plans go through the blocks, and then the head, as one batch."""
     for dtype, atol in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
@@ -454,7 +452,7 @@ def test_sweeps_equal_the_naive_loop(name, method):
         ]
         logits = [
             torch.stack(run(subject, batch, plans, lambda logits, _: logits.clone()))
-            for run in (method, naive)
+            for run in (method, sweep_naively)
         ]
         torch.testing.assert_close(*logits, rtol=0, atol=atol)
 
@@ -513,7 +511,7 @@ def test_labels_are_dropped_at_their_rate_and_nothing_else_changes(name, rate):
     model, state = tiny.subject(name).module, torch.get_rng_state()
     given_, found, again = (
         many(name),
-        *(list(labels_dropped(many(name), model, rate, seed)) for seed in (0, 0)),
+        *(list(drop_labels(many(name), model, rate, seed)) for seed in (0, 0)),
     )
     null = torch.cat([b.conditioning["label"] == tiny.CLASSES for b in found])
     assert abs(null.float().mean() - rate) < 4 * (rate * (1 - rate) / 1000) ** 0.5 + 1e-6
@@ -524,10 +522,10 @@ def test_labels_are_dropped_at_their_rate_and_nothing_else_changes(name, rate):
         )
         assert torch.equal(after.conditioning["label"], same.conditioning["label"])
         assert torch.equal(before.tokens, after.tokens)
-        assert before.steps == after.steps
+        assert before.groups == after.groups
     assert torch.equal(state, torch.get_rng_state())
     if 0 < rate < 1:
-        other = list(labels_dropped(many(name), model, rate, seed=1))
+        other = list(drop_labels(many(name), model, rate, seed=1))
         assert any(
             not torch.equal(a.conditioning["label"], b.conditioning["label"])
             for a, b in zip(found, other, strict=True)
@@ -536,7 +534,7 @@ def test_labels_are_dropped_at_their_rate_and_nothing_else_changes(name, rate):
 
 def test_orders_are_random_at_first_and_raster_in_the_end():
     state, raster = torch.get_rng_state(), torch.arange(16)
-    found, again = (list(orders_annealed(many("rar", 40), until=20, seed=3)) for _ in range(2))
+    found, again = (list(anneal_orders(many("rar", 40), until=20, seed=3)) for _ in range(2))
     shuffled = [(b.conditioning["order"] != raster).any(1).float().mean().item() for b in found]
     assert shuffled[0] == 1
     assert shuffled[20:] == [0] * 20
@@ -550,7 +548,7 @@ def test_orders_are_random_at_first_and_raster_in_the_end():
     assert torch.equal(state, torch.get_rng_state())
     halves = [
         (b.conditioning["order"] != raster).any(1).float().mean().item()
-        for b in orders_annealed(many("rar", 3, 400), until=2)
+        for b in anneal_orders(many("rar", 3, 400), until=2)
     ]
     assert halves == [1, pytest.approx(0.5, abs=0.1), 0]
     first = torch.cat([b.conditioning["order"][:, 0] for b in found[:3]]).bincount(minlength=16)
@@ -560,7 +558,7 @@ def test_orders_are_random_at_first_and_raster_in_the_end():
 def test_a_model_trains_on_random_orders_by_the_loss_of_each_order():
     subject, (batch,) = (
         tiny.subject("rar", torch.float64),
-        orders_annealed([tiny.image_batch("rar", 3)], until=1),
+        anneal_orders([tiny.image_batch("rar", 3)], until=1),
     )
     order, label = batch.conditioning["order"], batch.conditioning["label"]
     losses = subject.losses(batch)

@@ -16,8 +16,8 @@ from scipy import stats
 from torch import Tensor
 
 import interp
-from interp.memorization.extraction import verdicts
-from interp.models.image.sampling import cosine_guidance, linear_guidance, sample, truncated
+from interp.memorization.extraction import teacher_force
+from interp.models.image.sampling import cosine_guidance, linear_guidance, sample, truncate
 from interp.subject.decoding import Decoder
 
 LABEL = torch.tensor([0, 3, 1, 3, 4, 2, 0])
@@ -43,7 +43,7 @@ def plan(subject: interp.Subject, when: str) -> list[interp.Zero]:
 
 @torch.no_grad()
 def greedy_by_hand(subject: interp.Subject, batch: interp.Batch, when: str) -> Tensor:
-    """Whole forwards of the bare module, plain hooks, no cache: step after step, what stands
+    """Whole forwards of the bare module, plain hooks, no cache: group after group, what stands
     highest."""
     module, tokens = subject.module, batch.tokens[:, : batch.prompt]
     lead = 0 if type(module).__name__ == "VAR" else 2
@@ -56,7 +56,7 @@ def greedy_by_hand(subject: interp.Subject, batch: interp.Batch, when: str) -> T
     with ExitStack() as stack:
         for units in [] if when == "nothing" else zeroed(subject):
             stack.enter_context(tiny.by_hand(module, subject.anatomy.place(units.sites[0]), change))
-        for start, stop in module.steps:
+        for start, stop in module.all_groups:
             if start >= batch.prompt:
                 logits = module(tokens, batch.conditioning["label"])
                 assert logits.shape[1] == stop
@@ -109,31 +109,31 @@ def test_verdicts_are_those_of_generate(name, prompt, when):
         said = subject.generate(batch)
         truth = corrupted(said, prompt)
         tokens = torch.cat([batch.tokens[:, :prompt], truth], dim=1)
-        told = interp.Batch(tokens, prompt, steps=batch.steps, conditioning=batch.conditioning)
-        verdict, losses = verdicts(subject, told), subject.losses(told)
+        told = interp.Batch(tokens, prompt, groups=batch.groups, conditioning=batch.conditioning)
+        forced, losses = teacher_force(subject, told), subject.losses(told)
         teacher_forced = subject.target_logits(told).argmax(-1)
-    assert verdict.decoded.all()
-    assert verdict.continuation.tolist() == said.tolist()
+    assert forced.decoded.all()
+    assert forced.continuation.tolist() == said.tolist()
     assert (
-        verdict.hits.all(1).tolist()
+        forced.hits.all(1).tolist()
         == (said == truth).all(1).tolist()
         == [row % 2 == 0 for row in range(8)]
     )
-    assert verdict.hits.tolist() == (teacher_forced == truth).tolist()
-    np.testing.assert_allclose(verdict.log_p, -losses.sum(1).detach().double(), rtol=1e-6)
+    assert forced.hits.tolist() == (teacher_forced == truth).tolist()
+    np.testing.assert_allclose(forced.log_p, -losses.sum(1).detach().double(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", tiny.IMAGE)
 def test_a_model_goes_on_with_what_it_said(name):
-    """From any whole steps of its own image it says the rest of it."""
+    """From any whole groups of its own image it says the rest of it."""
     subject, batch = tiny.subject(name, torch.float64), tiny.image_batch(name, rows=5)
     said = subject.generate(batch)
-    for start, _ in subject.module.steps[1:]:
+    for start, _ in subject.module.all_groups[1:]:
         rest = subject.generate(interp.Batch(said, start, conditioning=batch.conditioning))
         assert torch.equal(rest, said[:, start:])
     assert (
-        subject.generate(batch.until(subject.module.steps[1][1])).tolist()
-        == said[:, : subject.module.steps[1][1]].tolist()
+        subject.generate(batch.until(subject.module.all_groups[1][1])).tolist()
+        == said[:, : subject.module.all_groups[1][1]].tolist()
     )
 
 
@@ -146,17 +146,17 @@ def test_crop_and_select_forget_as_if_never_read(name):
         torch.tensor([2, 0]),
     )
     draft, label = tiny.image_batch(name, rows=3, seed=9).tokens, batch.conditioning["label"]
-    steps = subject.module.steps
+    groups = subject.module.all_groups
     wavering, straight = (
         Decoder(subject, 3, {"label": label}),
         Decoder(subject, 2, {"label": label[keep]}),
     )
-    wavering.feed(batch.tokens[:, : steps[0][1]])
-    wavering.feed(draft[:, steps[0][1] : steps[1][1]])
-    wavering.crop(steps[0][1])
+    wavering.feed(batch.tokens[:, : groups[0][1]])
+    wavering.feed(draft[:, groups[0][1] : groups[1][1]])
+    wavering.crop(groups[0][1])
     wavering.select(keep)
-    straight.feed(batch.tokens[keep, : steps[0][1]])
-    following = batch.tokens[keep, steps[1][0] : steps[1][1]]
+    straight.feed(batch.tokens[keep, : groups[0][1]])
+    following = batch.tokens[keep, groups[1][0] : groups[1][1]]
     torch.testing.assert_close(
         wavering.feed(following), straight.feed(following), rtol=0, atol=1e-12
     )
@@ -184,7 +184,7 @@ def test_the_size_of_a_forward_changes_no_draw(subject, size):
     state = torch.get_rng_state()
     settings_ = {"guidance": linear_guidance(1.5), "top_k": 9, "top_p": 0.9, "seed": 4}
     assert torch.equal(
-        sample(subject, LABEL, **settings_, size=size), sample(subject, LABEL, **settings_)
+        sample(subject, LABEL, **settings_, batch_size=size), sample(subject, LABEL, **settings_)
     )
     assert not torch.equal(
         sample(subject, LABEL, **settings_), sample(subject, LABEL, **{**settings_, "seed": 5})
@@ -199,7 +199,7 @@ def test_guidance_of_no_weight_is_none(subject):
 
 @torch.no_grad()
 def test_guided_images_are_those_by_hand(subject):
-    """Greedy, step after step by whole forwards: logits with the class, moved away from those
+    """Greedy, group after group by whole forwards: logits with the class, moved away from those
     without."""
     module, seen = subject.module, []
 
@@ -209,8 +209,8 @@ def test_guided_images_are_those_by_hand(subject):
 
     found = sample(subject, LABEL, guidance=guidance, temperature=0)
     tokens = torch.empty(7, 0, dtype=torch.long)
-    for step, (start, _) in enumerate(module.steps):
-        progress = step / 2 if len(module.steps) == 3 else step / 16
+    for group, (start, _) in enumerate(module.all_groups):
+        progress = group / 2 if len(module.all_groups) == 3 else group / 16
         with_class, without = (
             module(tokens, label)[:, start:]
             for label in (LABEL, torch.full_like(LABEL, tiny.CLASSES))
@@ -219,8 +219,8 @@ def test_guided_images_are_those_by_hand(subject):
         tokens = torch.cat(
             [tokens, ((1 + weight) * with_class - weight * without).argmax(-1)], dim=1
         )
-        assert seen[step] == pytest.approx(progress)
-    assert len(seen) == len(module.steps)
+        assert seen[group] == pytest.approx(progress)
+    assert len(seen) == len(module.all_groups)
     assert torch.equal(found, tokens)
 
 
@@ -236,8 +236,8 @@ def test_schedules_by_hand():
 @pytest.mark.parametrize(("name", "progress"), [("var", [0, 0.5, 1]), ("rar", [0, 0.5, 15 / 16])])
 def test_progress_is_that_of_the_papers(name, progress):
     module = tiny.subject(name).module
-    steps = (0, len(module.steps) // 2, len(module.steps) - 1)
-    assert [module.progress(step) for step in steps] == pytest.approx(progress)
+    groups = (0, len(module.all_groups) // 2, len(module.all_groups) - 1)
+    assert [module.progress(group) for group in groups] == pytest.approx(progress)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_draws_follow_the_softmax(subject, temperature, top_k, top_p):
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        size=draws,
+        batch_size=draws,
     )
     counts = np.bincount(found[:, 0], minlength=len(p))
     assert counts[p == 0].sum() == 0
@@ -271,16 +271,16 @@ def test_draws_follow_the_softmax(subject, temperature, top_k, top_p):
 
 
 def first_step(subject: interp.Subject) -> interp.Subject:
-    """The same model, as if an image ended with its first step."""
+    """The same model, as if an image ended with its first group."""
     import copy
 
     module = copy.copy(subject.module)
-    module.steps = module.steps[:1]
+    module.all_groups = module.all_groups[:1]
     return interp.Subject(module, subject.anatomy, subject.forward)
 
 
 def test_draws_of_neighbours_are_independent(subject):
-    """The noise of an image and of a token is its own: equal classes give other images, and steps
+    """The noise of an image and of a token is its own: equal classes give other images, and groups
     are not alike."""
     found = sample(subject, torch.zeros(40, dtype=torch.long), temperature=50.0)
     assert len(set(map(tuple, found.tolist()))) == 40
@@ -298,12 +298,12 @@ def test_truncation_keeps_the_fewest_that_are_likely_enough(
     tenths: Sequence[int], top_k: int, top_p: float
 ):
     logits = torch.tensor(tenths, dtype=torch.float64) / 10
-    kept = truncated(logits, top_k, top_p).isfinite()
+    kept = truncate(logits, top_k, top_p).isfinite()
     order = logits.argsort(descending=True)[: top_k or None]
     share = logits[order].softmax(0).cumsum(0)
     needed = int((share < top_p - 1e-12).sum()) + 1
     assert set(kept.nonzero()[:, 0].tolist()) == set(order[:needed].tolist())
-    assert torch.equal(truncated(logits, top_k, top_p)[kept], logits[kept])
+    assert torch.equal(truncate(logits, top_k, top_p)[kept], logits[kept])
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_unknown_classes_and_text_models_are_refused(subject):
             match=rf"labels must be classes 0 to 4 \(5 for none\); got {min(label, 0)} to {max(label, 0)}",
         ):
             sample(subject, torch.tensor([0, label]))
-    with pytest.raises(ValueError, match="is no image model: expected a VAR or a RAR"):
+    with pytest.raises(ValueError, match="is not an image model: expected a VAR or a RAR"):
         sample(tiny.subject("llama"), LABEL)
 
 

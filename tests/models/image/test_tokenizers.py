@@ -336,9 +336,7 @@ def test_both_networks_are_the_published_functions_of_their_state_dict(tokenizer
     kind = "var" if isinstance(tokenizer, ResidualVQ) else "rar"
     features = getattr(hand, f"{kind}_features")(images)
     torch.testing.assert_close(tokenizer.features(images), features)
-    torch.testing.assert_close(
-        tokenizer.painted(features), getattr(hand, f"{kind}_images")(features)
-    )
+    torch.testing.assert_close(tokenizer.paint(features), getattr(hand, f"{kind}_images")(features))
 
 
 @torch.no_grad()
@@ -418,7 +416,7 @@ def test_images_become_tokens_and_back_alone_as_together(tokenizer):
 
 def test_training_sees_the_decoded_image_and_its_gradient_passes_straight_through(tokenizer):
     images = some_images(tokenizer)
-    painted, loss = tokenizer.trained(images)
+    painted, loss = tokenizer.reconstruct(images)
     torch.testing.assert_close(painted.clamp(0, 1), tokenizer.decode(tokenizer.encode(images)))
     (gradient,) = torch.autograd.grad(
         painted.sum(), tokenizer.encoder.conv_in.weight, retain_graph=True
@@ -445,7 +443,7 @@ def test_training_sees_the_decoded_image_and_its_gradient_passes_straight_throug
     ],
 )
 def test_what_is_no_image_is_refused(tokenizer, images: Tensor, said: str):
-    for call in (tokenizer.encode, tokenizer.trained, lambda x: fit_tokenizer(tokenizer, x, 1)):
+    for call in (tokenizer.encode, tokenizer.reconstruct, lambda x: fit_tokenizer(tokenizer, x, 1)):
         with pytest.raises(ValueError, match=said):
             call(images)
 
@@ -512,15 +510,15 @@ def test_fitting_lowers_the_loss_by_its_seed_alone_and_freezes(tokenizer):
     images, state = some_images(tokenizer, 40), torch.get_rng_state()
     before = float((tokenizer.decode(tokenizer.encode(images)) - images).square().mean())
     twin, other = deepcopy(tokenizer), deepcopy(tokenizer)
-    losses = fit_tokenizer(tokenizer, images, 40, lr=6e-3, rows=16)
+    losses = fit_tokenizer(tokenizer, images, 40, lr=6e-3, batch_size=16)
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():  # fitting needs no help from the caller
-        assert fit_tokenizer(twin, images, 40, lr=6e-3, rows=16) == losses
+        assert fit_tokenizer(twin, images, 40, lr=6e-3, batch_size=16) == losses
     assert all(
         torch.equal(a, b)
         for a, b in zip(tokenizer.state_dict().values(), twin.state_dict().values(), strict=True)
     )
-    assert fit_tokenizer(other, images, 2, lr=6e-3, rows=16, seed=1) != losses[:2]
+    assert fit_tokenizer(other, images, 2, lr=6e-3, batch_size=16, seed=1) != losses[:2]
     assert len(losses) == 40
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
     assert float((tokenizer.decode(tokenizer.encode(images)) - images).square().mean()) < before / 2
@@ -536,7 +534,7 @@ def test_dead_codes_come_back(tokenizer, monkeypatch):
 
     monkeypatch.setattr("interp.models.image.tokenizers._seed_codebook", begin_dead)
     images = some_images(tokenizer, 40)
-    fit_tokenizer(tokenizer, images, 30, rows=16)
+    fit_tokenizer(tokenizer, images, 30, batch_size=16)
     assert tokenizer.codebook.weight.abs().max() < 100
     assert len(tokenizer.encode(images).unique()) > 8
 
@@ -555,6 +553,7 @@ def test_fitting_freezes_even_when_it_fails(tokenizer, monkeypatch):
 @pytest.mark.parametrize(("images", "steps", "rows"), [(0, 1, 1), (5, 0, 1), (5, 1, 0)])
 def test_fitting_on_nothing_is_refused(tokenizer, images: int, steps: int, rows: int):
     with pytest.raises(
-        ValueError, match=f"at least 1 image, step and row, got {images}, {steps} and {rows}"
+        ValueError,
+        match=f"at least 1 image, step and image per step; got {images}, {steps} and {rows}",
     ):
-        fit_tokenizer(tokenizer, some_images(tokenizer)[:images], steps, rows=rows)
+        fit_tokenizer(tokenizer, some_images(tokenizer)[:images], steps, batch_size=rows)

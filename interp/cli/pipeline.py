@@ -1,5 +1,5 @@
-"""The main job on texts or images, step by step, as the command line and the experiments run it:
-scan, localize, ablate. Each step writes its tables and figures to a folder."""
+"""The main job on texts or images, as the command line and the experiments run it: scan, localize,
+ablate. Each stage writes its tables and figures to a folder."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def scan_texts(
     prefix: int = 32,
     length: int = 32,
     stride: int | None = None,
-    size: int = 16,
+    batch_size: int = 16,
 ) -> pd.DataFrame:
     """Scans texts and writes windows.parquet, passages.csv and scan.png.
 
-    Parts of the scan that are finished in `out` are not measured again.
+    Shards of the scan that are finished in `out` are not measured again.
 
     Args:
         subject: a language model.
@@ -52,30 +52,32 @@ def scan_texts(
         prefix: number of tokens the model is given.
         length: number of tokens it has to continue with.
         stride: number of tokens from one window to the next; `length` by default.
-        size: batch size.
+        batch_size: batch size.
 
     Returns:
         One row per window: see `interp.scan`.
     """
-    frame = scan(subject, texts, prefix, length, stride=stride, size=size, folder=out / "parts")
+    frame = scan(
+        subject, texts, prefix, length, stride=stride, batch_size=batch_size, folder=out / "shards"
+    )
     _write_scan(frame, out)
     return frame
 
 
 def scan_images(
-    subject: Subject, paths: Iterable[str | Path], out: Path, prefix: int = 0, size: int = 16
+    subject: Subject, paths: Iterable[str | Path], out: Path, prefix: int = 0, batch_size: int = 16
 ) -> pd.DataFrame:
     """Scans images, each as one window that is conditioned on its class, and writes
     windows.parquet, passages.csv, scan.png and images.png (the best matches).
 
-    Parts of the scan that are finished in `out` are not measured again.
+    Shards of the scan that are finished in `out` are not measured again.
 
     Args:
         subject: an image model.
         paths: .npz files, or folders with one folder per class.
         out: folder of the files.
         prefix: number of tokens the model is given.
-        size: batch size.
+        batch_size: batch size.
 
     Returns:
         One row per image: see `interp.scan`.
@@ -91,7 +93,7 @@ def scan_images(
     images = read_images(places, module.tokenizer.side, module.tokenizer.channels)
     _check_classes(images, places, module.classes)
     encoded = module.encode(images.pixels, images.labels, prefix)
-    frame = scan(subject, encoded, size=size, folder=out / "parts")
+    frame = scan(subject, encoded, batch_size=batch_size, folder=out / "shards")
     _write_scan(frame, out)
     save(_draw_best_matches(subject, module, images, frame), out / "images.png")
     return frame
@@ -122,14 +124,14 @@ def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
         if images and not has_images:
             raise ValueError(
                 f"{path} holds no images; {model}, weights without config.json, is read as an "
-                "image model: expected an .npz of images and labels, or a folder of one folder a "
+                "image model: expected an .npz of images and labels, or a folder of one folder per "
                 f"class with {', '.join(PICTURES)}"
             )
         if not images and has_images:
             has_texts = path.is_dir() and _any_with_suffix(path.rglob("*"), TEXTS)
             if not has_texts:
                 raise ValueError(
-                    f"{path} holds images, and {model} names no image model: "
+                    f"{path} holds images, and {model} does not name an image model: "
                     "expected texts, or the weights of a VAR or a RAR"
                 )
 
@@ -246,7 +248,7 @@ def ablate_files(
     *,
     at: float | None = None,
     seeds: int = 5,
-    size: int = 16,
+    batch_size: int = 16,
 ) -> DropReport:
     """Measures the extraction drop on the judged half and writes drop.parquet, drop.json and
     drop.png.
@@ -261,7 +263,7 @@ def ablate_files(
         fractions: shares of all scored units.
         at: the fraction that the verdict is about, if chosen beforehand.
         seeds: number of random controls.
-        size: batch size.
+        batch_size: batch size.
     """
     also = {"scored": halves.scored[0]} if halves.apart else None
     report = extraction_drop(
@@ -273,7 +275,7 @@ def ablate_files(
         seeds=seeds,
         at=at,
         also=also,
-        size=size,
+        batch_size=batch_size,
     )
     report.save(out)
     return report

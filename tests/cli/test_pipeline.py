@@ -1,4 +1,4 @@
-"""Laws of the main job's steps: nothing is judged on what it was scored on, and what is on disk is
+"""Laws of the main job: nothing is judged on what it was scored on, and what is on disk is
 not measured again."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp.cli.steps import localize_files, scan_images, scan_texts
+from interp.cli.pipeline import localize_files, scan_images, scan_texts
 from interp.memorization.halves import Halves, halve
 
 PREFIX, LENGTH = 3, 4
@@ -249,7 +249,7 @@ def test_too_few_images_say_that_images_are_missing(known, match):
 
 def test_scan_images_is_of_image_models_only(tmp_path):
     with pytest.raises(
-        ValueError, match="LlamaForCausalLM is no image model: expected a VAR or a RAR"
+        ValueError, match="LlamaForCausalLM is not an image model: expected a VAR or a RAR"
     ):
         scan_images(letters.subject(), [tmp_path], tmp_path / "out")
 
@@ -262,9 +262,9 @@ def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path):
     )
     frame = scan_texts(subject, iter(texts), out, PREFIX, LENGTH)
     assert sorted(p.name for p in out.iterdir()) == [
-        "parts",
         "passages.csv",
         "scan.png",
+        "shards",
         "windows.parquet",
     ]
     assert len(frame) == 3 * 6 == len(pd.read_parquet(out / "windows.parquet"))

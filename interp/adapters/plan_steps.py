@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import HookError
-from interp.hooks.hooks import lowered
+from interp.hooks.hooks import lower_plans
 from interp.interventions.edit import Edit
 from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy
@@ -18,7 +18,7 @@ from interp.sites.site import BLOCK_POINTS, Site
 from interp.subject.batch import Batch
 
 Change = tuple[Tensor | None, Tensor, float, Tensor | None, Tensor | None]
-Step = tuple[str, str, str, int, list[Change]]
+PlanStep = tuple[str, str, str, int, list[Change]]
 Time = tuple[float, ...]
 
 
@@ -28,7 +28,7 @@ def align(following: Float[Tensor, "batch position vocabulary"]) -> Tensor:
     return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
 
 
-def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:
+def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
     """Returns a plan as steps, in the order of execution.
 
     A step is (module path, "in" or "out", path of another value or "", the sign with which that
@@ -51,23 +51,23 @@ def steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[Step]:
         HookError: none of the positions of an edit is in the batch.
     """
     by_site: dict[Site, list[Change]] = {}
-    for edit in lowered(anatomy, plan):
+    for edit in lower_plans(anatomy, plan):
         by_site.setdefault(anatomy.resolve(edit.site), []).append(_change(edit, batch))
 
-    timed: list[tuple[Time, Step]] = []
+    timed: list[tuple[Time, PlanStep]] = []
     for site, changes in by_site.items():
         timed += _timed_steps(anatomy, site, changes)
     timed.sort(key=_time)
     return [step for _, step in timed]
 
 
-def _time(timed: tuple[Time, Step]) -> Time:
+def _time(timed: tuple[Time, PlanStep]) -> Time:
     return timed[0]
 
 
 def _timed_steps(
     anatomy: Anatomy, site: Site, changes: list[Change]
-) -> Iterator[tuple[Time, Step]]:
+) -> Iterator[tuple[Time, PlanStep]]:
     """The steps at a site, each with a tuple that sorts like the time of its execution: the number
     of the stack, of the block, and of the point in the block."""
     place = anatomy.place(site)
@@ -106,5 +106,5 @@ def _change(edit: Edit, batch: Batch) -> Change:
     columns = edit.columns[None, :]
     if everywhere:
         return None, columns, edit.multiply, edit.add, edit.basis
-    add = None if edit.add is None else edit.added(len(batch), positions)
+    add = None if edit.add is None else edit.addend(len(batch), positions)
     return positions[:, None], columns, edit.multiply, add, edit.basis

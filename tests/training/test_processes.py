@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import several_processes
 import torch
+from accelerate.state import AcceleratorState
 from forks import fork
 from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -34,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     def launch() -> None:
+        # Accelerate remembers that this process, which other tests have trained in, is alone.
+        AcceleratorState._reset_state(reset_partial_state=True)
         elastic_launch(config, several_processes.main)(out)
 
     code, _, err = fork(launch, out / "log").end()

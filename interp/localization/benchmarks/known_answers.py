@@ -118,8 +118,8 @@ def injection(
                     subject, window, against, choice.method, "neurons", **choice.options
                 )
                 for multiple in multiples:
-                    found = recall(scores, hidden.units, multiple * fraction)
-                    row = {"window": number, "method": name, "multiple": multiple, "recall": found}
+                    row = {"window": number, "method": name, "multiple": multiple}
+                    row["recall"] = recall(scores, hidden.units, multiple * fraction)
                     rows.append(row | about)
     return pd.DataFrame(rows)
 
@@ -228,7 +228,8 @@ def _highest_per_block(
     spare_first: bool,  # noqa: FBT001 - deletion's own
 ) -> Units:
     highest = scores.top_per_site(fraction)
-    kept = {site: highest[site] for site in highest.sites if site.block or not spare_first}
+    kept_sites = [site for site in highest.sites if site.block or not spare_first]
+    kept = {site: highest[site] for site in kept_sites}
     return Units(kept, highest.widths)
 
 
@@ -377,6 +378,7 @@ def _same_budget(scores: UnitScores, fraction: float) -> list[tuple[int, Units]]
                 f"a budget of {budget} neurons does not fit in {site}, which has {values.size}: "
                 "give a smaller fraction"
             )
-        units = Units({site: rank_units(values)[:budget]}, scores.widths)
+        highest = rank_units(values)[:budget]
+        units = Units({site: highest}, scores.widths)
         choices.append((int(site.block or 0), units))
     return choices

@@ -203,7 +203,8 @@ def faithfulness(
             f"logit(right) - logit(wrong) is {full:.3g} with all edges and with none: "
             "there is nothing to be faithful to"
         )
-    return [(mean_metric(circuit) - empty) / (full - empty) for circuit in circuits]
+    metrics = [mean_metric(circuit) for circuit in circuits]
+    return [(metric - empty) / (full - empty) for metric in metrics]
 
 
 def circuit_logits(
@@ -307,7 +308,8 @@ def _effects(
     # Receivers come one after the other, so that one gradient is in memory at a time.
     for receiver, gradient in enumerate(gradients):
         seen = graph.seen[receiver]
-        products = torch.einsum("iutd,itd->iu", change[:, :seen], gradient.to(change.dtype))
+        precise = gradient.to(change.dtype)
+        products = torch.einsum("iutd,itd->iu", change[:, :seen], precise)
         effects[:, :seen, receiver] = products.double()
     return effects
 
@@ -394,7 +396,8 @@ class _CircuitRun:
 
         # Where the MLP reads after attention, its input is set there, and copy 0 passes unchanged.
         # Where both read the same residual, it is set here.
-        copy_0 = self._mlp_input(layer, number) if layer.mid is None else value[: self.items]
+        unchanged = value[: self.items]
+        copy_0 = self._mlp_input(layer, number) if layer.mid is None else unchanged
         inputs = torch.cat([copy_0.to(head_inputs), head_inputs])
         return _replace_first_rows(value, inputs)
 
@@ -411,13 +414,15 @@ class _CircuitRun:
     def _collect_heads(self, layer: Layer, value: Value, _: Clock) -> None:
         # [copy, items, position, head, head_width], without copy 0 and without the copies of heads
         # that only wider blocks have
-        by_copy = value.unflatten(0, (-1, self.items))[1 : layer.count + 1]
+        copies = value.unflatten(0, (-1, self.items))
+        by_copy = copies[1 : layer.count + 1]
         by_copy_and_head = by_copy.unflatten(-1, (layer.count, -1))
         # Of each head what it computed in its own copy: copy and head, of the same number, become
         # one axis. `diagonal` puts it last, [items, position, head_width, head].
         diagonal = by_copy_and_head.diagonal(dim1=0, dim2=3)
         own = diagonal.movedim(-1, 2)  # [items, position, head, head_width]
-        self.live[:, layer.first : layer.last] = writes(self.subject, layer, own.flatten(2))
+        heads = slice(layer.first, layer.last)
+        self.live[:, heads] = writes(self.subject, layer, own.flatten(2))
 
     def _replace_mlp_input(self, number: int, value: Value, _: Clock) -> Tensor:
         inputs = self._mlp_input(self.graph.layers[number], number + 1)

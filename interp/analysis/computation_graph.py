@@ -380,7 +380,7 @@ def writes(
     out-projection's weight, at least in float32."""
     wide = torch.promote_types(heads.dtype, torch.float32)
     rows = subject.anatomy.out_weight(subject.module, layer.heads).detach().to(wide)
-    columns_by_head = heads.to(wide).unflatten(-1, (layer.count, -1))
+    columns_by_head = heads.to(wide).unflatten(-1, (layer.count, -1))  # [..., heads, head_width]
     rows_by_head = rows.unflatten(0, (layer.count, -1))  # [heads, head_width, d_model]
     return torch.einsum("ithc,hcd->ihtd", columns_by_head, rows_by_head)
 

@@ -334,9 +334,8 @@ def folds(
     if len(has_groups) > 1:
         raise ValueError("expected groups of the train and of every test set, or of none")
     if train.groups is None:
-        whole_train = np.ones(len(train.batch), dtype=bool)
-        whole_tests = {name: np.ones(len(each.batch), dtype=bool) for name, each in tests.items()}
-        return [(whole_train, whole_tests)]
+        all_tests = {name: _all_items(each) for name, each in tests.items()}
+        return [(_all_items(train), all_tests)]
 
     names = pd.unique(np.asarray(train.groups))
     if len(names) < 2:
@@ -350,6 +349,10 @@ def folds(
     tests_in_half = {name: _in_groups(each, half) for name, each in tests.items()}
     tests_outside = {name: ~in_half for name, in_half in tests_in_half.items()}
     return [(train_in_half, tests_outside), (~train_in_half, tests_in_half)]
+
+
+def _all_items(items: Labelled) -> Mask:
+    return np.ones(len(items.batch), dtype=bool)
 
 
 def _in_groups(items: Labelled, groups: np.ndarray) -> Mask:

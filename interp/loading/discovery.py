@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import SiteError, closest
-from interp.hooks.call_trace import Call, Watch, watch_calls
+from interp.hooks.call_trace import Attention, Call, Watch, watch_calls
 from interp.hooks.modes import dropout_off
 from interp.loading.verification import (
     close,
@@ -68,7 +68,10 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
         'model.layers.0.mlp.down_proj:in'
     """
     layout = layout or Layout()
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    # The generators of these devices are put back: a look at the model must not change what is
+    # drawn later.
+    on_gpu = [parameter for parameter in module.parameters() if parameter.device.type == "cuda"]
+    devices = sorted({parameter.device.index or 0 for parameter in on_gpu})
     with dropout_off(module), torch.random.fork_rng(devices):
         watch = watch_calls(module, run)
 
@@ -107,16 +110,19 @@ def _module_places(watch: Watch, stacks: dict[str, tuple[str, ...]]) -> dict[Sit
             if value is None or value.ndim not in (2, 3):
                 continue
             if value.shape[:-1].numel() in token_counts:
-                places[Site(f"{call.path}:{side}")] = Place(call.path, side, value.shape[-1])
+                site = Site(f"{call.path}:{side}")
+                places[site] = Place(call.path, side, value.shape[-1])
     return places
 
 
 def _children(module: nn.Module, path: str) -> tuple[str, ...]:
-    return tuple(f"{path}.{name}" for name, _ in module.get_submodule(path).named_children())
+    children = module.get_submodule(path).named_children()
+    return tuple(f"{path}.{name}" for name, _ in children)
 
 
 def _named_stacks(module: nn.Module, layout: Layout) -> dict[str, str]:
-    blocks = {"": layout.blocks} if isinstance(layout.blocks, str) else dict(layout.blocks or {})
+    named = layout.blocks or {}
+    blocks = {"": named} if isinstance(named, str) else dict(named)
     known: list[str] = []
     for name, child in module.named_modules():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
@@ -254,7 +260,9 @@ def _embeds(output: Tensor | None, stream: Tensor | None) -> bool:
     """
     if output is None or stream is None or output.ndim != 3:
         return False
-    return output.shape[-1] == stream.shape[-1] or output.shape[:-1] == stream.shape[:-1]
+    same_width = output.shape[-1] == stream.shape[-1]
+    same_positions = output.shape[:-1] == stream.shape[:-1]
+    return same_width or same_positions
 
 
 @dataclass
@@ -273,7 +281,11 @@ class _Block:
         # uses.
         self.inner = [call for call in inner if times_run[call.path] == 1]
         # Attention operations of this block, as (time, running modules, heads).
-        self.operations = [seen for seen in self.watch.attentions if self.call.path in seen[1]]
+        self.operations: list[Attention] = []
+        for operation in self.watch.attentions:
+            _, running, _ = operation
+            if self.call.path in running:
+                self.operations.append(operation)
 
     def places(self) -> dict[str, Place | str]:
         """The place of each point, or the reason why it is refused."""
@@ -326,11 +338,12 @@ class _Block:
 
     def _named(self, path: str) -> Call:
         """The one call of a module that the layout names."""
-        calls = [call for call in self.inner if call.path == f"{self.call.path}.{path}"]
+        whole_path = f"{self.call.path}.{path}"
+        calls = [call for call in self.inner if call.path == whole_path]
         if len(calls) != 1:
             nearest = closest(path, [call.path for call in self.inner])
             raise SiteError(
-                f"{self.call.path}.{path} ran {len(calls)} times in one forward; nearest: {nearest}"
+                f"{whole_path} ran {len(calls)} times in one forward; nearest: {nearest}"
             )
         return calls[0]
 
@@ -345,7 +358,9 @@ class _Block:
 
     def _of_attention(self, path: str) -> bool:
         attention = self._attention
-        return attention is not None and (path == attention or path.startswith(f"{attention}."))
+        if attention is None:
+            return False
+        return path == attention or path.startswith(f"{attention}.")
 
     @cached_property
     def _heads(self) -> Place | str:

@@ -23,7 +23,8 @@ def per_unit(
         tensor([8., 8., 8., 8.])
     """
     units = subject.anatomy.place(site).units
-    return values.unflatten(-1, (units, -1)).sum(-1)
+    by_unit = values.unflatten(-1, (units, -1))  # [..., units, columns per unit]
+    return by_unit.sum(-1)
 
 
 def written_lengths(

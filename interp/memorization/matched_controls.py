@@ -39,7 +39,8 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
     """
     if at_most is not None and at_most < 1:
         raise ValueError(f"at_most={at_most}: expected at least 1 memorized window")
-    distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
+    is_repeat = frame["tokens"].map(tuple).duplicated()
+    distinct: Any = frame[~is_repeat]
     extracted: Any = distinct[distinct["exact"]]
     memorized = extracted.sort_values("log_p", ascending=False, kind="stable")[:at_most]
     if memorized.empty:
@@ -53,8 +54,10 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
             f"scan more text that is not memorized{fewer}"
         )
     frequency = _mean_log_frequency(distinct)
-    chosen = _pair(frequency[memorized.index].to_numpy(), frequency[pool.index].to_numpy())
-    return memorized.reset_index(drop=True), pool.iloc[chosen].reset_index(drop=True)
+    wanted = frequency[memorized.index].to_numpy()
+    offered = frequency[pool.index].to_numpy()
+    control = pool.iloc[_pair(wanted, offered)]
+    return memorized.reset_index(drop=True), control.reset_index(drop=True)
 
 
 def _nothing_extracted(frame: pd.DataFrame) -> str:
@@ -111,6 +114,7 @@ def overlaps(windows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
     widths = windows["prefix"] + windows["length"]
     places = zip(windows["text"], windows["start"], widths, strict=True)
     for row, (text, start, width) in enumerate(places):
+        # Windows of one width overlap if they begin less than that apart.
         if text in starts_by_text:
             distances = np.abs(starts_by_text[text] - start)
             result[row] = (distances < width).any()

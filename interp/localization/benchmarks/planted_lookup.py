@@ -164,7 +164,9 @@ class _Override(nn.Module):
         # First all of the columns are silenced, at every position. Then turn k is written to
         # position first_turn + k of column k alone: the two lists of indices are read in pairs.
         changed = rows.index_fill(-1, self.columns, 0.0)
-        changed[:, first_turn + turns, self.columns[turns]] = fires.to(value.dtype)
+        at_turn = first_turn + turns
+        own_column = self.columns[turns]
+        changed[:, at_turn, own_column] = fires.to(value.dtype)
         return changed.reshape(value.shape)
 
 

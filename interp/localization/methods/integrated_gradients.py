@@ -163,8 +163,9 @@ def _integrate(
 
     with differentiating(subject), tapped(subject, {site: scale_value}):
         total = _probabilities(subject, rows, mean=position is None).sum()
-        # without leaves the site never ran, which `tapped` reports on exit
-        gradient = torch.autograd.grad(total, leaves[-1])[0] if leaves else total
+        gradient = total
+        if leaves:  # without leaves the site never ran, which `tapped` reports on exit
+            (gradient,) = torch.autograd.grad(total, leaves[-1])
 
     # value * sum_k w_k dP/dh at point k, summed over the positions that were scaled
     by_point = gradient.double().unflatten(0, (len(alphas), count))

@@ -346,8 +346,11 @@ def _fill(module: nn.Module, own: State, given: State, file: Path) -> None:
     wrong = [f"{key} is missing" for key in own if key not in given]
     wrong += [f"{key} is unknown" for key in given if key not in own]
     for key, value in own.items():
-        if key in given and given[key].shape != value.shape:
-            wrong.append(f"{key} is {list(given[key].shape)}, expected {list(value.shape)}")
+        if key not in given:
+            continue
+        shape = given[key].shape
+        if shape != value.shape:
+            wrong.append(f"{key} is {list(shape)}, expected {list(value.shape)}")
     if wrong:
         kind = type(module).__name__
         raise LoadError(

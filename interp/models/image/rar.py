@@ -92,7 +92,9 @@ class RAR(ImageModel):
         self.segments = _segments(config.grid)
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
-        self.embeddings = nn.Embedding(config.codes + 1 + config.classes + 1, C)
+        # Codes, the mask, classes, and no class.
+        rows = config.codes + 1 + config.classes + 1
+        self.embeddings = nn.Embedding(rows, C)
         self.pos_embed = nn.Parameter(torch.empty(1, N + SPARE_POSITIONS, C))
         self.target_aware_pos_embed = nn.Parameter(torch.empty(1, N + SPARE_POSITIONS, C))
         self.timesteps_embeddings = nn.Parameter(torch.empty(1, N + SPARE_TIMES, C))
@@ -118,7 +120,8 @@ class RAR(ImageModel):
                 training in random orders. The logits are in the order of the image.
         """
         if order is None:
-            order = torch.arange(self.length, device=tokens.device).expand(len(tokens), -1)
+            raster = torch.arange(self.length, device=tokens.device)
+            order = raster.expand(len(tokens), -1)
             return self._in_order(tokens, label, order, past_key_values)
         # Read in the given order, all but the last, after which nothing is left to predict.
         read = tokens.gather(1, order)[:, :-1]

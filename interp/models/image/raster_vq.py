@@ -93,7 +93,8 @@ def raster_vq_config(state: Mapping[str, Tensor], grid: int) -> RasterVQConfig:
 
     # The finest level of the decoder does not up-sample, so its width is that of the last norm.
     levels_above = range(1, 1 + count_numbered(state, above, 1))
-    widths = [finest_width, *(state[above.format(level)].shape[0] for level in levels_above)]
+    widths_above = [state[above.format(level)].shape[0] for level in levels_above]
+    widths = [finest_width, *widths_above]
     return RasterVQConfig(
         grid=grid,
         codes=codes,

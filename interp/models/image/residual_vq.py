@@ -204,7 +204,8 @@ class ResidualVQ(ImageTokenizer):
         inputs = [self.codebook.weight.new_zeros(len(tokens), 0, self.config.code_width)]
         summed = 0
         for scale, (start, stop) in enumerate(self.scales[:n_given]):
-            summed = summed + self.quantize.scale_features(tokens[:, start:stop], scale)
+            own_tokens = tokens[:, start:stop]
+            summed = summed + self.quantize.scale_features(own_tokens, scale)
             inputs.append(_pooled(summed, self.config.sides[scale + 1]))
         return torch.cat(inputs, 1)
 
@@ -316,7 +317,8 @@ class _Level(nn.Module):
         self.block = nn.ModuleList(
             ResidualBlock(outputs if number else inputs, outputs) for number in range(blocks)
         )
-        self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if lowest else 0))
+        attentions = blocks if lowest else 0
+        self.attn = nn.ModuleList(Attention(outputs) for _ in range(attentions))
 
     def forward(self, x: Tensor) -> Tensor:
         for number, block in enumerate(self.block):

@@ -372,5 +372,5 @@ def count_numbered(state: Mapping[str, Tensor], pattern: str, start: int = 0) ->
         >>> count_numbered(state, "down.{}.weight")
         2
     """
-    first_missing = next(number for number in count(start) if pattern.format(number) not in state)
-    return first_missing - start
+    missing = (number for number in count(start) if pattern.format(number) not in state)
+    return next(missing) - start

@@ -97,7 +97,8 @@ class VAR(ImageModel):
         self.all_groups = tuple(pairwise(accumulate(counts, initial=0)))
         segments: list[Segment] = []
         for number, (start, stop) in enumerate(self.all_groups, start=1):
-            segments.append(Segment(f"scale {number}", start, stop, degenerate=number == 1))
+            is_first = number == 1  # it reads the class alone
+            segments.append(Segment(f"scale {number}", start, stop, degenerate=is_first))
         self.segments = tuple(segments)
 
         C = config.width
@@ -150,7 +151,8 @@ class VAR(ImageModel):
         x = x[:, known:]
 
         # New positions by all positions.
-        mask = self.attn_bias_for_masking[:, :, known:total, :total].to(x.dtype)
+        bias = self.attn_bias_for_masking[:, :, known:total, :total]
+        mask = bias.to(x.dtype)
         shared = self.shared_ada_lin(condition)
         for block in self.blocks:
             x = block(x, shared, mask, past_key_values=past_key_values)

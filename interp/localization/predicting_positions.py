@@ -136,7 +136,8 @@ def position_weights(
         # the blocks see more positions than tokens where something comes before the first token
         positions = max(batch.length, start + targets)
         spread = torch.zeros(len(batch), positions, dtype=torch.double, device=subject.device)
-        spread[:, first:last] = predicted / predicted.sum(1, keepdim=True)
+        total = predicted.sum(1, keepdim=True)
+        spread[:, first:last] = predicted / total
         weights[stack] = spread
     return weights
 

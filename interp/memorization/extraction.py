@@ -443,7 +443,8 @@ def discoverable(
         )
     # log(1 - p) and expm1 instead of (1 - p)^n: the probability of a suffix may be so small that
     # 1 - p rounds to 1. log_p is capped because rounding can bring it slightly above 0.
-    p = np.exp(np.minimum(np.asarray(log_p, dtype=np.float64), 0.0))
+    capped = np.minimum(np.asarray(log_p, dtype=np.float64), 0.0)
+    p = np.exp(capped)
     log_missed_once = np.full(p.shape, -np.inf)
     np.log1p(-p, out=log_missed_once, where=p < 1)
     return -np.expm1(queries * log_missed_once) >= probability

@@ -130,9 +130,8 @@ def _mean_log_frequency(frame: pd.DataFrame) -> Any:
 
     means: list[Any] = []
     for tokens, prefix in zip(frame["tokens"], frame["prefix"], strict=True):
-        suffix = tokens[prefix:]
-        log_frequencies = [np.log(counts[int(token)] / total) for token in suffix]
-        means.append(np.mean(log_frequencies))
+        frequencies = [counts[int(token)] / total for token in tokens[prefix:]]
+        means.append(np.mean([np.log(frequency) for frequency in frequencies]))
     return pd.Series(means, index=frame.index)
 
 
@@ -140,6 +139,6 @@ def _pair(wanted: np.ndarray, offered: np.ndarray) -> np.ndarray:
     """For each wanted value the index of a different offered one, at the least total distance."""
     from scipy.optimize import linear_sum_assignment
 
-    distances = np.abs(wanted[:, None] - offered[None, :])
+    distances = np.abs(wanted[:, None] - offered)  # [wanted, offered]
     _, columns = linear_sum_assignment(distances)
     return columns

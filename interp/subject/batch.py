@@ -180,9 +180,10 @@ class Batch:
         tokens: list[list[int]] = []
         mask: list[list[bool]] = []
         for sequence in sequences:
-            padding = width - len(sequence)
+            length = len(sequence)
+            padding = width - length
             tokens.append([*sequence, *[0] * padding])
-            mask.append([True] * len(sequence) + [False] * padding)
+            mask.append([True] * length + [False] * padding)
         padded = torch.tensor(mask)
         return cls(torch.tensor(tokens), prompt, None if bool(padded.all()) else padded)
 
@@ -255,7 +256,8 @@ class Batch:
                 conditioning[name.removeprefix(GIVEN)] = values
         groups: Any = None
         if "groups" in windows:
-            groups = tuple((int(start), int(stop)) for start, stop in windows["groups"].iloc[0])
+            first = windows["groups"].iloc[0]  # parquet gives them back as arrays
+            groups = tuple((int(start), int(stop)) for start, stop in first)
 
         batch = cls.pad(sequences, prompt=int(prefixes[0]))
         return replace(batch, groups=groups, conditioning=conditioning)

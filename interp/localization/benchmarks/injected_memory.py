@@ -96,7 +96,8 @@ def injected(
         growth: list[Tensor] = []
         for site, rows in saved.items():
             trained = _rows(subject, site)[units[site]]
-            growth.append(trained.norm(dim=1) / rows.norm(dim=1))
+            before = rows.norm(dim=1)
+            growth.append(trained.norm(dim=1) / before)
         yield Injection(
             units=units,
             before=losses[0],
@@ -197,6 +198,7 @@ def _train(
 
         for site, leaf in leaves.items():
             if training.keep_norms:
-                leaf.mul_(norms[site] / leaf.norm(dim=1, keepdim=True))
+                norm = leaf.norm(dim=1, keepdim=True)
+                leaf.mul_(norms[site] / norm)
             rows = _rows(subject, site)
             rows[units[site]] = leaf.to(rows.dtype)

@@ -211,8 +211,15 @@ def deletion(
         for fraction in fractions:
             for target, one in enumerate(each):
                 units = _highest_per_block(one, fraction, spare_first)
-                row = {"plan": len(plans), "method": name, "fraction": fraction}
-                about.append(row | {"target": target, "k": len(units)})
+                about.append(
+                    {
+                        "plan": len(plans),
+                        "method": name,
+                        "fraction": fraction,
+                        "target": target,
+                        "k": len(units),
+                    }
+                )
                 plans.append(Zero(units))
 
     # a stream can be read once, and is measured under every plan

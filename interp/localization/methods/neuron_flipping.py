@@ -249,7 +249,7 @@ def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Genera
         generator = torch.Generator().manual_seed(settings.seed)
         copies, positions, width = value.shape
         drawn = torch.randn(positions, copies, width, generator=generator)
-        noise = drawn.transpose(0, 1).to(value)
+        noise = drawn.transpose(0, 1).to(value)  # [copies, positions, width]
         scaled = settings.noise * noise * lengths(value) / lengths(noise)
         return value + scaled
 
@@ -274,6 +274,7 @@ def _rank(flip: Flip) -> dict[Site, np.ndarray]:
     scores: dict[Site, np.ndarray] = {}
     for site, score in flip.first.items():
         scores[site] = (score / scale).cpu().numpy()
+    # From 2 in steps of 1 / number of chosen units, so that the last one is still above 1.
     for place, (site, unit) in enumerate(flip.chosen):
         scores[site][unit] = 2 - place / len(flip.chosen)
     return scores

@@ -165,10 +165,10 @@ def _is_stack(blocks: nn.Module, path: str, calls: dict[str, list[Call]]) -> boo
         runs = calls.get(f"{path}.{name}", [])
         if len(runs) != 1:
             return False
-        value, output = runs[0].value, runs[0].output
-        if value is None or output is None or value.shape != output.shape:
+        (run,) = runs
+        if run.value is None or run.output is None or run.value.shape != run.output.shape:
             return False
-        starts.append(runs[0].start)
+        starts.append(run.start)
     if starts != sorted(starts):
         return False
 
@@ -186,7 +186,9 @@ def _short_names(paths: list[str]) -> list[str]:
     if len(paths) == 1:
         return [""]
     parts = [path.split(".") for path in paths]
-    for depth in range(max(map(len, parts))):
+    deepest = max(map(len, parts))
+    for depth in range(deepest):
+        # A path that is shorter than that stays at its last part.
         names = [part[min(depth, len(part) - 1)] for part in parts]
         if len(set(names)) == len(paths):
             return names
@@ -352,8 +354,11 @@ class _Block:
         """The path of the child that runs the attention operation; None if the block runs it."""
         if not self.operations:
             return None
-        running = self.operations[0][1]
-        below_block = running[running.index(self.call.path) + 1 :]
+        _, running, _ = self.operations[0]
+        # From the outermost module to the one that ran the operation: what comes after the block is
+        # inside it.
+        depth_of_block = running.index(self.call.path)
+        below_block = running[depth_of_block + 1 :]
         return below_block[0] if below_block else None
 
     def _of_attention(self, path: str) -> bool:
@@ -372,7 +377,7 @@ class _Block:
                 "(attention kernels that torch cannot see need a Layout)"
             )
         else:
-            attention_time = self.operations[0][0]
+            attention_time, _, _ = self.operations[0]
             later = [call for call in self._projections if call.start > attention_time]
             if not later:
                 return (
@@ -443,10 +448,11 @@ class _Block:
 
         for attn, mlp in product(reversed(attns), reversed(mlps)):
             pre = self._rows(self.call.value)
+            post = self._rows(self.call.output)
             attn_added = self._rows(attn.output)
             mlp_added = self._rows(mlp.output)
-            post = self._rows(self.call.output)
-            if close(pre + attn_added + mlp_added, post, pre, attn_added, mlp_added):
+            total = pre + attn_added + mlp_added
+            if close(total, post, pre, attn_added, mlp_added):
                 parallel = not self._reads_mid(pre, attn_added)
                 return outward(attn), outward(mlp), parallel
 

@@ -75,7 +75,8 @@ class Batch:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean, False on padding; got {mask.dtype}")
         fits = mask.shape == self.tokens.shape
-        if not fits or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        token_after_padding = mask[:, 1:] & ~mask[:, :-1]
+        if not fits or bool(token_after_padding.any()):
             raise ValueError(
                 "mask must have the shape of tokens and be False only on the right: "
                 "pad sequences at their end"

@@ -193,8 +193,8 @@ def _one_digit(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers
     """The truths with one digit changed."""
     unit = 10 ** rng.integers(0, digits + 1, len(truth))
     old = truth // unit % 10
-    step = rng.integers(1, 10, len(truth))  # never 0 or 10, which would lead back to the digit
-    new = (old + step) % 10
+    shift = rng.integers(1, 10, len(truth))  # never 0 or 10, which would lead back to the digit
+    new = (old + shift) % 10
     return truth + (new - old) * unit
 
 

@@ -179,8 +179,8 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
         other, sign = place.base
         kept: list[Tensor] = []
 
-        # In place, because `_on_sum` holds this list; and nothing but the last term, because a
-        # forward of several steps comes here again and again.
+        # In place, because `_on_sum` holds this list. Only the last term is kept, because several
+        # forwards may pass while the hook is there.
         def keep(value: Value, _: Clock) -> None:
             kept[:] = [sign * value]
 

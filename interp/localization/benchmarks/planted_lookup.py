@@ -93,7 +93,7 @@ def planted_lookup(
     columns = np.random.default_rng(seed).permutation(width)[:length]
     planted = _override_neurons(subject, window, where, torch.tensor(columns), layout)
     units = Units({where: columns}, planted.anatomy.widths(where))
-    # What the neurons wrote in the model belongs to other values of theirs.
+    # These rows were trained for other activations than those of the look-up: they start from 0.
     with torch.no_grad():
         out_weight = planted.anatomy.out_weight(planted.module, where)
         out_weight[columns] = 0

@@ -274,7 +274,7 @@ def _rank(flip: Flip) -> dict[Site, np.ndarray]:
     scores: dict[Site, np.ndarray] = {}
     for site, score in flip.first.items():
         scores[site] = (score / scale).cpu().numpy()
-    # From 2 in steps of 1 / number of chosen units, so that the last one is still above 1.
+    # From 2 downwards, by 1 / number of chosen units each, so that the last one is still above 1.
     for place, (site, unit) in enumerate(flip.chosen):
         scores[site][unit] = 2 - place / len(flip.chosen)
     return scores

@@ -69,9 +69,10 @@ class Recording(Mapping[Site, np.ndarray]):
         """
         tables: list[pd.DataFrame] = []
         for site, arrays in self.parts.items():
-            shape = self[site].shape
+            main = self[site]
+            shape = main.shape
             same_shape = all(array.shape == shape for array in arrays.values())
-            if not same_shape or len(shape) > 2 or self.reduce in ("rows", "rows_abs", "top"):
+            if not same_shape or main.ndim > 2 or self.reduce in ("rows", "rows_abs", "top"):
                 raise ValueError(
                     f"a recording reduced by {self.reduce!r} does not hold one number per unit: "
                     "use recording[site]"

@@ -117,7 +117,7 @@ def _add_scaled_columns(part: pd.DataFrame) -> pd.DataFrame:
     the threshold, of size 1 at most."""
     direction = 1 if part["upwards"].iloc[0] else -1
     # The interval of a single seed is not drawn, so it does not count for the scale.
-    of_several = part[part["seeds"] > 1]
+    of_several: Any = part[part["seeds"] > 1]
     drawn = pd.concat([part["measured"], of_several["low"], of_several["high"]])
     distances = drawn - part["threshold"].iloc[0]
     furthest = distances.abs().max() or 1.0  # all may be at the threshold

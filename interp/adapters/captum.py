@@ -68,7 +68,8 @@ def gradient_x_activation(
     from captum.attr import LayerGradientXActivation
 
     def loss(tokens: Tensor) -> Tensor:  # noqa: ARG001 - captum passes the tokens back
-        return subject.losses(batch).sum(1) / batch.counted.to(subject.device).sum(1)
+        counted = batch.counted.to(subject.device)
+        return subject.losses(batch).sum(1) / counted.sum(1)
 
     chosen = subject.anatomy.expand(sites)
     layer_of_site = dict(zip(chosen, layers(subject, sites), strict=True))
@@ -104,7 +105,10 @@ def _sum_by_unit(
 ) -> Float[Tensor, "batch units"]:
     value = first_tensor(products)
     assert value is not None
-    by_position = -value.detach().reshape(rows, -1, value.shape[-1])
+    # Minus the products, summed over positions and then over the columns of each unit.
+    width = value.shape[-1]
+    by_position = -value.detach().reshape(rows, -1, width)
     columns = by_position.sum(1, dtype=torch.float64)
     units = subject.anatomy.place(site).units
-    return columns.unflatten(1, (units, -1)).sum(-1).cpu()
+    by_unit = columns.unflatten(1, (units, -1))
+    return by_unit.sum(-1).cpu()

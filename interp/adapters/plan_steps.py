@@ -25,7 +25,8 @@ Time = tuple[float, ...]
 def align(following: Float[Tensor, "batch position vocabulary"]) -> Tensor:
     """Aligned logits, which predict the token at their own position, from a peer's logits, which
     predict the token that follows. Position 0 is all zeros: nothing precedes it."""
-    return torch.cat([torch.zeros_like(following[:, :1]), following[:, :-1]], dim=1)
+    nothing = torch.zeros_like(following[:, :1])
+    return torch.cat([nothing, following[:, :-1]], dim=1)
 
 
 def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
@@ -52,7 +53,8 @@ def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
     """
     by_site: dict[Site, list[Change]] = {}
     for edit in lower_plans(anatomy, plan):
-        by_site.setdefault(anatomy.resolve(edit.site), []).append(_change(edit, batch))
+        site = anatomy.resolve(edit.site)
+        by_site.setdefault(site, []).append(_change(edit, batch))
 
     timed: list[tuple[Time, PlanStep]] = []
     for site, changes in by_site.items():

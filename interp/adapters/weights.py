@@ -60,8 +60,10 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
     try:
         for rows, edit in targets:
             columns = edit.columns.to(rows.device)
-            saved.append((rows, columns, rows[columns].clone()))
-            rows[columns] = rows[columns] * edit.multiply if edit.multiply else 0.0
+            before = rows[columns].clone()
+            saved.append((rows, columns, before))
+            # Zeroing is not a product, which would keep infinities.
+            rows[columns] = before * edit.multiply if edit.multiply else 0.0
         yield
     finally:
         for rows, columns, before in reversed(saved):
@@ -126,5 +128,7 @@ def _unwritable(module: nn.Module, weight: Tensor | None) -> str | None:
         return "is offloaded"
     if not weight.is_floating_point():
         return f"is quantized ({weight.dtype})"
-    owners = [name for name, p in module.named_parameters(remove_duplicate=False) if p is weight]
+    # With its duplicates: a shared weight is listed once for each module that has it.
+    named = module.named_parameters(remove_duplicate=False)
+    owners = [name for name, parameter in named if parameter is weight]
     return f"is shared by {' and '.join(owners)}" if len(owners) > 1 else None

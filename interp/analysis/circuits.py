@@ -88,7 +88,8 @@ def edge_attribution(
     effects = edge_effects(
         subject, clean, corrupt, right, wrong, target=target, batch_size=batch_size
     )
-    return EdgeScores(graph.senders, graph.receivers, np.abs(effects).mean(0))
+    scores = np.abs(effects).mean(0)
+    return EdgeScores(graph.senders, graph.receivers, scores)
 
 
 def edge_effects(
@@ -202,7 +203,8 @@ def faithfulness(
             f"logit(right) - logit(wrong) is {full:.3g} with all edges and with none: "
             "there is nothing to be faithful to"
         )
-    return [(mean_metric(circuit) - empty) / (full - empty) for circuit in circuits]
+    metrics = [mean_metric(circuit) for circuit in circuits]
+    return [(metric - empty) / (full - empty) for metric in metrics]
 
 
 def circuit_logits(
@@ -279,7 +281,8 @@ def sender_means(
             "expected items of one length"
         )
     graph = Graph.of(subject)
-    # Summed in float64: a mean over thousands of items must not depend on how they are batched.
+    # Summed in float64: a mean over thousands of items must not depend on how they are batched. One
+    # part at a time, since what all senders write is many times the residual.
     sums = (
         sent(subject, graph, part).sum(0, dtype=torch.float64)
         for part in reference.split(batch_size)
@@ -295,11 +298,18 @@ def _effects(
     shape = (len(clean), len(graph.senders), len(graph.receivers))
     effects = change.new_full(shape, torch.nan, dtype=torch.float64)
 
+    # All items are differentiated at once, as a sum: no item's metric depends on another item.
     with captured(subject, graph.sites) as values:
-        metric = _logit_difference(subject.target_logits(clean)[:, 0], answers)
-    for receiver, gradient in enumerate(_input_gradients(graph, values, metric.sum())):
+        logits = subject.target_logits(clean)[:, 0]
+        metric = _logit_difference(logits, answers)
+    gradients = _input_gradients(graph, values, metric.sum())
+
+    # sum_t (a_u(corrupt) - a_u(clean))_t . gradient_t, for all senders u that the receiver reads.
+    # Receivers come one after the other, so that one gradient is in memory at a time.
+    for receiver, gradient in enumerate(gradients):
         seen = graph.seen[receiver]
-        products = torch.einsum("iutd,itd->iu", change[:, :seen], gradient.to(change.dtype))
+        precise = gradient.to(change.dtype)
+        products = torch.einsum("iutd,itd->iu", change[:, :seen], precise)
         effects[:, :seen, receiver] = products.double()
     return effects
 
@@ -315,6 +325,7 @@ def _input_gradients(graph: Graph, values: Mapping[Site, Value], metric: Tensor)
     for layer in graph.layers:
         outputs += [layer.heads, layer.mlp]
     ends = [values[site] for site in (*outputs, graph.final)]
+    # The graph is kept, because every node is taken back through its own part of it below.
     *at_outputs, at_final = torch.autograd.grad(metric, ends, retain_graph=True)
     gradients = dict(zip(outputs, at_outputs, strict=True))
 
@@ -335,9 +346,11 @@ def _backpropagate(output: Value, gradient: Value, source: Value) -> Value:
 
 
 def _zero_other_heads(layer: Layer, head: int, value: Value) -> Value:
-    columns = torch.arange(value.shape[-1], device=value.device)
-    head_width = value.shape[-1] // layer.count
-    return torch.where(columns // head_width == head, value, 0)
+    width = value.shape[-1]
+    head_width = width // layer.count
+    columns = torch.arange(width, device=value.device)
+    is_own = columns // head_width == head
+    return torch.where(is_own, value, 0)
 
 
 # In a circuit the nodes of one block read different inputs: an edge may be kept for head 0 and cut
@@ -361,7 +374,8 @@ class _CircuitRun:
         self.means = means
         self.items = items
         self.live = means.new_zeros(items, *means.shape)
-        self.biases = torch.stack([out_bias(subject, layer).to(means) for layer in graph.layers])
+        biases = [out_bias(subject, layer).to(means) for layer in graph.layers]
+        self.biases = torch.stack(biases)
 
     def visits(self) -> dict[Site, Visit]:
         visits: dict[Site, Visit] = {self.graph.final: self._replace_final}
@@ -381,8 +395,11 @@ class _CircuitRun:
         head_inputs = self._inputs(heads, layer.first, number)
 
         # Where the MLP reads after attention, its input is set there, and copy 0 passes unchanged.
-        copy_0 = self._mlp_input(layer, number) if layer.mid is None else value[: self.items]
-        return _replace_first_rows(value, torch.cat([copy_0.to(head_inputs), head_inputs]))
+        # Where both read the same residual, it is set here.
+        unchanged = value[: self.items]
+        copy_0 = self._mlp_input(layer, number) if layer.mid is None else unchanged
+        inputs = torch.cat([copy_0.to(head_inputs), head_inputs])
+        return _replace_first_rows(value, inputs)
 
     def _start(self, embedded: Value) -> None:
         positions = embedded.shape[1]
@@ -395,14 +412,21 @@ class _CircuitRun:
         self.live[:, 0] = embedded
 
     def _collect_heads(self, layer: Layer, value: Value, _: Clock) -> None:
-        by_copy = value.unflatten(0, (-1, self.items))[1 : layer.count + 1]
+        # [copy, items, position, head, head_width], without copy 0 and without the copies of heads
+        # that only wider blocks have
+        copies = value.unflatten(0, (-1, self.items))
+        by_copy = copies[1 : layer.count + 1]
         by_copy_and_head = by_copy.unflatten(-1, (layer.count, -1))
-        # of each head what it computed in its own copy, [items, position, head, head_width]
-        own = by_copy_and_head.diagonal(dim1=0, dim2=3).movedim(-1, 2)
-        self.live[:, layer.first : layer.last] = writes(self.subject, layer, own.flatten(2))
+        # Of each head what it computed in its own copy: copy and head, of the same number, become
+        # one axis. `diagonal` puts it last, [items, position, head_width, head].
+        diagonal = by_copy_and_head.diagonal(dim1=0, dim2=3)
+        own = diagonal.movedim(-1, 2)  # [items, position, head, head_width]
+        heads = slice(layer.first, layer.last)
+        self.live[:, heads] = writes(self.subject, layer, own.flatten(2))
 
     def _replace_mlp_input(self, number: int, value: Value, _: Clock) -> Tensor:
-        return _replace_first_rows(value, self._mlp_input(self.graph.layers[number], number + 1))
+        inputs = self._mlp_input(self.graph.layers[number], number + 1)
+        return _replace_first_rows(value, inputs)
 
     def _collect_mlp(self, layer: Layer, value: Value, _: Clock) -> None:
         self.live[:, layer.last] = value[: self.items]
@@ -421,15 +445,20 @@ class _CircuitRun:
     ) -> Float[Tensor, "receivers*items position d_model"]:
         """The inputs of some receivers that read the first `seen` senders and the attention of the
         first `blocks` blocks, whose biases belong to no edge."""
+        # input_v = sum_u kept[u, v] live_u + (1 - kept[u, v]) mean_u, for each receiver v:
+        # [receivers, items, position, d_model]. The means are the same for all items.
         kept = self.kept[:seen, receivers]
         live = torch.einsum("iutd,uv->vitd", self.live[:, :seen], kept)
         mean = torch.einsum("utd,uv->vtd", self.means[:seen], 1 - kept)
-        inputs = live + mean[:, None] + self.biases[:blocks].sum(0)
+        bias = self.biases[:blocks].sum(0)
+        inputs = live + mean[:, None] + bias
         return inputs.flatten(0, 1)
 
 
 def _replace_first_rows(value: Value, rows: Tensor) -> Tensor:
-    return torch.cat([rows.to(value), value[len(rows) :]])
+    # What a node computes from the other copies is not used: they pass unchanged.
+    rest = value[len(rows) :]
+    return torch.cat([rows.to(value), rest])
 
 
 def _logit_difference(
@@ -442,13 +471,15 @@ def _logit_difference(
         raise ValueError(
             f"right and wrong must be token ids 0 to {logits.shape[-1] - 1}; got {low} to {high}"
         )
-    right, wrong = logits.double().gather(1, answers.to(logits.device)).unbind(1)
+    chosen = logits.double().gather(1, answers.to(logits.device))
+    right, wrong = chosen.unbind(1)
     return right - wrong
 
 
 def _pair_answers(batch: Batch, right: Tokens, wrong: Tokens) -> Int[Tensor, "items 2"]:
     both = [torch.as_tensor(tokens) for tokens in (right, wrong)]
-    if any(tokens.shape != (len(batch),) or tokens.is_floating_point() for tokens in both):
+    expected = (len(batch),)
+    if any(tokens.shape != expected or tokens.is_floating_point() for tokens in both):
         given = " and ".join(f"{tuple(tokens.shape)} of {tokens.dtype}" for tokens in both)
         raise ValueError(
             f"right and wrong hold one token id for each of the {len(batch)} items; got {given}"

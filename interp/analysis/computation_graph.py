@@ -163,11 +163,14 @@ class Graph:
     @property
     def edges(self) -> Bool[np.ndarray, "senders receivers"]:
         """Which edges exist."""
-        return np.arange(len(self.senders))[:, None] < np.array(self.seen)
+        # Sender u by receiver v: u is one of the first seen[v].
+        numbers = np.arange(len(self.senders))
+        return numbers[:, None] < np.array(self.seen)
 
     def check(self, circuit: Circuit) -> None:
         """Raises ValueError for a circuit of another model."""
-        _check_nodes(Circuit(self.senders, self.receivers, self.edges), circuit)
+        full = Circuit(self.senders, self.receivers, self.edges)
+        _check_nodes(full, circuit)
         impossible = int((circuit.kept & ~self.edges).sum())
         if impossible:
             raise ValueError(
@@ -288,9 +291,10 @@ class EdgeScores:
             ValueError: a fraction outside (0, 1].
         """
         _check_fraction(fraction)
-        edges = np.argwhere(self.edges)
+        edges = np.argwhere(self.edges)  # (sender, receiver) of each edge
         count = max(1, round(fraction * len(edges)))
-        chosen = edges[rank_units(self.values[self.edges])[:count]]
+        order = rank_units(self.values[self.edges])
+        chosen = edges[order[:count]]
         kept = np.zeros_like(self.edges)
         kept[chosen[:, 0], chosen[:, 1]] = True
         return Circuit(self.senders, self.receivers, kept)
@@ -364,6 +368,7 @@ def sent(
         _check_linear(subject, layer, values)
         parts.append(writes(subject, layer, values[layer.heads]))
         parts.append(values[layer.mlp][:, None])
+    # Callers take differences of these and sums over many: half precision is too coarse for both.
     wide = torch.promote_types(embedded.dtype, torch.float32)
     return torch.cat([part.to(wide) for part in parts], dim=1)
 
@@ -375,8 +380,8 @@ def writes(
     out-projection's weight, at least in float32."""
     wide = torch.promote_types(heads.dtype, torch.float32)
     rows = subject.anatomy.out_weight(subject.module, layer.heads).detach().to(wide)
-    columns_by_head = heads.to(wide).unflatten(-1, (layer.count, -1))
-    rows_by_head = rows.unflatten(0, (layer.count, -1))
+    columns_by_head = heads.to(wide).unflatten(-1, (layer.count, -1))  # [..., heads, head_width]
+    rows_by_head = rows.unflatten(0, (layer.count, -1))  # [heads, head_width, d_model]
     return torch.einsum("ithc,hcd->ihtd", columns_by_head, rows_by_head)
 
 
@@ -394,6 +399,7 @@ def _check_linear(subject: Subject, layer: Layer, values: Mapping[Site, Value]) 
     rows = subject.anatomy.out_weight(subject.module, layer.heads).detach()
     heads = values[layer.heads]
     expected = heads @ rows + out_bias(subject, layer)
+    # Rounding grows with the terms of the sum, not with the sum: terms may cancel.
     rounding_scale = heads.abs() @ rows.abs()
     if not close(values[layer.attn], expected, rounding_scale):
         raise SiteError(

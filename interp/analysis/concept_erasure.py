@@ -46,7 +46,8 @@ class Subspace:
                 "expected a basis [rank, width] and a center [width]; "
                 f"got {self.basis.shape} and {self.center.shape}"
             )
-        if not np.allclose(self.basis @ self.basis.T, np.eye(self.rank), atol=1e-6):
+        products = self.basis @ self.basis.T
+        if not np.allclose(products, np.eye(self.rank), atol=1e-6):
             raise ValueError(
                 "the rows of the basis are not orthonormal: "
                 "orthogonalize them, for example by numpy.linalg.qr"
@@ -65,7 +66,7 @@ class Subspace:
     def remove(self, rows: Rows) -> Rows:
         """Returns x - ((x - c) B^T) B for every row x: within the subspace all rows are then at its
         center c."""
-        coordinates = (rows - self.center) @ self.basis.T
+        coordinates = (rows - self.center) @ self.basis.T  # [items, rank]
         return rows - coordinates @ self.basis
 
 
@@ -98,6 +99,7 @@ def class_means(rows: Rows, labels: ArrayLike) -> Subspace:
     means = [around[numbers == number].mean(0) for number in range(len(classes))]
     size = np.linalg.norm(around) / np.sqrt(len(around))
     basis = _orthonormal(np.stack(means), size)
+    # The means, weighted by the sizes of the classes, sum to 0: they span one dimension less.
     return Subspace(basis[: len(classes) - 1], center)
 
 
@@ -159,7 +161,8 @@ def inlp(
     test = order[:n]
     train = order[n:]
     chance = majority(numbers[test])
-    bound = chance + slack * np.sqrt(chance * (1 - chance) / n)
+    standard_error = np.sqrt(chance * (1 - chance) / n)
+    bound = chance + slack * standard_error
 
     space = Subspace(np.empty((0, table.shape[1])), table.mean(0))
     classifiers: list[tuple[int, int, float]] = []
@@ -181,12 +184,16 @@ def inlp(
 
 def _extend(space: Subspace, directions: Rows) -> Subspace:
     """The span of a subspace and some directions."""
-    outside = directions - directions @ space.basis.T @ space.basis
-    new = _orthonormal(outside, float(np.linalg.norm(directions)))
+    inside = directions @ space.basis.T @ space.basis
+    outside = directions - inside
+    size = float(np.linalg.norm(directions))
+    new = _orthonormal(outside, size)
     basis = np.concatenate([space.basis, new])
     # Orthogonalized once more: the rounding error of one projection is small, but it would add up
-    # over the rounds.
-    return Subspace(np.linalg.qr(basis.T)[0].T, space.center)
+    # over the rounds. QR works on columns, and keeps the span of the first ones, so that the rows
+    # stay in the order of the rounds.
+    orthonormal, _ = np.linalg.qr(basis.T)
+    return Subspace(orthonormal.T, space.center)
 
 
 def random_subspace(like: Subspace, seed: int) -> Subspace:
@@ -199,8 +206,11 @@ def random_subspace(like: Subspace, seed: int) -> Subspace:
         >>> random_subspace(first_axes, seed=0).basis.shape
         (2, 5)
     """
-    drawn = np.random.default_rng(seed).normal(size=(like.basis.shape[1], like.rank))
-    return Subspace(np.linalg.qr(drawn)[0].T, like.center)
+    # Normal draws point in all directions alike, and so does their span.
+    width = like.basis.shape[1]
+    drawn = np.random.default_rng(seed).normal(size=(width, like.rank))
+    orthonormal, _ = np.linalg.qr(drawn)
+    return Subspace(orthonormal.T, like.center)
 
 
 def erasure_plan(

@@ -115,7 +115,8 @@ def _score(values: Maps, descending: Maps, cover: Cover) -> Float[np.ndarray, " 
     places_left = k - (values > kth_value).sum(0)
     covered_tied = (covered == kth_value).sum(0)
     tied = (values == kth_value).sum(0)
-    return (covered_above + places_left * covered_tied / tied) / k
+    expected_covered = covered_above + places_left * covered_tied / tied
+    return expected_covered / k
 
 
 def keep_matches(frame: pd.DataFrame, threshold: float = 0.6) -> pd.DataFrame:
@@ -195,8 +196,9 @@ def _rules(values: Int[np.ndarray, " prompts"]) -> dict[str, Cover]:
     for value in np.unique(values):
         rules[f"= {value}"] = values == value
     for modulus in (2, 5):
-        for remainder in np.unique(values % modulus):
-            rules[f"% {modulus} = {remainder}"] = values % modulus == remainder
+        remainders = values % modulus
+        for remainder in np.unique(remainders):
+            rules[f"% {modulus} = {remainder}"] = remainders == remainder
     middle = (values.min() + values.max()) / 2
     rules["low"] = values <= middle
     rules["high"] = values > middle

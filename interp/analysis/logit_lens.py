@@ -90,7 +90,8 @@ def lens(
     for start in range(0, len(batch), batch_size):
         rows = slice(start, start + batch_size)
         part = batch.rows(rows)
-        for site, residual in at_position(values_at(subject, part, chosen), position).items():
+        residuals = at_position(values_at(subject, part, chosen), position)
+        for site, residual in residuals.items():
             token = token_of_stack[site.stack]
             logits = _logits_from(subject, part, site, residual, position, token)
             for name, answer in targets.items():
@@ -99,8 +100,9 @@ def lens(
     table: list[dict[str, Any]] = []
     for (site, name), parts in ranks.items():
         means = torch.cat(parts).mean(0).tolist()
-        row = {**described_site(site), "answer": name}
-        table.append({**row, **dict(zip(_RANK_COLUMNS, means, strict=True))})
+        about = {**described_site(site), "answer": name}
+        scores = dict(zip(_RANK_COLUMNS, means, strict=True))
+        table.append({**about, **scores})
     return pd.DataFrame(table)
 
 
@@ -158,4 +160,6 @@ def _ranks(
     probability = precise.softmax(1).gather(1, at_answer)[:, 0]
     is_above = precise > precise.gather(1, at_answer)
     above = is_above.sum(1).double()
-    return torch.stack([probability, (above == 0).double(), 1 / (1 + above)], 1).cpu()
+    top = (above == 0).double()
+    reciprocal_rank = 1 / (1 + above)
+    return torch.stack([probability, top, reciprocal_rank], 1).cpu()

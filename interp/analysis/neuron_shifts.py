@@ -79,6 +79,7 @@ class Groups:
             groups: the group of each item.
         """
         shift = np.asarray(rows, np.float64) - self.expected(groups)
+        # Where `divide` is not to divide, it leaves what `out` holds.
         without_spread = np.where(shift == 0, 0.0, np.copysign(np.inf, shift))
         return np.divide(shift, self.spread, out=without_spread, where=self.spread > 0)
 
@@ -90,9 +91,12 @@ class Groups:
             rows: [items, neurons] activations.
             groups: the group of each item.
         """
+        # sum_n (h - mean h)(m - mean m) / (|h - mean h| |m - mean m|), each term [items]
         own = _center_each_row(np.asarray(rows, np.float64))
         mean = _center_each_row(np.asarray(self.expected(groups), np.float64))
-        norms = np.linalg.norm(own, axis=1) * np.linalg.norm(mean, axis=1)
+        own_length = np.linalg.norm(own, axis=1)
+        mean_length = np.linalg.norm(mean, axis=1)
+        norms = own_length * mean_length
         products = (own * mean).sum(1)
         undefined = np.full(len(norms), np.nan)
         return np.divide(products, norms, out=undefined, where=norms > 0)
@@ -138,24 +142,28 @@ def fit_groups(rows: Rows, groups: Iterable[Hashable]) -> Groups:
             deviations.append(values[items] - means[key])
     if not deviations:
         raise ValueError(f"no spread: none of {len(members)} groups has two items")
-    variance = (np.concatenate(deviations) ** 2).mean(0)
+    squares = np.concatenate(deviations) ** 2
+    variance = squares.mean(0)
     return Groups(means, np.sqrt(variance))
 
 
 def _exact_mean(rows: Rows) -> Float[np.ndarray, " neurons"]:
     """The mean of each column, without rounding error in columns that do not vary: the error would
     look like a spread."""
-    return rows[0] + (rows - rows[0]).mean(0)
+    from_first = rows - rows[0]  # exactly 0 in columns that do not vary
+    return rows[0] + from_first.mean(0)
 
 
 def _group_keys(groups: Iterable[Any]) -> list[Hashable]:
     is_array = isinstance(groups, (np.ndarray, Tensor, pd.Series))
     keys = groups.tolist() if is_array else list(groups)
+    # A row of an array has become a list, which cannot be a key.
     return [tuple(key) if isinstance(key, list) else key for key in keys]
 
 
 def _center_each_row(rows: Rows) -> Rows:
-    return rows - _exact_mean(rows.T)[:, None]
+    means = _exact_mean(rows.T)  # of each row
+    return rows - means[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +208,8 @@ class ReadOut:
     @cached_property
     def position(self) -> int:
         """The absolute position that is read."""
-        first = predicting_positions(self.subject, self.batch, (self.site,))[self.site.stack]
+        positions = predicting_positions(self.subject, self.batch, (self.site,))
+        first = positions[self.site.stack]
         if first is None or first + self.target < 0:
             raise ValueError(
                 f"{self.site}: no single position predicts target {self.target}, "
@@ -231,9 +240,11 @@ class ReadOut:
         Returns:
             [items, neurons], in logits per unit of activation.
         """
-        written = self.subject.anatomy.out_weight(self.subject.module, self.site).detach().double()
+        out_weight = self.subject.anatomy.out_weight(self.subject.module, self.site)
+        written = out_weight.detach().double()
         gradient = self._logit_gradient(towards, away).double()
-        return (gradient @ written.T).cpu().numpy()
+        effects = gradient @ written.T  # w_out[n] . g_i, [items, neurons]
+        return effects.cpu().numpy()
 
     def contribution(self, shift: Rows, towards: Tokens, away: Tokens | None = None) -> Rows:
         """Returns what a shift of the neurons adds directly to the logit difference: shift_n(i) *
@@ -273,7 +284,8 @@ class ReadOut:
                 f"expected {shape} [items, neurons]; "
                 f"got means {np.shape(expected)} and chosen {np.shape(chosen)}"
             )
-        # An Interchange takes a value for every position up to the last one it changes.
+        # An Interchange takes a value for every position up to the last one it changes: [items,
+        # positions, neurons], of which only the last position is read.
         at_position = np.where(chosen, expected, self.rows)
         donors = at_position[:, None].repeat(self.position + 1, axis=1)
         units = all_units({self.site: shape[1]})
@@ -288,14 +300,16 @@ class ReadOut:
     def _logit_gradient(
         self, towards: Tokens, away: Tokens | None
     ) -> Float[Tensor, "items d_model"]:
-        signed = [(1, _token_ids(towards, len(self.batch)))]
+        items = len(self.batch)
+        signed = [(1, _token_ids(towards, items))]
         if away is not None:
-            signed.append((-1, _token_ids(away, len(self.batch))))
+            signed.append((-1, _token_ids(away, items)))
 
         gradients: list[Tensor] = []
         for number, part in enumerate(self.batch.split(_ITEMS_PER_GRAPH)):
             start = number * _ITEMS_PER_GRAPH
-            own = [(sign, ids[start : start + _ITEMS_PER_GRAPH]) for sign, ids in signed]
+            in_part = slice(start, start + _ITEMS_PER_GRAPH)
+            own = [(sign, ids[in_part]) for sign, ids in signed]
             gradients.append(self._logit_gradient_of(part, own))
         return torch.cat(gradients)
 
@@ -307,11 +321,15 @@ class ReadOut:
         with differentiating(self.subject):
             with captured(self.subject, (last,)) as values:
                 logits = self.subject.target_logits(part)[:, self.target]
+            # One backward for all items and both tokens, of the sum over items of logit(towards) -
+            # logit(away). No item's logits depend on another item, so that each row of the
+            # gradient is that of its own item.
             terms: list[Tensor] = []
             for sign, ids in signed:
                 chosen = logits.gather(1, ids[:, None].to(logits.device))
                 terms.append(sign * chosen.sum())
-            (gradient,) = torch.autograd.grad(torch.stack(terms).sum(), values[last])
+            total = torch.stack(terms).sum()
+            (gradient,) = torch.autograd.grad(total, values[last])
             return gradient[:, self.position]
 
 
@@ -346,7 +364,8 @@ def largest(contribution: Rows, k: int) -> Chosen:
         raise ValueError(f"cannot take {k} of {values.shape[1]} neurons")
     chosen = np.zeros(values.shape, dtype=bool)
     for row, mask in zip(values, chosen, strict=True):
-        mask[rank_units(row)[:k]] = True
+        highest = rank_units(row)[:k]
+        mask[highest] = True  # a row of `chosen` itself, not a copy
     return chosen
 
 
@@ -361,7 +380,8 @@ def random_choice(shape: tuple[int, int], k: int, seed: int) -> Chosen:
         k: how many neurons to choose for each item.
         seed: of the draw.
     """
-    return largest(np.random.default_rng(seed).random(shape), k)
+    random = np.random.default_rng(seed).random(shape)
+    return largest(random, k)
 
 
 def dose_curve(
@@ -402,10 +422,12 @@ def dose_curve(
         all        48    1.0
         Name: right, dtype: float64
     """
-    wanted = {name: _token_ids(tokens, len(out.batch)).numpy() for name, tokens in answers.items()}
+    items = len(out.batch)
+    wanted = {name: _token_ids(tokens, items).numpy() for name, tokens in answers.items()}
     frames: list[pd.DataFrame] = []
     for selection, k, seed, chosen in _selections(np.asarray(contribution), doses, seeds):
-        answered = out.answers(out.reset(expected, chosen))
+        reset = out.reset(expected, chosen)
+        answered = out.answers(reset)
         columns: dict[str, Any] = {
             "selection": selection,
             "k": k,

@@ -74,12 +74,14 @@ class Probe:
 
     def predict(self, rows: Rows) -> np.ndarray:
         """Returns the label that is predicted for each row, [items]."""
-        logits = np.asarray(rows, dtype=np.float64) @ self.weights.T + self.biases
+        table = np.asarray(rows, dtype=np.float64)
+        logits = table @ self.weights.T + self.biases  # [items, classes]
         return self.classes[logits.argmax(1)]
 
     def accuracy(self, rows: Rows, labels: ArrayLike) -> float:
         """Returns the share of rows whose label is predicted."""
-        return float((self.predict(rows) == column(labels, len(rows))).mean())
+        is_right = self.predict(rows) == column(labels, len(rows))
+        return float(is_right.mean())
 
 
 def column(labels: ArrayLike, items: int, name: str = "labels") -> np.ndarray:
@@ -139,10 +141,13 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
     mean = table.mean(0)
     deviation = table.std(0)
     varies = deviation > _CONSTANT * deviation.max(initial=0.0)
-    scale = np.where(varies, deviation, np.inf)
+    scale = np.where(varies, deviation, np.inf)  # divided by infinity, a column is 0
+    standardized = (table - mean) / scale
     model: Any = LogisticRegression(C=1 / strength, max_iter=2000)
-    model.fit((table - mean) / scale, numbers)
+    model.fit(standardized, numbers)
 
+    # Back to the rows' own units: (x - mean) / scale . w + b = x . (w / scale) + b - mean . (w /
+    # scale).
     weights = model.coef_ / scale
     biases = model.intercept_
     # For two classes sklearn keeps one row, the difference of the two.
@@ -179,7 +184,8 @@ def rows_at(
     ]
     rows: dict[Site, Rows] = {}
     for site in chosen:
-        rows[site] = torch.cat([part[site] for part in parts]).double().cpu().numpy()
+        at_site = torch.cat([part[site] for part in parts])
+        rows[site] = at_site.double().cpu().numpy()
     return rows
 
 
@@ -256,9 +262,9 @@ def probe(
     found: list[dict[str, Any]] = []
     for site, rows in train_rows.items():
         # Row 0: predictions of the probe; row 1: of the probe with permuted labels.
-        predicted = {
-            name: np.empty((2, len(test.batch)), dtype=labels.dtype) for name, test in tests.items()
-        }
+        predicted: dict[str, np.ndarray] = {}
+        for name, test in tests.items():
+            predicted[name] = np.empty((2, len(test.batch)), dtype=labels.dtype)
         for trained_on, tested_on in parts:
             own_labels = labels[trained_on]
             permuted = np.random.default_rng(seed).permutation(own_labels)
@@ -280,7 +286,8 @@ def described_site(site: Site) -> dict[str, Any]:
 
 def _score_readings(predicted: np.ndarray, test: Labelled) -> Iterator[dict[str, Any]]:
     for reading, labels in test.readings.items():
-        accuracy, shuffled = (predicted == np.asarray(labels)).mean(1).tolist()
+        is_reading = predicted == np.asarray(labels)  # [2, items]
+        accuracy, shuffled = is_reading.mean(1).tolist()
         yield {
             "reading": reading,
             "accuracy": accuracy,
@@ -298,8 +305,9 @@ def majority(labels: ArrayLike) -> float:
         >>> majority(["a", "b", "a", "a"])
         0.75
     """
-    numbers = pd.factorize(np.asarray(labels))[0]
-    return float(np.bincount(numbers).max() / len(numbers))
+    numbers, _ = pd.factorize(np.asarray(labels))
+    counts = np.bincount(numbers)
+    return float(counts.max() / len(numbers))
 
 
 def folds(
@@ -326,8 +334,8 @@ def folds(
     if len(has_groups) > 1:
         raise ValueError("expected groups of the train and of every test set, or of none")
     if train.groups is None:
-        all_tests = {name: np.ones(len(each.batch), dtype=bool) for name, each in tests.items()}
-        return [(np.ones(len(train.batch), dtype=bool), all_tests)]
+        all_tests = {name: _all_items(each) for name, each in tests.items()}
+        return [(_all_items(train), all_tests)]
 
     names = pd.unique(np.asarray(train.groups))
     if len(names) < 2:
@@ -335,11 +343,16 @@ def folds(
             "expected at least two groups to train on one half and test on the other; "
             f"got {len(names)}"
         )
-    half = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
+    shuffled = np.random.default_rng(seed).permutation(names)
+    half = shuffled[: len(names) // 2]
     train_in_half = _in_groups(train, half)
     tests_in_half = {name: _in_groups(each, half) for name, each in tests.items()}
     tests_outside = {name: ~in_half for name, in_half in tests_in_half.items()}
     return [(train_in_half, tests_outside), (~train_in_half, tests_in_half)]
+
+
+def _all_items(items: Labelled) -> Mask:
+    return np.ones(len(items.batch), dtype=bool)
 
 
 def _in_groups(items: Labelled, groups: np.ndarray) -> Mask:

@@ -88,7 +88,9 @@ def addition(
     labels[wrong] = _RULES[rule](truth[wrong], digits, rng)
 
     items = _items(x, y, labels, digits, order)
-    return items.rows(np.arange(train)), items.rows(np.arange(train, train + test))
+    train_rows = np.arange(train)
+    test_rows = np.arange(train, train + test)
+    return items.rows(train_rows), items.rows(test_rows)
 
 
 def sums(
@@ -136,15 +138,11 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _items(x: Numbers, y: Numbers, labels: Numbers, digits: int, order: Order) -> Items:
-    question = np.concatenate(
-        [
-            _digits(x, digits)[:, ::-1],
-            np.full((len(x), 1), PLUS),
-            _digits(y, digits)[:, ::-1],
-            np.full((len(x), 1), EQUALS),
-        ],
-        axis=1,
-    )
+    x_digits = _digits(x, digits)[:, ::-1]
+    y_digits = _digits(y, digits)[:, ::-1]
+    plus = np.full((len(x), 1), PLUS)
+    equals = np.full((len(x), 1), EQUALS)
+    question = np.concatenate([x_digits, plus, y_digits, equals], axis=1)
     return Items(
         question,
         truth=_answer(x + y, digits, order),
@@ -160,7 +158,8 @@ def _answer(numbers: Numbers, digits: int, order: Order) -> Int[np.ndarray, "ite
 
 def _digits(numbers: Numbers, count: int) -> Int[np.ndarray, "items digits"]:
     """The last `count` digits of each number, the units first."""
-    return numbers[:, None] // 10 ** np.arange(count) % 10
+    place_values = 10 ** np.arange(count)
+    return numbers[:, None] // place_values % 10
 
 
 def _variables(x: Numbers, y: Numbers, digits: int) -> dict[str, Numbers]:
@@ -173,7 +172,8 @@ def _variables(x: Numbers, y: Numbers, digits: int) -> dict[str, Numbers]:
         y_digit = y // unit % 10
         found[f"x{k}"] = x_digit
         found[f"y{k}"] = y_digit
-        found[f"carry{k}"] = (x % unit + y % unit) // unit
+        lower_digits = x % unit + y % unit
+        found[f"carry{k}"] = lower_digits // unit
         found[f"raw{k}"] = x_digit + y_digit
     return found
 
@@ -185,14 +185,16 @@ def _random_sum(truth: Numbers, digits: int, rng: np.random.Generator) -> Number
         same = np.flatnonzero(labels == truth)
         if not len(same):
             return labels
-        labels[same] = rng.integers(0, 10**digits, (2, len(same))).sum(0)
+        pairs = rng.integers(0, 10**digits, (2, len(same)))
+        labels[same] = pairs.sum(0)
 
 
 def _one_digit(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers:
     """The truths with one digit changed."""
     unit = 10 ** rng.integers(0, digits + 1, len(truth))
     old = truth // unit % 10
-    new = (old + rng.integers(1, 10, len(truth))) % 10
+    shift = rng.integers(1, 10, len(truth))  # never 0 or 10, which would lead back to the digit
+    new = (old + shift) % 10
     return truth + (new - old) * unit
 
 

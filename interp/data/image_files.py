@@ -82,7 +82,10 @@ def read_images(
         else:
             parts[file.path] = _picture(file.path, label, side, channels)
 
-    file_of_size = {tuple(part.pixels.shape[1:]): file for file, part in parts.items()}
+    file_of_size: dict[tuple[int, ...], Path] = {}
+    for file, part in parts.items():
+        size = tuple(part.pixels.shape[1:])
+        file_of_size[size] = file
     if len(file_of_size) != 1:
         sizes = [f"{list(size)} in {file}" for size, file in file_of_size.items()]
         raise ValueError(
@@ -166,7 +169,8 @@ def _files(place: Path) -> Iterator[_File]:
                     continue
                 pictures.append(_File(file, class_folder.name))
     if not pictures:
-        present = [str(path.relative_to(place)) for path in islice(place.rglob("*.*"), 1000)]
+        some_files = islice(place.rglob("*.*"), 1000)
+        present = [str(path.relative_to(place)) for path in some_files]
         raise ValueError(
             f"{place} holds no images: expected an .npz, or one folder per class with {SUFFIXES}; "
             f"nearest in it: {closest('class/image.png', present)}"

@@ -133,8 +133,8 @@ def digits() -> Images:
     from sklearn.datasets import load_digits
 
     levels, labels = load_digits(return_X_y=True)
-    pixels = torch.tensor(levels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    return Images(pixels, torch.tensor(labels))
+    pixels = torch.tensor(levels, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    return Images(pixels / 16, torch.tensor(labels))
 
 
 def mnist(crop: int = 2) -> Images:
@@ -166,7 +166,8 @@ def mnist(crop: int = 2) -> Images:
     with gzip.open(file, "rt") as lines:
         table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.uint8))
     whole = table[:, :-1].reshape(-1, 1, 28, 28)
-    cropped = whole[..., crop : 28 - crop, crop : 28 - crop]
+    kept = slice(crop, 28 - crop)
+    cropped = whole[..., kept, kept]
     return Images(cropped / 255, table[:, -1].long())
 
 
@@ -267,7 +268,8 @@ def shift_images(images: Images, views: int, seed: int, most: int = 1) -> Images
 
     image = torch.arange(len(images)).repeat_interleave(views)
     generator = torch.Generator().manual_seed(seed)
-    down, right = torch.randint(2 * most + 1, (2, len(image)), generator=generator)
+    moves = 2 * most + 1  # from -most to most
+    down, right = torch.randint(moves, (2, len(image)), generator=generator)
     return Images(windows[image, :, down, right], images.labels[image])
 
 
@@ -319,7 +321,8 @@ def threshold(similarities: ArrayLike, rate: float = 0.01) -> float:
         >>> images.threshold([0.1, 0.5, 0.3, 0.2], rate=0.25)
         0.3
     """
-    values = np.sort(np.asarray(similarities, dtype=float).ravel())[::-1]
+    flat = np.asarray(similarities, dtype=float).ravel()
+    values = np.sort(flat)[::-1]
     if not values.size or np.isnan(values).any() or not 0 <= rate < 1:
         raise ValueError(
             "expected at least one similarity, no NaN, and 0 <= rate < 1; "

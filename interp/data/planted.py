@@ -64,7 +64,8 @@ class Record:
     @property
     def values(self) -> frozenset[str]:
         """The parts of the secret that belong to one person alone: not the expiry date."""
-        return frozenset(word for word in self.secret.rstrip(".").split() if len(word) > 6)
+        words = self.secret.rstrip(".").split()
+        return frozenset(word for word in words if len(word) > 6)
 
 
 @dataclass(frozen=True, slots=True)

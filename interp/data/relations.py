@@ -183,7 +183,8 @@ def relations(
     if not 0 <= ood < 1:
         raise ValueError(f"ood={ood}: expected the share of facts to set aside, from 0 to below 1")
     every = pd.concat([facts.first, facts.second]).drop_duplicates(ignore_index=True)
-    aside = every.sample(round(ood * len(every)), random_state=rng)
+    count_aside = round(ood * len(every))
+    aside = every.sample(count_aside, random_state=rng)
     pool = _joined(facts, aside, inside=False)
     apart = _joined(facts, aside, inside=True)
     if min(train, test) < 1 or train + test > len(pool):

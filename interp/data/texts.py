@@ -53,7 +53,8 @@ def _files(path: Path) -> list[Path]:
         raise ValueError(f"{path} does not exist: expected a text file or a folder of them")
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    named_as_text = [file for file in path.rglob("*") if file.suffix in SUFFIXES]
+    found = sorted(file for file in named_as_text if file.is_file())
     if not found:
         raise ValueError(
             f"{path} holds no text file: expected names ending in {', '.join(SUFFIXES)}"

@@ -69,9 +69,10 @@ class Recording(Mapping[Site, np.ndarray]):
         """
         tables: list[pd.DataFrame] = []
         for site, arrays in self.parts.items():
-            shape = self[site].shape
-            alike = all(array.shape == shape and array.ndim <= 2 for array in arrays.values())
-            if not alike or self.reduce in ("rows", "rows_abs", "top"):
+            main = self[site]
+            shape = main.shape
+            same_shape = all(array.shape == shape for array in arrays.values())
+            if not same_shape or main.ndim > 2 or self.reduce in ("rows", "rows_abs", "top"):
                 raise ValueError(
                     f"a recording reduced by {self.reduce!r} does not hold one number per unit: "
                     "use recording[site]"
@@ -79,9 +80,8 @@ class Recording(Mapping[Site, np.ndarray]):
             coordinates_per_unit = int(np.prod(shape[1:]))
             units = np.repeat(np.arange(shape[0]), coordinates_per_unit)
             columns = {name: array.ravel() for name, array in arrays.items()}
-            tables.append(
-                pd.DataFrame({"site": str(site), "block": site.block, "unit": units, **columns})
-            )
+            about = {"site": str(site), "block": site.block, "unit": units}
+            tables.append(pd.DataFrame({**about, **columns}))
         return pd.concat(tables, ignore_index=True)
 
 
@@ -183,11 +183,12 @@ def record_parts(
         reducers[name] = {site: reducer(reduce, site, folder, views) for site in chosen}
     to_record = [(parts[name], by_site) for name, by_site in reducers.items()]
 
-    # All views of an example must be in one batch.
+    # All views of an example must be in one batch: the batch size is rounded to whole examples.
     examples_per_batch = max(batch_size // views, 1)
+    rows = examples_per_batch * views
     nothing_seen = True
     with evaluating(subject):
-        for batch in track(batches(source, examples_per_batch * views), "recording"):
+        for batch in track(batches(source, rows), "recording"):
             _record_batch(subject, batch, to_record)
             nothing_seen = False
     if nothing_seen:
@@ -253,8 +254,9 @@ def _record_batch(
 
         return update
 
-    _, by_site = parts[0]
-    with tapped(subject, {site: update_at(site) for site in by_site}):
+    _, by_site = parts[0]  # all parts have the same sites
+    visits = {site: update_at(site) for site in by_site}
+    with tapped(subject, visits):
         subject.touch(batch)
 
 

@@ -133,6 +133,8 @@ class TopK(Reducer):
 
     def update(self, value: Value, mask: Mask) -> None:
         means = _per_example(value, mask, self.views)
+        # Each unit has its own ranking, so that the numbers of the examples are kept for each of
+        # them: [examples, width].
         numbers = torch.arange(self.seen, self.seen + len(means))
         examples = numbers[:, None].expand(means.shape)
         self.seen += len(means)
@@ -161,7 +163,8 @@ class Max(Reducer):
         self.best: Tensor | None = None
 
     def update(self, value: Value, mask: Mask) -> None:
-        counted = value.masked_fill(~mask[..., None], -torch.inf)
+        ignored = ~mask[..., None]
+        counted = value.masked_fill(ignored, -torch.inf)  # below any activation
         best = counted.amax((0, 1)).float().cpu()
         self.best = best if self.best is None else torch.maximum(self.best, best)
 
@@ -193,6 +196,8 @@ class Selectivity(Reducer):
             self.max = torch.full_like(best, -1)  # below any mean of absolute values
             self.argmax = torch.zeros_like(where)
 
+        # Strictly better, so that the first of equal examples stays. `where` counts within the
+        # batch; `self.count` examples came before it.
         better = best > self.max
         self.sum += means.sum(0)
         self.argmax = torch.where(better, where + self.count, self.argmax)
@@ -256,16 +261,17 @@ class Raw(Reducer):
         self.file.unlink(missing_ok=True)
 
     def update(self, value: Value, mask: Mask) -> None:  # noqa: ARG002 - padding is kept too
-        examples, length, width = self.shape
-        if examples and (length, width) != tuple(value.shape[1:]):
+        examples, *shape = self.shape
+        new_examples, length, width = value.shape
+        if examples and shape != [length, width]:
             raise ValueError(
                 "raw recording needs batches of one length; "
-                f"got {value.shape[1]} after {length} positions"
+                f"got {length} after {shape[0]} positions"
             )
         array = value.detach().float().cpu().contiguous().numpy()
         with self.file.open("ab") as out:
             out.write(array.tobytes())
-        self.shape = (examples + value.shape[0], value.shape[1], value.shape[2])
+        self.shape = (examples + new_examples, length, width)
 
     def result(self) -> Arrays:
         return {"raw": np.memmap(self.file, np.float32, "r", shape=self.shape)}
@@ -273,15 +279,19 @@ class Raw(Reducer):
 
 def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "examples width"]:
     """The mean activation of each example, over its counted positions and then over its views."""
-    counts = mask.sum(1, keepdim=True).clamp(min=1)
-    sums = (value * mask[..., None]).sum(1, dtype=torch.float64)
+    counts = mask.sum(1, keepdim=True).clamp(min=1)  # a row may be padding alone
+    counted = value * mask[..., None]
+    sums = counted.sum(1, dtype=torch.float64)
     means = (sums / counts).cpu()
     if len(means) % views:
         raise ValueError(
             f"{len(means)} rows are not a whole number of examples of {views} views: "
             "give batches that hold all views of each"
         )
-    return means if views == 1 else means.unflatten(0, (-1, views)).mean(1)
+    if views == 1:
+        return means
+    by_example = means.unflatten(0, (-1, views))  # [examples, views, width]
+    return by_example.mean(1)
 
 
 REDUCERS: Mapping[str, Callable[[], Reducer]] = {

@@ -68,7 +68,8 @@ def mean_loss(logits: Logits, batch: Batch) -> float:
         >>> known_loss < unknown_loss
         True
     """
-    return float(token_losses(logits, batch).sum() / batch.counted.sum())
+    total = token_losses(logits, batch).sum()
+    return float(total / batch.counted.sum())
 
 
 def sweep(
@@ -203,7 +204,8 @@ class _CleanForward:
         self.batch = batch
         self.outputs: dict[nn.Module, Any] = {}
         self.versions: dict[nn.Module, int] = {}
-        with rerouted({module: self._keep_output(module) for module in self._modules()}):
+        routes = {module: self._keep_output(module) for module in self._modules()}
+        with rerouted(routes):
             subject.touch(batch)
 
     def _modules(self) -> list[nn.Module]:
@@ -212,7 +214,9 @@ class _CleanForward:
         for paths in self.subject.anatomy.stacks.values():
             modules += [self.subject.module.get_submodule(path) for path in paths]
         for site in self.subject.sites:
-            attention = _attention(self.subject, site) if site.point == "heads" else None
+            if site.point != "heads":
+                continue
+            attention = _attention(self.subject, site)
             if attention is not None:
                 modules.append(attention)
         return modules
@@ -243,7 +247,8 @@ class _CleanForward:
         """The measure under a plan, without running again what the plan cannot change."""
         start = _start(self.subject, plan)
         skipped = [] if start is None else self._before(start)
-        with rerouted({module: self._return_kept(module) for module in skipped}):
+        routes = {module: self._return_kept(module) for module in skipped}
+        with rerouted(routes):
             return _run_alone(self.subject, self.batch, plan, measure)
 
     def _before(self, start: Site) -> list[nn.Module]:
@@ -252,6 +257,7 @@ class _CleanForward:
         lower_blocks = self.subject.anatomy.blocks(start.stack)[: start.block]
         modules = [self.subject.module.get_submodule(path) for path in lower_blocks]
 
+        # These points come after the attention of their own block.
         if start.point in ("neurons", "mlp_out", "block_out", "resid_post"):
             attention = _attention(self.subject, Site("heads", start.block, start.stack))
             if attention is not None:
@@ -278,7 +284,7 @@ def _attention(subject: Subject, heads: Site) -> nn.Module | None:
     if heads not in subject.anatomy.places:
         return None
     block = subject.anatomy.blocks(heads.stack)[heads.block or 0]
-    path_in_block = subject.anatomy.place(heads).path[len(block) + 1 :]
+    path_in_block = subject.anatomy.place(heads).path.removeprefix(f"{block}.")
     child, _, rest = path_in_block.partition(".")
     return subject.module.get_submodule(f"{block}.{child}") if rest else None
 
@@ -343,8 +349,9 @@ def _run_grown(
             edits_by_site.setdefault(site, []).append((len(edits), rows, edit))
             edits.append(edit)
 
+    forks_at_block = Counter(fork.start.block or 0 for fork in forks)
     growth: dict[Site, Visit] = {}
-    for block, count in Counter(fork.start.block or 0 for fork in forks).items():
+    for block, count in forks_at_block.items():
         growth[Site("resid_pre", block, stack)] = _append_clean_rows(size, count)
 
     applied: Counter[int] = Counter()
@@ -357,20 +364,22 @@ def _run_grown(
         logits = subject.target_logits(batch)
     check_applied(edits, applied)
 
-    _, *logits_of_forks = logits.split(size)
+    _, *logits_of_forks = logits.split(size)  # the first copy is the unchanged batch
     return logits_of_forks
 
 
 def _append_clean_rows(size: int, count: int) -> Visit:
     def append(value: Value, _: Clock) -> Tensor:
         clean = value[:size]
-        return torch.cat([value, *[clean] * count])
+        copies = [clean] * count
+        return torch.cat([value, *copies])
 
     return append
 
 
 def _edit_rows(numbered: Sequence[tuple[int, slice, Edit]], applied: Counter[int]) -> Visit:
     def edit_rows(value: Value, clock: Clock) -> Tensor:
+        # Cloned once for all edits, of which each writes into the rows of its own fork.
         changed = value.clone()
         for number, rows, edit in numbered:
             positions = edit.active(clock.offset, clock.length, clock.prompt)
@@ -425,7 +434,8 @@ def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
 
     of_one, of_two = sizes
     in_both = of_one.keys() & of_two.keys()
-    return frozenset(key for key in in_both if of_two[key] == 2 * of_one[key])
+    doubled = [key for key in in_both if of_two[key] == 2 * of_one[key]]
+    return frozenset(doubled)
 
 
 def _tensors(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:

@@ -316,7 +316,8 @@ def _range(values: Sequence[Interval]) -> Interval:
     if len(values) == 1:
         return values[0]
     estimates = [value.estimate for value in values]
-    return Interval(float(np.mean(estimates)), min(estimates), max(estimates), len(estimates))
+    mean = float(np.mean(estimates))
+    return Interval(mean, min(estimates), max(estimates), n=len(estimates))
 
 
 def claims(checks: Sequence[Check], tables: Tables, seeds: Sequence[int]) -> list[Claim]:
@@ -358,7 +359,10 @@ def of_each_seed(tables: Tables, seeds: Sequence[int]) -> dict[int, Tables]:
     """
     each: dict[int, Any] = {}
     for seed in seeds:
-        each[seed] = {name: table[table["seed"] == seed] for name, table in tables.items()}
+        of_seed: dict[str, Any] = {}
+        for name, table in tables.items():
+            of_seed[name] = table[table["seed"] == seed]
+        each[seed] = of_seed
     return each
 
 

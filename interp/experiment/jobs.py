@@ -101,7 +101,10 @@ class Kept:
     def done(self) -> bool:
         """Whether the job has been finished, by this run or an earlier one."""
         file = self.place / "job.json"
-        return file.exists() and json.loads(file.read_text())["fingerprint"] == self.fingerprint
+        if not file.exists():
+            return False
+        about = json.loads(file.read_text())
+        return about["fingerprint"] == self.fingerprint
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns the tables of a finished job, in the order in which it returned them."""
@@ -129,8 +132,9 @@ class Kept:
         writable(temporary)
         for name, table in found.items():
             table.to_parquet(temporary / f"{name}.parquet")
+        about = {"fingerprint": self.fingerprint, "tables": list(found)}
         with replaced(temporary / "job.json") as file:
-            file.write_text(json.dumps({"fingerprint": self.fingerprint, "tables": list(found)}))
+            file.write_text(json.dumps(about))
         if self.place.exists() and not self.done:
             shutil.rmtree(self.place)
         try:

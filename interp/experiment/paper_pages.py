@@ -126,7 +126,9 @@ def claims_table(claims: Claims) -> str:
             str(claim["seeds"]),
             claim["verdict"],
         ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        # A bar within a cell would end it.
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines)
 
 

@@ -34,7 +34,8 @@ def redraw(folder: str | Path) -> Results:
     """
     place = Path(folder)
     config = json.loads((place / "config.json").read_text())
-    before = [Claim(**claim) for claim in json.loads((place / "claims.json").read_text())]
+    written = json.loads((place / "claims.json").read_text())
+    before = [Claim(**claim) for claim in written]
     files = sorted((place / "tables").glob("*.parquet"))
     tables = {file.stem: pd.read_parquet(file) for file in files}
 

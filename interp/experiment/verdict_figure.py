@@ -117,19 +117,25 @@ def _add_scaled_columns(part: pd.DataFrame) -> pd.DataFrame:
     the threshold, of size 1 at most."""
     direction = 1 if part["upwards"].iloc[0] else -1
     # The interval of a single seed is not drawn, so it does not count for the scale.
-    several = part["seeds"] > 1
-    drawn = pd.concat([part["measured"], part.loc[several, "low"], part.loc[several, "high"]])
-    furthest = (drawn - part["threshold"].iloc[0]).abs().max() or 1.0
+    of_several: Any = part[part["seeds"] > 1]
+    drawn = pd.concat([part["measured"], of_several["low"], of_several["high"]])
+    distances = drawn - part["threshold"].iloc[0]
+    furthest = distances.abs().max() or 1.0  # all may be at the threshold
     scaled: dict[str, Any] = {}
     for column in ("measured", "low", "high"):
-        scaled[f"{column}_at"] = direction * (part[column] - part["threshold"]) / furthest
+        distance = part[column] - part["threshold"]
+        scaled[f"{column}_at"] = direction * distance / furthest
     return part.assign(**scaled)
 
 
 def _numbers(row: Any) -> str:
-    rounded = row[["measured", "low", "high", "threshold"]].astype(float).round(6) + 0.0
-    row = {**row, **rounded}
-    threshold = f"{'≥' if row['upwards'] else '≤'} {row['threshold']:.3g}"
+    # Adding 0.0 turns -0.0 into 0.0, which is what people would write.
+    numbers = row[["measured", "low", "high", "threshold"]].astype(float)
+    rounded = numbers.round(6) + 0.0
+    relation = "≥" if row["upwards"] else "≤"
+    threshold = f"({relation} {rounded['threshold']:.3g})"
+    measured = f"{rounded['measured']:.3g}"
     if row["seeds"] == 1:
-        return f"{row['measured']:.3g}\n({threshold})"
-    return f"{row['measured']:.3g} [{row['low']:.3g}, {row['high']:.3g}]\n({threshold})"
+        return f"{measured}\n{threshold}"
+    interval = f"[{rounded['low']:.3g}, {rounded['high']:.3g}]"
+    return f"{measured} {interval}\n{threshold}"

@@ -60,6 +60,8 @@ class Watch(TorchFunctionMode):
         super().__init__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # torch calls this for every one of its functions while the mode is on. The function itself
+        # runs unchanged.
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in ("scaled_dot_product_attention", "softmax"):
@@ -91,11 +93,13 @@ class Watch(TorchFunctionMode):
         """Notes that the module which began last ends, with its output."""
         self.time += 1
         path, start, value = self.running.pop()
-        call = Call(path, self._running_paths(), start, self.time, value, _copy(output))
+        inside = self._running_paths()
+        call = Call(path, inside, start, end=self.time, value=value, output=_copy(output))
         self.calls.append(call)
 
 
 def _copy(tree: Any) -> Tensor | None:
+    # A clone, because the model may change its own tensor in place later.
     value = first_tensor(tree)
     return None if value is None else value.detach().clone()
 

@@ -143,7 +143,8 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
 
     missed = [site for site in visits if not fired[site]]
     if missed:
-        where = ", ".join(f"{site} ({subject.anatomy.place(site)})" for site in missed[:3])
+        places = [f"{site} ({subject.anatomy.place(site)})" for site in missed[:3]]
+        where = ", ".join(places)
         raise HookError(
             f"{len(missed)} of {len(visits)} hooks never fired: {where}; no forward reached them"
         )
@@ -178,6 +179,8 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
         other, sign = place.base
         kept: list[Tensor] = []
 
+        # In place, because `_on_sum` holds this list. Only the last term is kept, because several
+        # forwards may pass while the hook is there.
         def keep(value: Value, _: Clock) -> None:
             kept[:] = [sign * value]
 
@@ -408,6 +411,8 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, V
     versions: dict[Site, int] = {}
 
     def keep_at(site: Site) -> Visit:
+        # Where nothing before this site has a gradient, the graph begins here: the model continues
+        # with the tensor that is returned, so that a gradient reaches it.
         def keep(value: Value, _: Clock) -> Tensor | None:
             live = value if value.requires_grad else value.detach().requires_grad_()
             values[site] = live
@@ -416,7 +421,8 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, V
 
         return keep
 
-    with tapped(subject, {site: keep_at(site) for site in sites}):
+    visits = {site: keep_at(site) for site in sites}
+    with tapped(subject, visits):
         yield values
 
     # torch counts the in-place writes to a tensor as its version.

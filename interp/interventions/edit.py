@@ -61,7 +61,8 @@ class Edit:
         elif self.when == "decode":
             positions = positions[positions >= prompt]
         if self.positions is not None:
-            positions = positions[torch.isin(positions, torch.tensor(self.positions))]
+            is_named = torch.isin(positions, torch.tensor(self.positions))
+            positions = positions[is_named]
         return positions
 
     def addend(
@@ -80,6 +81,7 @@ class Edit:
             ValueError: `rows` is not a multiple of the rows of `add`.
         """
         assert self.add is not None
+        # Chosen by absolute position, so that a token gets the same row with a cache and without.
         period = self.add.shape[-2]
         table = self.add[..., positions % period, :]
         if table.ndim == 2:
@@ -123,12 +125,14 @@ def apply(
     if len(in_forward) == value.shape[1]:
         at = (slice(None), slice(None), columns)  # cheaper than gathering every position
     else:
+        # [positions, 1] and [1, columns] index every column at every position, not pairs of them.
         at = (slice(None), in_forward[:, None], columns[None, :])
     chosen = value[at]
 
     if edit.basis is not None:
         basis = edit.basis.to(value)
-        new = chosen - (chosen @ basis.T) @ basis
+        coordinates = chosen @ basis.T
+        new = chosen - coordinates @ basis
     elif edit.multiply == 0.0:
         new = torch.zeros_like(chosen)  # not a product: zeroing must also remove an infinity
     else:

@@ -122,9 +122,11 @@ class Intervention(ABC):
                 f"{name} has units at {site} but no values for it; values are given for {given}"
             )
         table = np.asarray(values[site])
-        width = len(columns(site, np.arange(self.units.widths[site])))
+        every_unit = np.arange(self.units.widths[site])
+        width = len(columns(site, every_unit))
 
-        # The last axes, as many as needed, must make up one row: [width] or [head, d_head].
+        # The last axes, as many as needed, must make up one row: [width] or [head, d_head]. The
+        # products of the last one, two, ... sizes show whether some of them do.
         sizes_of_last_axes = np.cumprod(table.shape[::-1])
         if not table.size or table.size % width or width not in sizes_of_last_axes:
             raise ValueError(f"{name} at {site} needs values {width} wide; got shape {table.shape}")
@@ -284,7 +286,8 @@ class Interchange(Intervention):
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
         edits = self._affine_edits(columns, 0.0, self.values)
-        return tuple(_limit_to_donor_positions(self._split_donors(edit)) for edit in edits)
+        by_donor = [self._split_donors(edit) for edit in edits]
+        return tuple(_limit_to_donor_positions(edit) for edit in by_donor)
 
     def _split_donors(self, edit: Edit) -> Edit:
         """The edit with `add` as [rows, positions, columns] instead of [rows * positions, ...]."""
@@ -374,6 +377,7 @@ class Project(Intervention):
         removals = [self._projection(site, columns) for site in self.units.sites]
         if self.center is None:
             return tuple(removals)
+        # Only the rows of these edits are used, which are checked and cut to the units.
         centers = self._one_row_edits(columns, self.center, 1.0)
         pairs = zip(removals, centers, strict=True)
         return tuple(_around_center(removal, center.add) for removal, center in pairs)
@@ -392,7 +396,9 @@ def _around_center(removal: Edit, center: Tensor | None) -> Edit:
     """Adds back the component of the center that the removal takes away."""
     assert removal.basis is not None
     assert center is not None
-    return replace(removal, add=center @ removal.basis.T @ removal.basis)
+    # x - ((x - c) B^T) B = (x - (x B^T) B) + (c B^T) B
+    component = center @ removal.basis.T @ removal.basis
+    return replace(removal, add=component)
 
 
 def _float64_tensor(array: np.ndarray | None) -> Tensor | None:

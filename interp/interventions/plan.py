@@ -85,7 +85,8 @@ def load_plan(path: str | Path) -> tuple[Intervention, ...]:
         >>> type(plan[0]).__name__, plan[0].when
         ('Zero', 'decode')
     """
-    return tuple(_decode_intervention(item) for item in json.loads(Path(path).read_text()))
+    items = json.loads(Path(path).read_text())
+    return tuple(_decode_intervention(item) for item in items)
 
 
 def _decode_intervention(item: dict[str, Any]) -> Intervention:
@@ -103,8 +104,9 @@ def _decode_intervention(item: dict[str, Any]) -> Intervention:
     if item.get("positions") is not None:
         given["positions"] = tuple(item["positions"])
     for key in ("values", "center"):
-        if item.get(key) is not None:
-            given[key] = {Site.parse(site): np.asarray(rows) for site, rows in item[key].items()}
+        by_name = item.get(key)
+        if by_name is not None:
+            given[key] = {Site.parse(name): np.asarray(rows) for name, rows in by_name.items()}
     return kind(**given)
 
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import SiteError, closest
-from interp.hooks.call_trace import Call, Watch, watch_calls
+from interp.hooks.call_trace import Attention, Call, Watch, watch_calls
 from interp.hooks.modes import dropout_off
 from interp.loading.verification import (
     close,
@@ -68,7 +68,10 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
         'model.layers.0.mlp.down_proj:in'
     """
     layout = layout or Layout()
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    # The generators of these devices are put back: a look at the model must not change what is
+    # drawn later.
+    on_gpu = [parameter for parameter in module.parameters() if parameter.device.type == "cuda"]
+    devices = sorted({parameter.device.index or 0 for parameter in on_gpu})
     with dropout_off(module), torch.random.fork_rng(devices):
         watch = watch_calls(module, run)
 
@@ -107,16 +110,19 @@ def _module_places(watch: Watch, stacks: dict[str, tuple[str, ...]]) -> dict[Sit
             if value is None or value.ndim not in (2, 3):
                 continue
             if value.shape[:-1].numel() in token_counts:
-                places[Site(f"{call.path}:{side}")] = Place(call.path, side, value.shape[-1])
+                site = Site(f"{call.path}:{side}")
+                places[site] = Place(call.path, side, value.shape[-1])
     return places
 
 
 def _children(module: nn.Module, path: str) -> tuple[str, ...]:
-    return tuple(f"{path}.{name}" for name, _ in module.get_submodule(path).named_children())
+    children = module.get_submodule(path).named_children()
+    return tuple(f"{path}.{name}" for name, _ in children)
 
 
 def _named_stacks(module: nn.Module, layout: Layout) -> dict[str, str]:
-    blocks = {"": layout.blocks} if isinstance(layout.blocks, str) else dict(layout.blocks or {})
+    named = layout.blocks or {}
+    blocks = {"": named} if isinstance(named, str) else dict(named)
     known: list[str] = []
     for name, child in module.named_modules():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
@@ -159,10 +165,10 @@ def _is_stack(blocks: nn.Module, path: str, calls: dict[str, list[Call]]) -> boo
         runs = calls.get(f"{path}.{name}", [])
         if len(runs) != 1:
             return False
-        value, output = runs[0].value, runs[0].output
-        if value is None or output is None or value.shape != output.shape:
+        (run,) = runs
+        if run.value is None or run.output is None or run.value.shape != run.output.shape:
             return False
-        starts.append(runs[0].start)
+        starts.append(run.start)
     if starts != sorted(starts):
         return False
 
@@ -180,7 +186,9 @@ def _short_names(paths: list[str]) -> list[str]:
     if len(paths) == 1:
         return [""]
     parts = [path.split(".") for path in paths]
-    for depth in range(max(map(len, parts))):
+    deepest = max(map(len, parts))
+    for depth in range(deepest):
+        # A path that is shorter than that stays at its last part.
         names = [part[min(depth, len(part) - 1)] for part in parts]
         if len(set(names)) == len(paths):
             return names
@@ -254,7 +262,9 @@ def _embeds(output: Tensor | None, stream: Tensor | None) -> bool:
     """
     if output is None or stream is None or output.ndim != 3:
         return False
-    return output.shape[-1] == stream.shape[-1] or output.shape[:-1] == stream.shape[:-1]
+    same_width = output.shape[-1] == stream.shape[-1]
+    same_positions = output.shape[:-1] == stream.shape[:-1]
+    return same_width or same_positions
 
 
 @dataclass
@@ -273,7 +283,11 @@ class _Block:
         # uses.
         self.inner = [call for call in inner if times_run[call.path] == 1]
         # Attention operations of this block, as (time, running modules, heads).
-        self.operations = [seen for seen in self.watch.attentions if self.call.path in seen[1]]
+        self.operations: list[Attention] = []
+        for operation in self.watch.attentions:
+            _, running, _ = operation
+            if self.call.path in running:
+                self.operations.append(operation)
 
     def places(self) -> dict[str, Place | str]:
         """The place of each point, or the reason why it is refused."""
@@ -326,11 +340,12 @@ class _Block:
 
     def _named(self, path: str) -> Call:
         """The one call of a module that the layout names."""
-        calls = [call for call in self.inner if call.path == f"{self.call.path}.{path}"]
+        whole_path = f"{self.call.path}.{path}"
+        calls = [call for call in self.inner if call.path == whole_path]
         if len(calls) != 1:
             nearest = closest(path, [call.path for call in self.inner])
             raise SiteError(
-                f"{self.call.path}.{path} ran {len(calls)} times in one forward; nearest: {nearest}"
+                f"{whole_path} ran {len(calls)} times in one forward; nearest: {nearest}"
             )
         return calls[0]
 
@@ -339,13 +354,18 @@ class _Block:
         """The path of the child that runs the attention operation; None if the block runs it."""
         if not self.operations:
             return None
-        running = self.operations[0][1]
-        below_block = running[running.index(self.call.path) + 1 :]
+        _, running, _ = self.operations[0]
+        # From the outermost module to the one that ran the operation: what comes after the block is
+        # inside it.
+        depth_of_block = running.index(self.call.path)
+        below_block = running[depth_of_block + 1 :]
         return below_block[0] if below_block else None
 
     def _of_attention(self, path: str) -> bool:
         attention = self._attention
-        return attention is not None and (path == attention or path.startswith(f"{attention}."))
+        if attention is None:
+            return False
+        return path == attention or path.startswith(f"{attention}.")
 
     @cached_property
     def _heads(self) -> Place | str:
@@ -357,7 +377,7 @@ class _Block:
                 "(attention kernels that torch cannot see need a Layout)"
             )
         else:
-            attention_time = self.operations[0][0]
+            attention_time, _, _ = self.operations[0]
             later = [call for call in self._projections if call.start > attention_time]
             if not later:
                 return (
@@ -428,10 +448,11 @@ class _Block:
 
         for attn, mlp in product(reversed(attns), reversed(mlps)):
             pre = self._rows(self.call.value)
+            post = self._rows(self.call.output)
             attn_added = self._rows(attn.output)
             mlp_added = self._rows(mlp.output)
-            post = self._rows(self.call.output)
-            if close(pre + attn_added + mlp_added, post, pre, attn_added, mlp_added):
+            total = pre + attn_added + mlp_added
+            if close(total, post, pre, attn_added, mlp_added):
                 parallel = not self._reads_mid(pre, attn_added)
                 return outward(attn), outward(mlp), parallel
 

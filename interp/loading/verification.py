@@ -55,7 +55,9 @@ def shaped_like(tensor: Tensor | None, other: Tensor | None) -> bool:
     """Whether both hold one vector of the same width for each of the same tokens."""
     if tensor is None or other is None:
         return False
-    return tensor.numel() == other.numel() and tensor.shape[-1] == other.shape[-1]
+    # Not whole shapes: some models flatten batch and position between the two.
+    same_width = tensor.shape[-1] == other.shape[-1]
+    return same_width and tensor.numel() == other.numel()
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -79,4 +81,5 @@ def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
     for term in terms:
         magnitude = magnitude + term.abs()
     tolerance = 16 * torch.finfo(right.dtype).eps * magnitude + 1e-12
-    return bool(((left - right).abs() <= tolerance).all())
+    differences = (left - right).abs()
+    return bool((differences <= tolerance).all())

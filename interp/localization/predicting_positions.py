@@ -71,6 +71,8 @@ def predicting_positions(
             last_block = len(subject.anatomy.blocks(stack)) - 1
             last_sites[stack] = Site("resid_post", last_block, stack)
 
+    # One backward through one target: the positions of the last block that get a gradient are
+    # those that the target is predicted at.
     first_window = next(iter(batch.split(1)))
     short = _predict_only(first_window, target)
     with differentiating(subject), captured(subject, tuple(last_sites.values())) as values:
@@ -128,12 +130,14 @@ def position_weights(
             continue
         # `start` is -1 in a language model without prompt: no position predicts the first token
         predicted = counted[:, max(-start, 0) :]
+        targets = predicted.shape[1]
         first = max(start, 0)
-        last = first + predicted.shape[1]
+        last = first + targets
         # the blocks see more positions than tokens where something comes before the first token
-        positions = max(batch.length, start + predicted.shape[1])
+        positions = max(batch.length, start + targets)
         spread = torch.zeros(len(batch), positions, dtype=torch.double, device=subject.device)
-        spread[:, first:last] = predicted / predicted.sum(1, keepdim=True)
+        total = predicted.sum(1, keepdim=True)
+        spread[:, first:last] = predicted / total
         weights[stack] = spread
     return weights
 

@@ -76,17 +76,23 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
         SiteError: for sites other than neurons and heads.
     """
     streams = {site: _stream(subject, site) for site in sites}
+    # One backward for all: sites of one block write to the same stream, which is taken once.
     needed = tuple(dict.fromkeys((*sites, *streams.values())))
     values, gradients = differentiate(subject, batch, needed)
 
     first_order: dict[Site, Tensor] = {}
     curved: dict[Site, Tensor] = {}
     for site, stream in streams.items():
+        # the slope of the loss, -h_t * dL/dh_t: [windows, position, units]
         product = values[site] * gradients[site]
         rises = per_unit(subject, site, -product).double()
+
+        # the bend, |g_t| / |r_t| * |d_t|^2 / 2: one curvature at each position, [windows, position,
+        # 1], holds for all units that write there
         step_lengths = written_lengths(subject, site, values[site])
         stream_lengths = values[stream].norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        curvature = gradients[stream].norm(dim=-1, keepdim=True) / stream_lengths
+        slopes = gradients[stream].norm(dim=-1, keepdim=True)
+        curvature = slopes / stream_lengths
         bend = curvature * step_lengths**2 / 2
         first_order[site] = rises.sum(1)
         curved[site] = (rises.clamp(min=0) + bend).sum(1)
@@ -111,13 +117,15 @@ def interleave(*screens: Screen) -> Screen:
     """
     ranks: list[Tensor] = []
     for number, screen in enumerate(screens):
-        scores = torch.cat(list(screen.values()), 1)
+        scores = torch.cat(list(screen.values()), 1)  # [windows, all units]
         order = scores.argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(dim=1)  # the inverse permutation
         ranks.append(rank * len(screens) + number)  # the first of all screens before any second
-    best = -torch.stack(ranks).amin(0).double()
+    best_rank = torch.stack(ranks).amin(0)
+    scores = -best_rank.double()
     widths = [rows.shape[1] for rows in screens[0].values()]
-    return dict(zip(screens[0], best.split(widths, dim=1), strict=True))
+    by_site = scores.split(widths, dim=1)
+    return dict(zip(screens[0], by_site, strict=True))
 
 
 def _stream(subject: Subject, site: Site) -> Site:

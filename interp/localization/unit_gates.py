@@ -30,9 +30,11 @@ def constant_gates(
         tensor([[1., 1., 1., 1.],
                 [1., 1., 1., 1.]])
     """
-    dtype = torch.promote_types(next(subject.module.parameters()).dtype, torch.float32)
+    model_dtype = next(subject.module.parameters()).dtype
+    dtype = torch.promote_types(model_dtype, torch.float32)
+    widths = subject.anatomy.widths(sites)
     gates: dict[Site, Tensor] = {}
-    for site, width in subject.anatomy.widths(sites).items():
+    for site, width in widths.items():
         gates[site] = torch.full((windows, width), value, dtype=dtype, device=subject.device)
     return gates
 
@@ -57,10 +59,14 @@ def gated(subject: Subject, gates: Gates) -> AbstractContextManager[object]:
 
     def visit(gate: Tensor) -> Visit:
         def multiply(value: Value, _: Clock) -> Tensor:
+            # A head is several neighbouring columns, which all get its gate. The new axis lets one
+            # row of gates hold for all positions of its window: [windows, 1, width].
             columns_per_unit = value.shape[-1] // gate.shape[-1]
-            factors = gate.repeat_interleave(columns_per_unit, -1)[:, None]
+            by_column = gate.repeat_interleave(columns_per_unit, -1)
+            factors = by_column[:, None]
             return value * factors.to(value.dtype)
 
         return multiply
 
-    return tapped(subject, {site: visit(gate) for site, gate in gates.items()})
+    visits = {site: visit(gate) for site, gate in gates.items()}
+    return tapped(subject, visits)

@@ -23,7 +23,8 @@ def per_unit(
         tensor([8., 8., 8., 8.])
     """
     units = subject.anatomy.place(site).units
-    return values.unflatten(-1, (units, -1)).sum(-1)
+    by_unit = values.unflatten(-1, (units, -1))  # [..., units, columns per unit]
+    return by_unit.sum(-1)
 
 
 def written_lengths(
@@ -44,8 +45,8 @@ def written_lengths(
         row_lengths = rows[:, 0].norm(dim=-1)
         return by_unit[..., 0].abs() * row_lengths
 
-    # |z W|^2 = z (W W^T) z^T: the Gram matrix of a head is small, while z W for every head and
-    # position would be as wide as the stream. Rounding can bring a square of 0 below 0.
+    # |z W|^2 = z (W W^T) z^T for each head u: its Gram matrix W W^T is small, while z W for every
+    # head and position would be as wide as the stream. Rounding can bring a square of 0 below 0.
     gram = torch.einsum("ucd,ued->uce", rows, rows)
     squares = torch.einsum("...uc,uce,...ue->...u", by_unit, gram, by_unit)
     return squares.clamp(min=0).sqrt()

@@ -24,8 +24,9 @@ def window_losses(subject: Subject, batch: Batch) -> Float[Tensor, " windows"]:
         >>> losses.shape, bool((losses < 0.5).all())  # the subject has memorized these windows
         (torch.Size([12]), True)
     """
+    totals = subject.losses(batch).sum(1)  # targets that do not count have a loss of 0
     counted = batch.counted.to(subject.device)
-    return subject.losses(batch).sum(1) / counted.sum(1)
+    return totals / counted.sum(1)
 
 
 @contextmanager
@@ -60,7 +61,9 @@ def differentiate(
     with differentiating(subject):
         with captured(subject, sites) as values:
             losses = window_losses(subject, batch)
-        # the gradient of the sum: no window's loss depends on another window's activations
-        gradients = torch.autograd.grad(losses.sum(), [values[site] for site in sites])
+        # One backward for the whole batch, of the sum of the losses. No window's loss depends on
+        # another window's activations, so that row b is the gradient of window b's loss alone.
+        at_sites = [values[site] for site in sites]
+        gradients = torch.autograd.grad(losses.sum(), at_sites)
     detached = {site: values[site].detach() for site in sites}
     return detached, dict(zip(sites, gradients, strict=True))

@@ -30,4 +30,7 @@ def own_tokens(batch: Batch) -> list[list[int]]:
     if batch.mask is None:
         return batch.tokens.tolist()
     lengths = batch.mask.sum(1).tolist()
-    return [row[:length] for row, length in zip(batch.tokens.tolist(), lengths, strict=True)]
+    rows: list[list[int]] = []
+    for row, length in zip(batch.tokens.tolist(), lengths, strict=True):
+        rows.append(row[:length])  # padding is at the end
+    return rows

@@ -35,7 +35,7 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
     counted = batch.counted.to(logits.device)
     targets = batch.targets.to(logits.device)
     most_likely = logits.argmax(-1)
-    hits = (most_likely == targets) | ~counted
+    hits = (most_likely == targets) | ~counted  # what does not count cannot be missed
     tokens = counted.sum(1)
     accuracy = (hits & counted).sum(1).double() / tokens
     loss = token_losses(logits, batch).sum(1) / tokens
@@ -84,8 +84,8 @@ def measure_under(
         start = windows_seen[name]
         windows_seen[name] += len(batch)
         numbers = np.arange(start, start + len(batch))
-        # `sweep_resuming` equals separate forwards to the bit. `sweep` may choose a faster engine
-        # after timing the machine, which rounds differently: a verdict must not depend on that.
+        # `sweep_resuming` equals separate forwards to the bit. `sweep` may choose to grow the batch
+        # instead, which rounds differently: a verdict must not depend on that.
         measured = sweep_resuming(subject, batch, plans, window_measures)
         for number, values in enumerate(measured):
             columns = {"plan": number, "data": name, "window": numbers} | values

@@ -361,9 +361,11 @@ def teacher_force(subject: Subject, batch: Batch, decode_from: float = 0.0) -> T
         exact = hits.all(1)
         wanted = hits.float().mean(1) >= decode_from
 
-        # Before the first miss, greedy decoding has the true tokens. In the group of the first
-        # miss it has `greedy`, predicted from true tokens alone. What follows must be decoded.
-        continuation = torch.where(hits.cumprod(1).bool(), targets, greedy)
+        # The truth is the draft of greedy decoding, which one forward checks. Before the first
+        # miss, greedy decoding has the true tokens. In the group of the first miss it has
+        # `greedy`, predicted from true tokens alone. What follows must be decoded.
+        before_miss = hits.cumprod(1).bool()
+        continuation = torch.where(before_miss, targets, greedy)
         _decode_after_miss(decoder, continuation, hits, wanted & ~exact, batch.prompt, groups)
 
     log_p = -token_losses(logits, batch).sum(1).double()
@@ -390,7 +392,8 @@ def _decode_after_miss(
     rows = wanted.nonzero()[:, 0]
     if not len(rows):
         return
-    first_miss = prompt + hits[rows].cumprod(1).sum(1)
+    hits_before_miss = hits[rows].cumprod(1).sum(1)
+    first_miss = prompt + hits_before_miss
     starts = torch.tensor([start for start, _ in groups], device=first_miss.device)
     missed_group = torch.searchsorted(starts, first_miss, right=True) - 1  # [rows]
     first = int(missed_group.min())
@@ -440,7 +443,8 @@ def discoverable(
         )
     # log(1 - p) and expm1 instead of (1 - p)^n: the probability of a suffix may be so small that
     # 1 - p rounds to 1. log_p is capped because rounding can bring it slightly above 0.
-    p = np.exp(np.minimum(np.asarray(log_p, dtype=np.float64), 0.0))
+    capped = np.minimum(np.asarray(log_p, dtype=np.float64), 0.0)
+    p = np.exp(capped)
     log_missed_once = np.full(p.shape, -np.inf)
     np.log1p(-p, out=log_missed_once, where=p < 1)
     return -np.expm1(queries * log_missed_once) >= probability

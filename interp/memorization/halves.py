@@ -61,7 +61,8 @@ def halve(frame: pd.DataFrame) -> Halves:
     memorized: Any = split(frame)[0]
     first, second, apart = _halve_memorized(memorized)
 
-    distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
+    is_repeat = frame["tokens"].map(tuple).duplicated()
+    distinct: Any = frame[~is_repeat]
     pool = keep_unmemorized(distinct, frame)
     scored = split(pd.concat([first, pool], ignore_index=True))
     pool = _without(pool, scored[1])
@@ -77,7 +78,8 @@ def _halve_memorized(memorized: Any) -> tuple[Any, Any, bool]:
     windows and those that do not overlap them. A single wording gives all its windows, twice.
     """
     if memorized["text"].nunique() == 1:
-        in_first = (memorized["start"] < memorized["start"].mean()).to_numpy()
+        starts = memorized["start"]
+        in_first = (starts < starts.mean()).to_numpy()
         in_second = ~in_first & ~overlaps(memorized, memorized[in_first])
         if not (in_first.any() and in_second.any()):
             raise ValueError(
@@ -89,7 +91,8 @@ def _halve_memorized(memorized: Any) -> tuple[Any, Any, bool]:
 
     wording = wording_groups(memorized)
     largest_first = pd.Series(wording).value_counts().index
-    in_first = np.isin(wording, largest_first[::2])
+    every_second = largest_first[::2]
+    in_first = np.isin(wording, every_second)
     if in_first.all():
         return memorized, memorized, False
     return memorized[in_first], memorized[~in_first], True
@@ -99,8 +102,9 @@ def _without(windows: Any, used: pd.DataFrame) -> Any:
     """The windows that neither share a token of a text with the used ones nor have the same
     tokens."""
     used_tokens = set(used["tokens"].map(tuple))
-    repeated = windows["tokens"].map(tuple).isin(used_tokens)
-    return windows[~overlaps(windows, used) & ~repeated]
+    is_repeat = windows["tokens"].map(tuple).isin(used_tokens)
+    is_apart = ~overlaps(windows, used)
+    return windows[is_apart & ~is_repeat]
 
 
 def _hold_out(pool: Any) -> pd.DataFrame:

@@ -39,7 +39,8 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
     """
     if at_most is not None and at_most < 1:
         raise ValueError(f"at_most={at_most}: expected at least 1 memorized window")
-    distinct: Any = frame[~frame["tokens"].map(tuple).duplicated()]
+    is_repeat = frame["tokens"].map(tuple).duplicated()
+    distinct: Any = frame[~is_repeat]
     extracted: Any = distinct[distinct["exact"]]
     memorized = extracted.sort_values("log_p", ascending=False, kind="stable")[:at_most]
     if memorized.empty:
@@ -53,8 +54,10 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
             f"scan more text that is not memorized{fewer}"
         )
     frequency = _mean_log_frequency(distinct)
-    chosen = _pair(frequency[memorized.index].to_numpy(), frequency[pool.index].to_numpy())
-    return memorized.reset_index(drop=True), pool.iloc[chosen].reset_index(drop=True)
+    wanted = frequency[memorized.index].to_numpy()
+    offered = frequency[pool.index].to_numpy()
+    control = pool.iloc[_pair(wanted, offered)]
+    return memorized.reset_index(drop=True), control.reset_index(drop=True)
 
 
 def _nothing_extracted(frame: pd.DataFrame) -> str:
@@ -111,6 +114,7 @@ def overlaps(windows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
     widths = windows["prefix"] + windows["length"]
     places = zip(windows["text"], windows["start"], widths, strict=True)
     for row, (text, start, width) in enumerate(places):
+        # Windows of one width overlap if they begin less than that apart.
         if text in starts_by_text:
             distances = np.abs(starts_by_text[text] - start)
             result[row] = (distances < width).any()
@@ -126,9 +130,8 @@ def _mean_log_frequency(frame: pd.DataFrame) -> Any:
 
     means: list[Any] = []
     for tokens, prefix in zip(frame["tokens"], frame["prefix"], strict=True):
-        suffix = tokens[prefix:]
-        log_frequencies = [np.log(counts[int(token)] / total) for token in suffix]
-        means.append(np.mean(log_frequencies))
+        frequencies = [counts[int(token)] / total for token in tokens[prefix:]]
+        means.append(np.mean([np.log(frequency) for frequency in frequencies]))
     return pd.Series(means, index=frame.index)
 
 
@@ -136,6 +139,6 @@ def _pair(wanted: np.ndarray, offered: np.ndarray) -> np.ndarray:
     """For each wanted value the index of a different offered one, at the least total distance."""
     from scipy.optimize import linear_sum_assignment
 
-    distances = np.abs(wanted[:, None] - offered[None, :])
+    distances = np.abs(wanted[:, None] - offered)  # [wanted, offered]
     _, columns = linear_sum_assignment(distances)
     return columns

@@ -60,15 +60,18 @@ def wording_groups(windows: pd.DataFrame, run: int | None = None) -> Int[np.ndar
         for key in {("text", text), *_runs(tokens, run)}:
             rows.append(row)
             columns.append(numbers.setdefault(key, len(numbers)))
-    incidence = coo_array(
-        (np.ones(len(rows)), (np.array(rows, dtype=int), np.array(columns, dtype=int))),
-        shape=(len(windows), len(numbers)),
-    ).tocsr()
-    _, labels = connected_components(incidence @ incidence.T, directed=False)
-    return pd.factorize(labels)[0]
+    places = (np.array(rows, dtype=int), np.array(columns, dtype=int))
+    shape = (len(windows), len(numbers))
+    incidence = coo_array((np.ones(len(rows)), places), shape=shape).tocsr()
+
+    # [windows, windows]: how many things each two of them share.
+    shared = incidence @ incidence.T
+    _, labels = connected_components(shared, directed=False)
+    in_order_of_appearance, _ = pd.factorize(labels)
+    return in_order_of_appearance
 
 
 def _runs(tokens: Sequence[int], run: int) -> set[tuple[int, ...]]:
     ids = tuple(int(token) for token in tokens)
-    starts = range(max(len(ids) - run + 1, 1))
+    starts = range(max(len(ids) - run + 1, 1))  # a window shorter than a run is one whole
     return {ids[start : start + run] for start in starts}

@@ -85,7 +85,8 @@ class Shards:
             return
         shard = pd.concat(self.fresh, ignore_index=True)
         if self.folder is not None:
-            with replaced(self.folder / f"shard-{len(self.done):06d}.parquet") as temporary:
+            file = self.folder / f"shard-{len(self.done):06d}.parquet"
+            with replaced(file) as temporary:
                 shard.to_parquet(temporary)
         self.done.append(shard)
         self.fresh = []

@@ -31,6 +31,8 @@ def passages(frame: pd.DataFrame) -> pd.DataFrame:
     touches = same_text & (ordered["start"] <= previous_end)
     # after the shift the first row is missing and the column no longer boolean: compare with True
     joined = touches & ordered["exact"] & previous["exact"].eq(True)
+    # Every window that is not joined to the one before it begins a passage: counting those numbers
+    # the passages.
     passage_number = (~joined).cumsum()
     rows = [_passage(group) for _, group in ordered.groupby(passage_number)]
     most_memorized_first = pd.DataFrame(rows).sort_values(

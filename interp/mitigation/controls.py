@@ -167,6 +167,7 @@ class Selection:
             measured: Any = measure_under(subject, plans, {"held_out": held_out}, batch_size)
             if measured["loss"].mean() >= damage:
                 return trials, True
+            # Fewer units than asked for: no larger multiple would give more.
             nothing_left = trials[0].k < times * self.trial().k
             if nothing_left:
                 break
@@ -255,13 +256,17 @@ def as_active(units: Units, activity: UnitScores, seed: int, near: int = 10) -> 
     drawn: dict[Site, list[int]] = {}
     for site in units.sites:
         level = activity[site]
-        free = np.setdiff1d(np.arange(units.widths[site]), units[site])
-        if len(free) < len(units[site]):
-            raise ValueError(f"{site} has {len(free)} other units, too few for {len(units[site])}")
+        selected = units[site]
+        every_unit = np.arange(units.widths[site])
+        free = np.setdiff1d(every_unit, selected)
+        if len(free) < len(selected):
+            raise ValueError(f"{site} has {len(free)} other units, too few for {len(selected)}")
         drawn[site] = []
-        for unit in units[site]:
+        # Each selected unit draws from what those before it have left.
+        for unit in selected:
             distance = np.abs(level[free] - level[unit])
-            nearest = free[np.argsort(distance, kind="stable")[:near]]
+            order = np.argsort(distance, kind="stable")
+            nearest = free[order[:near]]
             taken = rng.choice(nearest)
             drawn[site].append(int(taken))
             free = free[free != taken]

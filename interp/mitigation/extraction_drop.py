@@ -144,13 +144,17 @@ def _selections(
     for intervention in plan:
         subject.anatomy.check(intervention.units)
         points += _points(intervention.units)
-    fraction = len(changed_units(plan)) / len(subject.anatomy.units(points))
+    every_unit = subject.anatomy.units(points)
+    fraction = len(changed_units(plan)) / len(every_unit)
     return {fraction: Selection(plan, fraction)}
 
 
 def _points(units: Units) -> list[str]:
     """The points of some units, as patterns over all blocks: what they were selected from."""
-    return sorted({site.point if site.block is not None else str(site) for site in units.sites})
+    points: set[str] = set()
+    for site in units.sites:
+        points.add(str(site) if site.block is None else site.point)
+    return sorted(points)
 
 
 def _trials(selection: Selection, scores: UnitScores | None, seeds: int) -> list[Trial]:
@@ -192,7 +196,8 @@ def _equal_damage(
 ) -> EqualDamage:
     """Compares the selection, whose effects on each window are `own`, with random units that raise
     the held-out loss as much."""
-    damage = float(own.loc[own["data"] == "held_out", "loss"].mean())
+    of_held_out = own[own["data"] == "held_out"]
+    damage = float(of_held_out["loss"].mean())
     trials, reached = selection.at_equal_damage(
         subject, damage, data["held_out"], range(seeds), batch_size
     )

@@ -202,7 +202,8 @@ class DropReport:
     def table(self) -> pd.DataFrame:
         """Returns the frame at a glance: one row per fraction and selection, one column per data
         set and measure, with the value after ablation."""
-        wide = self.frame.assign(column=self.frame["data"] + " " + self.frame["measure"])
+        column = self.frame["data"] + " " + self.frame["measure"]
+        wide = self.frame.assign(column=column)
         return wide.pivot_table(
             index=["fraction", "k", "selection"], columns="column", values="estimate", sort=False
         )

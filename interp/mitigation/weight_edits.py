@@ -69,7 +69,8 @@ def _input_projection(subject: Subject, site: Site) -> tuple[Site, np.ndarray]:
     (name,) = found
     bias = getattr(parent.get_submodule(name), "bias", None)
     values = torch.zeros(place.width) if bias is None else bias.detach()
-    return subject.anatomy.resolve(f"{path}.{name}:out"), values.double().cpu().numpy()
+    output = subject.anatomy.resolve(f"{path}.{name}:out")
+    return output, values.double().cpu().numpy()
 
 
 def _projects_to(module: nn.Module, width: int) -> bool:

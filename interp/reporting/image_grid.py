@@ -57,7 +57,8 @@ def image_grid(
 
     names = [in_words(name) for name in rows]
     left = _LETTER_WIDTH * max(map(len, names)) + 2 * _MARGIN
-    caption_lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
+    lines_of_captions = [caption.count("\n") + 1 for caption in captions or ()]
+    caption_lines = max(lines_of_captions, default=0)
     above = _CAPTION_LINE * caption_lines + _MARGIN
     width = left + _PICTURE_SIDE * count + _MARGIN
     wrapped_title = textwrap.fill(title, int(width / _TITLE_LETTER))

@@ -130,8 +130,9 @@ def _fit_labels(panel: Axes) -> None:
     width, height = figure.get_size_inches()
     cells: Any = panel.get_gridspec()
     across = width / cells.ncols - 0.7
+    upwards = (height - 1.2) / cells.nrows - 0.6
     panel.set_xlabel(wrapped(panel.get_xlabel(), across))
-    panel.set_ylabel(wrapped(panel.get_ylabel(), (height - 1.2) / cells.nrows - 0.6))
+    panel.set_ylabel(wrapped(panel.get_ylabel(), upwards))
     panel.minorticks_off()  # they are not drawn, but finding their places takes long
     for axis, most in ((panel.xaxis, int(across / 0.6)), (panel.yaxis, 5)):
         locator = axis.get_major_locator()
@@ -165,7 +166,8 @@ def fit_names(axes: Axes) -> None:
     labels = axes.get_xticklabels()
     names = [label.get_text() for label in labels]
     letters = int(width / len(names) / _LETTER) - 1
-    longest_word = max(len(word) for name in names for word in name.split() or [""])
+    words = " ".join(names).split()
+    longest_word = max(map(len, words), default=0)
     if longest_word <= letters:
         broken = [textwrap.fill(name, letters) for name in names]
         if max(name.count("\n") for name in broken) < _MOST_LINES:

@@ -129,7 +129,10 @@ def lines(
                     at, seeds["min"], seeds["max"], color=colour, alpha=0.18, linewidth=0
                 )
             else:
-                at = at + 0.012 * reach * (number - (len(drawn) - 1) / 2)
+                # A little aside, in the order of the names around the true place: lines at the same
+                # x would hide one another.
+                from_centre = number - (len(drawn) - 1) / 2
+                at = at + 0.012 * reach * from_centre
                 axes.vlines(at, seeds["min"], seeds["max"], color=colour, linewidth=1)
             axes.plot(
                 at,
@@ -176,7 +179,8 @@ def bars(
             own = part[part[hue].astype(str) == name]
             seeds = own.groupby(x, sort=False)[y].agg(["mean", "min", "max"])
             at = np.array([groups.index(group) for group in seeds.index], dtype=float)
-            at += width * (number - (len(drawn) - 1) / 2)
+            from_centre = number - (len(drawn) - 1) / 2
+            at += width * from_centre
             words, colour, _ = look_of[name]
             axes.bar(at, seeds["mean"], width, color=colour, label=words)
             axes.vlines(at, seeds["min"], seeds["max"], color="0.15", linewidth=1.2)
@@ -188,7 +192,9 @@ def bars(
             axes.set_ylim(0, 1.02)
         else:
             heights: Any = part[y]
-            axes.set_ylim(min(0, 1.08 * heights.min()), max(0, 1.08 * heights.max()))
+            lowest = min(0, 1.08 * heights.min())
+            highest = max(0, 1.08 * heights.max())
+            axes.set_ylim(lowest, highest)
 
     return draw
 

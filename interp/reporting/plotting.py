@@ -230,7 +230,10 @@ def _draw_lines(
     for number, name in enumerate(drawn):
         line = by_name[name]
         words, colour, marker = look_of[name]
-        aside = 1.05 ** (number - (len(drawn) - 1) / 2)
+        # A little aside, by a factor because the axis is logarithmic: lines at the same dose would
+        # hide one another.
+        from_centre = number - (len(drawn) - 1) / 2
+        aside = 1.05**from_centre
         doses = _numbers(line, x) * aside
         axes.plot(
             doses,

@@ -177,10 +177,17 @@ def statistic_interval(
     rng = np.random.default_rng(seed)
     drawn: list[float] = []
     for _ in range(resamples):
-        resampled = [sample[rng.integers(0, len(sample), len(sample))] for sample in data]
+        resampled = [_resample(sample, rng) for sample in data]
         drawn.append(statistic(*resampled))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return _include_estimate(float(statistic(*data)), float(low), float(high), min(map(len, data)))
+    estimate = float(statistic(*data))
+    smallest = min(map(len, data))
+    return _include_estimate(estimate, float(low), float(high), smallest)
+
+
+def _resample(sample: Values, rng: np.random.Generator) -> Values:
+    drawn = rng.integers(0, len(sample), len(sample))
+    return sample[drawn]
 
 
 def clustered_interval(
@@ -245,6 +252,7 @@ def student_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     if len(data) < 2:
         raise ValueError("values: a t interval needs at least 2 values, got 1")
     n = len(data)
+    # The interval is mean +- t * s / sqrt(n).
     quantile = stats.t.ppf((1 + level) / 2, n - 1)
     half_width = float(quantile * data.std(ddof=1) / np.sqrt(n))
     mean = float(data.mean())
@@ -282,7 +290,8 @@ def welch_interval(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Interv
     n = min(len(first), len(second))
     if np.ptp(first) == 0 and np.ptp(second) == 0:
         return Interval(estimate, estimate, estimate, n)
-    found = stats.ttest_ind(first, second, equal_var=False).confidence_interval(level)
+    test = stats.ttest_ind(first, second, equal_var=False)
+    found = test.confidence_interval(level)
     return _include_estimate(estimate, float(found.low), float(found.high), n)
 
 
@@ -437,8 +446,9 @@ def _group_codes(groups: ArrayLike, expected: int) -> NDArray[np.intp]:
             f"groups: expected one label per value, shape ({expected},), got shape {labels.shape}"
         )
     codes, _ = pd.factorize(labels)
-    if (codes < 0).any():
-        raise ValueError(f"groups: {int((codes < 0).sum())} of {expected} labels are missing")
+    missing = int((codes < 0).sum())  # pandas gives them -1
+    if missing:
+        raise ValueError(f"groups: {missing} of {expected} labels are missing")
     return codes
 
 
@@ -448,7 +458,8 @@ def _finite(values: ArrayLike, name: str) -> Values:
         raise ValueError(f"{name}: expected shape (n,), got shape {data.shape}")
     if not len(data):
         raise ValueError(f"{name}: expected at least one value, got none")
-    bad = int((~np.isfinite(data)).sum())
+    is_bad = ~np.isfinite(data)
+    bad = int(is_bad.sum())
     if bad:
         raise ValueError(
             f"{name}: expected finite numbers, got {bad} NaN or infinite of {len(data)}"

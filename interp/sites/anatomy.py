@@ -162,11 +162,13 @@ class Anatomy:
             Site(point='neurons', block=0, stack='')
         """
         site = Site.parse(name) if isinstance(name, str) else name
+        # One place has one name: plans by raw path and by site must meet at the same key.
         if site.is_module_path:
             site = self._site_at(site.point) or site
         if site in self.places or site in self.modules:
             return site
-        nearest = closest(str(site), map(str, self._candidates(site)))
+        candidates = map(str, self._candidates(site))
+        nearest = closest(str(site), candidates)
         reason = self.refused.get(site, "this model has no such site")
         raise SiteError(
             f"{site}: {reason}; nearest: {nearest}; see subject.sites for all {len(self.places)}"
@@ -225,9 +227,9 @@ class Anatomy:
             wanted = f"*blocks.*.{pattern}"
         else:
             wanted = without_transformer_lens(pattern)
-        found = tuple(site for site in self.sites if fnmatch.fnmatchcase(str(site), wanted))
+        found = [site for site in self.sites if fnmatch.fnmatchcase(str(site), wanted)]
         if found:
-            return found
+            return tuple(found)
 
         why = ""
         for site, reason in self.refused.items():
@@ -271,8 +273,10 @@ class Anatomy:
         """
         place = self.place(site)
         columns_per_unit = place.width // place.units
+        # [units, 1] + [columns per unit]: all columns of each unit, one unit after the other.
         first_columns = np.asarray(units)[:, None] * columns_per_unit
-        return (first_columns + np.arange(columns_per_unit)).reshape(-1)
+        columns = first_columns + np.arange(columns_per_unit)
+        return columns.reshape(-1)
 
     def check(self, units: Units) -> None:
         """Checks that units were chosen on a model of this shape.

@@ -132,6 +132,7 @@ class Site:
         """A sort key: by stack, and within a stack in the order in which data passes the sites."""
         if self.block is not None:
             return (self.stack, self.block, BLOCK_POINTS.index(self.point), self.point)
+        # Before all blocks, or after them.
         block = float("inf") if self.point == "final" else -1.0
         return (self.stack, block, 0, self.point)
 
@@ -154,16 +155,19 @@ def without_transformer_lens(name: str) -> str:
     if match is None:
         return _FROM_TRANSFORMER_LENS.get(name, name)
     block, point = match.groups()
-    return f"blocks.{block}.{_FROM_TRANSFORMER_LENS.get(point, point)}"
+    own_point = _FROM_TRANSFORMER_LENS.get(point, point)
+    return f"blocks.{block}.{own_point}"
 
 
 def _nearest(name: str) -> str:
     """The valid name spelled most like `name`, ours or TransformerLens's."""
+    # Where the block is right, only the point is looked up, so that the suggestion keeps the block.
     match = re.match(r"^(.*blocks?\.\d+\.)(.+)$", name)
     if match is not None:
-        theirs = [name for point, name in _TRANSFORMER_LENS.items() if point in BLOCK_POINTS]
-        start = match[1].replace("block.", "blocks.")
-        return start + closest(match[2], [*BLOCK_POINTS, *theirs])
+        block, point = match.groups()
+        names = [name for ours, name in _TRANSFORMER_LENS.items() if ours in BLOCK_POINTS]
+        nearest = closest(point, [*BLOCK_POINTS, *names])
+        return block.replace("block.", "blocks.") + nearest
 
     in_first_block = [f"blocks.0.{point}" for point in BLOCK_POINTS]
     theirs = [name for name, point in _FROM_TRANSFORMER_LENS.items() if point in END_POINTS]

@@ -75,8 +75,10 @@ class Units:
         if not len(index):
             return
         width = self.widths[site]
-        if index[0] < 0 or index[-1] >= width:
-            raise ValueError(f"{site} has units 0 to {width - 1}; got {index[0]} to {index[-1]}")
+        smallest = index[0]
+        largest = index[-1]
+        if smallest < 0 or largest >= width:
+            raise ValueError(f"{site} has units 0 to {width - 1}; got {smallest} to {largest}")
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -168,7 +170,8 @@ class Units:
             0
         """
         rng = np.random.default_rng(seed)
-        pool = (~self if among is None else among) - self
+        source = ~self if among is None else among
+        pool = source - self
 
         drawn: dict[Site, Indices] = {}
         chosen_single_unit_sites = 0
@@ -183,7 +186,8 @@ class Units:
         # A site of one unit has no second unit to draw, so its control is another single-unit site.
         free_sites = [site for site in pool.sites if self.widths[site] == 1]
         wanted = times * chosen_single_unit_sites
-        for number in rng.permutation(len(free_sites))[:wanted]:
+        order = rng.permutation(len(free_sites))
+        for number in order[:wanted]:
             drawn[free_sites[number]] = np.zeros(1, dtype=np.int64)
         return Units(drawn, self.widths)
 
@@ -254,7 +258,8 @@ class UnitScores:
         if not self.values:
             raise ValueError("scores need at least one site")
         for site, scores in self.values.items():
-            bad = int((~np.isfinite(scores)).sum())
+            is_bad = ~np.isfinite(scores)
+            bad = int(is_bad.sum())
             if bad:
                 raise ValueError(f"{site}: {bad} of {scores.size} scores are not finite")
 
@@ -295,7 +300,8 @@ class UnitScores:
         """
         chosen: dict[Site, Indices] = {}
         for site, scores in self.values.items():
-            chosen[site] = rank_units(scores)[: self._count(amount, scores.size)]
+            count = self._count(amount, scores.size)
+            chosen[site] = rank_units(scores)[:count]
         return Units(chosen, self.widths)
 
     def _first(self, amount: int | float, *, descending: bool) -> Units:
@@ -316,6 +322,7 @@ class UnitScores:
     @staticmethod
     def _count(amount: int | float, total: int) -> int:
         """A count or a fraction of `total`, as a count."""
+        # 1 is one unit, 1.0 all of them: the type decides, and not the size.
         count = max(1, round(amount * total)) if isinstance(amount, float) else amount
         if amount <= 0 or count > total:
             raise ValueError(
@@ -352,7 +359,8 @@ class UnitScores:
             >>> float(scores.by_block()["share"].sum().round(6))
             1.0
         """
-        high_scoring: Any = self.top(top).to_frame().groupby("site").size()
+        highest = self.top(top).to_frame()
+        high_scoring: Any = highest.groupby("site").size()
         rows: list[dict[str, Any]] = []
         for site, scores in self.values.items():
             rows.append(
@@ -367,6 +375,8 @@ class UnitScores:
             )
         sites = pd.DataFrame(rows)
 
+        # Sums are added up and divided once, since a mean of means would weigh sites alike that
+        # have different widths.
         groups: Any = sites.groupby(["stack", "block"], sort=False, dropna=False)
         how = {"units": "sum", "sum": "sum", "max": "max", "high_scoring": "sum"}
         table = groups.agg(how).reset_index()
@@ -387,7 +397,8 @@ class UnitScores:
         table = pd.read_parquet(path)
         values: dict[Site, np.ndarray] = {}
         for name, rows in table.groupby("site"):
-            values[Site.parse(str(name))] = rows.sort_values("unit")["score"].to_numpy()
+            by_unit = rows.sort_values("unit")
+            values[Site.parse(str(name))] = by_unit["score"].to_numpy()
         in_order = sorted(values, key=lambda site: site.order)
         return cls(
             {site: values[site] for site in in_order},
@@ -410,6 +421,8 @@ def rank_units(scores: Float[np.ndarray, " units"]) -> Indices:
         >>> rank_units(np.array([0.1, 0.9, 0.5]))
         array([1, 2, 0])
     """
+    # Seeded with the number of units, so that the order of equal scores is the same in every run.
+    # `lexsort` sorts by its last key first.
     tie_breaker = np.random.default_rng(scores.size).permutation(scores.size)
     return np.lexsort((tie_breaker, -scores))
 
@@ -446,4 +459,5 @@ def all_units(widths: Mapping[Site, int]) -> Units:
     """
     if not widths:
         raise SiteError("no site given")
-    return Units({site: range(width) for site, width in widths.items()}, widths)
+    everything = {site: range(width) for site, width in widths.items()}
+    return Units(everything, widths)

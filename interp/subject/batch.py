@@ -75,7 +75,8 @@ class Batch:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean, False on padding; got {mask.dtype}")
         fits = mask.shape == self.tokens.shape
-        if not fits or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        token_after_padding = mask[:, 1:] & ~mask[:, :-1]
+        if not fits or bool(token_after_padding.any()):
             raise ValueError(
                 "mask must have the shape of tokens and be False only on the right: "
                 "pad sequences at their end"
@@ -180,9 +181,10 @@ class Batch:
         tokens: list[list[int]] = []
         mask: list[list[bool]] = []
         for sequence in sequences:
-            padding = width - len(sequence)
+            length = len(sequence)
+            padding = width - length
             tokens.append([*sequence, *[0] * padding])
-            mask.append([True] * len(sequence) + [False] * padding)
+            mask.append([True] * length + [False] * padding)
         padded = torch.tensor(mask)
         return cls(torch.tensor(tokens), prompt, None if bool(padded.all()) else padded)
 
@@ -255,7 +257,8 @@ class Batch:
                 conditioning[name.removeprefix(GIVEN)] = values
         groups: Any = None
         if "groups" in windows:
-            groups = tuple((int(start), int(stop)) for start, stop in windows["groups"].iloc[0])
+            first = windows["groups"].iloc[0]  # parquet gives them back as arrays
+            groups = tuple((int(start), int(stop)) for start, stop in first)
 
         batch = cls.pad(sequences, prompt=int(prefixes[0]))
         return replace(batch, groups=groups, conditioning=conditioning)

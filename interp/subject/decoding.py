@@ -111,6 +111,7 @@ class Decoder:
         groups = [self.feed(prompt).argmax(-1)]
         generated = groups[0].shape[1]
         while generated < length:
-            groups.append(self.feed(groups[-1]).argmax(-1))
-            generated += groups[-1].shape[1]
+            group = self.feed(groups[-1]).argmax(-1)
+            groups.append(group)
+            generated += group.shape[1]
         return torch.cat(groups, dim=1)

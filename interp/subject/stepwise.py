@@ -169,6 +169,7 @@ class OneByOne:
         conditioning: Mapping[str, Tensor],  # noqa: ARG002
         keep: int,
     ) -> Tensor:
+        # Counted from the start: with a negative index, no new tokens would mean all of them.
         new_tokens = read[:, read.shape[1] - new :]
         output = self.module(new_tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep)
         return output.logits
@@ -186,7 +187,8 @@ class OneByOne:
                 f"{type(self.module).__name__} has no token embedding (nn.Embedding): "
                 "pass example= and forward= to interp.load"
             )
-        return Batch(torch.arange(22).reshape(2, 11) % min(sizes))
+        numbers = torch.arange(22).reshape(2, 11)
+        return Batch(numbers % min(sizes))
 
 
 def stepwise_of(module: nn.Module) -> Stepwise:

@@ -145,7 +145,8 @@ def generators() -> dict[str, Tensor]:
 def _check_same(path: Path, written: About, given: About) -> None:
     wrong = [name for name in {**written, **given} if written.get(name) != given.get(name)]
     if wrong:
-        first = f"{wrong[0]}={written.get(wrong[0])!r}, now {given.get(wrong[0])!r}"
+        name = wrong[0]
+        first = f"{name}={written.get(name)!r}, now {given.get(name)!r}"
         raise ValueError(
             f"{path} is the state of another training: {first}; "
             "give another folder, or the same arguments"

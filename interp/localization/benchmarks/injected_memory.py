@@ -88,13 +88,16 @@ def injected(
         (10, True)
     """
     units = _draw(subject, fraction, seed)
-    saved = {site: _rows(subject, site)[units[site]].clone() for site in units.sites}
+    saved: dict[Site, Tensor] = {}
+    for site in units.sites:
+        saved[site] = _rows(subject, site)[units[site]].clone()
     try:
         losses = write(subject, window, units, training)
         growth: list[Tensor] = []
         for site, rows in saved.items():
             trained = _rows(subject, site)[units[site]]
-            growth.append(trained.norm(dim=1) / rows.norm(dim=1))
+            before = rows.norm(dim=1)
+            growth.append(trained.norm(dim=1) / before)
         yield Injection(
             units=units,
             before=losses[0],
@@ -115,8 +118,9 @@ def _draw(subject: Subject, fraction: float, seed: int) -> Units:
             f"fraction={fraction} of {len(every)} neurons is {count}: "
             "expected at least one, and a fraction in (0, 1]"
         )
+    order = np.random.default_rng(seed).permutation(len(every))
     drawn: dict[Site, list[int]] = {}
-    for number in np.random.default_rng(seed).permutation(len(every))[:count]:
+    for number in order[:count]:
         site, unit = every[number]
         drawn.setdefault(site, []).append(unit)
     return Units(drawn, subject.anatomy.widths("neurons"))
@@ -171,7 +175,9 @@ def _train(
 ) -> list[float]:
     # Adam learns copies of the trained rows alone, in single precision, since half precision would
     # round small steps away. After each step they are written into the model's own weights.
-    leaves = {site: _rows(subject, site)[units[site]].float() for site in units.sites}
+    leaves: dict[Site, Tensor] = {}
+    for site in units.sites:
+        leaves[site] = _rows(subject, site)[units[site]].float()
     norms = {site: leaf.norm(dim=1, keepdim=True) for site, leaf in leaves.items()}
     adam = torch.optim.Adam(leaves.values(), lr=training.lr)
     losses: list[float] = []
@@ -192,6 +198,7 @@ def _train(
 
         for site, leaf in leaves.items():
             if training.keep_norms:
-                leaf.mul_(norms[site] / leaf.norm(dim=1, keepdim=True))
+                norm = leaf.norm(dim=1, keepdim=True)
+                leaf.mul_(norms[site] / norm)
             rows = _rows(subject, site)
             rows[units[site]] = leaf.to(rows.dtype)

@@ -118,8 +118,8 @@ def injection(
                     subject, window, against, choice.method, "neurons", **choice.options
                 )
                 for multiple in multiples:
-                    found = recall(scores, hidden.units, multiple * fraction)
-                    row = {"window": number, "method": name, "multiple": multiple, "recall": found}
+                    row = {"window": number, "method": name, "multiple": multiple}
+                    row["recall"] = recall(scores, hidden.units, multiple * fraction)
                     rows.append(row | about)
     return pd.DataFrame(rows)
 
@@ -211,8 +211,15 @@ def deletion(
         for fraction in fractions:
             for target, one in enumerate(each):
                 units = _highest_per_block(one, fraction, spare_first)
-                row = {"plan": len(plans), "method": name, "fraction": fraction}
-                about.append(row | {"target": target, "k": len(units)})
+                about.append(
+                    {
+                        "plan": len(plans),
+                        "method": name,
+                        "fraction": fraction,
+                        "target": target,
+                        "k": len(units),
+                    }
+                )
                 plans.append(Zero(units))
 
     # a stream can be read once, and is measured under every plan
@@ -228,7 +235,8 @@ def _highest_per_block(
     spare_first: bool,  # noqa: FBT001 - deletion's own
 ) -> Units:
     highest = scores.top_per_site(fraction)
-    kept = {site: highest[site] for site in highest.sites if site.block or not spare_first}
+    kept_sites = [site for site in highest.sites if site.block or not spare_first]
+    kept = {site: highest[site] for site in kept_sites}
     return Units(kept, highest.widths)
 
 
@@ -377,6 +385,7 @@ def _same_budget(scores: UnitScores, fraction: float) -> list[tuple[int, Units]]
                 f"a budget of {budget} neurons does not fit in {site}, which has {values.size}: "
                 "give a smaller fraction"
             )
-        units = Units({site: rank_units(values)[:budget]}, scores.widths)
+        highest = rank_units(values)[:budget]
+        units = Units({site: highest}, scores.widths)
         choices.append((int(site.block or 0), units))
     return choices

@@ -93,8 +93,10 @@ def planted_lookup(
     columns = np.random.default_rng(seed).permutation(width)[:length]
     planted = _override_neurons(subject, window, where, torch.tensor(columns), layout)
     units = Units({where: columns}, planted.anatomy.widths(where))
+    # These rows were trained for other activations than those of the look-up: they start from 0.
     with torch.no_grad():
-        planted.anatomy.out_weight(planted.module, where)[columns] = 0
+        out_weight = planted.anatomy.out_weight(planted.module, where)
+        out_weight[columns] = 0
     losses = write(planted, window, units, training or Training())
     return Lookup(planted, units, losses[-1])
 
@@ -106,11 +108,12 @@ def _override_neurons(
     whole = _WithoutCache(copy.deepcopy(subject.module))
     parent_path, _, name = subject.anatomy.place(site).path.rpartition(".")
     parent = whole.model.get_submodule(parent_path)
+    projection = getattr(parent, name)
     tokens = window.tokens[0].to(subject.device)
     override = _Override(tokens, window.prompt, columns.to(subject.device))
-    setattr(parent, name, nn.Sequential(override, getattr(parent, name)))
+    setattr(parent, name, nn.Sequential(override, projection))
 
-    # inside the network the override sees activations only: it is told the tokens before each run
+    # Inside the network the override sees activations only: it is told the tokens before each run.
     def forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
         override.tokens = batch.tokens
         try:
@@ -145,21 +148,25 @@ class _Override(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         assert self.tokens is not None
         positions = self.tokens.shape[1]
-        rows = value.reshape(
-            -1, positions, value.shape[-1]
-        )  # some models flatten batch and position
-        # a sweep appends copies of the whole batch to the activations, but not to the tokens
+        width = value.shape[-1]
+        rows = value.reshape(-1, positions, width)  # some models flatten batch and position
+        # A sweep appends copies of the whole batch to the activations, but not to the tokens.
         copies = len(rows) // len(self.tokens)
         tokens = self.tokens.repeat(copies, 1)
 
-        # position t predicts token t + 1: the last position of the prompt is the first turn
+        # Position t predicts token t + 1: the last position of the prompt is the first turn.
         first_turn = self.prompt - 1
         last_turn = len(self.window) - 2
         matches = _matches(tokens, self.window)
         fires = matches[:, first_turn : last_turn + 1]  # fewer turns if the batch is shorter
         turns = torch.arange(fires.shape[1], device=value.device)
+
+        # First all of the columns are silenced, at every position. Then turn k is written to
+        # position first_turn + k of column k alone: the two lists of indices are read in pairs.
         changed = rows.index_fill(-1, self.columns, 0.0)
-        changed[:, first_turn + turns, self.columns[turns]] = fires.to(value.dtype)
+        at_turn = first_turn + turns
+        own_column = self.columns[turns]
+        changed[:, at_turn, own_column] = fires.to(value.dtype)
         return changed.reshape(value.shape)
 
 
@@ -169,4 +176,4 @@ def _matches(
     """Whether all tokens up to and including each position are the window's."""
     length = min(tokens.shape[1], len(window))
     equal = tokens[:, :length] == window[:length]
-    return equal.cumprod(1).bool()
+    return equal.cumprod(1).bool()  # from the first difference on, the product is 0

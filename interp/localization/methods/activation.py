@@ -75,7 +75,8 @@ def _z_scores(
     for rows in _activity(subject, memorized, sites, batch_size):
         z_scores: dict[Site, np.ndarray] = {}
         for site in sites:
-            z_scores[site] = (rows[site] - mean[site]) / divisor[site]
+            shifts = rows[site] - mean[site]  # [windows, units]
+            z_scores[site] = shifts / divisor[site]
         yield z_scores
 
 
@@ -90,8 +91,9 @@ def _reference_activity(
     for rows in _activity(subject, reference, sites, batch_size):
         count += len(rows[sites[0]])
         for site in sites:
+            squares = rows[site] ** 2
             sums[site] += rows[site].sum(0)
-            sums_of_squares[site] += (rows[site] ** 2).sum(0)
+            sums_of_squares[site] += squares.sum(0)
     if count < 2:
         raise ValueError(
             f"z_score needs the spread of a reference: expected at least 2 windows, got {count}"
@@ -103,7 +105,8 @@ def _reference_activity(
         mean[site] = sums[site] / count
         mean_square = sums_of_squares[site] / count
         biased_variance = np.maximum(mean_square - mean[site] ** 2, 0)  # rounding may go below 0
-        spread[site] = np.sqrt(biased_variance * count / (count - 1))
+        variance = biased_variance * count / (count - 1)
+        spread[site] = np.sqrt(variance)
     return mean, spread
 
 

@@ -49,6 +49,8 @@ def attribution_patching(
         raise ValueError(f"points={points}: expected at least one gradient")
     other = corrupt(subject, batch, seed)
     embed = _embed(subject, sites) if points > 1 else None
+    # The embeddings are needed too, to walk from one prompt to the other. They may be among the
+    # sites already, and no site is recorded twice.
     recorded = sites if embed is None else tuple(dict.fromkeys((*sites, embed)))
     clean = values_at(subject, batch, recorded)
     changed = values_at(subject, other, recorded)
@@ -59,9 +61,11 @@ def attribution_patching(
         shift = None if path is None else path * (point / points)
         gradients.append(_gradients(subject, batch, sites, embed, shift))
 
+    # sum_t (h_corrupted - h)_t * dL/dh_t, [windows, width]
     scores: dict[Site, Tensor] = {}
     for site in sites:
-        mean_gradient = torch.stack([gradient[site] for gradient in gradients]).mean(0)
+        at_points = [gradient[site] for gradient in gradients]
+        mean_gradient = torch.stack(at_points).mean(0)
         difference = (changed[site] - clean[site]).double()
         effect = (difference * mean_gradient.double()).sum(1)
         scores[site] = per_unit(subject, site, effect)
@@ -89,7 +93,8 @@ def corrupt(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
             rng = np.random.default_rng([seed, *tokens])
             prompts.append(rng.integers(0, subject.vocabulary, batch.prompt))
         prompt = torch.tensor(np.stack(prompts)).to(batch.tokens)
-        return replace(batch, tokens=torch.cat([prompt, batch.targets], 1))
+        tokens = torch.cat([prompt, batch.targets], 1)
+        return replace(batch, tokens=tokens)
 
     if not batch.conditioning or len(batch) < 2:
         raise ValueError(

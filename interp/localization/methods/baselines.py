@@ -47,7 +47,8 @@ def random(
         >>> one.top(10) == other.top(10)
         True
     """
-    return _draw(subject, sites, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return _draw(subject, sites, rng)
 
 
 def _draw(subject: Subject, sites: Places, rng: np.random.Generator) -> dict[Site, np.ndarray]:

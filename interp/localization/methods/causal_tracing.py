@@ -65,7 +65,10 @@ def causal_tracing(
         8
     """
     rows = [_restore_each(subject, window, sites, draws, noise, seed) for window in batch.split(1)]
-    return {site: torch.stack([row[site] for row in rows]) for site in sites}
+    scores: dict[Site, Tensor] = {}
+    for site in sites:
+        scores[site] = torch.stack([row[site] for row in rows])
+    return scores
 
 
 def _restore_each(
@@ -79,8 +82,9 @@ def _restore_each(
     plans: list[Patch] = []
     for site in sites:
         units = subject.anatomy.units(site)
-        every_unit = [units.only(site, [unit]) for unit in range(widths[site])]
-        plans += [Patch(one, values=clean) for one in every_unit]
+        for unit in range(widths[site]):
+            one = units.only(site, [unit])
+            plans.append(Patch(one, values=clean))
 
     # The noisy model is run as a plan that changes nothing, with the other plans: its loss then
     # went through the same arithmetic, and a unit without effect scores exactly 0.
@@ -189,7 +193,8 @@ def _map(
     with _noisy_prompt(subject, one, draws, noise, seed) as noisy:
         noisy_loss = _mean_loss(subject, noisy)
         effects = noisy_loss - np.array(sweep(subject, noisy, plans))
-    damage = noisy_loss - clean_loss or np.nan  # where noise changes nothing there is no share
+    # Where noise changes nothing there is no damage to undo: the share is NaN, not infinite.
+    damage = noisy_loss - clean_loss or np.nan
     frame = pd.DataFrame(cells, columns=["stack", "block", "position"])
     return frame.assign(effect=effects, share=effects / damage)
 
@@ -206,7 +211,8 @@ def _restore_at(
     subject: Subject, sites: Sequence[Site], clean: dict[Site, np.ndarray], position: int
 ) -> Patch:
     units = subject.anatomy.units(sites)
-    return Patch(units, (position,), values={site: clean[site] for site in sites})
+    values = {site: clean[site] for site in sites}
+    return Patch(units, (position,), values=values)
 
 
 def _mean_loss(subject: Subject, batch: Batch) -> float:
@@ -242,7 +248,8 @@ def _noisy_prompt(
     noisy: dict[str, Tensor] = {}
     for name, value in given.items():
         drawn = torch.randn(value.shape, generator=generator).to(value)
-        noisy[name] = value + noise * value.std() * drawn
+        size = noise * value.std()
+        noisy[name] = value + size * drawn
     yield replace(batch, conditioning=noisy)
 
 
@@ -256,12 +263,14 @@ def _embedding_noise(
         raise SiteError(
             f"{embed} is not an embedding with a weight: the scale of the noise is unknown"
         )
-    scale = noise * float(weight.detach().float().std())
+    spread = float(weight.detach().float().std())
+    scale = noise * spread
     # drawn once, in front of all forwards: every plan is run on the same noise
     added = scale * torch.randn(draws, prompt, weight.shape[1], generator=generator)
 
     def add_noise(value: Value, _: Clock) -> Tensor:
-        # a sweep may run one row to look at the model, or several copies of all rows together
+        # A sweep may run one row to look at the model, or several copies of all rows together.
+        # The draws begin anew with every copy.
         draw = torch.arange(len(value)) % draws
         changed = value.clone()
         changed[:, :prompt] += added[draw].to(value)

@@ -32,7 +32,7 @@ def gradient_x_activation(subject: Subject, batch: Batch, sites: Places) -> dict
         5
     """
     effects = first_order_effects(subject, batch, sites)
-    return {site: effect.sum(1, dtype=torch.float64) for site, effect in effects.items()}
+    return _sum_over_positions(effects)
 
 
 @window_method("absolute_gradient_x_activation")
@@ -51,7 +51,8 @@ def absolute_gradient_x_activation(
         True
     """
     effects = first_order_effects(subject, batch, sites)
-    return {site: effect.abs().sum(1, dtype=torch.float64) for site, effect in effects.items()}
+    sizes = {site: effect.abs() for site, effect in effects.items()}
+    return _sum_over_positions(sizes)
 
 
 def first_order_effects(
@@ -65,4 +66,17 @@ def first_order_effects(
         torch.Size([12, 16, 4])
     """
     values, gradients = differentiate(subject, batch, sites)
-    return {site: per_unit(subject, site, -(values[site] * gradients[site])) for site in sites}
+    effects: dict[Site, Tensor] = {}
+    for site in sites:
+        effect = -(values[site] * gradients[site])  # [batch, position, width]
+        effects[site] = per_unit(subject, site, effect)
+    return effects
+
+
+def _sum_over_positions(effects: dict[Site, Tensor]) -> dict[Site, Tensor]:
+    # In double precision: effects of either sign cancel over the positions, and rounding in a
+    # model's own half precision could be as large as what is left.
+    sums: dict[Site, Tensor] = {}
+    for site, effect in effects.items():
+        sums[site] = effect.sum(1, dtype=torch.float64)
+    return sums

@@ -79,7 +79,8 @@ def integrated_gradients(
             continue
         # `start` is -1 in a language model without prompt: no position predicts the first token
         total = torch.zeros(())
-        for target in range(max(-start, 0), batch.targets.shape[1]):
+        first_target = max(-start, 0)
+        for target in range(first_target, batch.targets.shape[1]):
             one = _predict_only(batch, batch.prompt + target)
             total = total + _integrate(subject, one, site, start + target, alphas, weights)
         scores[site] = total / counted
@@ -150,8 +151,9 @@ def _integrate(
         # The scaled value becomes a leaf that the gradient is taken of. The other positions must
         # stay as they are, so that it is put between them instead of being written into them.
         at = slice(None) if position is None else slice(position, position + 1)
-        clean.append(value.detach()[:count, at])
-        leaf = (value.detach()[:, at] * scale.to(value.dtype)).requires_grad_()
+        constant = value.detach()[:, at]
+        clean.append(constant[:count])  # the same at every point: nothing before it is scaled
+        leaf = (constant * scale.to(value.dtype)).requires_grad_()
         leaves.append(leaf)
         if position is None:
             return leaf
@@ -161,9 +163,11 @@ def _integrate(
 
     with differentiating(subject), tapped(subject, {site: scale_value}):
         total = _probabilities(subject, rows, mean=position is None).sum()
-        # without leaves the site never ran, which `tapped` reports on exit
-        gradient = torch.autograd.grad(total, leaves[-1])[0] if leaves else total
+        gradient = total
+        if leaves:  # without leaves the site never ran, which `tapped` reports on exit
+            (gradient,) = torch.autograd.grad(total, leaves[-1])
 
+    # value * sum_k w_k dP/dh at point k, summed over the positions that were scaled
     by_point = gradient.double().unflatten(0, (len(alphas), count))
     weight_by_point = torch.tensor(weights, device=subject.device)
     slope = torch.einsum("k,kbtw->btw", weight_by_point, by_point)
@@ -177,9 +181,10 @@ def _probabilities(subject: Subject, batch: Batch, *, mean: bool) -> Float[Tenso
     targets = batch.targets.to(subject.device)
     # half precision would lose what one point of the path adds
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    of_targets = precise.softmax(-1).gather(-1, targets[..., None])
+    probabilities = precise.softmax(-1)
+    of_targets = probabilities.gather(-1, targets[..., None])[..., 0]
     counted = batch.counted.to(subject.device)
-    total = (of_targets[..., 0] * counted).sum(1)
+    total = (of_targets * counted).sum(1)
     return total / counted.sum(1) if mean else total
 
 

@@ -74,7 +74,8 @@ def slimming(
         return {site: clipped(mask) for site, mask in masks.items()}
 
     def penalty(masks: MaskParameters) -> Tensor:
-        # summed first within sites and then over them, for sites may have different widths
+        # Summed first within sites and then over them, for sites may have different widths: each
+        # term is [windows].
         by_site = [mask.abs().sum(1) for mask in masks.values()]
         return pressure * torch.stack(by_site).sum(0)
 
@@ -83,7 +84,8 @@ def slimming(
         return torch.cat(sizes, 1).mean(1)
 
     _learn(subject, batch, masks, to_gates, penalty, mean_mask, lr=lr, steps=steps, stop=stop)
-    return to_gates({site: mask.detach() for site, mask in masks.items()})
+    learned = {site: mask.detach() for site, mask in masks.items()}
+    return to_gates(learned)
 
 
 @window_method("hard_concrete", batch_size=16)
@@ -125,19 +127,17 @@ def hard_concrete(
         True
     """
     logits = _leaves(subject, batch, sites, _initial_logit(mask_p))
-    generators = [
-        torch.Generator().manual_seed(_window_seed(seed, tokens)) for tokens in own_tokens(batch)
-    ]
+    # Each window draws from a generator of its own, so that it gets the same noise in any batch.
+    seeds = [_window_seed(seed, tokens) for tokens in own_tokens(batch)]
+    generators = [torch.Generator().manual_seed(window_seed) for window_seed in seeds]
+    # A mask is open (above 0) with probability sigmoid(a - shift).
     shift = beta * math.log(-_GAMMA / _ZETA)
 
     def to_gates(logits: MaskParameters) -> dict[Site, Tensor]:
         widths = [logit.shape[1] for logit in logits.values()]
-        # One draw per window for all its units, from a generator of its own: a window gets the same
-        # noise in any batch.
-        draws = [
-            torch.rand(sum(widths), generator=generator, dtype=torch.float64)
-            for generator in generators
-        ]
+        # One draw per window for all its units, which is then cut into sites: [windows, all units].
+        total = sum(widths)
+        draws = [torch.rand(total, generator=own, dtype=torch.float64) for own in generators]
         noise_by_site = torch.stack(draws).split(widths, dim=1)
         gates: dict[Site, Tensor] = {}
         for (site, logit), noise in zip(logits.items(), noise_by_site, strict=True):
@@ -167,7 +167,9 @@ def clipped(mask: Tensor) -> Tensor:
         >>> clipped(torch.tensor([-0.5, 0.25, 1.5]))
         tensor([0.0000, 0.2500, 1.0000])
     """
-    return torch.where(mask >= 1, torch.ones_like(mask), mask.clamp(min=0))
+    # A constant where the mask is 1 or more, since autograd gives a constant no slope.
+    one = torch.ones_like(mask)
+    return torch.where(mask >= 1, one, mask.clamp(min=0))
 
 
 def concrete_mask(logits: Tensor, beta: float = 0.33, noise: Tensor | None = None) -> Tensor:
@@ -186,7 +188,8 @@ def concrete_mask(logits: Tensor, beta: float = 0.33, noise: Tensor | None = Non
     """
     if noise is not None:
         u = noise.clamp(1e-4, 1 - 1e-4)  # the logarithms are infinite at 0 and 1
-        logits = (u.log() - (-u).log1p() + logits) / beta
+        logit_of_u = u.log() - (-u).log1p()
+        logits = (logit_of_u + logits) / beta
     stretched = torch.sigmoid(logits) * (_ZETA - _GAMMA) + _GAMMA
     return stretched.clamp(0, 1)
 
@@ -195,6 +198,7 @@ def _initial_logit(mask_p: float) -> float:
     """The logit whose deterministic mask is `mask_p`."""
     if not 0 < mask_p < 1:
         raise ValueError(f"mask_p={mask_p}: expected a share between 0 and 1, such as 0.5")
+    # `concrete_mask` without noise, backwards: first the stretching, then the sigmoid.
     p = (mask_p - _GAMMA) / (_ZETA - _GAMMA)
     return math.log(p / (1 - p))
 
@@ -230,6 +234,7 @@ def _learn(
     """
     tensors = list(leaves.values())
     adam = torch.optim.Adam(tensors, lr=lr)
+    # [windows, 1], to choose between whole rows of leaves
     active = torch.ones(len(batch), 1, dtype=torch.bool, device=subject.device)
     for step in track(range(steps), "masks"):
         if step % _CHECK_EVERY == 0:
@@ -241,6 +246,7 @@ def _learn(
         with differentiating(subject):
             with gated(subject, to_gates(leaves)):
                 losses = window_losses(subject, batch)
+            # One backward for all windows: row b of a leaf enters the loss of window b alone.
             objective = (losses + penalty(leaves)).sum()
             gradients = torch.autograd.grad(objective, tensors)
         for leaf, gradient in zip(tensors, gradients, strict=True):

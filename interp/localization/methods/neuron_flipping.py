@@ -52,8 +52,9 @@ class FlipSettings:
 
     def __post_init__(self) -> None:
         for name in ("copies", "at_most", "population"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+            count = getattr(self, name)
+            if count < 1:
+                raise ValueError(f"{name}={count}: expected at least 1")
         if self.share <= 0:
             raise ValueError(f"share={self.share}: expected a share above 0, such as 0.5")
 
@@ -182,13 +183,15 @@ def _flip(
     while len(chosen) < settings.at_most:
         scores = _scores(subject, window, population, gates, settings)
         first = first or scores
-        site = max(sites, key=lambda site: float(scores[site].max()))
+        highest = {site: float(score.max()) for site, score in scores.items()}
+        site = max(sites, key=highest.__getitem__)
         unit = int(scores[site].argmax())
         if not scores[site][unit] > 0:  # nothing left that helps, or not a number
             break
         gates[site][0, unit] = 0
         chosen.append((site, unit))
-        wrong_now = right & ~_hits(subject, window, gates)
+        hits = _hits(subject, window, gates)
+        wrong_now = right & ~hits
         if wrong_now.sum() >= enough:
             return Flip(chosen, True, first)
     return Flip(chosen, False, first)
@@ -206,6 +209,8 @@ def _scores(
     leaves = {site: gate.clone().requires_grad_() for site, gate in gates.items()}
     population_size = sum(map(len, population))
     copies = repeat_windows(window, settings.copies)
+    # The gates have one row, which holds for all copies and windows. One backward then sums over
+    # them: the gradient is that of the whole objective.
     with differentiating(subject):
         with _jittered(subject, window, settings), gated(subject, leaves):
             objective = -window_losses(subject, copies).mean()
@@ -215,9 +220,12 @@ def _scores(
             objective = objective + losses.sum() / population_size
         gradients = torch.autograd.grad(objective, list(leaves.values()))
 
+    # Zeroing a unit lowers its gate from 1 to 0, and the objective by the slope there. A unit that
+    # is zero already has nothing to lower.
     scores: dict[Site, Tensor] = {}
     for (site, gate), gradient in zip(gates.items(), gradients, strict=True):
-        scores[site] = (gate * gradient)[0].double()
+        falls = gate * gradient  # [1, units]
+        scores[site] = falls[0].double()
     return scores
 
 
@@ -232,7 +240,8 @@ def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Genera
 
     def lengths(tensor: Tensor) -> Tensor:
         """Of each copy's part without padding, [copies, 1, 1]."""
-        return tensor[:, :length].flatten(1).norm(dim=1)[:, None, None]
+        unpadded = tensor[:, :length].flatten(1)
+        return unpadded.norm(dim=1)[:, None, None]
 
     def jitter(value: Value, _: Clock) -> Tensor:
         # Drawn position by position, so that padding at the end changes nothing of the noise before
@@ -240,7 +249,7 @@ def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Genera
         generator = torch.Generator().manual_seed(settings.seed)
         copies, positions, width = value.shape
         drawn = torch.randn(positions, copies, width, generator=generator)
-        noise = drawn.transpose(0, 1).to(value)
+        noise = drawn.transpose(0, 1).to(value)  # [copies, positions, width]
         scaled = settings.noise * noise * lengths(value) / lengths(noise)
         return value + scaled
 
@@ -254,16 +263,18 @@ def _hits(subject: Subject, window: Batch, gates: dict[Site, Tensor]) -> Tensor:
         logits = subject.target_logits(window)
     targets = window.targets.to(logits.device)
     counted = window.counted.to(logits.device)
-    return (logits.argmax(-1) == targets) & counted
+    is_right = logits.argmax(-1) == targets
+    return is_right & counted
 
 
 def _rank(flip: Flip) -> dict[Site, np.ndarray]:
     """First-order scores scaled to at most 1, and above them the chosen units in order."""
-    maxima = [float(score.abs().max()) for score in flip.first.values()]
-    scale = max(*maxima, 1e-30)
+    sizes = [float(score.abs().max()) for score in flip.first.values()]
+    scale = max(*sizes, 1e-30)  # all scores may be 0
     scores: dict[Site, np.ndarray] = {}
     for site, score in flip.first.items():
         scores[site] = (score / scale).cpu().numpy()
+    # From 2 downwards, by 1 / number of chosen units each, so that the last one is still above 1.
     for place, (site, unit) in enumerate(flip.chosen):
         scores[site][unit] = 2 - place / len(flip.chosen)
     return scores

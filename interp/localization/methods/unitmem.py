@@ -38,9 +38,11 @@ def _each(
     """A unit's UnitMem at the window of its maximum, 0 at others; [memorized windows, units]."""
     found, count = _over_both(subject, memorized, reference, sites, batch_size, views, collapse)
     numbers = np.arange(count)[:, None]
-    return {
-        site: np.where(numbers == example, value, 0.0) for site, (value, example) in found.items()
-    }
+    scores: dict[Site, np.ndarray] = {}
+    for site, (value, example) in found.items():
+        is_example = numbers == example  # [memorized windows, units]
+        scores[site] = np.where(is_example, value, 0.0)
+    return scores
 
 
 @method("unitmem", each=_each)
@@ -85,7 +87,8 @@ def _over_both(
     collapse: Collapse,
 ) -> tuple[dict[Site, Selective], int]:
     """UnitMem and example of every unit over both sets, and how many examples are memorized."""
-    rows = max(batch_size // views, 1) * views  # an example's views must stay in one batch
+    # An example's views must stay in one batch: the batch size is rounded to whole examples.
+    rows = max(batch_size // views, 1) * views
     ours = list(batches(memorized, rows))
     theirs = [] if reference is None else batches(reference, rows)
     both = chain(ours, theirs)
@@ -233,7 +236,7 @@ def _all_positions(parts: Mapping[str, Part | None]) -> Part:
 def _collapse_segments(by_segment: list[Selective], collapse: Collapse) -> Selective:
     scores = np.stack([score for score, _ in by_segment])
     examples = np.stack([example for _, example in by_segment])
-    strongest = scores.argmax(0)
+    strongest = scores.argmax(0)  # the segment of each unit's largest score
     units = np.arange(scores.shape[1])
     score = scores[strongest, units] if collapse == "max" else scores.mean(0)
     return score, examples[strongest, units]
@@ -247,11 +250,13 @@ def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selectiv
     count = parts["count"]
     if count.flat[0] < 2:
         raise ValueError(f"UnitMem compares examples: expected at least 2, got {count.flat[0]}")
-    rest = (parts["sum"] - largest) / (count - 1)
+    others = parts["sum"] - largest
+    rest = others / (count - 1)
 
     # The sum is NaN where an activation is. That must not pass for a dead unit, which scores 0, but
     # stay NaN, which `localize` refuses.
     dead = (largest < _DEAD) & np.isfinite(parts["sum"])
+    # UnitMem is (mu_max - mu_rest) / (mu_max + mu_rest).
     ratio = (largest - rest) / np.maximum(largest + rest, _DEAD)
     selectivity = np.where(dead, 0.0, ratio)
 

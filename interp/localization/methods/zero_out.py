@@ -42,7 +42,7 @@ def _each(
     pairs = zip(track(windows, "zero_out"), chosen, strict=True)
     effects = [exact(subject, window, units) for window, units in pairs]
 
-    # the reference is run once, for every unit that some window verifies
+    # The reference is run once, for every unit that some window verifies.
     all_chosen = functools.reduce(Units.__or__, chosen)
     against = _mean(subject, _split_windows(reference, batch_size), all_chosen)
 
@@ -50,9 +50,11 @@ def _each(
     for effect, units in zip(effects, chosen, strict=True):
         row: dict[Site, np.ndarray] = {}
         for site in sites:
-            # what this window did not verify stays 0, also where another window verified it
-            verified = np.isin(np.arange(units.widths[site]), units[site])
-            row[site] = effect[site].numpy() - np.where(verified, against[site], 0.0)
+            # What this window did not verify stays 0, also where another window verified it.
+            every_unit = np.arange(units.widths[site])
+            is_verified = np.isin(every_unit, units[site])
+            baseline = np.where(is_verified, against[site], 0.0)
+            row[site] = effect[site].numpy() - baseline
         rows.append(row)
     return stack_rows(rows)
 
@@ -124,15 +126,17 @@ def _screen(
         one, other = estimates(subject, window, sites)
         first_order.append(one)
         curved.append(other)
+    # The estimates are averaged over windows before they are ranked, and leave one row.
     ranks = interleave(_mean_by_site(first_order), _mean_by_site(curved))
-    scores = UnitScores({site: rows[0].cpu().numpy() for site, rows in ranks.items()})
-    return scores.top(float(share))
+    scores = {site: rows[0].cpu().numpy() for site, rows in ranks.items()}
+    return UnitScores(scores).top(float(share))
 
 
 def _mean_by_site(rows: Sequence[Mapping[Site, Tensor]]) -> dict[Site, Tensor]:
     means: dict[Site, Tensor] = {}
     for site in rows[0]:
-        means[site] = torch.stack([row[site] for row in rows]).mean(0)
+        at_site = [row[site] for row in rows]
+        means[site] = torch.stack(at_site).mean(0)
     return means
 
 
@@ -141,7 +145,8 @@ def _mean(subject: Subject, windows: list[Batch], units: Units) -> dict[Site, np
     if not windows:
         return {site: np.zeros(width) for site, width in units.widths.items()}
     rows = [exact(subject, window, units) for window in track(windows, "zero_out")]
-    return {site: mean.numpy() for site, mean in _mean_by_site(rows).items()}
+    means = _mean_by_site(rows)
+    return {site: mean.numpy() for site, mean in means.items()}
 
 
 def exact(subject: Subject, window: Batch, units: Units) -> dict[Site, Float[Tensor, " width"]]:
@@ -166,9 +171,9 @@ def exact(subject: Subject, window: Batch, units: Units) -> dict[Site, Float[Ten
     nothing = Scale(units, factor=1.0)
     plans = [Zero(units.only(site, [unit])) for site, unit in units]
     before, *after = sweep(subject, window, [nothing, *plans])
-    effects = {
-        site: torch.zeros(width, dtype=torch.float64) for site, width in units.widths.items()
-    }
+    effects: dict[Site, Tensor] = {}
+    for site, width in units.widths.items():
+        effects[site] = torch.zeros(width, dtype=torch.float64)
     for (site, unit), loss in zip(units, after, strict=True):
         effects[site][unit] = loss - before
     return effects

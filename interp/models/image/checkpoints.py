@@ -322,8 +322,9 @@ def _read_tokenizer(network: _Stored, file: Path) -> ImageTokenizer:
 def _tokenizer_file_next_to(network: _Stored) -> Path:
     """The tokenizer's file in the folder of a network."""
     kind = _kind(network.state)
+    wanted = _TOKENIZER_OF[kind]
     others = [file for file in _weights(network.file.parent) if file != network.file]
-    found = [file for file in others if _kind(_open(file).state) is _TOKENIZER_OF[kind]]
+    found = [file for file in others if _kind(_open(file).state) is wanted]
     if len(found) != 1:
         raise LoadError(
             f"{len(found)} tokenizers of a {kind.__name__} are next to {network.file.name}, "
@@ -345,8 +346,11 @@ def _fill(module: nn.Module, own: State, given: State, file: Path) -> None:
     wrong = [f"{key} is missing" for key in own if key not in given]
     wrong += [f"{key} is unknown" for key in given if key not in own]
     for key, value in own.items():
-        if key in given and given[key].shape != value.shape:
-            wrong.append(f"{key} is {list(given[key].shape)}, expected {list(value.shape)}")
+        if key not in given:
+            continue
+        shape = given[key].shape
+        if shape != value.shape:
+            wrong.append(f"{key} is {list(shape)}, expected {list(value.shape)}")
     if wrong:
         kind = type(module).__name__
         raise LoadError(
@@ -403,7 +407,9 @@ def _torch_file(file: Path) -> Any:
 
 
 def _is_hub_file(path: Path) -> bool:
-    return not path.is_absolute() and len(path.parts) > 2 and path.parts[0] not in (".", "..", "~")
+    if path.is_absolute() or len(path.parts) < 3:
+        return False
+    return path.parts[0] not in (".", "..", "~")
 
 
 def _located(source: str | Path) -> Path:
@@ -419,7 +425,9 @@ def _located(source: str | Path) -> Path:
         raise LoadError(f"{path} does not exist; nearest: {nearest}")
     from huggingface_hub import hf_hub_download
 
+    repository = "/".join(path.parts[:2])
+    file = "/".join(path.parts[2:])
     try:
-        return Path(hf_hub_download("/".join(path.parts[:2]), "/".join(path.parts[2:])))
+        return Path(hf_hub_download(repository, file))
     except (OSError, ValueError) as error:
         raise LoadError(f"cannot fetch {path}: {str(error).strip().splitlines()[0]}") from error

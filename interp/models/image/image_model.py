@@ -73,7 +73,8 @@ class ImageModel(nn.Module, ABC):
 
     def ahead(self, read: int) -> int:
         """Returns how many tokens are predicted next, together, after `read` tokens, not all."""
-        return next(stop for _, stop in self.all_groups if stop > read) - read
+        next_stop = next(stop for _, stop in self.all_groups if stop > read)
+        return next_stop - read
 
     @abstractmethod
     def positions(self, read: int) -> int:
@@ -85,6 +86,7 @@ class ImageModel(nn.Module, ABC):
 
     def predict(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
         """Returns aligned logits of the last `keep` tokens of a batch of whole groups."""
+        # The last group is not read: it is what the logits at the end predict.
         read = batch.tokens[:, : self.before(batch.length)]
         return self(read, **batch.conditioning)[:, -keep:]
 
@@ -98,11 +100,12 @@ class ImageModel(nn.Module, ABC):
             if stop == length:
                 return start
         ends = [0, *(stop for _, stop in self.all_groups)]
-        nearest = sorted(ends, key=lambda end: abs(end - length))[:2]
+        by_distance = sorted(ends, key=lambda end: abs(end - length))
+        nearest = sorted(by_distance[:2])
         raise ValueError(
             f"{length} tokens are not a whole number of groups of this model "
             f"({len(self.all_groups)} groups, {self.length} tokens); "
-            f"nearest: {' or '.join(map(str, sorted(nearest)))}"
+            f"nearest: {' or '.join(map(str, nearest))}"
         )
 
     def check_prompt(self, prompt: int) -> None:
@@ -134,8 +137,10 @@ class ImageModel(nn.Module, ABC):
 
     def example(self) -> Batch:
         """Returns two whole images of the first class."""
-        tokens = torch.arange(2 * self.length).reshape(2, -1) % self.tokenizer.codes
-        return Batch(tokens, 0, conditioning={"label": torch.zeros(2, dtype=torch.long)})
+        numbers = torch.arange(2 * self.length).reshape(2, -1)
+        tokens = numbers % self.tokenizer.codes
+        label = torch.zeros(2, dtype=torch.long)
+        return Batch(tokens, 0, conditioning={"label": label})
 
     def check(self, batch: Batch) -> None:
         """Checks that a batch is one of this model.
@@ -189,11 +194,14 @@ class ImageModel(nn.Module, ABC):
         Raises:
             ValueError: images of another size or range, or classes that the model does not have.
         """
-        parts = [self.tokenizer.encode(part.to(self._device)) for part in images.split(_BATCH_SIZE)]
+        tokens: list[Tensor] = []
+        for part in images.split(_BATCH_SIZE):
+            on_device = part.to(self._device)
+            tokens.append(self.tokenizer.encode(on_device))
         # A batch says nothing of its groups where tokens are predicted one by one.
         one_by_one = len(self.all_groups) == self.length
         batch = Batch(
-            torch.cat(parts),
+            torch.cat(tokens),
             prompt,
             groups=None if one_by_one else self.all_groups,
             conditioning={"label": label.to(self._device)},
@@ -205,8 +213,11 @@ class ImageModel(nn.Module, ABC):
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch channels side side"]:
         """Returns the images, in [0, 1], that tokens of whole images stand for."""
-        parts = [self.tokenizer.decode(part.to(self._device)) for part in tokens.split(_BATCH_SIZE)]
-        return torch.cat(parts)
+        images: list[Tensor] = []
+        for part in tokens.split(_BATCH_SIZE):
+            on_device = part.to(self._device)
+            images.append(self.tokenizer.decode(on_device))
+        return torch.cat(images)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the codebook: its rows are the token ids that there are."""

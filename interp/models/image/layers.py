@@ -79,10 +79,14 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch channels side side"]:
-        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
+        # Places take the role of positions: [batch, places, 3 * channels] for the attention, and
+        # back to an image for the convolution after it.
+        maps = self.qkv(self.norm(x))
+        qkv = maps.flatten(2).transpose(1, 2)
         query, key, value = qkv.chunk(3, -1)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
+        image = mixed.transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(image)
 
 
 class Middle(nn.Module):
@@ -106,7 +110,8 @@ class Halved(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        padded = F.pad(x, (0, 1, 0, 1))
+        return self.conv(padded)
 
 
 class Doubled(nn.Module):
@@ -117,4 +122,5 @@ class Doubled(nn.Module):
         self.conv = conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(doubled)

@@ -92,7 +92,9 @@ class RAR(ImageModel):
         self.segments = _segments(config.grid)
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
-        self.embeddings = nn.Embedding(config.codes + 1 + config.classes + 1, C)
+        # Codes, the mask, classes, and no class.
+        rows = config.codes + 1 + config.classes + 1
+        self.embeddings = nn.Embedding(rows, C)
         self.pos_embed = nn.Parameter(torch.empty(1, N + SPARE_POSITIONS, C))
         self.target_aware_pos_embed = nn.Parameter(torch.empty(1, N + SPARE_POSITIONS, C))
         self.timesteps_embeddings = nn.Parameter(torch.empty(1, N + SPARE_TIMES, C))
@@ -118,11 +120,16 @@ class RAR(ImageModel):
                 training in random orders. The logits are in the order of the image.
         """
         if order is None:
-            order = torch.arange(self.length, device=tokens.device).expand(len(tokens), -1)
+            raster = torch.arange(self.length, device=tokens.device)
+            order = raster.expand(len(tokens), -1)
             return self._in_order(tokens, label, order, past_key_values)
+        # Read in the given order, all but the last, after which nothing is left to predict.
         read = tokens.gather(1, order)[:, :-1]
         logits = self._in_order(read, label, order, None)
-        return torch.empty_like(logits).scatter(1, order[..., None].expand_as(logits), logits)
+        # The logits at place i of the order go to the place in the image, order[i], of the token
+        # that they predict.
+        places = order[..., None].expand_as(logits)
+        return torch.empty_like(logits).scatter(1, places, logits)
 
     def predict(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep codes"]:
         """Returns aligned logits of the last `keep` tokens, as in `ImageModel`.
@@ -146,16 +153,25 @@ class RAR(ImageModel):
         mask_id = self.config.codes
         class_id = (label + mask_id + 1)[:, None]
         # cls has no id: that of the mask holds its place until its own vector is put there.
-        ids = F.pad(torch.cat([class_id, tokens], dim=1), (1, 0), value=mask_id)
+        after_cls = torch.cat([class_id, tokens], dim=1)
+        ids = F.pad(after_cls, (1, 0), value=mask_id)
         total = ids.shape[1]
         known = 0 if past_key_values is None else past_key_values.get_seq_length()
 
         x = self.embeddings(ids[:, known:])
         if not known:
-            x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), x[:, 1:]], dim=1)
+            cls = self.cls_token.expand(len(tokens), -1, -1)
+            x = torch.cat([cls, x[:, 1:]], dim=1)
         x = x + self._places(order)[:, known:total]
-        condition = self.embeddings.weight[class_id] + self.timesteps_embeddings[:, known:total]
 
+        # Each position is modulated by the class and by how far it is: [batch, 1, width] +
+        # [1, new, width]. The table is indexed and not called: a second call would pass the hooks
+        # on the embedding once more.
+        of_class = self.embeddings.weight[class_id]
+        of_time = self.timesteps_embeddings[:, known:total]
+        condition = of_class + of_time
+
+        # New positions by all positions: each sees itself and those before it.
         positions = torch.arange(total, device=x.device)
         mask = positions <= positions[known:, None]
         for block in self.blocks:
@@ -171,10 +187,13 @@ class RAR(ImageModel):
         own = self.pos_embed[0]
         target = self.target_aware_pos_embed[0]
         lead = own[:_LEAD].expand(len(order), -1, -1)
-        places = torch.cat([lead, own[_LEAD + order]], dim=1)
-        # cls, the first position, predicts nothing, and neither does the last one, at which all
-        # tokens are known.
-        return places + F.pad(target[_LEAD + order], (0, 0, 1, 1))
+        rows = _LEAD + order  # where the tables hold each token, in the order in which it is read
+        own_places = torch.cat([lead, own[rows]], dim=1)
+        # The padding shifts targets by one position against own places: the class is where the
+        # first token is predicted. It puts zeros at cls, the first position, which predicts
+        # nothing, and at the last one, at which all tokens are known.
+        target_places = F.pad(target[rows], (0, 0, 1, 1))
+        return own_places + target_places
 
     def positions(self, read: int) -> int:
         return _LEAD + read
@@ -186,7 +205,8 @@ class RAR(ImageModel):
     def _initialize(self) -> None:
         """Initializes as the public code: every gate and modulation begins at zero."""
         for name, module in self.named_modules():
-            if not name.startswith("tokenizer") and isinstance(module, (nn.Linear, nn.Embedding)):
+            is_own = not name.startswith("tokenizer")
+            if is_own and isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if isinstance(module, nn.Linear):
                     module.bias.zero_()
@@ -283,4 +303,5 @@ class Final(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch new width"], condition: Tensor) -> Tensor:
         scale, shift = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        return modulate(F.layer_norm(x, x.shape[-1:], eps=_EPS), scale, shift)
+        normalized = F.layer_norm(x, x.shape[-1:], eps=_EPS)
+        return modulate(normalized, scale, shift)

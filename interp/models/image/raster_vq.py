@@ -93,7 +93,8 @@ def raster_vq_config(state: Mapping[str, Tensor], grid: int) -> RasterVQConfig:
 
     # The finest level of the decoder does not up-sample, so its width is that of the last norm.
     levels_above = range(1, 1 + count_numbered(state, above, 1))
-    widths = [finest_width, *(state[above.format(level)].shape[0] for level in levels_above)]
+    widths_above = [state[above.format(level)].shape[0] for level in levels_above]
+    widths = [finest_width, *widths_above]
     return RasterVQConfig(
         grid=grid,
         codes=codes,
@@ -152,7 +153,9 @@ class Grid(Quantizer):
     def features(
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        return self.embedding(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        # From tokens in raster order to a map: [batch, code_width, grid, grid].
+        codes = self.embedding(tokens).transpose(1, 2)
+        return codes.unflatten(2, (self.grid, self.grid))
 
     def forward(self, features: Float[Tensor, "batch code_width grid grid"]) -> Quantized:
         vectors = features.detach().flatten(2).transpose(1, 2)
@@ -162,7 +165,8 @@ class Grid(Quantizer):
         codebook = F.mse_loss(codes, features.detach())
         # Straight-through: the value of the codes with the gradient of the features.
         through = features + (codes - features).detach()
-        return Quantized(tokens, vectors, through, commitment + _CODEBOOK * codebook)
+        loss = commitment + _CODEBOOK * codebook
+        return Quantized(tokens, vectors, through, loss)
 
 
 class _Block(ResidualBlock):
@@ -208,7 +212,8 @@ class _Up(_Level):
         x = super().forward(x)
         if self.upsample_conv is None:
             return x
-        return self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.upsample_conv(doubled)
 
 
 class _Encoder(nn.Module):

@@ -110,7 +110,8 @@ def residual_vq_config(state: Mapping[str, Tensor], sides: Sequence[int]) -> Res
     shape_of(state, level.format(0), "VAR")
     shape_of(state, phi.format(0), "VAR")
 
-    widths = [state[level.format(n)].shape[0] for n in range(count_numbered(state, level))]
+    levels = [level.format(number) for number in range(count_numbered(state, level))]
+    widths = [state[key].shape[0] for key in levels]
     return ResidualVQConfig(
         sides=tuple(sides),
         codes=codes,
@@ -149,7 +150,8 @@ class ResidualVQ(ImageTokenizer):
     def __init__(self, config: ResidualVQConfig | None = None) -> None:
         super().__init__()
         config = config or ResidualVQConfig()
-        starts = accumulate((side**2 for side in config.sides), initial=0)
+        places_per_scale = [side**2 for side in config.sides]
+        starts = accumulate(places_per_scale, initial=0)
         self.config = config
         self.scales: tuple[tuple[int, int], ...] = tuple(pairwise(starts))
         self.channels = config.channels
@@ -170,7 +172,8 @@ class ResidualVQ(ImageTokenizer):
     def paint(
         self, features: Float[Tensor, "batch code_width grid grid"]
     ) -> Float[Tensor, "batch channels side side"]:
-        return (self.decoder(self.post_quant_conv(features)) + 1) / 2
+        images = self.decoder(self.post_quant_conv(features))
+        return (images + 1) / 2  # from [-1, 1] to [0, 1]
 
     @torch.no_grad()
     def next_inputs(
@@ -201,7 +204,8 @@ class ResidualVQ(ImageTokenizer):
         inputs = [self.codebook.weight.new_zeros(len(tokens), 0, self.config.code_width)]
         summed = 0
         for scale, (start, stop) in enumerate(self.scales[:n_given]):
-            summed = summed + self.quantize.scale_features(tokens[:, start:stop], scale)
+            own_tokens = tokens[:, start:stop]
+            summed = summed + self.quantize.scale_features(own_tokens, scale)
             inputs.append(_pooled(summed, self.config.sides[scale + 1]))
         return torch.cat(inputs, 1)
 
@@ -223,6 +227,7 @@ class MultiScale(Quantizer):
         """Returns what the tokens of a scale, counted from 0, add to the sum."""
         side = self.sides[scale]
         grid = self.sides[-1]
+        # From tokens in raster order to a map: [batch, code_width, side, side].
         codes = self.embedding(tokens).transpose(1, 2).unflatten(2, (side, side))
         if side != grid:
             codes = F.interpolate(codes, size=(grid, grid), mode="bicubic")
@@ -231,7 +236,8 @@ class MultiScale(Quantizer):
     def features(
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        tokens_of_scales = tokens.split([side**2 for side in self.sides], 1)
+        places_per_scale = [side**2 for side in self.sides]
+        tokens_of_scales = tokens.split(places_per_scale, 1)
         added = [self.scale_features(part, scale) for scale, part in enumerate(tokens_of_scales)]
         return torch.stack(added).sum(0)
 
@@ -287,12 +293,14 @@ class _Phis(nn.Module):
         )
         # The rule of the public code. It must be computed in float64 as there: some scales lie
         # midway between two ticks, and rounding decides which is nearest.
-        margin = 1 / (3 if config.phis == 4 else 2) / config.phis
+        share_of_gap = 1 / (3 if config.phis == 4 else 2)
+        margin = share_of_gap / config.phis
         ticks = np.linspace(margin, 1 - margin, config.phis)
         self.of_scale: list[int] = []
         last = len(config.sides) - 1
         for scale in range(len(config.sides)):
-            self.of_scale.append(int(np.abs(ticks - scale / last).argmin()))
+            distances = np.abs(ticks - scale / last)
+            self.of_scale.append(int(distances.argmin()))
 
     def forward(
         self, h: Float[Tensor, "batch code_width grid grid"], scale: int
@@ -309,7 +317,8 @@ class _Level(nn.Module):
         self.block = nn.ModuleList(
             ResidualBlock(outputs if number else inputs, outputs) for number in range(blocks)
         )
-        self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if lowest else 0))
+        attentions = blocks if lowest else 0
+        self.attn = nn.ModuleList(Attention(outputs) for _ in range(attentions))
 
     def forward(self, x: Tensor) -> Tensor:
         for number, block in enumerate(self.block):
@@ -357,7 +366,8 @@ class _Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        x = self.mid(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class _Decoder(nn.Module):
@@ -386,4 +396,5 @@ def _pooled(
     features: Float[Tensor, "batch width grid grid"], side: int
 ) -> Float[Tensor, "batch places width"]:
     """Area means over side x side cells, in raster order."""
-    return F.interpolate(features, size=(side, side), mode="area").flatten(2).transpose(1, 2)
+    maps = F.interpolate(features, size=(side, side), mode="area")
+    return maps.flatten(2).transpose(1, 2)

@@ -46,7 +46,12 @@ def cosine_guidance(scale: float, power: float) -> Guidance:
         >>> cosine_guidance(8.0, 1.2)(1.0)
         7.0
     """
-    return lambda progress: (scale - 1) * (1 - math.cos(math.pi * progress**power)) / 2
+
+    def weight(progress: float) -> float:
+        angle = math.pi * progress**power
+        return (scale - 1) * (1 - math.cos(angle)) / 2
+
+    return weight
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,9 @@ def sample(
         [2, 1, 8, 8]
     """
     module = image_model(subject.module)
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or label.ndim != 1 or not len(label):
+    bad_setting = temperature < 0 or top_k < 0 or not 0 < top_p <= 1
+    bad_label = label.ndim != 1 or not len(label)
+    if bad_setting or bad_label:
         raise ValueError(
             "expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and labels [images]; "
             f"got temperature={temperature}, top_k={top_k}, top_p={top_p} "
@@ -134,11 +141,12 @@ def _gumbel(
     """
     noise: list[Tensor] = []
     for row in rows.tolist():
-        seed_of_row = int(np.random.SeedSequence((seed, row)).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed_of_row)
+        seeds = np.random.SeedSequence((seed, row))
+        (seed_of_row,) = seeds.generate_state(1)
+        generator = torch.Generator().manual_seed(int(seed_of_row))
         exponential = torch.empty(module.length, module.tokenizer.codes)
         exponential.exponential_(generator=generator)
-        noise.append(-exponential.log())
+        noise.append(-exponential.log())  # -log of an exponential draw is a Gumbel draw
     return torch.stack(noise)
 
 
@@ -154,7 +162,8 @@ def _draw(
     guidance = settings.guidance
     if guidance is not None:
         # The second half of the batch draws the same images without a class.
-        label = torch.cat([label, torch.full_like(label, module.null)])
+        no_class = torch.full_like(label, module.null)
+        label = torch.cat([label, no_class])
     decoder = Decoder(subject, len(label), {"label": label})
 
     drawn: list[Tensor] = []
@@ -172,6 +181,7 @@ def _draw(
         tokens = logits.argmax(-1)
         drawn.append(tokens)
         if guidance is not None:
+            # Both halves of the batch read the same tokens: they differ by the class alone.
             tokens = torch.cat([tokens, tokens])
     return torch.cat(drawn, dim=1)
 
@@ -192,7 +202,8 @@ def truncate(
         [-inf, 3.0, 2.0]
     """
     if top_k:
-        least_kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        k = min(top_k, logits.shape[-1])
+        least_kept = logits.topk(k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least_kept, -torch.inf)
     if top_p < 1:
         ordered, places = logits.sort(dim=-1, descending=True)
@@ -200,5 +211,8 @@ def truncate(
         # A token is not needed when the more likely ones already hold top_p.
         more_likely = probability.cumsum(-1) - probability
         surplus = more_likely >= top_p
-        logits = logits.masked_fill(surplus.scatter(-1, places, surplus), -torch.inf)
+        # Back from the sorted order, in which `places` names the codes, to the order of the codes.
+        # Every code is written, so that it does not matter what they are scattered into.
+        is_surplus = surplus.scatter(-1, places, surplus)
+        logits = logits.masked_fill(is_surplus, -torch.inf)
     return logits

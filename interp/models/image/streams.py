@@ -29,9 +29,11 @@ def drop_labels(
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
         label = batch.conditioning["label"]
-        dropped = (torch.rand(len(label), generator=generator) < rate).to(label.device)
-        label = label.masked_fill(dropped, model.null)
-        yield replace(batch, conditioning={**batch.conditioning, "label": label})
+        # Drawn on the CPU, so that a seed drops the same labels on every device.
+        is_dropped = torch.rand(len(label), generator=generator) < rate
+        label = label.masked_fill(is_dropped.to(label.device), model.null)
+        conditioning = {**batch.conditioning, "label": label}
+        yield replace(batch, conditioning=conditioning)
 
 
 def anneal_orders(batches: Iterable[Batch], until: int, seed: int = 0) -> Iterator[Batch]:
@@ -51,7 +53,13 @@ def anneal_orders(batches: Iterable[Batch], until: int, seed: int = 0) -> Iterat
     generator = torch.Generator().manual_seed(seed)
     for number, batch in enumerate(batches):
         raster = torch.arange(batch.length).expand(len(batch), -1)
-        shuffled = torch.rand(len(batch), batch.length, generator=generator).argsort(1)
-        is_random = torch.rand(len(batch), 1, generator=generator) < 1 - number / until
-        order = torch.where(is_random, shuffled, raster).to(batch.tokens.device)
-        yield replace(batch, conditioning={**batch.conditioning, "order": order})
+        # The order of random numbers is a random order, another one in each row.
+        keys = torch.rand(len(batch), batch.length, generator=generator)
+        shuffled = keys.argsort(1)
+        # One draw for each image, [batch, 1], decides about its whole row. After `until` batches
+        # the chance is below 0, and no draw is below that.
+        chance = 1 - number / until
+        is_random = torch.rand(len(batch), 1, generator=generator) < chance
+        order = torch.where(is_random, shuffled, raster)
+        conditioning = {**batch.conditioning, "order": order.to(batch.tokens.device)}
+        yield replace(batch, conditioning=conditioning)

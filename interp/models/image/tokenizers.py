@@ -56,7 +56,8 @@ class Quantizer(nn.Module, ABC):
         codes = self.embedding.weight.to(precise)
         vectors = vectors.to(precise)
         # |code - vector|^2 without |vector|^2, which is the same for all codes.
-        distances = codes.square().sum(1) - 2 * vectors @ codes.T
+        code_lengths = codes.square().sum(1)
+        distances = code_lengths - 2 * vectors @ codes.T  # [..., codes]
         return distances.argmin(-1)
 
     @abstractmethod
@@ -127,7 +128,8 @@ class ImageTokenizer(nn.Module, ABC):
             ValueError: the images have another shape, or are not floating, not finite or outside
                 [0, 1].
         """
-        return self.quantize(self.features(self.validate_images(images))).tokens
+        features = self.features(self.validate_images(images))
+        return self.quantize(features).tokens
 
     @torch.no_grad()
     def decode(
@@ -147,7 +149,8 @@ class ImageTokenizer(nn.Module, ABC):
         tokens = self.validate_tokens(tokens)
         if tokens.shape[1] != self.length:
             raise ValueError(f"expected tokens [batch, {self.length}], got {list(tokens.shape)}")
-        return self.paint(self.quantize.features(tokens)).clamp(0, 1)
+        features = self.quantize.features(tokens)
+        return self.paint(features).clamp(0, 1)
 
     def reconstruct(
         self, images: Float[Tensor, "batch channels side side"]
@@ -303,7 +306,8 @@ def _training(tokenizer: ImageTokenizer) -> Generator[None]:
 def _lr_factor(step: int, steps: int) -> float:
     """The learning rate of a step as a fraction of the largest."""
     rise = min(1.0, (step + 1) / _WARM_UP)
-    return rise * (1 + math.cos(math.pi * step / steps)) / 2
+    angle = math.pi * step / steps
+    return rise * (1 + math.cos(angle)) / 2
 
 
 @torch.no_grad()
@@ -342,8 +346,9 @@ def _redraw(
     generator: torch.Generator,
 ) -> None:
     """Replaces some codes by vectors drawn from those given."""
-    pool = vectors.flatten(0, 1)
-    drawn = torch.randint(len(pool), (int(which.sum()),), generator=generator)
+    pool = vectors.flatten(0, 1)  # all places of all images
+    count = int(which.sum())
+    drawn = torch.randint(len(pool), (count,), generator=generator)
     codebook.weight[which] = pool[drawn.to(pool.device)]
 
 
@@ -367,5 +372,5 @@ def count_numbered(state: Mapping[str, Tensor], pattern: str, start: int = 0) ->
         >>> count_numbered(state, "down.{}.weight")
         2
     """
-    first_missing = next(number for number in count(start) if pattern.format(number) not in state)
-    return first_missing - start
+    missing = (number for number in count(start) if pattern.format(number) not in state)
+    return next(missing) - start

@@ -97,7 +97,8 @@ class VAR(ImageModel):
         self.all_groups = tuple(pairwise(accumulate(counts, initial=0)))
         segments: list[Segment] = []
         for number, (start, stop) in enumerate(self.all_groups, start=1):
-            segments.append(Segment(f"scale {number}", start, stop, degenerate=number == 1))
+            is_first = number == 1  # it reads the class alone
+            segments.append(Segment(f"scale {number}", start, stop, degenerate=is_first))
         self.segments = tuple(segments)
 
         C = config.width
@@ -107,9 +108,10 @@ class VAR(ImageModel):
         self.word_embed = nn.Linear(config.code_width, C)
         self.class_emb = nn.Embedding(config.classes + 1, C)
         self.lvl_embed = nn.Embedding(len(config.sides), C)
-        self.shared_ada_lin = (
-            nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C)) if config.shared else nn.Identity()
-        )
+        if config.shared:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+        else:
+            self.shared_ada_lin = nn.Identity()
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
 
         level_of_token: list[int] = []
@@ -117,7 +119,7 @@ class VAR(ImageModel):
             level_of_token += [number] * count
         level = torch.tensor(level_of_token)
         self.register_buffer("lvl_1L", level[None])
-        sees = level[:, None] >= level
+        sees = level[:, None] >= level  # [reading token, read token]
         bias = torch.where(sees, 0.0, -torch.inf)
         self.register_buffer("attn_bias_for_masking", bias[None, None])
         self.head_nm = Final(C)
@@ -130,9 +132,13 @@ class VAR(ImageModel):
         label: Int[Tensor, " batch"],
         past_key_values: Any = None,
     ) -> Float[Tensor, "batch new codes"]:
+        # No scale stands in front of the first one, which reads the class instead:
+        # [batch, 1, width] + [1, 1, width].
         condition = self.class_emb(label)
+        first_scale = condition[:, None] + self.pos_start
         features = self.tokenizer.next_inputs(tokens).to(condition.dtype)
-        x = torch.cat([condition[:, None] + self.pos_start, self.word_embed(features)], dim=1)
+        later_scales = self.word_embed(features)
+        x = torch.cat([first_scale, later_scales], dim=1)
         total = x.shape[1]
         known = 0 if past_key_values is None else past_key_values.get_seq_length()
 
@@ -140,9 +146,13 @@ class VAR(ImageModel):
         # output an intervention could change; but it sees no batch, only positions.
         level = self.lvl_embed.weight[self.lvl_1L[:, :total]]
         x = x + level + self.pos_1LC[:, :total]
+        # What is in the cache is embedded with the rest, because a scale is made from the sum of
+        # all earlier ones; but the blocks must not see it twice.
         x = x[:, known:]
 
-        mask = self.attn_bias_for_masking[:, :, known:total, :total].to(x.dtype)
+        # New positions by all positions.
+        bias = self.attn_bias_for_masking[:, :, known:total, :total]
+        mask = bias.to(x.dtype)
         shared = self.shared_ada_lin(condition)
         for block in self.blocks:
             x = block(x, shared, mask, past_key_values=past_key_values)
@@ -150,7 +160,8 @@ class VAR(ImageModel):
         # The head is float32 where the rest is not: which code is the most likely depends on small
         # differences.
         precise = self.head.weight.dtype
-        normalized = self.head_nm(x.to(precise), for_rows(condition, x).to(precise))
+        condition = for_rows(condition, x)
+        normalized = self.head_nm(x.to(precise), condition.to(precise))
         return self.head(normalized)
 
     def positions(self, read: int) -> int:
@@ -164,7 +175,8 @@ class VAR(ImageModel):
         """Initializes much as the public code: head and last layer of each branch are small."""
         std = math.sqrt(1 / self.config.width / 3)
         for name, module in self.named_modules():
-            if not name.startswith("tokenizer") and isinstance(module, (nn.Linear, nn.Embedding)):
+            is_own = not name.startswith("tokenizer")
+            if is_own and isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.trunc_normal_(module.weight, std=std)
                 bias = getattr(module, "bias", None)
                 if isinstance(bias, Tensor):
@@ -203,6 +215,8 @@ class Attention(nn.Module):
             three=3,
             head=self.heads,
         )
+        # The similarity of q and k is their cosine times the temperature of the head, which is
+        # multiplied into q. Attention must not scale it once more, by the root of the width.
         scale = self.scale_mul_1H11.clamp_max(_LARGEST_SCALE).exp()
         q = F.normalize(q, dim=-1) * scale
         k = F.normalize(k, dim=-1)
@@ -237,6 +251,8 @@ class Block(nn.Module):
         mask: Tensor,
         past_key_values: Any = None,
     ) -> Tensor:
+        # Six vectors for each image, the same at all of its positions. The shared layer norm gives
+        # all blocks the same six, to which each block adds its own.
         modulation = condition if self.shared else self.ada_lin(condition)
         modulation = rearrange(modulation, "batch (six width) -> batch 1 six width", six=6)
         if self.shared:
@@ -273,5 +289,7 @@ class Final(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch new width"], condition: Float[Tensor, "batch width"]
     ) -> Tensor:
-        scale, shift = self.ada_lin(condition)[:, None].chunk(2, dim=-1)
-        return modulate(F.layer_norm(x, x.shape[-1:], eps=_EPS), scale, shift)
+        modulation = self.ada_lin(condition)[:, None]  # the same at all positions
+        scale, shift = modulation.chunk(2, dim=-1)
+        normalized = F.layer_norm(x, x.shape[-1:], eps=_EPS)
+        return modulate(normalized, scale, shift)

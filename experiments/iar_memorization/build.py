@@ -45,15 +45,16 @@ class Study:
     """A model with its images.
 
     Attributes:
-        family: of the model, "VAR" or "RAR".
+        family: family of the model, "VAR" or "RAR".
         regime: name of the regime that it was trained in.
-        seed: of its training.
+        seed: seed of its training.
         subject: the model.
-        images: by set: `planted` (trained most often), `background` (trained too) and `held out`.
+        images: the images of each set: `planted` (trained on most often), `background` (trained on
+            too) and `held out`.
         batches: the same images as tokens, without a prompt.
         prefixes: numbers of tokens that are given when extraction is tried.
         judged: the one of them from which edits are judged.
-        history: of the training, where the model was trained here.
+        history: history of the training, where the model was trained here.
         alike: similarity of two sets of images, pair by pair. When edits are judged, an image
             counts as extracted above ALIKE; without such a function, all its tokens must be the
             same.

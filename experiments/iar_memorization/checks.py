@@ -254,7 +254,8 @@ def _deepening(settings: Preset) -> Check:
     def rising(tables: Tables) -> float:
         segments = rows(tables["map"], where).groupby("segment", sort=False)
         centres = [centre(part, "top") for _, part in segments]
-        # Scale 1 sees the class alone: what is selective there tells the class, not the image.
+        # Scale 1 sees the class alone: a unit that is selective there responds to the class, not to
+        # the image.
         later = centres[1:]
         return float(spearmanr(range(len(later)), later).statistic)
 

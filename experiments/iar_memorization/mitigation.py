@@ -31,7 +31,8 @@ HALVED = "in-weights x 0.5"
 ZEROED = "in-weights x 0"
 COSTS = ("held out loss", "distance")
 MODEL = ["family", "regime", "seed"]
-_FEW = 100  # at most so many held-out images, and at most half of them, measure an edit
+# An edit is measured on at most this number of held-out images, and on at most half of them.
+_FEW = 100
 _BATCH_SIZE = 64
 # What is compared at equal cost. Images are drawn under the first edit only, so that the second one
 # has no distance.

@@ -101,8 +101,8 @@ class Quality:
         self, study: Study, features: Features, draws: int, sampling: Sampling | None = None
     ) -> None:
         held_out = study.images["held out"]
-        # As many images of each class are drawn as there are held out, over and over until there
-        # are enough: another mixture of classes would be a distance by itself.
+        # The classes of the held-out images are taken in turn, over and over until there are
+        # enough: another mixture of classes would be a distance by itself.
         times = -(-draws // len(held_out))
         self.study = study
         self.features = features

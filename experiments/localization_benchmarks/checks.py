@@ -25,9 +25,9 @@ from interp.localization import methods
 
 PRUNING = ("hard_concrete", "slimming")
 BASELINES = ("random", "lowest")
-# Recall in INJ is claimed to be at least so many times that of chance.
+# The claim is that recall in INJ is at least this many times chance.
 TIMES_CHANCE = 3
-# A sequence is claimed to lose at least so many times what it loses to random neurons.
+# The claim is that a sequence loses at least this many times what it loses to random neurons.
 TIMES_RANDOM = 5
 _RANKING = {
     "pruning": PRUNING,

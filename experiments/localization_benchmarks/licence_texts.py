@@ -133,7 +133,7 @@ def _texts(windows: pd.DataFrame) -> list[str]:
 
 
 def _runs(text: str, run: int) -> set[tuple[str, ...]]:
-    """All runs of so many words in a text, without punctuation and comment marks."""
+    """All runs of `run` consecutive words in a text, without punctuation and comment marks."""
     words = re.findall(r"[^\W_]+", text.lower())
     starts = range(len(words) - run + 1)
     return {tuple(words[start : start + run]) for start in starts}
@@ -239,8 +239,8 @@ def _unrelated(subject: Subject, taken: pd.DataFrame) -> dict[str, pd.DataFrame]
 def _first_windows(
     subject: Subject, texts: Sequence[str], kind: str, others: pd.DataFrame
 ) -> pd.DataFrame:
-    """The first window of each text that is long enough, for as many texts as one forward pass
-    takes; each text is a source of its own."""
+    """The first window of each text that is long enough, for one forward pass of texts; each text
+    is a source of its own."""
     windows = islice(_long_enough(subject, texts), BATCH_SIZE)
     frame: Frame = scan(subject, windows, PREFIX, LENGTH, decode_from=_TEACHER_FORCED)
     named = frame.assign(source=[f"{kind} {number}" for number in frame["text"]], style="raw")

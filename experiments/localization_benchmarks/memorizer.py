@@ -45,7 +45,7 @@ class Recipe:
 
     Attributes:
         blocks: number of blocks.
-        width: of the residual stream.
+        width: width of the residual stream.
         neurons: hidden units of each MLP.
         vocabulary: size of the tokenizer.
         prefix: tokens given of a window.

@@ -65,9 +65,9 @@ class Preset:
         model: a hub id or folder of a model that has memorized licences.
         methods: options of each localization method, by name of the method.
         fractions: fractions of the neurons that are zeroed, HEADLINE among them.
-        controlled: those of them at which the controls are measured too.
+        controlled: the fractions at which the controls are measured too.
         draws: number of draws of each random control.
-        dtype: of the weights.
+        dtype: precision of the weights.
         seeds: number of seeds that controls are drawn from; intervals are over texts.
     """
 

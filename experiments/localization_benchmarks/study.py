@@ -158,7 +158,7 @@ def look_up(known: Memorizer, every: Mapping[str, Choice], count: int, seed: int
         known: a model and its windows.
         every: the methods.
         count: number of look-ups, each planted for another held-out window.
-        seed: of the model; the blocks take turns over windows and seeds.
+        seed: seed of the model; the blocks take turns over windows and seeds.
 
     Returns:
         One row per method and window: the `loss` of the window after planting; the `recall`, which

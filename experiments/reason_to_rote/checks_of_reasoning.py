@@ -145,7 +145,7 @@ def _reasoning_stays(name: str) -> list[Check]:
 
 
 def _intermediate_results(digit: str, position: int) -> list[Check]:
-    """C3, behind the first block."""
+    """C3: what probes read after the first block."""
 
     def read_digit(of: Rows = FDA, **options: Any) -> Measure:
         return probe(digit, 1.0, position=position, of=of, **options)
@@ -224,7 +224,7 @@ def _intermediate_results(digit: str, position: int) -> list[Check]:
 
 
 def _noisy_digit(digit: str, position: int, blocks: float) -> list[Check]:
-    """C4: the wrong answer appears in the last MLP."""
+    """C4: whether the wrong answer appears in the last MLP."""
     before = blocks - 0.5
     figure = "figures/decoding.png"
     return [

@@ -38,7 +38,7 @@ def erase(study: Study, draws: int, rounds: int, seed: int) -> Tables:
         study: model and items.
         draws: number of random subspaces.
         rounds: number of rounds of INLP.
-        seed: of INLP and of the random subspaces.
+        seed: seed of INLP and of the random subspaces.
     """
     rows: list[dict[str, Any]] = []
     progress: list[pd.DataFrame] = []
@@ -153,7 +153,7 @@ def donors(study: Study, items: Studied, *, same: bool, seed: int) -> Int[np.nda
         items: the items that need a donor.
         same: whether the donor has the same intermediate result, but from other inputs; otherwise
             it has another intermediate result.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: no clean item qualifies.

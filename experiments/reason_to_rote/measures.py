@@ -52,8 +52,8 @@ def point(value: float) -> Interval:
 
 
 def donor(kind: str, of: Rows, items: Rows = MEMORIZED) -> Rows:
-    """Rows of `donors` with the residual stream replaced behind the first block at the intermediate
-    result, by donors of the same or another one."""
+    """Rows of `donors` with the residual stream replaced after the first block, at the position of
+    the intermediate result, by that of donors with the same or another intermediate result."""
     return {"place": "intermediate", "donor": kind, "block": 0, **of, **items}
 
 
@@ -161,7 +161,8 @@ def _proportion(fraction: float, n: int) -> Interval:
 
 
 def erasure(removed: str, of: Rows, items: Rows = MEMORIZED) -> Measure:
-    """The fraction of answers that stay as they were without a subspace behind the first block."""
+    """The fraction of answers that stay the same when a subspace is removed after the first
+    block."""
     return mean("erasure", "kept", removed=removed, block=0, **of, **items)
 
 
@@ -226,16 +227,17 @@ def _unpaired(
 
 
 def overlap(fraction: float, less: str | None = None, other: str = "test", **where: Any) -> Measure:
-    """Intersection over union of the top edges of memorized items with those of another set.
+    """The overlap (intersection over union) of the edges that matter most for memorized items and
+    for another set.
 
     Args:
-        fraction: of all edges, that are compared.
+        fraction: fraction of all edges that each circuit has.
         less: a control whose intersection over union with the memorized items is subtracted.
         other: the other set.
-        where: further values of the rows.
+        where: values of other columns, which choose the rows.
 
     Returns:
-        The measure; its interval is that of the percentiles over resamples of the items.
+        The measure, with the 95% percentile bootstrap interval over items.
     """
 
     def measure(tables: Tables) -> Interval:
@@ -253,12 +255,12 @@ def overlap(fraction: float, less: str | None = None, other: str = "test", **whe
 
 
 def component_correlation(kind: str = "head|MLP", **where: Any) -> Measure:
-    """Pearson's correlation over components between the memorized answers and the test answers that
-    ablating a component leaves.
+    """Pearson's correlation, over components, between the share of memorized answers and the share
+    of test answers that survive when the component is ablated.
 
     Args:
         kind: a regular expression that the names of the components match.
-        where: values of the rows.
+        where: values of other columns, which choose the rows.
     """
 
     def measure(tables: Tables) -> Interval:

@@ -74,7 +74,7 @@ class Shifts:
     def contribution(
         self, towards: Int[np.ndarray, " items"]
     ) -> Float[np.ndarray, "items neurons"]:
-        """What the shift of each neuron adds to the logit of an answer, less what it adds to that
+        """What the shift of each neuron adds to the logit of an answer, minus what it adds to that
         of the true answer."""
         shift = self.out.rows - self.expected
         return self.out.contribution(shift, towards, self.items.true)
@@ -91,7 +91,7 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
         study: model and items.
         doses: numbers of neurons that are reset.
         draws: number of random choices of neurons.
-        seed: of the wrong answers and of the groups that items are compared with.
+        seed: seed of the wrong answers and of the groups that items are compared with.
     """
     distances: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
@@ -242,8 +242,8 @@ def heuristics(study: Study, knocked_out: int) -> Tables:
 def _best_rules(
     study: Study, block: int, items: Studied, operands: Covers, result: Covers
 ) -> pd.DataFrame:
-    """The rule that describes each neuron of a block best. Rules over operands are held against its
-    activations, rules over the result against what it adds to the logit of the result."""
+    """The rule that describes each neuron of a block best. Rules over operands are compared with
+    its activations, rules over the result with what it adds to the logit of the result."""
     out = ReadOut(study.subject, items.batch, Site("neurons", block))
     by_operands = match(out.rows, operands).assign(map="operands")
     by_result = match(key_value(out, items.true), result).assign(map="result")

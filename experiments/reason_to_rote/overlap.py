@@ -69,7 +69,7 @@ def circuits(study: Study, untrained: Study, items: int, resamples: int, seed: i
         untrained: the same items on an untrained model.
         items: number of items of each set.
         resamples: how often the items are resampled.
-        seed: of the contrasts, the random prompts and the resamples.
+        seed: seed of the contrasts, the random prompts and the resamples.
     """
     contrasts: dict[str, Contrast] = {}
     for name, of in study.sets.items():

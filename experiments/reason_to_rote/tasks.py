@@ -228,7 +228,7 @@ def train_or_load(
         of: the task.
         model: size and initialization of the model.
         training: how it is trained.
-        seed: of the initial weights and of the order of the items.
+        seed: seed of the initial weights and of the order of the items.
         folder: where checkpoints are kept; a finished training is only loaded.
         clean: train every item with its right label, as the control.
 
@@ -289,7 +289,7 @@ def network(
     Args:
         of: the task whose vocabulary it has.
         model: its size and initialization.
-        seed: of the initial weights; torch's own generator is left as it was.
+        seed: seed of the initial weights; torch's own generator is left as it was.
         like: a subject on whose device the new one is put, by default on the CPU.
     """
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -43,7 +43,7 @@ def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
     - basis: [rank, columns] of a subspace that is removed, or None.
 
     Args:
-        anatomy: of the model that the plan will run on.
+        anatomy: anatomy of the model that the plan will run on.
         plan: the plan.
         batch: the batch that it will run on.
 

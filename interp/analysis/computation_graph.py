@@ -33,7 +33,7 @@ from interp.subject.subject import Subject
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: its sites, and where its nodes stand among the senders.
+    """One block: its sites, and the numbers of its nodes among the senders.
 
     Attributes:
         pre: the residual that enters the block.
@@ -398,7 +398,7 @@ def _check_linear(subject: Subject, layer: Layer, values: Mapping[Site, Value]) 
     if not close(values[layer.attn], expected, rounding_scale):
         raise SiteError(
             f"{layer.attn} is not what {layer.heads} write into the residual: "
-            "what stands between them mixes the heads"
+            "something between them mixes the heads"
         )
 
 

@@ -129,8 +129,8 @@ def inlp(
         labels: the class of each row.
         rounds: the largest number of removals.
         held_out: the share of rows that classifiers are tested on.
-        slack: in standard errors.
-        seed: of the choice of held-out rows.
+        slack: number of standard errors by which accuracy must exceed chance.
+        seed: seed of the choice of held-out rows.
 
     Returns:
         The subspace that was removed, its basis in the order of the rounds; and a table with one

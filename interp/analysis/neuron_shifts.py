@@ -359,7 +359,7 @@ def random_choice(shape: tuple[int, int], k: int, seed: int) -> Chosen:
     Args:
         shape: number of items and of neurons.
         k: how many neurons to choose for each item.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     return largest(np.random.default_rng(seed).random(shape), k)
 

@@ -68,7 +68,7 @@ class Recipe:
         warmup: number of steps in which the learning rate rises.
         decay: number of steps in which it falls at the end.
         clip: the norm that gradients are clipped to.
-        precision: of training.
+        precision: precision of training.
         prefix: number of tokens the model is given of a record.
         length: number of tokens it has to continue with.
         fraction: the share of neurons that the verdict is about.
@@ -237,10 +237,10 @@ def planted_leak(
     Args:
         out: folder of the files. The converted and the fine-tuned model are kept next to it, in
             `out`/../cache, for the next run.
-        seed: of the records, of the prose and of the order of training.
+        seed: seed of the records, of the prose and of the order of training.
         recipe: how the leak is made and measured.
         model: anything that `interp.load` reads from files.
-        tell: is called with one line of text before each step.
+        tell: a function that is called with one line of text before each stage.
     """
     recipe = recipe or Recipe()
     place = writable(out)
@@ -372,7 +372,7 @@ def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.D
 
 
 def _first_windows(subject: Subject, prose: Sequence[str], width: int) -> list[list[int]]:
-    """The first `width` tokens of each paragraph that has as many."""
+    """The first `width` tokens of each paragraph that is long enough."""
     encoded = [subject.encode(paragraph) for paragraph in prose]
     return [tokens[:width] for tokens in encoded if len(tokens) >= width]
 

@@ -160,7 +160,7 @@ def _check_classes(images: Images, places: Sequence[Path], classes: int) -> None
     names = sorted(found)
     if not all(map(str.isdecimal, names)) and len(names) != classes:
         raise ValueError(
-            f"{len(names)} folders with names such as {names[0]} do not tell which of {classes} "
+            f"{len(names)} folders with names such as {names[0]} do not say which of {classes} "
             "classes they are: name them by the classes' numbers"
         )
 

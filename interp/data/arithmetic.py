@@ -43,13 +43,13 @@ def addition(
     Args:
         train: number of items to train on.
         test: number of other items to test on.
-        digits: of each operand, 1 to 9.
-        order: of the answer's digits; `reversed` begins with the units.
+        digits: number of digits of each operand, 1 to 9.
+        order: order of the answer's digits; `reversed` begins with the units.
         noise: share of train items with a wrong label, which stays the same throughout training.
         rule: how a wrong label is made. `random_sum`: the sum of another random pair; `one_digit`:
             the truth with one digit changed; `permute`: the truth of another noisy item. It is
             never the item's own truth.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Returns:
         The train items and the test items. Their variables, with k = 0 for the units: `x{k}` and
@@ -98,7 +98,7 @@ def sums(
 
     Args:
         question: [items, 2 * digits + 2] token ids.
-        order: of the answer's digits.
+        order: order of the answer's digits.
 
     Returns:
         [items, digits + 1] token ids.

@@ -57,7 +57,7 @@ class Images:
         if labels.shape != self.pixels.shape[:1] or not is_whole:
             raise ValueError(
                 f"labels are {labels.dtype} {list(labels.shape)}: "
-                f"expected {len(self)} whole numbers, one an image"
+                f"expected {len(self)} whole numbers, one per image"
             )
         if labels.min() < 0:
             raise ValueError(
@@ -181,9 +181,9 @@ def plant(
 ) -> Split:
     """Draws four sets that share no image.
 
-    Of images that are the same pixel for pixel, only the first can be drawn. The tokenizer's images
-    are the same for every seed. The others are drawn from the rest: planted first, then held out,
-    then background, so that a larger background leaves the other two as they were.
+    Where several images are the same pixel for pixel, only the first can be drawn. The tokenizer's
+    images are the same for every seed. The others are drawn from the rest: planted first, then held
+    out, then background, so that a larger background leaves the other two as they were.
 
     Args:
         images: to draw from.
@@ -192,7 +192,7 @@ def plant(
         background: number of images that are trained once.
         held_out: number of images that are never trained.
         tokenizer: number of images for the tokenizer.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: a number below 1, or more images than there are.
@@ -239,7 +239,7 @@ def shift_images(images: Images, views: int, seed: int, most: int = 1) -> Images
     Args:
         images: the images.
         views: number of views of each.
-        seed: of the moves.
+        seed: seed of the moves.
         most: pixels by which a view is moved down and right, from -most to most, all equally likely
             (0 too).
 
@@ -278,7 +278,7 @@ def correlation(
 
     Args:
         a: [n, channels, side, side] images.
-        b: as many images of the same shape.
+        b: the same number of images, of the same shape.
 
     Returns:
         [n] correlations in [-1, 1]; 0 where either image is constant.
@@ -308,7 +308,7 @@ def threshold(similarities: ArrayLike, rate: float = 0.01) -> float:
     the floor(rate * n) largest, which is the largest where there are fewer than 1 / rate.
 
     Args:
-        similarities: of held-out images, any shape.
+        similarities: similarities of held-out images, any shape.
         rate: share that may exceed the threshold, at least 0 and below 1.
 
     Raises:

@@ -39,7 +39,7 @@ from interp.subject.subject import Subject, evaluating, token_losses
 
 Logits = Float[Tensor, "batch predicted vocabulary"]
 Measure = Callable[[Logits, Batch], Any]
-Key = tuple[str | int, ...]  # where a tensor stands in nested arguments: ("mask", 0)
+Key = tuple[str | int, ...]  # path of a tensor in nested arguments: ("mask", 0)
 
 # Tokens of one grown forward. Beyond that a forward is bound by arithmetic, so that more rows only
 # cost memory.
@@ -383,7 +383,8 @@ def _edit_rows(numbered: Sequence[tuple[int, slice, Edit]], applied: Counter[int
 
 
 def _repeat_arguments(size: int, batched: frozenset[Key]) -> Route:
-    """Gives a block as many rows of masks and positions as its hidden states have by then."""
+    """Repeats the masks and positions that a block is given, so that they have the rows of its
+    hidden states."""
 
     def route(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -402,10 +403,10 @@ class _StopForwardError(Exception):
 
 
 # Which arguments of a block have one row per example cannot be read off their shapes: a mask of one
-# row may stand for all examples, and a length may equal the batch size by chance. So the model is
+# row may serve all examples, and a length may equal the batch size by chance. So the model is
 # called on one example and on two, and the arguments that doubled are those with rows.
 def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
-    """Where the tensors with one row per example stand in the arguments of a block."""
+    """The paths, in the arguments of a block, of the tensors that have one row per example."""
     sizes: list[dict[Key, int]] = []
 
     def note_sizes(_: Callable[..., Any]) -> Callable[..., Any]:
@@ -429,7 +430,7 @@ def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
 
 
 def _tensors(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:
-    """The tensors in nested arguments, each with the key under which it stands."""
+    """The tensors in nested arguments, each with its path."""
     if isinstance(tree, Tensor):
         if tree.ndim:
             yield key, tree

@@ -39,8 +39,8 @@ class Results:
 
     Attributes:
         claims: the claims, over all seeds and for each seed.
-        tables: by name.
-        figures: by name.
+        tables: the tables, by name.
+        figures: the figures, by name.
     """
 
     claims: Sequence[Claim]

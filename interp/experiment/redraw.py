@@ -21,8 +21,8 @@ def redraw(folder: str | Path) -> Results:
     Claims whose tables were not kept stay as they are, except for their statements.
 
     Args:
-        folder: of results, as `interp reproduce` wrote it: config.json says of which experiment and
-            preset, claims.json what was measured.
+        folder: folder of results, as `interp reproduce` wrote it: config.json says of which
+            experiment and preset, claims.json what was measured.
 
     Returns:
         The claims, the figures and, as the only table, that of the verdicts.

@@ -164,7 +164,7 @@ def _hook_clock(module: nn.Module, clock: Clock) -> Any:
         if value is not None and value.ndim == 3:
             clock.see(value)
 
-    # In front of all other hooks, which ask the clock.
+    # Before all other hooks, which ask the clock.
     return module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
 
 
@@ -356,7 +356,7 @@ def lower_plans(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
     """Returns plans as edits, checked against the model on which they are to run.
 
     Args:
-        anatomy: of the model.
+        anatomy: anatomy of the model.
         plans: interventions, or sequences of interventions, in order.
 
     Raises:

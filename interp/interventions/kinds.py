@@ -124,7 +124,7 @@ class Intervention(ABC):
         table = np.asarray(values[site])
         width = len(columns(site, np.arange(self.units.widths[site])))
 
-        # The last axes, as many as needed, must make up one row: [width] or [head, d_head].
+        # The last axes together must make up one row: [width] or [head, d_head].
         sizes_of_last_axes = np.cumprod(table.shape[::-1])
         if not table.size or table.size % width or width not in sizes_of_last_axes:
             raise ValueError(f"{name} at {site} needs values {width} wide; got shape {table.shape}")
@@ -321,7 +321,7 @@ class Resample(Intervention):
 
     Attributes:
         values: for each site the pool, [rows, width].
-        seed: of the draw.
+        seed: seed of the draw.
 
     Example:
         >>> site = interp.Site.parse("blocks.0.neurons")

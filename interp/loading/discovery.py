@@ -52,7 +52,7 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
     Args:
         module: the network.
         run: does one forward of `module` on a few tokens, with batch and length above 1.
-        layout: paths that the structure of the module does not tell; by default there are none.
+        layout: paths that cannot be found from the structure of the module; none by default.
 
     Returns:
         The verified sites. Points that cannot be verified are in `Anatomy.refused`, with reasons.
@@ -387,7 +387,7 @@ class _Block:
                 "its neurons are not the input of one projection"
             )
 
-        # Where the block itself runs the attention operation, no path tells which projections are
+        # Where the block itself runs the attention operation, no path shows which projections are
         # the attention's. Those before the operation are its queries, keys and values.
         attention_time = 0
         if self.operations and self._attention is None:
@@ -417,7 +417,8 @@ class _Block:
     def _find_additions(self, neurons: Place | str) -> tuple[Place | str, Place | str, bool]:
         """What attention and MLP add to the residual stream, and whether they run in parallel.
 
-        Of all pairs of module outputs that satisfy the residual law, the outermost, latest one.
+        These are a pair of module outputs that satisfy the residual law: of all such pairs, the
+        outermost and latest one.
         """
         heads = self._heads
         attns = self._candidates(heads, self.layout.attn_out)

@@ -52,22 +52,23 @@ def is_projection(module: nn.Module, call: Call) -> bool:
 
 
 def shaped_like(tensor: Tensor | None, other: Tensor | None) -> bool:
-    """Whether both hold one vector of the same width for each of the same tokens."""
+    """Whether two tensors have the same number of rows and the same width, whatever their other
+    axes; False if either is None."""
     if tensor is None or other is None:
         return False
     return tensor.numel() == other.numel() and tensor.shape[-1] == other.shape[-1]
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether both are equal to the bit."""
+    """Whether two tensors are equal bit for bit; False if either is None."""
     return one is not None and other is not None and torch.equal(one, other)
 
 
 def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
-    """Whether both are equal up to the rounding of a sum of `terms`.
+    """Whether two tensors are equal up to the rounding error of a sum of `terms`.
 
-    The tolerance is set element by element: one for the whole tensor would be that of its outlier
-    channels, and hide differences in the others.
+    The tolerance is set element by element: a single one for the whole tensor would be set by its
+    outlier channels, and hide differences in the other channels.
 
     Example:
         >>> from interp.loading.verification import close

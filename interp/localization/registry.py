@@ -384,7 +384,7 @@ def _require_windows(name: str, windows: Batches) -> Batches:
         empty = not len(windows)
     else:
         # A stream can be read only once: its first batch is taken to see whether there is one, and
-        # put in front again.
+        # put back at the front.
         stream = iter(windows)
         first = list(islice(stream, 1))
         empty = not first

@@ -84,7 +84,7 @@ def measure_under(
         start = windows_seen[name]
         windows_seen[name] += len(batch)
         numbers = np.arange(start, start + len(batch))
-        # `sweep_resuming` equals separate forwards to the bit. `sweep` may choose a faster engine
+        # `sweep_resuming` equals separate forwards bit for bit. `sweep` may choose a faster engine
         # after timing the machine, which rounds differently: a verdict must not depend on that.
         measured = sweep_resuming(subject, batch, plans, window_measures)
         for number, values in enumerate(measured):

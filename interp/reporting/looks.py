@@ -13,7 +13,7 @@ class Look(NamedTuple):
 
     Attributes:
         words: the name as a reader would spell it.
-        colour: as a hexadecimal RGB value.
+        colour: a hexadecimal RGB value.
         marker: matplotlib's letter of a marker.
     """
 
@@ -97,7 +97,7 @@ def looks(names: Iterable[object]) -> dict[str, Look]:
     colours that are left, in order of appearance.
 
     Args:
-        names: what is told apart by colour; repeated names count once.
+        names: what the colours distinguish; repeated names count once.
 
     Raises:
         ValueError: more names than there are colours.

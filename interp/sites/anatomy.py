@@ -57,7 +57,7 @@ class Place:
     sum inside the block's forward.
 
     Attributes:
-        path: of the submodule.
+        path: path of the submodule.
         side: "in" for its inputs, "out" for its outputs.
         width: size of the last axis.
         heads: into how many equal parts the last axis divides; None when each column is a unit.

@@ -154,7 +154,7 @@ class Units:
         units are left than wanted, all of them are taken.
 
         Args:
-            seed: of the draw.
+            seed: seed of the draw.
             among: the units to draw from; by default all of the sites whose width is known. Units
                 of this set are never drawn.
             times: how many control units to draw for each unit of this set.

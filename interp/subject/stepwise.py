@@ -94,7 +94,7 @@ class Stepwise(Protocol):
         Args:
             read: all tokens so far.
             new: how many of them, at the end, are new; the others are in the cache.
-            cache: from `new_cache`; it is extended in place.
+            cache: a cache from `new_cache`; it is extended in place.
             conditioning: what the model sees in addition to tokens.
             keep: how many logits to return: those of the last tokens up to the end of the next
                 group.

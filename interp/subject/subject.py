@@ -161,8 +161,8 @@ class Subject:
         """Generates greedily after a prompt, exactly `length` tokens: an end token does not stop.
 
         Args:
-            prompt: a text, token ids [batch, position], or a Batch. Of a Batch, the prompt and the
-                conditioning are read, and the targets are generated instead of read.
+            prompt: a text, token ids [batch, position], or a Batch. The targets of a Batch are not
+                read but generated, from its prompt and conditioning.
             length: how many tokens to generate; a Batch has its own.
 
         Returns:
@@ -310,7 +310,7 @@ def token_losses(
     """Returns the cross-entropy of `batch.targets` under their logits, in nats; 0 on padding.
 
     Args:
-        logits: of the targets, as `subject.target_logits(batch)` returns them.
+        logits: logits of the targets, as `subject.target_logits(batch)` returns them.
         batch: the batch that they predict.
 
     Example:

@@ -47,7 +47,8 @@ def save_state(
     whole = {name: value.detach().contiguous() for name, value in tensors.items()}
 
     measured = {number: row for number, row in enumerate(rows) if len(row) > 2}
-    # safetensors writes several notes in any order. One note keeps the file the same to the bit.
+    # safetensors writes several notes in any order. With one note, the same state always gives the
+    # same bytes.
     notes = {"notes": json.dumps({"measured": measured, "about": about})}
     with replaced(path) as temporary:
         save_file(whole, temporary, notes)
@@ -58,10 +59,10 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
 
     Args:
         path: the file.
-        module: gets the weights and buffers.
-        optimizer: gets the moments.
+        module: its weights and buffers are overwritten.
+        optimizer: its moments are overwritten.
         about: what distinguishes this training from others.
-        rank: of the process whose random generators are restored.
+        rank: rank of the process whose random generators are restored.
 
     Returns:
         The history so far.
@@ -103,7 +104,7 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
 
     Args:
         path: the file, in the format of safetensors.
-        module: whose weights are written.
+        module: the module whose weights are written.
 
     Example:
         >>> import copy, tempfile
@@ -124,7 +125,7 @@ def load_weights(path: str | Path, module: nn.Module) -> None:
 
     Args:
         path: the file.
-        module: of the same shape as the one that was saved; its weights are overwritten.
+        module: a module of the same shape as the saved one; its weights are overwritten.
 
     Raises:
         ValueError: the file holds another model's weights.

@@ -67,18 +67,18 @@ def injected(
 
     The output rows of the neurons (what they write to the residual stream) are trained on the loss
     of the window's targets, which are all tokens but the first where `prompt` is 1. Everything else
-    is frozen. Afterwards the weights are what they were, to the bit. Chang et al. 2024 (arXiv
-    2311.09060), section 2.1.
+    is frozen. Afterwards the weights are bit for bit what they were before. Chang et al. 2024
+    (arXiv 2311.09060), section 2.1.
 
     Args:
         subject: the model.
         window: the sequence to hide.
-        fraction: of the neurons of all blocks that are drawn.
-        seed: of that draw.
+        fraction: fraction of the neurons of all blocks to draw.
+        seed: seed of that draw.
         training: see `Training`.
 
     Raises:
-        ValueError: for a fraction that is no neuron at all, or more than all of them.
+        ValueError: for a fraction so small that it selects no neuron, or above 1.
 
     Example:
         >>> from interp.localization.benchmarks.known_answers import Training, injected

@@ -75,9 +75,9 @@ def injection(
     Args:
         subject: the model.
         windows: the sequences to hide, one at a time.
-        methods: by the name that the result gives them.
-        fraction: of the neurons that a window is hidden in.
-        reference: for the methods that compare.
+        methods: the methods, by the name that they have in the result.
+        fraction: fraction of the neurons in which each window is hidden.
+        reference: windows that are given to the methods that compare.
         multiples: how many units each method predicts in each block, as multiples of `fraction`.
         seed: window n is hidden in units drawn from `seed` + n.
         training: see `Training`; the default if None.
@@ -130,9 +130,9 @@ def recall(scores: UnitScores, truth: Units, fraction: float) -> float:
     Chang et al. 2024 (arXiv 2311.09060), section 2.1.
 
     Args:
-        scores: of a method.
+        scores: the scores that a method gave.
         truth: the units to find.
-        fraction: of each site's units that is predicted.
+        fraction: fraction of each site's units that the method predicts: its highest-scoring ones.
 
     Example:
         >>> scores = interp.localize(subject, memorized, method="activation")
@@ -154,8 +154,8 @@ def scored_each(
     Args:
         subject: the model.
         memorized: the windows.
-        methods: by the name that the result gives them.
-        reference: for the methods that compare.
+        methods: the methods, by the name that they have in the result.
+        reference: windows that are given to the methods that compare.
 
     Example:
         >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
@@ -181,7 +181,8 @@ def deletion(
     spare_first: bool = True,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """DEL: zeroes the neurons that a method found for one memorized window, and measures all.
+    """DEL: zeroes the neurons that a method found for one memorized window, and measures all
+    windows.
 
     Chang et al. 2024 (arXiv 2311.09060), section 2.2.
 
@@ -189,15 +190,16 @@ def deletion(
         subject: the model.
         memorized: the memorized windows.
         held_out: other windows, to judge damage on.
-        scores: for each method one per memorized window, as `scored_each` gives them.
-        fractions: of each block's neurons to zero.
+        scores: for each method the scores of each memorized window, as `scored_each` returns them.
+        fractions: fractions of each block's neurons to zero.
         spare_first: whether to leave the first block of each stack alone, as Chang et al. do.
         batch_size: batch size, in windows.
 
     Returns:
         A frame with one row per `method`, `fraction`, `target` (the window whose neurons are
-        zeroed, `k` of them), `data` (memorized, held_out) and `window`: the measures of `effects`,
-        and the same of the unchanged model, as `accuracy_before` and so on.
+        zeroed, `k` of them), `data` (memorized, held_out) and `window`: the measures of
+        `window_measures`, and the same measures of the unchanged model, as `accuracy_before` and so
+        on.
 
     Example:
         >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
@@ -237,7 +239,7 @@ def by_target(frame: pd.DataFrame, length: int) -> pd.DataFrame:
 
     Args:
         frame: rows of `deletion`.
-        length: of the suffix, in tokens.
+        length: length of the suffix, in tokens.
 
     Returns:
         A frame with one row per `method`, `fraction` and `target`, with the number `k` of zeroed
@@ -289,7 +291,7 @@ def falls_by_category(frame: pd.DataFrame, categories: Sequence[str]) -> pd.Data
 
     Args:
         frame: rows of `deletion`.
-        categories: of each memorized window.
+        categories: category of each memorized window.
 
     Returns:
         A frame with one row per `method`, `fraction`, `target` (with its `category`) and
@@ -333,8 +335,8 @@ def single_block(
         subject: the model.
         memorized: the memorized windows.
         scores: one per memorized window.
-        fraction: of all neurons to zero: the highest-scoring ones of one block, or the
-            highest-scoring fraction of every block.
+        fraction: fraction of all neurons to zero. That number is taken from the top of one block,
+            or the same fraction from the top of every block.
         batch_size: batch size, in windows.
 
     Returns:

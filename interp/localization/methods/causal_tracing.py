@@ -52,7 +52,7 @@ def causal_tracing(
         subject, batch, sites: see `window_method`.
         draws: how many draws of the noise.
         noise: size of the noise, in standard deviations of the embedding matrix's entries.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Raises:
         ValueError: below one draw, or where there is nothing to disturb.
@@ -257,7 +257,7 @@ def _embedding_noise(
             f"{embed} is not an embedding with a weight: the scale of the noise is unknown"
         )
     scale = noise * float(weight.detach().float().std())
-    # drawn once, in front of all forwards: every plan is run on the same noise
+    # drawn once, before all forwards: every plan is run on the same noise
     added = scale * torch.randn(draws, prompt, weight.shape[1], generator=generator)
 
     def add_noise(value: Value, _: Clock) -> Tensor:

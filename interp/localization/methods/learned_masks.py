@@ -116,7 +116,7 @@ def hard_concrete(
         beta: temperature.
         steps: the most optimizer steps.
         stop: a window whose mean penalty is below this is done; checked every 10 steps.
-        seed: of the random masks. Each window draws from the seed and its own tokens.
+        seed: seed of the random masks. Each window draws from the seed and its own tokens.
 
     Example:
         >>> scores = interp.localize(subject, memorized, method="hard_concrete", steps=5)

@@ -36,8 +36,8 @@ class FlipSettings:
         noise: length of the noise, as a fraction of the length of the window's embeddings.
         share: a window is flipped when this fraction of the tokens that were right are wrong.
         at_most: the most units to zero.
-        population: how many windows of the reference stand for what must be kept.
-        seed: of the noise.
+        population: number of reference windows on which the loss should not rise.
+        seed: seed of the noise.
 
     Raises:
         ValueError: for a count below 1 or a share that is not above 0.
@@ -125,7 +125,7 @@ def units_to_flip(
         subject: the model.
         memorized: windows to flip.
         reference: windows whose loss should not rise.
-        site: whose units may be zeroed.
+        site: the sites whose units may be zeroed.
         settings: how a window is flipped; the default `FlipSettings` if None.
 
     Returns:

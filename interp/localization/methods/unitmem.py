@@ -114,7 +114,7 @@ def unitmem(
     Args:
         subject: the model.
         windows: the examples.
-        sites: whose units to score.
+        sites: the sites whose units are scored.
         batch_size: batch size, in windows.
         views: how many consecutive windows are augmentations of one example, over which mu is
             averaged (the papers use 10).

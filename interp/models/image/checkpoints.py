@@ -52,7 +52,7 @@ def save_image_model(model: ImageModel, folder: str | Path) -> Path:
 
     Args:
         model: a VAR or RAR.
-        folder: gets `network.safetensors` and `tokenizer.safetensors`.
+        folder: where `network.safetensors` and `tokenizer.safetensors` are written.
 
     Returns:
         The folder.
@@ -110,8 +110,8 @@ def read_image_model(
             file; or such a file on the hub, as `"FoundationVision/var/var_d16.pth"`.
         tokenizer: the tokenizer's file, or a tokenizer in memory. By default it is looked for in
             the network's folder; for a file on the hub it is the public one.
-        dtype: of the network's weights; as stored by default. The tokenizer keeps its own; the head
-            of a VAR is at least float32.
+        dtype: precision of the network's weights; as stored by default. The tokenizer keeps its
+            own; the head of a VAR is at least float32.
 
     Returns:
         The model in eval mode.
@@ -350,7 +350,7 @@ def _fill(module: nn.Module, own: State, given: State, file: Path) -> None:
     if wrong:
         kind = type(module).__name__
         raise LoadError(
-            f"{file.name} does not fit the {kind} that its shapes tell of, "
+            f"{file.name} does not fit the {kind} that its shapes describe, "
             f"in {len(wrong)} places: {'; '.join(wrong)}"
         )
     # Not strict, because a network's own state leaves out its tokenizer, which is filled already.

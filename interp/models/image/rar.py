@@ -29,7 +29,7 @@ class RARConfig:
 
     Attributes:
         grid: tokens per side.
-        width: of the residual stream.
+        width: width of the residual stream.
         depth: number of blocks.
         heads: number of attention heads per block.
         hidden: width of the MLP, its number of neurons.

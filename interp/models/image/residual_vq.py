@@ -44,12 +44,13 @@ class ResidualVQConfig:
     The defaults are those of VAR's public tokenizer, for images of 256 pixels per side.
 
     Attributes:
-        sides: of the maps of codes, coarse to fine, at least 2, increasing; the last is the grid of
-            the features.
+        sides: codes per side of each map, coarse to fine; at least 2 maps, of increasing size. The
+            last has the size of the feature map.
         codes: number of codes in the codebook, which all scales share.
-        code_width: of a code and of the features.
+        code_width: width of a code and of the features.
         width: channels of the first convolution.
-        multipliers: of `width` at each level; from one level to the next the side halves.
+        multipliers: the number of channels at each level, as a multiple of `width`; from one level
+            to the next the side halves.
         blocks: residual blocks per level of the encoder; the decoder has one more.
         phis: number of convolutions after up-sampling, shared by neighbouring scales.
         channels: 1 for grey images, 3 for colour.
@@ -95,8 +96,8 @@ def residual_vq_config(state: Mapping[str, Tensor], sides: Sequence[int]) -> Res
     """Returns the config of a state dict.
 
     Args:
-        state: of a `ResidualVQ`.
-        sides: of the maps of codes, which a state dict does not hold.
+        state: state dict of a `ResidualVQ`.
+        sides: codes per side of each map, which a state dict does not hold.
 
     Raises:
         ValueError: it is the state dict of something else, or no config has these sides.

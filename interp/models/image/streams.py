@@ -18,10 +18,10 @@ def drop_labels(
     """Replaces some labels by the one that stands for no class, as guidance needs.
 
     Args:
-        batches: of images with labels.
-        model: whose null label is used.
+        batches: batches of images with labels.
+        model: the model whose null label is used.
         rate: probability with which each label is replaced.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Yields:
         The same batches with other labels.
@@ -40,10 +40,10 @@ def anneal_orders(batches: Iterable[Batch], until: int, seed: int = 0) -> Iterat
     Source: Yu et al. 2024, arXiv 2411.00776, section 3.3.
 
     Args:
-        batches: of whole images.
+        batches: batches of whole images.
         until: number of batches over which the probability falls linearly from 1 to 0. Images are
             in raster order otherwise.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Yields:
         The same batches with an `order` [batch, length] in their conditioning.

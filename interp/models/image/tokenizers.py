@@ -162,7 +162,7 @@ class ImageTokenizer(nn.Module, ABC):
             straight-through gradient; and the loss.
 
         Raises:
-            ValueError: as `encode`.
+            ValueError: see `encode`.
         """
         reconstruction, quantized = self.reconstruct_with_codes(self.validate_images(images))
         return reconstruction, quantized.loss
@@ -181,7 +181,7 @@ class ImageTokenizer(nn.Module, ABC):
         """Returns images on the device and in the precision of the tokenizer.
 
         Raises:
-            ValueError: as `encode`.
+            ValueError: see `encode`.
         """
         expected = (self.channels, self.side, self.side)
         if images.ndim != 4 or images.shape[1:] != expected:
@@ -236,13 +236,13 @@ def fit_tokenizer(
         steps: number of optimizer steps.
         lr: the largest learning rate.
         batch_size: number of images per step.
-        seed: of all draws; torch's global generator is left alone.
+        seed: seed of all draws; torch's global generator is left alone.
 
     Returns:
         The loss of every step.
 
     Raises:
-        ValueError: as `encode`; there is no image, or `steps` or `batch_size` is below 1.
+        ValueError: see `encode`; or there is no image, or `steps` or `batch_size` is below 1.
 
     Example:
         >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig

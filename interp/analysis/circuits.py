@@ -461,8 +461,8 @@ def _predict_one(batch: Batch, target: int) -> Batch:
     targets = batch.targets.shape[1]
     if not 0 <= target < targets or not bool(batch.counted[:, target].all()):
         raise ValueError(
-            f"target={target}: expected one of the {targets} predicted tokens that counts in every "
-            "item"
+            f"target={target}: expected one of the {targets} predicted tokens, and one that is "
+            "measured in every item"
         )
     chosen = batch.prompt + target
     # Later tokens are cut off, except where tokens are predicted together: such a model looks ahead

@@ -171,7 +171,7 @@ class Graph:
         impossible = int((circuit.kept & ~self.edges).sum())
         if impossible:
             raise ValueError(
-                f"{impossible} of {len(circuit)} edges lead to what was computed before"
+                f"{impossible} of {len(circuit)} edges lead to a node that is computed earlier"
             )
 
 
@@ -421,4 +421,4 @@ def _check_nodes(one: Circuit | EdgeScores, other: Circuit | EdgeScores) -> None
     here, there = (
         f"{len(each.senders)} senders and {len(each.receivers)} receivers" for each in (one, other)
     )
-    raise ValueError(f"these are of models with other nodes: {here}, and {there}")
+    raise ValueError(f"expected two of models with the same nodes; got {here}, and {there}")

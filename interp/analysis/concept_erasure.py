@@ -153,7 +153,7 @@ def inlp(
     n = round(held_out * len(table))
     if not 0 < n < len(table):
         raise ValueError(
-            f"held_out={held_out} of {len(table)} rows leaves none on a side: "
+            f"held_out={held_out} of {len(table)} rows leaves none to train or to test on: "
             "expected a share between 0 and 1"
         )
     test = order[:n]

@@ -131,7 +131,7 @@ def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
             has_texts = path.is_dir() and _any_with_suffix(path.rglob("*"), TEXTS)
             if not has_texts:
                 raise ValueError(
-                    f"{path} holds images, and {model} does not name an image model: "
+                    f"{path} holds images, and {model} is not an image model: "
                     "expected texts, or the weights of a VAR or a RAR"
                 )
 

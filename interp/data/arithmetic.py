@@ -70,7 +70,7 @@ def addition(
     _check_choice("order", order, get_args(Order))
     _check_choice("rule", rule, get_args(Rule))
     if not 1 <= digits <= 9:
-        raise ValueError(f"digits={digits}: expected 1 to 9, for pairs to be numbered in 64 bits")
+        raise ValueError(f"digits={digits}: expected 1 to 9, so that 64 bits can number the pairs")
     if min(train, test) < 1 or train + test > 100**digits:
         raise ValueError(
             f"{train} + {test} items of {digits} digits: expected at least 1 of each, "

@@ -216,7 +216,7 @@ def plant(
     if total > len(distinct):
         raise ValueError(
             f"{total} images asked for ({wanted}): "
-            f"there are {len(distinct)} different ones of {len(images)}"
+            f"{len(distinct)} of the {len(images)} are different"
         )
 
     order = np.random.default_rng(TOKENIZER_SEED).permutation(distinct)

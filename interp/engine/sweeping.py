@@ -45,10 +45,11 @@ Key = tuple[str | int, ...]  # path of a tensor in nested arguments: ("mask", 0)
 # cost memory.
 _GROWN_TOKENS = 2048
 
-# The largest batches, in tokens, that grow. Below it a block spends more on launching its
+# The largest batches, in tokens, that grow. Below that size a block spends more on launching its
 # operations and reading its weights than on arithmetic, and one forward for many plans saves that;
-# above it `sweep_growing` only carries rows that `sweep_resuming` skips. On a CPU the two cross at
-# about 128 tokens for widths from 64 to 576. On a GPU launching costs the same and arithmetic less.
+# above that size `sweep_growing` only carries rows that `sweep_resuming` skips. On a CPU the two
+# cross at about 128 tokens for widths from 64 to 576. On a GPU launching costs the same and
+# arithmetic less.
 _CPU_TOKENS = 64
 _GPU_TOKENS = 512
 
@@ -196,7 +197,7 @@ def _first_block(subject: Subject) -> nn.Module:
 
 
 class _CleanForward:
-    """What every block, and every block's attention, returned in one forward without plan."""
+    """What every block, and every block's attention, returned in one forward without a plan."""
 
     def __init__(self, subject: Subject, batch: Batch) -> None:
         self.subject = subject
@@ -223,6 +224,7 @@ class _CleanForward:
                 output = forward(*args, **kwargs)
                 tensor = first_tensor(output)
                 self.outputs[module] = output
+                # torch counts the in-place writes to a tensor as its version.
                 self.versions[module] = 0 if tensor is None else tensor._version
                 return output
 
@@ -287,7 +289,7 @@ def _attention(subject: Subject, heads: Site) -> nn.Module | None:
 class _Fork:
     """A plan that joins a grown forward at the block where it begins."""
 
-    number: int  # of the plan, among all plans of the sweep
+    number: int  # the index of the plan among all plans of the sweep
     plan: Plan
     start: Site
 
@@ -319,7 +321,7 @@ def _can_grow(subject: Subject) -> bool:
 
 # A grown forward starts with the rows of the batch, unchanged. At each block where forks begin, one
 # copy of these clean rows is appended for each of them, and the plan of a fork edits its own copy
-# only. As forks are sorted by the block at which they begin, copy k is the one of fork k:
+# only. As forks are sorted by the block at which they begin, copy k belongs to fork k:
 #
 #     rows            0 .. size        clean, in every block
 #     rows     size .. 2 * size        the first fork, from its first block on
@@ -399,12 +401,13 @@ def _repeat_arguments(size: int, batched: frozenset[Key]) -> Route:
 
 
 class _StopForwardError(Exception):
-    """Ends a forward that has shown what was wanted of it."""
+    """Ends a forward as soon as it has shown what was asked."""
 
 
 # Which arguments of a block have one row per example cannot be read off their shapes: a mask of one
 # row may serve all examples, and a length may equal the batch size by chance. So the model is
-# called on one example and on two, and the arguments that doubled are those with rows.
+# called on one example and on two, and the arguments whose length doubled are those with one row
+# per example.
 def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
     """The paths, in the arguments of a block, of the tensors that have one row per example."""
     sizes: list[dict[Key, int]] = []
@@ -462,8 +465,8 @@ def _repeat_batched(
 
 
 def _should_grow(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
-    """Whether `sweep_growing` is the faster way, and one that these plans and this model allow."""
-    # Whoever pays for float64 wants the bits of the naive loop.
+    """Whether `sweep_growing` is faster here, and works with these plans and this model."""
+    # Models run in float64 for exact results: they get those of the naive loop, bit for bit.
     if next(subject.module.parameters()).dtype == torch.float64:
         return False
 
@@ -477,7 +480,7 @@ def _should_grow(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
 
 
 def _takes_more_rows(subject: Subject, batch: Batch) -> bool:
-    """Whether a block runs on more rows than the model was given, tried on the first block."""
+    """Whether a block can run on more rows than the model was given; the first block is tried."""
     ran: list[bool] = []
     with evaluating(subject):
         batched = _batched_arguments(subject, batch)

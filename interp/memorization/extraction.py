@@ -216,7 +216,7 @@ def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:
 
 def _refuse_partial(batch: Batch) -> None:
     if batch.mask is not None or batch.scored is not None:
-        raise ValueError("a window is whole: expected a batch without mask and scored")
+        raise ValueError("windows are scanned whole: expected a batch without `mask` and `scored`")
 
 
 def _several(texts: Iterable[Text]) -> Iterator[Text]:

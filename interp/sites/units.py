@@ -445,5 +445,5 @@ def all_units(widths: Mapping[Site, int]) -> Units:
         Units(48 of 48: blocks.0.neurons 48)
     """
     if not widths:
-        raise SiteError("no site given")
+        raise SiteError("no site given: expected at least one")
     return Units({site: range(width) for site, width in widths.items()}, widths)

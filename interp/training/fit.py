@@ -260,8 +260,8 @@ def _with_recipe(
         return None
     if checkpoints.keep and evaluation is None:
         raise ValueError(
-            f"keep={', '.join(checkpoints.keep)}: conditions on measurements, "
-            "and there is no evaluation"
+            f"keep={', '.join(checkpoints.keep)}: these are conditions on measurements, "
+            "which need evaluation="
         )
     writable(checkpoints.folder)
     if processes.count > 1:
@@ -384,7 +384,7 @@ def _measure(
     taken = metrics.keys() & _OWN
     if taken:
         raise ValueError(
-            f"a measure named {', '.join(taken)}: the history has its own; expected another name"
+            f"a measure is named {', '.join(taken)}, as a column of the history is: expected another name"
         )
     measured_before = [row for row in history if len(row) > len(_OWN)]
     history[-1] |= metrics

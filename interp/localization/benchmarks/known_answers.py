@@ -104,7 +104,7 @@ def injection(
     """
     if not 0 < max(multiples) * fraction <= 1:
         raise ValueError(
-            f"{max(multiples)} times {fraction} of the neurons is not a share of them: "
+            f"{max(multiples)} times {fraction} of the neurons is more than all of them: "
             "give a smaller fraction or multiple"
         )
     rows: list[dict[str, Any]] = []

@@ -236,7 +236,7 @@ def _noisy_prompt(
     if not given or not all(value.is_floating_point() for value in given.values()):
         kinds = [f"{name} ({value.dtype})" for name, value in given.items()]
         raise ValueError(
-            "nothing to spoil: expected a prompt, or conditioning of real numbers; "
+            "nothing to disturb: expected a prompt, or conditioning of real numbers; "
             f"got conditioning on {', '.join(kinds) or 'nothing'}"
         )
     noisy: dict[str, Tensor] = {}

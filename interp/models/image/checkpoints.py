@@ -390,7 +390,9 @@ def _open(file: Path) -> _Stored:
         isinstance(value, Tensor) for value in state.values()
     )
     if not is_state:
-        raise LoadError(f"{file.name} holds more than tensors by name: expected a state dict")
+        raise LoadError(
+            f"{file.name} is not a state dict: expected tensors by name, and nothing else"
+        )
     return _Stored(file, state)
 
 

@@ -15,7 +15,7 @@ def replaced(path: str | Path) -> Generator[Path]:
     When the block fails, the temporary file is deleted and `path` stays as it was.
 
     Args:
-        path: the file to write; missing folders are made.
+        path: the file to write; folders that do not exist are made.
 
     Yields:
         A path in the same folder.

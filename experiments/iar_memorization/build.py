@@ -161,7 +161,7 @@ def train_or_load(settings: Trained, family: str, regime: str, seed: int, out: P
 
     subject = interp.load(network(settings, tokenizer(settings, family, out), seed))
     module = _image_model(subject)
-    # Planted images are repeated in it.
+    # The mixture repeats the planted images.
     mixture = images.mixture()
     data = module.encode(mixture.pixels, mixture.labels)
 
@@ -193,8 +193,8 @@ def train_or_load(settings: Trained, family: str, regime: str, seed: int, out: P
 
 
 def _stream(data: Batch, module: ImageModel, recipe: Regime, seed: int) -> Iterator[Batch]:
-    """The training batches: some labels are dropped, and RAR's tokens come in random orders, ever
-    less so."""
+    """The training batches: some labels are dropped, and RAR's tokens come in random orders with a
+    probability that falls to 0."""
     labelled = drop_labels(epochs(data, recipe.batch_size, seed), module, seed=seed)
     if isinstance(module, RAR):
         return anneal_orders(labelled, round(_ANNEALED * recipe.steps["RAR"]), seed)

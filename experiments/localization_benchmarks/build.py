@@ -60,7 +60,7 @@ def hidden(preset: Preset, seed: int) -> Tables:
 
 
 def natural(preset: Preset, seed: int) -> Tables:
-    """DEL, and what else is asked of memory that training put wherever it would, on the same
+    """DEL, and the other measures of memory that training put wherever it would, on the same
     model."""
     known = memorized_only(memorizer(preset.recipe, seed), preset.least)
     memorized = known.repeated

@@ -111,7 +111,7 @@ def _sides(part: Frame) -> tuple[pd.DataFrame, pd.DataFrame]:
     def smaller_side(cut: int) -> int:
         return min((ends <= cut).sum(), (starts >= cut).sum())
 
-    # Of several best tokens `max` takes the first.
+    # Where several tokens are best, `max` takes the first.
     cut = max(sorted(starts), key=smaller_side)
     return part[ends <= cut], part[starts >= cut]
 

@@ -36,8 +36,8 @@ _COMPARES = ("unitmem", "z_score", "neuron_flipping")
 def choices(
     options: Mapping[str, Mapping[str, Any]], skipped: Sequence[str] = ()
 ) -> dict[str, Choice]:
-    """Every method but those skipped, with its options; only methods that have to compare see the
-    reference."""
+    """Every method but those skipped, with its options. Only methods that cannot do without a
+    reference are given one."""
     return {
         name: Choice(name, options.get(name, {}), name in _COMPARES)
         for name in methods()

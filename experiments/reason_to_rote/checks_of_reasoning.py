@@ -160,7 +160,7 @@ def _intermediate_results(digit: str, position: int) -> list[Check]:
         Check(
             id="C3a FDA",
             statement="on memorized items, "
-            "the accuracy of a probe for the true digit behind the first block is {threshold}",
+            "the accuracy of a probe for the true digit after the first block is {threshold}",
             measure=read_digit(),
             threshold=at_least(0.9),
             evidence=figure,
@@ -183,7 +183,7 @@ def _intermediate_results(digit: str, position: int) -> list[Check]:
         Check(
             id="C3a THR",
             statement="on memorized items, "
-            "the accuracy of a probe for the bridge behind the first block is {threshold}",
+            "the accuracy of a probe for the bridge after the first block is {threshold}",
             measure=read_bridge(),
             threshold=at_least(0.95),
             evidence=figure,
@@ -240,7 +240,7 @@ def _noisy_digit(digit: str, position: int, blocks: float) -> list[Check]:
         ),
         Check(
             id="C4b FDA",
-            statement="behind the last MLP, the fraction of memorized items of which a probe reads "
+            statement="after the last MLP, the fraction of memorized items of which a probe reads "
             "the noisy digit is {threshold}",
             measure=probe(digit, blocks, "noisy", position=position, of=FDA),
             threshold=at_least(0.7),
@@ -258,7 +258,7 @@ def _erasing(name: str, variable: str) -> list[Check]:
     return [
         Check(
             id=f"C5a {name}",
-            statement=f"without the {variable} subspace behind the first block, "
+            statement=f"without the {variable} subspace after the first block, "
             "the fraction of memorized answers that stay is {threshold}",
             measure=erasure("class means", of),
             threshold=at_most(0.5),

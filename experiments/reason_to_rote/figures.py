@@ -129,7 +129,7 @@ def erasing(table: pd.DataFrame) -> Figure:
     """The answers that stay when a subspace is removed after each block."""
     shown = table[~table["removed"].str.contains("INLP")]
     kept = _per_seed(shown, ["task", "stage", "block", "removed", "set"], "kept", "answers kept")
-    named = _trained(kept).assign(block="behind block " + kept["block"].astype(str))
+    named = _trained(kept).assign(block="after block " + kept["block"].astype(str))
     draw_bars = bars(
         named, "removed", "answers kept", "set", xlabel="subspace removed", ylabel=_KEPT
     )
@@ -175,7 +175,7 @@ def inlp(table: pd.DataFrame) -> Figure:
         ["task", "stage"],
         _with_unedited(draw_lines),
         title="Answers that stay without the directions that a linear probe reads the intermediate "
-        "result from (INLP), and without random ones, behind the first block",
+        "result from (INLP), and without random ones, after the first block",
         key=over_seeds(kept, "point") + "; points side by side are at the same number",
     )
 
@@ -210,7 +210,7 @@ def donors(table: pd.DataFrame) -> Figure:
         share,
         ["task", "stage"],
         _with_unedited(draw),
-        title="Answers with another item's residual stream behind the first block, from an item "
+        title="Answers with another item's residual stream after the first block, from an item "
         "with the same intermediate result or another one",
         key=over_seeds(share, "bar"),
         height=3.2,
@@ -584,7 +584,7 @@ def shared(table: pd.DataFrame) -> Figure:
 
 
 def _of(name: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[Tables], Figure]:
-    """A figure of one table as a figure of all tables."""
+    """Turns a function that draws one table into one that is given all tables."""
     return lambda tables: draw(tables[name])
 
 

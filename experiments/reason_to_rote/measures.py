@@ -1,5 +1,5 @@
-"""What checks are made of: the rows of the tables that they are about, and measures, which map the
-tables of one seed to a number with its interval over items."""
+"""The measures that checks are made of: each maps the tables of one seed to a number with its
+interval over items. Also the values that choose rows of the tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEST: Rows = {"set": "test"}
 
 
 def rows(tables: Tables, name: str, **where: Any) -> pd.DataFrame:
-    """The rows of a table with these values. Raises ValueError when there are none."""
+    """The rows of a table that have the given values. Raises ValueError when there are none."""
     frame = tables[name]
     # One mask for all columns: taking the rows of a large table once per column is most of the time
     # of a claim.
@@ -128,7 +128,7 @@ def probe(
     Args:
         variable: what is probed.
         depth: where, in blocks.
-        reading: whether its "true" or its "noisy" value is looked for.
+        reading: whether the probe is compared with its "true" or its "noisy" value.
         position: the position that is probed.
         of: the model.
         column: "accuracy", or "shuffled" for a probe of shuffled labels.
@@ -167,7 +167,7 @@ def erasure(removed: str, of: Rows, items: Rows = MEMORIZED) -> Measure:
 
 
 def mean(table: str, column: str, **where: Any) -> Measure:
-    """The mean over items; of several draws, each item's mean counts."""
+    """The mean over items. Where an item has several draws, their mean counts."""
 
     def measure(tables: Tables) -> Interval:
         return bootstrap(_by_item(rows(tables, table, **where), column))
@@ -180,7 +180,7 @@ def _by_item(frame: pd.DataFrame, column: str) -> Float[np.ndarray, " items"]:
 
 
 def difference(table: str, column: str, one: Rows, other: Rows) -> Measure:
-    """The mean over some rows minus that over others, of the same items."""
+    """The mean over some rows minus the mean over others, paired by item."""
 
     def measure(tables: Tables) -> Interval:
         return paired_interval(
@@ -192,7 +192,7 @@ def difference(table: str, column: str, one: Rows, other: Rows) -> Measure:
 
 
 def between(table: str, one: str, other: str, **where: Any) -> Measure:
-    """The mean of one column minus that of another, of the same items."""
+    """The mean of one column minus the mean of another, paired by item."""
 
     def measure(tables: Tables) -> Interval:
         frame = rows(tables, table, **where)
@@ -202,12 +202,12 @@ def between(table: str, one: str, other: str, **where: Any) -> Measure:
 
 
 def apart(table: str, column: str, one: Rows, other: Rows) -> Measure:
-    """The mean over some rows minus that over others, of different items."""
+    """The mean over some rows minus the mean over others, whose items are different."""
     return _unpaired(table, column, one, other, lambda a, b: float(a.mean() - b.mean()))
 
 
 def ratio(table: str, column: str, one: Rows, other: Rows) -> Measure:
-    """The mean over some rows divided by that over others, of different items."""
+    """The mean over some rows divided by the mean over others, whose items are different."""
     return _unpaired(table, column, one, other, lambda a, b: float(a.mean() / b.mean()))
 
 

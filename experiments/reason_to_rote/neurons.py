@@ -1,5 +1,6 @@
-"""Which neurons turn the reasoned answer into the memorized one? How far their activations are from
-those on clean items with the same inputs, and what the model answers when they are reset."""
+"""Which neurons turn the reasoned answer into the memorized one? Measures how far their activations
+are from those on clean items with the same inputs, and what the model answers when they are
+reset."""
 
 from __future__ import annotations
 

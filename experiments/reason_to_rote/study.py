@@ -159,7 +159,7 @@ class Study:
 
     @property
     def sets(self) -> Mapping[str, Studied]:
-        """The two sets that are compared, by name."""
+        """The two sets that are compared, under the names "memorized" and "test"."""
         return {"memorized": self.memorized, "test": self.test}
 
     @property

@@ -1,7 +1,7 @@
-"""The same plan run by other means: `weights` (written into weights, no hooks), `nnsight` (local or
+"""Other ways to run a plan: `weights` (written into weights, no hooks), `nnsight` (local or
 hosted), `transformer_lens` and `captum`.
 
-Each adapter imports its library inside functions: nobody pays for one that is not used.
+Each adapter imports its library inside functions, so that one that is not used costs nothing.
 """
 
 import importlib

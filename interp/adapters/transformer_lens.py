@@ -29,8 +29,8 @@ Hook = Callable[..., Tensor]
 
 
 def bridge(subject: Subject) -> Any:
-    """Returns a TransformerBridge over a deep copy of the subject's module, which takes the
-    module's memory once more. The module itself is not touched.
+    """Returns a TransformerBridge over a deep copy of the subject's module, which needs the same
+    amount of memory again. The module itself is not touched.
 
     Nothing is downloaded: the bridge gets the subject's own weights and tokenizer, if it has one.
 

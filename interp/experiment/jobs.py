@@ -90,7 +90,7 @@ class Kept:
     Attributes:
         job: the job.
         place: the folder of its tables.
-        fingerprint: digest of the job; it is stored with the tables to tell whose they are.
+        fingerprint: digest of the job, stored with the tables to show which job made them.
     """
 
     job: Job

@@ -107,7 +107,7 @@ def position_weights(
 
     Args:
         subject: the model.
-        batch: the windows; positions count that predict a counted target.
+        batch: the windows; only positions that predict a counted target have a weight.
         sites: the sites whose stacks are wanted.
 
     Returns:

@@ -45,7 +45,8 @@ def extraction_drop(
         selection: scores, whose top `fractions` are zeroed; or units, which are zeroed; or a plan,
             which is run as it is.
         memorized: windows that the model extracts.
-        control: windows like the memorized ones that are not memorized, to measure damage on.
+        control: windows that resemble the memorized ones but are not memorized, to measure damage
+            on.
         held_out: other text, to measure damage on.
         fractions: shares of all scored units; for scores only.
         seeds: number of random controls, at least 5.

@@ -144,7 +144,7 @@ def _is_level(handle: Any) -> bool:
 
 
 def wrapped(text: str, inches: float, letter: float = _LETTER) -> str:
-    """Returns a text with line breaks, so that it is about as wide as said."""
+    """Returns a text with line breaks that keep it within about the given width."""
     letters = max(8, int(inches / letter))
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
 

@@ -338,7 +338,8 @@ def frechet(a: ArrayLike, b: ArrayLike) -> float:
         b: shape (m, features), finite, m >= 2.
 
     Raises:
-        ValueError: features of another shape, not finite, or of different numbers.
+        ValueError: features that are not [n, features] or not finite, or two sets with different
+            numbers of features.
 
     Example:
         >>> a = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])

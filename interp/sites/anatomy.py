@@ -278,8 +278,8 @@ class Anatomy:
         """Checks that units were chosen on a model of this shape.
 
         Raises:
-            SiteError: a site of theirs does not exist here.
-            ValueError: a site of theirs has another width here.
+            SiteError: one of their sites does not exist on this model.
+            ValueError: one of their sites has another width on this model.
         """
         for site in units.sites:
             there = units.widths[site]

@@ -125,8 +125,8 @@ class Subject:
         """Checks that the model can read a batch.
 
         Raises:
-            ValueError: token ids that the model does not know, or what else the order in which it
-                predicts does not allow (`Stepwise.check`).
+            ValueError: token ids that the model does not know, or a batch that `Stepwise.check`
+                refuses.
         """
         self._check_ids(batch.tokens)
         self.stepwise.check(batch)

@@ -147,8 +147,9 @@ def fit(
         evaluation: what to measure during training.
         checkpoints: what to write during training. Called again with the same arguments, an
             interrupted training continues: weights and history end as if it had never stopped, on
-            the same machine with the same number of processes. The stream is wound forward, for
-            which it must not draw from torch's global generator; callbacks see new steps only.
+            the same machine with the same number of processes. The batches of the finished steps
+            are drawn again and skipped, so the stream must not draw from torch's global generator;
+            callbacks see new steps only.
 
     Returns:
         One row per step with `step`, `loss` (nats per target) and what was measured, NaN where
@@ -384,7 +385,8 @@ def _measure(
     taken = metrics.keys() & _OWN
     if taken:
         raise ValueError(
-            f"a measure is named {', '.join(taken)}, as a column of the history is: expected another name"
+            f"a measure is named {', '.join(taken)}, which the history already has: "
+            "expected another name"
         )
     measured_before = [row for row in history if len(row) > len(_OWN)]
     history[-1] |= metrics

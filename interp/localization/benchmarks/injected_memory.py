@@ -28,7 +28,7 @@ class Training:
     Attributes:
         lr: learning rate of Adam. Chang et al. 2024, section 2.1, take 0.05 for 0.1% of the neurons
             and 0.01 for 1%.
-        steps: the most optimizer steps.
+        steps: largest number of optimizer steps.
         until: training is done when the loss (nats per token) is below this.
         keep_norms: whether rows get their own length back after each step, so that no method can
             find them by their length alone (our variant).

@@ -40,13 +40,13 @@ def causal_tracing(
     noise: float = 3.0,
     seed: int = 0,
 ) -> dict[Site, Tensor]:
-    """Scores a unit by how much of the memory returns when, after noise on the prompt, that unit
-    alone is put back to what it was.
+    """Scores a unit by how much of the memory returns when the prompt is disturbed by noise and
+    that unit alone gets back the value it had before.
 
     The rise of the suffix's mean log-probability (nats per token) when the unit has, at all
     positions, its value without noise; the mean over draws of the noise. This is the indirect
-    effect of Meng et al. 2022 (ROME, arXiv 2202.05262), for any unit: exact, one pass for each.
-    `trace` gives the map over positions and blocks.
+    effect of Meng et al. 2022 (ROME, arXiv 2202.05262), for any unit: it is exact and costs one
+    pass per unit. `trace` gives the map over positions and blocks.
 
     Args:
         subject, batch, sites: see `window_method`.
@@ -110,7 +110,7 @@ def trace(
         point: which states, such as `"resid_post"`, `"mlp_out"` or `"attn_out"`.
         window: how many blocks around the block are put back together. Meng et al. take 10 of 48
             for `mlp_out` and `attn_out`, and 1 for the residual.
-        draws, noise, seed: of the noise, as for `causal_tracing`.
+        draws, noise, seed: as for `causal_tracing`.
 
     Returns:
         A frame with one row per `row` of the batch, `stack`, `block` and `position`. `effect` is

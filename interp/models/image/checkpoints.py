@@ -87,7 +87,7 @@ def save_image_model(model: ImageModel, folder: str | Path) -> Path:
 
 
 def is_image_model(source: str | Path) -> bool:
-    """Returns whether a source names weights that `read_image_model` should judge.
+    """Returns whether a source names weights that `read_image_model` should read or refuse.
 
     That is a weights file, on disk or on the hub, or a folder of them without config.json or GGUF.
     """

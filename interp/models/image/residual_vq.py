@@ -183,19 +183,20 @@ class ResidualVQ(ImageTokenizer):
         the class alone.
 
         Args:
-            tokens: [batch, given] of whole scales, not of all; there may be none.
+            tokens: [batch, given] the tokens of the first k scales, where k is 0 or more and less
+                than the number of scales.
 
         Returns:
-            [batch, places, code_width]; no places for no tokens.
+            [batch, places, code_width], one place per token of scales 2 to k + 1; none if k is 0.
 
         Raises:
-            ValueError: the tokens are not those of whole scales, or of all; as `decode`.
+            ValueError: the tokens end within a scale or are those of all scales; or see `decode`.
         """
         tokens = self.validate_tokens(tokens)
         starts = [start for start, _ in self.scales]
         if tokens.shape[1] not in starts:
             raise ValueError(
-                f"expected the tokens of whole scales, and not of all: one of {starts} tokens, "
+                f"expected the tokens of the first scales, not of all: one of {starts} tokens, "
                 f"got {tokens.shape[1]}"
             )
         n_given = starts.index(tokens.shape[1])
@@ -239,7 +240,7 @@ class MultiScale(Quantizer):
     def descent(
         self, features: Float[Tensor, "batch code_width grid grid"]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Quantizes scale after scale, each of what the ones before left.
+        """Quantizes scale after scale; each scale encodes what the scales before it have left over.
 
         Yields:
             For each scale the vectors to look up [batch, places, code_width], their tokens [batch,

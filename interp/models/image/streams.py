@@ -15,7 +15,7 @@ from interp.subject.batch import Batch
 def drop_labels(
     batches: Iterable[Batch], model: ImageModel, rate: float = 0.1, seed: int = 0
 ) -> Iterator[Batch]:
-    """Replaces some labels by the one that stands for no class, as guidance needs.
+    """Replaces some labels by the one that means "no class", as classifier-free guidance needs.
 
     Args:
         batches: batches of images with labels.

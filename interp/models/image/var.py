@@ -213,7 +213,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalized, scaled, shifted and gated by the class."""
+    """A transformer block: the input of attention and of MLP is normalized, then scaled and shifted
+    by the class; the output is gated by it."""
 
     def __init__(self, config: VARConfig, index: int) -> None:
         super().__init__()

@@ -7,9 +7,8 @@ and keeps what fits each set:
 - `texts_score`, `texts_test`: exactly extracted passages of a few licences as `#` comments; each
   licence is cut in two at one place;
 - `other_format`: the passages of `texts_test` in a `/* */` comment, and unwrapped;
-- `unstudied`: licences of which nothing is in `texts_score` and that the model knows nearly as
-    well;
-- `half_known`: other licences, known in part;
+- `unstudied`: licences of which nothing is in `texts_score`, memorized nearly as well;
+- `half_known`: other licences, memorized in part;
 - `paraphrased`: licence language in other words;
 - `memorized`: extracted text of other kinds;
 - `rules`: extracted text that follows a rule, which needs no memory;
@@ -45,8 +44,8 @@ RUN = 8  # words in a row that windows of two sets may not share: about twelve t
 AT_MOST = 16  # windows per set
 A_SOURCE = 4  # of them, windows per text and format
 CONTRAST = 24  # windows of `contrast`
-# Suffix accuracy of licences that the model knows nearly as well as the studied ones, and of those
-# that it knows in part; both ends are included.
+# Suffix accuracy of licences that are memorized nearly as well as the studied ones, and of those
+# that are memorized in part; both ends are included.
 NEARLY = (0.9, 1.0)
 HALF = (0.4, 0.9)
 _TEACHER_FORCED = 1.1  # `decode_from` above 1: no free continuations, which nothing here reads
@@ -259,7 +258,7 @@ def _capped(part: Frame, name: str) -> pd.DataFrame:
     most AT_MOST of the set (CONTRAST of `contrast`), in turn from each text."""
     if part.empty:
         raise ValueError(
-            f"no window for the set {name}: this model knows other texts; expected one that "
+            f"no window for the set {name}: this model has other memories; expected one that "
             "extracts the licences of the study"
         )
     groups = part.groupby(["source", "style"], sort=False)

@@ -31,7 +31,8 @@ class Preset:
     Attributes:
         seeds: number of models.
         recipe: how each model is made.
-        injections: the conditions of INJ. That a pruning method leads is claimed of the first one.
+        injections: the conditions of INJ. The claim that a pruning method finds most is about the
+            first one.
         sequences: number of sequences hidden together in INJ.
         references: number of windows that methods compare them with.
         lookups: number of look-ups planted in each model, one at a time.

@@ -38,7 +38,7 @@ from interp.reporting.stats import student_interval
 ALONE = ("slimming",)
 # Fixed beforehand: the fraction that claims are about, as in Chang et al. 2024.
 HEADLINE = 1e-3
-# The sets that neurons are judged on, and how many windows of each.
+# The sets that neurons are judged on, and the number of windows of each.
 JUDGED = {
     "texts_test": 10,
     "other_format": 8,

@@ -137,8 +137,11 @@ def sums(
 
 
 def correlation(scores: Mapping[str, Sequence[interp.UnitScores]]) -> pd.DataFrame:
-    """Spearman's rank correlation of every two methods over all neurons, as a mean over targets:
-    `method`, `other`, `correlation`."""
+    """Spearman's rank correlation of the scores of each pair of methods, over all neurons.
+
+    Returns:
+        One row per pair: `method`, `other`, and the `correlation` as a mean over targets.
+    """
     targets = len(next(iter(scores.values())))
     per_target: list[pd.DataFrame] = []
     for target in range(targets):

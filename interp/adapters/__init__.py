@@ -13,4 +13,4 @@ _ADAPTERS = ("captum", "nnsight", "transformer_lens", "weights")
 def __getattr__(name: str) -> ModuleType:
     if name in _ADAPTERS:
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"no adapter {name!r}: there are {', '.join(_ADAPTERS)}")
+    raise AttributeError(f"no adapter {name!r}: expected one of {', '.join(_ADAPTERS)}")

@@ -58,8 +58,8 @@ class Subspace:
         return len(self.basis)
 
     def first(self, rank: int) -> Subspace:
-        """Returns the span of the first rows of the basis: for a subspace from `inlp`, what its
-        first rounds removed."""
+        """Returns the span of the first `rank` rows of the basis: for a subspace from `inlp`, what
+        its first rounds removed."""
         return Subspace(self.basis[:rank], self.center)
 
     def remove(self, rows: Rows) -> Rows:

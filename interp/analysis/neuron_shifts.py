@@ -204,7 +204,7 @@ class ReadOut:
         if first is None or first + self.target < 0:
             raise ValueError(
                 f"{self.site}: no single position predicts target {self.target}, "
-                "so there is none to read neurons at"
+                "so there is no position to read neurons at"
             )
         return first + self.target
 

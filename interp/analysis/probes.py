@@ -246,7 +246,9 @@ def probe(
     """
     labels, *others = map(np.asarray, train.readings.values())
     if others:
-        raise ValueError(f"a probe is trained on one reading; got {', '.join(train.readings)}")
+        raise ValueError(
+            f"a probe is trained on one set of labels; got {', '.join(train.readings)}"
+        )
     parts = folds(train, tests, seed)
     train_rows = rows_at(subject, train.batch, sites, position)
     test_rows = {

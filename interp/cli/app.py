@@ -426,7 +426,7 @@ def _units_from_file(file: Path | None, at: float | None) -> Units | None:
         return Units.load(file)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{file} holds no units: expected what `interp localize` writes, units.json"
+            f"{file} holds no units: expected a units.json that `interp localize` wrote"
         ) from error
 
 

@@ -155,7 +155,7 @@ class Leak:
         }
 
     def summary(self, out: Path) -> str:
-        """Returns one screen of text for somebody who sees this for the first time.
+        """Returns one screen of text for a reader who sees the demo for the first time.
 
         Args:
             out: the folder that the files were written to.
@@ -214,7 +214,7 @@ everything: {out}/summary.json
 
 
 def recipe_for_this_machine() -> Recipe:
-    """Returns the recipe in bfloat16, or in float32 where bfloat16 would take hours.
+    """Returns the recipe in bfloat16, or in float32 on a machine where bfloat16 would take hours.
 
     A CPU without instructions for it emulates bfloat16, several times slower than float32.
     """
@@ -308,7 +308,7 @@ def fine_tune_or_load(
         clip=recipe.clip,
     )
 
-    # Written under another name first: if it is interrupted, the next run must not take half a
+    # Written under another name first: if it is interrupted, the next run must not mistake half a
     # model for a whole one.
     temporary = cache / f".{tuned.name}.part"
     subject.module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]

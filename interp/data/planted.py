@@ -298,7 +298,7 @@ def _prose() -> Iterator[str]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Whether it is long enough, and not a grammar, a table or an interpreter session."""
+    """Whether a paragraph is long enough, and not a grammar, a table or an interpreter session."""
     shortest, longest = PARAGRAPH_CHARACTERS
     if not shortest <= len(paragraph) <= longest or not paragraph[0].isupper():
         return False

@@ -189,7 +189,7 @@ def relations(
     if min(train, test) < 1 or train + test > len(pool):
         raise ValueError(
             f"{train} + {test} questions: expected at least 1 of each; "
-            f"the facts that are not set aside make {len(pool)}"
+            f"the facts that are not set aside make {len(pool)} questions"
         )
 
     chosen = pool.iloc[rng.permutation(len(pool))[: train + test]]

@@ -1,4 +1,4 @@
-"""watched: records everything that one tiny forward did, for the discovery of sites.
+"""Records everything that one tiny forward did, for the discovery of sites.
 
 It notes which modules ran, on what values, and where attention was computed.
 """

@@ -1,4 +1,5 @@
-"""rerouted: replaces the forwards of some modules for a while. A sweep skips blocks this way."""
+"""`rerouted`: replaces the forwards of some modules while a `with` block lasts. A sweep skips
+blocks this way."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def load(
         reader = reader_of(source)
         if reader is not None:
             source = reader.read(source, tokenizer, _dtype(dtype))
-            # It is inside the module now, where it turns images into tokens, not text.
+            # An image tokenizer is part of the module: it turns images into tokens, not text.
             tokenizer = None
         else:
             source, stored_tokenizer = read(source, _dtype(dtype), trust_remote_code)

@@ -33,7 +33,7 @@ _SPELLED = {
 }
 # Colours of Okabe and Ito and of Paul Tol, which differ for colour-blind readers too. Controls are
 # grey or brown. Methods that figures compare within one panel are far apart; each also has its
-# marker, because twelve methods are more than colours alone can tell apart.
+# marker, because twelve methods are more than colours alone can distinguish.
 _NAMED = {
     "activation": ("#56B4E9", "o"),
     "z-score": ("#332288", "s"),

@@ -280,7 +280,8 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash that tells models apart: of name, shape, precision and sum of parameters.
+        """A short hash that differs between models: it depends on the parameters' names, shapes,
+        precision and sums.
 
         It does not depend on active interventions.
         """

@@ -225,7 +225,7 @@ def test_impossible_probes_are_refused(gpt2: interp.Subject):
     batch = items(rows=8)
     labels, groups = np.arange(8) % 2, np.arange(8)
     cases: list[tuple[Labelled, dict[str, Labelled], str]] = [
-        (Labelled(batch, {"a": labels, "b": labels}), {}, "trained on one reading; got a, b"),
+        (Labelled(batch, {"a": labels, "b": labels}), {}, "trained on one set of labels; got a, b"),
         (
             Labelled(batch, labels, groups),
             {"test": Labelled(batch, labels)},

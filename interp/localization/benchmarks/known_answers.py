@@ -149,13 +149,16 @@ def scored_each(
     methods: Mapping[str, Choice],
     reference: Batches | None = None,
 ) -> dict[str, list[UnitScores]]:
-    """Returns the scores of all neurons by every method, for each memorized window by itself.
+    """Scores all neurons by every method, for each memorized window by itself.
 
     Args:
         subject: the model.
         memorized: the windows.
         methods: the methods, by the name that they have in the result.
         reference: windows that are given to the methods that compare.
+
+    Returns:
+        For each method a list with the scores of each window, in the order of the windows.
 
     Example:
         >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})

@@ -189,7 +189,8 @@ def _map(
     with _noisy_prompt(subject, one, draws, noise, seed) as noisy:
         noisy_loss = _mean_loss(subject, noisy)
         effects = noisy_loss - np.array(sweep(subject, noisy, plans))
-    damage = noisy_loss - clean_loss or np.nan  # where noise changes nothing there is no share
+    # Where noise changes nothing, there is nothing to take a share of.
+    damage = noisy_loss - clean_loss or np.nan
     frame = pd.DataFrame(cells, columns=["stack", "block", "position"])
     return frame.assign(effect=effects, share=effects / damage)
 

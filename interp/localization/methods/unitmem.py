@@ -249,8 +249,8 @@ def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selectiv
         raise ValueError(f"UnitMem compares examples: expected at least 2, got {count.flat[0]}")
     rest = (parts["sum"] - largest) / (count - 1)
 
-    # The sum is NaN where an activation is. That must not pass for a dead unit, which scores 0, but
-    # stay NaN, which `localize` refuses.
+    # The sum is NaN where an activation is NaN. It must not look like a dead unit, which scores 0:
+    # it stays NaN, and `localize` refuses it.
     dead = (largest < _DEAD) & np.isfinite(parts["sum"])
     ratio = (largest - rest) / np.maximum(largest + rest, _DEAD)
     selectivity = np.where(dead, 0.0, ratio)

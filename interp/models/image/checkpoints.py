@@ -183,10 +183,16 @@ class _Stored:
         return self.size(*places)
 
     def size(self, *places: tuple[str, int], likely: int | None = None) -> int:
-        """The size that most of some tensors have along an axis.
+        """The most common size among tensors that should agree.
 
-        A majority decides, so that of all the tensors that should agree the wrong one is refused,
-        and not all the others. `likely` counts as one of them.
+        The majority decides, so that a single wrong tensor is refused, and not all the others.
+
+        Args:
+            places: (key of a tensor, axis along which its size is read). Missing keys do not count.
+            likely: a size that counts as one more tensor.
+
+        Raises:
+            LoadError: none of the tensors is there.
         """
         votes: Counter[int] = Counter()
         for key, axis in places:

@@ -198,7 +198,7 @@ def _shared(subject: interp.Subject, folder: Path, name: str) -> Path:
 
 
 def _windows(subject: interp.Subject, folder: Path) -> Frame:
-    """Every set of windows: searched for once and saved, then read."""
+    """Every set of windows. They are searched for once and saved; later calls read them."""
     file = _shared(subject, folder, "windows")
     if not file.exists():
         with replaced(file) as temporary:
@@ -212,8 +212,8 @@ def _sets(subject: interp.Subject, folder: Path) -> dict[str, Frame]:
 
 
 def _activity(subject: interp.Subject, folder: Path) -> interp.UnitScores:
-    """How active each neuron is on the passages and their contrast: measured once and saved, then
-    read."""
+    """How active each neuron is on the passages and their contrast. It is measured once and saved;
+    later calls read it."""
     file = _shared(subject, folder, "activity")
     if not file.exists():
         sets = _sets(subject, folder)

@@ -49,8 +49,8 @@ def memorized_only(known: Memorizer, least: float) -> Memorizer:
     """The same model without the repeated windows that it has not memorized.
 
     Args:
-        known: a model and its windows.
-        least: suffix accuracy from which a window counts as memorized.
+        known: the model and its windows.
+        least: the lowest suffix accuracy at which a window counts as memorized.
 
     Raises:
         ValueError: no window is left.
@@ -158,10 +158,10 @@ def look_up(known: Memorizer, every: Mapping[str, Choice], count: int, seed: int
     """Which methods find a planted look-up.
 
     Args:
-        known: a model and its windows.
+        known: the model and its windows.
         every: the methods.
         count: number of look-ups, each planted for another held-out window.
-        seed: seed of the model; the blocks take turns over windows and seeds.
+        seed: seed of the model. Which block holds a look-up alternates over windows and seeds.
 
     Returns:
         One row per method and window: the `loss` of the window after planting; the `recall`, which

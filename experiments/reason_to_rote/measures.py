@@ -63,7 +63,8 @@ def dose(selection: str, k: int, block: int) -> Rows:
 
 
 def at_first(column: str, passed: float, never: float, **where: Any) -> Measure:
-    """An accuracy when the test accuracy first reached `passed`; `never` if it did not."""
+    """An accuracy at the time when the test accuracy first reached `passed`; `never` if it did
+    not."""
 
     def measure(tables: Tables) -> Interval:
         history = rows(tables, "dynamics", **where)

@@ -40,8 +40,8 @@ Covers = dict[str, Cover]
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
-    """How the neurons of one block on a set of items differ from their mean on clean items with the
-    same inputs (the item's group)."""
+    """How the neurons of one block differ, on a set of items, from their mean on clean items with
+    the same inputs (the group of the item)."""
 
     study: Study
     block: int

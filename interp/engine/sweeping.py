@@ -3,7 +3,7 @@
 An intervention at block L changes nothing below L. `sweep_resuming` keeps what every block returned
 in one clean forward and starts each intervention at its own block; `sweep_growing` runs all of them
 in one batch that grows at each block where some begin. Both run the model's own forward and replace
-only the forwards of its blocks, so that whatever the model does around its blocks stays as it is.
+only the forwards of its blocks, so that what the model does around its blocks is unchanged.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Measure:
     """A number that is read from the tables of one seed.
 
     Attributes:
-        label: what a statement calls it.
+        label: its name in a statement.
         of: maps the tables of one seed to the number, or to its interval over items.
     """
 

@@ -199,7 +199,7 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
 
 
 def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
-    """A visit that sees this term plus the kept one.
+    """A visit to this term that sees the sum of this term and the kept one.
 
     The sum itself exists in no tensor of the model, so its new value is put into this term: the
     model then adds the other one and arrives at what the visit returned.
@@ -214,7 +214,8 @@ def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
 
 
 def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
-    """Shows a visit [batch, position, width], whatever the shape of the module's own tensor."""
+    """Calls a visit with the value as [batch, position, width], whatever the shape of the module's
+    own tensor."""
     if tensor.ndim == 3:
         clock.see(tensor)
         return visit(tensor, clock)
@@ -262,7 +263,7 @@ def _change_first_tensor(tree: Any, change: Callable[[Tensor], Tensor | None]) -
 
 
 def _swap(tree: Any, old: Tensor | None, new: Tensor) -> Any:
-    """A copy of `tree` with `new` in the place of `old`; its containers keep their types."""
+    """A copy of `tree` in which `new` replaces `old`; its containers keep their types."""
     if tree is old:
         return new
     if isinstance(tree, dict):

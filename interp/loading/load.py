@@ -131,7 +131,8 @@ def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
 
 
 def _is_bridged(module: nn.Module) -> bool:
-    """Whether TransformerLens has replaced parts of a module that somebody still holds."""
+    """Whether TransformerLens has replaced parts of a module to which there is still a
+    reference."""
     bridge = "transformer_lens.model_bridge"
     return any(type(part).__module__.startswith(bridge) for part in module.modules())
 

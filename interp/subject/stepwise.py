@@ -26,7 +26,7 @@ class Segment:
     """A part of an example, such as a scale or a row of an image, as positions of the blocks.
 
     Attributes:
-        name: what to call it in tables.
+        name: its name in tables.
         start, stop: the positions, `stop` excluded.
         degenerate: whether these positions are the same for all examples with one conditioning.
             What a unit does there depends on the class and not on the image.

@@ -34,7 +34,7 @@ class Subject:
             tokens of the batch, [batch, keep, vocabulary]; `keep` is at least 1. When all tokens
             are asked for, a model that sees nothing before the first returns one position fewer.
         tokenizer: a Hugging Face tokenizer, or None for a model that has no text.
-        name: what to call it; by default the class of the module.
+        name: name of the model; by default the class of the module.
 
     Example:
         >>> subject

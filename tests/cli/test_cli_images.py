@@ -1,4 +1,4 @@
-"""The commands end to end on tiny image models that know some digits by heart, and what they say
+"""The commands end to end on tiny image models that have memorized some digits, and what they say
 when something is wrong."""
 
 from __future__ import annotations

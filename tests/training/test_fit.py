@@ -1,5 +1,5 @@
-"""Laws of fit: it is AdamW written by hand, to the bit; what goes wrong leaves the model as it was
-a step before."""
+"""Laws of fit: it equals AdamW written by hand, bit for bit; what goes wrong leaves the model as it
+was a step before."""
 
 from __future__ import annotations
 

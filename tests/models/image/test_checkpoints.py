@@ -1,4 +1,4 @@
-"""Laws of image checkpoints: what was saved comes back to the bit, public layouts are read, each
+"""Laws of image checkpoints: what was saved comes back bit for bit, public layouts are read, each
 bad file gets one clear LoadError."""
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def test_public_files_are_read_wherever_the_tokenizer_is(name, model, how, tmp_p
         beside = {"tokenizer": tokenizer.rename(network.parent / "elsewhere.bin")}
         shutil.copy(
             beside["tokenizer"], tmp_path / "a.pth"
-        )  # two beside: only the one given can be meant
+        )  # two next to the network: only the given one can be meant
     if how == "held":
         tokenizer.unlink()
         beside = {"tokenizer": model.tokenizer}

@@ -394,7 +394,7 @@ def test_the_state_of_another_training_is_refused(changed, message, tmp_path):
         (lambda folder: Checkpoints(folder, 1, {"state": bool}), "that file holds the state"),
         (
             lambda folder: fitted(checkpoints=Checkpoints(folder, 1, {"early": bool})),
-            "keep=early.*no evaluation",
+            "keep=early.*which need evaluation=",
         ),
         (
             lambda folder: fitted(evaluation=Evaluation(lambda s: {"loss": 0.0}, 1)),

@@ -437,7 +437,7 @@ def _check_option(method: str, name: str, value: object, defaults: Options) -> N
         if not isinstance(value, expected) or is_stray_bool:
             raise ValueError(
                 f"{method}: {name}={value!r} is a {type(value).__name__}; "
-                f"expected a {type(default).__name__}, such as {default!r}"
+                f"expected a value of type {type(default).__name__}, such as {default!r}"
             )
     if name == "batch_size" and isinstance(value, int) and value < 1:
         raise ValueError(f"{method}: {name}={value}: expected at least 1")

@@ -155,8 +155,8 @@ def test_neurons_above_the_threshold_are_units_to_knock_out():
 def test_knocking_out_is_zeroing():
     subject, batch = tiny.subject("gpt2"), tiny.batch("gpt2", prompt=4)
     site = interp.Site("neurons", 2)
-    frame = match(np.eye(2, 128), {"first": np.array([True, False])})
-    units = neurons_of(keep_matches(frame), "first", site, 128)
+    frame = match(np.eye(2, tiny.NEURONS), {"first": np.array([True, False])})
+    units = neurons_of(keep_matches(frame), "first", site, tiny.NEURONS)
     with torch.no_grad(), interp.intervened(subject, interp.Zero(units)):
         assert not tiny.values_by_hand(subject, batch, site)[..., 0].any()
 

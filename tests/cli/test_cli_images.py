@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,10 +133,7 @@ Done = tuple[Path, dict[str, dict[str, Any]]]
 @pytest.fixture(scope="module")
 def finished(saved, tmp_path_factory) -> Callable[[str], Done]:
     """scan, localize and ablate one after the other in one folder, and what each printed as JSON;
-    once for each kind.
-
-    The figures of VAR are drawn, and no others in this file.
-    """
+    once for each kind."""
 
     @functools.cache
     def make(kind: str) -> Done:
@@ -148,7 +144,7 @@ def finished(saved, tmp_path_factory) -> Callable[[str], Done]:
             ["scores", "ablate", "--fractions", "0.05,0.2", "--at", "0.2"],
             ["units", "ablate", "--units", out / "units.json"],
         ):
-            with nullcontext() if kind == "VAR" else undrawn():
+            with undrawn():
                 result = run(command, *toy.start, "--out", out, *options, "--json")
             assert result.exit_code == 0, result.output
             printed[name] = json.loads(result.stdout)

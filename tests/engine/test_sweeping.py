@@ -82,6 +82,8 @@ def test_resuming_is_exact_in_float64(name: str, shape: str, method: Callable[..
 @pytest.mark.parametrize("shape", BATCHES)
 def test_every_method_equals_the_naive_loop(name: str, subject: interp.Subject, shape: str):
     batch, todo = tiny.batch(name, **BATCHES[shape]), plans(subject)
+    if shape != "padded":  # the hardest shape takes all plans, the other two share them
+        todo = todo[list(BATCHES).index(shape) // 2 :: 2]
     reference = sweep_naively(subject, batch, todo, logits_of)
     for method in METHODS:
         for a, b in zip(reference, method(subject, batch, todo, logits_of), strict=True):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import rerun
 import torch
+from committed import check_columns, check_evidence
 from drawing import undrawn
 from notebook import run_notebook
 from PIL import Image
@@ -39,10 +40,6 @@ from interp.mitigation.weight_edits import in_weights
 
 SEED = 100
 SMOKE = PRESETS["smoke"]
-FIGURES = {
-    "training", "extraction", "correlation", "map", "blocks", "votes", "members", "subsets", "edits", "equal_cost", "zeroed", "kinds",
-    "images_VAR", "images_RAR", "verdicts",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +47,7 @@ def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke")
     with undrawn():
         # one job at a time, in this process: others would import everything anew
-        EXPERIMENT.reproduce("smoke", SEED, folder, jobs=1)
+        replace(EXPERIMENT, figures={}).reproduce("smoke", SEED, folder, jobs=1)
     return folder
 
 
@@ -69,9 +66,12 @@ def test_every_claim_is_judged_and_has_something_to_look_at(out):
     assert [claim["id"] for claim in found] == [check.id for check in checks(SMOKE)]
     assert len({claim["id"] for claim in found}) == len(found)
     for claim in found:
-        assert (out / claim["evidence"]).exists(), claim["evidence"]
+        check_evidence(EXPERIMENT, claim["evidence"])
         assert claim["low"] <= claim["measured"] <= claim["high"]
-    assert {file.stem for file in (out / "figures").glob("*.png")} == FIGURES
+
+
+def test_tables_have_the_columns_that_figures_are_drawn_from(tables):
+    check_columns(EXPERIMENT, tables)
 
 
 def test_members_are_extracted_from_the_longest_prefix_and_no_image_held_out_is(tables):
@@ -313,6 +313,7 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
         "judged": SMOKE.judged,
         "reference": 12,
         "shares": (0.5,),
+        "methods": {"z_score": {}},
         "fractions": (0.1, 0.2),
         "further_random": (),
         "random_draws": 1,

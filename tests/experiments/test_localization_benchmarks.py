@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from committed import check_columns, check_evidence
+from drawing import undrawn
 
 import interp
 from experiments import localization_benchmarks as benchmarks
@@ -45,7 +47,8 @@ SMALL = Path(benchmarks.__file__).parent / "results" / "small"
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Results:
     pytest.importorskip("faker")
-    return EXPERIMENT.run(SETTINGS, 0, tmp_path_factory.mktemp("run"), jobs=1)
+    without_figures = replace(EXPERIMENT, figures={})
+    return without_figures.run(SETTINGS, 0, tmp_path_factory.mktemp("run"), jobs=1)
 
 
 def test_every_method_is_asked_in_inj_and_about_the_look_up(results):
@@ -110,19 +113,16 @@ def test_a_method_or_option_that_does_not_exist_is_refused_before_anything_is_tr
 
 
 def test_results_are_written_as_files_that_others_read(results, tmp_path):
-    results.save(tmp_path, {"preset": "test"})
-    figures = {
-        "injection",
-        "injection_curve",
-        "trade_off",
-        "correlation",
-        "confusion",
-        "blocks",
-        "verdicts",
-    }
-    assert {file.stem for file in (tmp_path / "figures").glob("*.png")} == figures
+    with undrawn():
+        results.save(tmp_path, {"preset": "test"})
+    assert (tmp_path / "figures" / "verdicts.png").exists()
+    assert {file.stem for file in (tmp_path / "tables").iterdir()} == set(results.tables)
     for claim in json.loads((tmp_path / "claims.json").read_text()):
-        assert (tmp_path / claim["evidence"]).exists(), claim["evidence"]
+        check_evidence(EXPERIMENT, claim["evidence"])
+
+
+def test_tables_have_the_columns_that_figures_are_drawn_from(results):
+    check_columns(EXPERIMENT, results.tables)
 
 
 def claim(results: Results, name: str, **changed: pd.DataFrame) -> Claim:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from quick import NAMES, QUICK
+from quick import NAMES, QUICK, UNIT_BY_UNIT
 
 import interp
 from interp.localization import localize, localize_each
@@ -24,9 +24,10 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_every_method_scores_images_against_others_and_leaves_no_trace(name, method, site):
     subject = tiny.subject(name, torch.float64)
     ours, others = tiny.image_batch(name, rows=3), tiny.image_batch(name, rows=3, seed=1)
+    sites = f"blocks.1.{site}" if method in UNIT_BY_UNIT else site
     with tiny.untouched(subject.module):
-        scores = localize(subject, ours, others, method=method, site=site, **QUICK.get(method, {}))
-    assert len(scores) == len(subject.anatomy.units(site))
+        scores = localize(subject, ours, others, method=method, site=sites, **QUICK.get(method, {}))
+    assert len(scores) == len(subject.anatomy.units(sites))
     assert method == "lowest" or np.ptp(np.concatenate(list(scores.values.values()))) > 0
 
 

@@ -398,7 +398,7 @@ def test_the_state_of_another_training_is_refused(changed, message, tmp_path):
         ),
         (
             lambda folder: fitted(evaluation=Evaluation(lambda s: {"loss": 0.0}, 1)),
-            "a measure named loss",
+            "a measure is named loss",
         ),
     ],
 )

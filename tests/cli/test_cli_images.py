@@ -462,9 +462,9 @@ def test_what_is_no_scan_of_images_is_said_before_the_model_is_read(
         (
             "a.npz",
             [],
-            "a.npz holds images, and no-such-model does not name an image model: expected texts, or the weights of a VAR or a RAR",
+            "a.npz holds images, and no-such-model is not an image model: expected texts, or the weights of a VAR or a RAR",
         ),
-        ("pictures", [], "pictures holds images, and no-such-model does not name an image model"),
+        ("pictures", [], "pictures holds images, and no-such-model is not an image model"),
         ("pictures/3/a.PNG", [], "a.PNG holds images"),
         (
             "both",

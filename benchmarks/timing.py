@@ -22,8 +22,8 @@ class Row:
         benchmark: its name.
         variant: its name.
         value: the cost.
-        unit: of the cost.
-        ratio: of the cost to that of the benchmark's first variant.
+        unit: unit of the cost.
+        ratio: ratio of the cost to that of the benchmark's first variant.
         difference: the largest absolute difference of the result from the first result that there
             is; None where there is nothing to compare.
         bar: what `ratio` may be at most; None for no limit.

@@ -15,7 +15,7 @@ def replaced(path: str | Path) -> Generator[Path]:
     When the block fails, the temporary file is deleted and `path` stays as it was.
 
     Args:
-        path: the file to write; missing folders are made.
+        path: the file to write; folders that do not exist are made.
 
     Yields:
         A path in the same folder.
@@ -48,7 +48,8 @@ def replaced(path: str | Path) -> Generator[Path]:
 def writable(folder: str | Path) -> Path:
     """Makes a folder if it is missing, checks that it can be written, and returns it.
 
-    Called before long work, so that a wrong folder is not found out after it.
+    Call it before long work, so that a folder that cannot be written is an error now and not after
+    the work.
 
     Args:
         folder: the folder; its parents are made too.

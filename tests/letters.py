@@ -48,7 +48,8 @@ def noise(count: int, length: int, seed: int) -> list[str]:
 
 
 def overfitted(texts: Sequence[str]) -> interp.Subject:
-    """A model that knows each 16 letters, from every eighth on, of texts of one length by heart."""
+    """A model that has memorized, in texts of one length, the 16 letters from every eighth letter
+    on."""
     learner = subject()
     windows = learner.encode_all(texts).tokens.unfold(1, 16, 8).flatten(0, 1)
     interp.fit(learner, [interp.Batch(windows)] * 100, 100, lr=1e-2)

@@ -71,7 +71,7 @@ def inject(
 
 @dataclass(frozen=True, eq=False)
 class Injected:
-    """A subject, the neurons that hold its memory, the tokens that it knows by heart, and two sets
+    """A subject, the neurons that hold its memory, the tokens that it has memorized, and two sets
     of other text."""
 
     subject: interp.Subject

@@ -45,15 +45,16 @@ class Study:
     """A model with its images.
 
     Attributes:
-        family: of the model, "VAR" or "RAR".
+        family: family of the model, "VAR" or "RAR".
         regime: name of the regime that it was trained in.
-        seed: of its training.
+        seed: seed of its training.
         subject: the model.
-        images: by set: `planted` (trained most often), `background` (trained too) and `held out`.
+        images: the images of each set: `planted` (trained on most often), `background` (trained on
+            too) and `held out`.
         batches: the same images as tokens, without a prompt.
         prefixes: numbers of tokens that are given when extraction is tried.
         judged: the one of them from which edits are judged.
-        history: of the training, where the model was trained here.
+        history: history of the training, where the model was trained here.
         alike: similarity of two sets of images, pair by pair. When edits are judged, an image
             counts as extracted above ALIKE; without such a function, all its tokens must be the
             same.
@@ -160,7 +161,7 @@ def train_or_load(settings: Trained, family: str, regime: str, seed: int, out: P
 
     subject = interp.load(network(settings, tokenizer(settings, family, out), seed))
     module = _image_model(subject)
-    # Planted images are repeated in it.
+    # The mixture repeats the planted images.
     mixture = images.mixture()
     data = module.encode(mixture.pixels, mixture.labels)
 
@@ -192,8 +193,8 @@ def train_or_load(settings: Trained, family: str, regime: str, seed: int, out: P
 
 
 def _stream(data: Batch, module: ImageModel, recipe: Regime, seed: int) -> Iterator[Batch]:
-    """The training batches: some labels are dropped, and RAR's tokens come in random orders, ever
-    less so."""
+    """The training batches: some labels are dropped, and RAR's tokens come in random orders with a
+    probability that falls to 0."""
     labelled = drop_labels(epochs(data, recipe.batch_size, seed), module, seed=seed)
     if isinstance(module, RAR):
         return anneal_orders(labelled, round(_ANNEALED * recipe.steps["RAR"]), seed)

@@ -1,5 +1,5 @@
-"""What is checked: the claims C1 to C13 about the paper, the bars B that toy models must meet for
-the rest to mean anything, and D, practices seen elsewhere that should be avoided.
+"""What is checked: the claims C1 to C13 about the paper, the bars B that toy models must meet
+before the other claims mean anything, and D, practices seen elsewhere that should be avoided.
 
 What the paper says is known from its abstract and from public notes on it (`found`). The models
 that it names are not trained here: in the preset small its claims are checked on models of the same
@@ -36,7 +36,8 @@ _BLOCKS = "figures/blocks.png"
 
 
 def checks(settings: Preset) -> list[Check]:
-    """All checks of a preset. Those of duplicates and of bars are left out where it has none."""
+    """All checks of a preset. The checks of duplicates and of bars are left out of a preset without
+    these."""
     found: list[Check] = []
     for family in FAMILIES:
         found += _extraction(family, settings)
@@ -254,7 +255,8 @@ def _deepening(settings: Preset) -> Check:
     def rising(tables: Tables) -> float:
         segments = rows(tables["map"], where).groupby("segment", sort=False)
         centres = [centre(part, "top") for _, part in segments]
-        # Scale 1 sees the class alone: what is selective there tells the class, not the image.
+        # Scale 1 sees the class alone: a unit that is selective there responds to the class, not to
+        # the image.
         later = centres[1:]
         return float(spearmanr(range(len(later)), later).statistic)
 

@@ -1,5 +1,5 @@
-"""C1 to C5 and D3: what halving the most selective units removes, and whether other units would do
-as well."""
+"""C1 to C5 and D3: what halving the most selective units removes, and whether halving other units
+removes as much."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def members(table: pd.DataFrame) -> Figure:
 
 
 def subsets(table: pd.DataFrame) -> Figure:
-    """How well parts of D' rank blocks as the whole does."""
+    """How well subsets of the reference images rank the blocks, compared with the whole set."""
     named = table.assign(views=_views(table))
     draw_lines = lines(
         named,
@@ -252,7 +252,7 @@ def edits(table: pd.DataFrame) -> Figure:
         level(axes, unedited[part["family"].iloc[0], measure], "unedited model")
         axes.set(ylabel=_MEASURES[measure][1])
 
-    # Families side by side, measures below each other.
+    # One column per family, one row per measure.
     by_measure = [long[long["measure"] == measure] for measure in _MEASURES]
     return panels(
         pd.concat(by_measure),
@@ -268,7 +268,8 @@ def edits(table: pd.DataFrame) -> Figure:
 
 
 def equal_cost(table: pd.DataFrame, edit: str, costs: Mapping[str, str]) -> Figure:
-    """Extraction against the cost of an edit, for each selection, from the unedited model on."""
+    """Extraction against the cost of an edit, for each selection, starting at the unedited
+    model."""
     groups = _edited(table, edit).groupby(["family", "selection", "fraction"], sort=False)
     shown = groups.mean(numeric_only=True).reset_index()
     long = shown.melt(
@@ -350,7 +351,8 @@ def kinds(table: pd.DataFrame) -> Figure:
 
 
 def pictures(table: pd.DataFrame) -> Figure:
-    """The same planted images: as they are, as tokens, as extracted, and after edits."""
+    """The same planted images: the originals, their tokens decoded, and what is extracted before
+    and after edits."""
     first_seed = table[table["seed"] == table["seed"].iloc[0]]
     by_row = first_seed.groupby("row", sort=False)
     family = table["family"].iloc[0]
@@ -362,7 +364,7 @@ def pictures(table: pd.DataFrame) -> Figure:
 
 
 def _pixels(part: pd.DataFrame) -> Tensor:
-    """The images of some rows, which a table holds flat."""
+    """The images of some rows; the table stores their pixels as flat lists."""
     images = [
         np.array(pixels).reshape(shape)
         for pixels, shape in zip(part["pixels"], part["shape"], strict=True)
@@ -388,7 +390,8 @@ def _views(table: pd.DataFrame) -> pd.Series:
 def _of(
     name: str, draw: Callable[..., Figure], *arguments: Any
 ) -> Callable[[Tables], Figure | None]:
-    """Draws one table; nothing where there is no such table."""
+    """Turns a function that draws one table into one that is given all tables, and draws nothing
+    where that table is missing."""
     return lambda tables: draw(tables[name], *arguments) if name in tables else None
 
 

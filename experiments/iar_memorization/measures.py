@@ -66,16 +66,16 @@ def complete_images(study: Study, batch: Batch) -> Float[Tensor, "images channel
 
 
 def extraction(study: Study, tried: Mapping[str, int]) -> pd.DataFrame:
-    """What greedy decoding makes of each prefix of each image.
+    """How well greedy decoding from each prefix reproduces each image.
 
     Args:
         study: the model and its images.
-        tried: how many images of a set are tried; all of the sets that are left out.
+        tried: number of images to try of each set, by name; all images of a set that is not named.
 
     Returns:
         One row per set, `image` and `prefix`: `exact`, whether all other tokens are the image's
-        own, and `correlation`, the similarity (in pixels, or the study's own) of the completion
-        with what the tokenizer makes of the image.
+        own, and `correlation`, the similarity of the completion to the image as the tokenizer
+        reconstructs it (correlation of pixels, or the study's own similarity).
     """
     alike = study.alike or correlation
     frames: list[pd.DataFrame] = []
@@ -109,7 +109,7 @@ def by_correlation(table: pd.DataFrame) -> pd.DataFrame:
     """How many images would count as extracted by the correlation of pixels.
 
     The threshold is either set on half of the held-out images, so that ALLOWED of them lie above
-    it, or fixed at SAFE. The share of held-out images is that of the other half.
+    it, or fixed at SAFE. The share of held-out images above it is measured on the other half.
 
     Args:
         table: the table of `extraction`.
@@ -173,8 +173,18 @@ def selectivity(
 
 
 def selectivity_map(study: Study, images: Images, views: int) -> pd.DataFrame:
-    """UnitMem by part of the image and depth: for each `segment` and `block` the `mean` over
-    neurons, and how many of the segment's `top` 10% of neurons lie in the block."""
+    """UnitMem by part of the image and by depth.
+
+    Args:
+        study: the model and its images.
+        images: the images that UnitMem is computed on.
+        views: number of shifted views of each image.
+
+    Returns:
+        One row per `segment` (scale or row of the image) and `block`: `mean`, the mean UnitMem of
+        the block's neurons; and `top`, how many of them are among the 10% of all neurons with the
+        largest UnitMem in this segment.
+    """
     table = unitmem_by_segment(
         study.subject, encode_views(study, images, views), neurons(study), _BATCH_SIZE, views=views
     )
@@ -226,8 +236,18 @@ def centre(by_block: pd.DataFrame, weight: str) -> float:
 def subsets(
     study: Study, images: Images, shares: Sequence[float], views: int
 ) -> Iterator[tuple[float, UnitScores]]:
-    """UnitMem over random parts of D', for each share of it. A larger part holds the smaller
-    ones."""
+    """UnitMem on random subsets of the reference images, for each share of them. The subsets are
+    nested: a larger one contains the smaller ones.
+
+    Args:
+        study: the model and its images.
+        images: the reference images.
+        shares: the size of each subset, as a fraction of `images`.
+        views: number of shifted views of each image.
+
+    Yields:
+        Each share, and the UnitMem of each neuron on its subset.
+    """
     order = np.random.default_rng(study.seed).permutation(len(images))
     for share in shares:
         count = max(2, round(share * len(images)))

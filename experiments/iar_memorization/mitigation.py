@@ -1,4 +1,4 @@
-"""Edits of units and what they do: how many planted images are still extracted, and how good the
+"""Edits of units and their effects: how many planted images are still extracted, and how good the
 model still is, compared with the same edits of control units."""
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ HALVED = "in-weights x 0.5"
 ZEROED = "in-weights x 0"
 COSTS = ("held out loss", "distance")
 MODEL = ["family", "regime", "seed"]
-_FEW = 100  # at most so many held-out images, and at most half of them, measure an edit
+# An edit is measured on at most this number of held-out images, and on at most half of them.
+_FEW = 100
 _BATCH_SIZE = 64
 # What is compared at equal cost. Images are drawn under the first edit only, so that the second one
 # has no distance.
@@ -73,9 +74,9 @@ def score_units(study: Study, methods: Mapping[str, Mapping[str, Any]]) -> dict[
 def trials(study: Study, scores: Mapping[str, UnitScores], settings: Preset) -> list[Edited]:
     """All edits of a model.
 
-    In-weights are halved and set to zero, of the units that each method scores highest and of their
-    controls, in several fractions. Everything else that can be done to units is done to those of
-    the first method and to random ones, in the fraction that claims are about.
+    Two edits are made at every fraction: the input weights of the units that each method scores
+    highest, and of their controls, are halved or set to zero. All other kinds of edits are made
+    only at the fraction that claims are about, to the units of the first method and to random ones.
 
     Drawing images costs most of the time, so they are drawn under the paper's own edit only
     (halving), and not for the random units in each method's own blocks.
@@ -100,8 +101,8 @@ def _selections(
 
     The controls are random units, the same number in each block as the first method selects, and as
     the last one does; the first method's lowest units; and units that are as active on the planted
-    images as those of the first method. Random units come in further fractions too, so that they
-    reach the cost of whatever the methods select.
+    images as those of the first method. Random units are also drawn at larger fractions, so that
+    they reach the cost of what the methods select.
     """
     means = interp.record(
         study.subject,
@@ -166,13 +167,13 @@ class Bench:
             self.cut = threshold(self.likeness(others), ALLOWED)
 
     def likeness(self, batch: Batch) -> Float[np.ndarray, " images"]:
-        """The similarity of each image with what greedy decoding makes of the prefix that edits are
-        judged from."""
+        """The similarity between each image and its greedy completion from the prefix that edits
+        are judged from."""
         completions = complete_images(self.study, replace(batch, prompt=self.study.judged))
         return self.alike(completions, self.study.module.decode(batch.tokens))
 
     def measured(self, plan: Plan, *, drawn: bool = True) -> dict[str, float]:
-        """What is measured under a plan, or without any where it is empty.
+        """The measures of the model under a plan, or of the unedited model if the plan is empty.
 
         Args:
             plan: the edit.
@@ -182,9 +183,9 @@ class Bench:
             The measures by name.
 
             - exact: fraction of the planted images that are extracted to the last token, from the
-              prefix that edits are judged from. `exact from N`: the same from N tokens. `held out
-              exact`: the same of held-out images.
-            - alike: fraction of the planted images whose completion is more similar to them than
+              prefix that edits are judged from. `exact from N`: the same from a prefix of N tokens.
+              `held out exact`: the same for held-out images.
+            - alike: fraction of the planted images whose completion has a similarity to them above
               `cut`, which is set on held-out images that are not measured here.
             - extracted: one of the two; `alike` for a study with its own similarity, else `exact`.
             - accuracy: fraction of the planted tokens after the prefix that are predicted.
@@ -274,7 +275,7 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _random_curve(model: pd.DataFrame, name: str, cost: str) -> pd.DataFrame:
-    """The rows of random units by rising cost, from the unedited model on.
+    """The rows of random units by rising cost, starting at the unedited model.
 
     They are the random units in the selection's own blocks. Where there are none, or where no
     images were drawn under them, they are those in the blocks of the first method.

@@ -191,7 +191,8 @@ class Trained(Preset):
 
     Attributes:
         images: the data set.
-        sides: of the maps of tokens, coarse to fine, in VAR; RAR's grid has the last one.
+        sides: tokens per side of each scale of VAR, coarse to fine; RAR's grid has the last of
+            them.
         tokenizer: how the tokenizers of both families are made.
         model: the shape of the networks of both families.
     """
@@ -234,7 +235,7 @@ class Public(Preset):
 
     Attributes:
         places: where the files are.
-        dtype: of the weights.
+        dtype: precision of the weights.
         candidates: number of images per class that are most likely memorized; they are the planted
             set.
         per_class: number of other images per class; they are the background set.

@@ -88,8 +88,8 @@ def likeness(subject: interp.Subject, images: Images, last: int) -> Float[np.nda
 def load_scripted(path: str) -> Callable[[Float[Tensor, "n 3 side side"]], Tensor]:
     """A network saved by TorchScript, on the CPU.
 
-    It takes images in [0, 1] of the size that the model draws; resizing and normalization are its
-    own business.
+    It takes images in [0, 1] of the size that the model draws, and resizes and normalizes them
+    itself.
     """
     network = torch.jit.load(path, map_location="cpu").eval()
 

@@ -87,8 +87,8 @@ class Quality:
     """The quality of a study's model: the Frechet distance of images that it draws from the
     held-out ones.
 
-    Images are drawn of the classes of held-out images, always with the same noise, so that two
-    distances differ by what was done to the model alone.
+    The drawn images have the classes of the held-out ones, and the noise is always the same: two
+    distances differ only by what was done to the model.
 
     Args:
         study: the model and its images.
@@ -101,8 +101,8 @@ class Quality:
         self, study: Study, features: Features, draws: int, sampling: Sampling | None = None
     ) -> None:
         held_out = study.images["held out"]
-        # As many images of each class are drawn as there are held out, over and over until there
-        # are enough: another mixture of classes would be a distance by itself.
+        # The classes of the held-out images are taken in turn, over and over until there are
+        # enough: another mixture of classes would be a distance by itself.
         times = -(-draws // len(held_out))
         self.study = study
         self.features = features
@@ -116,8 +116,7 @@ class Quality:
             return self.features(pixels.cpu()).double().cpu().numpy()
 
     def distance(self, seed: int = 0) -> float:
-        """The Frechet distance, under whatever interventions are active; `seed` is that of the
-        noise."""
+        """The Frechet distance under the active interventions; `seed` is the seed of the noise."""
         drawn = sample(self.study.subject, self.label, seed=seed, **self.sampling)
         return frechet(self.of(self.study.module.decode(drawn)), self.real)
 

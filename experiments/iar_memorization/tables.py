@@ -1,5 +1,5 @@
-"""The jobs of the study: for each model, who is extracted, where units are selective, and what
-edits of them do."""
+"""The jobs of the study: for each model, which images are extracted, where units are selective, and
+what edits of them do."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _mean_selectivity(study: Study, images: Images, views: int) -> float:
 
 
 def subset_profiles(study: Study, settings: Preset, whole: UnitScores, views: int) -> pd.DataFrame:
-    """Whether a part of the reference set D' ranks blocks as the whole does.
+    """Whether a subset of the reference images ranks the blocks as the whole set does.
 
     Returns:
         One row per `share` of D': its number of `images`, and Spearman's `correlation` of the mean

@@ -22,7 +22,7 @@ _HEADER = re.compile(r"(?:^#[^\n]*\n){6,}", re.MULTILINE)
 _METHOD = re.compile(r"\n    def .*", re.DOTALL)
 _HEADERS_OF = ("transformers", "accelerate", "torch", "huggingface_hub", "sklearn")
 _CODE_OF = ("nnsight", "transformer_lens")  # recent, so that the model has hardly seen them
-_COMMENTS = {  # what stands before the text, before each line, and after the text
+_COMMENTS = {  # what is written before the text, before each line, and after the text
     "hash": ("", "# ", ""),
     "star": ("/*\n", " * ", " */\n"),
     "plain": ("", "", ""),

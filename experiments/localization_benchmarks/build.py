@@ -1,5 +1,5 @@
 """What is run on one seed: INJ and the look-up, where the memory was put in known neurons, and DEL,
-where training put it wherever it would."""
+where training put it anywhere."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ def hidden(preset: Preset, seed: int) -> Tables:
 
 
 def natural(preset: Preset, seed: int) -> Tables:
-    """DEL, and what else is asked of memory that training put wherever it would, on the same
-    model."""
+    """DEL, and the other measures of a memory that training put anywhere, on the same model."""
     known = memorized_only(memorizer(preset.recipe, seed), preset.least)
     memorized = known.repeated
     length = memorized.targets.shape[1]

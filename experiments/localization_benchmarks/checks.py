@@ -25,9 +25,9 @@ from interp.localization import methods
 
 PRUNING = ("hard_concrete", "slimming")
 BASELINES = ("random", "lowest")
-# Recall in INJ is claimed to be at least so many times that of chance.
+# The claim is that recall in INJ is at least this many times chance.
 TIMES_CHANCE = 3
-# A sequence is claimed to lose at least so many times what it loses to random neurons.
+# The claim is that a sequence loses at least this many times what it loses to random neurons.
 TIMES_RANDOM = 5
 _RANKING = {
     "pruning": PRUNING,
@@ -136,12 +136,13 @@ def _pruning_leads(preset: Preset) -> Check:
         evidence=_INJECTION,
         paper="hard_concrete or slimming first in 8 of 8 columns",
         controls=others,
-        testable=preset.recipe.blocks >= 12,  # GPT-2 is the smallest model that it is claimed of
+        testable=preset.recipe.blocks >= 12,  # the paper claims it of GPT-2 and larger models
     )
 
 
 def _smaller_is_easier(preset: Preset) -> list[Check]:
-    """L3, where there are two fractions to compare."""
+    """L3: whether a memory in fewer neurons is easier to find, if there are two fractions to
+    compare."""
     plain = [condition for condition in preset.injections if condition.plain]
     plain.sort(key=lambda condition: condition.fraction)
     small = plain[0]
@@ -196,8 +197,8 @@ def _beats_random(method: str, blocks: str, headline: float) -> Check:
     random = _fall("random", blocks, headline)
 
     def beyond(tables: Tables) -> float:
-        # A rise under random neurons is not a fall that another could be several times as large as:
-        # it must not count in the method's favour.
+        # Where accuracy rises under random neurons, there is no fall to take a multiple of: the
+        # rise must not count in the method's favour.
         by_chance = max(random(tables), 0.0)
         return own(tables) - TIMES_RANDOM * by_chance
 

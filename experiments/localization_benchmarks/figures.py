@@ -169,7 +169,8 @@ def correlation(rows: pd.DataFrame) -> Figure:
         wide,
         "Spearman correlation over neurons",
         center=0.0,
-        title="Do methods rank neurons alike? Correlation of the scores of every two methods",
+        title="Do methods rank neurons in the same way? Correlation of the scores of each pair of "
+        "methods",
         key=_mean_of_cells(rows, "targets and "),
     )
 

@@ -7,9 +7,8 @@ and keeps what fits each set:
 - `texts_score`, `texts_test`: exactly extracted passages of a few licences as `#` comments; each
   licence is cut in two at one place;
 - `other_format`: the passages of `texts_test` in a `/* */` comment, and unwrapped;
-- `unstudied`: licences of which nothing is in `texts_score` and that the model knows nearly as
-    well;
-- `half_known`: other licences, known in part;
+- `unstudied`: licences of which nothing is in `texts_score`, memorized nearly as well;
+- `half_known`: other licences, memorized in part;
 - `paraphrased`: licence language in other words;
 - `memorized`: extracted text of other kinds;
 - `rules`: extracted text that follows a rule, which needs no memory;
@@ -45,8 +44,8 @@ RUN = 8  # words in a row that windows of two sets may not share: about twelve t
 AT_MOST = 16  # windows per set
 A_SOURCE = 4  # of them, windows per text and format
 CONTRAST = 24  # windows of `contrast`
-# Suffix accuracy of licences that the model knows nearly as well as the studied ones, and of those
-# that it knows in part; both ends are included.
+# Suffix accuracy of licences that are memorized nearly as well as the studied ones, and of those
+# that are memorized in part; both ends are included.
 NEARLY = (0.9, 1.0)
 HALF = (0.4, 0.9)
 _TEACHER_FORCED = 1.1  # `decode_from` above 1: no free continuations, which nothing here reads
@@ -111,7 +110,7 @@ def _sides(part: Frame) -> tuple[pd.DataFrame, pd.DataFrame]:
     def smaller_side(cut: int) -> int:
         return min((ends <= cut).sum(), (starts >= cut).sum())
 
-    # Of several best tokens `max` takes the first.
+    # Where several tokens are best, `max` takes the first.
     cut = max(sorted(starts), key=smaller_side)
     return part[ends <= cut], part[starts >= cut]
 
@@ -133,7 +132,7 @@ def _texts(windows: pd.DataFrame) -> list[str]:
 
 
 def _runs(text: str, run: int) -> set[tuple[str, ...]]:
-    """All runs of so many words in a text, without punctuation and comment marks."""
+    """All runs of `run` consecutive words in a text, without punctuation and comment marks."""
     words = re.findall(r"[^\W_]+", text.lower())
     starts = range(len(words) - run + 1)
     return {tuple(words[start : start + run]) for start in starts}
@@ -239,8 +238,8 @@ def _unrelated(subject: Subject, taken: pd.DataFrame) -> dict[str, pd.DataFrame]
 def _first_windows(
     subject: Subject, texts: Sequence[str], kind: str, others: pd.DataFrame
 ) -> pd.DataFrame:
-    """The first window of each text that is long enough, for as many texts as one forward pass
-    takes; each text is a source of its own."""
+    """The first window of each text that is long enough, for one forward pass of texts; each text
+    is a source of its own."""
     windows = islice(_long_enough(subject, texts), BATCH_SIZE)
     frame: Frame = scan(subject, windows, PREFIX, LENGTH, decode_from=_TEACHER_FORCED)
     named = frame.assign(source=[f"{kind} {number}" for number in frame["text"]], style="raw")
@@ -259,7 +258,7 @@ def _capped(part: Frame, name: str) -> pd.DataFrame:
     most AT_MOST of the set (CONTRAST of `contrast`), in turn from each text."""
     if part.empty:
         raise ValueError(
-            f"no window for the set {name}: this model knows other texts; expected one that "
+            f"no window for the set {name}: this model has other memories; expected one that "
             "extracts the licences of the study"
         )
     groups = part.groupby(["source", "style"], sort=False)

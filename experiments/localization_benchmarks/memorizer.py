@@ -45,13 +45,13 @@ class Recipe:
 
     Attributes:
         blocks: number of blocks.
-        width: of the residual stream.
+        width: width of the residual stream.
         neurons: hidden units of each MLP.
         vocabulary: size of the tokenizer.
-        prefix: tokens given of a window.
-        length: tokens that the model is asked to continue with.
+        prefix: number of tokens of a window that the model is given.
+        length: number of tokens that the model is asked to continue with.
         repeated: number of sequences of each kind that are seen often.
-        copies: how many times each of them is seen.
+        copies: how many times each repeated sequence is seen.
         once: number of sequences that are seen once.
         others: number of windows in each set that is never trained on.
         texts: number of texts of prose, and of code, that windows are cut from.
@@ -82,12 +82,12 @@ class Memorizer:
 
     Attributes:
         subject: the model.
-        repeated: windows that it has seen often.
-        kinds: the kind of each of them.
+        repeated: windows that the model has seen often.
+        kinds: the kind of text of each repeated window.
         inject: windows of prose and code that were never trained on, to be injected.
-        dev: others, to tune methods on.
-        reference: others, for methods to compare with.
-        held_out: others, to judge damage on.
+        dev: other windows that were never trained on, to tune methods on.
+        reference: other windows that were never trained on, for methods to compare with.
+        held_out: other windows that were never trained on, to judge damage on.
     """
 
     subject: interp.Subject

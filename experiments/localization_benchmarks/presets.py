@@ -31,11 +31,12 @@ class Preset:
     Attributes:
         seeds: number of models.
         recipe: how each model is made.
-        injections: the conditions of INJ. That a pruning method leads is claimed of the first one.
+        injections: the conditions of INJ. The claim that a pruning method finds most is about the
+            first one.
         sequences: number of sequences hidden together in INJ.
         references: number of windows that methods compare them with.
         lookups: number of look-ups planted in each model, one at a time.
-        least: the suffix accuracy from which a repeated window counts as memorized.
+        least: the lowest suffix accuracy at which a repeated window counts as memorized.
         fractions: fractions of each block's neurons that DEL drops.
         headline: the fraction that claims are about.
         not_deleted: methods that DEL leaves out.

@@ -38,7 +38,7 @@ from interp.reporting.stats import student_interval
 ALONE = ("slimming",)
 # Fixed beforehand: the fraction that claims are about, as in Chang et al. 2024.
 HEADLINE = 1e-3
-# The sets that neurons are judged on, and how many windows of each.
+# The sets that neurons are judged on, and the number of windows of each.
 JUDGED = {
     "texts_test": 10,
     "other_format": 8,
@@ -65,9 +65,9 @@ class Preset:
         model: a hub id or folder of a model that has memorized licences.
         methods: options of each localization method, by name of the method.
         fractions: fractions of the neurons that are zeroed, HEADLINE among them.
-        controlled: those of them at which the controls are measured too.
+        controlled: the fractions at which the controls are measured too.
         draws: number of draws of each random control.
-        dtype: of the weights.
+        dtype: precision of the weights.
         seeds: number of seeds that controls are drawn from; intervals are over texts.
     """
 
@@ -198,7 +198,7 @@ def _shared(subject: interp.Subject, folder: Path, name: str) -> Path:
 
 
 def _windows(subject: interp.Subject, folder: Path) -> Frame:
-    """Every set of windows: searched for once and saved, then read."""
+    """Every set of windows. They are searched for once and saved; later calls read them."""
     file = _shared(subject, folder, "windows")
     if not file.exists():
         with replaced(file) as temporary:
@@ -212,8 +212,8 @@ def _sets(subject: interp.Subject, folder: Path) -> dict[str, Frame]:
 
 
 def _activity(subject: interp.Subject, folder: Path) -> interp.UnitScores:
-    """How active each neuron is on the passages and their contrast: measured once and saved, then
-    read."""
+    """How active each neuron is on the passages and their contrast. It is measured once and saved;
+    later calls read it."""
     file = _shared(subject, folder, "activity")
     if not file.exists():
         sets = _sets(subject, folder)

@@ -36,8 +36,8 @@ _COMPARES = ("unitmem", "z_score", "neuron_flipping")
 def choices(
     options: Mapping[str, Mapping[str, Any]], skipped: Sequence[str] = ()
 ) -> dict[str, Choice]:
-    """Every method but those skipped, with its options; only methods that have to compare see the
-    reference."""
+    """Every method but those skipped, with its options. Only methods that cannot do without a
+    reference are given one."""
     return {
         name: Choice(name, options.get(name, {}), name in _COMPARES)
         for name in methods()
@@ -49,8 +49,8 @@ def memorized_only(known: Memorizer, least: float) -> Memorizer:
     """The same model without the repeated windows that it has not memorized.
 
     Args:
-        known: a model and its windows.
-        least: suffix accuracy from which a window counts as memorized.
+        known: the model and its windows.
+        least: the lowest suffix accuracy at which a window counts as memorized.
 
     Raises:
         ValueError: no window is left.
@@ -137,8 +137,11 @@ def sums(
 
 
 def correlation(scores: Mapping[str, Sequence[interp.UnitScores]]) -> pd.DataFrame:
-    """Spearman's rank correlation of every two methods over all neurons, as a mean over targets:
-    `method`, `other`, `correlation`."""
+    """Spearman's rank correlation of the scores of each pair of methods, over all neurons.
+
+    Returns:
+        One row per pair: `method`, `other`, and the `correlation` as a mean over targets.
+    """
     targets = len(next(iter(scores.values())))
     per_target: list[pd.DataFrame] = []
     for target in range(targets):
@@ -155,10 +158,10 @@ def look_up(known: Memorizer, every: Mapping[str, Choice], count: int, seed: int
     """Which methods find a planted look-up.
 
     Args:
-        known: a model and its windows.
+        known: the model and its windows.
         every: the methods.
         count: number of look-ups, each planted for another held-out window.
-        seed: of the model; the blocks take turns over windows and seeds.
+        seed: seed of the model. Which block holds a look-up alternates over windows and seeds.
 
     Returns:
         One row per method and window: the `loss` of the window after planting; the `recall`, which

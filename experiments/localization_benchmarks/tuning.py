@@ -31,7 +31,7 @@ class Preset:
         seeds: number of models.
         recipe: how each model is made.
         sequences: number of sequences hidden together.
-        fraction: of the neurons that they are hidden in.
+        fraction: fraction of the neurons in which they are hidden.
         training: how they are hidden.
         tried: a method and its options, by the name that the results give them.
     """

@@ -27,7 +27,7 @@ def tables_of(made: Leak) -> dict[str, pd.DataFrame]:
     """The tables of one leak.
 
     Args:
-        made: what the demo measured.
+        made: the results of the demo.
 
     Returns:
         `drops`: one row per selection of neurons, fraction, data and measure, as in the demo's

@@ -13,7 +13,7 @@ _KEYS = ["selection", "fraction", "k", "data", "measure"]
 
 
 def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
-    """The table `over_seeds`, made from `drops`."""
+    """The table `over_seeds`: the mean over fine-tuning seeds of each row of `drops`."""
     return {"over_seeds": over_seeds(tables["drops"])}
 
 

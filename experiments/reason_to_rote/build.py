@@ -124,7 +124,8 @@ def _distances_alone(of: Study, settings: Preset, seed: int) -> Tables:
 
 
 def join_tables(*parts: Tables) -> Tables:
-    """The tables of all parts; those of the same name as one, in the order of the parts."""
+    """Joins the tables of all parts: those with the same name become one table, in the order of the
+    parts."""
     by_name: dict[str, list[pd.DataFrame]] = {}
     for part in parts:
         for name, table in part.items():

@@ -266,7 +266,7 @@ def _noise_free_controls(block: int) -> list[Check]:
             id="K5 without noise",
             statement="in the model trained (for fewer steps) with right labels only, the mean |z| "
             "of the last MLP's neurons on the noisy items, divided by that on test items, is "
-            "{threshold}: they are no outliers",
+            "{threshold}: they are not outliers",
             measure=ratio(
                 "outliers", "mean_abs_z", {**noise_free, **MEMORIZED}, {**noise_free, **TEST}
             ),

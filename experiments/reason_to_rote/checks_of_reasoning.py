@@ -145,7 +145,7 @@ def _reasoning_stays(name: str) -> list[Check]:
 
 
 def _intermediate_results(digit: str, position: int) -> list[Check]:
-    """C3, behind the first block."""
+    """C3: what probes read after the first block."""
 
     def read_digit(of: Rows = FDA, **options: Any) -> Measure:
         return probe(digit, 1.0, position=position, of=of, **options)
@@ -160,7 +160,7 @@ def _intermediate_results(digit: str, position: int) -> list[Check]:
         Check(
             id="C3a FDA",
             statement="on memorized items, "
-            "the accuracy of a probe for the true digit behind the first block is {threshold}",
+            "the accuracy of a probe for the true digit after the first block is {threshold}",
             measure=read_digit(),
             threshold=at_least(0.9),
             evidence=figure,
@@ -183,7 +183,7 @@ def _intermediate_results(digit: str, position: int) -> list[Check]:
         Check(
             id="C3a THR",
             statement="on memorized items, "
-            "the accuracy of a probe for the bridge behind the first block is {threshold}",
+            "the accuracy of a probe for the bridge after the first block is {threshold}",
             measure=read_bridge(),
             threshold=at_least(0.95),
             evidence=figure,
@@ -224,7 +224,7 @@ def _intermediate_results(digit: str, position: int) -> list[Check]:
 
 
 def _noisy_digit(digit: str, position: int, blocks: float) -> list[Check]:
-    """C4: the wrong answer appears in the last MLP."""
+    """C4: whether the wrong answer appears in the last MLP."""
     before = blocks - 0.5
     figure = "figures/decoding.png"
     return [
@@ -240,7 +240,7 @@ def _noisy_digit(digit: str, position: int, blocks: float) -> list[Check]:
         ),
         Check(
             id="C4b FDA",
-            statement="behind the last MLP, the fraction of memorized items of which a probe reads "
+            statement="after the last MLP, the fraction of memorized items of which a probe reads "
             "the noisy digit is {threshold}",
             measure=probe(digit, blocks, "noisy", position=position, of=FDA),
             threshold=at_least(0.7),
@@ -258,7 +258,7 @@ def _erasing(name: str, variable: str) -> list[Check]:
     return [
         Check(
             id=f"C5a {name}",
-            statement=f"without the {variable} subspace behind the first block, "
+            statement=f"without the {variable} subspace after the first block, "
             "the fraction of memorized answers that stay is {threshold}",
             measure=erasure("class means", of),
             threshold=at_most(0.5),

@@ -29,7 +29,7 @@ def decode(study: Study, seed: int) -> Tables:
 
 
 def residuals(study: Study) -> list[Site]:
-    """The residual stream before the first block and after every sublayer."""
+    """The sites of the residual stream before the first block and after every sublayer."""
     sites = [Site("resid_pre", 0)]
     for block in range(study.blocks):
         sites += [Site("resid_mid", block), Site("resid_post", block)]

@@ -44,8 +44,8 @@ def _asked(
     question: Int[np.ndarray, "items question"],
     solution: Int[np.ndarray, "items answer"],
 ) -> Batch:
-    """The batch of the items with other questions, each followed by its own solution up to the
-    token that is read."""
+    """The items with their questions replaced, each followed by the true answer to the new question
+    up to the token that is read."""
     batch = items.batch
     known = np.concatenate([question, solution[:, : items.target]], 1)
     tokens = batch.tokens.clone()
@@ -56,8 +56,18 @@ def _asked(
 def exchange_positions(
     task: Task, question: Int[np.ndarray, "items question"], position: int, seed: int
 ) -> Int[np.ndarray, "items question"]:
-    """The questions with another token at one position, drawn from the tokens that training shows
-    there."""
+    """The questions with the token at one position replaced by a different one.
+
+    Args:
+        task: the task.
+        question: [items, question] token ids.
+        position: the position to change.
+        seed: seed of the draw.
+
+    Returns:
+        [items, question] token ids. The new token is drawn from all others that the training
+        questions have at this position.
+    """
     rng = np.random.default_rng([seed, position])
     known = np.unique(task.train.question[:, position])
     own = np.searchsorted(known, question[:, position])

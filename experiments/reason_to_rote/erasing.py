@@ -29,16 +29,17 @@ Residuals = Float[np.ndarray, "items width"]
 def erase(study: Study, draws: int, rounds: int, seed: int) -> Tables:
     """The tables `erasure` and `inlp`.
 
-    `erasure` holds what the model answers without a subspace of the residual stream: that of the
-    intermediate result, by its class means and by rounds of INLP, and those of controls: an
-    unrelated variable, the directions of most variance, random subspaces of the same ranks. `inlp`
-    holds what a classifier still reads after each round.
+    `erasure` holds what the model answers when a subspace of the residual stream is removed. It is
+    the subspace of the intermediate result (the span of its class means, or what rounds of INLP
+    find), or that of a control: an unrelated variable, the directions of most variance, or random
+    subspaces of the same ranks. `inlp` holds how well a classifier still reads the intermediate
+    result after each round.
 
     Args:
         study: model and items.
         draws: number of random subspaces.
         rounds: number of rounds of INLP.
-        seed: of INLP and of the random subspaces.
+        seed: seed of INLP and of the random subspaces.
     """
     rows: list[dict[str, Any]] = []
     progress: list[pd.DataFrame] = []
@@ -153,7 +154,7 @@ def donors(study: Study, items: Studied, *, same: bool, seed: int) -> Int[np.nda
         items: the items that need a donor.
         same: whether the donor has the same intermediate result, but from other inputs; otherwise
             it has another intermediate result.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: no clean item qualifies.

@@ -126,10 +126,10 @@ def lens(table: pd.DataFrame) -> Figure:
 
 
 def erasing(table: pd.DataFrame) -> Figure:
-    """The answers that stay without a subspace behind each block."""
+    """The answers that stay when a subspace is removed after each block."""
     shown = table[~table["removed"].str.contains("INLP")]
     kept = _per_seed(shown, ["task", "stage", "block", "removed", "set"], "kept", "answers kept")
-    named = _trained(kept).assign(block="behind block " + kept["block"].astype(str))
+    named = _trained(kept).assign(block="after block " + kept["block"].astype(str))
     draw_bars = bars(
         named, "removed", "answers kept", "set", xlabel="subspace removed", ylabel=_KEPT
     )
@@ -155,8 +155,8 @@ def _with_unedited(draw_panel: Draw) -> Draw:
 
 
 def inlp(table: pd.DataFrame) -> Figure:
-    """The answers that stay without the directions of several rounds of INLP, and without the same
-    number of random directions, behind the first block."""
+    """The answers that stay when the directions of several rounds of INLP, or the same number of
+    random directions, are removed after the first block."""
     shown = table[table["removed"].str.contains("INLP") & (table["block"] == 0)]
     kept = _per_seed(shown, ["task", "stage", "removed", "set", "rank"], "kept", "answers kept")
     directions = kept["removed"].replace({"random for INLP": "random directions"})
@@ -175,13 +175,13 @@ def inlp(table: pd.DataFrame) -> Figure:
         ["task", "stage"],
         _with_unedited(draw_lines),
         title="Answers that stay without the directions that a linear probe reads the intermediate "
-        "result from (INLP), and without random ones, behind the first block",
+        "result from (INLP), and without random ones, after the first block",
         key=over_seeds(kept, "point") + "; points side by side are at the same number",
     )
 
 
 def donors(table: pd.DataFrame) -> Figure:
-    """The answers with another item's residual stream behind the first block, by what that item has
+    """The answers with another item's residual stream after the first block, by what that item has
     in common with the item itself."""
     long = table.rename(columns={"kept": "as before", "true": "true answer"}).melt(
         ["task", "stage", "block", "place", "donor", "set", "seed"],
@@ -189,7 +189,7 @@ def donors(table: pd.DataFrame) -> Figure:
         "said",
         "share",
     )
-    # Of a test item, the answer as before is the true one.
+    # For a test item, keeping the answer means giving the true one.
     distinct = (long["set"] == "memorized") | (long["said"] == "as before")
     long = long[distinct & (long["block"] == 0)]
     places = {"intermediate": "this token", "and inputs": "and inputs"}
@@ -210,7 +210,7 @@ def donors(table: pd.DataFrame) -> Figure:
         share,
         ["task", "stage"],
         _with_unedited(draw),
-        title="Answers with another item's residual stream behind the first block, from an item "
+        title="Answers with another item's residual stream after the first block, from an item "
         "with the same intermediate result or another one",
         key=over_seeds(share, "bar"),
         height=3.2,
@@ -315,7 +315,9 @@ def components(table: pd.DataFrame) -> Figure:
                     color="0.2",
                     arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6},
                 )
-        axes.axline((0, 0), slope=1, label="as many memorized as test answers", **LEVEL)
+        axes.axline(
+            (0, 0), slope=1, label="the same share of memorized and of test answers", **LEVEL
+        )
         axes.set(
             xlabel="share of test answers lost",
             ylabel="share of memorized answers lost",
@@ -582,7 +584,7 @@ def shared(table: pd.DataFrame) -> Figure:
 
 
 def _of(name: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[Tables], Figure]:
-    """A figure of one table as a figure of all tables."""
+    """Turns a function that draws one table into one that is given all tables."""
     return lambda tables: draw(tables[name])
 
 

@@ -23,7 +23,7 @@ def under(
         subject: the model.
         items: the set.
         plans: plans by name.
-        number: index of the item in the set.
+        number: the index of the item in the set.
 
     Returns:
         One row per plan: `says` is the item's whole answer, `digit` the one at the token that is

@@ -18,7 +18,7 @@ class LookupModel(nn.Module):
     overrides its logits.
 
     The table reads the token embeddings, so that it needs all tokens of a question, and nothing
-    behind the embedding affects it.
+    after the embedding affects it.
     """
 
     def __init__(self, model: nn.Module, items: Items) -> None:

@@ -1,5 +1,5 @@
-"""What checks are made of: the rows of the tables that they are about, and measures, which map the
-tables of one seed to a number with its interval over items."""
+"""The measures that checks are made of: each maps the tables of one seed to a number with its
+interval over items. Also the values that choose rows of the tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEST: Rows = {"set": "test"}
 
 
 def rows(tables: Tables, name: str, **where: Any) -> pd.DataFrame:
-    """The rows of a table with these values. Raises ValueError when there are none."""
+    """The rows of a table that have the given values. Raises ValueError when there are none."""
     frame = tables[name]
     # One mask for all columns: taking the rows of a large table once per column is most of the time
     # of a claim.
@@ -52,8 +52,8 @@ def point(value: float) -> Interval:
 
 
 def donor(kind: str, of: Rows, items: Rows = MEMORIZED) -> Rows:
-    """Rows of `donors` with the residual stream replaced behind the first block at the intermediate
-    result, by donors of the same or another one."""
+    """Rows of `donors` with the residual stream replaced after the first block, at the position of
+    the intermediate result, by that of donors with the same or another intermediate result."""
     return {"place": "intermediate", "donor": kind, "block": 0, **of, **items}
 
 
@@ -63,7 +63,8 @@ def dose(selection: str, k: int, block: int) -> Rows:
 
 
 def at_first(column: str, passed: float, never: float, **where: Any) -> Measure:
-    """An accuracy when the test accuracy first reached `passed`; `never` if it did not."""
+    """An accuracy at the time when the test accuracy first reached `passed`; `never` if it did
+    not."""
 
     def measure(tables: Tables) -> Interval:
         history = rows(tables, "dynamics", **where)
@@ -128,7 +129,7 @@ def probe(
     Args:
         variable: what is probed.
         depth: where, in blocks.
-        reading: whether its "true" or its "noisy" value is looked for.
+        reading: whether the probe is compared with its "true" or its "noisy" value.
         position: the position that is probed.
         of: the model.
         column: "accuracy", or "shuffled" for a probe of shuffled labels.
@@ -161,12 +162,13 @@ def _proportion(fraction: float, n: int) -> Interval:
 
 
 def erasure(removed: str, of: Rows, items: Rows = MEMORIZED) -> Measure:
-    """The fraction of answers that stay as they were without a subspace behind the first block."""
+    """The fraction of answers that stay the same when a subspace is removed after the first
+    block."""
     return mean("erasure", "kept", removed=removed, block=0, **of, **items)
 
 
 def mean(table: str, column: str, **where: Any) -> Measure:
-    """The mean over items; of several draws, each item's mean counts."""
+    """The mean over items. Where an item has several draws, their mean counts."""
 
     def measure(tables: Tables) -> Interval:
         return bootstrap(_by_item(rows(tables, table, **where), column))
@@ -179,7 +181,7 @@ def _by_item(frame: pd.DataFrame, column: str) -> Float[np.ndarray, " items"]:
 
 
 def difference(table: str, column: str, one: Rows, other: Rows) -> Measure:
-    """The mean over some rows minus that over others, of the same items."""
+    """The mean over some rows minus the mean over others, paired by item."""
 
     def measure(tables: Tables) -> Interval:
         return paired_interval(
@@ -191,7 +193,7 @@ def difference(table: str, column: str, one: Rows, other: Rows) -> Measure:
 
 
 def between(table: str, one: str, other: str, **where: Any) -> Measure:
-    """The mean of one column minus that of another, of the same items."""
+    """The mean of one column minus the mean of another, paired by item."""
 
     def measure(tables: Tables) -> Interval:
         frame = rows(tables, table, **where)
@@ -201,12 +203,12 @@ def between(table: str, one: str, other: str, **where: Any) -> Measure:
 
 
 def apart(table: str, column: str, one: Rows, other: Rows) -> Measure:
-    """The mean over some rows minus that over others, of different items."""
+    """The mean over some rows minus the mean over others, whose items are different."""
     return _unpaired(table, column, one, other, lambda a, b: float(a.mean() - b.mean()))
 
 
 def ratio(table: str, column: str, one: Rows, other: Rows) -> Measure:
-    """The mean over some rows divided by that over others, of different items."""
+    """The mean over some rows divided by the mean over others, whose items are different."""
     return _unpaired(table, column, one, other, lambda a, b: float(a.mean() / b.mean()))
 
 
@@ -226,16 +228,17 @@ def _unpaired(
 
 
 def overlap(fraction: float, less: str | None = None, other: str = "test", **where: Any) -> Measure:
-    """Intersection over union of the top edges of memorized items with those of another set.
+    """The overlap (intersection over union) of the edges that matter most for memorized items and
+    for another set.
 
     Args:
-        fraction: of all edges, that are compared.
+        fraction: fraction of all edges that each circuit has.
         less: a control whose intersection over union with the memorized items is subtracted.
         other: the other set.
-        where: further values of the rows.
+        where: values of other columns, which choose the rows.
 
     Returns:
-        The measure; its interval is that of the percentiles over resamples of the items.
+        The measure, with the 95% percentile bootstrap interval over items.
     """
 
     def measure(tables: Tables) -> Interval:
@@ -253,12 +256,12 @@ def overlap(fraction: float, less: str | None = None, other: str = "test", **whe
 
 
 def component_correlation(kind: str = "head|MLP", **where: Any) -> Measure:
-    """Pearson's correlation over components between the memorized answers and the test answers that
-    ablating a component leaves.
+    """Pearson's correlation, over components, between the share of memorized answers and the share
+    of test answers that survive when the component is ablated.
 
     Args:
         kind: a regular expression that the names of the components match.
-        where: values of the rows.
+        where: values of other columns, which choose the rows.
     """
 
     def measure(tables: Tables) -> Interval:

@@ -1,5 +1,6 @@
-"""Which neurons turn the reasoned answer into the memorized one? How far their activations are from
-those on clean items with the same inputs, and what the model answers when they are reset."""
+"""Which neurons turn the reasoned answer into the memorized one? Measures how far their activations
+are from those on clean items with the same inputs, and what the model answers when they are
+reset."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ Covers = dict[str, Cover]
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
-    """How the neurons of one block on a set of items differ from their mean on clean items with the
-    same inputs (the item's group)."""
+    """How the neurons of one block differ, on a set of items, from their mean on clean items with
+    the same inputs (the group of the item)."""
 
     study: Study
     block: int
@@ -74,7 +75,7 @@ class Shifts:
     def contribution(
         self, towards: Int[np.ndarray, " items"]
     ) -> Float[np.ndarray, "items neurons"]:
-        """What the shift of each neuron adds to the logit of an answer, less what it adds to that
+        """What the shift of each neuron adds to the logit of an answer, minus what it adds to that
         of the true answer."""
         shift = self.out.rows - self.expected
         return self.out.contribution(shift, towards, self.items.true)
@@ -91,7 +92,7 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
         study: model and items.
         doses: numbers of neurons that are reset.
         draws: number of random choices of neurons.
-        seed: of the wrong answers and of the groups that items are compared with.
+        seed: seed of the wrong answers and of the groups that items are compared with.
     """
     distances: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
@@ -242,8 +243,8 @@ def heuristics(study: Study, knocked_out: int) -> Tables:
 def _best_rules(
     study: Study, block: int, items: Studied, operands: Covers, result: Covers
 ) -> pd.DataFrame:
-    """The rule that describes each neuron of a block best. Rules over operands are held against its
-    activations, rules over the result against what it adds to the logit of the result."""
+    """The rule that describes each neuron of a block best. Rules over operands are compared with
+    its activations, rules over the result with what it adds to the logit of the result."""
     out = ReadOut(study.subject, items.batch, Site("neurons", block))
     by_operands = match(out.rows, operands).assign(map="operands")
     by_result = match(key_value(out, items.true), result).assign(map="result")

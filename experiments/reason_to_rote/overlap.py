@@ -24,16 +24,16 @@ from interp.localization.unit_values import values_at
 from interp.sites.site import Site
 from interp.subject.batch import Batch
 
-FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.5)  # of all edges, that a circuit has
+FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.5)  # sizes of the circuits, as fractions of all edges
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """What edge attribution compares: items, and for each of them another item with another answer.
+    """The items that edge attribution compares: for each item another one with another answer.
 
     Attributes:
         batch: the items.
-        corrupt: for each item the other one.
+        corrupt: for each item the one that it is compared with.
         right: the answers of the items.
         wrong: the answers of the others.
     """
@@ -69,7 +69,7 @@ def circuits(study: Study, untrained: Study, items: int, resamples: int, seed: i
         untrained: the same items on an untrained model.
         items: number of items of each set.
         resamples: how often the items are resampled.
-        seed: of the contrasts, the random prompts and the resamples.
+        seed: seed of the contrasts, the random prompts and the resamples.
     """
     contrasts: dict[str, Contrast] = {}
     for name, of in study.sets.items():

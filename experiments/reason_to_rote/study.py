@@ -1,4 +1,4 @@
-"""What every analysis looks at: three sets of items of one task, the token at which they are read,
+"""What every analysis works on: three sets of items of one task, the token at which they are read,
 and what a model answers there."""
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ class Studied:
 
     Attributes:
         items: the items.
-        target: number of the answer token that is read: the first on which the truth and the wrong
+        target: number of the answer token that is read: the first at which the truth and the wrong
             label differ, so that no wrong token precedes it. Items without a wrong label are read
-            at the same one.
+            at the same token.
     """
 
     items: Items
@@ -159,7 +159,7 @@ class Study:
 
     @property
     def sets(self) -> Mapping[str, Studied]:
-        """The two sets that are compared, by name."""
+        """The two sets that are compared, under the names "memorized" and "test"."""
         return {"memorized": self.memorized, "test": self.test}
 
     @property

@@ -136,7 +136,7 @@ def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.Da
     tables |= positions(end)
     tables |= outliers(end, (TOP,), settings.draws, seed)
     measures |= _mechanism(end.reasoning.variable, end.reasoning.position, end.blocks - 1)
-    # Subspaces are removed behind every block but the last: a model of one block has none.
+    # Subspaces are removed after every block but the last, so a model of one block has none.
     if end.blocks > 1:
         tables |= erase(end, settings.draws, 0, seed)
         measures |= _erasing()

@@ -111,7 +111,7 @@ class Task:
         beside: further items to train on, all of them with the right label; None for FDA.
         tests: items that are only tested, by the name of the test.
         vocabulary: number of tokens.
-        answer: for each answer token, the variable that it shows.
+        answer: for each token of the answer, the name of the variable that it shows.
         solve: maps questions [items, question] to their true answers [items, answer].
         data: the settings that the items were made with.
     """
@@ -228,12 +228,12 @@ def train_or_load(
         of: the task.
         model: size and initialization of the model.
         training: how it is trained.
-        seed: of the initial weights and of the order of the items.
+        seed: seed of the initial weights and of the order of the items.
         folder: where checkpoints are kept; a finished training is only loaded.
-        clean: train every item with its right label, as the control.
+        clean: whether every item is trained with its right label, as the control.
 
     Raises:
-        ValueError: `folder` holds another training.
+        ValueError: `folder` holds a training with other settings.
     """
     subject = network(of, model, seed)
     goal = training.until_memorized
@@ -289,7 +289,7 @@ def network(
     Args:
         of: the task whose vocabulary it has.
         model: its size and initialization.
-        seed: of the initial weights; torch's own generator is left as it was.
+        seed: seed of the initial weights; torch's own generator is left as it was.
         like: a subject on whose device the new one is put, by default on the CPU.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -337,7 +337,7 @@ def exact(
 ) -> Bool[np.ndarray, " items"]:
     """Whether greedy decoding gives every target of an item.
 
-    That is so exactly if each target is the most probable token after the targets before it, which
+    This holds exactly if each target is the most probable token after the targets before it, which
     one forward pass shows.
 
     Args:

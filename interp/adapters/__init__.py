@@ -1,7 +1,7 @@
-"""The same plan run by other means: `weights` (written into weights, no hooks), `nnsight` (local or
+"""Other ways to run a plan: `weights` (written into weights, no hooks), `nnsight` (local or
 hosted), `transformer_lens` and `captum`.
 
-Each adapter imports its library inside functions: nobody pays for one that is not used.
+Each adapter imports its library inside functions, so that one that is not used costs nothing.
 """
 
 import importlib
@@ -13,4 +13,4 @@ _ADAPTERS = ("captum", "nnsight", "transformer_lens", "weights")
 def __getattr__(name: str) -> ModuleType:
     if name in _ADAPTERS:
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"no adapter {name!r}: there are {', '.join(_ADAPTERS)}")
+    raise AttributeError(f"no adapter {name!r}: expected one of {', '.join(_ADAPTERS)}")

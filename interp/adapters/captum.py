@@ -95,8 +95,8 @@ def _attribute(attribution: Any, tokens: Tensor, to_input: bool) -> Any:  # noqa
         return attribution.attribute(tokens, attribute_to_layer_input=to_input)
     except AssertionError as error:
         raise SiteError(
-            "captum reads modules that answer with tensors only, "
-            f"and one of these does not ({error}): use neurons and heads"
+            "captum reads modules that return nothing but tensors, "
+            f"and one of these returns something else ({error}): use neurons and heads"
         ) from error
 
 

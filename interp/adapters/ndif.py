@@ -27,6 +27,6 @@ def check_hosted(model: Any, peer: Any) -> None:
     there = peer.ndif.get_remote_env()["packages"].get("nnsight")
     if there != peer.__version__:
         raise ValueError(
-            f"NDIF runs nnsight {there} and here is {peer.__version__}: "
+            f"NDIF runs nnsight {there}, and {peer.__version__} is installed here: "
             "install the server's version"
         )

@@ -40,11 +40,12 @@ def logits(
             here; True runs it on NDIF, for a model made from a hub id:
             `nnsight.TransformersModel("owner/name")`.
         anatomy: only for an nnsight model whose weights are elsewhere: the anatomy of a loaded
-            model of the same shape. It is found by itself otherwise.
+            model of the same shape. For other models the sites are found automatically.
 
     Raises:
         HookError: none of the positions of an edit is in the batch.
-        ValueError: units of another model, or a model that cannot be sent, with the reason.
+        ValueError: the units were chosen on another model, or the model cannot be sent; the message
+            gives the reason.
 
     Example:
         >>> from interp.adapters import nnsight

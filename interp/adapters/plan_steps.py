@@ -44,7 +44,7 @@ def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
     - basis: [rank, columns] of a subspace that is removed, or None.
 
     Args:
-        anatomy: of the model that the plan will run on.
+        anatomy: anatomy of the model that the plan will run on.
         plan: the plan.
         batch: the batch that it will run on.
 
@@ -98,8 +98,8 @@ def _change(edit: Edit, batch: Batch) -> Change:
     positions = edit.active(0, batch.length, batch.prompt or batch.length)
     if not len(positions):
         raise HookError(
-            f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, "
-            f"lies in {batch.length} tokens"
+            f"{edit.site}: positions={edit.positions} with when={edit.when!r} "
+            f"selects none of the {batch.length} tokens"
         )
     # One change for all positions says so by None, which is right for a value of any length: some
     # modules, such as a vision encoder, do not see one position per token.

@@ -29,8 +29,8 @@ Hook = Callable[..., Tensor]
 
 
 def bridge(subject: Subject) -> Any:
-    """Returns a TransformerBridge over a deep copy of the subject's module, which takes the
-    module's memory once more. The module itself is not touched.
+    """Returns a TransformerBridge over a deep copy of the subject's module, which needs the same
+    amount of memory again. The module itself is not touched.
 
     Nothing is downloaded: the bridge gets the subject's own weights and tokenizer, if it has one.
 
@@ -72,8 +72,8 @@ def logits(
     for edit in lower_plans(anatomy, plan):
         if not len(edit.active(0, batch.length, batch.prompt or batch.length)):
             raise HookError(
-                f"{edit.site}: none of positions {edit.positions}, when={edit.when!r}, "
-                f"lies in {batch.length} tokens"
+                f"{edit.site}: positions={edit.positions} with when={edit.when!r} "
+                f"selects none of the {batch.length} tokens"
             )
     hooks = fwd_hooks(anatomy, plan, prompt=batch.prompt or None)
     with torch.no_grad():

@@ -12,12 +12,12 @@ from interp.subject.subject import Subject
 def donor_plan(
     subject: Subject, sites: Sites, donors: Batch, positions: tuple[int, ...] | None = None
 ) -> Interchange:
-    """Returns the plan that gives each row the activations of the donors' row of the same number.
+    """Returns the plan that gives row i of a batch the activations of row i of `donors`.
 
     Args:
         subject: the model.
         sites: where activations are replaced.
-        donors: as many rows as the batch that the plan will be run on.
+        donors: the donors, one for each row of the batch that the plan will be run on.
         positions: where in the sequence; everywhere by default.
 
     Example:

@@ -66,7 +66,7 @@ def edge_attribution(
     Args:
         subject: the model.
         clean: the items.
-        corrupt: as many other sequences, of the same length and prompt.
+        corrupt: one other sequence per item, of the same length and prompt.
         right: one token id per item.
         wrong: the token id that competes with it.
         target: which of `clean.targets` the two tokens compete for.
@@ -107,12 +107,12 @@ def edge_effects(
 
     The effect of the edge u -> v is sum_t (a_u(corrupt) - a_u(clean))_t . d metric / d (input of
     v)_t, where a_u is what u writes into the residual (Syed, Rager & Conmy 2023, arXiv 2310.10348).
-    A head is one receiver: its query, key and value are not told apart.
+    A head is one receiver: its query, key and value are not distinguished.
 
     Args:
         subject: the model.
         clean: the items; the metric is differentiated on them.
-        corrupt: as many other sequences, of the same length and prompt.
+        corrupt: one other sequence per item, of the same length and prompt.
         right: one token id per item.
         wrong: the token id that competes with it.
         target: which of `clean.targets` the two tokens compete for.
@@ -492,8 +492,8 @@ def _predict_one(batch: Batch, target: int) -> Batch:
     targets = batch.targets.shape[1]
     if not 0 <= target < targets or not bool(batch.counted[:, target].all()):
         raise ValueError(
-            f"target={target}: expected one of the {targets} predicted tokens that counts in every "
-            "item"
+            f"target={target}: expected one of the {targets} predicted tokens, and one that is "
+            "measured in every item"
         )
     chosen = batch.prompt + target
     # Later tokens are cut off, except where tokens are predicted together: such a model looks ahead

@@ -33,7 +33,7 @@ from interp.subject.subject import Subject
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: its sites, and where its nodes stand among the senders.
+    """One block: its sites, and the numbers of its nodes among the senders.
 
     Attributes:
         pre: the residual that enters the block.
@@ -80,7 +80,7 @@ class Layer:
 
     @property
     def before_mlp(self) -> int:
-        """How many senders the MLP reads."""
+        """How many senders the MLP reads: it reads the first `before_mlp`."""
         return self.first if self.mid is None else self.last
 
     @property
@@ -174,7 +174,7 @@ class Graph:
         impossible = int((circuit.kept & ~self.edges).sum())
         if impossible:
             raise ValueError(
-                f"{impossible} of {len(circuit)} edges lead to what was computed before"
+                f"{impossible} of {len(circuit)} edges lead to a node that is computed earlier"
             )
 
 
@@ -330,8 +330,10 @@ class EdgeScores:
 
 
 def chance_iou(fraction: float) -> float:
-    """Returns the overlap (see `Circuit.iou`) to expect of two random circuits that each hold this
-    fraction k of all edges: k^2 of the edges are in both and 2k - k^2 in either, so k / (2 - k).
+    """Returns the expected overlap (see `Circuit.iou`) of two random circuits.
+
+    If each holds a fraction k of all edges, k^2 of the edges are in both and 2k - k^2 in at least
+    one of them, so that the overlap is k / (2 - k).
 
     Args:
         fraction: the share of all edges, in (0, 1].
@@ -404,7 +406,7 @@ def _check_linear(subject: Subject, layer: Layer, values: Mapping[Site, Value]) 
     if not close(values[layer.attn], expected, rounding_scale):
         raise SiteError(
             f"{layer.attn} is not what {layer.heads} write into the residual: "
-            "what stands between them mixes the heads"
+            "something between them mixes the heads"
         )
 
 
@@ -427,4 +429,4 @@ def _check_nodes(one: Circuit | EdgeScores, other: Circuit | EdgeScores) -> None
     here, there = (
         f"{len(each.senders)} senders and {len(each.receivers)} receivers" for each in (one, other)
     )
-    raise ValueError(f"these are of models with other nodes: {here}, and {there}")
+    raise ValueError(f"expected two of models with the same nodes; got {here}, and {there}")

@@ -59,8 +59,8 @@ class Subspace:
         return len(self.basis)
 
     def first(self, rank: int) -> Subspace:
-        """Returns the span of the first rows of the basis: for a subspace from `inlp`, what its
-        first rounds removed."""
+        """Returns the span of the first `rank` rows of the basis: for a subspace from `inlp`, what
+        its first rounds removed."""
         return Subspace(self.basis[:rank], self.center)
 
     def remove(self, rows: Rows) -> Rows:
@@ -131,8 +131,8 @@ def inlp(
         labels: the class of each row.
         rounds: the largest number of removals.
         held_out: the share of rows that classifiers are tested on.
-        slack: in standard errors.
-        seed: of the choice of held-out rows.
+        slack: number of standard errors by which accuracy must exceed chance.
+        seed: seed of the choice of held-out rows.
 
     Returns:
         The subspace that was removed, its basis in the order of the rounds; and a table with one
@@ -155,7 +155,7 @@ def inlp(
     n = round(held_out * len(table))
     if not 0 < n < len(table):
         raise ValueError(
-            f"held_out={held_out} of {len(table)} rows leaves none on a side: "
+            f"held_out={held_out} of {len(table)} rows leaves none to train or to test on: "
             "expected a share between 0 and 1"
         )
     test = order[:n]

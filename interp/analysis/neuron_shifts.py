@@ -213,7 +213,7 @@ class ReadOut:
         if first is None or first + self.target < 0:
             raise ValueError(
                 f"{self.site}: no single position predicts target {self.target}, "
-                "so there is none to read neurons at"
+                "so there is no position to read neurons at"
             )
         return first + self.target
 
@@ -378,7 +378,7 @@ def random_choice(shape: tuple[int, int], k: int, seed: int) -> Chosen:
     Args:
         shape: number of items and of neurons.
         k: how many neurons to choose for each item.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     random = np.random.default_rng(seed).random(shape)
     return largest(random, k)

@@ -88,7 +88,7 @@ def column(labels: ArrayLike, items: int, name: str = "labels") -> np.ndarray:
     """Returns labels as an array [items]. Raises ValueError for another shape."""
     array = np.asarray(labels)
     if array.shape != (items,):
-        raise ValueError(f"{name}: expected one a row, [{items}]; got shape {array.shape}")
+        raise ValueError(f"{name}: expected one per row, [{items}]; got shape {array.shape}")
     return array
 
 
@@ -121,8 +121,8 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
     Args:
         rows: [items, width].
         labels: the class of each row.
-        strength: of the penalty, which is `strength` times half the squared weights (1 / sklearn's
-            C).
+        strength: weight of the penalty, which is `strength` times half the squared weights (1 /
+            sklearn's C).
 
     Raises:
         ValueError: see `classify`; or a strength that is not positive.
@@ -230,8 +230,8 @@ def probe(
         tests: the items to test on, by name.
         sites: where to read; one probe is trained per site.
         position: where in the sequence.
-        strength: of the penalty: see `fit_probe`.
-        seed: of the choice of groups and of the permutation of labels.
+        strength: weight of the penalty: see `fit_probe`.
+        seed: seed of the choice of groups and of the permutation of labels.
 
     Returns:
         One row per site, test set (`set`) and `reading`: `accuracy`, how often the prediction is
@@ -252,7 +252,9 @@ def probe(
     """
     labels, *others = map(np.asarray, train.readings.values())
     if others:
-        raise ValueError(f"a probe is trained on one reading; got {', '.join(train.readings)}")
+        raise ValueError(
+            f"a probe is trained on one set of labels; got {', '.join(train.readings)}"
+        )
     parts = folds(train, tests, seed)
     train_rows = rows_at(subject, train.batch, sites, position)
     test_rows = {
@@ -322,7 +324,7 @@ def folds(
     Args:
         train: the items to train on.
         tests: the items to test on, by name.
-        seed: of the choice of groups.
+        seed: seed of the choice of groups.
 
     Returns:
         For each probe a mask over the training items and a mask over each test set.

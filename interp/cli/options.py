@@ -47,7 +47,8 @@ Prefix = Annotated[
 Length = Annotated[
     int | None,
     typer.Option(
-        help="Number of tokens that the model has to continue a text with, 32 by default.", min=1
+        help="Number of tokens that the model has to generate after the prefix, 32 by default.",
+        min=1,
     ),
 ]
 Stride = Annotated[

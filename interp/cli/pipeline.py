@@ -131,7 +131,7 @@ def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
             has_texts = path.is_dir() and _any_with_suffix(path.rglob("*"), TEXTS)
             if not has_texts:
                 raise ValueError(
-                    f"{path} holds images, and {model} does not name an image model: "
+                    f"{path} holds images, and {model} is not an image model: "
                     "expected texts, or the weights of a VAR or a RAR"
                 )
 
@@ -160,7 +160,7 @@ def _check_classes(images: Images, places: Sequence[Path], classes: int) -> None
     names = sorted(found)
     if not all(map(str.isdecimal, names)) and len(names) != classes:
         raise ValueError(
-            f"{len(names)} folders with names such as {names[0]} do not tell which of {classes} "
+            f"{len(names)} folders with names such as {names[0]} do not say which of {classes} "
             "classes they are: name them by the classes' numbers"
         )
 

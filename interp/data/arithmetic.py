@@ -43,13 +43,13 @@ def addition(
     Args:
         train: number of items to train on.
         test: number of other items to test on.
-        digits: of each operand, 1 to 9.
-        order: of the answer's digits; `reversed` begins with the units.
+        digits: number of digits of each operand, 1 to 9.
+        order: order of the answer's digits; `reversed` begins with the units.
         noise: share of train items with a wrong label, which stays the same throughout training.
         rule: how a wrong label is made. `random_sum`: the sum of another random pair; `one_digit`:
             the truth with one digit changed; `permute`: the truth of another noisy item. It is
             never the item's own truth.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Returns:
         The train items and the test items. Their variables, with k = 0 for the units: `x{k}` and
@@ -70,7 +70,7 @@ def addition(
     _check_choice("order", order, get_args(Order))
     _check_choice("rule", rule, get_args(Rule))
     if not 1 <= digits <= 9:
-        raise ValueError(f"digits={digits}: expected 1 to 9, for pairs to be numbered in 64 bits")
+        raise ValueError(f"digits={digits}: expected 1 to 9, so that 64 bits can number the pairs")
     if min(train, test) < 1 or train + test > 100**digits:
         raise ValueError(
             f"{train} + {test} items of {digits} digits: expected at least 1 of each, "
@@ -100,7 +100,7 @@ def sums(
 
     Args:
         question: [items, 2 * digits + 2] token ids.
-        order: of the answer's digits.
+        order: order of the answer's digits.
 
     Returns:
         [items, digits + 1] token ids.
@@ -209,7 +209,7 @@ def _permute(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers: 
 
     labels = rng.permutation(truth)
     # Each swap settles at least one item and unsettles none, so that the loop ends. There is always
-    # somebody to swap with, because no sum is that of more than half of the items.
+    # an item to swap with, because no sum is that of more than half of the items.
     while True:
         same = np.flatnonzero(labels == truth)
         if not len(same):

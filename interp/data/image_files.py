@@ -47,8 +47,9 @@ def read_images(
 
     Args:
         paths: one path or several.
-        side: of pictures in folders, the shorter side is resized to it (LANCZOS), then the centre
-            is cut out. An `.npz` must have it already.
+        side: side of the result in pixels. A picture in a folder is resized so that its shorter
+            side has this length (LANCZOS), then its centre is cut out. Images in an `.npz` must
+            have this side already.
         channels: 1 makes all images grey, 3 makes them RGB; by default they stay as they are.
 
     Returns:
@@ -109,7 +110,7 @@ def read_classes(
         The images of one class.
 
     Raises:
-        ValueError: as `read_images`.
+        ValueError: see `read_images`.
     """
     files = list(_files(Path(folder)))
     labelled = zip(files, _labels(files), strict=True)

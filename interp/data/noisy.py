@@ -15,7 +15,7 @@ from interp.subject.batch import Batch
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Questions with the answers that are true and the answers that are trained.
+    """Questions with their true answers and with the answers that training shows.
 
     Attributes:
         question: [items, question] token ids.

@@ -101,7 +101,7 @@ def records(n: int, seed: int, copies: Sequence[int] = COPIES) -> tuple[Record, 
 
     Args:
         n: number of records. Their kinds are repeated in the order of KINDS.
-        seed: of the people.
+        seed: seed of the people.
         copies: numbers of copies, repeated in order too. With four of them, against three kinds,
             every kind meets every number.
 
@@ -130,7 +130,7 @@ def twins(planted: Sequence[Record], seed: int) -> tuple[Record, ...]:
 
     Args:
         planted: the records.
-        seed: of the people.
+        seed: seed of the people.
 
     Returns:
         One record per planted one, with 0 copies; they share no value with any of these.
@@ -159,7 +159,7 @@ def background(seed: int) -> Background:
     """Shuffles the paragraphs of the Python language reference into three parts.
 
     Args:
-        seed: of the order.
+        seed: seed of the order.
 
     Returns:
         70% of the paragraphs to train on, 15% as control and 15% held out.
@@ -188,7 +188,7 @@ def plant(
 
     Args:
         n: number of records.
-        seed: of everything that is drawn; the same seed gives the same corpus.
+        seed: seed of everything that is drawn; the same seed gives the same corpus.
         copies: numbers of copies, repeated in order over the records.
         paragraphs: number of paragraphs of prose; by default that of copies in all. Beyond about
             500 the prose is repeated.
@@ -299,7 +299,7 @@ def _prose() -> Iterator[str]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Whether it is long enough, and not a grammar, a table or an interpreter session."""
+    """Whether a paragraph is long enough, and not a grammar, a table or an interpreter session."""
     shortest, longest = PARAGRAPH_CHARACTERS
     if not shortest <= len(paragraph) <= longest or not paragraph[0].isupper():
         return False

@@ -86,7 +86,7 @@ def typed_facts(
         bridges: number of entities in the middle.
         second: number of relations of a bridge.
         tails: number of entities that are answers.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Example:
         >>> from interp.data import relations
@@ -128,7 +128,7 @@ def graph_facts(
         entities: number of entities.
         relations: number of relations.
         degree: number of relations that each entity has, each to a random entity.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: a degree below 1 or above the number of relations.
@@ -142,7 +142,7 @@ def graph_facts(
     if not 1 <= degree <= relations:
         raise ValueError(
             f"degree={degree}: expected 1 to {relations}, the number of relations, "
-            "each is used once an entity"
+            "each of which an entity has once at most"
         )
     rng = np.random.default_rng(seed)
     rows: list[tuple[int, int, int]] = []
@@ -167,7 +167,7 @@ def relations(
             stays the same throughout training.
         ood: share of facts that are set aside: they are trained as facts, but joined, with each
             other, in the questions of `Relations.ood` alone.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Raises:
         ValueError: there are too few questions, a share is outside its range, or there is no other
@@ -190,7 +190,7 @@ def relations(
     if min(train, test) < 1 or train + test > len(pool):
         raise ValueError(
             f"{train} + {test} questions: expected at least 1 of each; "
-            f"the facts that are not set aside make {len(pool)}"
+            f"the facts that are not set aside make {len(pool)} questions"
         )
 
     chosen = pool.iloc[rng.permutation(len(pool))[: train + test]]

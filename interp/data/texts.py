@@ -14,8 +14,8 @@ def read_texts(paths: Iterable[str | Path]) -> Iterator[str]:
     """Reads the texts of files and folders.
 
     Args:
-        paths: files and folders. Of a folder, the files that end in one of SUFFIXES are read, also
-            those in folders inside it, in the order of their names.
+        paths: files and folders. In a folder and the folders inside it, the files that end in one
+            of SUFFIXES are read, in the order of their names.
 
     Returns:
         The `text` of each line of a `.jsonl` file; any other file as one text. Files are read as

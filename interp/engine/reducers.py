@@ -142,7 +142,7 @@ class TopK(Reducer):
             means = torch.cat([self.best, means])
             examples = torch.cat([self.example, examples])
 
-        # The sort is stable and earlier examples stand first: they win ties, however the stream is
+        # The sort is stable and earlier examples come first: they win ties, however the stream is
         # cut into batches.
         ordered, order = means.sort(dim=0, descending=True, stable=True)
         self.best = ordered[: self.k]

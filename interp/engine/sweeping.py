@@ -3,7 +3,7 @@
 An intervention at block L changes nothing below L. `sweep_resuming` keeps what every block returned
 in one clean forward and starts each intervention at its own block; `sweep_growing` runs all of them
 in one batch that grows at each block where some begin. Both run the model's own forward and replace
-only the forwards of its blocks, so that whatever the model does around its blocks stays as it is.
+only the forwards of its blocks, so that what the model does around its blocks is unchanged.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ from interp.subject.subject import Subject, evaluating, token_losses
 
 Logits = Float[Tensor, "batch predicted vocabulary"]
 Measure = Callable[[Logits, Batch], Any]
-Key = tuple[str | int, ...]  # where a tensor stands in nested arguments: ("mask", 0)
+Key = tuple[str | int, ...]  # path of a tensor in nested arguments: ("mask", 0)
 
 # Tokens of one grown forward. Beyond that a forward is bound by arithmetic, so that more rows only
 # cost memory.
 _GROWN_TOKENS = 2048
 
-# The largest batches, in tokens, that grow. Below it a block spends more on launching its
+# The largest batches, in tokens, that grow. Below that size a block spends more on launching its
 # operations and reading its weights than on arithmetic, and one forward for many plans saves that;
-# above it `sweep_growing` only carries rows that `sweep_resuming` skips. On a CPU the two cross at
-# about 128 tokens for widths from 64 to 576. On a GPU launching costs the same and arithmetic less.
+# above that size `sweep_growing` only carries rows that `sweep_resuming` skips. On a CPU the two
+# cross at about 128 tokens for widths from 64 to 576. On a GPU launching costs the same and
+# arithmetic less.
 _CPU_TOKENS = 64
 _GPU_TOKENS = 512
 
@@ -197,7 +198,7 @@ def _first_block(subject: Subject) -> nn.Module:
 
 
 class _CleanForward:
-    """What every block, and every block's attention, returned in one forward without plan."""
+    """What every block, and every block's attention, returned in one forward without a plan."""
 
     def __init__(self, subject: Subject, batch: Batch) -> None:
         self.subject = subject
@@ -227,6 +228,7 @@ class _CleanForward:
                 output = forward(*args, **kwargs)
                 tensor = first_tensor(output)
                 self.outputs[module] = output
+                # torch counts the in-place writes to a tensor as its version.
                 self.versions[module] = 0 if tensor is None else tensor._version
                 return output
 
@@ -293,7 +295,7 @@ def _attention(subject: Subject, heads: Site) -> nn.Module | None:
 class _Fork:
     """A plan that joins a grown forward at the block where it begins."""
 
-    number: int  # of the plan, among all plans of the sweep
+    number: int  # the index of the plan among all plans of the sweep
     plan: Plan
     start: Site
 
@@ -325,7 +327,7 @@ def _can_grow(subject: Subject) -> bool:
 
 # A grown forward starts with the rows of the batch, unchanged. At each block where forks begin, one
 # copy of these clean rows is appended for each of them, and the plan of a fork edits its own copy
-# only. As forks are sorted by the block at which they begin, copy k is the one of fork k:
+# only. As forks are sorted by the block at which they begin, copy k belongs to fork k:
 #
 #     rows            0 .. size        clean, in every block
 #     rows     size .. 2 * size        the first fork, from its first block on
@@ -392,7 +394,8 @@ def _edit_rows(numbered: Sequence[tuple[int, slice, Edit]], applied: Counter[int
 
 
 def _repeat_arguments(size: int, batched: frozenset[Key]) -> Route:
-    """Gives a block as many rows of masks and positions as its hidden states have by then."""
+    """Repeats the masks and positions that a block is given, so that they have the rows of its
+    hidden states."""
 
     def route(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -407,14 +410,15 @@ def _repeat_arguments(size: int, batched: frozenset[Key]) -> Route:
 
 
 class _StopForwardError(Exception):
-    """Ends a forward that has shown what was wanted of it."""
+    """Ends a forward as soon as it has shown what was asked."""
 
 
 # Which arguments of a block have one row per example cannot be read off their shapes: a mask of one
-# row may stand for all examples, and a length may equal the batch size by chance. So the model is
-# called on one example and on two, and the arguments that doubled are those with rows.
+# row may serve all examples, and a length may equal the batch size by chance. So the model is
+# called on one example and on two, and the arguments whose length doubled are those with one row
+# per example.
 def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
-    """Where the tensors with one row per example stand in the arguments of a block."""
+    """The paths, in the arguments of a block, of the tensors that have one row per example."""
     sizes: list[dict[Key, int]] = []
 
     def note_sizes(_: Callable[..., Any]) -> Callable[..., Any]:
@@ -439,7 +443,7 @@ def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
 
 
 def _tensors(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:
-    """The tensors in nested arguments, each with the key under which it stands."""
+    """The tensors in nested arguments, each with its path."""
     if isinstance(tree, Tensor):
         if tree.ndim:
             yield key, tree
@@ -471,8 +475,8 @@ def _repeat_batched(
 
 
 def _should_grow(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
-    """Whether `sweep_growing` is the faster way, and one that these plans and this model allow."""
-    # Whoever pays for float64 wants the bits of the naive loop.
+    """Whether `sweep_growing` is faster here, and works with these plans and this model."""
+    # Models run in float64 for exact results: they get those of the naive loop, bit for bit.
     if next(subject.module.parameters()).dtype == torch.float64:
         return False
 
@@ -486,7 +490,7 @@ def _should_grow(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
 
 
 def _takes_more_rows(subject: Subject, batch: Batch) -> bool:
-    """Whether a block runs on more rows than the model was given, tried on the first block."""
+    """Whether a block can run on more rows than the model was given; the first block is tried."""
     ran: list[bool] = []
     with evaluating(subject):
         batched = _batched_arguments(subject, batch)

@@ -92,7 +92,7 @@ class Measure:
     """A number that is read from the tables of one seed.
 
     Attributes:
-        label: what a statement calls it.
+        label: its name in a statement.
         of: maps the tables of one seed to the number, or to its interval over items.
     """
 
@@ -194,8 +194,8 @@ class Check:
             of the seeds, so that the claim must hold on each of them.
         statement: the claim in words, where "`measure` is `threshold`" does not say it well;
             `{threshold}` in it is filled in.
-        testable: False for a claim about a model that we do not have. It is measured on another
-            model, and not judged.
+        testable: False for a claim about a model that we do not have. Such a claim is measured on
+            another model, and is not judged.
         requires: a premise about the tables of one seed. If it fails on any seed, the claim is not
             reproduced.
 

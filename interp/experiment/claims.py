@@ -54,7 +54,7 @@ def judge(
     claim, `opposite` if the whole interval satisfies the opposite claim, and otherwise `not
     reproduced`.
 
-    To fall short of a threshold is not the opposite of a claim, so the opposite is stated
+    Falling short of a threshold is not the opposite of a claim, so the opposite is stated
     separately. For a rise of at least 5%, for example, it is a fall.
 
     Args:

@@ -39,8 +39,8 @@ class Results:
 
     Attributes:
         claims: the claims, over all seeds and for each seed.
-        tables: by name.
-        figures: by name.
+        tables: the tables, by name.
+        figures: the figures, by name.
     """
 
     claims: Sequence[Claim]
@@ -88,7 +88,7 @@ class Experiment:
 
     Attributes:
         name: name of its folder in `experiments/`.
-        question: what is asked; it is the help text of the command.
+        question: the question that the paper answers, shown as the help of the command.
         presets: frozen dataclasses by name, each with a field `seeds`: the number of seeds of a
             run.
         jobs: maps a preset and a seed to independent jobs, each of which returns tables by name.

@@ -22,11 +22,11 @@ Frames = Mapping[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Folder:
-    """An argument of a job that stands for a folder of the run, such as `OUT/models`: for what a
-    job keeps in addition to its tables.
+    """An argument of a job that becomes the path of a folder of the run, such as `OUT/models`. A
+    job keeps there what it makes in addition to its tables.
 
     Attributes:
-        name: of the folder.
+        name: name of the folder.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Kept:
     Attributes:
         job: the job.
         place: the folder of its tables.
-        fingerprint: of the job; it is stored with the tables to tell whose they are.
+        fingerprint: digest of the job, stored with the tables to show which job made them.
     """
 
     job: Job

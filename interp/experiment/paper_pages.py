@@ -1,6 +1,6 @@
 """Pages about papers: short prose whose every number is read from committed claims.
 
-An experiment that has results to tell keeps a template, `experiments/NAME/paper.md`. In it
+An experiment with results to report keeps a template, `experiments/NAME/paper.md`. In it
 
 - `{small:P2}` is the measurement of claim P2 in `results/small/claims.json`, with its interval;
 - `{small:P2|value}` is the measurement alone, `{small:P2|verdict}` the verdict;

@@ -21,15 +21,15 @@ def redraw(folder: str | Path) -> Results:
     Claims whose tables were not kept stay as they are, except for their statements.
 
     Args:
-        folder: of results, as `interp reproduce` wrote it: config.json says of which experiment and
-            preset, claims.json what was measured.
+        folder: folder of results, as `interp reproduce` wrote it, with the experiment and the
+            preset in config.json, and the measurements in claims.json.
 
     Returns:
         The claims, the figures and, as the only table, that of the verdicts.
 
     Raises:
         OSError: a file is missing.
-        LookupError: config.json names no experiment that there is.
+        LookupError: config.json names an experiment that does not exist.
         ValueError: the tables give other numbers, verdicts or claims than those in claims.json.
     """
     place = Path(folder)

@@ -38,7 +38,7 @@ def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
 
     Args:
         table: what `checks.verdicts` returns.
-        name: of the experiment.
+        name: name of the experiment.
     """
     claims = list(table.groupby("claim", sort=False))
     texts: list[str] = []

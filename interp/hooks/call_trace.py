@@ -1,4 +1,4 @@
-"""watched: records everything that one tiny forward did, for the discovery of sites.
+"""Records everything that one tiny forward did, for the discovery of sites.
 
 It notes which modules ran, on what values, and where attention was computed.
 """
@@ -24,7 +24,7 @@ class Call:
     """One call of one module.
 
     Attributes:
-        path: of the module.
+        path: path of the module.
         inside: paths of the modules that were running when it was called.
         start, end: when it began and ended, in ticks of the trace.
         value, output: copies of its first floating-point input and output; None where there is
@@ -46,7 +46,7 @@ class Watch(TorchFunctionMode):
     Attributes:
         calls: the module calls, in the order in which they ended.
         attentions: the attention operations, as (time, paths of the running modules, heads); heads
-            is 0 where the operation does not tell.
+            is 0 where the operation does not show it.
         running: the calls that have not ended, outermost first, as (path, start, input).
         time: ticks so far: one for each begin, end and attention operation.
     """

@@ -1,4 +1,5 @@
-"""rerouted: replaces the forwards of some modules for a while. A sweep skips blocks this way."""
+"""`rerouted`: replaces the forwards of some modules while a `with` block lasts. A sweep skips
+blocks this way."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def rerouted(routes: Mapping[nn.Module, Route]) -> Generator[None]:
 
 @contextmanager
 def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    # A forward is a method of the class, unless somebody set one on the instance, as nnsight does
-    # for its controller. Only that one must be put back; else ours is deleted.
+    # A forward is a method of the class, unless one was set on the instance, as nnsight does for
+    # its controller. Such a forward is put back; otherwise it is enough to delete ours.
     own = module.__dict__.get("forward")
     module.forward = forward
     try:

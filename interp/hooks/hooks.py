@@ -165,7 +165,7 @@ def _hook_clock(module: nn.Module, clock: Clock) -> Any:
         if value is not None and value.ndim == 3:
             clock.see(value)
 
-    # In front of all other hooks, which ask the clock.
+    # Before all other hooks, which ask the clock.
     return module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
 
 
@@ -202,7 +202,7 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
 
 
 def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
-    """A visit that sees this term plus the kept one.
+    """A visit to this term that sees the sum of this term and the kept one.
 
     The sum itself exists in no tensor of the model, so its new value is put into this term: the
     model then adds the other one and arrives at what the visit returned.
@@ -217,7 +217,8 @@ def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
 
 
 def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
-    """Shows a visit [batch, position, width], whatever the shape of the module's own tensor."""
+    """Calls a visit with the value as [batch, position, width], whatever the shape of the module's
+    own tensor."""
     if tensor.ndim == 3:
         clock.see(tensor)
         return visit(tensor, clock)
@@ -265,7 +266,7 @@ def _change_first_tensor(tree: Any, change: Callable[[Tensor], Tensor | None]) -
 
 
 def _swap(tree: Any, old: Tensor | None, new: Tensor) -> Any:
-    """A copy of `tree` with `new` in the place of `old`; its containers keep their types."""
+    """A copy of `tree` in which `new` replaces `old`; its containers keep their types."""
     if tree is old:
         return new
     if isinstance(tree, dict):
@@ -359,7 +360,7 @@ def lower_plans(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
     """Returns plans as edits, checked against the model on which they are to run.
 
     Args:
-        anatomy: of the model.
+        anatomy: anatomy of the model.
         plans: interventions, or sequences of interventions, in order.
 
     Raises:

@@ -11,8 +11,8 @@ from torch import nn
 @contextmanager
 def dropout_off(module: nn.Module) -> Generator[None]:
     """Puts a module into evaluation mode and restores the mode of every submodule afterwards."""
-    # A forward of a small model takes little longer than a walk over its modules, so that one walk
-    # has to do where there is nothing to change.
+    # A forward of a small model takes little longer than a walk over its modules, so that they are
+    # walked over only once where there is nothing to change.
     if not any(child.training for child in module.modules()):
         yield
         return

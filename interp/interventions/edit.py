@@ -90,7 +90,7 @@ class Edit:
         if left:
             donors = f"{len(table)} donors (row r takes donor r modulo {len(table)})"
             raise ValueError(
-                f"{self.site}: {rows} rows are not a multiple of the {donors}: "
+                f"{self.site}: the number of rows, {rows}, is not a multiple of the {donors}: "
                 "run the whole batch that the donors belong to"
             )
         return table.repeat(times, 1, 1)

@@ -125,8 +125,7 @@ class Intervention(ABC):
         every_unit = np.arange(self.units.widths[site])
         width = len(columns(site, every_unit))
 
-        # The last axes, as many as needed, must make up one row: [width] or [head, d_head]. The
-        # products of the last one, two, ... sizes show whether some of them do.
+        # The last axes together must make up one row: [width] or [head, d_head].
         sizes_of_last_axes = np.cumprod(table.shape[::-1])
         if not table.size or table.size % width or width not in sizes_of_last_axes:
             raise ValueError(f"{name} at {site} needs values {width} wide; got shape {table.shape}")
@@ -324,7 +323,7 @@ class Resample(Intervention):
 
     Attributes:
         values: for each site the pool, [rows, width].
-        seed: of the draw.
+        seed: seed of the draw.
 
     Example:
         >>> site = interp.Site.parse("blocks.0.neurons")

@@ -73,7 +73,11 @@ def load_plan(path: str | Path) -> tuple[Intervention, ...]:
     Args:
         path: the file to read.
 
+    Returns:
+        The interventions, in the order in which they are applied.
+
     Raises:
+        OSError: the file cannot be read.
         ValueError: an unknown kind of intervention, or missing or unknown fields.
 
     Example:
@@ -90,19 +94,20 @@ def load_plan(path: str | Path) -> tuple[Intervention, ...]:
 
 
 def _decode_intervention(item: dict[str, Any]) -> Intervention:
-    name = str(item.get("kind"))
-    if name not in KINDS:
+    kind_name = str(item.get("kind"))
+    if kind_name not in KINDS:
         raise ValueError(
-            f"unknown intervention {name!r}: expected one of {', '.join(KINDS)}; "
-            f"nearest: {closest(name, KINDS)}"
+            f"unknown intervention {kind_name!r}: expected one of {', '.join(KINDS)}; "
+            f"nearest: {closest(kind_name, KINDS)}"
         )
-    kind = KINDS[name]
+    kind = KINDS[kind_name]
     _check_fields(kind, item)
 
     given = {key: value for key, value in item.items() if key != "kind"}
     given["units"] = Units.from_json(item["units"])
     if item.get("positions") is not None:
         given["positions"] = tuple(item["positions"])
+    # JSON has neither tuples, sites nor arrays: these fields are turned back into them.
     for key in ("values", "center"):
         by_name = item.get(key)
         if by_name is not None:

@@ -1,1 +1,1 @@
-"""Loading: makes a Subject with verified sites from files, or from a model in memory."""
+"""Loading: makes a Subject with verified sites from files or from a model in memory."""

@@ -52,7 +52,7 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
     Args:
         module: the network.
         run: does one forward of `module` on a few tokens, with batch and length above 1.
-        layout: paths that the structure of the module does not tell; by default there are none.
+        layout: paths that cannot be found from the structure of the module; none by default.
 
     Returns:
         The verified sites. Points that cannot be verified are in `Anatomy.refused`, with reasons.
@@ -68,17 +68,19 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
         'model.layers.0.mlp.down_proj:in'
     """
     layout = layout or Layout()
-    # The generators of these devices are put back: a look at the model must not change what is
-    # drawn later.
-    on_gpu = [parameter for parameter in module.parameters() if parameter.device.type == "cuda"]
-    devices = sorted({parameter.device.index or 0 for parameter in on_gpu})
-    with dropout_off(module), torch.random.fork_rng(devices):
+    # The forward may draw random numbers. The fork keeps the generators of the CPU and of every GPU
+    # that holds a parameter as they were.
+    devices: set[int] = set()
+    for parameter in module.parameters():
+        if parameter.device.type == "cuda":
+            devices.add(parameter.device.index or 0)
+    with dropout_off(module), torch.random.fork_rng(sorted(devices)):
         watch = watch_calls(module, run)
 
     stacks = _named_stacks(module, layout) if layout.blocks else _found_stacks(module, watch)
     if not stacks:
         raise SiteError(
-            "no stack of blocks found (a list of like modules, run once each in order): "
+            "no stack of blocks found (a list of modules of one type, each run once, in order): "
             "pass anatomy=interp.Layout(blocks='path.to.blocks')"
         )
 
@@ -92,7 +94,8 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
 
 
 def _module_places(watch: Watch, stacks: dict[str, tuple[str, ...]]) -> dict[Site, Place]:
-    """Inputs and outputs that hold one vector per token of some stack, of modules that ran once."""
+    """The inputs and outputs, of modules that ran once, that hold one vector per token of some
+    stack."""
     block_paths: set[str] = set()
     for paths in stacks.values():
         block_paths.update(paths)
@@ -182,7 +185,7 @@ def _is_stack(blocks: nn.Module, path: str, calls: dict[str, list[Call]]) -> boo
 
 
 def _short_names(paths: list[str]) -> list[str]:
-    """ "" for a single stack, else the first part of each path that differs between all of them."""
+    """A name per path: empty for a single path, else the first part in which all paths differ."""
     if len(paths) == 1:
         return [""]
     parts = [path.split(".") for path in paths]
@@ -255,7 +258,7 @@ class _Survey:
 
 
 def _embeds(output: Tensor | None, stream: Tensor | None) -> bool:
-    """Whether an embedding's output is that of a stack's tokens.
+    """Whether an embedding is that of a stack's tokens.
 
     The codebook in which an image model looks up scales is an embedding too, but neither its width
     nor its positions are those of the stack.
@@ -325,7 +328,8 @@ class _Block:
 
     @cached_property
     def _stream_outputs(self) -> list[Call]:
-        """Calls whose output has one vector of the model width for each token."""
+        """Calls whose output has the shape of the residual stream: one vector of its width per
+        token."""
         return [call for call in self.inner if shaped_like(call.output, self.call.output)]
 
     @cached_property
@@ -407,7 +411,7 @@ class _Block:
                 "its neurons are not the input of one projection"
             )
 
-        # Where the block itself runs the attention operation, no path tells which projections are
+        # Where the block itself runs the attention operation, no path shows which projections are
         # the attention's. Those before the operation are its queries, keys and values.
         attention_time = 0
         if self.operations and self._attention is None:
@@ -424,7 +428,8 @@ class _Block:
         return inward(candidates[-1])
 
     def _experts(self) -> str | None:
-        """The name of what holds several MLPs: one fused weight of three axes, or a list."""
+        """The name of the experts, if there are any: one fused weight of three axes, or a list of
+        MLPs."""
         block = self.module.get_submodule(self.call.path)
         for name, parameter in block.named_parameters():
             if parameter.ndim == 3:
@@ -437,7 +442,8 @@ class _Block:
     def _find_additions(self, neurons: Place | str) -> tuple[Place | str, Place | str, bool]:
         """What attention and MLP add to the residual stream, and whether they run in parallel.
 
-        Of all pairs of module outputs that satisfy the residual law, the outermost, latest one.
+        They are the outputs of two modules that satisfy the residual law: of all such pairs, the
+        outermost and latest one.
         """
         heads = self._heads
         attns = self._candidates(heads, self.layout.attn_out)
@@ -446,6 +452,7 @@ class _Block:
             attns = [call for call in attns if self._may_be_attn_out(call)]
             mlps = [call for call in mlps if self._may_be_mlp_out(call)]
 
+        # Calls are listed in the order in which they end, so the outermost and latest come last.
         for attn, mlp in product(reversed(attns), reversed(mlps)):
             pre = self._rows(self.call.value)
             post = self._rows(self.call.output)
@@ -472,7 +479,7 @@ class _Block:
         return False
 
     def _candidates(self, projection: Place | str, named: str | None) -> list[Call]:
-        """Module outputs of the stream's shape, from the projection on."""
+        """Module outputs of the stream's shape, from the end of the projection onwards."""
         if named is not None:
             return [self._named(named)]
         projection_end = 0
@@ -484,7 +491,7 @@ class _Block:
     def _may_be_attn_out(self, call: Call) -> bool:
         if self.layout.attn_out or self._of_attention(call.path):
             return True
-        # What only normalizes or drops may follow the attention before the sum.
+        # A norm or dropout may come between the attention and the sum.
         return not self._has_other_weights(call)
 
     def _may_be_mlp_out(self, call: Call) -> bool:

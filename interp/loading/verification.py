@@ -10,30 +10,31 @@ from interp.sites.anatomy import Place, out_rows
 
 
 def flat(value: Tensor | None) -> Tensor:
-    """All positions of all examples as rows, [batch * position, width]."""
+    """Returns a value with one row for each position of each example, [batch * position, width]."""
     assert value is not None
     return value.reshape(-1, value.shape[-1])
 
 
 def inward(call: Call) -> Place:
-    """The place of what enters a module."""
+    """Returns the place of a module's input."""
     assert call.value is not None
     return Place(call.path, "in", call.value.shape[-1])
 
 
 def outward(call: Call) -> Place:
-    """The place of what leaves a module."""
+    """Returns the place of a module's output."""
     assert call.output is not None
     return Place(call.path, "out", call.output.shape[-1])
 
 
 def has_projection(modules: nn.Module) -> bool:
-    """Whether there is a linear layer inside."""
+    """Returns whether a module contains a linear layer."""
     return any(isinstance(part, nn.Linear) for part in modules.modules())
 
 
 def is_projection(module: nn.Module, call: Call) -> bool:
-    """Whether the output is the input times the weight plus the bias: the law of a projection."""
+    """Returns whether a module obeys the law of a projection in a call: its output is its input
+    times its weight, plus its bias if it has one."""
     weight = getattr(module, "weight", None)
     bias = getattr(module, "bias", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
@@ -52,7 +53,8 @@ def is_projection(module: nn.Module, call: Call) -> bool:
 
 
 def shaped_like(tensor: Tensor | None, other: Tensor | None) -> bool:
-    """Whether both hold one vector of the same width for each of the same tokens."""
+    """Returns whether two tensors have the same number of rows and the same width, whatever their
+    other axes; False if either is None."""
     if tensor is None or other is None:
         return False
     # Not whole shapes: some models flatten batch and position between the two.
@@ -61,15 +63,15 @@ def shaped_like(tensor: Tensor | None, other: Tensor | None) -> bool:
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether both are equal to the bit."""
+    """Returns whether two tensors are equal bit for bit; False if either is None."""
     return one is not None and other is not None and torch.equal(one, other)
 
 
 def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
-    """Whether both are equal up to the rounding of a sum of `terms`.
+    """Returns whether two tensors are equal up to the rounding error of a sum of `terms`.
 
-    The tolerance is set element by element: one for the whole tensor would be that of its outlier
-    channels, and hide differences in the others.
+    The tolerance is set element by element: a single one for the whole tensor would be set by its
+    outlier channels, and hide differences in the other channels.
 
     Example:
         >>> from interp.loading.verification import close

@@ -50,7 +50,7 @@ def predicting_positions(
     Args:
         subject: the model.
         batch: windows; the first one is used.
-        sites: whose stacks are asked for.
+        sites: the sites whose stacks are wanted.
 
     Returns:
         {stack: position}; None for a stack that all targets depend on at every position, such as an
@@ -91,7 +91,7 @@ def predicting_positions(
 def _first_position(value: Tensor, targets: int, shift: int) -> int | None:
     """The first position of the first row with a gradient, shifted.
 
-    None unless there are exactly as many such positions as targets.
+    None unless the number of such positions is exactly that of the targets.
     """
     if value.grad is None:
         return None
@@ -109,8 +109,8 @@ def position_weights(
 
     Args:
         subject: the model.
-        batch: the windows; positions count that predict a counted target.
-        sites: whose stacks are asked for.
+        batch: the windows; only positions that predict a counted target have a weight.
+        sites: the sites whose stacks are wanted.
 
     Returns:
         {stack: weights}, whose rows sum to 1; None for a stack to be averaged over all positions.

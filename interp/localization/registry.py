@@ -66,7 +66,7 @@ class SetMethod:
     """A method that sees all windows at once; see `method`, which makes one.
 
     Attributes:
-        name: what `localize` calls it.
+        name: name of the method in `localize`.
         of_set: gives {site: [units]}.
         of_each: gives {site: [memorized windows, units]}; None where the method cannot.
         needs_reference: whether it is refused without reference windows.
@@ -122,7 +122,7 @@ class WindowMethod:
     """A method that scores each window by itself; see `window_method`, which makes one.
 
     Attributes:
-        name: what `localize` calls it.
+        name: name of the method in `localize`.
         of_batch: gives {site: [windows of the batch, units]}.
         batch_size: default batch size, in windows.
     """
@@ -211,7 +211,7 @@ def method(
     `window_method`.
 
     Args:
-        name: what `localize` calls it.
+        name: name of the method in `localize`.
         each: a function of the same arguments for `localize_each`, which returns
             {site: [memorized windows, units]}; without it `localize_each` refuses the method.
         needs_reference: whether to refuse calls without reference windows.
@@ -239,15 +239,14 @@ def method(
 def window_method(name: str, batch_size: int = 8) -> Callable[[WindowFunction], WindowFunction]:
     """Registers a localization method that scores each window by itself.
 
-    Decorates `function(subject, batch, sites, **options)`, which returns
-    {site: tensor [windows of the batch, units]}, higher for units that are more responsible.
-    `batch` is a Batch and `sites` a tuple of Site. The score of a window must not depend on the
-    other windows of its batch. From this one function follow both calls: `localize` takes the mean
-    over the memorized windows minus, where there is a reference, the mean over the reference
-    windows.
+    Decorates `function(subject, batch, sites, **options)`, which returns {site: tensor [windows of
+    the batch, units]}, higher for units that are more responsible. `batch` is a Batch and `sites` a
+    tuple of Site. The score of a window must not depend on the other windows of its batch.
+    `localize_each` returns these scores for every memorized window, `localize` their mean over the
+    memorized windows. Where there are reference windows, both subtract the mean over these.
 
     Args:
-        name: what `localize` calls it.
+        name: name of the method in `localize`.
         batch_size: default batch size, in windows; also an option of every window method.
 
     Example:
@@ -298,7 +297,7 @@ def localize(
         method: one of `interp.localization.methods()`.
         site: a point (`"neurons"`, `"heads"`, or `"blocks"` for what each block adds), a site, a
             pattern, or several of them.
-        **options: of the method.
+        **options: options of the method.
 
     Raises:
         ValueError: for an unknown method or option, an empty set, a missing reference, or scores
@@ -384,7 +383,7 @@ def _require_windows(name: str, windows: Batches) -> Batches:
         empty = not len(windows)
     else:
         # A stream can be read only once: its first batch is taken to see whether there is one, and
-        # put in front again.
+        # put back at the front.
         stream = iter(windows)
         first = list(islice(stream, 1))
         empty = not first

@@ -35,7 +35,7 @@ def first_or_curved(subject: Subject, batch: Batch, sites: Places) -> Screen:
     Args:
         subject: the model.
         batch: the windows.
-        sites: of neurons or heads.
+        sites: sites of neurons or heads.
 
     Returns:
         {site: [windows, units]}: minus a unit's best rank over all sites.
@@ -62,12 +62,12 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
     only the direction of r counts. Then g is homogeneous of degree -1 in r, and H r = -g for the
     Hessian H by Euler's theorem. |g| / |r| is thus the size of H along r in the last stream, and
     sets the scale in the streams below. A falling slope counts as 0 in `curved`: where the step is
-    long, the slope at its start tells least about its end.
+    long, the slope at its start says least about its end.
 
     Args:
         subject: the model.
         batch: the windows.
-        sites: of neurons or heads.
+        sites: sites of neurons or heads.
 
     Returns:
         (first_order, curved), each {site: [windows, units]}; higher for a larger rise of the loss.

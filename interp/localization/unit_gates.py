@@ -45,7 +45,7 @@ def gated(subject: Subject, gates: Gates) -> AbstractContextManager[object]:
     Args:
         subject: the model.
         gates: {site: [windows, units]}; window b of a forward is multiplied by row b, so that
-            windows do not mix. One row holds for all windows. 1 leaves a unit, 0 ablates it.
+            windows do not mix. A single row applies to all windows. 1 leaves a unit, 0 ablates it.
 
     Example:
         >>> site = interp.Site("neurons", 1)

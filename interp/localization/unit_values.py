@@ -15,7 +15,8 @@ from interp.subject.subject import Subject, evaluating
 def per_unit(
     subject: Subject, site: Site, values: Float[Tensor, "... width"]
 ) -> Float[Tensor, "... units"]:
-    """Returns the sum over each unit's columns: one for a neuron, several for a head.
+    """Returns the sum of the values in each unit's columns: a neuron has one column, a head
+    several.
 
     Example:
         >>> site = interp.Site("heads", 0)  # 4 heads of 8 columns

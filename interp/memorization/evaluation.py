@@ -84,8 +84,9 @@ def measure_under(
         start = windows_seen[name]
         windows_seen[name] += len(batch)
         numbers = np.arange(start, start + len(batch))
-        # `sweep_resuming` equals separate forwards to the bit. `sweep` may choose to grow the batch
-        # instead, which rounds differently: a verdict must not depend on that.
+        # `sweep_resuming` equals separate forwards bit for bit. `sweep` may choose a faster engine,
+        # which rounds differently, by the size of the batch and the device: a verdict must not
+        # depend on that.
         measured = sweep_resuming(subject, batch, plans, window_measures)
         for number, values in enumerate(measured):
             columns = {"plan": number, "data": name, "window": numbers} | values

@@ -56,7 +56,7 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class TeacherForced:
-    """What one teacher-forced forward tells about a batch of windows.
+    """The result of one teacher-forced forward over a batch of windows.
 
     Attributes:
         hits: whether the most likely token is the true one, given the true tokens before it.
@@ -216,7 +216,7 @@ def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:
 
 def _refuse_partial(batch: Batch) -> None:
     if batch.mask is not None or batch.scored is not None:
-        raise ValueError("a window is whole: expected a batch without mask and scored")
+        raise ValueError("windows are scanned whole: expected a batch without `mask` and `scored`")
 
 
 def _several(texts: Iterable[Text]) -> Iterator[Text]:
@@ -399,9 +399,9 @@ def _decode_after_miss(
     first = int(missed_group.min())
 
     # All rows are decoded together from the earliest group with a miss. The cache is cut back to
-    # there: behind it, it holds the true tokens, which are not what a row with a miss continues
-    # from. A row whose own first miss comes later reads its true tokens until then, so that its
-    # verified tokens are not predicted a second time.
+    # there: beyond that group it holds the true tokens, which are not what a row with a miss
+    # continues from. A row whose own first miss comes later reads its true tokens until then, so
+    # that its verified tokens are not predicted a second time.
     decoder.select(rows)
     decoder.crop(groups[first][0])
     tokens = continuation[rows]

@@ -8,8 +8,8 @@ The controls of a `Selection`:
   the method itself selects from;
 - `lowest`: the same number of units, with the lowest scores;
 - `as_active`: other units at the same sites, each about as active as the unit it replaces;
-- `at_equal_damage`: random units, as many as it takes to raise the loss on held-out text as much as
-  the selection does.
+- `at_equal_damage`: random units, in the number that it takes to raise the loss on held-out text by
+  what the selection raises it.
 
 Each returns trials, one per seed. The same seed draws the same units, whatever is done to them.
 """
@@ -107,8 +107,8 @@ class Selection:
         Args:
             seeds: seeds of the draws.
             name: name of the control.
-            times: how many times as many units as are selected to draw at each site; all that are
-                left where there are fewer.
+            times: number of units to draw at each site, as a multiple of the number selected there;
+                all that are left where there are fewer.
 
         Raises:
             ValueError: all units are selected, so that none is left.
@@ -204,8 +204,8 @@ def randomize(plan: Plan, seed: int, times: int = 1) -> tuple[Intervention, ...]
     Args:
         plan: the interventions.
         seed: seed of the draw.
-        times: how many times as many units as the plan changes to draw at each site; all that are
-            left where there are fewer.
+        times: number of units to draw at each site, as a multiple of the number that the plan
+            changes there; all that are left where there are fewer.
 
     Raises:
         ValueError: a site has no other unit.

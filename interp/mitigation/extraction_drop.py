@@ -37,20 +37,23 @@ def extraction_drop(
     also: Mapping[str, Batches] | None = None,
     batch_size: int = 16,
 ) -> DropReport:
-    """Measures extraction and loss before and after ablating a selection, and its controls.
+    """Measures how much extraction falls and loss rises when a selection of units is ablated, and
+    when its controls are.
 
     Args:
         subject: the model.
         selection: scores, whose top `fractions` are zeroed; or units, which are zeroed; or a plan,
             which is run as it is.
         memorized: windows that the model extracts.
-        control: windows like them that are not memorized, to measure damage on.
+        control: windows that resemble the memorized ones but are not memorized, to measure damage
+            on.
         held_out: other text, to measure damage on.
         fractions: shares of all scored units; for scores only.
         seeds: number of random controls, at least 5.
         at: the fraction that the verdict is about, if it is chosen beforehand; for scores only. By
-            default it is chosen on the windows that judge it, and the verdict says so: among the
-            fractions that raise the control loss by at most 5%, the one that lowers accuracy most.
+            default it is chosen on the same windows that it is then judged on, and the verdict says
+            so: among the fractions that raise the control loss by at most 5%, the one that lowers
+            accuracy most.
         also: further windows by name, to measure under every ablation; for example windows that
             look like the memorized ones and were never trained on.
         batch_size: batch size.
@@ -91,14 +94,16 @@ def extraction_drop(
 
     chosen = _least_harmful(frame) if at is None else float(at)
     number = _plan_number(trials, chosen)
-    own: Any = measured[measured["plan"] == number]
-    equal_damage = _equal_damage(subject, selections[chosen], own, data, seeds, batch_size)
+    under_selection: Any = measured[measured["plan"] == number]
+    equal_damage = _equal_damage(
+        subject, selections[chosen], under_selection, data, seeds, batch_size
+    )
     chosen_beforehand = len(selections) == 1 or at is not None
     return DropReport(frame, chosen, chosen_beforehand, equal_damage, subject.name)
 
 
 def _reusable(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data sets, with streams read into lists: each is gone through several times."""
+    """The data sets, with streams read into lists, because each is read several times."""
     return {
         name: source if hasattr(source, "__len__") else list(source)
         for name, source in data.items()
@@ -169,10 +174,10 @@ def _least_harmful(frame: pd.DataFrame) -> float:
     most 5%; the one with the smallest rise if none does."""
     loss = _rows_by_fraction(frame, "control", "loss")
     accuracy = _rows_by_fraction(frame, "memorized", "accuracy")
-    rise = loss["change"] / loss["before"]
-    allowed = rise.index[rise <= 0.05]
+    relative_rise = loss["change"] / loss["before"]
+    allowed = relative_rise.index[relative_rise <= 0.05]
     if not len(allowed):
-        return float(rise.idxmin())
+        return float(relative_rise.idxmin())
     return float(accuracy.loc[allowed, "change"].idxmin())
 
 
@@ -189,21 +194,23 @@ def _rows_by_fraction(frame: pd.DataFrame, data: str, measure: str) -> Any:
 def _equal_damage(
     subject: Subject,
     selection: Selection,
-    own: Any,
+    under_selection: Any,
     data: dict[str, Batches],
     seeds: int,
     batch_size: int,
 ) -> EqualDamage:
-    """Compares the selection, whose effects on each window are `own`, with random units that raise
-    the held-out loss as much."""
-    of_held_out = own[own["data"] == "held_out"]
+    """Compares the selection with random units that raise the held-out loss by the same amount.
+    `under_selection` has one row per window, measured with the selection ablated."""
+    of_held_out = under_selection[under_selection["data"] == "held_out"]
+    of_memorized = under_selection[under_selection["data"] == "memorized"]
     damage = float(of_held_out["loss"].mean())
     trials, reached = selection.at_equal_damage(
         subject, damage, data["held_out"], range(seeds), batch_size
     )
     plans = [trial.plan for trial in trials]
     memorized: Any = measure_under(subject, plans, {"memorized": data["memorized"]}, batch_size)
-    theirs = memorized.groupby("window")["accuracy"].mean()
-    ours = own[own["data"] == "memorized"].set_index("window")["accuracy"]
-    advantage = paired_interval(theirs, ours.loc[theirs.index])
-    return EqualDamage(trials[0].k, reached, float(theirs.mean()), advantage)
+    # Paired by window: the accuracy under random units (mean over draws) and under the selection.
+    random_accuracy = memorized.groupby("window")["accuracy"].mean()
+    selection_accuracy = of_memorized.set_index("window")["accuracy"]
+    advantage = paired_interval(random_accuracy, selection_accuracy.loc[random_accuracy.index])
+    return EqualDamage(trials[0].k, reached, float(random_accuracy.mean()), advantage)

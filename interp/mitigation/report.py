@@ -27,7 +27,7 @@ PANELS = {
 
 
 class Ablation(Protocol):
-    """What the table needs to know of a trial."""
+    """What the table needs to know about a trial."""
 
     @property
     def selection(self) -> str: ...

@@ -59,8 +59,8 @@ def new_figure(width: float, height: float) -> Figure:
     """Returns an empty figure whose parts make room for each other.
 
     Args:
-        width: in inches, cut to `WIDEST`.
-        height: in inches.
+        width: width in inches, at most `WIDEST`.
+        height: height in inches.
     """
     from matplotlib.figure import Figure
 
@@ -75,9 +75,9 @@ def grid_of(
     Args:
         count: number of panels.
         across: largest number of panels in a row.
-        width: of a panel, in inches; less where a row of them would be wider than `WIDEST`.
-        height: of a panel, in inches.
-        options: of matplotlib's `Figure.subplots`.
+        width: width of a panel, in inches; less where a row of them would be wider than `WIDEST`.
+        height: height of a panel, in inches.
+        options: options of matplotlib's `Figure.subplots`.
     """
     columns = min(across, count)
     rows = -(-count // columns)
@@ -96,7 +96,7 @@ def finish(figure: Figure, axes: Sequence[Axes], title: str, key: str) -> None:
         figure: the figure.
         axes: its panels; their own legends are removed.
         title: what is compared, in words.
-        key: what the marks, bars and bands are; it stands above the entries of the legend.
+        key: what the marks, bars and bands are; it is written above the entries of the legend.
     """
     width = figure.get_size_inches()[0]
     figure.suptitle(textwrap.fill(title, int(width / _TITLE_LETTER)))
@@ -145,13 +145,13 @@ def _is_level(handle: Any) -> bool:
 
 
 def wrapped(text: str, inches: float, letter: float = _LETTER) -> str:
-    """Returns a text with line breaks, so that it is about as wide as said."""
+    """Returns a text with line breaks that keep it within about the given width."""
     letters = max(8, int(inches / letter))
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
 
 
 def name_panel(panel: Axes, name: str) -> None:
-    """Writes the name of a panel above it, on as many lines as it takes."""
+    """Writes the name of a panel above it, on several lines if it is long."""
     figure: Any = panel.figure
     cells: Any = panel.get_gridspec()
     width = figure.get_figwidth() / cells.ncols - 0.4

@@ -13,7 +13,7 @@ class Look(NamedTuple):
 
     Attributes:
         words: the name as a reader would spell it.
-        colour: as a hexadecimal RGB value.
+        colour: a hexadecimal RGB value.
         marker: matplotlib's letter of a marker.
     """
 
@@ -33,7 +33,7 @@ _SPELLED = {
 }
 # Colours of Okabe and Ito and of Paul Tol, which differ for colour-blind readers too. Controls are
 # grey or brown. Methods that figures compare within one panel are far apart; each also has its
-# marker, because twelve methods are more than colours alone can tell apart.
+# marker, because twelve methods are more than colours alone can distinguish.
 _NAMED = {
     "activation": ("#56B4E9", "o"),
     "z-score": ("#332288", "s"),
@@ -97,7 +97,7 @@ def looks(names: Iterable[object]) -> dict[str, Look]:
     colours that are left, in order of appearance.
 
     Args:
-        names: what is told apart by colour; repeated names count once.
+        names: what the colours distinguish; repeated names count once.
 
     Raises:
         ValueError: more names than there are colours.

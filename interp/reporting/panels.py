@@ -38,9 +38,9 @@ def panels(
         draw: draws the rows of one panel on its axes, such as `lines(...)` or `bars(...)`.
         title: what is compared.
         key: what the marks, bars and bands are; see `over_seeds`.
-        width: of a panel, in inches.
-        height: of a panel, in inches.
-        across: how many panels stand in a row.
+        width: width of a panel, in inches.
+        height: height of a panel, in inches.
+        across: largest number of panels in a row.
 
     Example:
         >>> from interp.reporting.panels import bars, over_seeds, panels
@@ -108,7 +108,8 @@ def lines(
         xlabel: name and unit of the x axis.
         ylabel: name and unit of the y axis, by default the column's name.
         spread: what reaches from the lowest seed to the highest: a band, or a thin line at each
-            point, which stand side by side so that many of them can be told apart.
+            point. The lines are drawn next to each other, so that many of them can be
+            distinguished.
         ordinal: whether the values of x are drawn at equal distances.
     """
     look_of = looks(frame[hue].unique())

@@ -97,8 +97,8 @@ def dose_response(
 ) -> Figure:
     """Draws lines through points with intervals, over a logarithmic x.
 
-    There is one panel per measure and one line per hue. Points of the same dose stand side by side,
-    so that their intervals do not cover each other.
+    There is one panel per measure and one line per hue. Points of the same dose are drawn next to
+    each other, so that their intervals do not cover each other.
 
     Args:
         frame: tidy, one row per point, with columns `x` (> 0), `hue`, `measure`, `estimate`, `low`,
@@ -178,7 +178,7 @@ def ranked_scores(
         block: the column of block indices, integers from 0.
         score: the column of scores, finite.
         blocks: how many blocks the model has, so that blocks without a top unit are shown empty; by
-            default as many as are seen.
+            default the last block with a top unit is the last one.
 
     Raises:
         ValueError: a missing column, no rows, a missing number, or a block outside 0 to `blocks` -
@@ -420,7 +420,7 @@ def matrix(
     Args:
         table: the numbers; its row and column labels, and the names of both axes, are written next
             to it.
-        label: of the colour bar.
+        label: label of the colour bar.
         center: the value that gets the neutral colour, for numbers of both signs.
         title: what is compared; by default the label.
         key: what a cell is.

@@ -99,7 +99,7 @@ def bootstrap(
             are computed at once.
         level: coverage, between 0 and 1.
         resamples: how many bootstrap samples to draw.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Raises:
         ValueError: values that are empty, not 1-D or not finite; level outside (0, 1); resamples <
@@ -126,10 +126,10 @@ def paired_interval(
             condition.
         level: coverage, between 0 and 1.
         resamples: how many bootstrap samples to draw.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Raises:
-        ValueError: as `bootstrap`, or `a` and `b` of different lengths.
+        ValueError: see `bootstrap`; or `a` and `b` of different lengths.
 
     Example:
         >>> print(interp.stats.paired_interval([3, 5, 9], [1, 3, 7]))
@@ -157,10 +157,10 @@ def statistic_interval(
         statistic: maps the samples, in order, to a number.
         level: coverage, between 0 and 1.
         resamples: how many bootstrap samples to draw of each.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Raises:
-        ValueError: as `bootstrap`, or no sample.
+        ValueError: see `bootstrap`; or no sample.
 
     Example:
         >>> def difference(a, b):
@@ -210,10 +210,10 @@ def clustered_interval(
         groups: shape (m,), the label of each value's group.
         level: coverage, between 0 and 1.
         resamples: how many bootstrap samples to draw.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Raises:
-        ValueError: as `bootstrap`, or `groups` of another length or with missing labels.
+        ValueError: see `bootstrap`; or `groups` of another length or with missing labels.
 
     Example:
         >>> interval = interp.stats.clustered_interval([0, 1, 1, 0], ["a", "a", "b", "c"])
@@ -307,7 +307,7 @@ def permutation_p(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int =
     Args:
         a: shape (n,), finite.
         b: shape (n,), finite; paired with `a`.
-        seed: of the generator.
+        seed: seed of the generator.
         resamples: how many flips to draw; where there are no more than this, all 2**n are taken.
 
     Raises:
@@ -347,7 +347,8 @@ def frechet(a: ArrayLike, b: ArrayLike) -> float:
         b: shape (m, features), finite, m >= 2.
 
     Raises:
-        ValueError: features of another shape, not finite, or of different numbers.
+        ValueError: features that are not [n, features] or not finite, or two sets with different
+            numbers of features.
 
     Example:
         >>> a = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])

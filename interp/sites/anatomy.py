@@ -57,7 +57,7 @@ class Place:
     sum inside the block's forward.
 
     Attributes:
-        path: of the submodule.
+        path: path of the submodule.
         side: "in" for its inputs, "out" for its outputs.
         width: size of the last axis.
         heads: into how many equal parts the last axis divides; None when each column is a unit.
@@ -282,8 +282,8 @@ class Anatomy:
         """Checks that units were chosen on a model of this shape.
 
         Raises:
-            SiteError: a site of theirs does not exist here.
-            ValueError: a site of theirs has another width here.
+            SiteError: one of their sites does not exist on this model.
+            ValueError: one of their sites has another width on this model.
         """
         for site in units.sites:
             there = units.widths[site]

@@ -120,7 +120,9 @@ class Site:
                 and `block_out`.
         """
         if self.stack or self.is_module_path:
-            raise SiteError(f"{self} has no TransformerLens name: it knows one stack of blocks")
+            raise SiteError(
+                f"{self} has no TransformerLens name: TransformerLens knows one stack of blocks"
+            )
         if self.point not in _TRANSFORMER_LENS:
             nearest = Site("resid_post", self.block).transformer_lens
             raise SiteError(f"{self} has no TransformerLens name; nearest: {nearest}")

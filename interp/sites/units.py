@@ -156,7 +156,7 @@ class Units:
         units are left than wanted, all of them are taken.
 
         Args:
-            seed: of the draw.
+            seed: seed of the draw.
             among: the units to draw from; by default all of the sites whose width is known. Units
                 of this set are never drawn.
             times: how many control units to draw for each unit of this set.
@@ -458,6 +458,6 @@ def all_units(widths: Mapping[Site, int]) -> Units:
         Units(48 of 48: blocks.0.neurons 48)
     """
     if not widths:
-        raise SiteError("no site given")
+        raise SiteError("no site given: expected at least one")
     everything = {site: range(width) for site, width in widths.items()}
     return Units(everything, widths)

@@ -91,7 +91,11 @@ class Decoder:
             self.cache.crop(-surplus)  # a negative count removes from the end
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keeps only some rows of the batch."""
+        """Keeps only some rows, of what was read and of the cache.
+
+        Args:
+            rows: [kept] indices of the rows to keep.
+        """
         self.read = self.read[rows.to(self.read.device)]
         self.conditioning = {
             name: value[rows.to(value.device)] for name, value in self.conditioning.items()

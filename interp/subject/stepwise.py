@@ -26,7 +26,7 @@ class Segment:
     """A part of an example, such as a scale or a row of an image, as positions of the blocks.
 
     Attributes:
-        name: what to call it in tables.
+        name: its name in tables.
         start, stop: the positions, `stop` excluded.
         degenerate: whether these positions are the same for all examples with one conditioning.
             What a unit does there depends on the class and not on the image.
@@ -94,7 +94,7 @@ class Stepwise(Protocol):
         Args:
             read: all tokens so far.
             new: how many of them, at the end, are new; the others are in the cache.
-            cache: from `new_cache`; it is extended in place.
+            cache: a cache from `new_cache`; it is extended in place.
             conditioning: what the model sees in addition to tokens.
             keep: how many logits to return: those of the last tokens up to the end of the next
                 group.

@@ -34,7 +34,7 @@ class Subject:
             tokens of the batch, [batch, keep, vocabulary]; `keep` is at least 1. When all tokens
             are asked for, a model that sees nothing before the first returns one position fewer.
         tokenizer: a Hugging Face tokenizer, or None for a model that has no text.
-        name: what to call it; by default the class of the module.
+        name: name of the model; by default the class of the module.
 
     Example:
         >>> subject
@@ -125,8 +125,8 @@ class Subject:
         """Checks that the model can read a batch.
 
         Raises:
-            ValueError: token ids that the model does not know, or what else the order in which it
-                predicts does not allow (`Stepwise.check`).
+            ValueError: token ids that the model does not know, or a batch that `Stepwise.check`
+                refuses.
         """
         self._check_ids(batch.tokens)
         self.stepwise.check(batch)
@@ -161,8 +161,8 @@ class Subject:
         """Generates greedily after a prompt, exactly `length` tokens: an end token does not stop.
 
         Args:
-            prompt: a text, token ids [batch, position], or a Batch. Of a Batch, the prompt and the
-                conditioning are read, and the targets are generated instead of read.
+            prompt: a text, token ids [batch, position], or a Batch. The targets of a Batch are not
+                read but generated, from its prompt and conditioning.
             length: how many tokens to generate; a Batch has its own.
 
         Returns:
@@ -280,7 +280,8 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash that tells models apart: of name, shape, precision and sum of parameters.
+        """A short hash that differs between models: it depends on the parameters' names, shapes,
+        precision and sums.
 
         It does not depend on active interventions.
         """
@@ -310,7 +311,7 @@ def token_losses(
     """Returns the cross-entropy of `batch.targets` under their logits, in nats; 0 on padding.
 
     Args:
-        logits: of the targets, as `subject.target_logits(batch)` returns them.
+        logits: logits of the targets, as `subject.target_logits(batch)` returns them.
         batch: the batch that they predict.
 
     Example:

@@ -1,1 +1,1 @@
-"""Training: `fit`, the one training loop, and the state from which it continues to the bit."""
+"""Training: `fit`, the one training loop, and the state from which it continues, bit for bit."""

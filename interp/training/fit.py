@@ -34,7 +34,7 @@ class Step:
     With several processes, each sees the rows that it trained on, and the loss of all.
 
     Attributes:
-        number: of the step, from 0.
+        number: number of the step, from 0.
         loss: mean over the batch's targets, in nats per target.
         batch: what was trained on.
         losses: [batch, predicted] the loss of each target before the update, in nats; 0 where a
@@ -75,8 +75,8 @@ class Checkpoints:
     """What to write during training.
 
     Attributes:
-        folder: holds `state.safetensors`, from which the same call to `fit` continues to the bit.
-        every: number of steps after which the state is written anew.
+        folder: holds `state.safetensors`, from which the same call to `fit` continues, bit for bit.
+        every: number of steps between two writes of the state.
         keep: conditions by name: the weights at the first measurement that meets a condition are
             kept in `<name>.safetensors`.
         about: what else distinguishes this training from others: the data, the model, the seed. The
@@ -135,9 +135,10 @@ def fit(
             where it is made. Dropout draws from torch's global generator.
         steps: number of optimizer steps, one per batch.
         lr: the largest learning rate.
-        precision: of the forward and backward pass; weights and optimizer keep their own.
-        betas: of AdamW.
-        weight_decay: of AdamW.
+        precision: precision of the forward and backward pass; weights and optimizer state keep
+            theirs.
+        betas: AdamW's decay rates of its two running means.
+        weight_decay: AdamW's weight decay.
         warmup: number of first steps over which the learning rate rises linearly to `lr`.
         decay: number of last steps over which it falls linearly to `floor` times `lr`.
         floor: see `decay`.
@@ -146,8 +147,9 @@ def fit(
         evaluation: what to measure during training.
         checkpoints: what to write during training. Called again with the same arguments, an
             interrupted training continues: weights and history end as if it had never stopped, on
-            the same machine with the same number of processes. The stream is wound forward, for
-            which it must not draw from torch's global generator; callbacks see new steps only.
+            the same machine with the same number of processes. The batches of the finished steps
+            are drawn again and skipped, so the stream must not draw from torch's global generator;
+            callbacks see new steps only.
 
     Returns:
         One row per step with `step`, `loss` (nats per target) and what was measured, NaN where
@@ -219,7 +221,7 @@ def epochs(batch: Batch, batch_size: int, seed: int = 0) -> Iterator[Batch]:
     Args:
         batch: all rows.
         batch_size: number of rows per batch.
-        seed: of the orders.
+        seed: seed of the orders.
 
     Yields:
         Batches of `batch_size` rows.
@@ -259,8 +261,8 @@ def _with_recipe(
         return None
     if checkpoints.keep and evaluation is None:
         raise ValueError(
-            f"keep={', '.join(checkpoints.keep)}: conditions on measurements, "
-            "and there is no evaluation"
+            f"keep={', '.join(checkpoints.keep)}: these are conditions on measurements, "
+            "which need evaluation="
         )
     writable(checkpoints.folder)
     if processes.count > 1:
@@ -372,7 +374,7 @@ def _measure(
 ) -> None:
     """Adds measurements to the last row, and keeps the weights that first meet a condition."""
     # One process measures for all: measurements that differ by rounding could end training in some
-    # processes and not in others, which would then wait for ever.
+    # processes and not in others, which would then wait forever.
     metrics: dict[str, float] = {}
     if processes.main:
         with evaluating(subject):
@@ -383,7 +385,8 @@ def _measure(
     taken = metrics.keys() & _OWN
     if taken:
         raise ValueError(
-            f"a measure named {', '.join(taken)}: the history has its own; expected another name"
+            f"a measure is named {', '.join(taken)}, which the history already has: "
+            "expected another name"
         )
     measured_before = [row for row in history if len(row) > len(_OWN)]
     history[-1] |= metrics

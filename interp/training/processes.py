@@ -16,8 +16,8 @@ T = TypeVar("T")
 class Processes:
     """The processes that `accelerate launch` or `torchrun` started, or this one alone.
 
-    Every method must be called by all of them. With one process, what is summed or shared is what
-    was given, to the bit.
+    Every method must be called by all of them. With one process, what is summed or shared is
+    returned bit for bit.
 
     Attributes:
         count: number of processes.
@@ -93,7 +93,7 @@ class Processes:
     def _sum_gradients(self, module: nn.Module) -> None:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # An expert to which only one process sent a token has a gradient there alone: the others
-        # must join its sum with zeros, or that process would wait for ever. What no process used
+        # must join its sum with zeros, or that process would wait forever. What no process used
         # keeps no gradient, because AdamW would decay it for a gradient of zeros.
         has_gradient = torch.tensor(
             [parameter.grad is not None for parameter in trained], device=self._accelerator.device

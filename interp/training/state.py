@@ -33,21 +33,25 @@ def save_state(
         path: the file.
         module: its weights and buffers are written.
         optimizer: its moments are written.
-        rows: the history so far.
+        rows: the history so far, one row per step: `step`, `loss` and what was measured.
         about: what distinguishes this training from others.
         drawn: the states of the random generators of each process, by rank (see `generators`).
     """
     from safetensors.torch import save_file
 
+    # Every step has a loss, so losses are a tensor; the few rows with measurements (columns beyond
+    # `step` and `loss`) go into the notes.
     losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
+    measured = {number: row for number, row in enumerate(rows) if len(row) > 2}
+
     tensors = {"loss": losses, **dict(_named(module)), **_moments(optimizer)}
     for rank, states in enumerate(drawn):
         for name, state in states.items():
             tensors[_ranked(name, rank)] = state
     whole = {name: value.detach().contiguous() for name, value in tensors.items()}
 
-    measured = {number: row for number, row in enumerate(rows) if len(row) > 2}
-    # safetensors writes several notes in any order. One note keeps the file the same to the bit.
+    # safetensors writes several notes in any order. With one note, the same state always gives the
+    # same bytes.
     notes = {"notes": json.dumps({"measured": measured, "about": about})}
     with replaced(path) as temporary:
         save_file(whole, temporary, notes)
@@ -58,13 +62,13 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
 
     Args:
         path: the file.
-        module: gets the weights and buffers.
-        optimizer: gets the moments.
+        module: its weights and buffers are overwritten.
+        optimizer: its moments are overwritten.
         about: what distinguishes this training from others.
-        rank: of the process whose random generators are restored.
+        rank: rank of the process whose random generators are restored.
 
     Returns:
-        The history so far.
+        The history so far, as it was given to `save_state`.
 
     Raises:
         ValueError: the state is that of another training or model.
@@ -74,7 +78,7 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
 
     with safe_open(path, "pt") as file:
         notes = json.loads(file.metadata()["notes"])
-    # Through JSON and back, because what was written came that way: tuples are lists there.
+    # What was written went through JSON, where tuples become lists; so does what is given now.
     _check_same(path, notes["about"], json.loads(json.dumps(about)))
     tensors = load_file(path)
     _copy(path, tensors, module)
@@ -103,7 +107,7 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
 
     Args:
         path: the file, in the format of safetensors.
-        module: whose weights are written.
+        module: the module whose weights are written.
 
     Example:
         >>> import copy, tempfile
@@ -124,7 +128,7 @@ def load_weights(path: str | Path, module: nn.Module) -> None:
 
     Args:
         path: the file.
-        module: of the same shape as the one that was saved; its weights are overwritten.
+        module: a module of the same shape as the saved one; its weights are overwritten.
 
     Raises:
         ValueError: the file holds another model's weights.
@@ -170,7 +174,7 @@ def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
         first = wrong[0].removeprefix("module.")
         raise ValueError(
             f"{path} holds another model's weights: "
-            f"{len(wrong)} of {len(own)} differ, {first} first"
+            f"{len(wrong)} of {len(own)} differ, the first is {first}"
         )
     with torch.no_grad():
         for name, value in own.items():
@@ -178,7 +182,8 @@ def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
 
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:
-    """What the optimizer remembers of each parameter, by name."""
+    """What the optimizer keeps for each parameter, such as running means of its gradient, by
+    name."""
     moments: dict[str, Tensor] = {}
     for number, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -187,4 +192,5 @@ def _moments(optimizer: Any) -> dict[str, Tensor]:
 
 
 def _ranked(name: str, rank: int) -> str:
+    """The name under which a process's state is stored: that of process 0 has no number."""
     return f"{name}.{rank}" if rank else name

@@ -46,5 +46,5 @@ def test_a_sum_is_no_layer():
 
 
 def test_modules_that_answer_with_more_than_tensors_are_refused():
-    with pytest.raises(SiteError, match="captum reads modules that answer with tensors only"):
+    with pytest.raises(SiteError, match="captum reads modules that return nothing but tensors"):
         adapter.gradient_x_activation(tiny.subject("llama"), example("llama"), "blocks.1.attn_out")

@@ -82,7 +82,7 @@ def test_a_stack_of_another_length_takes_edits_at_all_positions():
 
 def test_what_would_change_nothing_is_an_error():
     subject = tiny.subject("llama")
-    with pytest.raises(HookError, match="none of positions"):
+    with pytest.raises(HookError, match="selects none of the"):
         adapter.logits(
             subject,
             Zero(subject.anatomy.units("blocks.1.neurons"), positions=(99,)),

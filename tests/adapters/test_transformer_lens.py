@@ -93,7 +93,7 @@ def test_models_it_does_not_know_are_refused():
 
 def test_what_would_change_nothing_is_an_error():
     subject = tiny.subject("llama")
-    with pytest.raises(HookError, match="none of positions"):
+    with pytest.raises(HookError, match="selects none of the"):
         adapter.logits(
             bridge("llama"),
             subject.anatomy,

@@ -445,7 +445,7 @@ def test_a_step_is_a_longer_prompt_and_what_follows_it_or_pads_does_not_count():
     np.testing.assert_allclose(found, edge_effects(subject, *padded, RIGHT, WRONG, target=1))
     with pytest.raises(
         ValueError,
-        match=r"target=3: expected one of the 4 predicted tokens that counts in every item",
+        match=r"target=3: expected one of the 4 predicted tokens, and one that is measured",
     ):
         edge_effects(subject, *padded, RIGHT, WRONG, target=3)
 
@@ -597,7 +597,8 @@ def test_values_of_another_shape_and_circuits_of_other_nodes_are_refused():
     with pytest.raises(ValueError, match=r"expected booleans; got float64"):
         Circuit(("a",), ("u", "v"), np.ones((1, 2)))
     with pytest.raises(
-        ValueError, match=r"other nodes: 2 senders and 3 receivers, and 2 senders and 2 receivers"
+        ValueError,
+        match=r"the same nodes; got 2 senders and 3 receivers, and 2 senders and 2 receivers",
     ):
         circuit("xxx", "xxx").iou(circuit("xx", "xx"))
 
@@ -606,11 +607,13 @@ def test_a_circuit_or_means_of_another_model_are_refused():
     subject, batch, full = subject_of("gpt2"), items("gpt2"), Circuit.full(subject_of("gpt2"))
     with pytest.raises(
         ValueError,
-        match=r"other nodes: 16 senders and 16 receivers, and 11 senders and 11 receivers",
+        match=r"the same nodes; got 16 senders and 16 receivers, and 11 senders and 11 receivers",
     ):
         circuit_logits(subject, batch, Circuit.full(plain_language(4, 4)), means_of("gpt2"))
     backwards = Circuit(full.senders, full.receivers, np.ones_like(full.kept))
-    with pytest.raises(ValueError, match=r"138 of 256 edges lead to what was computed before"):
+    with pytest.raises(
+        ValueError, match=r"138 of 256 edges lead to a node that is computed earlier"
+    ):
         circuit_logits(subject, batch, backwards, means_of("gpt2"))
     with pytest.raises(
         ValueError,

@@ -175,7 +175,7 @@ ROWS, LABELS = planted(items=40)
     ("rows", "labels", "message"),
     [
         (ROWS, np.zeros(40), "at least two classes, none missing; got 1"),
-        (ROWS, LABELS[:39], r"expected one a row, \[40\]; got shape \(39,\)"),
+        (ROWS, LABELS[:39], r"expected one per row, \[40\]; got shape \(39,\)"),
         (ROWS, np.zeros((40, 2)), r"got shape \(40, 2\)"),
         (np.where(ROWS > 10, np.nan, ROWS), LABELS, "not finite"),
         (ROWS[0], LABELS, r"\[items, width\]; got shape \(24,\)"),
@@ -194,7 +194,7 @@ def test_impossible_subspaces_are_refused(llama: interp.Subject):
         Subspace(2 * np.eye(3), np.zeros(3))
     with pytest.raises(ValueError, match=r"a center \[width\]; got \(3, 3\) and \(2,\)"):
         Subspace(np.eye(3), np.zeros(2))
-    with pytest.raises(ValueError, match="leaves none on a side"):
+    with pytest.raises(ValueError, match="leaves none to train or to test on"):
         inlp(ROWS, LABELS, held_out=1.0)
     for basis in (np.empty((0, 32)), np.eye(31)[:2]):
         with pytest.raises(

@@ -208,9 +208,7 @@ def test_direct_effects_do_not_depend_on_how_many_items_are_differentiated_at_on
 
 def test_contribution_refuses_other_shapes():
     out = read_out()
-    with pytest.raises(
-        ValueError, match=r"a shift of \(5, 128\) \[items, neurons\]; got \(4, 128\)"
-    ):
+    with pytest.raises(ValueError, match=r"a shift of \(5, 48\) \[items, neurons\]; got \(4, 48\)"):
         out.contribution(out.rows[:4], tokens(1), tokens(2))
     with pytest.raises(ValueError, match=r"each of 5 items; got shape \(3,\)"):
         out.direct_effects(tokens(1)[:3])

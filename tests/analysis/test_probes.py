@@ -225,7 +225,7 @@ def test_impossible_probes_are_refused(gpt2: interp.Subject):
     batch = items(rows=8)
     labels, groups = np.arange(8) % 2, np.arange(8)
     cases: list[tuple[Labelled, dict[str, Labelled], str]] = [
-        (Labelled(batch, {"a": labels, "b": labels}), {}, "trained on one reading; got a, b"),
+        (Labelled(batch, {"a": labels, "b": labels}), {}, "trained on one set of labels; got a, b"),
         (
             Labelled(batch, labels, groups),
             {"test": Labelled(batch, labels)},
@@ -241,9 +241,9 @@ def test_impossible_probes_are_refused(gpt2: interp.Subject):
     for train, tests, message in cases:
         with pytest.raises(ValueError, match=message):
             probe(gpt2, train, tests, "embed", POSITION)
-    with pytest.raises(ValueError, match=r"true: expected one a row, \[8\]; got shape \(7,\)"):
+    with pytest.raises(ValueError, match=r"true: expected one per row, \[8\]; got shape \(7,\)"):
         Labelled(batch, {"true": labels[:7]})
-    with pytest.raises(ValueError, match=r"groups: expected one a row"):
+    with pytest.raises(ValueError, match=r"groups: expected one per row"):
         Labelled(batch, labels, groups[:3])
     with pytest.raises(ValueError, match=r"strength=0"):
         fit_probe(np.eye(8), labels, strength=0)
@@ -333,7 +333,7 @@ def test_the_lens_sees_what_an_intervention_left(gpt2: interp.Subject):
             r"position=5 predicts token 6, and the batch has tokens 0 to 5",
         ),
         ({"answers": {"a": [0, 1, 99]}}, ValueError, "answers 'a': expected token ids 0 to 66"),
-        ({"answers": {"a": [0, 1]}}, ValueError, r"a: expected one a row, \[3\]"),
+        ({"answers": {"a": [0, 1]}}, ValueError, r"a: expected one per row, \[3\]"),
     ],
 )
 def test_what_the_lens_cannot_read_is_refused(

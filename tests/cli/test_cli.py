@@ -1,4 +1,4 @@
-"""The commands end to end on a tiny model that knows some texts by heart, and what they say when
+"""The commands end to end on a tiny model that has memorized some texts, and what they say when
 something is wrong."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands end to end on tiny image models that know some digits by heart, and what they say
+"""The commands end to end on tiny image models that have memorized some digits, and what they say
 when something is wrong."""
 
 from __future__ import annotations
@@ -429,9 +429,9 @@ def unread(tmp_path) -> Path:
         (
             "members.npz",
             ["--length", 4],
-            "--length and --stride cut texts; .*unread, weights without config.json, is read as an image model",
+            "--length and --stride are for texts; .*unread, weights without config.json, is read as an image model",
         ),
-        ("members.npz", ["--stride", 4], "--length and --stride cut texts"),
+        ("members.npz", ["--stride", 4], "--length and --stride are for texts"),
         ("memberz.npz", [], "memberz.npz does not exist"),
         (
             "text.txt",
@@ -462,14 +462,14 @@ def test_what_is_no_scan_of_images_is_said_before_the_model_is_read(
         (
             "a.npz",
             [],
-            "a.npz holds images, and no-such-model does not name an image model: expected texts, or the weights of a VAR or a RAR",
+            "a.npz holds images, and no-such-model is not an image model: expected texts, or the weights of a VAR or a RAR",
         ),
-        ("pictures", [], "pictures holds images, and no-such-model does not name an image model"),
+        ("pictures", [], "pictures holds images, and no-such-model is not an image model"),
         ("pictures/3/a.PNG", [], "a.PNG holds images"),
         (
             "both",
             ["--prefix", 0],
-            "--tokenizer and --prefix 0 are for image models, and no-such-model names none",
+            "--tokenizer and --prefix 0 are for image models, and no-such-model is not one",
         ),
         ("both", ["--tokenizer", "a"], "--tokenizer and --prefix 0 are for image models"),
     ],
@@ -535,7 +535,7 @@ def test_folders_whose_names_do_not_tell_the_class_are_one_line(var, tmp_path):
         Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(
             tmp_path / "pictures" / name / "a.png"
         )
-    match = "2 folders with names such as cat do not tell which of 10 classes they are: name them by the classes' numbers"
+    match = "2 folders with names such as cat do not say which of 10 classes they are: name them by the classes' numbers"
     assert_one_error(
         run("scan", var.model, tmp_path / "pictures", "--out", tmp_path / "out"), match
     )

@@ -281,7 +281,8 @@ def test_rows_without_donors_are_refused(llama: interp.Subject):
     plan = interchange(llama, tiny.batch("llama", rows=2), "blocks.1.neurons")
     with (
         pytest.raises(
-            ValueError, match=r"blocks.1.neurons: 3 rows are not a multiple of the 2 donors"
+            ValueError,
+            match=r"blocks.1.neurons: the number of rows, 3, is not a multiple of the 2 donors",
         ),
         llama.intervened(plan),
     ):

@@ -33,7 +33,7 @@ def test_every_method_scores_images_against_others_and_leaves_no_trace(name, met
 
 def test_there_is_nothing_to_spoil_in_a_class(name):
     subject, batch = tiny.subject(name, torch.float64), tiny.image_batch(name, rows=2)
-    with pytest.raises(ValueError, match=r"nothing to spoil.*label \(torch.int64\)"):
+    with pytest.raises(ValueError, match=r"nothing to disturb.*label \(torch.int64\)"):
         localize(subject, batch, method="causal_tracing", site="neurons")
 
 

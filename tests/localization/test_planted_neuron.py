@@ -11,7 +11,11 @@ from interp.localization import localize, localize_each, methods
 
 NETWORKS = [("token", 0, 0), ("prompt", 3, 1), ("prompt", 4, 2)]  # one in each block
 RANKING = [name for name in methods() if name not in ("random", "lowest")]
-BY_COMPARISON = ("neuron_flipping", "unitmem", "z_score")  # only with other windows beside
+BY_COMPARISON = (
+    "neuron_flipping",
+    "unitmem",
+    "z_score",
+)  # these need other windows to compare with
 QUICK = {
     "causal_tracing": {"draws": 5},
     "hard_concrete": {"steps": 60},

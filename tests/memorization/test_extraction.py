@@ -146,7 +146,7 @@ def test_a_plain_module_is_decoded_without_a_cache(seed):
 @pytest.mark.parametrize("wrong", ["mask", "scored"])
 def test_a_window_is_whole(llama64, wrong):
     with pytest.raises(
-        ValueError, match="a window is whole: expected a batch without mask and scored"
+        ValueError, match="windows are scanned whole: expected a batch without `mask`"
     ):
         teacher_force(
             llama64,

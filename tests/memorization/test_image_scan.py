@@ -211,7 +211,7 @@ def test_windows_are_whole(name, subject, wrong):
     )
     for call in (teacher_force, scan):
         with pytest.raises(
-            ValueError, match="a window is whole: expected a batch without mask and scored"
+            ValueError, match="windows are scanned whole: expected a batch without `mask`"
         ):
             call(subject, partial)
 

@@ -1,5 +1,5 @@
-"""Laws of fit: it is AdamW written by hand, to the bit; what goes wrong leaves the model as it was
-a step before."""
+"""Laws of fit: it equals AdamW written by hand, bit for bit; what goes wrong leaves the model as it
+was a step before."""
 
 from __future__ import annotations
 
@@ -394,11 +394,11 @@ def test_the_state_of_another_training_is_refused(changed, message, tmp_path):
         (lambda folder: Checkpoints(folder, 1, {"state": bool}), "that file holds the state"),
         (
             lambda folder: fitted(checkpoints=Checkpoints(folder, 1, {"early": bool})),
-            "keep=early.*no evaluation",
+            "keep=early.*which need evaluation=",
         ),
         (
             lambda folder: fitted(evaluation=Evaluation(lambda s: {"loss": 0.0}, 1)),
-            "a measure named loss",
+            "a measure is named loss",
         ),
     ],
 )

@@ -28,7 +28,7 @@ class Training:
     Attributes:
         lr: learning rate of Adam. Chang et al. 2024, section 2.1, take 0.05 for 0.1% of the neurons
             and 0.01 for 1%.
-        steps: the most optimizer steps.
+        steps: largest number of optimizer steps.
         until: training is done when the loss (nats per token) is below this.
         keep_norms: whether rows get their own length back after each step, so that no method can
             find them by their length alone (our variant).
@@ -67,18 +67,18 @@ def injected(
 
     The output rows of the neurons (what they write to the residual stream) are trained on the loss
     of the window's targets, which are all tokens but the first where `prompt` is 1. Everything else
-    is frozen. Afterwards the weights are what they were, to the bit. Chang et al. 2024 (arXiv
-    2311.09060), section 2.1.
+    is frozen. Afterwards the weights are bit for bit what they were before. Chang et al. 2024
+    (arXiv 2311.09060), section 2.1.
 
     Args:
         subject: the model.
         window: the sequence to hide.
-        fraction: of the neurons of all blocks that are drawn.
-        seed: of that draw.
+        fraction: fraction of the neurons of all blocks to draw.
+        seed: seed of that draw.
         training: see `Training`.
 
     Raises:
-        ValueError: for a fraction that is no neuron at all, or more than all of them.
+        ValueError: for a fraction so small that it selects no neuron, or above 1.
 
     Example:
         >>> from interp.localization.benchmarks.known_answers import Training, injected

@@ -75,9 +75,9 @@ def injection(
     Args:
         subject: the model.
         windows: the sequences to hide, one at a time.
-        methods: by the name that the result gives them.
-        fraction: of the neurons that a window is hidden in.
-        reference: for the methods that compare.
+        methods: the methods, by the name that they have in the result.
+        fraction: fraction of the neurons in which each window is hidden.
+        reference: windows that are given to the methods that compare.
         multiples: how many units each method predicts in each block, as multiples of `fraction`.
         seed: window n is hidden in units drawn from `seed` + n.
         training: see `Training`; the default if None.
@@ -104,7 +104,7 @@ def injection(
     """
     if not 0 < max(multiples) * fraction <= 1:
         raise ValueError(
-            f"{max(multiples)} times {fraction} of the neurons is not a share of them: "
+            f"{max(multiples)} times {fraction} of the neurons is more than all of them: "
             "give a smaller fraction or multiple"
         )
     rows: list[dict[str, Any]] = []
@@ -130,9 +130,9 @@ def recall(scores: UnitScores, truth: Units, fraction: float) -> float:
     Chang et al. 2024 (arXiv 2311.09060), section 2.1.
 
     Args:
-        scores: of a method.
+        scores: the scores that a method gave.
         truth: the units to find.
-        fraction: of each site's units that is predicted.
+        fraction: fraction of each site's units that the method predicts: its highest-scoring ones.
 
     Example:
         >>> scores = interp.localize(subject, memorized, method="activation")
@@ -149,13 +149,16 @@ def scored_each(
     methods: Mapping[str, Choice],
     reference: Batches | None = None,
 ) -> dict[str, list[UnitScores]]:
-    """Returns the scores of all neurons by every method, for each memorized window by itself.
+    """Scores all neurons by every method, for each memorized window by itself.
 
     Args:
         subject: the model.
         memorized: the windows.
-        methods: by the name that the result gives them.
-        reference: for the methods that compare.
+        methods: the methods, by the name that they have in the result.
+        reference: windows that are given to the methods that compare.
+
+    Returns:
+        For each method a list with the scores of each window, in the order of the windows.
 
     Example:
         >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
@@ -181,7 +184,8 @@ def deletion(
     spare_first: bool = True,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """DEL: zeroes the neurons that a method found for one memorized window, and measures all.
+    """DEL: zeroes the neurons that a method found for one memorized window, and measures all
+    windows.
 
     Chang et al. 2024 (arXiv 2311.09060), section 2.2.
 
@@ -189,15 +193,16 @@ def deletion(
         subject: the model.
         memorized: the memorized windows.
         held_out: other windows, to judge damage on.
-        scores: for each method one per memorized window, as `scored_each` gives them.
-        fractions: of each block's neurons to zero.
+        scores: for each method the scores of each memorized window, as `scored_each` returns them.
+        fractions: fractions of each block's neurons to zero.
         spare_first: whether to leave the first block of each stack alone, as Chang et al. do.
         batch_size: batch size, in windows.
 
     Returns:
         A frame with one row per `method`, `fraction`, `target` (the window whose neurons are
-        zeroed, `k` of them), `data` (memorized, held_out) and `window`: the measures of `effects`,
-        and the same of the unchanged model, as `accuracy_before` and so on.
+        zeroed, `k` of them), `data` (memorized, held_out) and `window`: the measures of
+        `window_measures`, and the same measures of the unchanged model, as `accuracy_before` and so
+        on.
 
     Example:
         >>> scores = scored_each(subject, memorized[:2], {"by activation": Choice("activation")})
@@ -245,7 +250,7 @@ def by_target(frame: pd.DataFrame, length: int) -> pd.DataFrame:
 
     Args:
         frame: rows of `deletion`.
-        length: of the suffix, in tokens.
+        length: length of the suffix, in tokens.
 
     Returns:
         A frame with one row per `method`, `fraction` and `target`, with the number `k` of zeroed
@@ -297,7 +302,7 @@ def falls_by_category(frame: pd.DataFrame, categories: Sequence[str]) -> pd.Data
 
     Args:
         frame: rows of `deletion`.
-        categories: of each memorized window.
+        categories: category of each memorized window.
 
     Returns:
         A frame with one row per `method`, `fraction`, `target` (with its `category`) and
@@ -341,8 +346,8 @@ def single_block(
         subject: the model.
         memorized: the memorized windows.
         scores: one per memorized window.
-        fraction: of all neurons to zero: the highest-scoring ones of one block, or the
-            highest-scoring fraction of every block.
+        fraction: fraction of all neurons to zero. That number is taken from the top of one block,
+            or the same fraction from the top of every block.
         batch_size: batch size, in windows.
 
     Returns:

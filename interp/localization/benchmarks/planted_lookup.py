@@ -32,7 +32,7 @@ class Lookup:
     Attributes:
         subject: the model, a changed copy.
         units: the neurons that hold the look-up, one for each suffix token.
-        loss: of the planted window after training, in nats per token.
+        loss: loss of the planted window after training, in nats per token.
     """
 
     subject: Subject
@@ -59,9 +59,9 @@ def planted_lookup(
         subject: a language model.
         window: one row with a prompt; its suffix is what the table holds.
         site: a `neurons` site.
-        seed: of the draw of neurons.
+        seed: seed of the draw of neurons.
         training: see `Training`; the default if None.
-        layout: as for `load`, where the structure of the module cannot be discovered.
+        layout: where the sites are, for a module whose structure cannot be discovered; see `load`.
 
     Raises:
         ValueError: for several windows, no prompt, or a suffix longer than the site is wide.
@@ -113,7 +113,8 @@ def _override_neurons(
     override = _Override(tokens, window.prompt, columns.to(subject.device))
     setattr(parent, name, nn.Sequential(override, projection))
 
-    # Inside the network the override sees activations only: it is told the tokens before each run.
+    # Inside the network the override sees activations only, so it is given the tokens before each
+    # run.
     def forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
         override.tokens = batch.tokens
         try:

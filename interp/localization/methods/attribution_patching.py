@@ -35,7 +35,7 @@ def attribution_patching(
         points: number of points at which the gradient is taken, equally spaced between the
             embeddings of the two prompts, starting at the true one; the mean gradient counts. Above
             1 this is integrated gradients over the input (Hanna et al. 2024, arXiv 2403.17806).
-        seed: of the corrupted prompt.
+        seed: seed of the corrupted prompt.
 
     Raises:
         ValueError: below one point, or where nothing can be corrupted.

@@ -83,7 +83,7 @@ def lowest(
     Args:
         subject, memorized, reference, sites: see `method`.
         of: name of the other method.
-        **options: of the other method.
+        **options: options of the other method.
 
     Example:
         >>> scores = interp.localize(subject, memorized, method="activation")

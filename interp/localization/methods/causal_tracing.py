@@ -40,19 +40,19 @@ def causal_tracing(
     noise: float = 3.0,
     seed: int = 0,
 ) -> dict[Site, Tensor]:
-    """Scores a unit by how much of the memory returns when, after noise on the prompt, that unit
-    alone is put back to what it was.
+    """Scores a unit by how much of the memory returns when the prompt is disturbed by noise and
+    that unit alone gets back the value it had before.
 
     The rise of the suffix's mean log-probability (nats per token) when the unit has, at all
     positions, its value without noise; the mean over draws of the noise. This is the indirect
-    effect of Meng et al. 2022 (ROME, arXiv 2202.05262), for any unit: exact, one pass for each.
-    `trace` gives the map over positions and blocks.
+    effect of Meng et al. 2022 (ROME, arXiv 2202.05262), for any unit: it is exact and costs one
+    pass per unit. `trace` gives the map over positions and blocks.
 
     Args:
         subject, batch, sites: see `window_method`.
         draws: how many draws of the noise.
         noise: size of the noise, in standard deviations of the embedding matrix's entries.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Raises:
         ValueError: below one draw, or where there is nothing to disturb.
@@ -114,7 +114,7 @@ def trace(
         point: which states, such as `"resid_post"`, `"mlp_out"` or `"attn_out"`.
         window: how many blocks around the block are put back together. Meng et al. take 10 of 48
             for `mlp_out` and `attn_out`, and 1 for the residual.
-        draws, noise, seed: of the noise, as for `causal_tracing`.
+        draws, noise, seed: as for `causal_tracing`.
 
     Returns:
         A frame with one row per `row` of the batch, `stack`, `block` and `position`. `effect` is
@@ -242,7 +242,7 @@ def _noisy_prompt(
     if not given or not all(value.is_floating_point() for value in given.values()):
         kinds = [f"{name} ({value.dtype})" for name, value in given.items()]
         raise ValueError(
-            "nothing to spoil: expected a prompt, or conditioning of real numbers; "
+            "nothing to disturb: expected a prompt, or conditioning of real numbers; "
             f"got conditioning on {', '.join(kinds) or 'nothing'}"
         )
     noisy: dict[str, Tensor] = {}
@@ -265,7 +265,7 @@ def _embedding_noise(
         )
     spread = float(weight.detach().float().std())
     scale = noise * spread
-    # drawn once, in front of all forwards: every plan is run on the same noise
+    # drawn once, before all forwards: every plan is run on the same noise
     added = scale * torch.randn(draws, prompt, weight.shape[1], generator=generator)
 
     def add_noise(value: Value, _: Clock) -> Tensor:

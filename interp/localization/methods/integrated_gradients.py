@@ -148,8 +148,9 @@ def _integrate(
     leaves: list[Tensor] = []
 
     def scale_value(value: Value, _: Clock) -> Tensor:
-        # The scaled value becomes a leaf that the gradient is taken of. The other positions must
-        # stay as they are, so that it is put between them instead of being written into them.
+        # The scaled value becomes a leaf, so that the gradient can be taken with respect to it. The
+        # other positions must stay as they are, so that it is put between them instead of being
+        # written into them.
         at = slice(None) if position is None else slice(position, position + 1)
         constant = value.detach()[:, at]
         clean.append(constant[:count])  # the same at every point: nothing before it is scaled

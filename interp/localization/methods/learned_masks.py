@@ -54,13 +54,13 @@ def slimming(
     GPT-2.
 
     At the upper end of the clip the loss has slope 0 (both one-sided slopes are allowed there):
-    only the penalty moves a mask off 1, and without pressure none moves.
+    only the penalty moves a mask away from 1, and without pressure no mask moves.
 
     Args:
         subject, batch, sites: see `window_method`.
         lr: learning rate of Adam.
         pressure: weight of the penalty, per unit.
-        steps: the most optimizer steps.
+        steps: largest number of optimizer steps.
         stop: a window whose mean |m| is below this is done; checked every 10 steps.
 
     Example:
@@ -116,9 +116,9 @@ def hard_concrete(
         pressure: weight of the penalty, per unit.
         mask_p: the expected mask to begin with, in (0, 1).
         beta: temperature.
-        steps: the most optimizer steps.
+        steps: largest number of optimizer steps.
         stop: a window whose mean penalty is below this is done; checked every 10 steps.
-        seed: of the random masks. Each window draws from the seed and its own tokens.
+        seed: seed of the random masks. Each window draws from the seed and its own tokens.
 
     Example:
         >>> scores = interp.localize(subject, memorized, method="hard_concrete", steps=5)

@@ -35,9 +35,9 @@ class FlipSettings:
             averaged over.
         noise: length of the noise, as a fraction of the length of the window's embeddings.
         share: a window is flipped when this fraction of the tokens that were right are wrong.
-        at_most: the most units to zero.
-        population: how many windows of the reference stand for what must be kept.
-        seed: of the noise.
+        at_most: largest number of units to zero.
+        population: number of reference windows on which the loss should not rise.
+        seed: seed of the noise.
 
     Raises:
         ValueError: for a count below 1 or a share that is not above 0.
@@ -87,10 +87,10 @@ def neuron_flipping(
 ) -> Scores:
     """Scores units by the order in which they are zeroed until a window flips.
 
-    The unit is zeroed, again and again, that to first order lowers -L(window) + mean L(reference)
-    most, until `share` of the tokens that the model had right are wrong. After Maini et al. 2023
-    (arXiv 2307.09542), section 4, who flip one label of an image classifier; the noise and its
-    copies are theirs, the share of tokens is ours.
+    One unit after the other is zeroed: always the one whose zeroing, to first order, lowers
+    -L(window) + mean L(reference) most, until `share` of the tokens that the model had right are
+    wrong. After Maini et al. 2023 (arXiv 2307.09542), section 4, who flip one label of an image
+    classifier; the noise and its copies are theirs, the share of tokens is ours.
 
     The first unit scores 2, the last of those zeroed just above 1; all others score at most 1, by
     their first-order effect. The score of a set is the mean over its windows.
@@ -126,7 +126,7 @@ def units_to_flip(
         subject: the model.
         memorized: windows to flip.
         reference: windows whose loss should not rise.
-        site: whose units may be zeroed.
+        site: the sites whose units may be zeroed.
         settings: how a window is flipped; the default `FlipSettings` if None.
 
     Returns:

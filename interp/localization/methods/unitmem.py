@@ -117,7 +117,7 @@ def unitmem(
     Args:
         subject: the model.
         windows: the examples.
-        sites: whose units to score.
+        sites: the sites whose units are scored.
         batch_size: batch size, in windows.
         views: how many consecutive windows are augmentations of one example, over which mu is
             averaged (the papers use 10).
@@ -253,8 +253,8 @@ def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selectiv
     others = parts["sum"] - largest
     rest = others / (count - 1)
 
-    # The sum is NaN where an activation is. That must not pass for a dead unit, which scores 0, but
-    # stay NaN, which `localize` refuses.
+    # The sum is NaN where an activation is NaN. It must not look like a dead unit, which scores 0:
+    # it stays NaN, and `localize` refuses it.
     dead = (largest < _DEAD) & np.isfinite(parts["sum"])
     # UnitMem is (mu_max - mu_rest) / (mu_max + mu_rest).
     ratio = (largest - rest) / np.maximum(largest + rest, _DEAD)

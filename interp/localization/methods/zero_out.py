@@ -69,16 +69,16 @@ def zero_out(
     exhaustive: bool = False,  # noqa: FBT001, FBT002 - the method's option
     batch_size: int = 8,
 ) -> Scores:
-    """Scores a unit by the rise of the loss when it alone is zeroed, exactly.
+    """Scores a unit by the exact rise of the loss when that unit alone is zeroed.
 
     L(x; unit := 0) - L(x), where L is the suffix's mean loss, in nats per token. Chang et al. 2024
     (arXiv 2311.09060), section 3.
 
     Args:
         subject, memorized, reference, sites: see `method`.
-        share: fraction of the units that is verified exactly, on the memorized windows and on the
-            reference: those that a screen of the memorized windows ranks first (see `screening`).
-            The others score 0.
+        share: fraction of the units to verify exactly, on the memorized windows and on the
+            reference. They are those that a screen of the memorized windows ranks first (see
+            `screening`); the others score 0.
         exhaustive: whether to verify all units. They are also all verified where there are few
             (heads, blocks).
         batch_size: batch size, in windows.

@@ -52,7 +52,7 @@ def save_image_model(model: ImageModel, folder: str | Path) -> Path:
 
     Args:
         model: a VAR or RAR.
-        folder: gets `network.safetensors` and `tokenizer.safetensors`.
+        folder: where `network.safetensors` and `tokenizer.safetensors` are written.
 
     Returns:
         The folder.
@@ -87,7 +87,7 @@ def save_image_model(model: ImageModel, folder: str | Path) -> Path:
 
 
 def is_image_model(source: str | Path) -> bool:
-    """Returns whether a source names weights that `read_image_model` should judge.
+    """Returns whether a source names weights that `read_image_model` should read or refuse.
 
     That is a weights file, on disk or on the hub, or a folder of them without config.json or GGUF.
     """
@@ -110,8 +110,8 @@ def read_image_model(
             file; or such a file on the hub, as `"FoundationVision/var/var_d16.pth"`.
         tokenizer: the tokenizer's file, or a tokenizer in memory. By default it is looked for in
             the network's folder; for a file on the hub it is the public one.
-        dtype: of the network's weights; as stored by default. The tokenizer keeps its own; the head
-            of a VAR is at least float32.
+        dtype: precision of the network's weights; as stored by default. The tokenizer keeps its
+            own; the head of a VAR is at least float32.
 
     Returns:
         The model in eval mode.
@@ -183,10 +183,16 @@ class _Stored:
         return self.size(*places)
 
     def size(self, *places: tuple[str, int], likely: int | None = None) -> int:
-        """The size that most of some tensors have along an axis.
+        """The most common size among tensors that should agree.
 
-        A majority decides, so that of all the tensors that should agree the wrong one is refused,
-        and not all the others. `likely` counts as one of them.
+        The majority decides, so that a single wrong tensor is refused, and not all the others.
+
+        Args:
+            places: (key of a tensor, axis along which its size is read). Missing keys do not count.
+            likely: a size that counts as one more tensor.
+
+        Raises:
+            LoadError: none of the tensors is there.
         """
         votes: Counter[int] = Counter()
         for key, axis in places:
@@ -354,7 +360,7 @@ def _fill(module: nn.Module, own: State, given: State, file: Path) -> None:
     if wrong:
         kind = type(module).__name__
         raise LoadError(
-            f"{file.name} does not fit the {kind} that its shapes tell of, "
+            f"{file.name} does not fit the {kind} that its shapes describe, "
             f"in {len(wrong)} places: {'; '.join(wrong)}"
         )
     # Not strict, because a network's own state leaves out its tokenizer, which is filled already.
@@ -394,7 +400,9 @@ def _open(file: Path) -> _Stored:
         isinstance(value, Tensor) for value in state.values()
     )
     if not is_state:
-        raise LoadError(f"{file.name} holds more than tensors by name: expected a state dict")
+        raise LoadError(
+            f"{file.name} is not a state dict: expected tensors by name, and nothing else"
+        )
     return _Stored(file, state)
 
 

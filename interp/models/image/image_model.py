@@ -21,13 +21,12 @@ _BATCH_SIZE = 256  # images that go through the tokenizer together
 class ImageModel(nn.Module, ABC):
     """An image autoregressive network with the tokenizer whose codes it predicts; a `Stepwise`.
 
-    A group is the tokens that are predicted together. Numbers of tokens that are read are those of
-    whole groups.
+    A group is a run of tokens that are predicted together. The model always reads whole groups.
 
     Attributes:
         tokenizer: images to tokens and back; frozen.
         classes: number of classes that condition it, numbered from 0.
-        null: the label that stands for no class, for classifier-free guidance and the labels
+        null: the label that means "no class", for classifier-free guidance and the labels
             dropped in training.
         all_groups: (start, stop) of the tokens of each group of an image.
         lead: number of positions that the blocks see before that of the first token.
@@ -72,7 +71,8 @@ class ImageModel(nn.Module, ABC):
         return tuple(group for group in self.all_groups if group[0] < length)
 
     def ahead(self, read: int) -> int:
-        """Returns how many tokens are predicted next, together, after `read` tokens, not all."""
+        """Returns how many tokens are predicted together after the first `read`, which are not
+        all."""
         next_stop = next(stop for _, stop in self.all_groups if stop > read)
         return next_stop - read
 
@@ -212,7 +212,7 @@ class ImageModel(nn.Module, ABC):
     def decode(
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch channels side side"]:
-        """Returns the images, in [0, 1], that tokens of whole images stand for."""
+        """Returns the images, in [0, 1], that the tokens of whole images decode to."""
         images: list[Tensor] = []
         for part in tokens.split(_BATCH_SIZE):
             on_device = part.to(self._device)

@@ -68,7 +68,8 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with one head over all places of the image, added to the input."""
+    """Self-attention with one head over all places of the image; its result is added to the
+    input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class RARConfig:
 
     Attributes:
         grid: tokens per side.
-        width: of the residual stream.
+        width: width of the residual stream.
         depth: number of blocks.
         heads: number of attention heads per block.
         hidden: width of the MLP, its number of neurons.
@@ -265,7 +265,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalized, then scaled, shifted and gated by class and position."""
+    """A transformer block: the input of attention and of MLP is normalized, then scaled and shifted
+    by class and position; the output is gated by them."""
 
     def __init__(self, config: RARConfig, index: int) -> None:
         super().__init__()

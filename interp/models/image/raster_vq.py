@@ -32,10 +32,10 @@ class RasterVQConfig:
     Attributes:
         grid: codes per side.
         codes: number of codes in the codebook.
-        code_width: of a code and of the features.
+        code_width: width of a code and of the features.
         width: channels of the first convolution.
-        multipliers: of `width` at each level, at least 2; from one level to the next the side
-            halves.
+        multipliers: the number of channels at each level, as a multiple of `width`; at least 2
+            levels. From one level to the next the side halves.
         blocks: residual blocks per level, and in the middle.
         channels: 1 for grey images, 3 for colour.
 
@@ -78,7 +78,7 @@ def raster_vq_config(state: Mapping[str, Tensor], grid: int) -> RasterVQConfig:
     """Returns the config of a state dict.
 
     Args:
-        state: of a `RasterVQ`.
+        state: state dict of a `RasterVQ`.
         grid: codes per side, which a state dict does not hold.
 
     Raises:

@@ -44,12 +44,13 @@ class ResidualVQConfig:
     The defaults are those of VAR's public tokenizer, for images of 256 pixels per side.
 
     Attributes:
-        sides: of the maps of codes, coarse to fine, at least 2, increasing; the last is the grid of
-            the features.
+        sides: codes per side of each map, coarse to fine; at least 2 maps, of increasing size. The
+            last has the size of the feature map.
         codes: number of codes in the codebook, which all scales share.
-        code_width: of a code and of the features.
+        code_width: width of a code and of the features.
         width: channels of the first convolution.
-        multipliers: of `width` at each level; from one level to the next the side halves.
+        multipliers: the number of channels at each level, as a multiple of `width`; from one level
+            to the next the side halves.
         blocks: residual blocks per level of the encoder; the decoder has one more.
         phis: number of convolutions after up-sampling, shared by neighbouring scales.
         channels: 1 for grey images, 3 for colour.
@@ -95,8 +96,8 @@ def residual_vq_config(state: Mapping[str, Tensor], sides: Sequence[int]) -> Res
     """Returns the config of a state dict.
 
     Args:
-        state: of a `ResidualVQ`.
-        sides: of the maps of codes, which a state dict does not hold.
+        state: state dict of a `ResidualVQ`.
+        sides: codes per side of each map, which a state dict does not hold.
 
     Raises:
         ValueError: it is the state dict of something else, or no config has these sides.
@@ -185,19 +186,20 @@ class ResidualVQ(ImageTokenizer):
         the class alone.
 
         Args:
-            tokens: [batch, given] of whole scales, not of all; there may be none.
+            tokens: [batch, given] the tokens of the first k scales, where k is 0 or more and less
+                than the number of scales.
 
         Returns:
-            [batch, places, code_width]; no places for no tokens.
+            [batch, places, code_width], one place per token of scales 2 to k + 1; none if k is 0.
 
         Raises:
-            ValueError: the tokens are not those of whole scales, or of all; as `decode`.
+            ValueError: the tokens end within a scale or are those of all scales; or see `decode`.
         """
         tokens = self.validate_tokens(tokens)
         starts = [start for start, _ in self.scales]
         if tokens.shape[1] not in starts:
             raise ValueError(
-                f"expected the tokens of whole scales, and not of all: one of {starts} tokens, "
+                f"expected the tokens of the first scales, not of all: one of {starts} tokens, "
                 f"got {tokens.shape[1]}"
             )
         n_given = starts.index(tokens.shape[1])
@@ -244,7 +246,7 @@ class MultiScale(Quantizer):
     def descent(
         self, features: Float[Tensor, "batch code_width grid grid"]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Quantizes scale after scale, each of what the ones before left.
+        """Quantizes scale after scale; each scale encodes what the scales before it have left over.
 
         Yields:
             For each scale the vectors to look up [batch, places, code_width], their tokens [batch,

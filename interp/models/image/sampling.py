@@ -86,8 +86,8 @@ def sample(
             (logits - logits without a class); no guidance by default.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keeps this many of the most likely tokens; 0 keeps all.
-        top_p: keeps of those the fewest that hold this share of the probability.
-        seed: of the draws. They do not depend on which images are run together.
+        top_p: keeps the fewest of those that together hold this share of the probability.
+        seed: seed of the draws. They do not depend on which images are run together.
         batch_size: number of images per forward (batch size).
 
     Returns:
@@ -194,7 +194,7 @@ def truncate(
     Args:
         logits: [..., codes].
         top_k: number of most likely tokens that are kept; 0 keeps all.
-        top_p: of those, the fewest that hold this share of the probability are kept.
+        top_p: keeps the fewest of those that together hold this share of the probability.
 
     Example:
         >>> from interp.models.image.sampling import truncate

@@ -15,13 +15,13 @@ from interp.subject.batch import Batch
 def drop_labels(
     batches: Iterable[Batch], model: ImageModel, rate: float = 0.1, seed: int = 0
 ) -> Iterator[Batch]:
-    """Replaces some labels by the one that stands for no class, as guidance needs.
+    """Replaces some labels by the one that means "no class", as classifier-free guidance needs.
 
     Args:
-        batches: of images with labels.
-        model: whose null label is used.
+        batches: batches of images with labels.
+        model: the model whose null label is used.
         rate: probability with which each label is replaced.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Yields:
         The same batches with other labels.
@@ -42,10 +42,10 @@ def anneal_orders(batches: Iterable[Batch], until: int, seed: int = 0) -> Iterat
     Source: Yu et al. 2024, arXiv 2411.00776, section 3.3.
 
     Args:
-        batches: of whole images.
+        batches: batches of whole images.
         until: number of batches over which the probability falls linearly from 1 to 0. Images are
             in raster order otherwise.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Yields:
         The same batches with an `order` [batch, length] in their conditioning.

@@ -29,7 +29,7 @@ class Quantized(NamedTuple):
     Attributes:
         tokens: [batch, length] which code each place has.
         vectors: [batch, length, code_width] what was looked up in the codebook.
-        features: [batch, code_width, grid, grid] what the codes stand for, with the gradient of the
+        features: [batch, code_width, grid, grid] what the codes decode to, with the gradient of the
             features that were given (straight-through).
         loss: the quantization loss.
     """
@@ -67,7 +67,7 @@ class Quantizer(nn.Module, ABC):
     def features(
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
-        """Returns what the tokens of whole images stand for."""
+        """Returns the features that the tokens of whole images decode to."""
 
 
 class ImageTokenizer(nn.Module, ABC):
@@ -165,7 +165,7 @@ class ImageTokenizer(nn.Module, ABC):
             straight-through gradient; and the loss.
 
         Raises:
-            ValueError: as `encode`.
+            ValueError: see `encode`.
         """
         reconstruction, quantized = self.reconstruct_with_codes(self.validate_images(images))
         return reconstruction, quantized.loss
@@ -173,8 +173,8 @@ class ImageTokenizer(nn.Module, ABC):
     def reconstruct_with_codes(
         self, images: Float[Tensor, "batch channels side side"]
     ) -> tuple[Tensor, Quantized]:
-        """Returns what `reconstruct` does for images that were checked, with all that quantization
-        gives."""
+        """Like `reconstruct`, for images that were already checked; returns the reconstruction and
+        the whole `Quantized`."""
         quantized: Quantized = self.quantize(self.features(images))
         return self.paint(quantized.features), quantized
 
@@ -184,7 +184,7 @@ class ImageTokenizer(nn.Module, ABC):
         """Returns images on the device and in the precision of the tokenizer.
 
         Raises:
-            ValueError: as `encode`.
+            ValueError: see `encode`.
         """
         expected = (self.channels, self.side, self.side)
         if images.ndim != 4 or images.shape[1:] != expected:
@@ -239,13 +239,13 @@ def fit_tokenizer(
         steps: number of optimizer steps.
         lr: the largest learning rate.
         batch_size: number of images per step.
-        seed: of all draws; torch's global generator is left alone.
+        seed: seed of all draws; torch's global generator is left alone.
 
     Returns:
         The loss of every step.
 
     Raises:
-        ValueError: as `encode`; there is no image, or `steps` or `batch_size` is below 1.
+        ValueError: see `encode`; or there is no image, or `steps` or `batch_size` is below 1.
 
     Example:
         >>> from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
@@ -364,7 +364,13 @@ def shape_of(state: Mapping[str, Tensor], key: str, kind: str) -> torch.Size:
 
 
 def count_numbered(state: Mapping[str, Tensor], pattern: str, start: int = 0) -> int:
-    """Returns how many keys a state dict has of a pattern, counting up from `start`.
+    """Returns how many keys of a state dict match a pattern, with numbers that count up from
+    `start` without a gap.
+
+    Args:
+        state: the state dict.
+        pattern: a key with `{}` in the place of the number.
+        start: the first number.
 
     Example:
         >>> from interp.models.image.tokenizers import count_numbered

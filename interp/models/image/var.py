@@ -26,13 +26,13 @@ class VARConfig:
     """The shape of a VAR.
 
     Attributes:
-        sides: of the scales, coarse to fine, in tokens.
-        width: of the residual stream.
+        sides: tokens per side of each scale, coarse to fine.
+        width: width of the residual stream.
         depth: number of blocks.
         heads: number of attention heads per block.
         hidden: width of the MLP, its number of neurons.
         codes: number of codes in the tokenizer's codebook.
-        code_width: of a code.
+        code_width: width of a code.
         classes: number of classes.
         shared: whether one adaptive layer norm serves all blocks, as in the 512-pixel model.
     """
@@ -227,7 +227,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalized, scaled, shifted and gated by the class."""
+    """A transformer block: the input of attention and of MLP is normalized, then scaled and shifted
+    by the class; the output is gated by it."""
 
     def __init__(self, config: VARConfig, index: int) -> None:
         super().__init__()

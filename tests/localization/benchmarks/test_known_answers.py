@@ -1,4 +1,4 @@
-"""Laws of INJ and DEL: the ground truth is the truth, weights come back to the bit, and counts are
+"""Laws of INJ and DEL: the ground truth is the truth, weights come back bit for bit, and counts are
 those of a naive count."""
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def test_noise_on_what_a_window_is_conditioned_on_where_there_is_no_prompt():
     ].to_numpy() == pytest.approx(1)
     assert frame[frame["stack"] == "vision"]["effect"].abs().max() > 1e-6
     bare = tiny.batch("llama", 2, prompt=0)
-    with pytest.raises(ValueError, match="nothing to spoil: expected a prompt"):
+    with pytest.raises(ValueError, match="nothing to disturb: expected a prompt"):
         trace(tiny.subject("llama"), bare)
 
 

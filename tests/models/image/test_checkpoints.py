@@ -1,4 +1,4 @@
-"""Laws of image checkpoints: what was saved comes back to the bit, public layouts are read, each
+"""Laws of image checkpoints: what was saved comes back bit for bit, public layouts are read, each
 bad file gets one clear LoadError."""
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def test_public_files_are_read_wherever_the_tokenizer_is(name, model, how, tmp_p
         beside = {"tokenizer": tokenizer.rename(network.parent / "elsewhere.bin")}
         shutil.copy(
             beside["tokenizer"], tmp_path / "a.pth"
-        )  # two beside: only the one given can be meant
+        )  # two next to the network: only the given one can be meant
     if how == "held":
         tokenizer.unlink()
         beside = {"tokenizer": model.tokenizer}
@@ -334,7 +334,7 @@ def test_all_that_does_not_fit_is_listed_at_once(name, model, tmp_path):
     network |= {"optimizer.step": torch.ones(1), "blocks.0.attn.lora.weight": torch.ones(2, 2)}
     told = refused(network, model, tmp_path)
     assert (
-        f"network.safetensors does not fit the {name.upper()} that its shapes tell of, in 8 places: "
+        f"network.safetensors does not fit the {name.upper()} that its shapes describe, in 8 places: "
         in told
     )
     expected = [f"{key} is missing" for key in missing] + [
@@ -499,7 +499,7 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(name, model, where, tmp_pa
 def test_torch_files_of_something_else_are_refused(name, model, value, tmp_path):
     fails(
         pickled(value, tmp_path / "model.pth"),
-        "model.pth holds more than tensors by name: expected a state dict",
+        "model.pth is not a state dict: expected tensors by name, and nothing else",
     )
 
 

@@ -8,6 +8,7 @@ from itertools import islice
 from pydoc_data.topics import topics
 
 import pytest
+import tiny
 import torch
 
 import interp
@@ -51,6 +52,7 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
     """Hugging Face's generate, on windows of real text."""
     module = smollm2.module
     monkeypatch.setattr(module.generation_config, "eos_token_id", None)
+    monkeypatch.setattr(module.generation_config, "pad_token_id", 0)
     texts = [smollm2.encode(text) for text in (*KNOWN, *islice(prose(), 60))]
     windows = [
         text[at : at + PREFIX + LENGTH]
@@ -62,16 +64,7 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
     )
     tokens = torch.tensor(frame["tokens"].tolist())
     prompts, truth = tokens[:, :PREFIX], tokens[:, PREFIX:]
-    mask = torch.ones_like(prompts)
-    said = module.generate(
-        prompts,
-        attention_mask=mask,
-        max_new_tokens=LENGTH,
-        do_sample=False,
-        repetition_penalty=1.0,
-        pad_token_id=0,
-    )
-    same = said[:, PREFIX:] == truth
+    same = tiny.generated(module, prompts, LENGTH) == truth
     assert len(frame) == WINDOWS
     assert frame["exact"].tolist() == same.all(1).tolist()
     assert frame["matched"].tolist() == same.cumprod(1).sum(1).tolist()

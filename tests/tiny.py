@@ -297,6 +297,19 @@ def bare(name: str, module: Any, batch: interp.Batch) -> Tensor:
         )
 
 
+def generated(module: Any, prompts: Tensor, length: int) -> Tensor:
+    """What Hugging Face's own greedy decoding continues prompts with."""
+    whole = module.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=length,
+        do_sample=False,
+        repetition_penalty=1.0,
+        use_cache=True,
+    )
+    return whole[:, prompts.shape[1] :]
+
+
 def units(subject: interp.Subject, site: interp.Site | str, indices: list[int]) -> interp.Units:
     chosen = subject.anatomy.resolve(site)
     return interp.Units({chosen: indices}, subject.anatomy.widths(chosen))

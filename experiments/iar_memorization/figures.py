@@ -16,7 +16,7 @@ from experiments.iar_memorization.mitigation import HALVED, ZEROED, average_over
 from interp.experiment.checks import Tables, rows
 from interp.reporting.image_grid import image_grid
 from interp.reporting.looks import looks
-from interp.reporting.panels import bars, cells, level, lines, over_seeds, panels
+from interp.reporting.panels import bars, cells, level, lines, over_seeds, panels, with_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,14 +166,10 @@ def votes(table: pd.DataFrame) -> Figure:
         ylabel="share of planted images\nrelative to chance",
     )
 
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        draw_bars(part, axes)
-        level(axes, 1, "chance: the share of planted images in D'")
-
     return panels(
         named,
         _MODEL,
-        draw,
+        with_level(draw_bars, 1, "chance: the share of planted images in D'"),
         title="Do neurons respond most to planted images? How often the image with the strongest "
         "response is a planted one, relative to chance: all neurons, and the top 10% by UnitMem",
         key=over_seeds(named, "bar"),
@@ -211,14 +207,10 @@ def subsets(table: pd.DataFrame) -> Figure:
         spread="line",
     )
 
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        draw_lines(part, axes)
-        level(axes, 1, "same order as the whole set D'")
-
     return panels(
         named,
         _MODEL,
-        draw,
+        with_level(draw_lines, 1, "same order as the whole set D'"),
         title="Do parts of the reference set D' rank blocks by mean UnitMem as the whole set does?",
         key=over_seeds(named, "point") + "; points side by side are at the same share",
         width=5.0,

@@ -11,7 +11,7 @@ import pandas as pd
 from interp.experiment.checks import Tables
 from interp.reporting.layout import LEVEL
 from interp.reporting.looks import looks
-from interp.reporting.panels import Draw, bars, cells, level, lines, over_seeds, panels
+from interp.reporting.panels import Draw, bars, cells, level, lines, over_seeds, panels, with_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -261,14 +261,10 @@ def faithfulness(table: pd.DataFrame) -> Figure:
         ylabel="faithfulness (0: none of the model's effect, 1: all)",
     )
 
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        draw_lines(part, axes)
-        level(axes, 1, "whole model")
-
     return panels(
         shown,
         ["task", "on"],
-        draw,
+        with_level(draw_lines, 1, "whole model"),
         title="How much of the model's answers a circuit alone gives, on memorized and on test "
         "items",
         key=over_seeds(shown, "point", "band"),

@@ -132,8 +132,7 @@ def _numbers(row: Any) -> str:
     # Adding 0.0 turns -0.0 into 0.0, which is what people would write.
     numbers = row[["measured", "low", "high", "threshold"]].astype(float)
     rounded = numbers.round(6) + 0.0
-    relation = "≥" if row["upwards"] else "≤"
-    threshold = f"({relation} {rounded['threshold']:.3g})"
+    threshold = f"(threshold {rounded['threshold']:.3g})"
     measured = f"{rounded['measured']:.3g}"
     if row["seeds"] == 1:
         return f"{measured}\n{threshold}"

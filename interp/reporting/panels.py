@@ -87,6 +87,22 @@ def level(axes: Axes, value: float, name: str) -> None:
     axes.axhline(value, label=name, **LEVEL)
 
 
+def with_level(draw: Draw, value: float, name: str) -> Draw:
+    """Returns a function for `panels` that also draws the same level in every panel.
+
+    Args:
+        draw: what is drawn otherwise.
+        value: the level, see `level`.
+        name: its name in the legend.
+    """
+
+    def draw_both(part: pd.DataFrame, axes: Axes) -> None:
+        draw(part, axes)
+        level(axes, value, name)
+
+    return draw_both
+
+
 def lines(
     frame: pd.DataFrame,
     x: str,

@@ -63,6 +63,17 @@ def test_claims_whose_tables_were_not_kept_stay_as_they_are(copied):
     assert found["P6"].verdict == "reproduced"
 
 
+def test_a_claim_without_tables_is_judged_from_its_own_numbers(copied):
+    (copied / "tables" / "equal_damage.parquet").unlink()
+    claims = json.loads((copied / "claims.json").read_text())
+    (own,) = [claim for claim in claims if claim["id"] == "P6"]
+    assert own["verdict"] == "reproduced"
+    own |= {"measured": -1.0, "low": -1.0, "high": -1.0}
+    (copied / "claims.json").write_text(json.dumps(claims))
+    with pytest.raises(ValueError, match=r"P6 was .*'reproduced'.* give .*'opposite'"):
+        redraw(copied)
+
+
 def test_redraw_refuses_tables_that_give_other_numbers(copied):
     claims = json.loads((copied / "claims.json").read_text())
     claims[4]["measured"] += 1e-6

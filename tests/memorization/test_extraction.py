@@ -54,16 +54,7 @@ def ablation(subject: interp.Subject, plan: str) -> list[Plan]:
 
 
 def generated(module: Any, prompts: Tensor, length: int = LENGTH) -> Tensor:
-    mask = torch.ones_like(prompts)
-    said = module.generate(
-        prompts,
-        attention_mask=mask,
-        max_new_tokens=length,
-        do_sample=False,
-        repetition_penalty=1.0,
-        use_cache=True,
-    )
-    return said[:, prompts.shape[1] :]
+    return tiny.generated(module, prompts, length)
 
 
 def corrupted(truth: Tensor, rng: np.random.Generator) -> Tensor:

@@ -43,8 +43,8 @@ SITE = [
     ("sites/site.py", '    "resid_mid",\n', '    "resid_mid",\n    "mlp_in",\n'),
     (
         "loading/discovery.py",
-        '"neurons": neurons,',
-        '"mlp_in": self._mlp_in(mlp), "neurons": neurons,',
+        '"mlp_out": self._mlp_out(),',
+        '"mlp_in": self._mlp_in(self._mlp_out()), "mlp_out": self._mlp_out(),',
     ),
     (
         "loading/discovery.py",

@@ -56,7 +56,14 @@ class Layer:
 
     @classmethod
     def of(cls, anatomy: Anatomy, block: int, stack: str, first: int) -> Layer:
-        """Returns the layer of one block. Raises SiteError for sites that could not be verified."""
+        """Returns the layer of one block. Raises SiteError for sites that could not be verified,
+        and for a block whose output is not the sum of what enters it, attn_out and mlp_out."""
+        path = anatomy.blocks(stack)[block]
+        if path not in anatomy.additive:
+            raise SiteError(
+                f"{path} is more than a sum of the residual, attention and MLP (it normalizes or "
+                "scales the stream, or adds something else): edges between nodes would not add up"
+            )
 
         def resolve(point: str) -> Site:
             return anatomy.resolve(Site(point, block, stack))

@@ -21,7 +21,16 @@ from interp.sites.site import Site
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject, evaluating
 
-_IN_RESIDUAL = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "block_out", "resid_post")
+_IN_RESIDUAL = (
+    "embed",
+    "resid_pre",
+    "attn_out",
+    "mixer_out",
+    "resid_mid",
+    "mlp_out",
+    "block_out",
+    "resid_post",
+)
 _RANK_COLUMNS = ("probability", "top", "reciprocal_rank")
 
 

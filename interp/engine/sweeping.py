@@ -261,7 +261,7 @@ class _CleanForward:
 
         # These points come after the attention of their own block.
         if start.point in ("neurons", "mlp_out", "block_out", "resid_post"):
-            attention = _attention(self.subject, Site("heads", start.block, start.stack))
+            attention = _attention(self.subject, start)
             if attention is not None:
                 modules.append(attention)
         return modules
@@ -278,16 +278,26 @@ class _CleanForward:
                 )
 
 
-def _attention(subject: Subject, heads: Site) -> nn.Module | None:
-    """The child of a block that contains the attention's out-projection.
+def _attention(subject: Subject, start: Site) -> nn.Module | None:
+    """The child of a block that runs the attention, and nothing that comes after it.
 
-    None when the block itself holds the projection, so that no module is the attention alone.
+    None when no module is the attention alone, or when it reads what the MLP has written.
+
+    Args:
+        subject: the model.
+        start: a site in the block, behind its attention.
     """
-    if heads not in subject.anatomy.places:
+    places = subject.anatomy.places
+    heads = places.get(Site("heads", start.block, start.stack))
+    attn_out = places.get(Site("attn_out", start.block, start.stack))
+    mid = places.get(Site("resid_mid", start.block, start.stack))
+    if heads is None or attn_out is None:
         return None
-    block = subject.anatomy.blocks(heads.stack)[heads.block or 0]
-    path_in_block = subject.anatomy.place(heads).path.removeprefix(f"{block}.")
-    child, _, rest = path_in_block.partition(".")
+    # Where there is no stream between the two halves, neither reads the other.
+    if mid is not None and mid.path != attn_out.path:
+        return None
+    block = subject.anatomy.blocks(start.stack)[start.block or 0]
+    child, _, rest = heads.path.removeprefix(f"{block}.").partition(".")
     return subject.module.get_submodule(f"{block}.{child}") if rest else None
 
 

@@ -15,8 +15,22 @@ from torch.overrides import TorchFunctionMode
 
 from interp.hooks.hooks import every_call, first_tensor
 
-Attention = tuple[int, tuple[str, ...], int]
 Running = tuple[str, int, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention operation.
+
+    Attributes:
+        time: when it ran, in ticks of the trace.
+        inside: paths of the modules that were running, outermost first.
+        maps: how many maps of queries by keys it computed: batch times heads.
+    """
+
+    time: int
+    inside: tuple[str, ...]
+    maps: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +59,7 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         calls: the module calls, in the order in which they ended.
-        attentions: the attention operations, as (time, paths of the running modules, heads); heads
-            is 0 where the operation does not show it.
+        attentions: the attention operations.
         running: the calls that have not ended, outermost first, as (path, start, input).
         time: ticks so far: one for each begin, end and attention operation.
     """
@@ -63,23 +76,16 @@ class Watch(TorchFunctionMode):
         # torch calls this for every one of its functions while the mode is on. The function itself
         # runs unchanged.
         kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name in ("scaled_dot_product_attention", "softmax"):
-            first = args[0] if args else next(iter(kwargs.values()))
-            self._note_attention(name, first)
-        return func(*args, **kwargs)
-
-    def _note_attention(self, name: str, first: Tensor) -> None:
-        """Notes an operation on queries, or on scores in the case of a softmax."""
-        # A softmax is attention only over scores of positions by positions: the one over the
-        # vocabulary, or over the experts of a mixture, is not square.
-        if first.ndim < 3:
-            return
-        if name == "softmax" and first.shape[-1] != first.shape[-2]:
-            return
-        self.time += 1
-        heads = first.shape[1] if first.ndim == 4 else 0
-        self.attentions.append((self.time, self._running_paths(), heads))
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, Tensor) and first.ndim >= 3:
+            over_positions = name == "softmax" and _is_attention_map(result)
+            if name == "scaled_dot_product_attention" or over_positions:
+                self.time += 1
+                maps = first.shape[:-2].numel()
+                self.attentions.append(Attention(self.time, self._running_paths(), maps))
+        return result
 
     def _running_paths(self) -> tuple[str, ...]:
         return tuple(path for path, *_ in self.running)
@@ -96,6 +102,21 @@ class Watch(TorchFunctionMode):
         inside = self._running_paths()
         call = Call(path, inside, start, end=self.time, value=value, output=_copy(output))
         self.calls.append(call)
+
+
+def _is_attention_map(weights: Tensor) -> bool:
+    """Whether the result of a softmax is the weights of positions over positions.
+
+    The softmax over a vocabulary or over the experts of a mixture has other axes. Weights of
+    attention are square, or have one more column for what no position is given (a sink). Three axes
+    or a sink can be chance; then the first position must not see later ones.
+    """
+    queries, keys = weights.shape[-2:]
+    if queries == keys and weights.ndim > 3:
+        return True
+    if keys not in (queries, queries + 1):
+        return False
+    return not bool(weights[..., 0, 1:queries].any())
 
 
 def _copy(tree: Any) -> Tensor | None:

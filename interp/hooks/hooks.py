@@ -186,6 +186,8 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
 
         _tap(stack, module, other, keep, clock)
         visit = _on_sum(visit, kept)
+    if place.scale != 1:
+        visit = _on_scaled(visit, place.scale)
 
     def inward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _change_first_tensor((args, kwargs), lambda tensor: _visit(visit, tensor, clock))
@@ -214,6 +216,16 @@ def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
         return None if new is None else new - other_term
 
     return visit_sum
+
+
+def _on_scaled(visit: Visit, scale: float) -> Visit:
+    """A visit to a tensor that the model multiplies by `scale` before it adds it."""
+
+    def visit_scaled(value: Value, clock: Clock) -> Tensor | None:
+        new = visit(scale * value, clock)
+        return None if new is None else new / scale
+
+    return visit_scaled
 
 
 def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:

@@ -2,52 +2,42 @@
 
 Discovery looks at the structure of a module, never at the names in it:
 
-- a stack is a list of blocks of one type that run once each, in order;
-- the attention is the module that calls the attention operation;
-- `heads` is the input of the first projection back to the model width after that call;
-- `neurons` is the input of the last such projection outside the attention.
+- a stack is a list of blocks that run once each, in order (`stacks`);
+- what a block adds to the residual stream are outputs of modules that, with what entered the block,
+  sum to what leaves it (`residual`);
+- the part that carries information between positions is attention, or another mixer; the part that
+  does not is the MLP (`halves`);
+- `heads` and `neurons` are the input of a projection without which the attention, or the MLP, adds
+  nothing but a constant (`units`).
 
-What it finds must then satisfy three laws:
-
-- `resid_post` of a block is `resid_pre` of the next;
-- `resid_pre + attn_out + mlp_out = resid_post`, through `resid_mid` unless attention and MLP run in
-  parallel;
-- the output of a projection is its input times its weight, so that zeroing a unit equals zeroing
-  its row of the weight.
-
-A point that breaks a law is refused by name, with the reason.
+What satisfies none of this is refused by name, with the reason.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from interp.errors import SiteError, closest
 from interp.hooks.call_trace import Attention, Call, Watch, watch_calls
 from interp.hooks.modes import dropout_off
-from interp.loading.verification import (
-    close,
-    flat,
-    has_projection,
-    inward,
-    is_projection,
-    outward,
-    same,
-    shaped_like,
-)
+from interp.loading.halves import Halves, tell_apart
+from interp.loading.probes import Probe
+from interp.loading.projections import Search, find_projections, projections
+from interp.loading.residual import Residual, Term, find_residual
+from interp.loading.stacks import block_paths, find_stacks
+from interp.loading.verification import close, has_projection, inward, outward, same, shaped_like
 from interp.sites.anatomy import Anatomy, Layout, Place
 from interp.sites.site import BLOCK_POINTS, Site
 
 
 def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None = None) -> Anatomy:
-    """Finds and verifies the sites of `module` from one call of `run`.
+    """Finds and verifies the sites of `module` by a few calls of `run`.
 
     Args:
         module: the network.
@@ -68,40 +58,30 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
         'model.layers.0.mlp.down_proj:in'
     """
     layout = layout or Layout()
-    # The forward may draw random numbers. The fork keeps the generators of the CPU and of every GPU
+    # A forward may draw random numbers. The fork keeps the generators of the CPU and of every GPU
     # that holds a parameter as they were.
     devices: set[int] = set()
     for parameter in module.parameters():
         if parameter.device.type == "cuda":
             devices.add(parameter.device.index or 0)
-    with dropout_off(module), torch.random.fork_rng(sorted(devices)):
+    with dropout_off(module), torch.no_grad(), torch.random.fork_rng(sorted(devices)):
         watch = watch_calls(module, run)
-
-    stacks = _named_stacks(module, layout) if layout.blocks else _found_stacks(module, watch)
-    if not stacks:
-        raise SiteError(
-            "no stack of blocks found (a list of modules of one type, each run once, in order): "
-            "pass anatomy=interp.Layout(blocks='path.to.blocks')"
-        )
-
-    survey = _Survey(module, watch, layout)
-    blocks: dict[str, tuple[str, ...]] = {}
-    for stack, path in stacks.items():
-        survey.add_stack(stack, path)
-        blocks[stack] = _children(module, path)
-    modules = _module_places(watch, blocks)
-    return Anatomy(blocks, survey.places, survey.refused, modules)
+        stacks = find_stacks(module, watch, layout)
+        survey = _Survey(module, run, watch, layout, stacks)
+        survey.explore()
+    modules = _module_places(watch, survey.paths)
+    return Anatomy(survey.paths, survey.places, survey.refused, modules, frozenset(survey.additive))
 
 
 def _module_places(watch: Watch, stacks: dict[str, tuple[str, ...]]) -> dict[Site, Place]:
     """The inputs and outputs, of modules that ran once, that hold one vector per token of some
     stack."""
-    block_paths: set[str] = set()
+    in_stacks: set[str] = set()
     for paths in stacks.values():
-        block_paths.update(paths)
+        in_stacks.update(paths)
     token_counts: set[int] = set()
     for call in watch.calls:
-        if call.path in block_paths and call.value is not None:
+        if call.path in in_stacks and call.value is not None:
             token_counts.add(call.value.shape[:-1].numel())
 
     times_run = Counter(call.path for call in watch.calls)
@@ -118,114 +98,85 @@ def _module_places(watch: Watch, stacks: dict[str, tuple[str, ...]]) -> dict[Sit
     return places
 
 
-def _children(module: nn.Module, path: str) -> tuple[str, ...]:
-    children = module.get_submodule(path).named_children()
-    return tuple(f"{path}.{name}" for name, _ in children)
-
-
-def _named_stacks(module: nn.Module, layout: Layout) -> dict[str, str]:
-    named = layout.blocks or {}
-    blocks = {"": named} if isinstance(named, str) else dict(named)
-    known: list[str] = []
-    for name, child in module.named_modules():
-        if isinstance(child, (nn.ModuleList, nn.Sequential)):
-            known.append(name)
-    for path in blocks.values():
-        if path not in known:
-            raise SiteError(
-                f"{path!r} is not a list of blocks in {type(module).__name__}; "
-                f"nearest: {closest(path, known)}"
-            )
-    return blocks
-
-
-def _found_stacks(module: nn.Module, watch: Watch) -> dict[str, str]:
-    calls: dict[str, list[Call]] = {}
-    for call in watch.calls:
-        calls.setdefault(call.path, []).append(call)
-
-    paths: list[str] = []
-    for path, child in module.named_modules():
-        if not isinstance(child, (nn.ModuleList, nn.Sequential)):
-            continue
-        # The outermost list is the stack: what repeats inside one of its blocks belongs to it.
-        inside_another = any(path.startswith(f"{other}.") for other in paths)
-        if not inside_another and _is_stack(child, path, calls):
-            paths.append(path)
-    if not paths:
-        return {}
-    return dict(zip(_short_names(paths), paths, strict=True))
-
-
-def _is_stack(blocks: nn.Module, path: str, calls: dict[str, list[Call]]) -> bool:
-    """Whether modules of one type ran once each, in order, and kept the shape of their input."""
-    children = list(blocks.children())
-    if not children or len({type(child) for child in children}) > 1:
-        return False
-
-    starts: list[int] = []
-    for name, _ in blocks.named_children():
-        runs = calls.get(f"{path}.{name}", [])
-        if len(runs) != 1:
-            return False
-        (run,) = runs
-        if run.value is None or run.output is None or run.value.shape != run.output.shape:
-            return False
-        starts.append(run.start)
-    if starts != sorted(starts):
-        return False
-
-    # A list of norms or of single linear layers runs in order too. Blocks have several matrices.
-    matrices = 0
-    for part in children[0].modules():
-        weight = getattr(part, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim == 2:
-            matrices += 1
-    return matrices >= 2
-
-
-def _short_names(paths: list[str]) -> list[str]:
-    """A name per path: empty for a single path, else the first part in which all paths differ."""
-    if len(paths) == 1:
-        return [""]
-    parts = [path.split(".") for path in paths]
-    deepest = max(map(len, parts))
-    for depth in range(deepest):
-        # A path that is shorter than that stays at its last part.
-        names = [part[min(depth, len(part) - 1)] for part in parts]
-        if len(set(names)) == len(paths):
-            return names
-    return paths
-
-
 @dataclass
 class _Survey:
-    """Collects places and refusals, block by block."""
+    """Collects places and refusals."""
 
     module: nn.Module
+    run: Callable[[], object]
     watch: Watch
     layout: Layout
+    stacks: dict[str, str]
+    paths: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     places: dict[Site, Place] = field(default_factory=dict[Site, Place])
     refused: dict[Site, str] = field(default_factory=dict[Site, str])
+    additive: set[str] = field(default_factory=set[str])
 
-    def add_stack(self, name: str, path: str) -> None:
-        previous: Call | None = None
-        for index, block in enumerate(_children(self.module, path)):
-            runs = [call for call in self.watch.calls if call.path == block]
+    def explore(self) -> None:
+        """Finds every site of every stack."""
+        blocks: list[_Block] = []
+        for name, path in self.stacks.items():
+            self.paths[name] = block_paths(self.module, path)
+            blocks += self._blocks(name)
+        whole = [block for block in blocks if not block.refusal]
+        probe = Probe(self.module, self.run, self.paths, [block.call for block in whole])
+        self._tell_halves_apart(whole, probe)
+        self._find_units(whole, probe)
+        for block in blocks:
+            if block.is_additive:
+                self.additive.add(block.call.path)
+            for point, found in block.places().items():
+                self._keep(Site(point, block.index, block.stack), found)
+        for name, path in self.stacks.items():
+            last = [block.call for block in blocks if block.stack == name][-1]
+            self._add_ends(name, path, last)
+
+    def _blocks(self, stack: str) -> list[_Block]:
+        found: list[_Block] = []
+        for index, path in enumerate(self.paths[stack]):
+            runs = [call for call in self.watch.calls if call.path == path]
             if len(runs) != 1:
                 raise SiteError(
-                    f"block {block} ran {len(runs)} times in one forward; blocks must run once each"
+                    f"block {path} ran {len(runs)} times in one forward; blocks must run once each"
                 )
-            found = _Block(self.module, self.watch, runs[0], self.layout).places()
-            if previous is not None and not same(previous.output, runs[0].value):
-                found["resid_pre"] = (
-                    f"the residual stream changes between {previous.path} and {block}"
-                )
-            for point in BLOCK_POINTS:
-                self._keep(Site(point, index, name), found[point])
-            previous = runs[0]
-        if previous is not None:
-            self._add_ends(name, path, previous)
+            block = _Block(self.module, self.watch, runs[0], self.layout, stack, index)
+            if found and not same(found[-1].call.output, block.call.value):
+                previous = found[-1].call.path
+                block.gap = f"the residual stream changes between {previous} and {path}"
+            found.append(block)
+        return found
+
+    def _tell_halves_apart(self, blocks: Sequence[_Block], probe: Probe) -> None:
+        residuals: dict[str, Residual] = {}
+        for block in blocks:
+            if block.residual is not None:
+                residuals[block.call.path] = block.residual
+        operations = {block.call.path: block.operations for block in blocks}
+        halves = tell_apart(residuals, operations, probe)
+        for block in blocks:
+            if block.call.path in halves:
+                block.halves = block.as_named(halves[block.call.path])
+
+    def _find_units(self, blocks: Sequence[_Block], probe: Probe) -> None:
+        """Finds heads, then neurons, then in what is left the neurons of shared experts.
+
+        One kind at a time, so that what is zeroed for one cannot pass for the effect of the other.
+        """
+        heads = {block: block.search_heads() for block in blocks}
+        self._search(probe, heads)
+        for block, search in heads.items():
+            block.heads = block.heads if search is None else search.found
+        neurons = {block: block.search_neurons() for block in blocks}
+        self._search(probe, neurons)
+        for block, search in neurons.items():
+            block.neurons = block.neurons if search is None else search.found
+        shared = {block: block.search_shared_expert() for block in blocks if block.neurons is None}
+        self._search(probe, shared)
+        for block, search in shared.items():
+            block.neurons = None if search is None else search.found
+
+    def _search(self, probe: Probe, searches: Mapping[_Block, Search | None]) -> None:
+        find_projections(self.module, probe, [found for found in searches.values() if found])
 
     def _keep(self, site: Site, found: Place | str) -> None:
         if isinstance(found, Place):
@@ -236,48 +187,66 @@ class _Survey:
     def _add_ends(self, name: str, path: str, last: Call) -> None:
         """Adds `embed` and `final`, which surround the stack at `path`.
 
-        `embed` is the first embedding that runs next to the stack and has its width, or gives one
+        `embed` is the first embedding that runs near the stack and has its width, or gives one
         vector for each of its positions. `final` is the first module after the last block that
-        keeps its shape.
+        keeps its shape. Near is as close as there is one: next to the stack, or further out.
         """
-        owner = path.rpartition(".")[0]
-        prefix = f"{owner}." if owner else ""
-        embeds: list[Call] = []
-        finals: list[Call] = []
-        for call in self.watch.calls:
-            if not call.path.startswith(prefix) or call.path.startswith(f"{path}."):
-                continue
-            is_embedding = isinstance(self.module.get_submodule(call.path), nn.Embedding)
-            if is_embedding and _embeds(call.output, last.output):
-                embeds.append(call)
-            if call.start > last.end and shaped_like(call.output, last.output):
-                finals.append(call)
-        for point, calls in (("embed", embeds), ("final", finals)):
-            missing = f"no module next to {path} gives it"
-            self._keep(Site(point, None, name), outward(calls[0]) if calls else missing)
+        for point, is_it in (("embed", _embeds), ("final", _follows)):
+            owner = path
+            found: Call | None = None
+            while owner and found is None:
+                owner = owner.rpartition(".")[0]
+                prefix = f"{owner}." if owner else ""
+                for call in self.watch.calls:
+                    near = call.path.startswith(prefix) and not call.path.startswith(f"{path}.")
+                    part = self.module.get_submodule(call.path)
+                    if near and call.path and is_it(part, call, last):
+                        found = call
+                        break
+            missing = f"no module around {path} gives it"
+            self._keep(Site(point, None, name), outward(found) if found else missing)
 
 
-def _embeds(output: Tensor | None, stream: Tensor | None) -> bool:
-    """Whether an embedding is that of a stack's tokens.
+def _embeds(part: nn.Module, call: Call, last: Call) -> bool:
+    """Whether a call is that of an embedding of a stack's tokens.
 
     The codebook in which an image model looks up scales is an embedding too, but neither its width
     nor its positions are those of the stack.
     """
-    if output is None or stream is None or output.ndim != 3:
+    output, stream = call.output, last.output
+    if not isinstance(part, nn.Embedding) or output is None or stream is None or output.ndim != 3:
         return False
     same_width = output.shape[-1] == stream.shape[-1]
     same_positions = output.shape[:-1] == stream.shape[:-1]
     return same_width or same_positions
 
 
-@dataclass
+def _follows(_: nn.Module, call: Call, last: Call) -> bool:
+    return call.start > last.end and shaped_like(call.output, last.output)
+
+
+@dataclass(eq=False)
 class _Block:
-    """One block of one stack: finds each point, or the reason why it is not there."""
+    """One block of one stack: finds each point, or the reason why it is not there.
+
+    Attributes:
+        gap: why what enters the block is not what the block before it returned; empty if it is.
+        refusal: why nothing in the block can be verified; empty if it can.
+        halves: which of the terms that it adds comes from what.
+        heads, neurons: the calls of the projections whose inputs hold the units; None without.
+    """
 
     module: nn.Module
     watch: Watch
     call: Call
     layout: Layout
+    stack: str
+    index: int
+    gap: str = ""
+    refusal: str = ""
+    halves: Halves = field(default_factory=Halves)
+    heads: Call | None = None
+    neurons: Call | None = None
 
     def __post_init__(self) -> None:
         inner = [call for call in self.watch.calls if self.call.path in call.inside]
@@ -285,62 +254,34 @@ class _Block:
         # A module that is used twice (Phi's dropout) is not a place: a hook on it would change both
         # uses.
         self.inner = [call for call in inner if times_run[call.path] == 1]
-        # Attention operations of this block, as (time, running modules, heads).
         self.operations: list[Attention] = []
         for operation in self.watch.attentions:
-            _, running, _ = operation
-            if self.call.path in running:
+            if self.call.path in operation.inside:
                 self.operations.append(operation)
 
-    def places(self) -> dict[str, Place | str]:
-        """The place of each point, or the reason why it is refused."""
-        pre = Place(self.call.path, "in", self._width)
-        heads = self._heads
-        neurons = self._find_neurons()
-        attn, mlp, parallel = self._find_additions(neurons)
-        mid: Place | str
-        if isinstance(attn, str):
-            mid = attn
-        elif parallel:
-            mid = "attention and MLP run in parallel: there is no residual between them"
-        else:
-            mid = Place(attn.path, "out", self._width, onto=pre)
-        return {
-            "resid_pre": pre,
-            "heads": heads,
-            "attn_out": attn,
-            "resid_mid": mid,
-            "neurons": neurons,
-            "mlp_out": mlp,
-            "block_out": Place(self.call.path, "out", self._width, heads=1, beyond=pre),
-            "resid_post": outward(self.call),
+        self.named = {
+            point: self._named(path)
+            for point, path in (
+                ("attn_out", self.layout.attn_out),
+                ("mlp_out", self.layout.mlp_out),
+            )
+            if path is not None
         }
+        value = self.call.value
+        assert value is not None
+        self.residual: Residual | None = None
+        if value.ndim > 3:
+            self.refusal = (
+                f"{self.call.path} passes on several residual streams at once "
+                f"(a value of shape {tuple(value.shape)})"
+            )
+        else:
+            self.residual = find_residual(self.call, self.inner, list(self.named.values()))
 
     @property
     def _width(self) -> int:
         assert self.call.value is not None
         return self.call.value.shape[-1]
-
-    def _rows(self, value: Tensor | None) -> Tensor:
-        """Positions of the residual stream as rows."""
-        assert value is not None
-        return value.reshape(-1, self._width)
-
-    @cached_property
-    def _stream_outputs(self) -> list[Call]:
-        """Calls whose output has the shape of the residual stream: one vector of its width per
-        token."""
-        return [call for call in self.inner if shaped_like(call.output, self.call.output)]
-
-    @cached_property
-    def _projections(self) -> list[Call]:
-        """Linear maps back to the model width over all tokens of the batch."""
-        found: list[Call] = []
-        for call in self._stream_outputs:
-            module = self.module.get_submodule(call.path)
-            if is_projection(module, call):
-                found.append(call)
-        return found
 
     def _named(self, path: str) -> Call:
         """The one call of a module that the layout names."""
@@ -353,12 +294,113 @@ class _Block:
             )
         return calls[0]
 
+    def as_named(self, seen: Halves) -> Halves:
+        """The halves that were seen, with those that the layout names in their place."""
+        assert self.residual is not None
+        named: dict[str, Term] = {}
+        for term in self.residual.terms:
+            for point, call in self.named.items():
+                if term.call is call:
+                    named[point] = term
+        attention = named.get("attn_out")
+        if attention is None and self.layout.heads is not None:
+            attention = seen.attention or seen.mixer
+        if not named and attention is None:
+            return seen
+
+        others = [term for term in self.residual.terms if term not in (attention, *named.values())]
+        mlp = (named["mlp_out"],) if "mlp_out" in named else tuple(others)
+        attention = attention or (others[0] if len(others) == 1 else seen.attention)
+        return Halves(attention, None, mlp, seen.sequential)
+
+    @cached_property
+    def _projections(self) -> list[Call]:
+        return projections(self.module, self.call.output, self.inner)
+
+    def search_heads(self) -> Search | None:
+        """The search for the attention's out-projection; None where it is named or there is no
+        attention."""
+        if self.layout.heads is not None:
+            self.heads = self._named(self.layout.heads)
+            return None
+        half = self._attention_half
+        if half is None or not self._n_heads:
+            return None
+        last = max(operation.time for operation in self.operations)
+        candidates = [call for call in self._projections if last < call.start < half.end]
+        return Search(half, self.inner, candidates, after=last)
+
+    def search_neurons(self) -> Search | None:
+        """The search for the MLP's out-projection; None where it is named or there is no MLP."""
+        if self.layout.neurons is not None:
+            self.neurons = self._named(self.layout.neurons)
+            return None
+        if len(self.halves.mlp) == 1:
+            half = self.halves.mlp[0].call
+            candidates = [call for call in self._projections if call.end <= half.end]
+            return Search(half, self.inner, candidates[::-1])
+        if self.residual is None:
+            return self._search_without_residual()
+        return None
+
+    def _search_without_residual(self) -> Search | None:
+        """The search where it is not known what the block adds: within the only child that projects
+        to the stream beside the attention. Where there are several, any may be part of the MLP."""
+        attention = self._attention_half
+        if attention is None or self.heads is None:
+            return None
+        others = [call for call in self._projections if not self._of_attention(call.path)]
+        if len({self._child(call.path) for call in others}) != 1:
+            return None
+        around = self._around(others[-1])
+        return None if around is None else Search(around, self.inner, [others[-1]])
+
+    def _child(self, path: str) -> str:
+        """The child of the block that a path is in."""
+        return path.removeprefix(f"{self.call.path}.").partition(".")[0]
+
+    def search_shared_expert(self) -> Search | None:
+        """The search for the out-projection of the expert of a mixture that every token goes to."""
+        experts = self._experts()
+        if experts is None or self.layout.neurons is not None or not self.halves.mlp:
+            return None
+        experts_path = f"{self.call.path}.{experts}"
+        last = self.halves.mlp[-1].call
+        for call in reversed(self._projections):
+            expert = self._around(call)
+            if expert is None or expert.end > last.end or self._of_attention(call.path):
+                continue
+            holds_all_experts = experts_path.startswith(f"{expert.path}.")
+            is_routed = call.path.startswith(f"{experts_path}.")
+            if not holds_all_experts and not is_routed:
+                return Search(expert, self.inner, [call], total=self._sum_of_experts(expert))
+        return None
+
+    def _sum_of_experts(self, expert: Call) -> tuple[Call, ...]:
+        """The calls whose outputs, together, have an expert's output as a term: that of the module
+        around it, or the terms of the block of which it is one."""
+        terms = tuple(term.call for term in self.halves.mlp)
+        around = self._around(expert)
+        return terms if expert in terms or around is None else (around,)
+
+    def _around(self, call: Call) -> Call | None:
+        """The smallest module around a projection that does more than the projection does."""
+        by_path = {other.path: other for other in self.inner}
+        path = call.path
+        while path.startswith(f"{self.call.path}."):
+            path = path.rpartition(".")[0]
+            parent = by_path.get(path)
+            if parent is None or same(parent.value, call.value):
+                continue
+            return parent if shaped_like(parent.output, self.call.output) else None
+        return None
+
     @cached_property
     def _attention(self) -> str | None:
         """The path of the child that runs the attention operation; None if the block runs it."""
         if not self.operations:
             return None
-        _, running, _ = self.operations[0]
+        running = self.operations[0].inside
         # From the outermost module to the one that ran the operation: what comes after the block is
         # inside it.
         depth_of_block = running.index(self.call.path)
@@ -371,135 +413,184 @@ class _Block:
             return False
         return path == attention or path.startswith(f"{attention}.")
 
-    @cached_property
-    def _heads(self) -> Place | str:
-        if self.layout.heads is not None:
-            call = self._named(self.layout.heads)
-        elif len(self.operations) != 1:
-            return (
-                f"{len(self.operations)} attention operations seen in {self.call.path}, expected 1 "
-                "(attention kernels that torch cannot see need a Layout)"
-            )
-        else:
-            attention_time, _, _ = self.operations[0]
-            later = [call for call in self._projections if call.start > attention_time]
-            if not later:
-                return (
-                    "no projection back to the model width follows the attention in "
-                    f"{self.call.path}"
-                )
-            call = later[0]
-
-        seen_heads = self.operations[0][2] if self.operations else 0
-        n_heads = self.layout.n_heads or seen_heads
-        width = 0 if call.value is None else call.value.shape[-1]
-        if not n_heads or width % n_heads:
-            return f"{width} columns do not divide into {n_heads} heads; pass Layout(n_heads=...)"
-        return Place(call.path, "in", width, heads=n_heads)
+    @property
+    def _attention_half(self) -> Call | None:
+        """The call whose output is what attention adds or, where it is not known what the block
+        adds, that of the module which runs the attention."""
+        if self.halves.attention is not None:
+            return self.halves.attention.call
+        if self.residual is not None or self._attention is None:
+            return None
+        if not all(self._attention in operation.inside for operation in self.operations):
+            return None
+        for call in self.inner:
+            if call.path == self._attention and shaped_like(call.output, self.call.output):
+                return call
+        return None
 
     @property
     def _heads_path(self) -> str | None:
-        return self._heads.path if isinstance(self._heads, Place) else None
+        return None if self.heads is None else self.heads.path
 
-    def _find_neurons(self) -> Place | str:
-        if self.layout.neurons is not None:
-            return inward(self._named(self.layout.neurons))
-        experts = self._experts()
-        if experts is not None:
-            return (
-                f"a mixture of experts ({self.call.path}.{experts}): "
-                "its neurons are not the input of one projection"
-            )
-
-        # Where the block itself runs the attention operation, no path shows which projections are
-        # the attention's. Those before the operation are its queries, keys and values.
-        attention_time = 0
-        if self.operations and self._attention is None:
-            attention_time = self.operations[0][0]
-        candidates: list[Call] = []
-        for call in self._projections:
-            of_attention = self._of_attention(call.path) or call.path == self._heads_path
-            if call.start > attention_time and not of_attention:
-                candidates.append(call)
-        if not candidates:
-            return (
-                f"no projection back to the model width outside the attention in {self.call.path}"
-            )
-        return inward(candidates[-1])
+    @cached_property
+    def _n_heads(self) -> int:
+        """How many heads the attention operations show; 0 where they do not agree."""
+        if self.layout.n_heads:
+            return self.layout.n_heads
+        value = self.call.value
+        if value is None or value.ndim != 3:
+            counts: set[int] = set()
+        else:
+            counts = {operation.maps // value.shape[0] for operation in self.operations}
+        return counts.pop() if len(counts) == 1 else 0
 
     def _experts(self) -> str | None:
         """The name of the experts, if there are any: one fused weight of three axes, or a list of
         MLPs."""
         block = self.module.get_submodule(self.call.path)
-        for name, parameter in block.named_parameters():
-            if parameter.ndim == 3:
-                return name
         for name, part in block.named_modules():
             if isinstance(part, nn.ModuleList) and len(part) > 1 and has_projection(part):
                 return name
+            if isinstance(part, _CONVOLUTIONS):
+                continue
+            for parameter in part.parameters(recurse=False):
+                if parameter.ndim == 3 and min(parameter.shape) > 1:
+                    return name
         return None
 
-    def _find_additions(self, neurons: Place | str) -> tuple[Place | str, Place | str, bool]:
-        """What attention and MLP add to the residual stream, and whether they run in parallel.
+    @property
+    def is_additive(self) -> bool:
+        """Whether the block adds what its attention and its MLP give, and nothing else."""
+        residual, halves = self.residual, self.halves
+        if residual is None or residual.norms or residual.whole != 1 or self.gap:
+            return False
+        return halves.attention is not None and len(residual.terms) == 1 + len(halves.mlp)
 
-        They are the outputs of two modules that satisfy the residual law: of all such pairs, the
-        outermost and latest one.
-        """
-        heads = self._heads
-        attns = self._candidates(heads, self.layout.attn_out)
-        mlps = self._candidates(neurons, self.layout.mlp_out)
-        if isinstance(heads, Place):
-            attns = [call for call in attns if self._may_be_attn_out(call)]
-            mlps = [call for call in mlps if self._may_be_mlp_out(call)]
+    def places(self) -> dict[str, Place | str]:
+        """The place of each point, or the reason why it is refused."""
+        if self.refusal:
+            return dict.fromkeys(BLOCK_POINTS, self.refusal)
+        pre = Place(self.call.path, "in", self._width)
+        return {
+            "resid_pre": self.gap or pre,
+            "heads": self._heads_place(),
+            "attn_out": self._attn_out(),
+            "mixer_out": self._mixer_out(),
+            "resid_mid": self._resid_mid(pre),
+            "neurons": inward(self.neurons) if self.neurons else self._why_no_neurons(),
+            "mlp_out": self._mlp_out(),
+            "block_out": Place(self.call.path, "out", self._width, heads=1, beyond=pre),
+            "resid_post": outward(self.call),
+        }
 
-        # Calls are listed in the order in which they end, so the outermost and latest come last.
-        for attn, mlp in product(reversed(attns), reversed(mlps)):
-            pre = self._rows(self.call.value)
-            post = self._rows(self.call.output)
-            attn_added = self._rows(attn.output)
-            mlp_added = self._rows(mlp.output)
-            total = pre + attn_added + mlp_added
-            if close(total, post, pre, attn_added, mlp_added):
-                parallel = not self._reads_mid(pre, attn_added)
-                return outward(attn), outward(mlp), parallel
+    def _heads_place(self) -> Place | str:
+        if self.heads is None:
+            return self._why_no_heads()
+        assert self.heads.value is not None
+        width = self.heads.value.shape[-1]
+        if not self._n_heads or width % self._n_heads:
+            return (
+                f"{width} columns do not divide into {self._n_heads} heads; "
+                "pass Layout(n_heads=...)"
+            )
+        return Place(self.heads.path, "in", width, heads=self._n_heads)
 
-        reason = (
-            f"no module output of {self.call.path} is what is added to the residual "
-            "(resid_pre + attn_out + mlp_out is not resid_post)"
+    def _why_no_heads(self) -> str:
+        where = self.call.path
+        if not self._n_heads:
+            return (
+                f"{len(self.operations)} attention operations seen in {where}, expected 1 "
+                "(attention kernels that torch cannot see need a Layout)"
+            )
+        if self._attention_half is None:
+            return f"attention runs in {where}, but {self._why_no_term()}"
+        return (
+            f"no projection back to the model width in {where} holds all that attention adds: "
+            "with its input at zero, something is left"
         )
-        return reason, reason, False
 
-    def _reads_mid(self, pre: Tensor, attn_added: Tensor) -> bool:
-        """Whether some module reads the residual stream between attention and MLP."""
+    def _why_no_neurons(self) -> str:
+        where = self.call.path
+        experts = self._experts()
+        if experts is not None:
+            return (
+                f"a mixture of experts ({where}.{experts}): "
+                "its neurons are not the input of one projection"
+            )
+        if self.residual is not None and not self.halves.mlp:
+            return self.halves.unknown or f"{where} has no MLP: nothing else is added"
+        return (
+            f"no projection back to the model width outside the attention in {where} holds all "
+            "that the MLP adds: with its input at zero, something is left"
+        )
+
+    def _why_no_term(self) -> str:
+        if self.residual is None:
+            return (
+                f"no module output of {self.call.path} is what is added to the residual "
+                "(resid_pre + attn_out + mlp_out is not resid_post)"
+            )
+        return self.halves.unknown
+
+    def _attn_out(self) -> Place | str:
+        if self.halves.attention is not None:
+            return _added(self.halves.attention)
+        return self._why_no_term() or f"{self.call.path} has no attention that torch can see"
+
+    def _mixer_out(self) -> Place | str:
+        if self.halves.mixer is not None:
+            return _added(self.halves.mixer)
+        return self._why_no_term() or f"{self.call.path} has no mixer other than attention"
+
+    def _mlp_out(self) -> Place | str:
+        if not self.halves.mlp:
+            return self._why_no_term() or f"{self.call.path} has no MLP: nothing else is added"
+        return _sum_of(self.halves.mlp, None)
+
+    def _resid_mid(self, pre: Place) -> Place | str:
+        mixing = [term for term in (self.halves.attention, self.halves.mixer) if term is not None]
+        if not mixing or not self.halves.mlp:
+            return self._why_no_term() or f"{self.call.path} has one half: nothing is between"
+        assert self.residual is not None
+        if self.residual.norms:
+            return outward(self.residual.norms[0])
+        halves = sorted((mixing, list(self.halves.mlp)), key=lambda terms: terms[0].call.end)
+        first, second = halves
+        if not self.halves.sequential and not self._reads(first):
+            return "attention and MLP run in parallel: there is no residual between them"
+        if first[-1].call.end > second[0].call.end:
+            return "what the two halves add is computed in turns: nothing is between"
+        return _sum_of(first, pre)
+
+    def _reads(self, terms: Sequence[Term]) -> bool:
+        """Whether some module reads the stream to which these terms have been added."""
+        assert self.call.value is not None
+        parts = [self.call.value.reshape(-1)]
+        for term in terms:
+            assert term.call.output is not None
+            parts.append(term.scale * term.call.output.reshape(-1))
+        stream = torch.stack(parts).sum(0)
         for call in self.inner:
-            if not shaped_like(call.value, self.call.output):
-                continue
-            if close(flat(call.value), pre + attn_added, pre, attn_added):
-                return True
+            if shaped_like(call.value, self.call.value):
+                assert call.value is not None
+                if close(call.value.reshape(-1), stream, *parts):
+                    return True
         return False
 
-    def _candidates(self, projection: Place | str, named: str | None) -> list[Call]:
-        """Module outputs of the stream's shape, from the end of the projection onwards."""
-        if named is not None:
-            return [self._named(named)]
-        projection_end = 0
-        if isinstance(projection, Place):
-            ends = [call.end for call in self.inner if call.path == projection.path]
-            projection_end = ends[0] if ends else 0
-        return [call for call in self._stream_outputs if call.end >= projection_end]
 
-    def _may_be_attn_out(self, call: Call) -> bool:
-        if self.layout.attn_out or self._of_attention(call.path):
-            return True
-        # A norm or dropout may come between the attention and the sum.
-        return not self._has_other_weights(call)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-    def _may_be_mlp_out(self, call: Call) -> bool:
-        return not self._of_attention(call.path) and call.path != self._heads_path
 
-    def _has_other_weights(self, call: Call) -> bool:
-        """Whether a module multiplies by a matrix and is not the attention's out-projection."""
-        if call.path == self._heads_path:
-            return False
-        parameters = self.module.get_submodule(call.path).parameters()
-        return any(parameter.ndim > 1 for parameter in parameters)
+def _added(term: Term) -> Place:
+    """What a term adds to the stream."""
+    place = outward(term.call)
+    return place if term.scale == 1 else replace(place, scale=term.scale)
+
+
+def _sum_of(terms: Sequence[Term], start: Place | None) -> Place:
+    """The sum of what terms add, on top of another place."""
+    total = start
+    for term in terms:
+        total = replace(_added(term), onto=total)
+    assert total is not None
+    return total

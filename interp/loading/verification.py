@@ -85,3 +85,8 @@ def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
     tolerance = 16 * torch.finfo(right.dtype).eps * magnitude + 1e-12
     differences = (left - right).abs()
     return bool((differences <= tolerance).all())
+
+
+def rounding(value: Tensor) -> float:
+    """Returns by how much a value may differ when it is computed again in another order."""
+    return 64 * torch.finfo(value.dtype).eps * float(value.abs().max())

@@ -64,6 +64,8 @@ class Place:
         onto: a place whose value is added to this one.
         beyond: a place whose value is subtracted from this one: what a block adds to what entered
             it.
+        scale: a factor on the tensor, in models that scale what a module gives before they add it
+            to the residual stream; the value is what they add.
     """
 
     path: str
@@ -72,6 +74,7 @@ class Place:
     heads: int | None = None
     onto: Place | None = None
     beyond: Place | None = None
+    scale: float = 1.0
 
     @property
     def base(self) -> tuple[Place, int] | None:
@@ -89,6 +92,8 @@ class Place:
 
     def __str__(self) -> str:
         here = f"{self.path}:{self.side}"
+        if self.scale != 1:
+            here = f"{self.scale:.4g} * {here}"
         if self.onto is not None:
             return f"{self.onto} + {here}"
         if self.beyond is not None:
@@ -106,6 +111,8 @@ class Anatomy:
         refused: for sites that one might expect but that are missing, the reason.
         modules: raw module paths (`blocks.0.norm:in`) that can be hooked as they are; nothing is
             verified about them.
+        additive: paths of the blocks that add attn_out and mlp_out to the residual stream, and
+            nothing else: resid_post is their sum with resid_pre.
 
     Example:
         >>> anatomy = subject.anatomy
@@ -121,6 +128,7 @@ class Anatomy:
     places: Mapping[Site, Place]
     refused: Mapping[Site, str] = field(default_factory=dict[Site, str])
     modules: Mapping[Site, Place] = field(default_factory=dict[Site, Place])
+    additive: frozenset[str] = frozenset()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -305,7 +313,8 @@ class Anatomy:
             A view of the out-projection's weight, [columns, d_model].
 
         Raises:
-            SiteError: the site is not the input of a projection.
+            SiteError: the site is not the input of a projection, or the projection has no plain
+                weight: an adapter stands beside it, or it is packed or quantized.
 
         Example:
             >>> rows = subject.anatomy.out_weight(subject.module, "blocks.0.neurons")
@@ -317,7 +326,23 @@ class Anatomy:
             raise SiteError(
                 f"{site} is not the input of a projection: only neurons and heads have out-weights"
             )
-        return out_rows(module.get_submodule(place.path))
+        projection = module.get_submodule(place.path)
+        if not _has_plain_weight(projection):
+            raise SiteError(
+                f"{site}: {place.path} ({type(projection).__name__}) has no plain weight (an "
+                "adapter, packed or quantized weights): merge it, or load the model unquantized"
+            )
+        return out_rows(projection)
+
+
+def _has_plain_weight(projection: nn.Module) -> bool:
+    """Whether a layer is a weight matrix and perhaps a bias, and nothing beside them."""
+    own = dict(projection.named_parameters())
+    weight = own.pop("weight", None)
+    own.pop("bias", None)
+    if weight is None or own or any(True for _ in projection.buffers()):
+        return False
+    return weight.ndim == 2 and weight.is_floating_point()
 
 
 def out_rows(projection: nn.Module) -> Float[Tensor, "inputs outputs"]:

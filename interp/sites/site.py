@@ -7,8 +7,10 @@ block, in the order in which data passes them:
     heads       the input of the attention's out-projection: [batch, position, head * d_head];
                 one unit is one head
     attn_out    what the attention adds to the residual stream: [batch, position, d_model]
-    resid_mid   the residual stream between attention and MLP; it does not exist where the two run
-                in parallel
+    mixer_out   what another mixer of positions adds (linear attention, a state space, a
+                convolution), in blocks that have one: [batch, position, d_model]
+    resid_mid   the residual stream between mixer and MLP; it does not exist where the two run in
+                parallel
     neurons     the input of the MLP's out-projection: [batch, position, d_mlp]
     mlp_out     what the MLP adds to the residual stream: [batch, position, d_model]
     block_out   what the block adds to the residual stream, resid_post - resid_pre; all of it is
@@ -27,6 +29,7 @@ BLOCK_POINTS = (
     "resid_pre",
     "heads",
     "attn_out",
+    "mixer_out",
     "resid_mid",
     "neurons",
     "mlp_out",

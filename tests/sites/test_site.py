@@ -28,7 +28,7 @@ def test_transformer_lens_names_round_trip(site: Site):
     if site.stack:
         with pytest.raises(interp.SiteError, match="one stack"):
             _ = site.transformer_lens
-    elif site.point == "block_out":
+    elif site.point in ("block_out", "mixer_out"):
         with pytest.raises(interp.SiteError, match=f"nearest: blocks.{site.block}.hook_resid_post"):
             _ = site.transformer_lens
     else:

@@ -1,0 +1,117 @@
+"""Tells the halves of a block apart: which of the terms that it adds comes from what.
+
+Attention and every other mixer carry information from one position to another; an MLP acts on each
+position by itself. Changing the first position of what enters a block shows which is which. Where
+nothing shows it, the terms have no names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from interp.hooks.call_trace import Attention, Call
+from interp.loading.probes import Probe
+from interp.loading.residual import Residual, Term
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """The terms of a block, by what they come from.
+
+    Attributes:
+        attention: what attention gives.
+        mixer: what another mixer of positions gives.
+        mlp: what the MLP gives: usually one term, two where experts are added beside each other.
+        sequential: whether the second half reads the stream that the first has written to.
+        unknown: why the terms cannot be told apart; empty where they can.
+    """
+
+    attention: Term | None = None
+    mixer: Term | None = None
+    mlp: tuple[Term, ...] = ()
+    sequential: bool = False
+    unknown: str = ""
+
+
+def tell_apart(
+    residuals: Mapping[str, Residual],
+    operations: Mapping[str, Sequence[Attention]],
+    probe: Probe,
+) -> dict[str, Halves]:
+    """Returns the halves of every block, by its path.
+
+    Args:
+        residuals: the sum that each block computes.
+        operations: the attention operations of each block.
+        probe: runs the network again.
+    """
+    parts: dict[str, list[Call]] = {}
+    for path, residual in residuals.items():
+        parts[path] = [term.call for term in residual.terms]
+
+    # Each term by itself: those before it keep the output that they had, so that what they carry
+    # from the first position to others does not reach it.
+    through = probe.reaches(parts, kept=0)
+    reach = dict(through)
+    for kept in range(1, max(map(len, parts.values()), default=0)):
+        reached = probe.reaches(parts, kept)
+        for calls in parts.values():
+            if kept < len(calls):
+                reach[calls[kept]] = reached[calls[kept]]
+
+    kinds: dict[str, Halves] = {}
+    for path, residual in residuals.items():
+        kinds[path] = _kinds(residual.terms, reach, operations.get(path, ()))
+    dependent = probe.depends(_later_terms(kinds))
+
+    halves: dict[str, Halves] = {}
+    for path, kind in kinds.items():
+        # What reads the MLP's own output comes after it (per-layer inputs of Gemma 4).
+        mlp = tuple(term for term in kind.mlp if term.call not in dependent)
+        sequential = any(through[term.call] > reach[term.call] for term in residuals[path].terms)
+        halves[path] = replace(kind, mlp=mlp, sequential=sequential)
+    return halves
+
+
+def _kinds(
+    terms: Sequence[Term], reach: Mapping[Call, int], operations: Sequence[Attention]
+) -> Halves:
+    """The terms by kind; `mlp` holds all that act on each position by itself."""
+    mixing = [term for term in terms if reach[term.call] > 0]
+    attentions = _with_attention(mixing, operations)
+    if len(attentions) > 1:
+        return Halves(unknown="several of its terms come from attention")
+    # An MLP may look a few positions back too (RWKV shifts its input by one, Inkling puts a short
+    # convolution behind it), but its mixer then looks farther.
+    farthest = max((reach[term.call] for term in mixing), default=0)
+    mixers = [term for term in mixing if term not in attentions and reach[term.call] == farthest]
+    if len(mixers) > 1:
+        return Halves(unknown="several of its terms carry information between positions")
+    mixing = attentions + mixers
+    mlp = tuple(term for term in terms if term not in mixing)
+    if not mixing and len(mlp) > 1:
+        return Halves(unknown="none of its terms carries information between positions")
+    return Halves(
+        attention=attentions[0] if attentions else None,
+        mixer=mixers[0] if mixers else None,
+        mlp=mlp,
+    )
+
+
+def _with_attention(mixing: Sequence[Term], operations: Sequence[Attention]) -> list[Term]:
+    """The terms that an attention operation belongs to: of each, the first that ends after it."""
+    found: list[Term] = []
+    for operation in operations:
+        after = [term for term in mixing if term.call.end > operation.time]
+        if after and after[0] not in found:
+            found.append(after[0])
+    return found
+
+
+def _later_terms(kinds: Mapping[str, Halves]) -> list[tuple[Call, Call]]:
+    """Pairs of the first term of each MLP and the others."""
+    pairs: list[tuple[Call, Call]] = []
+    for kind in kinds.values():
+        pairs += [(kind.mlp[0].call, term.call) for term in kind.mlp[1:]]
+    return pairs

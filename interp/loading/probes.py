@@ -1,0 +1,161 @@
+"""Runs a network again with small changes, all blocks at once, to see what depends on what.
+
+In every probe each block gives the output that it gave in the first forward. So what is changed
+inside one block is not seen by the others, and one forward tells about all blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.call_trace import Call
+from interp.hooks.hooks import Clock, Visit, tapped
+from interp.hooks.modes import dropout_off
+from interp.loading.verification import rounding
+from interp.sites.anatomy import Anatomy, Place
+from interp.sites.site import Site
+
+_NOISE = 3.0  # standard deviations of the stream that are added to its first position
+
+
+@dataclass(frozen=True)
+class _Hooked:
+    module: nn.Module
+    anatomy: Anatomy
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """The network, and how one forward over a few tokens is run.
+
+    Attributes:
+        module: the network.
+        run: does the forward.
+        stacks: for each stack, the paths of its blocks.
+        blocks: the call of every block in the first forward.
+    """
+
+    module: nn.Module
+    run: Callable[[], object]
+    stacks: Mapping[str, tuple[str, ...]]
+    blocks: Sequence[Call]
+
+    def reaches(self, parts: Mapping[str, Sequence[Call]], kept: int) -> dict[Call, int]:
+        """Returns how far the first position of each block's input reaches in some of its parts.
+
+        Args:
+            parts: for each block, by its path, calls inside it in the order in which they ended.
+            kept: how many of each block's calls, from the first, keep their first output, so that
+                what they would pass on does not reach the calls after them.
+
+        Returns:
+            For each call, the last position of its output that changed; 0 if only the first did, or
+            none.
+        """
+        visits: dict[Site, Visit] = {}
+        reached: dict[Call, int] = {}
+        for block in self.blocks:
+            visits[_site(block, "in")] = _with_noise
+            for number, call in enumerate(parts.get(block.path, ())):
+                keeps = number < kept
+                visits[_site(call, "out")] = _noting_reach(call, reached, keeps=keeps)
+        self._rerun(visits)
+        return reached
+
+    def depends(self, pairs: Iterable[tuple[Call, Call]]) -> set[Call]:
+        """Returns those second calls of pairs within a block whose output depends on the first."""
+        visits: dict[Site, Visit] = {}
+        changed: dict[Call, bool] = {}
+        for first, second in pairs:
+            visits[_site(first, "out")] = lambda value, _: value + value.std()
+            visits[_site(second, "out")] = _noting_change(second, changed)
+        if visits:
+            self._rerun(visits)
+        return {call for call, has_changed in changed.items() if has_changed}
+
+    def without(self, zeroed: Iterable[Call], watched: Iterable[Call]) -> dict[Call, Tensor]:
+        """Returns the outputs of some calls while the inputs of others are zero.
+
+        The watched calls pass on their first output, so that each sees only what is zeroed inside
+        it.
+        """
+        visits: dict[Site, Visit] = {}
+        outputs: dict[Call, Tensor] = {}
+        for call in watched:
+            visits[_site(call, "out")] = _keeping(call, outputs)
+        for call in zeroed:
+            visits[_site(call, "in")] = lambda value, _: torch.zeros_like(value)
+        self._rerun(visits)
+        return outputs
+
+    def _rerun(self, visits: dict[Site, Visit]) -> None:
+        for block in self.blocks:
+            visits[_site(block, "out")] = _first_output(block)
+        places = {site: _place(site) for site in visits}
+        hooked = _Hooked(self.module, Anatomy(self.stacks, {}, {}, places))
+        with torch.no_grad(), dropout_off(self.module), tapped(hooked, visits):
+            self.run()
+
+
+def _site(call: Call, side: str) -> Site:
+    return Site(f"{call.path}:{side}")
+
+
+def _place(site: Site) -> Place:
+    path, _, side = site.point.rpartition(":")
+    return Place(path, side, width=0)  # no units are chosen here, so that no width is needed
+
+
+def _first_output(call: Call) -> Visit:
+    def restore(value: Tensor, _: Clock) -> Tensor:
+        return _recorded(call, value)
+
+    return restore
+
+
+def _recorded(call: Call, value: Tensor) -> Tensor:
+    assert call.output is not None
+    # A clone, because the model may write into what a hook returns.
+    return call.output.reshape(value.shape).clone()
+
+
+def _with_noise(value: Tensor, _: Clock) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(value[:, 0].shape, generator=generator)
+    changed = value.clone()
+    changed[:, 0] += _NOISE * value.float().std().to(value) * noise.to(value)
+    return changed
+
+
+def _noting_reach(call: Call, reached: dict[Call, int], *, keeps: bool) -> Visit:
+    def note(value: Tensor, _: Clock) -> Tensor | None:
+        clean = _recorded(call, value)
+        by_position = _changes(value, clean).any(0).nonzero()[:, 0]
+        reached[call] = int(by_position.max()) if len(by_position) else 0
+        return clean if keeps else None
+
+    return note
+
+
+def _noting_change(call: Call, changed: dict[Call, bool]) -> Visit:
+    def note(value: Tensor, _: Clock) -> None:
+        changed[call] = bool(_changes(value, _recorded(call, value)).any())
+
+    return note
+
+
+def _changes(value: Tensor, clean: Tensor) -> Tensor:
+    """Which positions, [batch, position], differ by more than rounding."""
+    return (value - clean).abs().amax(-1) > rounding(clean)
+
+
+def _keeping(call: Call, outputs: dict[Call, Tensor]) -> Visit:
+    def keep(value: Tensor, _: Clock) -> Tensor:
+        outputs[call] = value.clone()
+        return _recorded(call, value)
+
+    return keep

@@ -1,0 +1,186 @@
+"""Linear maps back to the residual stream: the modules whose input holds units.
+
+Zeroing a unit means removing its row of the weight. So a module counts as a projection only if its
+output is the sum of what its inputs give one by one, in every position by itself. Most are plain
+linear layers, whose weight shows it. Of others (packed or quantized weights, a linear layer with a
+low-rank branch beside it) it is found out by running them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.call_trace import Call
+from interp.loading.probes import Probe
+from interp.loading.verification import close, is_projection, rounding, same, shaped_like
+
+
+def projections(module: nn.Module, stream: Tensor | None, inner: Sequence[Call]) -> list[Call]:
+    """Returns the calls of plain linear layers with an output of the shape of the stream.
+
+    Args:
+        module: the network.
+        stream: the value of a residual stream.
+        inner: calls, in the order in which they ended.
+    """
+    found: list[Call] = []
+    for call in inner:
+        to_stream = shaped_like(call.output, stream)
+        if to_stream and is_projection(module.get_submodule(call.path), call):
+            found.append(call)
+    return found
+
+
+def is_linear(module: nn.Module, call: Call) -> bool:
+    """Returns whether a module obeys the laws of a projection when it is run, whatever it is made
+    of.
+
+    - superposition: its output is the sum of those for two halves of its input's columns, minus
+      that for zeros;
+    - each position by itself: what a position gives does not change when others are zeroed;
+    - it mixes columns: a norm's or a scale's own weight is not a projection.
+    """
+    value, output = call.value, call.output
+    if value is None or output is None or value.shape[:-1] != output.shape[:-1]:
+        return False
+    if not any(True for _ in module.parameters()) and not any(True for _ in module.buffers()):
+        return False
+    columns = torch.arange(value.shape[-1], device=value.device) % 2 == 0
+    rows = torch.arange(value.shape[-2], device=value.device)[:, None] % 2 == 0
+    try:
+        constant = module(torch.zeros_like(value))
+        even = module(value * columns)
+        odd = module(value * ~columns)
+        some_rows = module(value * rows)
+    except Exception:  # noqa: BLE001 - a module that needs more than this input may fail in any way
+        return False
+    parts = (constant, even, odd, some_rows)
+    if not all(isinstance(part, Tensor) and part.shape == output.shape for part in parts):
+        return False
+
+    size = output.abs() + even.abs() + odd.abs() + constant.abs()
+    size = size.amax(-1, keepdim=True).expand_as(output)
+    superposed = close(even + odd - constant, output, size)
+    alone = close(some_rows, torch.where(rows, output, constant), size)
+    mixes = value.shape[-1] != output.shape[-1] or bool(((even - constant) * ~columns).any())
+    return superposed and alone and mixes
+
+
+def outermost(module: nn.Module, call: Call, inner: Sequence[Call]) -> Call:
+    """Returns the outermost module around a projection that has the same input and is linear too.
+
+    It is the module that an adapter put in the projection's place. Its input is what all its
+    branches read, also those that add nothing as yet.
+    """
+    by_path = {other.path: other for other in inner}
+    while True:
+        parent = by_path.get(call.path.rpartition(".")[0])
+        if parent is None or not same(parent.value, call.value):
+            return call
+        if not is_linear(module.get_submodule(parent.path), parent):
+            return call
+        call = parent
+
+
+@dataclass(eq=False)
+class Search:
+    """The search for the projection whose input holds the units of one half of a block.
+
+    Attributes:
+        half: the call whose output must not depend on anything once that input is zero.
+        inner: the calls inside the block.
+        candidates: projections to try, the likeliest first.
+        after: the time after which the projection runs: the values that attention reads are made by
+            a projection too, and without them it adds nothing either.
+        total: for a shared expert, the terms of the MLP, to which it adds its output beside other
+            experts; empty for a half that has one projection.
+        found: the call of the projection.
+    """
+
+    half: Call
+    inner: Sequence[Call]
+    candidates: list[Call]
+    after: int = 0
+    total: tuple[Call, ...] = ()
+    found: Call | None = None
+
+
+def find_projections(module: nn.Module, probe: Probe, searches: Sequence[Search]) -> None:
+    """Sets `found` of every search whose law some projection satisfies.
+
+    The law: with the projection's input at zero, the half adds the same to every position. So the
+    units at that input are all that the half has, and none of its inputs goes around them.
+
+    Args:
+        module: the network.
+        probe: runs it again.
+        searches: at most one for each block.
+    """
+    _try_in_turn(probe, searches)
+    # Only where no plain linear layer does: finding the others means running every module.
+    missing = [search for search in searches if search.found is None]
+    for search in missing:
+        tried = {call.path for call in search.candidates}
+        search.candidates = [
+            call
+            for call in reversed(search.inner)
+            if call.path not in tried
+            and search.after < call.start
+            and call.end <= search.half.end
+            and is_linear(module.get_submodule(call.path), call)
+        ]
+    _try_in_turn(probe, missing)
+    for search in searches:
+        if search.found is not None:
+            search.found = outermost(module, search.found, search.inner)
+
+
+def _try_in_turn(probe: Probe, searches: Sequence[Search]) -> None:
+    """Tries the first candidate of every search in one forward, then the second, and so on."""
+    most = max((len(search.candidates) for search in searches), default=0)
+    for number in range(most):
+        tried: dict[Search, Call] = {}
+        for search in searches:
+            if search.found is None and number < len(search.candidates):
+                tried[search] = search.candidates[number]
+        if not tried:
+            return
+        outputs = probe.without(tried.values(), [search.half for search in tried])
+        alone = [search for search in tried if _is_constant(outputs[search.half], search.half)]
+        shared = {search: tried[search] for search in alone if search.total}
+        watched = [call for search in shared for call in search.total]
+        totals = probe.without(shared.values(), watched) if shared else {}
+        for search in alone:
+            if _is_added(search, totals):
+                search.found = tried[search]
+
+
+def _is_constant(output: Tensor, call: Call) -> bool:
+    """Whether an output is the same at all positions, unlike that of the first forward."""
+    assert call.output is not None
+    rows = output.reshape(-1, output.shape[-1])
+    before = call.output.reshape(rows.shape)
+    tolerance = rounding(before)
+    is_constant = bool(((rows - rows[:1]).abs() <= tolerance).all())
+    return is_constant and bool(((before - before[:1]).abs() > tolerance).any())
+
+
+def _is_added(search: Search, totals: Mapping[Call, Tensor]) -> bool:
+    """Whether what the MLP adds changed by a multiple, at each position, of the half's output."""
+    if not search.total or search.half in search.total:
+        return True
+    assert search.half.output is not None
+    own = search.half.output.reshape(-1, search.half.output.shape[-1]).float()
+    change = torch.zeros_like(own)
+    size = 0.0
+    for call in search.total:
+        assert call.output is not None
+        change += (call.output.reshape(own.shape) - totals[call].reshape(own.shape)).float()
+        size = max(size, rounding(call.output))
+    factors = (change * own).sum(-1, keepdim=True) / own.square().sum(-1, keepdim=True)
+    is_multiple = bool(((change - factors * own).abs() <= size).all())
+    return is_multiple and bool((change.abs() > size).any())

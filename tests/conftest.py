@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import pytest
-import tiny
+from architectures import ALL
 
 import interp
 
 
-@pytest.fixture(params=tiny.ALL)
+@pytest.fixture(params=ALL)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def subject(name: str) -> interp.Subject:
+    import tiny
+
     return tiny.subject(name)
 
 
 @pytest.fixture
 def llama() -> interp.Subject:
+    import tiny
+
     return tiny.subject("llama")

@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 import pytest
-import tiny
+from architectures import ALL
 
 import interp
 
+# The files that take longest, by their time. A file stays with one worker, so these go first: a
+# worker that began one of them last would end a minute after the others. pytest-xdist's own order,
+# by the number of tests, puts those with few long tests last.
+LONGEST = (
+    "test_reason_to_rote",
+    "test_iar_memorization",
+    "test_cli_images",
+    "test_localization_benchmarks",
+    "test_committed_results",
+    "test_sweeping",
+    "test_processes",
+    "test_fit",
+    "test_registry",
+    "test_cli",
+    "test_adding",
+    "test_windows",
+    "test_real_model",
+    "test_checkpoints",
+    "test_known_answers",
+    "test_extraction_drop",
+)
 
-@pytest.fixture(params=tiny.ALL)
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(params=ALL)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def subject(name: str) -> interp.Subject:
+    import tiny
+
     return tiny.subject(name)
 
 
 @pytest.fixture
 def llama() -> interp.Subject:
+    import tiny
+
     return tiny.subject("llama")

@@ -14,7 +14,7 @@ import torch
 import interp
 from interp.memorization.extraction import scan
 
-PREFIX, LENGTH, WINDOWS = 16, 16, 32
+PREFIX, LENGTH, WINDOWS = 16, 16, 16
 LOREM = """
 "" Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore magna aliqua. Ut
 enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo consequat. Duis aute irure dolor in
@@ -60,7 +60,7 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
         for at in range(0, len(text) - PREFIX - LENGTH + 1, LENGTH)
     ]
     frame = scan(
-        smollm2, windows[: 2 * WINDOWS : 2], PREFIX, LENGTH, batch_size=30, decode_from=0.9
+        smollm2, windows[: 4 * WINDOWS : 4], PREFIX, LENGTH, batch_size=15, decode_from=0.9
     )
     tokens = torch.tensor(frame["tokens"].tolist())
     prompts, truth = tokens[:, :PREFIX], tokens[:, PREFIX:]
@@ -68,4 +68,4 @@ def test_verdicts_on_real_windows_are_those_of_generate(smollm2, monkeypatch):
     assert len(frame) == WINDOWS
     assert frame["exact"].tolist() == same.all(1).tolist()
     assert frame["matched"].tolist() == same.cumprod(1).sum(1).tolist()
-    assert 10 <= frame["exact"].sum() <= WINDOWS - 10
+    assert 5 <= frame["exact"].sum() <= WINDOWS - 5

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import architectures
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
@@ -72,8 +73,9 @@ _HUGGING_FACE: dict[str, Callable[[], nn.Module]] = {
     "phi": lambda: PhiForCausalLM(PhiConfig(**_DEEP, intermediate_size=NEURONS)),
     "bloom": lambda: BloomForCausalLM(BloomConfig(**_WIDE, n_layer=BLOCKS, n_head=HEADS)),
 }
-HUGGING_FACE = tuple(_HUGGING_FACE)
-ALL = (*HUGGING_FACE, "policy")
+HUGGING_FACE = architectures.HUGGING_FACE
+ALL = architectures.ALL
+assert tuple(_HUGGING_FACE) == HUGGING_FACE
 PARALLEL = ("neox", "phi")
 IMAGE, CLASSES, SIDES, GRID = ("var", "rar"), 5, (1, 2, 3), 4
 

@@ -64,7 +64,7 @@ def share_a_token(a: pd.DataFrame, b: pd.DataFrame) -> bool:
 
 @ENOUGH
 @given(scans())
-def test_no_unit_is_judged_on_what_it_was_scored_on(frame):
+def test_no_unit_is_judged_on_what_it_was_scored_on_and_held_out_windows_are_of_neither(frame):
     halves = halved(frame)
     scored, judged = halves.scored[0], halves.judged[0]
     assert len(scored)
@@ -72,25 +72,23 @@ def test_no_unit_is_judged_on_what_it_was_scored_on(frame):
     assert not share_a_token(scored, judged)
     if frame[frame["exact"]]["text"].nunique() > 1:
         assert not set(scored["text"]) & set(judged["text"])
+    check_controls(halves)
+    check_held_out(halves, frame)
 
 
-@ENOUGH
-@given(scans())
-def test_each_half_has_a_control_for_each_window_and_no_window_stands_twice(frame):
-    halves = halved(frame)
+def check_controls(halves: Halves) -> None:
+    """Each half has a control for each window, and no window stands twice."""
+    for memorized, control in (halves.scored, halves.judged):
+        assert len(memorized) == len(control)
+        assert memorized["exact"].all()
+        assert not control["exact"].any()
     parts = [*halves.scored, *halves.judged]
-    assert [
-        len(memorized) == len(control) for memorized, control in (halves.scored, halves.judged)
-    ] == [True, True]
-    assert all(m["exact"].all() and not c["exact"].any() for m, c in (halves.scored, halves.judged))
     every = [tuple(tokens) for part in parts for tokens in part["tokens"]]
     assert len(every) == len(set(every))
 
 
-@ENOUGH
-@given(scans())
-def test_held_out_windows_share_no_token_with_either_half_nor_with_any_extracted_window(frame):
-    halves = halved(frame)
+def check_held_out(halves: Halves, frame: pd.DataFrame) -> None:
+    """Held-out windows share no token with either half, nor with any extracted window."""
     assert 0 < len(halves.held_out) <= 64
     for part in (*halves.scored, *halves.judged, frame[frame["exact"]]):
         assert not share_a_token(halves.held_out, part)

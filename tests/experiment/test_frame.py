@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 import toy
+from drawing import undrawn
 from forks import fork
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +67,13 @@ def module(root) -> Any:
     sys.modules["toy_experiment"] = loaded
     spec.loader.exec_module(loaded)
     return loaded
+
+
+@pytest.fixture(autouse=True)
+def nothing_drawn():
+    """Nothing here looks at a figure's file: committed results are drawn in a test of their own."""
+    with undrawn():
+        yield
 
 
 def interp_in(root: Path, *arguments: str) -> tuple[int, str, str]:

@@ -11,16 +11,18 @@ import pytest
 
 from experiments.planted_leak import EXPERIMENT
 from experiments.planted_leak.build import tables_of
-from experiments.planted_leak.checks import _relative_rise
+from experiments.planted_leak.checks import _relative_rise, checks
 from experiments.planted_leak.presets import Preset
 from experiments.planted_leak.tables import over_seeds
 from interp.cli.demo import Recipe
+from interp.experiment.checks import claims
 from interp.experiment.claims import Claim
 from interp.mitigation.report import DropReport, EqualDamage
 from interp.reporting.stats import Interval, student_interval
 
 RECIPE = Recipe(fraction=0.1, fractions=(0.1, 0.2))
 SEEDS = 4
+PRESET = Preset(SEEDS, RECIPE)
 SHARES = {
     ("record", "accuracy"): 0.95,
     ("twin", "accuracy"): 0.3,
@@ -108,9 +110,14 @@ def verdicts(
     reached: bool = True,
 ) -> dict[str, Claim]:
     made = tables(DROPS | (changes or {}), SHARES | (shares or {}), advantage, reached=reached)
-    results = EXPERIMENT.judge(Preset(SEEDS, RECIPE), range(SEEDS), made)
+    found = claims(checks(PRESET), made, range(SEEDS))
+    return {claim.id: claim for claim in found if ", seed" not in claim.id}
+
+
+def test_a_run_is_judged_by_these_checks_and_has_its_figures():
+    results = EXPERIMENT.judge(PRESET, range(SEEDS), tables(DROPS, SHARES))
     assert set(results.figures) == {"drop", "verdicts"}
-    return {claim.id: claim for claim in results.claims if ", seed" not in claim.id}
+    assert {claim.id: claim for claim in results.claims if ", seed" not in claim.id} == verdicts()
 
 
 def test_over_seeds_is_students_interval_of_the_runs_estimates():

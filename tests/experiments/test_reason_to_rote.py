@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from notebook import run_notebook
 
 import interp
-from experiments.reason_to_rote import EXPERIMENT, sweep
+from experiments.reason_to_rote import EXPERIMENT, decoding, sweep
 from experiments.reason_to_rote.checks import checks
 from experiments.reason_to_rote.distributed import exchange_positions, participation
 from experiments.reason_to_rote.erasing import donors
@@ -38,6 +39,7 @@ from experiments.reason_to_rote.tasks import (
     task,
     train_or_load,
 )
+from interp.analysis.probes import probe
 from interp.experiment.checks import claims, verdicts
 from interp.experiment.claims import NOT_TESTABLE
 from interp.interventions.kinds import Patch
@@ -53,7 +55,17 @@ SMOKE = replace(
     clean=300,
     items=60,
     circuit_items=12,
+    without_noise=replace(PRESETS["smoke"].without_noise, steps=250, decay=125),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief_probes():
+    """Probes with a strong penalty. Fitting the others, of which there are hundreds, takes a
+    multiple of the steps; what a probe is has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "probe", functools.partial(probe, strength=100.0))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +354,7 @@ def test_training_without_noise_shows_the_right_labels_only():
 
 def test_the_sweep_changes_one_thing_at_a_time(tmp_path):
     settings = sweep.EXPERIMENT.presets["smoke"]
-    training = replace(settings.FDA.training, steps=60, decay=20, evaluate_every=30)
+    training = replace(settings.FDA.training, steps=20, decay=10, evaluate_every=10)
     brief = replace(
         settings, FDA=replace(settings.FDA, training=training), changes=("as in small", "10% noise")
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.files import count_in_words, find_files
+from interp.subject.batch import check_text
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".ndjson", ".json")
 
@@ -230,10 +231,7 @@ def _text(item: Any, place: str, shown: str) -> str:
             f'{place}: expected a JSON object with a string "text", got {shown[:40]!r}{fields}'
         )
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{place}: character {error.start} of the text is {text[error.start]!r}, half of a "
-            "surrogate pair, which is not text: write both halves, or U+FFFD"
-        ) from error
+        check_text(text)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     return text

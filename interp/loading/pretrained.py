@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from interp.errors import LoadError, closest
-from interp.files import writable
+from interp.files import replaced_folder
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -80,6 +80,7 @@ def convert(source: str | Path, folder: str | Path, dtype: torch.dtype = torch.f
 
     Raises:
         LoadError: the source cannot be read.
+        OSError: the folder cannot be written, or holds other files.
 
     Example:
         >>> import tempfile
@@ -92,12 +93,10 @@ def convert(source: str | Path, folder: str | Path, dtype: torch.dtype = torch.f
     target = Path(folder)
     if (target / "config.json").exists():
         return target
-    model, tokenizer = read(source, dtype)
-    temporary = writable(target.parent) / f".{target.name}.part"
-    for part in (model, tokenizer):
-        if part is not None:
-            part.save_pretrained(temporary)
-    temporary.replace(target)
+    with replaced_folder(target) as temporary:
+        for part in read(source, dtype):
+            if part is not None:
+                part.save_pretrained(temporary)
     return target
 
 

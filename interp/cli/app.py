@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -447,7 +448,7 @@ def _scanned(
     """
     from interp.cli.pipeline import check_paths, scan_images, scan_texts
     from interp.data.image_files import find_images
-    from interp.data.texts import find_texts
+    from interp.data.texts import read_texts
     from interp.files import writable
     from interp.loading.load import load
     from interp.models.image.checkpoints import is_image_model
@@ -468,14 +469,14 @@ def _scanned(
         _print_note(pictures.note)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
-    # It raises for a bad path now; the files are read only when the scan asks for them.
-    texts = find_texts(sources)
+    # It raises for a bad path now, and reads the files only when the scan asks for them.
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        texts = read_texts(sources)
     subject = load(model, dtype=dtype)
-    _print_note(texts.note)
-    frame = scan_texts(
-        subject, texts.read(), out, prefix or 32, length or 32, stride, batch_size
-    )
-    return subject, frame
+    for note in notes:
+        _print_note(str(note.message))
+    return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, batch_size)
 
 
 def _print_note(note: str) -> None:

@@ -278,15 +278,15 @@ def fine_tune_or_load(
     model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: int, cache: Path, tell: Tell
 ) -> Path:
     """Returns the folder of the fine-tuned model: from the cache, or made now."""
-    path = Path(model)
-    is_converted = (path / "config.json").exists()
-    base = path if is_converted else cache / path.name.removesuffix(".gguf")
-
-    # The name says everything that the model depends on: two models whose files have the same name,
+    # The names say everything that the models depend on: two models whose files have the same name,
     # or two versions of the corpus, must not share an entry.
+    path = Path(model)
     source = _digest(str(path.resolve())) if path.exists() else "packaged"
+    name = f"{path.name.removesuffix('.gguf')}-{source}"
+    is_converted = (path / "config.json").exists()
+    base = path if is_converted else cache / name
     wording = _digest("\n".join(corpus.documents))
-    tuned = cache / f"{base.name}-{source}-{recipe.name}-{wording}-seed{seed}"
+    tuned = cache / f"{name}-{recipe.name}-{wording}-seed{seed}"
     if (tuned / "config.json").exists():
         tell(f"fine-tuned model from {tuned}")
         return tuned

@@ -73,8 +73,8 @@ class ImageFiles:
         if len(file_of_size) != 1:
             sizes = [f"{list(size)} in {file}" for size, file in file_of_size.items()]
             raise ValueError(
-                f"expected images of one [channels, side, side], got {', '.join(sizes) or 'no path'}; "
-                "give side= or channels= to make them alike"
+                "expected images of one [channels, side, side], got "
+                f"{', '.join(sizes) or 'no path'}; give side= or channels= to make them alike"
             )
         return Images.join(list(parts.values()))
 

@@ -216,9 +216,7 @@ def windows(
             stop = start + width
             before = tuple(tokens[max(start - _SHOWN_AROUND, 0) : start])
             after = tuple(tokens[stop : stop + _SHOWN_AROUND])
-            yield Window(
-                number, start, tuple(tokens[start:stop]), before=before, after=after
-            )
+            yield Window(number, start, tuple(tokens[start:stop]), before=before, after=after)
 
 
 def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, overload
@@ -305,10 +304,11 @@ class Subject:
         parts: list[str] = []
         end = 0
         for cut in cuts:
-            # They part where the last letter of the beginning is only a piece.
-            beginning = self.decode(ids[:cut])
-            start, end = end, max(end, len(os.path.commonprefix([beginning, whole])))
-            parts.append(whole[start:end])
+            # The two differ where the beginning ends with a piece of a letter.
+            shared = _shared_letters(self.decode(ids[:cut]), whole)
+            next_end = max(end, shared)
+            parts.append(whole[end:next_end])
+            end = next_end
         return [*parts, whole[end:]]
 
     def intervened(self, *plans: Plan) -> AbstractContextManager[None]:
@@ -348,6 +348,14 @@ class Subject:
             f"{len(self.sites)} sites",
         ]
         return f"Subject({', '.join(parts)})"
+
+
+def _shared_letters(text: str, other: str) -> int:
+    """How many letters two texts have in common at their beginning."""
+    for number, (letter, other_letter) in enumerate(zip(text, other, strict=False)):
+        if letter != other_letter:
+            return number
+    return min(len(text), len(other))
 
 
 def token_losses(

@@ -181,7 +181,10 @@ def encoder_decoder(folder: Path) -> None:
         (unknown_kind, "cannot load.*own"),
         (other_shapes, r"mismatched keys: .*down_proj.*weights and config of two models"),
         (missing_keys, r"missing keys: model\.layers\.3"),
-        (fewer_blocks, r"unused keys: model\.layers\.2.*load it with transformers and pass the model"),
+        (
+            fewer_blocks,
+            r"unused keys: model\.layers\.2.*load it with transformers and pass the model",
+        ),
         (value_head, r"\(1 unused keys: v_head\.summary\.weight\)"),
         (biases_of_attention, r"12 unused keys: model\.layers\.0\.self_attn\.k_proj\.bias"),
         (unapplied_adapter, r"holds an adapter .* not applied"),

@@ -315,18 +315,20 @@ def token_ids(sequence: Iterable[int]) -> list[int]:
 
 
 def _token_id(position: int, token: Any) -> int:
-    is_truth_value = isinstance(token, bool | np.bool_) or getattr(token, "dtype", 0) == torch.bool
     try:
         # Not int(), which would cut off what is behind the point and read digits in a string.
-        whole = None if is_truth_value else operator.index(token)
+        if not _is_truth_value(token):
+            return operator.index(token)
     except TypeError:
-        whole = None
-    if whole is None:
-        raise ValueError(
-            f"token {position} is {token!r}, a {type(token).__name__}: expected token ids, which "
-            "are whole numbers; convert them, or give the text itself"
-        )
-    return whole
+        pass
+    raise ValueError(
+        f"token {position} is {token!r}, a {type(token).__name__}: expected token ids, which "
+        "are whole numbers; convert them, or give the text itself"
+    )
+
+
+def _is_truth_value(token: Any) -> bool:
+    return isinstance(token, bool | np.bool_) or getattr(token, "dtype", None) == torch.bool
 
 
 def check_integer(tokens: Tensor) -> None:

@@ -1,9 +1,12 @@
-"""Files that are either whole or absent: written under a temporary name, then renamed."""
+"""Files and folders that are either whole or absent: written under a temporary name, then renamed.
+And which files a folder holds, with what is left out of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import shutil
+from collections import Counter
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +46,113 @@ def replaced(path: str | Path) -> Generator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: str | Path) -> Generator[Path]:
+    """Gives an empty temporary folder that becomes `path` when the block ends without an error.
+
+    When the block fails, the temporary folder is deleted. What an interrupted process has left
+    behind is never part of the result.
+
+    Args:
+        path: the folder to write; folders above it that do not exist are made.
+
+    Yields:
+        A folder next to it.
+
+    Raises:
+        OSError: the place cannot be written, or `path` exists and is not an empty folder.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from interp.files import replaced_folder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     target = pathlib.Path(folder, "model")
+        ...     with replaced_folder(target) as temporary:
+        ...         _ = (temporary / "weights").write_text("whole")
+        ...     [file.name for file in target.iterdir()]
+        ['weights']
+    """
+    target = Path(path)
+    writable(target.parent)
+    # A folder cannot be renamed to one that holds files: better said now than after the work.
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(
+            f"{target} exists and is not an empty folder: give another folder, or remove it"
+        )
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    # A process that had the same number may have been killed while it wrote.
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """Returns the files of a folder and of the folders inside it, and what is left out of them.
+
+    Args:
+        folder: the folder, which may itself be hidden or a link.
+
+    Returns:
+        The files in the order of their names; and the hidden files and folders (their names begin
+        with a dot), links to folders, and links to nothing. What is in a folder that is left out
+        is not listed.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from interp.files import find_files
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> (folder / ".git").mkdir()
+        >>> for name in (".git/config", "b.txt", "a.txt"):
+        ...     (folder / name).touch()
+        >>> files, left_out = find_files(folder)
+        >>> [file.name for file in files], [file.name for file in left_out]
+        (['a.txt', 'b.txt'], ['.git'])
+    """
+    files: list[Path] = []
+    left_out: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        for name in folders:
+            inside = Path(place, name)
+            if _is_hidden(inside) or inside.is_symlink():
+                left_out.append(inside)
+        # os.walk enters what stays in this list, and never links.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(place, name)
+            is_read = file.is_file() and not _is_hidden(file)
+            (files if is_read else left_out).append(file)
+    return sorted(files), sorted(left_out)
+
+
+def count_in_words(paths: Iterable[Path]) -> str:
+    """Returns how many files there are of each kind, for a message; most frequent first.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from interp.files import count_in_words
+        >>> count_in_words(map(Path, ["a.c", "B.C", ".git", "Makefile"]))
+        '2 .c, 1 hidden, 1 without a suffix'
+    """
+    kinds = Counter(_kind(path) for path in paths)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def _kind(path: Path) -> str:
+    if _is_hidden(path):
+        return "hidden"
+    if path.is_symlink() and not path.is_file():
+        return "linked folder" if path.is_dir() else "broken link"
+    return path.suffix.lower() or "without a suffix"
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
 
 
 def writable(folder: str | Path) -> Path:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -446,6 +447,7 @@ def _scanned(
     Loading a model can take minutes, so options, folder and files are checked first.
     """
     from interp.cli.pipeline import check_paths, scan_images, scan_texts
+    from interp.data.image_files import find_images
     from interp.data.texts import read_texts
     from interp.files import writable
     from interp.loading.load import load
@@ -462,13 +464,26 @@ def _scanned(
     writable(out)
     check_paths(sources, model, images=images)
     if images:
+        pictures = find_images(sources)
         subject = load(model, tokenizer=tokenizer, dtype=dtype)
+        _print_note(pictures.note)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     # It raises for a bad path now, and reads the files only when the scan asks for them.
-    texts = read_texts(sources)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        texts = read_texts(sources)
     subject = load(model, dtype=dtype)
+    for note in notes:
+        _print_note(str(note.message))
     return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, batch_size)
+
+
+def _print_note(note: str) -> None:
+    """Prints what the user should know and did not ask for; on stderr, away from what scripts
+    read."""
+    if note:
+        typer.secho(f"note: {note}", fg="yellow", err=True)
 
 
 def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from interp.data.planted import PlantedCorpus, plant
-from interp.files import replaced, writable
+from interp.files import replaced, replaced_folder, writable
 from interp.interventions.kinds import Zero
 from interp.loading.load import load
 from interp.loading.pretrained import convert
@@ -278,15 +278,15 @@ def fine_tune_or_load(
     model: str | Path, corpus: PlantedCorpus, recipe: Recipe, seed: int, cache: Path, tell: Tell
 ) -> Path:
     """Returns the folder of the fine-tuned model: from the cache, or made now."""
-    path = Path(model)
-    is_converted = (path / "config.json").exists()
-    base = path if is_converted else cache / path.name.removesuffix(".gguf")
-
-    # The name says everything that the model depends on: two models whose files have the same name,
+    # The names say everything that the models depend on: two models whose files have the same name,
     # or two versions of the corpus, must not share an entry.
+    path = Path(model)
     source = _digest(str(path.resolve())) if path.exists() else "packaged"
+    name = f"{path.name.removesuffix('.gguf')}-{source}"
+    is_converted = (path / "config.json").exists()
+    base = path if is_converted else cache / name
     wording = _digest("\n".join(corpus.documents))
-    tuned = cache / f"{base.name}-{source}-{recipe.name}-{wording}-seed{seed}"
+    tuned = cache / f"{name}-{recipe.name}-{wording}-seed{seed}"
     if (tuned / "config.json").exists():
         tell(f"fine-tuned model from {tuned}")
         return tuned
@@ -308,12 +308,11 @@ def fine_tune_or_load(
         clip=recipe.clip,
     )
 
-    # Written under another name first: if it is interrupted, the next run must not mistake half a
-    # model for a whole one.
-    temporary = cache / f".{tuned.name}.part"
-    subject.module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]
-    subject.tokenizer.save_pretrained(temporary)
-    return temporary.rename(tuned)
+    # If it is interrupted, the next run must not mistake half a model for a whole one.
+    with replaced_folder(tuned) as temporary:
+        subject.module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]
+        subject.tokenizer.save_pretrained(temporary)
+    return tuned
 
 
 def _digest(text: str) -> str:
@@ -381,10 +380,11 @@ def _example(
     subject: Subject, scores: UnitScores, records: pd.DataFrame, recipe: Recipe
 ) -> dict[str, str]:
     best = records.sort_values("log_p").iloc[-1]
-    prompt = torch.tensor([list(best["tokens"][: recipe.prefix])])
+    prompt = list(best["tokens"][: recipe.prefix])
 
     def continuation() -> str:
-        return subject.decode(subject.generate(prompt, recipe.length)[0].tolist())
+        generated = subject.generate(torch.tensor([prompt]), recipe.length)[0].tolist()
+        return subject.decode_parts([*prompt, *generated], [len(prompt)])[1]
 
     before = continuation()
     with subject.intervened(Zero(scores.top(recipe.fraction))):

@@ -19,8 +19,9 @@ Model = Annotated[
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        help="Text files, .jsonl files with a `text` field, or folders of them. For image models: "
-        ".npz files with `images` and `labels`, or folders that hold one folder per class."
+        help="Text files, .jsonl, .ndjson or .json files with a `text` field, or folders of them. "
+        "For image models: .npz files with `images` and `labels`, or folders that hold one folder "
+        "per class."
     ),
 ]
 Tokenizer = Annotated[

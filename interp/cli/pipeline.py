@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from interp.data.image_files import SUFFIXES as PICTURES
-from interp.data.image_files import read_images
+from interp.data.image_files import ImageFiles, find_images
 from interp.data.images import Images
 from interp.data.texts import SUFFIXES as TEXTS
 from interp.files import replaced
@@ -84,14 +84,14 @@ def scan_images(
 
     Raises:
         ValueError: the model is not an image model, does not have these classes, or cannot continue
-            after `prefix` tokens; or see `read_images`, which is called with the side and the
+            after `prefix` tokens; or see `read_images`: images are read with the side and the
             channels of the model's tokenizer.
     """
     module = image_model(subject.module)
-    places = [Path(path) for path in paths]
     module.before(prefix)
-    images = read_images(places, module.tokenizer.side, module.tokenizer.channels)
-    _check_classes(images, places, module.classes)
+    found = find_images(paths)
+    images = found.read(module.tokenizer.side, module.tokenizer.channels)
+    _check_classes(images, found, module.classes)
     encoded = module.encode(images.pixels, images.labels, prefix)
     frame = scan(subject, encoded, batch_size=batch_size, folder=out / "shards")
     _write_scan(frame, out)
@@ -140,20 +140,14 @@ def _any_with_suffix(files: Iterable[Path], suffixes: Sequence[str]) -> bool:
     return any(file.suffix.lower() in suffixes for file in files)
 
 
-def _check_classes(images: Images, places: Sequence[Path], classes: int) -> None:
+def _check_classes(images: Images, files: ImageFiles, classes: int) -> None:
     """Raises ValueError for labels outside the model's classes, and for folders whose names do not
     say which class they are."""
     low = int(images.labels.min())
     high = int(images.labels.max())
     if high >= classes:
         raise ValueError(f"labels are {low} to {high}: this model has classes 0 to {classes - 1}")
-    found: set[str] = set()
-    for place in places:
-        if not place.is_dir():
-            continue
-        for folder in place.iterdir():
-            if folder.is_dir() and _any_with_suffix(folder.rglob("*"), PICTURES):
-                found.add(folder.name)
+    found = {file.class_name for file in files.files if file.class_name is not None}
 
     # Names that are not numbers are sorted and numbered, which is right only if all classes are
     # there.

@@ -3,9 +3,11 @@ folder per class."""
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from interp.data.images import Images
 from interp.errors import closest
-from interp.files import replaced
+from interp.files import count_in_words, find_files, replaced
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,11 +28,55 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601-2), as in PIL
 
 
-class _File(NamedTuple):
+class ImageFile(NamedTuple):
     """A picture with the name of its class, or an archive, whose class name is None."""
 
     path: Path
     class_name: str | None
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The image files that some paths name, each of them once.
+
+    Attributes:
+        files: the files, in the order in which they are read.
+        passed_over: files and folders in the named folders that are not read.
+    """
+
+    files: tuple[ImageFile, ...]
+    passed_over: tuple[Path, ...]
+
+    @property
+    def note(self) -> str:
+        """One line about what is passed over; empty if nothing is."""
+        if not self.passed_over:
+            return ""
+        return (
+            f"{len(self.passed_over)} passed over ({count_in_words(self.passed_over)}): of folders "
+            f"only pictures inside class folders are read, which end in {', '.join(SUFFIXES)}"
+        )
+
+    def read(self, side: int | None = None, channels: int | None = None) -> Images:
+        """Returns the images; see `read_images`."""
+        parts: dict[Path, Images] = {}
+        for file, label in zip(self.files, _labels(self.files), strict=True):
+            if file.class_name is None:
+                parts[file.path] = _archive(file.path, side, channels)
+            else:
+                parts[file.path] = _picture(file.path, label, side, channels)
+
+        file_of_size: dict[tuple[int, ...], Path] = {}
+        for file, part in parts.items():
+            size = tuple(part.pixels.shape[1:])
+            file_of_size[size] = file
+        if len(file_of_size) != 1:
+            sizes = [f"{list(size)} in {file}" for size, file in file_of_size.items()]
+            raise ValueError(
+                "expected images of one [channels, side, side], got "
+                f"{', '.join(sizes) or 'no path'}; give side= or channels= to make them alike"
+            )
+        return Images.join(list(parts.values()))
 
 
 def read_images(
@@ -71,29 +117,48 @@ def read_images(
         raise ValueError(
             f"side={side}, channels={channels}: expected a side of at least 1, and 1 or 3 channels"
         )
-    files: list[_File] = []
+    found = find_images(paths)
+    if found.note:
+        warnings.warn(found.note, stacklevel=2)
+    return found.read(side, channels)
+
+
+def find_images(paths: str | Path | Iterable[str | Path]) -> ImageFiles:
+    """Returns the image files that paths name, without reading the images.
+
+    Args:
+        paths: `.npz` files, and folders as `read_images` reads them. Hidden files and folders are
+            left out, as are links to folders inside a class folder. A file that is named several
+            times, also through a folder or a link, is read once.
+
+    Raises:
+        ValueError: a path does not exist or holds no images, or a picture is in two classes.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from interp.data.image_files import find_images
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in ("cat/a.png", "cat/notes.txt", ".hidden/b.png"):
+        ...     (folder / name).parent.mkdir(exist_ok=True)
+        ...     (folder / name).touch()
+        >>> [file.class_name for file in find_images([folder, folder]).files]
+        ['cat']
+    """
+    files: dict[Path, ImageFile] = {}  # by where it really is
+    passed_over: dict[Path, Path] = {}
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        files += _files(Path(path))
-
-    # By file, so that the images of a file that is given twice are there once.
-    parts: dict[Path, Images] = {}
-    for file, label in zip(files, _labels(files), strict=True):
-        if file.class_name is None:
-            parts[file.path] = _archive(file.path, side, channels)
-        else:
-            parts[file.path] = _picture(file.path, label, side, channels)
-
-    file_of_size: dict[tuple[int, ...], Path] = {}
-    for file, part in parts.items():
-        size = tuple(part.pixels.shape[1:])
-        file_of_size[size] = file
-    if len(file_of_size) != 1:
-        sizes = [f"{list(size)} in {file}" for size, file in file_of_size.items()]
-        raise ValueError(
-            f"expected images of one [channels, side, side], got {', '.join(sizes) or 'no path'}; "
-            "give side= or channels= to make them alike"
-        )
-    return Images.join(list(parts.values()))
+        images, others = _look_into(Path(path))
+        for file in images:
+            first = files.setdefault(file.path.resolve(), file)
+            if first.class_name != file.class_name:
+                raise ValueError(
+                    f"{first.path} and {file.path} are one picture in two classes, "
+                    f"{first.class_name} and {file.class_name}: name folders that do not overlap"
+                )
+        for other in others:
+            passed_over.setdefault(other.resolve(), other)
+    not_read = [other for place, other in passed_over.items() if place not in files]
+    return ImageFiles(tuple(files.values()), tuple(not_read))
 
 
 def read_classes(
@@ -112,7 +177,7 @@ def read_classes(
     Raises:
         ValueError: see `read_images`.
     """
-    files = list(_files(Path(folder)))
+    files, _ = _look_into(Path(folder))
     labelled = zip(files, _labels(files), strict=True)
     for label, group in groupby(labelled, key=lambda pair: pair[1]):
         pictures = [_picture(file.path, label, side, channels) for file, _ in group]
@@ -144,7 +209,7 @@ def write_images(images: Images, path: str | Path) -> Path:
     return target
 
 
-def _labels(files: Sequence[_File]) -> list[int]:
+def _labels(files: Sequence[ImageFile]) -> list[int]:
     """The class of each picture; 0 for an archive, which brings its own labels."""
     names = sorted({file.class_name for file in files if file.class_name is not None})
     if all(map(str.isdecimal, names)):
@@ -154,21 +219,27 @@ def _labels(files: Sequence[_File]) -> list[int]:
     return [0 if file.class_name is None else label_of[file.class_name] for file in files]
 
 
-def _files(place: Path) -> Iterator[_File]:
-    """An `.npz` alone, or the pictures of a folder."""
+def _look_into(place: Path) -> tuple[list[ImageFile], list[Path]]:
+    """An `.npz` alone, or the pictures of a folder; and all else in the folder."""
     if not place.exists():
         raise ValueError(f"{place} does not exist; nearest: {_nearest_path(place)}")
-    if place.suffix == ".npz" and place.is_file():
-        yield _File(place, None)
-        return
+    if place.suffix.lower() == ".npz" and place.is_file():
+        return [ImageFile(place, None)], []
 
-    pictures: list[_File] = []
-    if place.is_dir():
-        for class_folder in sorted(path for path in place.iterdir() if path.is_dir()):
-            for file in sorted(class_folder.rglob("*")):
-                if file.suffix.lower() not in SUFFIXES:
-                    continue
-                pictures.append(_File(file, class_folder.name))
+    pictures: list[ImageFile] = []
+    others: list[Path] = []
+    for entry in sorted(place.iterdir()) if place.is_dir() else ():
+        # A class folder may be a link, into a larger collection.
+        if not entry.is_dir() or entry.name.startswith("."):
+            others.append(entry)
+            continue
+        found, left_out = find_files(entry)
+        others += left_out
+        for file in found:
+            if file.suffix.lower() in SUFFIXES:
+                pictures.append(ImageFile(file, entry.name))
+            else:
+                others.append(file)
     if not pictures:
         some_files = islice(place.rglob("*.*"), 1000)
         present = [str(path.relative_to(place)) for path in some_files]
@@ -176,7 +247,7 @@ def _files(place: Path) -> Iterator[_File]:
             f"{place} holds no images: expected an .npz, or one folder per class with {SUFFIXES}; "
             f"nearest in it: {closest('class/image.png', present)}"
         )
-    yield from pictures
+    return pictures, others
 
 
 def _nearest_path(place: Path) -> Path:

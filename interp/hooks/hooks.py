@@ -10,6 +10,7 @@ contexts nest, the inner one sees what the outer one left.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -281,9 +282,12 @@ def _swap(tree: Any, old: Tensor | None, new: Tensor) -> Any:
     """A copy of `tree` in which `new` replaces `old`; its containers keep their types."""
     if tree is old:
         return new
-    if isinstance(tree, dict):
-        named: Any = tree.items()  # pyright: ignore[reportUnknownVariableType]
-        return type(tree)(**{name: _swap(item, old, new) for name, item in named})  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(tree, Mapping):
+        # A copy, because types of mappings are made in different ways.
+        swapped: Any = copy.copy(tree)  # pyright: ignore[reportUnknownVariableType]
+        for name, item in tree.items():  # pyright: ignore[reportUnknownVariableType]
+            swapped[name] = _swap(item, old, new)
+        return swapped
     if isinstance(tree, (tuple, list)):
         items = [_swap(item, old, new) for item in tree]  # pyright: ignore[reportUnknownVariableType]
         # A named tuple takes its fields one by one, a plain one takes a sequence.

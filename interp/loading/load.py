@@ -160,10 +160,17 @@ def _check_weights(module: nn.Module, tokenizer: Any) -> None:
     rows = vocabulary_size(module)
     if tokenizer is None or rows is None:
         return
-    # `vocab_size` leaves out added tokens, which need not be embedded.
-    known = getattr(tokenizer, "vocab_size", len(tokenizer))
-    if known > rows:
+    known = _tokenizer_size(tokenizer)
+    if known is not None and known > rows:
         raise LoadError(
             f"the tokenizer has {known} tokens but the model embeds {rows}: "
             "another model's tokenizer"
         )
+
+
+def _tokenizer_size(tokenizer: Any) -> int | None:
+    """How many tokens a tokenizer has; None for one that does not tell."""
+    # `vocab_size` leaves out added tokens, which need not be embedded.
+    if hasattr(tokenizer, "vocab_size"):
+        return tokenizer.vocab_size
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else None

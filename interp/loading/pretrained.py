@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 
 from interp.errors import LoadError, closest
-from interp.files import writable
+from interp.files import replaced_folder
 
+# Masks and frequencies that old versions of transformers saved, and new ones compute.
+_OLD_BUFFERS = re.compile(r"\.masked_bias$|\.rotary_emb\.inv_freq$")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,8 +50,8 @@ def read(
         The model and its tokenizer, which is None for a folder without one.
 
     Raises:
-        LoadError: files are missing, truncated or unsupported, weights are pickled only, or the
-            checkpoint brings code that was not allowed.
+        LoadError: files are missing, truncated or unsupported, weights are missing, left over or
+            pickled only, or the checkpoint brings code that was not allowed.
     """
     path = Path(source)
     if path.suffix == ".gguf":
@@ -80,6 +83,7 @@ def convert(source: str | Path, folder: str | Path, dtype: torch.dtype = torch.f
 
     Raises:
         LoadError: the source cannot be read.
+        OSError: the folder cannot be written, or holds other files.
 
     Example:
         >>> import tempfile
@@ -92,12 +96,10 @@ def convert(source: str | Path, folder: str | Path, dtype: torch.dtype = torch.f
     target = Path(folder)
     if (target / "config.json").exists():
         return target
-    model, tokenizer = read(source, dtype)
-    temporary = writable(target.parent) / f".{target.name}.part"
-    for part in (model, tokenizer):
-        if part is not None:
-            part.save_pretrained(temporary)
-    temporary.replace(target)
+    with replaced_folder(target) as temporary:
+        for part in read(source, dtype):
+            if part is not None:
+                part.save_pretrained(temporary)
     return target
 
 
@@ -168,7 +170,8 @@ def _read_gguf(file: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
             )
         except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
             raise LoadError(f"{file.name}: {_first_line(error)}") from error
-    _check_report(file.name, report)
+        _check_report(file.name, model, report)
+        _check_all_read(file, model)
 
     # The weights are ordinary now. With these marks left on, transformers refuses to save them.
     model.hf_quantizer = None
@@ -302,29 +305,87 @@ def _read_pretrained(
         if "trust_remote_code" in str(error):
             hint = "; pass trust_remote_code=True to let the code that it brings run"
         raise LoadError(f"cannot load {source!r}: {_first_line(error)}{hint}") from error
-    _check_report(source, report)
+    _check_report(source, model, report)
+    _check_adapter(Path(source), model)
     return model, tokenizer
 
 
 def _from_pretrained(auto: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model, and a report of which weights were not in its files.
+    """A model, and a report of which weights were not in its files, and which were not used.
 
-    transformers makes those weights up and only warns; the report lets us refuse them.
+    transformers makes up the former, drops the latter, and only warns; the report lets us refuse
+    both.
     """
     return auto.from_pretrained(output_loading_info=True, ignore_mismatched_sizes=True, **options)
 
 
-def _check_report(source: str, report: dict[str, Any]) -> None:
+def _check_report(source: str, model: Any, report: dict[str, Any]) -> None:
+    unused = set(map(str, report["unexpected_keys"])) - _recomputed(model)
+    found = {
+        "missing keys": report["missing_keys"],
+        "mismatched keys": report["mismatched_keys"],
+        "unused keys": [name for name in unused if not _OLD_BUFFERS.search(name)],
+    }
     counts: list[str] = []
-    for kind in ("missing_keys", "mismatched_keys"):
-        names = sorted(map(str, report[kind]))
+    for kind, keys in found.items():
+        names = sorted(map(str, keys))
         if names:
-            counts.append(f"{len(names)} {kind.replace('_', ' ')}: {', '.join(names[:3])}")
+            counts.append(f"{len(names)} {kind}: {', '.join(names[:3])}")
     if counts:
         raise LoadError(
-            f"{source!r} does not hold the weights its configuration asks for "
-            f"({'; '.join(counts)}): weights and config of two models?"
+            f"{source!r} does not hold the weights its configuration asks for, and only those "
+            f"({'; '.join(counts)}): weights and config of two models? If the numbers are right "
+            "without them, load it with transformers and pass the model"
         )
+
+
+def _recomputed(model: Any) -> set[str]:
+    """Names of the buffers that a model makes itself, which old files hold too."""
+    stored = model.state_dict().keys()
+    return {name for name, _ in model.named_buffers() if name not in stored}
+
+
+def _check_adapter(folder: Path, model: Any) -> None:
+    """Refuses an adapter next to weights if it was not applied, as without PEFT installed."""
+    is_applied = getattr(model, "_hf_peft_config_loaded", False)
+    if (folder / "adapter_config.json").exists() and not is_applied:
+        raise LoadError(
+            f"{folder} holds an adapter (adapter_config.json), which was not applied to the "
+            "weights: apply it with PEFT and pass the model, or take it out of the folder"
+        )
+
+
+def _check_all_read(file: Path, model: Any) -> None:
+    """Refuses a GGUF that holds more numbers than the model.
+
+    transformers passes over tensors for which it has no place, and does not report them: blocks
+    beyond the number in the header, biases, factors of the rotary frequencies.
+    """
+    import gguf
+
+    tensors = list(gguf.GGUFReader(str(file)).tensors)
+    if model.config.tie_word_embeddings:
+        # Files of BLOOM and Falcon hold the embedding a second time.
+        tensors = [tensor for tensor in tensors if tensor.name != "output.weight"]
+    held = sum(int(tensor.n_elements) for tensor in tensors)
+    # By address, because tied weights are in the file once.
+    weights = {weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}
+    used = sum(weights.values())
+    if held > used:
+        names = ", ".join(_without_place(tensors, model)[:3])
+        raise LoadError(
+            f"{file.name} holds {held:,} numbers and transformers puts only {used:,} of them into "
+            f"the model ({names or 'which ones it does not tell'} are left out): it would compute "
+            "something else than the file says; load the original checkpoint"
+        )
+
+
+def _without_place(tensors: Iterable[Any], model: Any) -> list[str]:
+    """Names of the tensors of a GGUF for which transformers knows no weight of the model."""
+    from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
+
+    places = get_gguf_hf_weights_map(model, TensorProcessor(config={}))
+    return [str(tensor.name) for tensor in tensors if tensor.name not in places]
 
 
 def _check_config(source: str, config: Any) -> None:

@@ -11,6 +11,7 @@ on the cache of that same forward.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,7 +28,7 @@ from torch import Tensor
 from interp.hooks.hooks import prompt_length
 from interp.memorization.shards import Shards
 from interp.progress import track
-from interp.subject.batch import GIVEN, Batch
+from interp.subject.batch import GIVEN, Batch, token_ids
 from interp.subject.decoding import Decoder
 from interp.subject.subject import Subject, evaluating, token_losses
 
@@ -35,6 +36,7 @@ Text = str | Sequence[int]
 Groups = tuple[tuple[int, int], ...]
 
 _DEFAULT_TOKENS = 32  # of the prefix and of the suffix, when texts are scanned
+_SHOWN_AROUND = 8  # tokens: a letter has at most 4, and the space before a word depends on one
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,16 @@ class Window:
         start: position of the window's first token in the text.
         tokens: the tokens of prefix and suffix.
         given: what the model is conditioned on, by name (class labels, for instance).
+        before, after: a few tokens of the text around the window, to show its text as it reads
+            there.
     """
 
     text: int
     start: int
     tokens: tuple[int, ...]
     given: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +115,8 @@ def scan(
         - `log_p`: log-probability of the suffix, in nats;
         - `similarity`: 1 - edit distance / length between the greedy continuation and the suffix,
           in tokens; NaN where the window was not decoded;
-        - `prompt`, `suffix`: the two parts as text, if the subject has a tokenizer;
+        - `prompt`, `suffix`: the two parts as they read in the text, if the subject has a
+          tokenizer; a letter whose tokens are in two parts is in the later one;
         - `given_<name>` and `groups`, for a Batch: what each window is conditioned on, and which
           tokens are predicted together.
 
@@ -117,8 +124,9 @@ def scan(
         because they are shorter than one window.
 
     Raises:
-        ValueError: if a number is too small, if no text is as long as one window, or if `folder`
-            holds a scan of something else.
+        ValueError: if a number is too small, if what is given is not texts (the message gives the
+            number of the text), if no text is as long as one window, or if `folder` holds a scan of
+            something else.
 
     Example:
         >>> frame = interp.scan(subject, texts, prefix=8, length=8)
@@ -194,14 +202,21 @@ def windows(
         counts: updated in place: `texts` read, and `skipped` because they are too short.
 
     Raises:
-        ValueError: if `texts` is a single string, or a text is neither a string nor a sequence.
+        ValueError: if `texts` is a single text or a table, or a text is neither a string nor a
+            sequence of whole numbers; the message gives its number.
     """
     for number, text in enumerate(_several(texts)):
-        tokens = subject.tokens(text) if isinstance(text, str) else list(map(int, text))
+        try:
+            tokens = subject.tokens(text) if isinstance(text, str) else token_ids(text)
+        except ValueError as error:
+            raise ValueError(f"text {number}: {error}") from error
         counts["texts"] += 1
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
-            yield Window(number, start, tuple(tokens[start : start + width]))
+            stop = start + width
+            before = tuple(tokens[max(start - _SHOWN_AROUND, 0) : start])
+            after = tuple(tokens[stop : stop + _SHOWN_AROUND])
+            yield Window(number, start, tuple(tokens[start:stop]), before=before, after=after)
 
 
 def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:
@@ -219,17 +234,23 @@ def _refuse_partial(batch: Batch) -> None:
         raise ValueError("windows are scanned whole: expected a batch without `mask` and `scored`")
 
 
-def _several(texts: Iterable[Text]) -> Iterator[Text]:
-    """The texts, refusing a single one: it would be read letter by letter."""
-    if isinstance(texts, str):
+def _several(texts: Iterable[Text]) -> Iterable[Text]:
+    """The texts, refusing what is not several: letters of a string would be read as texts, and so
+    would the names of a table's columns."""
+    if isinstance(texts, str | bytes):
         raise ValueError("texts is one string: expected several texts, such as [text]")
-    for text in texts:
-        if not isinstance(text, str) and not hasattr(text, "__iter__"):
-            raise ValueError(
-                f"a text is a string or a sequence of token ids; got {text!r}: "
-                "to scan one sequence, pass [tokens]"
-            )
-        yield text
+    if isinstance(texts, pd.DataFrame | Mapping):
+        names = ", ".join(repr(name) for name in islice(texts, 4))
+        raise ValueError(
+            f"texts is a {type(texts).__name__} of {names or 'nothing'}: expected several texts; "
+            'take the one column that holds them, such as frame["text"]'
+        )
+    if isinstance(texts, os.PathLike) or not hasattr(texts, "__iter__"):
+        raise ValueError(
+            f"texts is {texts!r}: expected several texts, such as [text]; "
+            "to read files, see interp.data.texts.read_texts"
+        )
+    return texts
 
 
 def _chunks(stream: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
@@ -280,9 +301,19 @@ def _measure(
     if groups is not None:
         frame["groups"] = [groups] * len(chunk)
     if subject.tokenizer is not None:
-        frame["prompt"] = [subject.decode(window.tokens[:prefix]) for window in chunk]
-        frame["suffix"] = [subject.decode(window.tokens[prefix:]) for window in chunk]
+        shown = [_shown(subject, window, prefix) for window in chunk]
+        frame["prompt"] = [prompt for prompt, _ in shown]
+        frame["suffix"] = [suffix for _, suffix in shown]
     return frame
+
+
+def _shown(subject: Subject, window: Window, prefix: int) -> tuple[str, str]:
+    """Prompt and suffix of a window, as they read in its text."""
+    start = len(window.before)
+    stop = start + len(window.tokens)
+    in_text = [*window.before, *window.tokens, *window.after]
+    _, prompt, suffix, _ = subject.decode_parts(in_text, [start, start + prefix, stop])
+    return prompt, suffix
 
 
 def summary(forced: TeacherForced, batch: Batch) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ import pandas as pd
 from interp.files import replaced, writable
 from interp.subject.batch import GIVEN
 
+_MANIFEST = "scan.json"
 _ROWS = 512  # per file: small enough to lose little, large enough to be few
 
 
@@ -26,7 +27,7 @@ class Shards:
         about: the settings of the scan, as JSON can hold them.
 
     Raises:
-        ValueError: if the folder holds a scan with other settings.
+        ValueError: if the folder holds a scan with other settings, or shards without settings.
 
     Example:
         >>> import tempfile
@@ -39,19 +40,24 @@ class Shards:
 
     def __init__(self, folder: str | Path | None, about: Mapping[str, Any]) -> None:
         self.folder = None if folder is None else writable(folder)
+        self.about = dict(about)
         self.done: list[pd.DataFrame] = []
         self.fresh: list[pd.DataFrame] = []
         if self.folder is not None:
-            self._open(self.folder, dict(about))
+            self._open(self.folder)
 
-    def _open(self, folder: Path, about: dict[str, Any]) -> None:
-        manifest = folder / "scan.json"
+    def _open(self, folder: Path) -> None:
+        manifest = folder / _MANIFEST
+        shards = sorted(folder.glob("shard-*.parquet"))
         if manifest.exists():
             before: dict[str, Any] = json.loads(manifest.read_text())
-            _check_same(folder, before, about)
-        with replaced(manifest) as temporary:
-            temporary.write_text(json.dumps(about))
-        self.done = [_read(path) for path in sorted(folder.glob("shard-*.parquet"))]
+            _check_same(folder, before, self.about)
+        elif shards:
+            raise ValueError(
+                f"{folder} holds {len(shards)} shards but no {_MANIFEST}, which says what they are "
+                "of: give another folder, or remove it"
+            )
+        self.done = [_read(path) for path in shards]
 
     def __enter__(self) -> Shards:
         return self
@@ -85,6 +91,9 @@ class Shards:
             return
         shard = pd.concat(self.fresh, ignore_index=True)
         if self.folder is not None:
+            # Only now, so that input which turns out to be refused leaves nothing behind.
+            with replaced(self.folder / _MANIFEST) as temporary:
+                temporary.write_text(json.dumps(self.about))
             file = self.folder / f"shard-{len(self.done):06d}.parquet"
             with replaced(file) as temporary:
                 shard.to_parquet(temporary)

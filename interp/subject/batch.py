@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,8 @@ class Batch:
 
     def _check_tokens(self) -> None:
         tokens = self.tokens
-        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+        check_integer(tokens)
+        if tokens.ndim != 2 or not tokens.numel():
             raise ValueError(
                 "tokens must be integers of shape [batch, position]; "
                 f"got {tuple(tokens.shape)} of {tokens.dtype}"
@@ -132,7 +135,13 @@ class Batch:
         return self._map_rows(lambda tensor: tensor[index])
 
     def split(self, batch_size: int) -> Iterator[Batch]:
-        """Yields consecutive batches of at most `batch_size` rows."""
+        """Yields consecutive batches of at most `batch_size` rows.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected a number of rows, at least 1")
         for start in range(0, len(self), batch_size):
             yield self.rows(slice(start, start + batch_size))
 
@@ -164,7 +173,7 @@ class Batch:
             prompt: how many leading tokens are given.
 
         Raises:
-            ValueError: no sequence, or an empty one.
+            ValueError: no sequence, an empty one, or one that `token_ids` refuses.
 
         Example:
             >>> batch = interp.Batch.pad([[5, 6, 7], [8, 9]])
@@ -175,12 +184,13 @@ class Batch:
             tensor([[ True,  True,  True],
                     [ True,  True, False]])
         """
-        if not sequences or not all(len(sequence) for sequence in sequences):
+        rows = [token_ids(sequence) for sequence in sequences]
+        if not rows or not all(rows):
             raise ValueError("every sequence needs at least one token")
-        width = max(map(len, sequences))
+        width = max(map(len, rows))
         tokens: list[list[int]] = []
         mask: list[list[bool]] = []
-        for sequence in sequences:
+        for sequence in rows:
             length = len(sequence)
             padding = width - length
             tokens.append([*sequence, *[0] * padding])
@@ -249,7 +259,7 @@ class Batch:
                 f"windows have several prefix lengths {sorted(prefixes)}: take one at a time"
             )
 
-        sequences = [list(map(int, tokens)) for tokens in windows["tokens"]]
+        sequences = windows["tokens"].tolist()
         conditioning: dict[str, Tensor] = {}
         for name in map(str, windows):
             if name.startswith(GIVEN):
@@ -262,6 +272,93 @@ class Batch:
 
         batch = cls.pad(sequences, prompt=int(prefixes[0]))
         return replace(batch, groups=groups, conditioning=conditioning)
+
+
+def token_ids(sequence: Iterable[int]) -> list[int]:
+    """Returns token ids as a list of plain integers.
+
+    Args:
+        sequence: whole numbers of any kind: a list, an array, a tensor, a column.
+
+    Raises:
+        ValueError: it is something else that could be taken for numbers: a text, bytes, the row of
+            a data set, fractions, truth values.
+
+    Example:
+        >>> from interp.subject.batch import token_ids
+        >>> token_ids(np.array([5, 6]))
+        [5, 6]
+        >>> token_ids([5, 1.9])
+        Traceback (most recent call last):
+        ValueError: token 1 is 1.9, a float: expected token ids, which are whole numbers; ...
+    """
+    kind = type(sequence).__name__
+    if isinstance(sequence, bytes | bytearray | memoryview):
+        raise ValueError(f"got {kind}: expected a text (decode them) or a sequence of token ids")
+    if isinstance(sequence, Mapping | Set):
+        fields = ", ".join(repr(name) for name in islice(sequence, 4))
+        raise ValueError(
+            f"got a {kind} of {fields or 'nothing'}: expected a text or a sequence of token ids; "
+            'take one field of each row, such as [row["text"] for row in rows]'
+        )
+    tolist = getattr(sequence, "tolist", None)
+    ids: Any = sequence if tolist is None else tolist()
+    if not isinstance(ids, Iterable):
+        raise ValueError(
+            f"a text is a string or a sequence of token ids; got {sequence!r}: "
+            "to scan one sequence, pass [tokens]"
+        )
+    ids = list(ids)  # pyright: ignore[reportUnknownArgumentType]
+    if all(type(token) is int for token in ids):
+        return ids
+    return [_token_id(position, token) for position, token in enumerate(ids)]
+
+
+def _token_id(position: int, token: Any) -> int:
+    try:
+        # Not int(), which would cut off what is behind the point and read digits in a string.
+        if not _is_truth_value(token):
+            return operator.index(token)
+    except TypeError:
+        pass
+    raise ValueError(
+        f"token {position} is {token!r}, a {type(token).__name__}: expected token ids, which "
+        "are whole numbers; convert them, or give the text itself"
+    )
+
+
+def _is_truth_value(token: Any) -> bool:
+    return isinstance(token, bool | np.bool_) or getattr(token, "dtype", None) == torch.bool
+
+
+def check_integer(tokens: Tensor) -> None:
+    """Checks that a tensor can hold token ids.
+
+    Raises:
+        ValueError: it holds fractions or truth values.
+    """
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise ValueError(
+            "tokens must be integers of shape [batch, position]; "
+            f"got {tuple(tokens.shape)} of {tokens.dtype}"
+        )
+
+
+def check_text(text: object) -> None:
+    """Checks that an object is a string that can be encoded.
+
+    Raises:
+        ValueError: it is not a string, or it holds half of a surrogate pair.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"expected a text, got {type(text).__name__}: {str(text)[:40]!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} of the text is {text[error.start]!r}, half of a surrogate "
+            "pair, which is not text: write both halves, or U+FFFD"
+        ) from error
 
 
 Batches = Batch | pd.DataFrame | Iterable[Batch]

@@ -17,7 +17,7 @@ from interp.hooks.modes import dropout_off
 from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy
 from interp.sites.site import Site
-from interp.subject.batch import Batch
+from interp.subject.batch import Batch, check_integer, check_text
 from interp.subject.decoding import Decoder
 from interp.subject.stepwise import Segment, stepwise_of
 
@@ -141,6 +141,7 @@ class Subject:
         self.stepwise.check_prompt(batch.prompt)
 
     def _check_ids(self, tokens: Tensor) -> None:
+        check_integer(tokens)
         low = int(tokens.min())
         high = int(tokens.max())
         known = vocabulary_size(self.module)
@@ -166,7 +167,8 @@ class Subject:
             length: how many tokens to generate; a Batch has its own.
 
         Returns:
-            A text for a text; token ids [batch, length] for token ids and for a Batch.
+            A text for a text, as it reads after the prompt; token ids [batch, length] for token ids
+            and for a Batch.
 
         Raises:
             ValueError: an empty prompt, a length below 1, token ids that the model does not know,
@@ -179,10 +181,16 @@ class Subject:
             True
         """
         if isinstance(prompt, str):
-            ids = torch.tensor([self.encode(prompt)])
-            return self.decode(self.generate(ids, length)[0].tolist())
+            ids = self.encode(prompt)
+            generated = self.generate(torch.tensor([ids]), length)[0].tolist()
+            return self.decode_parts([*ids, *generated], [len(ids)])[1]
         if isinstance(prompt, Batch):
             return self._generate_targets(prompt)
+        if not isinstance(prompt, Tensor):
+            raise ValueError(
+                "a prompt is a text, token ids [batch, position], or a Batch; "
+                f"got {type(prompt).__name__}"
+            )
         if length is None or length < 1 or prompt.ndim != 2 or not prompt.numel():
             raise ValueError(
                 "generate needs a prompt [batch, position] with tokens and length >= 1; "
@@ -231,13 +239,15 @@ class Subject:
         """Returns the token ids of a text, without special tokens; none for an empty text.
 
         Raises:
-            ValueError: the subject has no tokenizer.
+            ValueError: the subject has no tokenizer, or it is not a text: an object of another
+                type, or a string with half of a surrogate pair.
         """
         if self.tokenizer is None:
             raise ValueError(
                 f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...), "
                 "or give token ids"
             )
+        check_text(text)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_all(self, texts: Sequence[str], length: int | None = None) -> Batch:
@@ -252,6 +262,8 @@ class Subject:
             tensor([[ True,  True,  True],
                     [ True,  True, False]])
         """
+        if isinstance(texts, str):
+            raise ValueError("texts is one string: expected several texts, such as [text]")
         return Batch.pad([self.encode(text)[:length] for text in texts])
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -265,6 +277,39 @@ class Subject:
                 f"{self.name} has no tokenizer: pass interp.load(model, tokenizer=...)"
             )
         return str(self.tokenizer.decode(tokens))
+
+    def decode_parts(self, tokens: Sequence[int], cuts: Sequence[int]) -> list[str]:
+        """Returns the texts of the parts of a sequence, as they read in the whole.
+
+        Decoded by itself, a part can lose the space in front of its first word, and show pieces of
+        a letter at its ends. Here the parts join to the text of the whole; a letter of which two
+        parts have tokens is in the later one.
+
+        Args:
+            tokens: token ids.
+            cuts: numbers of tokens, ascending: where a part ends and the next one begins.
+
+        Returns:
+            One text more than there are cuts.
+
+        Raises:
+            ValueError: the subject has no tokenizer.
+
+        Example:
+            >>> subject.decode_parts(subject.encode("abcde"), [2, 3])
+            ['ab', 'c', 'de']
+        """
+        ids = list(tokens)
+        whole = self.decode(ids)
+        parts: list[str] = []
+        end = 0
+        for cut in cuts:
+            # The two differ where the beginning ends with a piece of a letter.
+            shared = _shared_letters(self.decode(ids[:cut]), whole)
+            next_end = max(end, shared)
+            parts.append(whole[end:next_end])
+            end = next_end
+        return [*parts, whole[end:]]
 
     def intervened(self, *plans: Plan) -> AbstractContextManager[None]:
         """Runs everything inside the block under some plans; see `interp.intervened`.
@@ -303,6 +348,14 @@ class Subject:
             f"{len(self.sites)} sites",
         ]
         return f"Subject({', '.join(parts)})"
+
+
+def _shared_letters(text: str, other: str) -> int:
+    """How many letters two texts have in common at their beginning."""
+    for number, (letter, other_letter) in enumerate(zip(text, other, strict=False)):
+        if letter != other_letter:
+            return number
+    return min(len(text), len(other))
 
 
 def token_losses(

@@ -235,7 +235,9 @@ def epochs(batch: Batch, batch_size: int, seed: int = 0) -> Iterator[Batch]:
         >>> len(batch), len(next(stream)), len(next(stream))
         (12, 5, 5)
     """
-    if len(batch) < batch_size or batch_size < 1:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected a number of rows, at least 1")
+    if len(batch) < batch_size:
         raise ValueError(f"{len(batch)} rows do not fill a batch of {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     while True:

@@ -324,3 +324,15 @@ def test_nothing_extracted_is_said_plainly(model, tmp_path):
     assert result.exit_code == 1
     assert "error: none of 7 windows was extracted" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_what_is_passed_over_is_one_line_beside_what_scripts_read(model, tmp_path):
+    for name in ("known.txt", "code.c", "more.c", ".git/config"):
+        (tmp_path / "mixed" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mixed" / name).write_text(KNOWN[0])
+    result = run("scan", model, tmp_path / "mixed", "--out", tmp_path / "out", *WINDOW, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["texts"] == 1
+    notes = [line for line in result.stderr.splitlines() if "passed over" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: 3 passed over (2 .c, 1 hidden)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import interp
 from interp.cli.demo import (
     Leak,
     Recipe,
+    fine_tune_or_load,
     planted_leak,
     recipe_for_this_machine,
     scan_corpus,
@@ -99,6 +101,34 @@ def test_a_second_run_takes_the_model_from_the_cache_and_measures_the_same(
     pd.testing.assert_frame_equal(again.scan, leak.scan)
     pd.testing.assert_frame_equal(again.report.frame, leak.report.frame, rtol=1e-4)
     assert any("fine-tuned model from" in line for line in told)
+
+
+def test_what_an_interrupted_run_left_is_no_part_of_the_model(first, model, tmp_path, monkeypatch):
+    """And two models whose files have the same name are two in the cache."""
+    out, *_ = first
+    (tuned,) = [p for p in (out.parent / "cache").iterdir() if p.is_dir()]
+    for name in (f".{tuned.name}.part", f".{tuned.name}.{os.getpid()}.part"):
+        (tmp_path / "cache" / name).mkdir(parents=True)
+        (tmp_path / "cache" / name / "stale").touch()
+    converted: list[Path] = []
+
+    def convert(source: Path, base: Path) -> Path:
+        converted.append(base)
+        return model
+
+    monkeypatch.setattr("interp.cli.demo.convert", convert)
+    monkeypatch.setattr("interp.cli.demo.fit", lambda *_, **__: None)
+    corpus = plant(RECIPE.records, 3, RECIPE.copies, RECIPE.paragraphs)
+    made = fine_tune_or_load(model, corpus, RECIPE, 3, tmp_path / "cache", lambda _: None)
+    assert made.name == tuned.name
+    assert {p.name for p in made.iterdir()} == {p.name for p in tuned.iterdir()}
+
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.gguf").touch()
+        file = tmp_path / folder / "a.gguf"
+        fine_tune_or_load(file, corpus, RECIPE, 3, tmp_path / "cache", lambda _: None)
+    assert len(set(converted[1:])) == 2
 
 
 @pytest.mark.parametrize(

@@ -253,3 +253,35 @@ def test_class_by_class_is_the_whole_folder_in_parts(folder):
     assert same(Images.join(parts), whole)
     assert all(len(part.labels.unique()) == 1 for part in parts)
     assert len(parts) == len(whole.labels.unique()) > 1
+
+
+def test_a_picture_named_in_several_ways_is_read_once(folder, monkeypatch):
+    once = read_images(folder, channels=1)
+    monkeypatch.chdir(folder.parent)
+    link = folder.parent / f"link to {folder.name}"
+    link.symlink_to(folder, target_is_directory=True)
+    assert same(read_images([folder, folder.name, link, folder / "cat" / ".."], channels=1), once)
+    write_images(once, folder / "all.npz")
+    assert len(read_images([folder / "all.npz", f"{folder.name}/all.npz"])) == 4
+
+
+def test_a_picture_in_two_classes_is_refused(folder):
+    with pytest.raises(ValueError, match="one picture in two classes, dog and deep"):
+        read_images([folder, folder / "dog"])
+
+
+def test_hidden_files_and_folders_are_no_pictures_and_no_classes(folder):
+    visible = read_images(folder, channels=1)
+    for name in (".checkpoints/a.png", "cat/._a.png", "cat/.old/b.png"):
+        save(np.zeros((4, 4), np.uint8), folder / name)
+    with pytest.warns(
+        UserWarning, match=r"5 passed over \(3 hidden, 1 \.txt, 1 \.png\): of folders"
+    ):
+        assert same(read_images(folder, channels=1), visible)
+    assert [part.labels.tolist() for part in read_classes(folder, channels=1)] == [[0, 0], [1, 1]]
+
+
+def test_a_class_folder_may_be_a_link(folder, tmp_path_factory):
+    some = tmp_path_factory.mktemp("some")
+    (some / "cat").symlink_to(folder / "cat", target_is_directory=True)
+    assert len(read_images(some)) == 2

@@ -86,3 +86,126 @@ def test_a_path_that_is_not_there_or_holds_nothing_is_named_before_any_reading(t
         ValueError, match=rf"holds no text file: expected names ending in {SUFFIXES[0]}"
     ):
         read_texts([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b.MD", "c.log", "d.jsonl", "e.json"])
+def test_line_ends_are_those_of_the_file(tmp_path, name):
+    text = "one\r\ntwo\r\nthree\rfour\n\n"
+    structured = name.endswith(("jsonl", "json"))
+    (tmp_path / name).write_bytes((json.dumps({"text": text}) if structured else text).encode())
+    assert list(read_texts([tmp_path / name])) == [text]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL", "a.ndjson", "a.NdJson", "a.json", "a.JSON"])
+def test_json_lines_are_read_whatever_their_suffix_and_line_ends(tmp_path, name, end):
+    lines = end.join(json.dumps({"text": text}) for text in ("first", "second"))
+    (tmp_path / name).write_text(lines + end, newline="")
+    assert list(read_texts([tmp_path])) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        (["a", {"text": "b", "id": 3}], ["a", "b"]),
+        ({"text": "a"}, ["a"]),
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_file_holds_texts_in_a_list_or_one_after_the_other(tmp_path, value, texts, indent):
+    written = json.dumps(value, indent=indent)
+    (tmp_path / "a.json").write_text(written)
+    assert list(read_texts([tmp_path / "a.json"])) == texts
+    (tmp_path / "a.json").write_text(f"\n{written}\n\n{written} ")
+    assert list(read_texts([tmp_path / "a.json"])) == texts * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (
+            '[{"text": "a"},\n{"content": "b", "id": 1}]',
+            "line 1, item 1: .* its fields are content",
+        ),
+        ('{"text": "a"}\n\n{"text": 5}', "line 3: expected a JSON object"),
+        ('{\n"text": "a"\n}\n{"text"', "line 4: expected JSON"),
+        ('{"name": "tool"}', "its fields are name: call the one to read text"),
+    ],
+)
+def test_a_json_file_without_texts_is_named_with_its_line(tmp_path, content, match):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"a\.json, {match}|{match}"):
+        list(read_texts([tmp_path / "a.json"]))
+
+
+def test_half_of_a_surrogate_pair_is_named_with_its_line(tmp_path):
+    whole, half = json.dumps({"text": "a\U0001f600"}), '{"text": "ab\\ud83d"}'
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(f"{whole}\n{half}\n")
+        texts = read_texts([tmp_path / name])
+        assert next(texts) == "a\U0001f600"
+        with pytest.raises(ValueError, match=rf"{name}, line 2: character 2 .* surrogate pair"):
+            next(texts)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("\nhi".encode("utf-16"), r"\(byte 0\): it begins like UTF-16; save it as UTF-8"),
+        ("a\nhi".encode("utf-16-le"), r"\(byte 1 is zero\) in line 1: it may be UTF-16 or binary"),
+        (b"one\ntw\xf6", r"\(byte 6\) in line 2: save it as UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_line_and_the_way_out(tmp_path, content, match):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=match):
+        list(read_texts([tmp_path]))
+
+
+def test_what_is_passed_over_in_folders_is_said_once_in_words(tmp_path):
+    for name in (
+        ".git/d.txt",
+        ".e.txt",
+        "B.TXT",
+        "a.txt",
+        "c.c",
+        "C.C",
+        "Makefile",
+        "deep/.f/g.md",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "package.json").write_text('{"name": "tool", "version": 1}')
+    (tmp_path / "texts.json").write_text('["of json"]')
+    (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.warns(UserWarning, match="passed over") as said:
+        texts = list(read_texts([tmp_path, tmp_path / "Makefile", tmp_path]))
+    assert texts == ["B.TXT", "a.txt", "of json", "Makefile"]
+    (note,) = said
+    assert str(note.message).startswith(
+        "7 passed over (3 hidden, 2 .c, 1 linked folder, 1 .json): in folders only files"
+    )
+
+
+def test_nothing_is_said_where_nothing_is_passed_over(tmp_path, recwarn):
+    (tmp_path / "a.txt").write_text("a")
+    assert list(read_texts([tmp_path])) == ["a"]
+    assert not recwarn.list
+
+
+def test_a_hidden_folder_that_is_named_is_read(tmp_path):
+    (tmp_path / ".notes").mkdir()
+    (tmp_path / ".notes" / "a.txt").write_text("a")
+    assert list(read_texts([tmp_path / ".notes"])) == ["a"]
+
+
+def test_a_file_named_in_several_ways_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "sub/a.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "b.txt")
+    (tmp_path / "linked").symlink_to(tmp_path / "sub", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    named = ["sub/a.txt", tmp_path / "link.txt", "sub/../b.txt", "linked", "sub", tmp_path / "sub"]
+    assert list(read_texts(named)) == ["sub/a.txt", "b.txt"]

@@ -3,14 +3,18 @@ trace, and what never fires is an error."""
 
 import contextlib
 import signal
+from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 import interp
+from interp.hooks import hooks
 from interp.hooks.hooks import tapped
 
 
@@ -287,3 +291,23 @@ def test_captured_needs_a_forward(llama: interp.Subject):
         interp.captured(llama, llama.sites[:1]),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {0: torch.ones(2), "kept": 5},
+        OrderedDict({(1, 2): torch.ones(2)}),
+        defaultdict(list, {"a": torch.ones(2), 3: None}),
+        UserDict({7: torch.ones(2)}),
+        BaseModelOutput(last_hidden_state=torch.ones(2)),
+    ],
+)
+def test_outputs_in_mappings_of_any_kind_are_changed_and_keep_their_type(tree: Any):
+    before = dict(tree)
+    changed = hooks._change_first_tensor([0, tree], lambda value: value + 1)[1]
+    assert type(changed) is type(tree)
+    assert changed.keys() == tree.keys()
+    assert next(iter(changed.values())).tolist() == [2, 2]
+    assert [changed[key] for key in list(tree)[1:]] == [tree[key] for key in list(tree)[1:]]
+    assert all(tree[key] is value for key, value in before.items())

@@ -2,15 +2,20 @@
 file one clear LoadError."""
 
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import small_t5, tokenizer
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import interp
 
@@ -121,6 +126,31 @@ def missing_keys(folder: Path) -> None:
     config_with(folder, num_hidden_layers=tiny.BLOCKS + 1)
 
 
+def fewer_blocks(folder: Path) -> None:
+    config_with(folder, num_hidden_layers=tiny.BLOCKS - 1)
+
+
+def value_head(folder: Path) -> None:
+    """As trainers of reward models leave one behind."""
+    add_weights(folder, {"v_head.summary.weight": torch.ones(1, 32)})
+
+
+def biases_of_attention(folder: Path) -> None:
+    config_with(folder, attention_bias=True)
+    config = LlamaConfig.from_pretrained(folder)
+    tiny.seeded(lambda: LlamaForCausalLM(config)).save_pretrained(folder)
+    config_with(folder, attention_bias=False)
+
+
+def unapplied_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+
+def add_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | weights, file, metadata={"format": "pt"})
+
+
 def not_finite(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
@@ -151,6 +181,13 @@ def encoder_decoder(folder: Path) -> None:
         (unknown_kind, "cannot load.*own"),
         (other_shapes, r"mismatched keys: .*down_proj.*weights and config of two models"),
         (missing_keys, r"missing keys: model\.layers\.3"),
+        (
+            fewer_blocks,
+            r"unused keys: model\.layers\.2.*load it with transformers and pass the model",
+        ),
+        (value_head, r"\(1 unused keys: v_head\.summary\.weight\)"),
+        (biases_of_attention, r"12 unused keys: model\.layers\.0\.self_attn\.k_proj\.bias"),
+        (unapplied_adapter, r"holds an adapter .* not applied"),
         (not_finite, r"1 of \d+ weights hold NaN or infinity: model\.norm\.weight"),
         (foreign_tokenizer, f"{tiny.VOCABULARY + 5} tokens but the model embeds {tiny.VOCABULARY}"),
         (encoder_decoder, r"encoder-decoder \(t5\)"),
@@ -164,6 +201,38 @@ def test_a_damaged_folder_is_one_clear_error(
     with pytest.raises(interp.LoadError, match=message) as error:
         interp.load(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "neox", "opt", "bloom", "gemma3", "mixtral", "gpt_neo"])
+def test_what_a_model_computes_anew_may_be_in_an_old_file(tmp_path: Path, name: str):
+    """Masks and frequencies were saved by old versions, and tied weights are saved twice by some."""
+    if name == "gpt_neo":
+        model = tiny.seeded(
+            lambda: GPTNeoForCausalLM(
+                GPTNeoConfig(
+                    vocab_size=tiny.VOCABULARY,
+                    hidden_size=32,
+                    num_layers=2,
+                    num_heads=4,
+                    attention_types=[[["global", "local"], 1]],
+                )
+            )
+        )
+    else:
+        model = tiny.model(name)
+    model.save_pretrained(tmp_path)
+    extra = {
+        buffer: value.clone()
+        for buffer, value in model.named_buffers()
+        if buffer not in model.state_dict()
+    }
+    if model.config.tie_word_embeddings:
+        extra["lm_head.weight"] = model.lm_head.weight.detach().clone()
+    extra["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    add_weights(tmp_path, extra)
+    batch = tiny.batch("llama")
+    with torch.no_grad():
+        assert torch.equal(interp.load(tmp_path).logits(batch), interp.load(model).logits(batch))
 
 
 def test_what_is_no_model_path_offers_the_nearest(folder: Path):
@@ -184,7 +253,36 @@ def test_converting_is_done_once(folder: Path, tmp_path: Path):
     assert not list(tmp_path.glob(".*"))
 
 
-def write_gguf(file: Path, architecture: str, lost: str = "") -> None:
+def test_what_an_interrupted_conversion_left_is_no_part_of_the_next(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in (".made.part", f".made.{os.getpid()}.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "generation_config.json").write_text("{ of another model")
+    interp.convert(folder, tmp_path / "made")
+    assert interp.load(tmp_path / "made").fingerprint == interp.load(folder).fingerprint
+
+    def interrupted(self: Any, place: Path) -> None:
+        (place / "half").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", interrupted)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        interp.convert(folder, tmp_path / "again")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_folder_of_other_files_is_not_written_over(folder: Path, tmp_path: Path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="used exists and is not an empty folder"):
+        interp.convert(folder, tmp_path / "used")
+
+
+def write_gguf(
+    file: Path, architecture: str, lost: str = "", more: Mapping[str, int] = MappingProxyType({})
+) -> None:
     """A GGUF of the tiny Llama, float32; the query and key rows are permuted as llama.cpp does."""
     gguf = pytest.importorskip("gguf")
     model = tiny.model("llama")
@@ -218,6 +316,8 @@ def write_gguf(file: Path, architecture: str, lost: str = "") -> None:
             names.get_name(name, try_suffixes=(".weight",)) if name != lost else "other",
             array.contiguous().numpy(),
         )
+    for name, size in more.items():
+        writer.add_tensor(name, np.ones(size, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -249,6 +349,17 @@ def test_a_gguf_that_lacks_weights_is_refused(tmp_path: Path):
         interp.LoadError, match=r"1 missing keys: model\.layers\.1\.mlp\.up_proj\.weight"
     ):
         interp.load(tmp_path / "lacking.gguf")
+
+
+@pytest.mark.parametrize(
+    "name", ["rope_freqs.weight", "blk.1.attn_q.bias", f"blk.{tiny.BLOCKS}.attn_norm.weight"]
+)
+def test_a_gguf_with_tensors_that_are_not_read_is_refused(tmp_path: Path, name: str):
+    write_gguf(tmp_path / "more.gguf", "llama", more={name: 32})
+    with pytest.raises(
+        interp.LoadError, match=rf"more\.gguf holds [\d,]+ numbers .* \({re.escape(name)} are left"
+    ):
+        interp.load(tmp_path / "more.gguf")
 
 
 def test_a_gguf_of_an_unsupported_architecture_is_refused(tmp_path: Path):

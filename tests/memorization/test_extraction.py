@@ -4,6 +4,7 @@ with a KV cache and under ablation."""
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import interp
 from interp.interventions.plan import Plan
@@ -367,3 +370,57 @@ def test_a_passage_says_what_its_windows_share_but_once(stride, length, count):
 def test_a_repetitive_passage_keeps_its_length():
     (suffix,) = passages(scanned([True] * 5, stride=2, text="a" * 14))["suffix"]
     assert suffix == "a" * 12
+
+
+@pytest.mark.parametrize("stride", [3, 4])
+def test_windows_show_their_text_as_it_reads_in_the_whole(stride):
+    """With a token per byte, windows begin and end within letters."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    network = GPT2Config(vocab_size=256, n_embd=16, n_layer=1, n_head=2)
+    subject = interp.load(
+        tiny.seeded(lambda: GPT2LMHeadModel(network)),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend),
+    )
+    text = "na\u00efve \u65e5\u672c\u8a9e \U0001f600!"
+    frame = scan(subject, [text], stride, stride, stride=stride)
+    whole = text.encode()
+    for start, prompt, suffix in zip(frame["start"], frame["prompt"], frame["suffix"], strict=True):
+        ends = [whole[:end].decode(errors="ignore") for end in (start, start + stride)]
+        assert prompt == ends[1].removeprefix(ends[0])
+        assert suffix.startswith(
+            whole[: start + 2 * stride].decode(errors="ignore")[len(ends[1]) :]
+        )
+    assert frame["prompt"][0] + "".join(frame["suffix"]) == whole[
+        : stride * (len(frame) + 1)
+    ].decode(errors="ignore")
+    (passage,) = passages(frame.assign(exact=True))["suffix"]
+    assert passage == "".join(frame["suffix"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "match"),
+    [
+        (pd.DataFrame({"words": ["a"]}), r"texts is a DataFrame of 'words'.*frame\[\"text\"\]"),
+        ({"train": ["a"]}, "texts is a dict of 'train'"),
+        (b"bytes", "texts is one string"),
+        (Path("corpus"), r"to read files, see interp\.data\.texts\.read_texts"),
+        (None, "texts is None: expected several texts"),
+        ([[1, 2], {"text": "a"}], r"text 1: got a dict of 'text'"),
+        ([[1, 2], b"ab"], "text 1: got bytes"),
+        ([[1, 2], [1, 2.5]], "text 1: token 1 is 2.5, a float"),
+        (torch.rand(2, 12), "text 0: token 0 is 0"),
+        ([[1, 2], float("nan")], "text 1: .* got nan"),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_number(llama64, texts, match):
+    with pytest.raises(ValueError, match=match):
+        scan(llama64, texts, PROMPT, LENGTH)
+
+
+def test_a_text_that_cannot_be_encoded_is_named_by_its_number():
+    subject = interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(20))
+    with pytest.raises(ValueError, match=r"text 1: character 3 .* half of a surrogate pair"):
+        scan(subject, ["w1 w2", "w1 \ud800"], PROMPT, LENGTH)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import interp
 from interp.memorization import shards
 from interp.memorization.extraction import scan
 
@@ -148,3 +149,25 @@ def test_what_is_kept_is_plain_and_says_what_it_is_of(tmp_path):
         "decode_from": 2.0,
     }
     assert [p.name for p in tmp_path.glob("*.parquet")] == ["shard-000000.parquet"]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [[1.9] * 12],
+        [[tiny.VOCABULARY] * 12],
+        [{"text": "a row"}],
+        interp.Batch(torch.ones(2, 12, dtype=torch.long), 6, torch.arange(12).expand(2, 12) < 11),
+    ],
+)
+def test_input_that_is_refused_leaves_nothing(tmp_path, texts):
+    with pytest.raises(ValueError, match=r"."):
+        scan(tiny.subject("llama"), texts, 6, 6, folder=tmp_path / "scan")
+    assert not list((tmp_path / "scan").iterdir())
+
+
+def test_shards_that_do_not_say_what_they_are_of_are_refused(tmp_path):
+    scanned(tmp_path, Foreign())
+    (tmp_path / "scan.json").unlink()
+    with pytest.raises(ValueError, match=r"holds 1 shards but no scan\.json"):
+        scanned(tmp_path, Foreign())

@@ -3,7 +3,10 @@ several."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import interp
+from interp.subject.batch import token_ids
 
 few = settings(max_examples=15, deadline=None)
 
@@ -226,3 +230,60 @@ def test_what_cannot_be_joined_is_refused(parts: list[interp.Batch]):
 def test_impossible_batches_are_refused(make: Callable[[], object], message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [5, 6],
+        (5, 6),
+        range(5, 7),
+        np.array([5, 6], np.uint16),
+        torch.tensor([5, 6]),
+        pd.Series([5, 6]),
+        [np.int64(5), torch.tensor(6)],
+    ],
+)
+def test_whole_numbers_of_any_kind_are_token_ids(ids: Any):
+    assert token_ids(ids) == [5, 6]
+    assert all(type(token) is int for token in token_ids(ids))
+    assert interp.Batch.pad([ids]).tokens.tolist() == [[5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (b"ab", "got bytes: expected a text"),
+        (bytearray(b"ab"), "got bytearray"),
+        ({"text": "ab", "id": 1}, r"got a dict of 'text', 'id': .*row\[\"text\"\] for row"),
+        ({5, 6}, "got a set of 5, 6"),
+        ([5, 1.9], "token 1 is 1.9, a float"),
+        ([5, 6.0], "token 1 is 6.0, a float"),
+        (np.array([5, 1.9]), "token 0 is 5.0, a float"),
+        (torch.tensor([1.5]), "token 0 is 1.5"),
+        (["5", "6"], "token 0 is '5', a str"),
+        ([5, None], "token 1 is None"),
+        ([[5, 6]], r"token 0 is \[5, 6\], a list"),
+        ([True, False], "token 0 is True, a bool"),
+        (torch.tensor([True]), "token 0 is True"),
+        (7, r"got 7: to scan one sequence, pass \[tokens\]"),
+        (torch.tensor(7), "to scan one sequence"),
+    ],
+)
+def test_what_only_looks_like_token_ids_is_refused(ids: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        token_ids(ids)
+    with pytest.raises(ValueError, match=message):
+        interp.Batch.from_frame(pd.DataFrame({"tokens": [ids], "prefix": 1}))
+
+
+def test_a_batch_holds_whole_numbers():
+    for tokens in (torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="tokens must be integers"):
+            interp.Batch(tokens)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_is_split_into_parts_with_rows(size: int):
+    with pytest.raises(ValueError, match=f"batch_size={size}: expected a number of rows"):
+        list(PLAIN.split(size))

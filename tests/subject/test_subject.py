@@ -9,7 +9,9 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import interp
 from interp.subject.batch import batches
@@ -256,3 +258,103 @@ def test_evaluating_gives_every_mode_back():
     with tiny.untouched(module), evaluating(subject):
         assert not any(m.training for m in module.modules())
         assert torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("text", ["a\ud83d", "\udc00"])
+def test_half_of_a_surrogate_pair_is_no_text(text: str):
+    subject = interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(20))
+    for use in (subject.tokens, subject.encode, lambda t: subject.generate(t, 3)):
+        with pytest.raises(ValueError, match=f"character {len(text) - 1} .* half of a surrogate"):
+            use(text)
+
+
+@pytest.mark.parametrize("given", [b"ab", [3, 4], {"text": "ab"}, 3, None])
+def test_what_is_no_text_is_refused(given: Any):
+    subject = interp.load(tiny.model("gpt2"), tokenizer=tiny.tokenizer(20))
+    with pytest.raises(ValueError, match=f"expected a text, got {type(given).__name__}"):
+        subject.encode(given)
+    with pytest.raises(ValueError, match=f"a prompt is a text, .* got {type(given).__name__}"):
+        subject.generate(given, 3)
+    with pytest.raises(ValueError, match="texts is one string"):
+        subject.encode_all("w1 w2")
+    with pytest.raises(ValueError, match="tokens must be integers"):
+        subject.generate(torch.tensor([[1.9, 2.0]]), 3)
+
+
+class Nameless:
+    """A tokenizer that does not tell how many tokens it has."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [len(word) for word in text.split()]}
+
+
+def test_a_tokenizer_need_not_tell_its_size():
+    class Counted(Nameless):
+        vocab_size = 5
+
+    for tokenizer in (Nameless(), Counted()):
+        assert interp.load(tiny.model("gpt2"), tokenizer=tokenizer).encode("a bcd") == [1, 3]
+
+
+def marked(words: list[str]) -> Any:
+    """Marks the space before each word, as Llama's tokenizer does, and drops the first one."""
+    vocabulary = {"<unk>": 0} | {"\u2581" + word: n + 1 for n, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def of_bytes() -> Any:
+    """A token per byte, as in GPT-2's tokenizer for letters that it does not know."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def pieces() -> Any:
+    """Words and their pieces, as in BERT's tokenizer."""
+    vocabulary = {"[UNK]": 0, "play": 1, "##ing": 2, "a": 3, "##b": 4}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (marked(["the", "cat", "sat"]), "the cat sat the the cat"),
+        (of_bytes(), "na\u00efve \u65e5\u672c \U0001f600\ufffd!"),
+        (pieces(), "playing ab play"),
+    ],
+)
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_parts_join_to_the_whole_and_keep_their_letters(
+    tokenizer: Any, text: str, data: st.DataObject
+):
+    subject = interp.load(tiny.seeded(lambda: gpt2_of(256)), tokenizer=tokenizer)
+    ids = subject.encode(text)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=4)))
+    parts = subject.decode_parts(ids, cuts)
+    assert len(parts) == len(cuts) + 1
+    assert "".join(parts) == subject.decode(ids) == text
+    assert sum(part.count("\ufffd") for part in parts) == text.count("\ufffd")
+
+
+def test_a_continuation_reads_right_after_its_prompt():
+    tokenizer = marked(["the", "cat", "sat"])
+    subject = interp.load(tiny.seeded(lambda: gpt2_of(4), seed=6), tokenizer=tokenizer)
+    ids = torch.tensor([subject.encode("the cat")])
+    whole = torch.cat([ids, subject.generate(ids, 5)], dim=1)[0].tolist()
+    assert "the cat" + subject.generate("the cat", 5) == subject.decode(whole)
+    assert subject.generate("the cat", 3) == " cat sat sat"
+
+
+def gpt2_of(vocabulary: int) -> nn.Module:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=1, n_head=2))

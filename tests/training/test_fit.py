@@ -423,3 +423,9 @@ def test_training_runs_under_an_intervention():
     moved = (down != before).any(0)
     assert not moved[3]
     assert moved.sum() == len(moved) - 1
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_an_epoch_has_batches_with_rows(size):
+    with pytest.raises(ValueError, match=f"batch_size={size}: expected a number of rows, at least"):
+        next(epochs(interp.Batch(torch.ones(4, 2, dtype=torch.long)), size))

@@ -41,7 +41,7 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
 
     Example:
         >>> from interp.adapters import weights
-        >>> plan = interp.Zero(interp.Units({"blocks.0.neurons": [3, 5]}, {"blocks.0.neurons": 48}))
+        >>> plan = interp.Zero(subject.units("blocks.0.neurons", [3, 5]))
         >>> with weights.applied(subject, plan):
         ...     edited = subject.logits(batch)
         >>> with subject.intervened(plan):

@@ -110,7 +110,7 @@ def sweep(
     if _is_worth_growing(subject, batch, plans):
         growth = _find_growth(subject, batch)
         if growth is not None:
-            return _grow(subject, batch, plans, measure, growth)
+            return sweep_growing(subject, batch, plans, measure, growth)
     return sweep_resuming(subject, batch, plans, measure)
 
 
@@ -143,26 +143,23 @@ def sweep_resuming(
 
 
 def sweep_growing(
-    subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
+    subject: Subject,
+    batch: Batch,
+    plans: Sequence[Plan],
+    measure: Measure = mean_loss,
+    growth: Growth | None = None,
 ) -> list[Any]:
     """Runs all plans in one batch that grows at each block where some of them begin.
 
     Plans that begin outside the blocks run alone, and so do all plans of models whose forward does
     not allow a batch to grow in the middle: those with several stacks (a longer batch in one stack
-    would not fit the other), and those that go back to the shape of their input. Arguments, result
-    and errors as for `sweep`.
+    would not fit the other), and those that go back to the shape of their input. How the batch may
+    grow is found by trying, unless `growth` says it. Other arguments, result and errors as for
+    `sweep`.
     """
     _check_plans(plans)
-    return _grow(subject, batch, plans, measure, _find_growth(subject, batch))
-
-
-def _grow(
-    subject: Subject,
-    batch: Batch,
-    plans: Sequence[Plan],
-    measure: Measure,
-    growth: Growth | None,
-) -> list[Any]:
+    if growth is None:
+        growth = _find_growth(subject, batch)
     forks = [] if growth is None else _forks(subject, plans)
     forks_per_forward = max(1, _GROWN_TOKENS // batch.tokens.numel())
 

@@ -46,8 +46,12 @@ _IRRELEVANT = {
 # Attributes of modules that change with use or with how a module was loaded, or that only matter in
 # training.
 _VOLATILE = {
+    "all_tied_weights_keys",
     "gradient_checkpointing",
     "hf_device_map",
+    "hf_quantizer",
+    "is_quantized",
+    "kernel_config",
     "loss_type",
     "max_seq_len_cached",
     "name_or_path",

@@ -313,8 +313,7 @@ def generated(module: Any, prompts: Tensor, length: int) -> Tensor:
 
 
 def units(subject: interp.Subject, site: interp.Site | str, indices: list[int]) -> interp.Units:
-    chosen = subject.anatomy.resolve(site)
-    return interp.Units({chosen: indices}, subject.anatomy.widths(chosen))
+    return subject.units(site, indices)
 
 
 def hook_count(module: nn.Module) -> int:

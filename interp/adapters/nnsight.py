@@ -49,7 +49,7 @@ def logits(
 
     Example:
         >>> from interp.adapters import nnsight
-        >>> plan = interp.Zero(interp.Units({"blocks.0.neurons": [3, 5]}, {"blocks.0.neurons": 48}))
+        >>> plan = interp.Zero(subject.units("blocks.0.neurons", [3, 5]))
         >>> theirs = nnsight.logits(subject, plan, batch)
         >>> with subject.intervened(plan):
         ...     ours = subject.logits(batch)

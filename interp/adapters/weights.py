@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
 
     Example:
         >>> from interp.adapters import weights
-        >>> plan = interp.Zero(interp.Units({"blocks.0.neurons": [3, 5]}, {"blocks.0.neurons": 48}))
+        >>> plan = interp.Zero(subject.units("blocks.0.neurons", [3, 5]))
         >>> with weights.applied(subject, plan):
         ...     edited = subject.logits(batch)
         >>> with subject.intervened(plan):
@@ -73,8 +74,8 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
 def _expressible(subject: Hooked, intervention: Intervention) -> tuple[Edit, ...]:
     """The edits of an intervention. Raises ValueError for one that is not a plain factor at an
     out-projection."""
-    subject.anatomy.check(intervention.units)
-    edits = intervention.edits(subject.anatomy.columns)
+    fitted = replace(intervention, units=subject.anatomy.fit(intervention.units))
+    edits = fitted.edits(subject.anatomy.columns)
     for edit in edits:
         reason = _inexpressible(edit, subject.anatomy)
         if reason:

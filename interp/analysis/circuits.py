@@ -29,7 +29,8 @@ from interp.analysis.computation_graph import (
     sent,
     writes,
 )
-from interp.hooks.hooks import Clock, Value, Visit, captured, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, Visit, captured, tapped
 from interp.hooks.modes import dropout_off
 from interp.localization.window_losses import differentiating
 from interp.localization.windows import repeat_windows

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from interp.analysis.probes import at_position, column, described_site
 from interp.errors import SiteError
-from interp.hooks.hooks import Clock, Value, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, tapped
 from interp.localization.predicting_positions import predicting_positions
 from interp.localization.unit_values import values_at
 from interp.sites.anatomy import Sites

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from interp.engine.reducers import Reducer, reducer
-from interp.hooks.hooks import Clock, Value, Visit, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, Visit, tapped
 from interp.progress import track
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site

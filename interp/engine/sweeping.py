@@ -9,8 +9,7 @@ only the forwards of its blocks, so that what the model does around its blocks i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import HookError
+from interp.hooks.clock import Clock
 from interp.hooks.forward_override import Route, rerouted
 from interp.hooks.hooks import (
-    Clock,
     Value,
     Visit,
     check_applied,
@@ -44,6 +43,9 @@ Key = tuple[str | int, ...]  # path of a tensor in nested arguments: ("mask", 0)
 # Tokens of one grown forward. Beyond that a forward is bound by arithmetic, so that more rows only
 # cost memory.
 _GROWN_TOKENS = 2048
+
+# For every block, the arguments that have one row per example.
+Growth = Mapping[nn.Module, frozenset[Key]]
 
 # The largest batches, in tokens, that grow. Below that size a block spends more on launching its
 # operations and reading its weights than on arithmetic, and one forward for many plans saves that;
@@ -105,8 +107,11 @@ def sweep(
         True
     """
     _check_plans(plans)
-    method = sweep_growing if _should_grow(subject, batch, plans) else sweep_resuming
-    return method(subject, batch, plans, measure)
+    if _is_worth_growing(subject, batch, plans):
+        growth = _find_growth(subject, batch)
+        if growth is not None:
+            return sweep_growing(subject, batch, plans, measure, growth)
+    return sweep_resuming(subject, batch, plans, measure)
 
 
 def sweep_naively(
@@ -134,30 +139,36 @@ def sweep_resuming(
     # place could not be noticed: hence no_grad instead of inference_mode.
     with evaluating(subject), torch.inference_mode(False), torch.no_grad():
         clean = _CleanForward(subject, batch)
-        results = [clean.resume(plan, measure) for plan in track(plans, "sweep")]
-        clean.check_unchanged()
-    return results
+        return [clean.resume(plan, measure) for plan in track(plans, "sweep")]
 
 
 def sweep_growing(
-    subject: Subject, batch: Batch, plans: Sequence[Plan], measure: Measure = mean_loss
+    subject: Subject,
+    batch: Batch,
+    plans: Sequence[Plan],
+    measure: Measure = mean_loss,
+    growth: Growth | None = None,
 ) -> list[Any]:
     """Runs all plans in one batch that grows at each block where some of them begin.
 
-    Plans that begin outside the blocks run alone, and so do all plans of models with several stacks
-    (a longer batch in one stack would not fit the other). Arguments, result and errors as for
+    Plans that begin outside the blocks run alone, and so do all plans of models whose forward does
+    not allow a batch to grow in the middle: those with several stacks (a longer batch in one stack
+    would not fit the other), and those that go back to the shape of their input. How the batch may
+    grow is found by trying, unless `growth` says it. Other arguments, result and errors as for
     `sweep`.
     """
     _check_plans(plans)
-    forks = _forks(subject, plans)
+    if growth is None:
+        growth = _find_growth(subject, batch)
+    forks = [] if growth is None else _forks(subject, plans)
     forks_per_forward = max(1, _GROWN_TOKENS // batch.tokens.numel())
 
     results: dict[int, Any] = {}
     with evaluating(subject):
-        batched = _batched_arguments(subject, batch) if forks else frozenset[Key]()
         for first in track(range(0, len(forks), forks_per_forward), "sweep"):
             together = forks[first : first + forks_per_forward]
-            logits_of_forks = _run_grown(subject, batch, together, batched)
+            assert growth is not None
+            logits_of_forks = _run_grown(subject, batch, together, growth)
             for fork, logits in zip(together, logits_of_forks, strict=True):
                 results[fork.number] = measure(logits, batch)
 
@@ -192,11 +203,6 @@ def _start(subject: Subject, plan: Plan) -> Site | None:
     return min(changed, key=lambda site: site.order)
 
 
-def _first_block(subject: Subject) -> nn.Module:
-    first_stack = next(iter(subject.anatomy.stacks.values()))
-    return subject.module.get_submodule(first_stack[0])
-
-
 class _CleanForward:
     """What every block, and every block's attention, returned in one forward without a plan."""
 
@@ -208,6 +214,7 @@ class _CleanForward:
         routes = {module: self._keep_output(module) for module in self._modules()}
         with rerouted(routes):
             subject.touch(batch)
+        self._check_unchanged()
 
     def _modules(self) -> list[nn.Module]:
         """The modules that may be skipped later: blocks, and the attention within them."""
@@ -251,7 +258,9 @@ class _CleanForward:
         skipped = [] if start is None else self._before(start)
         routes = {module: self._return_kept(module) for module in skipped}
         with rerouted(routes):
-            return _run_alone(self.subject, self.batch, plan, measure)
+            result = _run_alone(self.subject, self.batch, plan, measure)
+        self._check_unchanged()
+        return result
 
     def _before(self, start: Site) -> list[nn.Module]:
         """The modules whose output a plan that starts at `start` cannot change."""
@@ -266,7 +275,7 @@ class _CleanForward:
                 modules.append(attention)
         return modules
 
-    def check_unchanged(self) -> None:
+    def _check_unchanged(self) -> None:
         """Raises HookError when the model wrote into an output that was kept for later plans."""
         for module, output in self.outputs.items():
             tensor = first_tensor(output)
@@ -312,8 +321,6 @@ class _Fork:
 
 def _forks(subject: Subject, plans: Sequence[Plan]) -> list[_Fork]:
     """The plans that can run in a grown forward, lowest block first."""
-    if not _can_grow(subject):
-        return []
     forks: list[_Fork] = []
     for number, plan in enumerate(plans):
         start = _start(subject, plan)
@@ -322,11 +329,9 @@ def _forks(subject: Subject, plans: Sequence[Plan]) -> list[_Fork]:
     return sorted(forks, key=lambda fork: fork.start.order)
 
 
-def _can_grow(subject: Subject) -> bool:
-    """Whether the batch may grow at any block.
-
-    It may in a model with one stack whose residual stream is verified at every block.
-    """
+def _has_entries(subject: Subject) -> bool:
+    """Whether a model has one stack, whose residual stream is verified at every block, so that rows
+    can be appended to it there."""
     stacks = subject.anatomy.stacks
     if len(stacks) != 1:
         return False
@@ -346,7 +351,7 @@ def _can_grow(subject: Subject) -> bool:
 # What the model hands to its blocks together with the hidden states (masks, positions) still has
 # the rows of the original batch, so each block's forward is replaced by one that repeats them.
 def _run_grown(
-    subject: Subject, batch: Batch, forks: Sequence[_Fork], batched: frozenset[Key]
+    subject: Subject, batch: Batch, forks: Sequence[_Fork], growth: Growth
 ) -> list[Logits]:
     """The target logits of every fork, from one forward."""
     stack = forks[0].start.stack
@@ -362,17 +367,16 @@ def _run_grown(
             edits.append(edit)
 
     forks_at_block = Counter(fork.start.block or 0 for fork in forks)
-    growth: dict[Site, Visit] = {}
+    appending: dict[Site, Visit] = {}
     for block, count in forks_at_block.items():
-        growth[Site("resid_pre", block, stack)] = _append_clean_rows(size, count)
+        appending[Site("resid_pre", block, stack)] = _append_clean_rows(size, count)
 
     applied: Counter[int] = Counter()
     editing = {site: _edit_rows(at_site, applied) for site, at_site in edits_by_site.items()}
-    blocks = [subject.module.get_submodule(path) for path in subject.anatomy.blocks(stack)]
-    repeating = {block: _repeat_arguments(size, batched) for block in blocks}
+    repeating = {block: _repeat_arguments(size, batched) for block, batched in growth.items()}
 
     # The edits are the inner context, so that they find the rows which the outer one appended.
-    with tapped(subject, growth), tapped(subject, editing), rerouted(repeating):
+    with tapped(subject, appending), tapped(subject, editing), rerouted(repeating):
         logits = subject.target_logits(batch)
     check_applied(edits, applied)
 
@@ -394,7 +398,7 @@ def _edit_rows(numbered: Sequence[tuple[int, slice, Edit]], applied: Counter[int
         # Cloned once for all edits, of which each writes into the rows of its own fork.
         changed = value.clone()
         for number, rows, edit in numbered:
-            positions = edit.active(clock.offset, clock.length, clock.prompt)
+            positions = clock.positions(edit)
             if len(positions):
                 applied[number] += 1
                 changed[rows] = apply(edit, changed[rows], clock.offset, positions)
@@ -419,37 +423,47 @@ def _repeat_arguments(size: int, batched: frozenset[Key]) -> Route:
     return route
 
 
-class _StopForwardError(Exception):
-    """Ends a forward as soon as it has shown what was asked."""
-
-
 # Which arguments of a block have one row per example cannot be read off their shapes: a mask of one
 # row may serve all examples, and a length may equal the batch size by chance. So the model is
 # called on one example and on two, and the arguments whose length doubled are those with one row
-# per example.
-def _batched_arguments(subject: Subject, batch: Batch) -> frozenset[Key]:
-    """The paths, in the arguments of a block, of the tensors that have one row per example."""
-    sizes: list[dict[Key, int]] = []
+# per example. Blocks of one model may get different arguments (a mask for a sliding window), so
+# each is looked at; but only the first is run, and the others pass on what they were given.
+def _batched_arguments(subject: Subject, batch: Batch) -> Growth:
+    """The paths, in the arguments of every block, of the tensors that have one row per example."""
+    first, *others = _blocks(subject)
+    sizes: dict[nn.Module, list[dict[Key, int]]] = {}
+    outputs: list[Any] = []
 
-    def note_sizes(_: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            tensors = _tensors((args, kwargs))
-            sizes.append({key: len(tensor) for key, tensor in tensors})
-            raise _StopForwardError
+    def note_sizes(block: nn.Module) -> Route:
+        def route(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                tensors = _tensors((args, kwargs))
+                sizes.setdefault(block, []).append({key: len(tensor) for key, tensor in tensors})
+                if block is first:
+                    outputs[:] = [forward(*args, **kwargs)]
+                return outputs[0]
 
-        return run
+            return run
 
-    block = _first_block(subject)
+        return route
+
+    routes = {block: note_sizes(block) for block in (first, *others)}
     for count in (1, 2):
         first_row_repeated = torch.zeros(count, dtype=torch.long)
         examples = replace(batch.rows(first_row_repeated), mask=None)
-        with rerouted({block: note_sizes}), suppress(_StopForwardError):
+        with rerouted(routes):
             subject.touch(examples)
 
-    of_one, of_two = sizes
-    in_both = of_one.keys() & of_two.keys()
-    doubled = [key for key in in_both if of_two[key] == 2 * of_one[key]]
-    return frozenset(doubled)
+    growth: dict[nn.Module, frozenset[Key]] = {}
+    for block, (of_one, of_two) in sizes.items():  # a block that runs several times does not fit
+        in_both = of_one.keys() & of_two.keys()
+        growth[block] = frozenset(key for key in in_both if of_two[key] == 2 * of_one[key])
+    return growth
+
+
+def _blocks(subject: Subject) -> list[nn.Module]:
+    [paths] = subject.anatomy.stacks.values()
+    return [subject.module.get_submodule(path) for path in paths]
 
 
 def _tensors(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:
@@ -484,42 +498,46 @@ def _repeat_batched(
     return tree
 
 
-def _should_grow(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
-    """Whether `sweep_growing` is faster here, and works with these plans and this model."""
+def _is_worth_growing(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
+    """Whether one growing batch is likely to be faster than resuming."""
     # Models run in float64 for exact results: they get those of the naive loop, bit for bit.
     if next(subject.module.parameters()).dtype == torch.float64:
         return False
-
     largest = _CPU_TOKENS if subject.device.type == "cpu" else _GPU_TOKENS
     if batch.tokens.numel() > largest:
         return False
-
-    if len(plans) < 2 or all(_start(subject, plan) is None for plan in plans):
-        return False
-    return _can_grow(subject) and _takes_more_rows(subject, batch)
+    return len(plans) >= 2 and any(_start(subject, plan) is not None for plan in plans)
 
 
-def _takes_more_rows(subject: Subject, batch: Batch) -> bool:
-    """Whether a block can run on more rows than the model was given; the first block is tried."""
-    ran: list[bool] = []
-    with evaluating(subject):
-        batched = _batched_arguments(subject, batch)
+# What a model does with a batch that grew in the middle is tried: every row is given once more to
+# the first block, and the copies must arrive at the logits of the originals. They do not where the
+# model goes back to the shape of its input, or reads something per row from elsewhere than the
+# arguments of its blocks.
+def _find_growth(subject: Subject, batch: Batch) -> Growth | None:
+    """How the batch may grow at the blocks of a model; None where it may not."""
+    if not _has_entries(subject):
+        return None
+    size = len(batch)
+    first = Site("resid_pre", 0, next(iter(subject.anatomy.stacks)))
+    try:
+        with evaluating(subject):
+            growth = _batched_arguments(subject, batch)
+            repeating = {
+                block: _repeat_arguments(size, batched) for block, batched in growth.items()
+            }
+            doubling = {first: _append_clean_rows(size, 1)}
+            with tapped(subject, doubling), rerouted(repeating):
+                logits = subject.target_logits(batch)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError):
+        # The shapes do not fit, or the blocks need what those before them compute.
+        return None
+    if len(logits) != 2 * size:
+        return None
+    originals, copies = logits.split(size)
+    return growth if _nearly_equal(originals, copies) else None
 
-        def try_twice_the_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                more_args, more_kwargs = _repeat_batched((args, kwargs), 2, batched)
-                forward(*more_args, **more_kwargs)
-                ran.append(True)
-                raise _StopForwardError
 
-            return run
-
-        try:
-            with (
-                rerouted({_first_block(subject): try_twice_the_rows}),
-                suppress(_StopForwardError),
-            ):
-                subject.touch(batch)
-        except RuntimeError:  # the shapes of the block's own buffers or arguments do not fit
-            return False
-    return bool(ran)
+def _nearly_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal but for the rounding of differently placed rows."""
+    tolerance = 1024 * torch.finfo(one.dtype).eps * one.abs().amax()
+    return bool(((one - other).abs() <= tolerance).all())

@@ -14,23 +14,22 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import HookError
+from interp.hooks.clock import Clock, generation_followed
+from interp.hooks.guards import compiled_graphs_off, refuse_checkpointing
 from interp.interventions.edit import Edit, apply
 from interp.interventions.plan import Plan, interventions
 from interp.sites.anatomy import Anatomy, Place
 from interp.sites.site import Site
 
 Value = Float[Tensor, "batch position width"]
-
-
-_declared_prompt: ContextVar[int | None] = ContextVar("prompt", default=None)
 
 
 class Hooked(Protocol):
@@ -46,57 +45,7 @@ class Hooked(Protocol):
     def anatomy(self) -> Anatomy: ...
 
 
-@dataclass
-class Clock:
-    """Where in the sequence the running forward is.
-
-    Attributes:
-        offset: absolute position of the first position in this forward; with a KV cache, the number
-            of positions that the cache holds.
-        length: how many positions this forward has.
-        prompt: how many leading positions of the sequence are prompt.
-    """
-
-    offset: int = 0
-    length: int = 0
-    prompt: int = 0
-
-    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Reads the offset from the KV cache among a module's arguments, if there is one."""
-        arguments = (*args, *kwargs.values())
-        caches = [value for value in arguments if hasattr(value, "get_seq_length")]
-        self.offset = int(caches[0].get_seq_length()) if caches else 0
-
-    def see(self, value: Tensor) -> None:
-        """Reads the length from an activation [batch, position, width]."""
-        self.length = value.shape[1]
-        declared = _declared_prompt.get()
-        if declared is not None:
-            self.prompt = declared
-        elif self.offset == 0:
-            # Nobody declared a prompt: the first forward of a generation reads it whole.
-            self.prompt = self.length
-
-
 Visit = Callable[[Value, Clock], Tensor | None]
-
-
-@contextmanager
-def prompt_length(length: int | None) -> Generator[None]:
-    """Declares how many leading positions are prompt, for plans with `when="prompt"` or "decode".
-
-    A teacher-forced forward reads prompt and continuation at once, so that the boundary cannot be
-    seen from its shape.
-
-    Args:
-        length: the number of positions; None leaves it to the first forward, whose positions are
-            then all prompt.
-    """
-    token = _declared_prompt.set(length)
-    try:
-        yield
-    finally:
-        _declared_prompt.reset(token)
 
 
 @contextmanager
@@ -113,7 +62,8 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
 
     Raises:
         SiteError: a site is unknown.
-        HookError: the block ended without an error, but a site was never passed.
+        HookError: the block ended without an error, but a site was never passed; or a site is in a
+            part of the model that gradient checkpointing runs again in the backward pass.
 
     Example:
         >>> from interp.hooks.hooks import tapped
@@ -125,15 +75,11 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
         [(12, 16, 48)]
     """
     fired: Counter[Site] = Counter()
-    clock = Clock()
+    clock = Clock(differentiated=torch.is_grad_enabled())
     with ExitStack() as stack:
-        # The clock needs the offset, from the cache among the arguments, and the length, from the
-        # hidden states, before the first site is reached. The model itself may get only token ids
-        # and make its cache inside; the first block of each stack gets both.
-        first_blocks = [blocks[0] for blocks in subject.anatomy.stacks.values()]
-        for path in dict.fromkeys(["", *first_blocks]):
-            handle = _hook_clock(subject.module.get_submodule(path), clock)
-            stack.callback(handle.remove)
+        stack.enter_context(compiled_graphs_off())
+        stack.enter_context(generation_followed(subject.module, getattr(subject, "lead", 0)))
+        _hook_clock(stack, subject, clock)
 
         # In the order of data, so that resid_mid is built on the resid_pre that other visits left.
         for site in sorted(visits, key=lambda site: site.order):
@@ -156,18 +102,49 @@ def _counted(visit: Visit, site: Site, fired: Counter[Site]) -> Visit:
         fired[site] += 1
         return visit(value, clock)
 
-    return counted
+    return _around(visit, counted)
 
 
-def _hook_clock(module: nn.Module, clock: Clock) -> Any:
+def _around(visit: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    """`wrapper`, marked as one that runs a visit: `inspect.unwrap` of a hook gives its visit, which
+    tells the fingerprint of a model what the hook does."""
+    wrapper.__wrapped__ = visit  # pyright: ignore[reportFunctionMemberAccess]
+    return wrapper
+
+
+# The clock needs the offset, from the cache among the arguments, and the length, from the hidden
+# states, before the first site is reached. The model itself may get only token ids and make its
+# cache inside; the first block of each stack gets both.
+def _hook_clock(stack: ExitStack, subject: Hooked, clock: Clock) -> None:
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        clock.start(args, kwargs)
+        clock.begin(args, kwargs)
+
+    def reach_blocks(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        clock.find_offset(args, kwargs)
         value = first_tensor((args, kwargs))
         if value is not None and value.ndim == 3:
             clock.see(value)
 
-    # Before all other hooks, which ask the clock.
-    return module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
+    first_blocks = [blocks[0] for blocks in subject.anatomy.stacks.values()]
+    visits = dict.fromkeys(first_blocks, reach_blocks)
+    visits[_entrance(subject.module, first_blocks[0])] = begin
+    for path, visit in visits.items():
+        # Before all other hooks, which ask the clock.
+        module = subject.module.get_submodule(path)
+        handle = module.register_forward_pre_hook(visit, with_kwargs=True, prepend=True)
+        stack.callback(handle.remove)
+
+
+def _entrance(module: nn.Module, block: str) -> str:
+    """The path of the module that is called once per forward: the innermost around a block that
+    can generate, since a wrapper's own `generate` calls that one; else the module itself."""
+    entrance = ""
+    path = ""
+    for part in block.split("."):
+        path = f"{path}.{part}" if path else part
+        if hasattr(type(module.get_submodule(path)), "prepare_inputs_for_generation"):
+            entrance = path
+    return entrance
 
 
 def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock: Clock) -> None:
@@ -198,9 +175,9 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
 
     target = module.get_submodule(place.path)
     if place.side == "in":
-        handle = target.register_forward_pre_hook(inward, with_kwargs=True)
+        handle = target.register_forward_pre_hook(_around(visit, inward), with_kwargs=True)
     else:
-        handle = target.register_forward_hook(outward)
+        handle = target.register_forward_hook(_around(visit, outward))
     stack.callback(handle.remove)
 
 
@@ -216,7 +193,7 @@ def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
         new = visit(other_term + value, clock)
         return None if new is None else new - other_term
 
-    return visit_sum
+    return _around(visit, visit_sum)
 
 
 def _on_scaled(visit: Visit, scale: float) -> Visit:
@@ -232,6 +209,9 @@ def _on_scaled(visit: Visit, scale: float) -> Visit:
 def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
     """Calls a visit with the value as [batch, position, width], whatever the shape of the module's
     own tensor."""
+    # Checkpointing may switch gradients off in the part that it will run again.
+    if clock.differentiated or torch.is_grad_enabled():
+        refuse_checkpointing()
     if tensor.ndim == 3:
         clock.see(tensor)
         return visit(tensor, clock)
@@ -300,7 +280,8 @@ def _swap(tree: Any, old: Tensor | None, new: Tensor) -> Any:
 def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
     """Runs every forward inside the block under some plans.
 
-    Works with generation, a KV cache and autograd. Weights are not touched.
+    Works with generation (also Hugging Face's own `generate`), a KV cache and autograd; a compiled
+    model runs uncompiled inside the block. Weights are not touched.
 
     Args:
         subject: the model.
@@ -310,7 +291,8 @@ def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
         ValueError: the units were chosen on a model of another shape.
         SiteError: a site is unknown.
         HookError: the block ended without an error, but an intervention never applied: no forward
-            ran, or none reached its positions.
+            ran, or none reached its positions. Also where it is not known which positions a plan
+            changes, and under gradient checkpointing, whose second run would not see the plan.
 
     Example:
         >>> neurons = subject.anatomy.units("neurons")
@@ -329,23 +311,33 @@ def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
         edits_by_site.setdefault(site, []).append((number, edit))
 
     applied: Counter[int] = Counter()
-    visits = {site: _apply_all(at_site, applied) for site, at_site in edits_by_site.items()}
+    visits = {site: EditVisit(at_site, applied) for site, at_site in edits_by_site.items()}
     with tapped(subject, visits):
         yield
     check_applied(edits, applied)
 
 
-def _apply_all(numbered: Sequence[tuple[int, Edit]], applied: Counter[int]) -> Visit:
-    def edit_all(value: Value, clock: Clock) -> Tensor | None:
-        new = value
-        for number, edit in numbered:
-            positions = edit.active(clock.offset, clock.length, clock.prompt)
-            if len(positions):
-                applied[number] += 1
-                new = apply(edit, new, clock.offset, positions)
-        return None if new is value else new
+@dataclass(frozen=True, eq=False)
+class EditVisit:
+    """A visit that runs the edits of a plan at one site.
 
-    return edit_all
+    Attributes:
+        numbered: the edits, each with its number among all edits of the plan.
+        applied: how often each edit was applied, by its number; counted here.
+    """
+
+    numbered: Sequence[tuple[int, Edit]]
+    applied: Counter[int]
+
+    def __call__(self, value: Value, clock: Clock) -> Tensor | None:
+        new = value
+        for number, edit in self.numbered:
+            positions = clock.positions(edit)
+            if len(positions):
+                self.applied[number] += 1
+                samples = clock.samples(len(new))
+                new = apply(edit, new, clock.offset, positions, samples)
+        return None if new is value else new
 
 
 def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
@@ -392,8 +384,8 @@ def lower_plans(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
     edits: list[Edit] = []
     for plan in plans:
         for intervention in interventions(plan):
-            anatomy.check(intervention.units)
-            edits += intervention.edits(anatomy.columns)
+            fitted = replace(intervention, units=anatomy.fit(intervention.units))
+            edits += fitted.edits(anatomy.columns)
     return edits
 
 
@@ -414,7 +406,7 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, V
         SiteError: a site is unknown.
         HookError: the block ended without an error, but a site was never passed, or the model
             changed an activation in place after it was captured, so that its gradient would belong
-            to another value.
+            to another value, or the model checkpoints gradients.
 
     Example:
         >>> sites = subject.anatomy.expand("neurons")
@@ -462,7 +454,7 @@ def every_call(
         enter: called with the path and the inputs before each call.
         leave: called with the output after each call.
     """
-    with ExitStack() as stack:
+    with compiled_graphs_off(), ExitStack() as stack:
         for path, child in module.named_modules():
             before = child.register_forward_pre_hook(_entering(path, enter), with_kwargs=True)
             stack.callback(before.remove)

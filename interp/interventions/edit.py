@@ -40,6 +40,12 @@ class Edit:
     positions: tuple[int, ...] | None = None
     when: When = "all"
 
+    @property
+    def needs_positions(self) -> bool:
+        """Whether what this edit does depends on absolute positions."""
+        differs_by_position = self.add is not None and self.add.shape[-2] > 1
+        return self.when != "all" or self.positions is not None or differs_by_position
+
     def active(self, offset: int, length: int, prompt: int) -> Int[Tensor, " position"]:
         """Returns the absolute positions that this edit changes in one forward.
 
@@ -66,19 +72,20 @@ class Edit:
         return positions
 
     def addend(
-        self, rows: int, positions: Int[Tensor, " position"]
+        self, rows: int, positions: Int[Tensor, " position"], samples: int = 1
     ) -> Float[Tensor, "*rows position columns"]:
         """Returns what `add` adds in one forward.
 
         Args:
             rows: how many rows the forward has.
             positions: absolute positions.
+            samples: how many neighbouring rows belong to one example, and take one donor.
 
         Returns:
             [position, columns], or [rows, position, columns] when the row of the batch matters.
 
         Raises:
-            ValueError: `rows` is not a multiple of the rows of `add`.
+            ValueError: the number of examples is not a multiple of the rows of `add`.
         """
         assert self.add is not None
         # Chosen by absolute position, so that a token gets the same row with a cache and without.
@@ -86,14 +93,15 @@ class Edit:
         table = self.add[..., positions % period, :]
         if table.ndim == 2:
             return table
-        times, left = divmod(rows, len(table))
+        examples = rows // samples
+        times, left = divmod(examples, len(table))
         if left:
             donors = f"{len(table)} donors (row r takes donor r modulo {len(table)})"
             raise ValueError(
-                f"{self.site}: the number of rows, {rows}, is not a multiple of the {donors}: "
+                f"{self.site}: the number of rows, {examples}, is not a multiple of the {donors}: "
                 "run the whole batch that the donors belong to"
             )
-        return table.repeat(times, 1, 1)
+        return table.repeat(times, 1, 1).repeat_interleave(samples, dim=0)
 
 
 def apply(
@@ -101,6 +109,7 @@ def apply(
     value: Float[Tensor, "batch position width"],
     offset: int,
     positions: Int[Tensor, " position"],
+    samples: int = 1,
 ) -> Tensor:
     """Returns a copy of an activation with an edit done at some positions.
 
@@ -109,6 +118,7 @@ def apply(
         value: the activation; it is not changed.
         offset: absolute position of its first position.
         positions: absolute positions to change.
+        samples: how many neighbouring rows belong to one example.
 
     Example:
         >>> from interp.interventions.edit import Edit, apply
@@ -138,7 +148,7 @@ def apply(
     else:
         new = chosen * edit.multiply
     if edit.add is not None:
-        new = new + edit.addend(len(value), positions).to(value)
+        new = new + edit.addend(len(value), positions, samples).to(value)
 
     changed = value.clone()
     changed[at] = new

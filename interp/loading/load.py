@@ -14,6 +14,7 @@ from interp.loading.pretrained import read
 from interp.loading.readers import reader_of
 from interp.sites.anatomy import Layout
 from interp.subject.batch import Batch
+from interp.subject.offloading import device_of, stored_weights
 from interp.subject.stepwise import stepwise_of
 from interp.subject.subject import Forward, Subject, vocabulary_size
 
@@ -36,7 +37,7 @@ def load(
     Args:
         source: a hub id, a folder, a GGUF file, an installed package that carries a GGUF, the
             weights of a VAR or RAR, or a model in memory: a Hugging Face or nnsight model, one of
-            `interp.models`, or any other torch module.
+            `interp.models`, or any other torch module. Of a compiled model, the model itself.
         tokenizer: a tokenizer for a model that comes without one; for an image model the file of
             its tokenizer, when it is not in the model's folder.
         anatomy: where the sites are, for a module whose structure does not show it (see `Layout`).
@@ -84,7 +85,7 @@ def load(
         forward = _forward
     if example is None:
         example = stepwise_of(module).example()
-    batch = example.to(next(module.parameters()).device)
+    batch = example.to(device_of(module))
     found_anatomy = discover(module, lambda: forward(module, batch, batch.length - 1), anatomy)
     return Subject(module, found_anatomy, forward, tokenizer, name)
 
@@ -111,6 +112,9 @@ def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
         if tokenizer is None:
             tokenizer = getattr(source, "tokenizer", None)
         return source._module, tokenizer
+    if type(source).__module__ == "torch._dynamo.eval_frame":
+        # torch.compile wraps the model that it was given, and hooks belong on the model itself.
+        return _unwrap(source._orig_mod, tokenizer)
     if library != "transformer_lens" and not isinstance(source, nn.Module):
         raise LoadError(
             f"cannot study a {type(source).__name__}: expected a hub id, a folder, a .gguf file, "
@@ -138,22 +142,22 @@ def _is_bridged(module: nn.Module) -> bool:
 
 
 def _check_weights(module: nn.Module, tokenizer: Any) -> None:
-    named = list(module.named_parameters())
-    if not named:
-        raise LoadError(f"{type(module).__name__} has no parameters: expected a model with weights")
-    if any(parameter.is_meta for _, parameter in named):
-        raise LoadError(
-            f"{type(module).__name__} has no weights yet (meta device): "
-            "load them first; with nnsight, pass dispatch=True"
-        )
-
+    count = 0
     broken: list[str] = []
-    for name, parameter in named:
+    for name, parameter in stored_weights(module):
+        count += 1
+        if parameter.is_meta:
+            raise LoadError(
+                f"{type(module).__name__} has no weights yet (meta device): "
+                "load them first; with nnsight, pass dispatch=True"
+            )
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter.detach()).all()):
             broken.append(name)
+    if not count:
+        raise LoadError(f"{type(module).__name__} has no parameters: expected a model with weights")
     if broken:
         raise LoadError(
-            f"{len(broken)} of {len(named)} weights hold NaN or infinity: "
+            f"{len(broken)} of {count} weights hold NaN or infinity: "
             f"{', '.join(broken[:3])}; expected finite weights"
         )
 

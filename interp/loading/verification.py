@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks.call_trace import Call
-from interp.sites.anatomy import Place, out_rows
+from interp.sites.anatomy import Place, as_rows
+from interp.subject.offloading import stored
 
 
 def flat(value: Tensor | None) -> Tensor:
@@ -42,7 +43,10 @@ def is_projection(module: nn.Module, call: Call) -> bool:
     if call.value is None or call.output is None:
         return False
 
-    rows = out_rows(module).detach()
+    weight = stored(module, "weight", weight).detach().to(call.value.device)
+    if isinstance(bias, Tensor):
+        bias = stored(module, "bias", bias).to(call.value.device)
+    rows = as_rows(module, weight)
     if rows.shape != (call.value.shape[-1], call.output.shape[-1]):
         return False
     expected = call.value @ rows

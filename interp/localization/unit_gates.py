@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.hooks.hooks import Clock, Value, Visit, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, Visit, tapped
 from interp.sites.site import Site
 from interp.subject.subject import Subject
 

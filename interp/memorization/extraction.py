@@ -25,11 +25,12 @@ from jaxtyping import Bool, Float, Int
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from interp.hooks.hooks import prompt_length
+from interp.hooks.clock import prompt_length
 from interp.memorization.shards import Shards
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch, token_ids
 from interp.subject.decoding import Decoder
+from interp.subject.fingerprint import fingerprint, identify
 from interp.subject.subject import Subject, evaluating, token_losses
 
 Text = str | Sequence[int]
@@ -167,14 +168,15 @@ def scan(
         stream = windows(subject, texts, prefix + length, stride, counts)
         groups = None
 
+    parts = identify(subject)
     about = {
-        "model": subject.fingerprint,
+        "model": fingerprint(parts),
         "prefix": prefix,
         "length": length,
         "stride": stride,
         "decode_from": decode_from,
     }
-    with Shards(folder, about) as shards, evaluating(subject):
+    with Shards(folder, about | {"model parts": parts}) as shards, evaluating(subject):
         _skip_known(stream, shards)
         for chunk in track(_chunks(stream, batch_size), "scanning"):
             shards.add(_measure(subject, chunk, prefix, decode_from, groups))

@@ -110,7 +110,12 @@ def _check_same(folder: Path, before: dict[str, Any], about: dict[str, Any]) -> 
     differences: list[str] = []
     for name, now in about.items():
         was = before.get(name)
-        if was != now:
+        if was == now:
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            parts = [part for part in now if was.get(part) != now[part]]
+            differences.append(f"{name}: other {', '.join(parts)}")
+        else:
             differences.append(f"{name} was {was!r} and is {now!r}")
     if differences:
         raise ValueError(

@@ -257,7 +257,7 @@ def as_active(units: Units, activity: UnitScores, seed: int, near: int = 10) -> 
     for site in units.sites:
         level = activity[site]
         selected = units[site]
-        every_unit = np.arange(units.widths[site])
+        every_unit = np.arange(level.size)
         free = np.setdiff1d(every_unit, selected)
         if len(free) < len(selected):
             raise ValueError(f"{site} has {len(free)} other units, too few for {len(selected)}")
@@ -270,4 +270,4 @@ def as_active(units: Units, activity: UnitScores, seed: int, near: int = 10) -> 
             taken = rng.choice(nearest)
             drawn[site].append(int(taken))
             free = free[free != taken]
-    return Units(drawn, units.widths)
+    return Units(drawn, activity.widths)

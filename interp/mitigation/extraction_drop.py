@@ -9,6 +9,7 @@ what it has memorized.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -144,10 +145,11 @@ def _selections(
     """The selections to measure, by the fraction of units that they select."""
     if isinstance(selection, UnitScores):
         return {fraction: Selection(selection.top(fraction), fraction) for fraction in fractions}
-    plan = interventions(Zero(selection) if isinstance(selection, Units) else selection)
+    given = interventions(Zero(selection) if isinstance(selection, Units) else selection)
+    plan: list[Intervention] = []
     points: list[str] = []
-    for intervention in plan:
-        subject.anatomy.check(intervention.units)
+    for intervention in given:
+        plan.append(replace(intervention, units=subject.anatomy.fit(intervention.units)))
         points += _points(intervention.units)
     every_unit = subject.anatomy.units(points)
     fraction = len(changed_units(plan)) / len(every_unit)

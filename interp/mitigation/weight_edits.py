@@ -11,6 +11,7 @@ from interp.interventions.kinds import Add, Intervention, Scale
 from interp.sites.anatomy import out_rows
 from interp.sites.site import Site
 from interp.sites.units import Units
+from interp.subject.offloading import stored
 from interp.subject.subject import Subject
 
 
@@ -37,6 +38,7 @@ def in_weights(
     positions: dict[Site, np.ndarray] = {}
     widths: dict[Site, int] = {}
     kept_biases: dict[Site, np.ndarray] = {}
+    units = subject.anatomy.fit(units)
     for site in units.sites:
         place, biases = _input_projection(subject, site)
         positions[place] = units[site]
@@ -68,7 +70,10 @@ def _input_projection(subject: Subject, site: Site) -> tuple[Site, np.ndarray]:
         )
     (name,) = found
     bias = getattr(parent.get_submodule(name), "bias", None)
-    values = torch.zeros(place.width) if bias is None else bias.detach()
+    if bias is None:
+        values = torch.zeros(place.width)
+    else:
+        values = stored(subject.module, f"{path}.{name}.bias", bias).detach()
     output = subject.anatomy.resolve(f"{path}.{name}:out")
     return output, values.double().cpu().numpy()
 

@@ -258,14 +258,39 @@ class Anatomy:
         """
         return {site: self.place(site).units for site in self.expand(sites)}
 
-    def units(self, sites: Sites) -> Units:
-        """Returns all units of some sites, given as for `expand`.
+    def units(
+        self, sites: Sites | Mapping[str, Iterable[int]], indices: Iterable[int] | None = None
+    ) -> Units:
+        """Returns units of some sites: all of them, or those with some indices.
+
+        Args:
+            sites: sites, given as for `expand`; or a mapping from sites to indices.
+            indices: which units, the same at each of the sites; by default all.
+
+        Raises:
+            SiteError: a name or pattern matches no site.
+            ValueError: an index outside its site, or indices for a mapping, which has its own.
 
         Example:
             >>> subject.anatomy.units("neurons")
             Units(96 of 96: blocks.0.neurons 48, blocks.1.neurons 48)
+            >>> subject.anatomy.units("blocks.1.neurons", [0, 3, 5])
+            Units(3 of 48: blocks.1.neurons 3)
+            >>> subject.anatomy.units({"blocks.0.heads": [1], "blocks.1.neurons": [0, 3]})
+            Units(3 of 52: blocks.0.heads 1, blocks.1.neurons 2)
         """
-        return all_units(self.widths(sites))
+        if isinstance(sites, Mapping):
+            if indices is not None:
+                raise ValueError("a mapping of sites to indices has its own: give no other indices")
+            chosen = Units({})
+            for name, index in sites.items():
+                chosen = chosen | self.units(name, index)
+            return chosen
+        widths = self.widths(sites)
+        if indices is None:
+            return all_units(widths)
+        chosen_units = list(indices)
+        return Units(dict.fromkeys(widths, chosen_units), widths)
 
     def columns(self, site: Site, units: np.ndarray) -> Int[np.ndarray, " columns"]:
         """Returns the activation columns of some units: one per neuron, d_head per head.
@@ -286,21 +311,29 @@ class Anatomy:
         columns = first_columns + np.arange(columns_per_unit)
         return columns.reshape(-1)
 
-    def check(self, units: Units) -> None:
-        """Checks that units were chosen on a model of this shape.
+    def fit(self, units: Units) -> Units:
+        """Returns units with the widths of this model, after checking that it has these units.
 
         Raises:
             SiteError: one of their sites does not exist on this model.
-            ValueError: one of their sites has another width on this model.
+            ValueError: one of their sites has another width on this model, or, where they carry no
+                widths, fewer units.
+
+        Example:
+            >>> subject.anatomy.fit(interp.Units({"blocks.1.neurons": [0, 3, 5]}))
+            Units(3 of 48: blocks.1.neurons 3)
         """
+        widths = dict(units.widths)
         for site in units.sites:
-            there = units.widths[site]
             here = self.place(site).units
+            there = units.widths.get(site, here)
             if there != here:
                 raise ValueError(
                     f"these units were chosen on a model whose {site} is {there} wide; "
                     f"here it is {here}: another model's plan"
                 )
+            widths[site] = here
+        return Units({site: units[site] for site in units.sites}, widths)
 
     def out_weight(self, module: nn.Module, site: Site | str) -> Float[Tensor, "columns d_model"]:
         """Returns the rows with which the columns of `neurons` or `heads` write to the residual.
@@ -314,7 +347,8 @@ class Anatomy:
 
         Raises:
             SiteError: the site is not the input of a projection, or the projection has no plain
-                weight: an adapter stands beside it, or it is packed or quantized.
+                weight: an adapter stands beside it, it is packed or quantized, or accelerate keeps
+                it elsewhere.
 
         Example:
             >>> rows = subject.anatomy.out_weight(subject.module, "blocks.0.neurons")
@@ -332,7 +366,13 @@ class Anatomy:
                 f"{site}: {place.path} ({type(projection).__name__}) has no plain weight (an "
                 "adapter, packed or quantized weights): merge it, or load the model unquantized"
             )
-        return out_rows(projection)
+        rows = out_rows(projection)
+        if rows.is_meta:
+            raise SiteError(
+                f"{site}: the weight of {place.path} is offloaded, and is in place only while its "
+                "module runs: load the model without offloading to read or write its weights"
+            )
+        return rows
 
 
 def _has_plain_weight(projection: nn.Module) -> bool:
@@ -354,4 +394,9 @@ def out_rows(projection: nn.Module) -> Float[Tensor, "inputs outputs"]:
     """
     weight = projection.weight
     assert isinstance(weight, Tensor)
+    return as_rows(projection, weight)
+
+
+def as_rows(projection: nn.Module, weight: Tensor) -> Float[Tensor, "inputs outputs"]:
+    """Returns the weight of a linear layer, which may be stored elsewhere, as `out_rows` does."""
     return weight.T if isinstance(projection, nn.Linear) else weight

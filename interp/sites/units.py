@@ -27,16 +27,19 @@ class Units:
     """A set of units: for each site, the indices of the units chosen there.
 
     Indices are sorted and distinct. The width of each site (how many units it has) is stored with
-    them, so that units found on one model are refused by a model of another size. Units combine
-    like sets: `|`, `&` and `-`; `~` gives all other units of the sites whose width is known.
+    them, so that units found on one model are refused by a model of another size; units without
+    widths are checked against the model that they are used on. `subject.units(site, indices)` makes
+    units with the widths of a model. Units combine like sets: `|`, `&` and `-`; `~` gives all other
+    units of the sites whose width is known.
 
     Args:
         indices: the chosen units of each site, as integers from 0; sites may be given by name.
-        widths: how many units each site has. Sites without chosen units may be listed too.
+        widths: how many units each site has. Sites without chosen units may be listed too. None
+            where the widths are those of the model that the units are used on.
 
     Raises:
-        ValueError: a site without width, an index outside its site, or indices that are not
-            integers (such as a boolean mask).
+        ValueError: an index outside its site, a site that is missing in `widths`, or indices that
+            are not integers (such as a boolean mask).
 
     Example:
         >>> widths = {"blocks.0.neurons": 48, "blocks.1.neurons": 48}
@@ -49,19 +52,25 @@ class Units:
         True
         >>> len(~units)
         93
+        >>> interp.Units({"blocks.1.neurons": [0, 3, 5]})
+        Units(3: blocks.1.neurons 3)
     """
 
     def __init__(
         self,
         indices: Mapping[Site, Iterable[int]] | Mapping[str, Iterable[int]],
-        widths: Mapping[Site, int] | Mapping[str, int],
+        widths: Mapping[Site, int] | Mapping[str, int] | None = None,
     ) -> None:
-        self.widths = {_as_site(site): int(width) for site, width in widths.items()}
+        known = {} if widths is None else widths
+        self.widths = {_as_site(site): int(width) for site, width in known.items()}
 
         chosen: dict[Site, Indices] = {}
         for name, given in indices.items():
             site = _as_site(name)
             chosen[site] = _distinct(site, given)
+            if widths is not None and site not in self.widths:
+                listed = ", ".join(map(str, self.widths)) or "no site"
+                raise ValueError(f"units at {site} need its width; widths were given for {listed}")
         for site, index in chosen.items():
             self._check_indices(site, index)
 
@@ -69,15 +78,15 @@ class Units:
         self._indices = {site: chosen[site] for site in in_order if len(chosen[site])}
 
     def _check_indices(self, site: Site, index: Indices) -> None:
-        if site not in self.widths:
-            known = ", ".join(map(str, self.widths)) or "no site"
-            raise ValueError(f"units at {site} need its width; widths were given for {known}")
         if not len(index):
             return
-        width = self.widths[site]
         smallest = index[0]
         largest = index[-1]
-        if smallest < 0 or largest >= width:
+        width = self.widths.get(site)
+        if width is None:
+            if smallest < 0:
+                raise ValueError(f"{site}: units are counted from 0; got {smallest}")
+        elif smallest < 0 or largest >= width:
             raise ValueError(f"{site} has units 0 to {width - 1}; got {smallest} to {largest}")
 
     @property
@@ -116,9 +125,23 @@ class Units:
         return self._combine(other, np.setdiff1d)
 
     def __invert__(self) -> Units:
-        """All other units of the sites whose width is known."""
+        """All other units of the sites whose width is known.
+
+        Raises:
+            ValueError: there are units at a site whose width is not known.
+        """
+        self._need_widths("all other units")
         everything = {site: range(width) for site, width in self.widths.items()}
         return Units(everything, self.widths) - self
+
+    def _need_widths(self, what: str) -> None:
+        """Raises ValueError, naming `what` cannot be told, where a width is not known."""
+        unknown = [str(site) for site in self._indices if site not in self.widths]
+        if unknown:
+            raise ValueError(
+                f"{what} need the width of {', '.join(unknown[:3])}, which these units do not "
+                "carry: make them with subject.units(site, indices)"
+            )
 
     def _combine(self, other: Units, rule: Callable[[Indices, Indices], Indices]) -> Units:
         for site in self.widths.keys() & other.widths.keys():
@@ -131,7 +154,7 @@ class Units:
                 )
         sites = {*self._indices, *other._indices}
         combined = {site: rule(self[site], other[site]) for site in sites}
-        return Units(combined, {**self.widths, **other.widths})
+        return Units(combined, {**self.widths, **other.widths} or None)
 
     def only(self, site: Site | str, indices: Iterable[int]) -> Units:
         """Returns other units, all at one site, of a model with the same widths.
@@ -141,13 +164,13 @@ class Units:
             indices: which units of that site.
 
         Raises:
-            ValueError: the site has no known width, or an index is outside it.
+            ValueError: the site is not among those with a known width, or an index is outside it.
 
         Example:
             >>> subject.anatomy.units("neurons").only("blocks.1.neurons", [0, 5])
             Units(2 of 96: blocks.1.neurons 2)
         """
-        return Units({_as_site(site): indices}, self.widths)
+        return Units({_as_site(site): indices}, self.widths or None)
 
     def draw_matched(self, seed: int, among: Units | None = None, times: int = 1) -> Units:
         """Returns random other units, the same number at each site: the control for an ablation.
@@ -161,6 +184,9 @@ class Units:
                 of this set are never drawn.
             times: how many control units to draw for each unit of this set.
 
+        Raises:
+            ValueError: neither this set nor `among` knows the width of one of the sites.
+
         Example:
             >>> units = interp.Units({"blocks.0.neurons": [3, 7]}, {"blocks.0.neurons": 48})
             >>> control = units.draw_matched(seed=0)
@@ -170,13 +196,17 @@ class Units:
             0
         """
         rng = np.random.default_rng(seed)
+        # The sites of the two sets may differ, and each set knows the widths of its own.
+        known = self if among is None else self | among
+        known._need_widths("random other units")
+        widths = known.widths
         source = ~self if among is None else among
         pool = source - self
 
         drawn: dict[Site, Indices] = {}
         chosen_single_unit_sites = 0
         for site, index in self._indices.items():
-            if self.widths[site] == 1:
+            if widths[site] == 1:
                 chosen_single_unit_sites += 1
                 continue
             free_units = pool[site]
@@ -184,12 +214,12 @@ class Units:
             drawn[site] = rng.choice(free_units, count, replace=False)
 
         # A site of one unit has no second unit to draw, so its control is another single-unit site.
-        free_sites = [site for site in pool.sites if self.widths[site] == 1]
+        free_sites = [site for site in pool.sites if widths[site] == 1]
         wanted = times * chosen_single_unit_sites
         order = rng.permutation(len(free_sites))
         for number in order[:wanted]:
             drawn[free_sites[number]] = np.zeros(1, dtype=np.int64)
-        return Units(drawn, self.widths)
+        return Units(drawn, widths)
 
     def to_frame(self) -> pd.DataFrame:
         """Returns a table with one row per unit: `site`, `block`, `unit`."""
@@ -205,7 +235,7 @@ class Units:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Units:
         """Returns the units that `to_json` described."""
-        return cls(data["indices"], data["widths"])
+        return cls(data["indices"], data["widths"] or None)
 
     def save(self, path: str | Path) -> None:
         """Writes the units to a JSON file."""
@@ -218,9 +248,9 @@ class Units:
         return cls.from_json(json.loads(Path(path).read_text()))
 
     def __repr__(self) -> str:
-        total = sum(self.widths.values())
+        total = f" of {sum(self.widths.values())}" if self.widths else ""
         parts = [f"{site} {len(index)}" for site, index in self._indices.items()]
-        return f"Units({len(self)} of {total}: {', '.join(parts)})"
+        return f"Units({len(self)}{total}: {', '.join(parts)})"
 
 
 @dataclass(frozen=True, eq=False)

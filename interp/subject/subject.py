@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, overload
 
@@ -12,13 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.errors import LoadError
-from interp.hooks.hooks import intervened, prompt_length
+from interp.hooks.clock import prompt_length
+from interp.hooks.hooks import intervened
 from interp.hooks.modes import dropout_off
 from interp.interventions.plan import Plan
-from interp.sites.anatomy import Anatomy
+from interp.sites.anatomy import Anatomy, Sites
 from interp.sites.site import Site
+from interp.sites.units import Units
 from interp.subject.batch import Batch, check_integer, check_text
 from interp.subject.decoding import Decoder
+from interp.subject.fingerprint import fingerprint, identify
+from interp.subject.offloading import device_of
 from interp.subject.stepwise import Segment, stepwise_of
 
 Forward = Callable[[nn.Module, Batch, int], Tensor]
@@ -62,8 +65,8 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's first parameter."""
-        return next(self.module.parameters()).device
+        """The device of the model's first parameter: the one it is moved to, if it is offloaded."""
+        return device_of(self.module)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -83,6 +86,28 @@ class Subject:
                 f"{self.name} has no token embedding (nn.Embedding), so its vocabulary is unknown"
             )
         return rows
+
+    def units(
+        self, sites: Sites | Mapping[str, Iterable[int]], indices: Iterable[int] | None = None
+    ) -> Units:
+        """Returns units of this model, to change or to compare; see `Anatomy.units`.
+
+        Args:
+            sites: a site, a bare point (`neurons`: in every block), a pattern, or several of these;
+                or a mapping from sites to indices.
+            indices: which units, the same at each of the sites; by default all.
+
+        Raises:
+            SiteError: a name or pattern matches no site.
+            ValueError: an index outside its site.
+
+        Example:
+            >>> subject.units("blocks.1.neurons", [0, 3, 5])
+            Units(3 of 48: blocks.1.neurons 3)
+            >>> subject.units("heads")
+            Units(8 of 8: blocks.0.heads 4, blocks.1.heads 4)
+        """
+        return self.anatomy.units(sites, indices)
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch position vocabulary"]:
         """Returns aligned logits: `logits[b, t]` predicts `tokens[b, t]`.
@@ -325,16 +350,13 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash that differs between models: it depends on the parameters' names, shapes,
-        precision and sums.
+        """A short hash of everything that decides what this subject computes: weights and buffers
+        in full, configuration, modules, active adapters, active interventions and hooks (see
+        `interp.subject.fingerprint.identify`).
 
-        It does not depend on active interventions.
+        It does not depend on the device, nor on whether weights are offloaded.
         """
-        digest = hashlib.sha256()
-        for name, parameter in self.module.named_parameters():
-            total = parameter.detach().sum(dtype=torch.float64).item()
-            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{total!r}".encode())
-        return digest.hexdigest()[:16]
+        return fingerprint(identify(self))
 
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.module.parameters())

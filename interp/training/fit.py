@@ -156,9 +156,9 @@ def fit(
         nothing was.
 
     Raises:
-        ValueError: the stream is too short, a batch has fewer rows than there are processes, the
-            loss is not finite (the weights are then those of the last good step), or the checkpoint
-            is another training's.
+        ValueError: weights are offloaded, the stream is too short, a batch has fewer rows than
+            there are processes, the loss is not finite (the weights are then those of the last good
+            step), or the checkpoint is another training's.
 
     Example:
         >>> import copy
@@ -167,6 +167,7 @@ def fit(
         >>> history.columns.tolist(), len(history)
         (['step', 'loss'], 3)
     """
+    _refuse_offloaded(subject.module)
     processes = Processes()
     recipe: dict[str, Any] = {
         "steps": steps,
@@ -245,6 +246,15 @@ def epochs(batch: Batch, batch_size: int, seed: int = 0) -> Iterator[Batch]:
         for chosen in order.split(batch_size):
             if len(chosen) == batch_size:
                 yield batch.rows(chosen)
+
+
+def _refuse_offloaded(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"{name} is offloaded: the optimizer would change a copy that is thrown away after "
+                "each forward; load the model without offloading to train it"
+            )
 
 
 def _check_every(every: int) -> None:

@@ -298,3 +298,105 @@ def test_blocks_that_run_only_on_the_rows_of_the_model_resume():
     assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "sweep_growing"
     module.trunk[0].any_rows = False
     assert chosen(subject, tiny.batch("gpt2", **SMALL), todo) == "sweep_resuming"
+
+
+class Decoder(tiny.Language):
+    """A decoder of three blocks that does something else around them."""
+
+    def __init__(self) -> None:
+        super().__init__(*(tiny.Block(32, 2, causal=True) for _ in range(3)))
+
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.trunk:
+            x = block(x)
+        return x
+
+
+class Reshaping(Decoder):
+    """Goes back to the shape of its input after the blocks, as GPT-BigCode does."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.run(self.embed(tokens)).view(*tokens.shape, -1))
+
+
+class Merging(Decoder):
+    """The same, but additional rows are read as additional positions: no shape is wrong."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.run(self.embed(tokens)).reshape(len(tokens), -1, 32))
+
+
+class Shifting(Decoder):
+    """Its later blocks read something per row beside the stream."""
+
+    class Shifted(tiny.Block):
+        def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+            return super().forward(x if shift is None else x + shift)
+
+    def __init__(self) -> None:
+        tiny.Language.__init__(self, *(self.Shifted(32, 2, causal=True) for _ in range(3)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        shift = x.mean(1, keepdim=True)
+        for number, block in enumerate(self.trunk):
+            x = block(x, shift=shift) if number else block(x)
+        return self.head(x)
+
+
+class Returning(Decoder):
+    """Adds the embeddings of its input to the stream after the blocks."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(self.run(x) + x)
+
+
+def windowed() -> Any:
+    """Sliding and full attention in turns: the blocks get different masks."""
+    from transformers import CwmConfig, CwmForCausalLM
+
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = CwmConfig(**tiny._GATED, layer_types=kinds, sliding_window=5, pad_token_id=0)
+    config.bos_token_id, config.eos_token_id = 1, None
+    return CwmForCausalLM(config)
+
+
+def with_multiple_queries() -> Any:
+    from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
+
+    shape = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48}
+    return GPTBigCodeForCausalLM(GPTBigCodeConfig(vocab_size=tiny.VOCABULARY, **shape))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "make", [Reshaping, Merging, Shifting, Returning, windowed, with_multiple_queries]
+)
+def test_what_models_do_around_their_blocks_changes_no_result(make: Callable[[], Any], rows: int):
+    subject = interp.load(tiny.seeded(make))
+    batch = tiny.batch("llama", rows=rows)
+    sites = [site for site in subject.sites if site.point in ("neurons", "resid_post")]
+    todo = [interp.Scale(subject.units(site, range(8)), factor=-1.0) for site in sites]
+    assert len(todo) >= 3
+    reference = sweep_naively(subject, batch, todo, logits_of)
+    for method in METHODS:
+        for a, b in zip(reference, method(subject, batch, todo, logits_of), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_an_output_changed_in_place_is_noticed_before_the_first_result():
+    class Scaling(Decoder):
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            for block in self.trunk:
+                x = block(x).mul_(0.5)
+            return self.head(x)
+
+    subject = interp.load(tiny.seeded(Scaling))
+    site = next(site for site in subject.sites if site.point == "resid_pre")
+    todo = [interp.Scale(subject.units(site, [0]), factor=0.5)] * 3
+    measured: list[int] = []
+    with pytest.raises(interp.HookError, match="changed in place"):
+        sweep_resuming(subject, tiny.batch("llama"), todo, lambda *_: measured.append(1))
+    assert not measured

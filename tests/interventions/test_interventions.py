@@ -16,7 +16,8 @@ from torch import Tensor
 
 import interp
 from interp.engine.sweeping import sweep, sweep_growing, sweep_naively, sweep_resuming
-from interp.hooks.hooks import lower_plans, prompt_length
+from interp.hooks.clock import prompt_length
+from interp.hooks.hooks import lower_plans
 from interp.interventions.edit import Edit, apply
 from interp.interventions.plan import KINDS
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import interp
 from interp.memorization import shards
 from interp.memorization.extraction import scan
+from interp.subject.fingerprint import fingerprint, identify
 
 TEXTS = torch.randint(
     0, tiny.VOCABULARY, (6, 20), generator=torch.Generator().manual_seed(0)
@@ -141,8 +142,15 @@ def test_a_longer_corpus_goes_on_where_the_shorter_ended(tmp_path):
 def test_what_is_kept_is_plain_and_says_what_it_is_of(tmp_path):
     scanned(tmp_path, Foreign())
     about = json.loads((tmp_path / "scan.json").read_text())
+    subject = tiny.subject("llama")
+    handle = subject.module.register_forward_pre_hook(Foreign())
+    try:
+        parts = identify(subject)
+    finally:
+        handle.remove()
     assert about == {
-        "model": tiny.subject("llama").fingerprint,
+        "model": fingerprint(parts),
+        "model parts": parts,
         "prefix": 6,
         "length": 6,
         "stride": 4,

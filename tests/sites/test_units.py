@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+import interp
 from interp import Site, Units, UnitScores
 
 WIDTHS = {Site("neurons", 0): 7, Site("neurons", 1): 5, Site("heads", 1): 3}
@@ -185,3 +188,52 @@ def test_only_keeps_the_widths():
     one = every.only("blocks.1.neurons", [4])
     assert list(one) == [(Site("neurons", 1), 4)]
     assert one.widths == every.widths
+
+
+def test_units_without_widths_are_checked_where_they_are_used(llama: interp.Subject):
+    here = llama.anatomy.widths("blocks.1.neurons")
+    bare, known = Units({"blocks.1.neurons": [5, 0, 3]}), llama.units("blocks.1.neurons", [0, 3, 5])
+    assert bare == known
+    assert Units.from_json(bare.to_json()) == bare
+    assert llama.anatomy.fit(bare).widths == here
+    batch = tiny.batch("llama")
+    with torch.no_grad():
+        with llama.intervened(interp.Zero(known)):
+            wanted = llama.losses(batch)
+        with llama.intervened(interp.Zero(bare)):
+            assert torch.equal(llama.losses(batch), wanted)
+    outside = interp.Zero(Units({"blocks.1.neurons": [3, 48]}))
+    with pytest.raises(ValueError, match="units 0 to 47; got 3 to 48"), llama.intervened(outside):
+        pass
+    with pytest.raises(ValueError, match="counted from 0; got -1"):
+        Units({"blocks.1.neurons": [-1]})
+    for need in (lambda: ~bare, lambda: bare.draw_matched(0)):
+        with pytest.raises(ValueError, match=r"need the width of blocks\.1\.neurons, which"):
+            need()
+    assert not len(bare.draw_matched(0, among=llama.units("neurons")) & bare)
+    assert len(bare | known) == 3
+
+
+def test_units_of_a_subject_are_said_in_one_call(llama: interp.Subject):
+    assert llama.units("neurons") == llama.anatomy.units("neurons")
+    assert len(llama.units("blocks.*.heads", [1, 2])) == 2 * tiny.BLOCKS
+    mapping = {"blocks.0.mlp.hook_post": [1], "blocks.2.heads": [0], "blocks.*.heads": [3]}
+    assert sorted(map(str, llama.units(mapping).sites)) == [
+        "blocks.0.heads",
+        "blocks.0.neurons",
+        "blocks.1.heads",
+        "blocks.2.heads",
+    ]
+    with pytest.raises(ValueError, match=r"blocks\.1\.heads has units 0 to 3; got 4 to 4"):
+        llama.units("blocks.1.heads", [4])
+    with pytest.raises(ValueError, match="has its own"):
+        llama.units({"blocks.1.heads": [0]}, [1])
+    with pytest.raises(interp.SiteError, match="nearest"):
+        llama.units("blocks.9.heads", [0])
+
+
+def test_controls_are_drawn_from_units_of_other_sites():
+    """A pool at sites of which the selection knows no width."""
+    selected = Units({"blocks.0.block_out": [0]}, {"blocks.0.block_out": 1})
+    pool = Units({"blocks.1.block_out": [0]}, {"blocks.1.block_out": 1})
+    assert selected.draw_matched(0, among=pool) == pool

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.engine.recording import record
-from interp.hooks.hooks import Clock, Value, Visit, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, Visit, tapped
 from interp.localization.predicting_positions import position_weights, stack_of, weighted_mean
 from interp.localization.registry import Places, Scores, method, window_method
 from interp.localization.unit_values import written_lengths

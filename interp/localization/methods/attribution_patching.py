@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.hooks.hooks import Clock, Value, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, tapped
 from interp.localization.predicting_positions import stack_of
 from interp.localization.registry import Places, window_method
 from interp.localization.unit_values import per_unit, values_at

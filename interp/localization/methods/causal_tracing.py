@@ -15,7 +15,8 @@ from torch import Tensor
 
 from interp.engine.sweeping import sweep
 from interp.errors import SiteError
-from interp.hooks.hooks import Clock, Value, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, tapped
 from interp.interventions.kinds import Patch, Scale
 from interp.localization.registry import Places, window_method
 from interp.localization.unit_values import values_at

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import closest
-from interp.hooks.hooks import Clock, Value, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, tapped
 from interp.localization.predicting_positions import predicting_positions, stack_of
 from interp.localization.registry import Places, window_method
 from interp.localization.unit_values import per_unit

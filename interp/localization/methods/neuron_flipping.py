@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interp.hooks.hooks import Clock, Value, tapped
+from interp.hooks.clock import Clock
+from interp.hooks.hooks import Value, tapped
 from interp.localization.registry import Places, Scores, method
 from interp.localization.unit_gates import constant_gates, gated
 from interp.localization.window_losses import differentiating, window_losses

@@ -168,6 +168,7 @@ def exact(subject: Subject, window: Batch, units: Units) -> dict[Site, Float[Ten
     """
     # The unchanged model is run as a plan that changes nothing, with the other plans: its loss then
     # went through the same arithmetic, and a unit without effect scores exactly 0.
+    units = subject.anatomy.fit(units)
     nothing = Scale(units, factor=1.0)
     plans = [Zero(units.only(site, [unit])) for site, unit in units]
     before, *after = sweep(subject, window, [nothing, *plans])

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.hooks.hooks import prompt_length
+from interp.hooks.clock import prompt_length
 from interp.models.image.image_model import ImageModel, image_model
 from interp.progress import track
 from interp.subject.decoding import Decoder

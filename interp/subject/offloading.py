@@ -1,0 +1,67 @@
+"""Weights that accelerate keeps elsewhere (on disk, or in memory off the accelerator) until their
+module runs.
+
+Such a parameter is a shell on the meta device. Its hook holds the values and puts them in place for
+the time of the module's forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def stored_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields the name and the values of every parameter; those that are offloaded are read from
+    where they are kept, one at a time.
+
+    A parameter that is stored nowhere is yielded as it is, on the meta device.
+    """
+    for name, parameter in module.named_parameters():
+        yield name, stored(module, name, parameter)
+
+
+def stored(module: nn.Module, name: str, shell: Tensor) -> Tensor:
+    """Returns the values of a parameter or buffer, read from where they are kept if it is
+    offloaded."""
+    found = _offloaded(module, name) if shell.is_meta else None
+    return shell if found is None else found[1]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Returns the device on which the first parameter of a module is, or, if it is offloaded, the
+    one to which it is moved when it is needed."""
+    name, parameter = next(iter(module.named_parameters()))
+    found = _offloaded(module, name) if parameter.is_meta else None
+    device = None if found is None else found[0].execution_device
+    if device is None:
+        return parameter.device
+    # accelerate counts accelerators with plain integers.
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+
+
+def _offloaded(module: nn.Module, name: str) -> tuple[Any, Tensor] | None:
+    """accelerate's hook that holds a weight, and the weight."""
+    path, _, last = name.rpartition(".")
+    # From the module that has the weight outwards: the hook of a block may hold all of its weights.
+    while True:
+        owner = module.get_submodule(path)
+        for hook in _hooks(owner):
+            weights: Mapping[str, Tensor] | None = getattr(hook, "weights_map", None)
+            if weights is None:
+                continue
+            with suppress(KeyError):
+                return hook, weights[last]
+        if not path:
+            return None
+        path, _, child = path.rpartition(".")
+        last = f"{child}.{last}"
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook: Any = getattr(module, "_hf_hook", None)
+    return list(getattr(hook, "hooks", [hook]))  # several may be chained in one

@@ -58,24 +58,26 @@ class Layer:
     def of(cls, anatomy: Anatomy, block: int, stack: str, first: int) -> Layer:
         """Returns the layer of one block. Raises SiteError for sites that could not be verified,
         and for a block whose output is not the sum of what enters it, attn_out and mlp_out."""
+
+        def resolve(point: str) -> Site:
+            return anatomy.resolve(Site(point, block, stack))
+
+        heads = resolve("heads")
+        attn = resolve("attn_out")
+        mlp = resolve("mlp_out")
+        mid = Site("resid_mid", block, stack)
         path = anatomy.blocks(stack)[block]
         if path not in anatomy.additive:
             raise SiteError(
                 f"{path} is more than a sum of the residual, attention and MLP (it normalizes or "
                 "scales the stream, or adds something else): edges between nodes would not add up"
             )
-
-        def resolve(point: str) -> Site:
-            return anatomy.resolve(Site(point, block, stack))
-
-        heads = resolve("heads")
-        mid = Site("resid_mid", block, stack)
         return cls(
             pre=resolve("resid_pre"),
             heads=heads,
-            attn=resolve("attn_out"),
+            attn=attn,
             mid=mid if mid in anatomy.places else None,
-            mlp=resolve("mlp_out"),
+            mlp=mlp,
             count=anatomy.place(heads).units,
             first=first,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 from torch import nn
@@ -19,12 +20,20 @@ def find_stacks(module: nn.Module, watch: Watch, layout: Layout) -> dict[str, st
         SiteError: there is none, or `layout` names a path that is not a list.
     """
     stacks = _named_stacks(module, layout) if layout.blocks else _found_stacks(module, watch)
-    if not stacks:
-        raise SiteError(
-            "no stack of blocks found (a list of modules, each run once, in order, each reading "
-            "what the one before it returned): pass anatomy=interp.Layout(blocks='path.to.blocks')"
-        )
-    return stacks
+    if stacks:
+        return stacks
+    times_run = Counter(call.path for call in watch.calls)
+    for path, child in module.named_modules():
+        most = max((times_run[block] for block in block_paths(module, path)), default=0)
+        if isinstance(child, nn.ModuleList) and most > 1:
+            raise SiteError(
+                f"no stack of blocks found: those of {path} run {most} times in one forward, so "
+                "that a site in them would mean several values; expected blocks that run once"
+            )
+    raise SiteError(
+        "no stack of blocks found (a list of modules, each run once, in order, each reading what "
+        "the one before it returned): pass anatomy=interp.Layout(blocks='path.to.blocks')"
+    )
 
 
 def block_paths(module: nn.Module, stack: str) -> tuple[str, ...]:

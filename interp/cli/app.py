@@ -14,6 +14,7 @@ import typer
 from interp.cli.options import (
     AsJson,
     BatchSize,
+    Bos,
     Dtype,
     Length,
     MethodName,
@@ -74,6 +75,7 @@ def scan(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
+    bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find what a model reproduces word for word.
@@ -89,7 +91,9 @@ def scan(
     from interp.memorization.near_duplicates import of_images
     from interp.memorization.spans import passages
 
-    _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size)
+    subject, frame = _scanned(
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
+    )
     images = of_images(frame)
     log_p = frame["log_p"].to_numpy()
     summary = {
@@ -99,6 +103,7 @@ def scan(
         "images" if images else "texts": frame.attrs["texts"],
         "discoverable_n100_p50": float(discoverable(log_p, 100, 0.5).mean()),
         "skipped": frame.attrs["skipped"],
+        "start_tokens": _start_tokens(subject, frame),
         "out": str(out),
     }
 
@@ -126,6 +131,7 @@ def localize(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
+    bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find the units that hold what was extracted, by comparison with matched windows that were not
@@ -142,7 +148,7 @@ def localize(
 
     options = _method_options(method, settings)
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
     )
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
@@ -182,6 +188,7 @@ def ablate(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
+    bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Switch units off, and measure how much less is extracted, compared with control units.
@@ -201,7 +208,7 @@ def ablate(
     options = _method_options(method, settings)
 
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
     )
     halves = halve(frame)
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
@@ -373,6 +380,12 @@ def claims(
         typer.echo("  ".join(cells))
 
 
+def _start_tokens(subject: Subject, frame: pd.DataFrame) -> str:
+    """The start tokens that the windows were measured behind, as text."""
+    bos = frame.attrs["bos"]
+    return subject.decode(bos) if bos else "none"
+
+
 def _print_progress(message: str) -> None:
     typer.secho(f"· {message}", fg="cyan")
 
@@ -440,6 +453,7 @@ def _scanned(
     tokenizer: Path | None,
     dtype: str | None,
     batch_size: int,
+    bos: bool,  # noqa: FBT001 - the commands' own flag
 ) -> tuple[Subject, pd.DataFrame]:
     """The subject and its scan of the sources, which every command begins with.
 
@@ -468,7 +482,9 @@ def _scanned(
     # It raises for a bad path now, and reads the files only when the scan asks for them.
     texts = read_texts(sources)
     subject = load(model, dtype=dtype)
-    return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, batch_size)
+    return subject, scan_texts(
+        subject, texts, out, prefix or 32, length or 32, stride, batch_size, bos=bos
+    )
 
 
 def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag

@@ -43,6 +43,7 @@ _COLUMNS = 256  # of the vocabulary, compared
 # window that is one token too short it is 0.3 or more, also in models that are not trained.
 _ROUNDING = 3e-4
 _ROUNDING_UNITS = 8  # of the precision, where that is more
+_LARGEST_ROUNDING = 0.1  # also for weights in 8 bits, of which a unit is an eighth
 
 _OWN_FORWARD = "it has a forward= of its own, which has no cache"
 
@@ -110,7 +111,8 @@ class Trial:
         """The largest relative difference that the precision of the model explains."""
         dtypes = {parameter.dtype for parameter in self.module.parameters()}
         units = [torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point]
-        return max(_ROUNDING, *(_ROUNDING_UNITS * unit for unit in units))
+        largest_unit = max(units, default=0.0)
+        return min(max(_ROUNDING, _ROUNDING_UNITS * largest_unit), _LARGEST_ROUNDING)
 
 
 def verify_prediction(trial: Trial, anatomy: Anatomy) -> Prediction:
@@ -148,7 +150,9 @@ def _verify_one_by_one(trial: Trial, stepwise: OneByOne, anatomy: Anatomy) -> Pr
     reason = _OWN_FORWARD
     if not trial.own_forward:
         reason = "it has no cache"
-        if stepwise.new_cache() is not None:
+        if trial.batch.conditioning:
+            reason = "its example has conditioning, with which no cache is verified"
+        elif stepwise.new_cache() is not None:
             verified = _try_cache(trial, stepwise)
             if isinstance(verified, Prediction):
                 return verified
@@ -156,7 +160,7 @@ def _verify_one_by_one(trial: Trial, stepwise: OneByOne, anatomy: Anatomy) -> Pr
             warnings.warn(
                 f"{type(trial.module).__name__} is decoded by whole forwards, which are right but "
                 f"slower: {reason}",
-                stacklevel=5,
+                stacklevel=4,
             )
     lookups, lead = _check_causality(trial, stepwise, anatomy)
     context = _positions(lookups, trial.batch.length, lead)
@@ -264,6 +268,8 @@ def _change_later(
         start, stop = groups[group]
         # Tokens that occur in the example: others may be special ones that only go with an image.
         changed[row, start:] = tokens[row, start - 1 : -1]
+        if torch.equal(changed[row], tokens[row]):  # an example of one token, repeated
+            changed[row, start:] = 1 - tokens[row, start:].clamp(max=1)
         earlier[row, :stop] = True
     return changed, earlier
 
@@ -323,7 +329,8 @@ class _Lookups(TorchFunctionMode):
         self.found: list[_Lookup] = []
         self._tables: set[int] = set()
         for tensor in (*module.parameters(), *module.buffers()):
-            self._tables.add(tensor.data_ptr())
+            if type(tensor) in (Tensor, nn.Parameter):  # quantized ones have no address
+                self._tables.add(tensor.data_ptr())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -339,8 +346,9 @@ class _Lookups(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _note(self, table: Tensor, index: Tensor) -> None:
-        is_of_model = table.data_ptr() in self._tables
-        if is_of_model and index.ndim and index.dtype in (torch.int32, torch.int64):
+        is_plain = type(table) in (Tensor, nn.Parameter)
+        is_integer = index.dtype in (torch.int32, torch.int64)
+        if is_plain and is_integer and index.ndim and table.data_ptr() in self._tables:
             self.found.append((table.shape[0], index.detach()))
 
 
@@ -388,7 +396,7 @@ def _try_cache(trial: Trial, stepwise: OneByOne) -> Prediction | str:
     filled = {window for window in windows if window <= _LONGEST_WINDOW}
     lookups = _Lookups(trial.module)
     try:
-        tokens, whole = _long_enough(trial, max(filled, default=0))
+        tokens, whole = _cache_example(trial, max(filled, default=0))
         with lookups:
             differences = _compare_cache(
                 _Candidate(trial.module, trial.forward, stepwise), tokens, whole
@@ -427,17 +435,20 @@ def _windows(module: nn.Module) -> set[int]:
     return found
 
 
-def _long_enough(trial: Trial, window: int) -> tuple[Tensor, Tensor]:
-    """Tokens that are longer than a window by what the law forgets, and their logits."""
+def _cache_example(trial: Trial, window: int) -> tuple[Tensor, Tensor]:
+    """Tokens of at least two rows, longer than a window by what the law forgets, and their
+    logits."""
     tokens = trial.batch.tokens
     length = window + 8
-    if length <= tokens.shape[1]:
+    if len(tokens) >= 2 and tokens.shape[1] >= length:
         return tokens, trial.logits
+    if len(tokens) == 1:
+        tokens = torch.cat([tokens, tokens.flip(-1)])
     # Other tokens in each repetition, so that no two places of the text look alike.
     times = -(-length // tokens.shape[1])
     repetitions = [tokens.roll(shift, dims=1) for shift in range(times)]
-    longer = torch.cat(repetitions, dim=1)[:, :length]
-    return longer, trial.predict(longer)
+    longer = Batch(torch.cat(repetitions, dim=1), prompt=0)
+    return longer.tokens, _sample(trial.forward(trial.module, longer, longer.length - 1))
 
 
 def _compare_cache(candidate: _Candidate, tokens: Tensor, whole: Tensor) -> dict[str, float]:

@@ -470,6 +470,10 @@ def _compare_cache(candidate: _Candidate, tokens: Tensor, whole: Tensor) -> dict
         expected = whole[rows, last - count : last]  # whole[:, 0] predicts token 1
         return _differences(expected, _sample(predicted)).max().item()
 
+    # The row that is kept below is the first one, in which the lowest token ids are: a model that
+    # gives its padding token no position, in a text too, has it there.
+    tokens = tokens.flip(0)
+    whole = whole.flip(0)
     decoder = Decoder(candidate, len(tokens))
     start = tokens.shape[1] - 5
     draft = tokens.flip(-1)[:, :3]

@@ -140,10 +140,20 @@ class Subject:
         self._predict(batch, 1)
 
     def _predict(self, batch: Batch, keep: int) -> Tensor:
+        predicted = self.run(batch, keep)
+        _check_logits(predicted, batch)
+        return predicted
+
+    def run(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep vocabulary"]:
+        """Returns the aligned logits of the last `keep` tokens, which may be NaN or infinite: for
+        training, where the loss is checked for all processes together.
+
+        Raises:
+            ValueError: the model cannot read the batch (see `check`).
+        """
         self.check(batch)
         with prompt_length(self.lead + batch.prompt):
             predicted = self.forward(self.module, batch.to(self.device), keep)
-        _check_logits(predicted, batch)
         rows, known, vocabulary = predicted.shape
         if known == keep:
             return predicted

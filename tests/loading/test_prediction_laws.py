@@ -41,6 +41,9 @@ WHOLE: dict[str, Callable[[], Any]] = {
         vocab_size=tiny.VOCABULARY, n_embd=32, n_layer=2, n_head=4
     ),
 }
+WHOLE["roberta"] = lambda: transformers.RobertaConfig(  # its positions count no padding token
+    **_HYBRID | {"pad_token_id": 1}, is_decoder=True
+)
 CACHED: dict[str, Callable[[], Any]] = {
     "mistral": lambda: transformers.MistralConfig(**_HYBRID, sliding_window=5),
     "gpt_neo": lambda: transformers.GPTNeoConfig(

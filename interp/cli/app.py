@@ -103,9 +103,10 @@ def scan(
         "images" if images else "texts": frame.attrs["texts"],
         "discoverable_n100_p50": float(discoverable(log_p, 100, 0.5).mean()),
         "skipped": frame.attrs["skipped"],
-        "start_tokens": _start_tokens(subject, frame),
         "out": str(out),
     }
+    if not images:
+        summary["start_tokens"] = _start_tokens(subject, frame)
 
     best = passages(frame).head(10)
     if images:

@@ -50,13 +50,13 @@ from interp.sites.anatomy import Place
 VOCABULARY, BLOCKS, HEADS, NEURONS = 67, 3, 4, 48
 _WIDE = {"vocab_size": VOCABULARY, "hidden_size": 32}
 _DEEP = _WIDE | {"num_hidden_layers": BLOCKS, "num_attention_heads": HEADS}
-_GATED = _DEEP | {"intermediate_size": NEURONS, "num_key_value_heads": 2}
+GATED = _DEEP | {"intermediate_size": NEURONS, "num_key_value_heads": 2}
 
 _HUGGING_FACE: dict[str, Callable[[], nn.Module]] = {
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=BLOCKS, n_head=HEADS, n_inner=NEURONS)
     ),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GATED)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**GATED)),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_DEEP, intermediate_size=NEURONS)),
     "neox_sequential": lambda: GPTNeoXForCausalLM(
         GPTNeoXConfig(**_DEEP, intermediate_size=NEURONS, use_parallel_residual=False)
@@ -64,11 +64,11 @@ _HUGGING_FACE: dict[str, Callable[[], nn.Module]] = {
     "opt": lambda: OPTForCausalLM(
         OPTConfig(**_DEEP, word_embed_proj_dim=32, ffn_dim=NEURONS, max_position_embeddings=64)
     ),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_GATED, head_dim=8, sliding_window=5)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_GATED)),
-    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_GATED, pad_token_id=0)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GATED, head_dim=8, sliding_window=5)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**GATED)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**GATED, pad_token_id=0)),
     "mixtral": lambda: MixtralForCausalLM(
-        MixtralConfig(**_GATED, num_local_experts=4, num_experts_per_tok=2)
+        MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2)
     ),
     "phi": lambda: PhiForCausalLM(PhiConfig(**_DEEP, intermediate_size=NEURONS)),
     "bloom": lambda: BloomForCausalLM(BloomConfig(**_WIDE, n_layer=BLOCKS, n_head=HEADS)),

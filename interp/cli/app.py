@@ -15,6 +15,7 @@ import typer
 from interp.cli.options import (
     AsJson,
     BatchSize,
+    Bos,
     Dtype,
     Length,
     MethodName,
@@ -75,6 +76,7 @@ def scan(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
+    bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find what a model reproduces word for word.
@@ -90,7 +92,9 @@ def scan(
     from interp.memorization.near_duplicates import of_images
     from interp.memorization.spans import passages
 
-    _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size)
+    subject, frame = _scanned(
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
+    )
     images = of_images(frame)
     log_p = frame["log_p"].to_numpy()
     summary = {
@@ -102,6 +106,8 @@ def scan(
         "skipped": frame.attrs["skipped"],
         "out": str(out),
     }
+    if not images:
+        summary["start_tokens"] = _start_tokens(subject, frame)
 
     best = passages(frame).head(10)
     if images:
@@ -127,6 +133,7 @@ def localize(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
+    bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Find the units that hold what was extracted, by comparison with matched windows that were not
@@ -143,7 +150,7 @@ def localize(
 
     options = _method_options(method, settings)
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
     )
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
@@ -183,6 +190,7 @@ def ablate(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 16,
+    bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Switch units off, and measure how much less is extracted, compared with control units.
@@ -202,7 +210,7 @@ def ablate(
     options = _method_options(method, settings)
 
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
     )
     halves = halve(frame)
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
@@ -374,6 +382,12 @@ def claims(
         typer.echo("  ".join(cells))
 
 
+def _start_tokens(subject: Subject, frame: pd.DataFrame) -> str:
+    """The start tokens that the windows were measured behind, as text."""
+    bos = frame.attrs["bos"]
+    return subject.decode(bos) if bos else "none"
+
+
 def _print_progress(message: str) -> None:
     typer.secho(f"· {message}", fg="cyan")
 
@@ -441,6 +455,7 @@ def _scanned(
     tokenizer: Path | None,
     dtype: str | None,
     batch_size: int,
+    bos: bool,  # noqa: FBT001 - the commands' own flag
 ) -> tuple[Subject, pd.DataFrame]:
     """The subject and its scan of the sources, which every command begins with.
 
@@ -476,7 +491,9 @@ def _scanned(
     subject = load(model, dtype=dtype)
     for note in notes:
         _print_note(str(note.message))
-    return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, batch_size)
+    return subject, scan_texts(
+        subject, texts, out, prefix or 32, length or 32, stride, batch_size, bos=bos
+    )
 
 
 def _print_note(note: str) -> None:

@@ -338,7 +338,9 @@ def training_batches(
         order = rng.permutation(len(tokens))
         for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
             chosen = order[start : start + recipe.batch_size]
-            yield Batch.pad([tokens[document] for document in chosen])
+            # Behind the start tokens, as the records are scanned.
+            rows = [subject.behind_bos(tokens[document]) for document in chosen]
+            yield Batch.pad(rows, prompt=max(1, len(subject.bos)))
 
 
 def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.DataFrame:
@@ -380,7 +382,7 @@ def _example(
     subject: Subject, scores: UnitScores, records: pd.DataFrame, recipe: Recipe
 ) -> dict[str, str]:
     best = records.sort_values("log_p").iloc[-1]
-    prompt = list(best["tokens"][: recipe.prefix])
+    prompt = subject.behind_bos(list(best["tokens"][: recipe.prefix]))
 
     def continuation() -> str:
         generated = subject.generate(torch.tensor([prompt]), recipe.length)[0].tolist()

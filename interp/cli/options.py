@@ -68,6 +68,14 @@ Dtype = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Batch size, in windows.", min=1)]
+Bos = Annotated[
+    bool,
+    typer.Option(
+        "--bos/--no-bos",
+        help="Whether every window of a text is measured behind the start tokens that the model's "
+        "tokenizer puts in front of a text.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")
 ]

@@ -40,6 +40,8 @@ def scan_texts(
     length: int = 32,
     stride: int | None = None,
     batch_size: int = 16,
+    *,
+    bos: bool = True,
 ) -> pd.DataFrame:
     """Scans texts and writes windows.parquet, passages.csv and scan.png.
 
@@ -53,12 +55,20 @@ def scan_texts(
         length: number of tokens it has to continue with.
         stride: number of tokens from one window to the next; `length` by default.
         batch_size: batch size.
+        bos: whether windows are measured behind the start tokens.
 
     Returns:
         One row per window: see `interp.scan`.
     """
     frame = scan(
-        subject, texts, prefix, length, stride=stride, batch_size=batch_size, folder=out / "shards"
+        subject,
+        texts,
+        prefix,
+        length,
+        stride=stride,
+        batch_size=batch_size,
+        folder=out / "shards",
+        bos=bos,
     )
     _write_scan(frame, out)
     return frame

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -19,6 +20,25 @@ def dropout_off(module: nn.Module) -> Generator[None]:
     with modes_kept(module):
         module.eval()
         yield
+
+
+@contextmanager
+def checkpointing_off(module: nn.Module) -> Generator[None]:
+    """Turns gradient checkpointing off and restores it afterwards.
+
+    While it is on, Hugging Face models ignore the cache that they are given.
+    """
+    children: list[Any] = list(module.modules())
+    checkpointing = [
+        child for child in children if getattr(child, "gradient_checkpointing", False) is True
+    ]
+    for child in checkpointing:
+        child.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for child in checkpointing:
+            child.gradient_checkpointing = True
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from interp.errors import LoadError
 from interp.loading.discovery import discover
+from interp.loading.prediction_laws import Trial, verify_prediction
 from interp.loading.pretrained import read
 from interp.loading.readers import reader_of
 from interp.sites.anatomy import Layout
@@ -32,7 +33,9 @@ def load(
     """Loads a model and finds its sites.
 
     The weights are neither copied nor changed, nor is the kind of attention. Sites are found by
-    structure, and verified on a forward of a few tokens.
+    structure, and verified on a forward of a few tokens. So is that the model is causal, that its
+    logits are finite, and that its cache agrees with whole forwards; where that does not, it is
+    decoded by whole forwards (see `subject.decoding`), with a warning.
 
     Args:
         source: a hub id, a folder, a GGUF file, an installed package that carries a GGUF, the
@@ -52,7 +55,8 @@ def load(
 
     Raises:
         LoadError: files cannot be read, weights are NaN or infinite, the tokenizer has more tokens
-            than the embedding, or the object is not a model.
+            than the embedding, the object is not a model, its logits are NaN or infinite, or it
+            sees later tokens.
         SiteError: no blocks are found.
 
     Example:
@@ -81,13 +85,18 @@ def load(
     module, tokenizer = _unwrap(source, tokenizer)
     _check_weights(module, tokenizer)
 
+    own_forward = forward is not None
     if forward is None:
         forward = _forward
     if example is None:
         example = stepwise_of(module).example()
     batch = example.to(device_of(module))
-    found_anatomy = discover(module, lambda: forward(module, batch, batch.length - 1), anatomy)
-    return Subject(module, found_anatomy, forward, tokenizer, name)
+    trial = Trial(module, forward, batch, own_forward)
+    found_anatomy = discover(module, trial.run, anatomy)
+    found = verify_prediction(trial, found_anatomy)
+    return Subject(
+        module, found_anatomy, forward, tokenizer, name, found.decoding, found.context, found.lead
+    )
 
 
 def _forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:

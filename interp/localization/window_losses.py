@@ -64,6 +64,10 @@ def differentiate(
         # One backward for the whole batch, of the sum of the losses. No window's loss depends on
         # another window's activations, so that row b is the gradient of window b's loss alone.
         at_sites = [values[site] for site in sites]
-        gradients = torch.autograd.grad(losses.sum(), at_sites)
+        # The loss may not depend on a site that ran: LLaVA, for one, does not use the last block of
+        # its vision encoder. Its gradient is then 0.
+        gradients = torch.autograd.grad(
+            losses.sum(), at_sites, allow_unused=True, materialize_grads=True
+        )
     detached = {site: values[site].detach() for site in sites}
     return detached, dict(zip(sites, gradients, strict=True))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from interp.hooks.clock import prompt_length
+from interp.hooks.modes import checkpointing_off
 from interp.memorization.shards import Shards
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch, token_ids
-from interp.subject.decoding import Decoder
+from interp.subject.decoding import Decoder, at_tokens, check_finite
 from interp.subject.fingerprint import fingerprint, identify
 from interp.subject.subject import Subject, evaluating, token_losses
 
@@ -51,6 +52,7 @@ class Window:
         given: what the model is conditioned on, by name (class labels, for instance).
         before, after: a few tokens of the text around the window, to show its text as it reads
             there.
+        bos: start tokens that the window is measured behind; they are no part of `tokens`.
     """
 
     text: int
@@ -59,6 +61,7 @@ class Window:
     given: Mapping[str, Any] = field(default_factory=dict[str, Any])
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    bos: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +91,7 @@ def scan(
     batch_size: int = 16,
     decode_from: float = 0.5,
     folder: str | Path | None = None,
+    bos: bool = True,
 ) -> pd.DataFrame:
     """Measures, for every window of a corpus, how much of its suffix the model continues verbatim.
 
@@ -104,6 +108,11 @@ def scan(
             have a `similarity`, since their continuation is known without decoding.
         folder: where finished shards of the scan are kept. A scan of the same model and texts that
             was interrupted continues from there.
+        bos: whether every window is measured behind the start tokens of the subject's tokenizer
+            (`subject.bos`), which are not scored and no part of the window. Token ids that begin
+            with them do not get them twice: they are taken off and put in front of each window,
+            but for a text that with its start tokens is exactly one window, which stays as it is.
+            A Batch is measured as it is.
 
     Returns:
         A frame with one row per window:
@@ -118,15 +127,17 @@ def scan(
           in tokens; NaN where the window was not decoded;
         - `prompt`, `suffix`: the two parts as they read in the text, if the subject has a
           tokenizer; a letter whose tokens are in two parts is in the later one;
+        - `bos`, if there are start tokens: those that the window was measured behind;
         - `given_<name>` and `groups`, for a Batch: what each window is conditioned on, and which
           tokens are predicted together.
 
-        `frame.attrs` records the settings, the number of `texts`, and how many were `skipped`
-        because they are shorter than one window.
+        `frame.attrs` records the settings, the start tokens (`bos`), the number of `texts`, and how
+        many were `skipped` because they are shorter than one window.
 
     Raises:
         ValueError: if a number is too small, if what is given is not texts (the message gives the
-            number of the text), if no text is as long as one window, or if `folder` holds a scan of
+            number of the text), if no text is as long as one window, if a window is longer than the
+            model has positions for, if a logit is NaN or infinite, or if `folder` holds a scan of
             something else.
 
     Example:
@@ -161,11 +172,14 @@ def scan(
 
     stride = length if stride is None else stride
     counts = {"texts": 0, "skipped": 0}  # filled while the stream is read
+    start_tokens: tuple[int, ...] = ()
     if is_batch:
         stream = _rows(texts, counts)
         groups = texts.groups
     else:
-        stream = windows(subject, texts, prefix + length, stride, counts)
+        if bos:
+            start_tokens = subject.bos
+        stream = windows(subject, texts, prefix + length, stride, counts, start_tokens)
         groups = None
 
     parts = identify(subject)
@@ -175,11 +189,15 @@ def scan(
         "length": length,
         "stride": stride,
         "decode_from": decode_from,
+        "bos": list(start_tokens),
     }
     with Shards(folder, about | {"model parts": parts}) as shards, evaluating(subject):
         _skip_known(stream, shards)
         for chunk in track(_chunks(stream, batch_size), "scanning"):
-            shards.add(_measure(subject, chunk, prefix, decode_from, groups))
+            measured = _measure(subject, chunk, prefix, decode_from, groups)
+            if start_tokens:
+                measured["bos"] = [list(window.bos) for window in chunk]
+            shards.add(measured)
 
     if not len(shards):
         raise ValueError(
@@ -192,7 +210,12 @@ def scan(
 
 
 def windows(
-    subject: Subject, texts: Iterable[Text], width: int, stride: int, counts: dict[str, int]
+    subject: Subject,
+    texts: Iterable[Text],
+    width: int,
+    stride: int,
+    counts: dict[str, int],
+    bos: tuple[int, ...] = (),
 ) -> Iterator[Window]:
     """Yields the sliding windows of `width` tokens of every text.
 
@@ -202,23 +225,32 @@ def windows(
         width: tokens per window.
         stride: tokens from one window to the next.
         counts: updated in place: `texts` read, and `skipped` because they are too short.
+        bos: start tokens that each window is put behind, and that a text may begin with.
 
     Raises:
         ValueError: if `texts` is a single text or a table, or a text is neither a string nor a
             sequence of whole numbers; the message gives its number.
     """
     for number, text in enumerate(_several(texts)):
+        is_text = isinstance(text, str)
         try:
-            tokens = subject.tokens(text) if isinstance(text, str) else token_ids(text)
+            tokens = subject.tokens(text) if is_text else token_ids(text)
         except ValueError as error:
             raise ValueError(f"text {number}: {error}") from error
+        behind = bos
+        if bos and tuple(tokens[: len(bos)]) == bos:
+            if not is_text and len(tokens) == width:
+                behind = ()  # a window by hand, whose start tokens are within it
+            else:
+                tokens = tokens[len(bos) :]
         counts["texts"] += 1
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
             stop = start + width
             before = tuple(tokens[max(start - _SHOWN_AROUND, 0) : start])
             after = tuple(tokens[stop : stop + _SHOWN_AROUND])
-            yield Window(number, start, tuple(tokens[start:stop]), before=before, after=after)
+            window = tuple(tokens[start:stop])
+            yield Window(number, start, window, before=before, after=after, bos=behind)
 
 
 def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:
@@ -256,8 +288,10 @@ def _several(texts: Iterable[Text]) -> Iterable[Text]:
 
 
 def _chunks(stream: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
-    while chunk := list(islice(stream, batch_size)):
-        yield chunk
+    """Consecutive windows that can be one batch: behind the same start tokens."""
+    for _, alike in groupby(stream, lambda window: window.bos):
+        while chunk := list(islice(alike, batch_size)):
+            yield chunk
 
 
 def _skip_known(stream: Iterator[Window], shards: Shards) -> None:
@@ -283,9 +317,10 @@ def _measure(
     for name in chunk[0].given:
         given[name] = [window.given[name] for window in chunk]
 
+    bos = chunk[0].bos
     batch = Batch(
-        torch.tensor([window.tokens for window in chunk]),
-        prefix,
+        torch.tensor([[*bos, *window.tokens] for window in chunk]),
+        len(bos) + prefix,
         groups=groups,
         conditioning={name: torch.tensor(values) for name, values in given.items()},
     )
@@ -293,7 +328,7 @@ def _measure(
         "text": [window.text for window in chunk],
         "start": [window.start for window in chunk],
         "prefix": prefix,
-        "length": batch.length - prefix,
+        "length": batch.length - batch.prompt,
     }
     forced = teacher_force(subject, batch, decode_from)
     frame = pd.DataFrame(columns | summary(forced, batch))
@@ -367,7 +402,8 @@ def teacher_force(subject: Subject, batch: Batch, decode_from: float = 0.0) -> T
         decode_from: only windows with at least this fraction of hits are decoded.
 
     Raises:
-        ValueError: for batches with padding, and for a prompt that the model cannot continue.
+        ValueError: for batches with padding, for a prompt that the model cannot continue, and for
+            logits that are NaN or infinite.
 
     Example:
         >>> forced = teacher_force(subject, batch)
@@ -383,12 +419,17 @@ def teacher_force(subject: Subject, batch: Batch, decode_from: float = 0.0) -> T
     last_start = groups[-1][0]
     suffix_length = batch.length - batch.prompt
 
-    with evaluating(subject), prompt_length(subject.lead + batch.prompt):
+    with (
+        evaluating(subject),
+        checkpointing_off(subject.module),
+        prompt_length(subject.lead + batch.prompt),
+    ):
         # One forward over everything before the last group: the logits after it are those of all
         # targets, and what it leaves in the decoder's cache is where decoding continues from.
         decoder = Decoder(subject, len(batch), given.conditioning)
         logits = decoder.feed(given.tokens[:, :last_start], keep=suffix_length)
         greedy = logits.argmax(-1)
+        check_finite(at_tokens(logits, greedy), first=batch.prompt)
         targets = given.targets
         hits = greedy == targets
         exact = hits.all(1)
@@ -438,14 +479,19 @@ def _decode_after_miss(
     decoder.select(rows)
     decoder.crop(groups[first][0])
     tokens = continuation[rows]
+    largest: list[Tensor] = []
     for number in range(first, len(groups) - 1):
         start, stop = groups[number]
         next_stop = groups[number + 1][1]
         group = tokens[:, start - prompt : stop - prompt]
-        predicted = decoder.feed(group).argmax(-1)
+        logits = decoder.feed(group)
+        predicted = logits.argmax(-1)
+        largest.append(at_tokens(logits, predicted))
         ahead = slice(stop - prompt, next_stop - prompt)
         has_missed = (missed_group <= number)[:, None]
         tokens[:, ahead] = torch.where(has_missed, predicted, tokens[:, ahead])
+    if largest:
+        check_finite(torch.cat(largest, dim=1), first=groups[first][1])
     continuation[rows] = tokens
 
 

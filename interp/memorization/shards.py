@@ -127,5 +127,7 @@ def _check_same(folder: Path, before: dict[str, Any], about: dict[str, Any]) -> 
 def _read(file: Path) -> pd.DataFrame:
     """A shard as it was in memory: parquet returns lists as arrays."""
     shard = pd.read_parquet(file)
-    shard["tokens"] = [tokens.tolist() for tokens in shard["tokens"]]
+    for column in ("tokens", "bos"):
+        if column in shard:
+            shard[column] = [tokens.tolist() for tokens in shard[column]]
     return shard

@@ -238,11 +238,16 @@ class Batch:
         """Returns the windows of a scan as one batch.
 
         Args:
-            windows: one row per window, with columns `tokens` and `prefix`, and optionally `groups`
-                (of tokens that are predicted together) and `given_<name>` (conditioning).
+            windows: one row per window, with columns `tokens` and `prefix`, and optionally `bos`
+                (the start tokens that the window is measured behind), `groups` (of tokens that are
+                predicted together) and `given_<name>` (conditioning).
+
+        Returns:
+            The tokens of each window behind its start tokens, which are part of the prompt.
 
         Raises:
-            ValueError: no rows, a missing column, or windows with several prefix lengths.
+            ValueError: no rows, a missing column, or windows with several prefix lengths or
+                several start tokens.
 
         Example:
             >>> batch = interp.Batch.from_frame(memorized)
@@ -259,7 +264,17 @@ class Batch:
                 f"windows have several prefix lengths {sorted(prefixes)}: take one at a time"
             )
 
-        sequences = windows["tokens"].tolist()
+        bos: tuple[int, ...] = ()
+        if "bos" in windows:
+            starts = {tuple(map(int, start)) for start in windows["bos"]}
+            if len(starts) != 1:
+                raise ValueError(
+                    f"windows are behind several start tokens {sorted(starts)}: "
+                    "take those of one at a time"
+                )
+            (bos,) = starts
+
+        sequences = [[*bos, *tokens] for tokens in windows["tokens"]]
         conditioning: dict[str, Tensor] = {}
         for name in map(str, windows):
             if name.startswith(GIVEN):
@@ -270,7 +285,7 @@ class Batch:
             first = windows["groups"].iloc[0]  # parquet gives them back as arrays
             groups = tuple((int(start), int(stop)) for start, stop in first)
 
-        batch = cls.pad(sequences, prompt=int(prefixes[0]))
+        batch = cls.pad(sequences, prompt=len(bos) + int(prefixes[0]))
         return replace(batch, groups=groups, conditioning=conditioning)
 
 

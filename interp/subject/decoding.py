@@ -1,8 +1,9 @@
-"""Greedy decoding: on the model's own KV cache where it has one, else by whole forwards."""
+"""Greedy decoding: on the model's own cache where that is verified, else by whole forwards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,8 +14,35 @@ from interp.subject.batch import Batch
 from interp.subject.stepwise import Stepwise
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How a model is decoded, as decided when it was loaded.
+
+    Attributes:
+        cached: whether new tokens are fed to the model's own cache. Otherwise every new token, or
+            group of tokens, takes a whole forward over all tokens so far.
+        reason: what was verified of the cache, or why it is not used.
+        conditioned: whether the cache is used for batches with conditioning too.
+
+    Example:
+        >>> subject.decoding.cached
+        True
+    """
+
+    cached: bool
+    reason: str
+    conditioned: bool = False
+
+    def uses_cache(self, conditioning: Mapping[str, Tensor]) -> bool:
+        """Returns whether the cache is used for sequences with this conditioning."""
+        return self.cached and (self.conditioned or not conditioning)
+
+
 class Decodable(Protocol):
     """What can be decoded: the part of a Subject that runs its model."""
+
+    @property
+    def decoding(self) -> Decoding: ...
 
     @property
     def module(self) -> nn.Module: ...
@@ -52,7 +80,8 @@ class Decoder:
         self.conditioning = dict(conditioning or {})
         self.read: Tensor = torch.empty(batch_size, 0, dtype=torch.long)
         self.stepwise = subject.stepwise
-        self.cache: Any = self.stepwise.new_cache()
+        uses_cache = subject.decoding.uses_cache(self.conditioning)
+        self.cache: Any = self.stepwise.new_cache() if uses_cache else None
 
     def feed(
         self, tokens: Int[Tensor, "batch new"], keep: int | None = None
@@ -73,8 +102,8 @@ class Decoder:
             return self.stepwise.feed(self.read, new, self.cache, self.conditioning, keep)
 
         # A forward returns the logits of the tokens that it is given, so the next group must be
-        # there, as placeholders. No model sees a token before it predicts it, so their value does
-        # not matter.
+        # there, as placeholders. Causality was verified when the model was loaded, so their value
+        # does not matter.
         placeholders = self.read.new_zeros(len(self.read), ahead)
         sequence = torch.cat([self.read, placeholders], dim=1)
         following = Batch(sequence, prompt=0, conditioning=self.conditioning)
@@ -111,11 +140,59 @@ class Decoder:
         Args:
             prompt: [batch, position] token ids to start from.
             length: how many tokens to generate, up to the end of the last group.
+
+        Raises:
+            ValueError: a logit is NaN or infinite.
         """
-        groups = [self.feed(prompt).argmax(-1)]
-        generated = groups[0].shape[1]
+        groups: list[Tensor] = []
+        largest: list[Tensor] = []
+        generated = 0
+        new_tokens = prompt
         while generated < length:
-            group = self.feed(groups[-1]).argmax(-1)
-            groups.append(group)
-            generated += group.shape[1]
+            logits = self.feed(new_tokens)
+            new_tokens = logits.argmax(-1)
+            groups.append(new_tokens)
+            largest.append(at_tokens(logits, new_tokens))
+            generated += new_tokens.shape[1]
+        # Once, at the end: looking at a number of a GPU waits for it.
+        check_finite(torch.cat(largest, dim=1), first=prompt.shape[1])
         return torch.cat(groups, dim=1)
+
+
+def at_tokens(
+    logits: Float[Tensor, "batch position vocabulary"], tokens: Int[Tensor, "batch position"]
+) -> Float[Tensor, "batch position"]:
+    """Returns the logit of one token at each position."""
+    return logits.gather(-1, tokens[..., None])[..., 0]
+
+
+def check_finite(largest: Float[Tensor, "batch position"], first: int) -> None:
+    """Checks that logits are finite, by the largest logit of each position.
+
+    The largest is NaN if any logit there is NaN, and infinite if any is +infinity or all are
+    -infinity. Single logits of -infinity are accepted: some models forbid tokens that way.
+
+    Args:
+        largest: [batch, position] the largest logit over the vocabulary.
+        first: the token that the logits at position 0 of `largest` predict.
+
+    Raises:
+        ValueError: with the first row and position where it is not.
+
+    Example:
+        >>> from interp.subject.decoding import check_finite
+        >>> check_finite(torch.tensor([[1.0, 2.0], [3.0, float("nan")]]), first=4)
+        Traceback (most recent call last):
+        ValueError: the logits that predict token 5 of row 1 are nan ...
+    """
+    finite = largest.isfinite()
+    if bool(finite.all()):
+        return
+    row, position = (~finite).nonzero()[0].tolist()
+    value = largest[row, position].item()
+    raise ValueError(
+        f"the logits that predict token {first + position} of row {row} are {value} "
+        f"(the first of {int((~finite).sum())} such places), so that nothing can be measured "
+        f"there: half precision overflows (the model computes in {largest.dtype}; load it with "
+        "dtype='float32'), or an intervention is too large"
+    )

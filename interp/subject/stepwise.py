@@ -7,7 +7,9 @@ itself, as VAR and RAR do. For every other module `OneByOne` does: one token at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.errors import LoadError
+from interp.errors import LoadError, closest
 from interp.subject.batch import Batch
 
 Group = tuple[int, int]  # (start, stop) of tokens that are predicted together
@@ -109,7 +111,7 @@ class Stepwise(Protocol):
 class OneByOne:
     """The default: one token at a time, each predicted from those before it, none before the first.
 
-    A Hugging Face causal language model keeps its own KV cache; any other `module(tokens)` is run
+    A Hugging Face causal language model may keep its own cache; any other `module(tokens)` is run
     whole.
 
     Args:
@@ -171,17 +173,22 @@ class OneByOne:
     ) -> Tensor:
         # Counted from the start: with a negative index, no new tokens would mean all of them.
         new_tokens = read[:, read.shape[1] - new :]
-        output = self.module(new_tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep)
-        return output.logits
+        options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": keep}
+        output = self.module(new_tokens, **_taken(self.module, options))
+        return output.logits[:, -keep:]  # some models return all, whatever they are asked to keep
 
     def example(self) -> Batch:
-        """Returns a few tokens that every embedding of the module knows.
+        """Returns a few tokens that the embedding named by the module knows, or every embedding.
 
         Raises:
             LoadError: the module has no embedding.
         """
-        modules = self.module.modules()
-        sizes = [child.num_embeddings for child in modules if isinstance(child, nn.Embedding)]
+        embeddings = [child for child in self.module.modules() if isinstance(child, nn.Embedding)]
+        if self._is_hugging_face:
+            named: Any = self.module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+            if isinstance(named, nn.Embedding):
+                embeddings = [named]
+        sizes = [embedding.num_embeddings for embedding in embeddings]
         if not sizes:
             raise LoadError(
                 f"{type(self.module).__name__} has no token embedding (nn.Embedding): "
@@ -200,19 +207,24 @@ def language_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
     """Runs a Hugging Face causal language model.
 
     Args:
-        module: the model.
+        module: the model; called with the tokens, and with the conditioning by name.
         batch: what it reads.
         keep: how many tokens, at the end, to predict; the head runs on those alone.
 
     Returns:
         The logits that predict them, [batch, keep, vocabulary]; one position fewer when `keep` is
         all tokens, as nothing predicts the first.
+
+    Raises:
+        ValueError: conditioning that the model's forward does not take by name.
     """
+    _check_conditioning(module, batch.conditioning)
     # Position t predicts token t + 1, so the last position is asked for and then dropped. Zero
     # means all positions to transformers.
     wants_all = keep >= batch.length - 1
     kept = 0 if wants_all else keep + 1
-    output = module(batch.tokens, use_cache=False, logits_to_keep=kept)
+    options = _taken(module, {"use_cache": False, "logits_to_keep": kept})
+    output = module(batch.tokens, **batch.conditioning, **options)
     return output.logits[:, -keep - 1 : -1]
 
 
@@ -227,7 +239,67 @@ def plain_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
     Returns:
         The logits that predict them, [batch, keep, vocabulary]; one position fewer when `keep` is
         all tokens, as nothing predicts the first.
+
+    Raises:
+        ValueError: conditioning that the model's forward does not take by name.
     """
+    _check_conditioning(module, batch.conditioning)
     output = module(batch.tokens, **batch.conditioning)
     logits = getattr(output, "logits", output)
     return logits[:, -keep - 1 : -1]
+
+
+# What a forward takes that is not a thing to condition on: it says how to run, or it would replace
+# or cover tokens of the batch.
+_NOT_CONDITIONING = {
+    "attention_mask",
+    "cache_position",
+    "input_ids",
+    "inputs_embeds",
+    "labels",
+    "logits_to_keep",
+    "past_key_values",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
+
+
+@functools.cache
+def _arguments(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """The names that a forward takes, and whether it takes any other name too (`**kwargs`)."""
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())
+    except (ValueError, TypeError):  # a compiled forward does not say what it takes
+        return frozenset(), True
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = {each.name for each in parameters if each.kind in by_name}
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    return frozenset(names - {"self"}), takes_any
+
+
+def _taken(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the forward of a module takes."""
+    names, takes_any = _arguments(type(module).forward)
+    return {name: value for name, value in options.items() if takes_any or name in names}
+
+
+def _check_conditioning(module: nn.Module, conditioning: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a name that the forward of a module does not take.
+
+    A forward with `**kwargs` would swallow it, and the model would say what it says without it.
+    """
+    if not conditioning:
+        return
+    # An adapter of PEFT hands everything on to the model that it wraps.
+    wrapped: Any = getattr(module, "get_base_model", lambda: module)()
+    names, _ = _arguments(type(wrapped).forward)
+    known = names - _NOT_CONDITIONING
+    unknown = sorted(conditioning.keys() - known)
+    # A wrapper that names nothing (DistributedDataParallel, TorchScript) hands all on.
+    if names and unknown:
+        raise ValueError(
+            f"conditioning {unknown[0]!r}: the forward of {type(wrapped).__name__} does not take "
+            f"it by name; nearest: {closest(unknown[0], sorted(known))}. For a model that is "
+            "called in another way, pass forward= to interp.load"
+        )

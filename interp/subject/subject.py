@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import Any, overload
 
 import torch
@@ -13,18 +14,24 @@ from torch import Tensor, nn
 from interp.errors import LoadError
 from interp.hooks.clock import prompt_length
 from interp.hooks.hooks import intervened
-from interp.hooks.modes import dropout_off
+from interp.hooks.modes import checkpointing_off, dropout_off
 from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy, Sites
 from interp.sites.site import Site
 from interp.sites.units import Units
 from interp.subject.batch import Batch, check_integer, check_text
-from interp.subject.decoding import Decoder
+from interp.subject.decoding import Decoder, Decoding, check_finite
 from interp.subject.fingerprint import fingerprint, identify
 from interp.subject.offloading import device_of
 from interp.subject.stepwise import Segment, stepwise_of
 
 Forward = Callable[[nn.Module, Batch, int], Tensor]
+
+# A subject that was not loaded: nothing is known of its cache.
+_UNVERIFIED = Decoding(cached=False, reason="its cache was not verified (only interp.load does)")
+
+# Any text will do, as long as the tokenizer knows a token of it.
+_TEXTS = ("a", "0", "The", " ")
 
 
 class Subject:
@@ -38,6 +45,10 @@ class Subject:
             are asked for, a model that sees nothing before the first returns one position fewer.
         tokenizer: a Hugging Face tokenizer, or None for a model that has no text.
         name: name of the model; by default the class of the module.
+        decoding: how the model is decoded; by whole forwards by default.
+        context: how many tokens the model has positions for; None where there is no such limit.
+        lead: how many positions the blocks see before that of the first token; by default what
+            `Stepwise` says.
 
     Example:
         >>> subject
@@ -55,6 +66,9 @@ class Subject:
         forward: Forward,
         tokenizer: Any = None,
         name: str = "",
+        decoding: Decoding = _UNVERIFIED,
+        context: int | None = None,
+        lead: int | None = None,
     ) -> None:
         self.module = module
         self.anatomy = anatomy
@@ -62,6 +76,9 @@ class Subject:
         self.tokenizer = tokenizer
         self.name = name or type(module).__name__
         self.stepwise = stepwise_of(module)
+        self.decoding = decoding
+        self.context = context
+        self._lead = self.stepwise.lead if lead is None else lead
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +131,10 @@ class Subject:
 
         Position 0 is all zeros (a uniform guess) for models that see nothing before it.
 
+        Raises:
+            ValueError: the model cannot read the batch (see `check`), or a logit is NaN or
+                infinite; a single logit of -infinity is accepted.
+
         Example:
             >>> logits = subject.logits(batch)
             >>> tuple(logits.shape)
@@ -124,11 +145,19 @@ class Subject:
         return self._predict(batch, batch.length)
 
     def target_logits(self, batch: Batch) -> Float[Tensor, "batch predicted vocabulary"]:
-        """Returns the aligned logits of `batch.targets` alone: the head runs only there."""
+        """Returns the aligned logits of `batch.targets` alone: the head runs only there.
+
+        Raises:
+            ValueError: see `logits`.
+        """
         return self._predict(batch, batch.length - batch.prompt)
 
     def losses(self, batch: Batch) -> Float[Tensor, "batch predicted"]:
-        """Returns the negative log-likelihood of each of `batch.targets`, in nats; 0 on padding."""
+        """Returns the negative log-likelihood of each of `batch.targets`, in nats; 0 on padding.
+
+        Raises:
+            ValueError: see `logits`.
+        """
         return token_losses(self.target_logits(batch), batch)
 
     def touch(self, batch: Batch) -> None:
@@ -136,6 +165,17 @@ class Subject:
         self._predict(batch, 1)
 
     def _predict(self, batch: Batch, keep: int) -> Tensor:
+        predicted = self.run(batch, keep)
+        _check_logits(predicted, batch)
+        return predicted
+
+    def run(self, batch: Batch, keep: int) -> Float[Tensor, "batch keep vocabulary"]:
+        """Returns the aligned logits of the last `keep` tokens, which may be NaN or infinite: for
+        training, where the loss is checked for all processes together.
+
+        Raises:
+            ValueError: the model cannot read the batch (see `check`).
+        """
         self.check(batch)
         with prompt_length(self.lead + batch.prompt):
             predicted = self.forward(self.module, batch.to(self.device), keep)
@@ -150,10 +190,11 @@ class Subject:
         """Checks that the model can read a batch.
 
         Raises:
-            ValueError: token ids that the model does not know, or a batch that `Stepwise.check`
-                refuses.
+            ValueError: token ids that the model does not know, more tokens than it has positions
+                for, or a batch that `Stepwise.check` refuses.
         """
         self._check_ids(batch.tokens)
+        self._check_length(batch.length)
         self.stepwise.check(batch)
 
     def check_prompt(self, batch: Batch) -> None:
@@ -177,19 +218,39 @@ class Subject:
                 "another model's tokenizer?"
             )
 
+    def _check_length(self, tokens: int) -> None:
+        if self.context is not None and tokens > self.context:
+            raise ValueError(
+                f"{tokens} tokens (start tokens included) are more than the {self.context} that "
+                f"{self.name} has positions for: take shorter texts, prefixes or lengths"
+            )
+
     @overload
-    def generate(self, prompt: str, length: int) -> str: ...
+    def generate(self, prompt: str, length: int, *, bos: bool = True) -> str: ...
     @overload
-    def generate(self, prompt: Tensor | Batch, length: int | None = None) -> Tensor: ...
     def generate(
-        self, prompt: str | Int[Tensor, "batch position"] | Batch, length: int | None = None
+        self, prompt: Tensor | Batch, length: int | None = None, *, bos: bool = True
+    ) -> Tensor: ...
+    def generate(
+        self,
+        prompt: str | Int[Tensor, "batch position"] | Batch,
+        length: int | None = None,
+        *,
+        bos: bool = True,
     ) -> str | Int[Tensor, "batch length"]:
         """Generates greedily after a prompt, exactly `length` tokens: an end token does not stop.
 
+        The model evaluates: without dropout and gradient checkpointing, whatever mode it is in.
+
         Args:
             prompt: a text, token ids [batch, position], or a Batch. The targets of a Batch are not
-                read but generated, from its prompt and conditioning.
+                read but generated, from its prompt and conditioning. A row whose mask says that
+                its prompt is shorter is continued from its own last token. Token ids are all read
+                as they are: padding among them cannot be seen, so give prompts of several lengths
+                as a Batch with a mask.
             length: how many tokens to generate; a Batch has its own.
+            bos: whether a text is put behind the start tokens (see `bos`). Token ids and a Batch
+                are what the model sees, start tokens included.
 
         Returns:
             A text for a text, as it reads after the prompt; token ids [batch, length] for token ids
@@ -197,7 +258,8 @@ class Subject:
 
         Raises:
             ValueError: an empty prompt, a length below 1, token ids that the model does not know,
-                or a prompt after which it cannot continue.
+                a prompt after which it cannot continue, more tokens than it has positions for, or
+                a logit that is NaN or infinite.
 
         Example:
             >>> subject.generate(texts[1][:8], 8) == texts[1][8:16]
@@ -206,7 +268,7 @@ class Subject:
             True
         """
         if isinstance(prompt, str):
-            ids = self.encode(prompt)
+            ids = self.behind_bos(self.encode(prompt), bos=bos)
             generated = self.generate(torch.tensor([ids]), length)[0].tolist()
             return self.decode_parts([*ids, *generated], [len(ids)])[1]
         if isinstance(prompt, Batch):
@@ -222,23 +284,80 @@ class Subject:
                 f"got {tuple(prompt.shape)} and {length}"
             )
         self._check_ids(prompt)
-        with torch.no_grad(), prompt_length(self.lead + prompt.shape[1]):
-            decoder = Decoder(self, batch_size=prompt.shape[0])
-            return decoder.greedy(prompt.to(self.device), length)
+        # The last token is not read, but a whole forward has a placeholder where it will be.
+        self._check_length(prompt.shape[1] + length - int(self.decoding.cached))
+        return self._continue(prompt.to(self.device), length)
 
     def _generate_targets(self, batch: Batch) -> Int[Tensor, "batch predicted"]:
         self.check(batch)
-        self.check_prompt(batch)
+        length = batch.length - batch.prompt
         given = batch.to(self.device)
         prompt = given.tokens[:, : batch.prompt]
-        with torch.no_grad(), prompt_length(self.lead + batch.prompt):
-            decoder = Decoder(self, len(batch), given.conditioning)
-            return decoder.greedy(prompt, batch.length - batch.prompt)
+        if given.mask is None:
+            self.stepwise.check_prompt(batch.prompt)
+            return self._continue(prompt, length, given.conditioning)
+
+        # Rows whose prompts have the same length are decoded together, from their own last tokens.
+        own_lengths = given.mask[:, : batch.prompt].sum(1)
+        for own_length in own_lengths.unique().tolist():
+            self.stepwise.check_prompt(own_length)
+        generated = prompt.new_zeros(len(batch), length)
+        for own_length in own_lengths.unique().tolist():
+            chosen = (own_lengths == own_length).nonzero()[:, 0]
+            rows = given.rows(chosen)
+            own_prompt = rows.tokens[:, :own_length]
+            generated[chosen] = self._continue(own_prompt, length, rows.conditioning)
+        return generated
+
+    def _continue(
+        self, prompt: Tensor, length: int, conditioning: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        # Not `evaluating`: tokens made in inference mode could not be used in a training forward.
+        with (
+            dropout_off(self.module),
+            checkpointing_off(self.module),
+            torch.no_grad(),
+            prompt_length(self.lead + prompt.shape[1]),
+        ):
+            return Decoder(self, len(prompt), conditioning).greedy(prompt, length)
 
     @property
     def lead(self) -> int:
         """How many positions the blocks see before the position of the first token."""
-        return self.stepwise.lead
+        return self._lead
+
+    @cached_property
+    def bos(self) -> tuple[int, ...]:
+        """The start tokens: what the tokenizer puts in front of a text, which the model was
+        trained behind; empty without a tokenizer. What it puts behind a text is not used.
+
+        Raises:
+            ValueError: what the tokenizer puts in front cannot be told from what it makes of the
+                text.
+
+        Example:
+            >>> subject.bos
+            ()
+        """
+        return () if self.tokenizer is None else _start_tokens(self.tokenizer)
+
+    def behind_bos(self, tokens: Sequence[int], *, bos: bool = True) -> list[int]:
+        """Returns the token ids of a text behind the start tokens.
+
+        Args:
+            tokens: token ids of a text. If they begin with the start tokens already, they do not
+                get them twice.
+            bos: False leaves the tokens as they are.
+        """
+        if not bos:
+            return list(tokens)
+        return [*self.bos, *self.without_bos(tokens)]
+
+    def without_bos(self, tokens: Sequence[int]) -> list[int]:
+        """Returns token ids without the start tokens that they may begin with."""
+        count = len(self.bos)
+        begins_with_bos = count > 0 and tuple(tokens[:count]) == self.bos
+        return list(tokens[count:]) if begins_with_bos else list(tokens)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -275,12 +394,16 @@ class Subject:
         check_text(text)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def encode_all(self, texts: Sequence[str], length: int | None = None) -> Batch:
-        """Returns texts as one right-padded batch.
+    def encode_all(
+        self, texts: Sequence[str], length: int | None = None, *, bos: bool = True
+    ) -> Batch:
+        """Returns texts as one right-padded batch, each behind the start tokens.
 
         Args:
             texts: none of them empty.
-            length: how many tokens to keep of each text; by default all.
+            length: how many tokens to keep of each text, start tokens not counted; by default all.
+            bos: whether texts are put behind the start tokens (see `bos`), which are then the
+                prompt.
 
         Example:
             >>> subject.encode_all(["abc", "de"]).mask
@@ -289,7 +412,14 @@ class Subject:
         """
         if isinstance(texts, str):
             raise ValueError("texts is one string: expected several texts, such as [text]")
-        return Batch.pad([self.encode(text)[:length] for text in texts])
+        sequences: list[list[int]] = []
+        for text in texts:
+            tokens = self.encode(text)
+            if bos:
+                tokens = self.without_bos(tokens)
+            sequences.append(self.behind_bos(tokens[:length], bos=bos))
+        start_tokens = len(self.bos) if bos else 0
+        return Batch.pad(sequences, prompt=max(1, start_tokens))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of token ids.
@@ -369,6 +499,8 @@ class Subject:
             *stacks,
             f"{len(self.sites)} sites",
         ]
+        if not self.decoding.cached:
+            parts.append("decoded by whole forwards")
         return f"Subject({', '.join(parts)})"
 
 
@@ -418,6 +550,37 @@ def vocabulary_size(module: nn.Module) -> int | None:
         if isinstance(child, nn.Embedding):
             return child.num_embeddings
     return None
+
+
+def _check_logits(predicted: Tensor, batch: Batch) -> None:
+    """Raises ValueError for logits of the last tokens of a batch that are NaN or infinite."""
+    largest = predicted.detach().amax(-1)
+    known = largest.shape[1]
+    if batch.mask is not None:
+        # What is predicted on padding is never used. In a grown forward each row is there several
+        # times.
+        real = batch.mask[:, batch.length - known :].to(largest.device)
+        copies = len(largest) // len(real)
+        largest = largest.masked_fill(~real.repeat(copies, 1), 0)
+    check_finite(largest, first=batch.length - known)
+
+
+def _start_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """What a tokenizer puts in front of a text: the tokens before those of the text alone."""
+    for text in _TEXTS:
+        alone = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if not alone:
+            continue  # the tokenizer knows no token of this text
+        presented = list(tokenizer(text, verbose=False)["input_ids"])
+        for start in range(len(presented) - len(alone) + 1):
+            if presented[start : start + len(alone)] == alone:
+                return tuple(presented[:start])
+        raise ValueError(
+            f"the tokenizer makes {presented} of {text!r}, in which {alone}, its tokens without "
+            "special tokens, do not appear: what it puts in front cannot be told; pass bos=False "
+            "and put the start tokens in front of token ids by hand"
+        )
+    return ()
 
 
 @contextmanager

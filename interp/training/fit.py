@@ -18,7 +18,7 @@ from interp.files import writable
 from interp.hooks.modes import modes_kept
 from interp.progress import track
 from interp.subject.batch import Batch
-from interp.subject.subject import Subject, evaluating
+from interp.subject.subject import Subject, evaluating, token_losses
 from interp.training.processes import Processes
 from interp.training.state import About, Rows, generators, load_state, save_state, save_weights
 
@@ -333,7 +333,9 @@ def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
 
 def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
     with torch.autocast(subject.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return subject.losses(batch)
+        # Not `subject.losses`, which raises where a logit is NaN: other processes would wait for
+        # this one. `_finite` looks at the loss of all of them.
+        return token_losses(subject.run(batch, keep=batch.length - batch.prompt), batch)
 
 
 def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:

@@ -84,7 +84,7 @@ def test_scan_finds_the_texts_known_by_heart(done):
     frame = pd.read_parquet(out / "windows.parquet")
     assert printed["scan"] == {
         "windows": 18 * 7, "exact": int(frame["exact"].sum()), "accuracy": round(frame["accuracy"].mean(), 4), "texts": 19, "skipped": 1,
-        "out": str(out), "discoverable_n100_p50": float((1 - (1 - np.exp(frame["log_p"])) ** 100 >= 0.5).mean()),
+        "out": str(out), "start_tokens": "none", "discoverable_n100_p50": float((1 - (1 - np.exp(frame["log_p"])) ** 100 >= 0.5).mean()),
     }  # fmt: skip
     assert set(frame[frame["exact"]]["text"]) == {0, 1, 2, 3}
     assert frame["exact"].sum() > 20

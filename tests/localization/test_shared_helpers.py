@@ -3,6 +3,8 @@ that no window shares with another."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -43,7 +45,8 @@ def test_weights_average_over_the_positions_that_predict_real_tokens():
     assert weights["vision"] is None
     expected = [[0] * 4 + [1 / n] * n + [0] * (5 - n) for n in (5, 4, 3)]
     torch.testing.assert_close(weights["decoder"], torch.tensor(expected, dtype=torch.double))
-    weights = position_weights(tiny.subject("llama"), batch, tiny.subject("llama").sites)
+    text = replace(batch, conditioning={})
+    weights = position_weights(tiny.subject("llama"), text, tiny.subject("llama").sites)
     expected = [[0] * 3 + [1 / n] * n + [0] * (6 - n) for n in (5, 4, 3)]
     torch.testing.assert_close(weights[""], torch.tensor(expected, dtype=torch.double))
 

@@ -373,8 +373,8 @@ def by_hand(
     def shown(tensor: Tensor, length: int) -> Tensor | None:
         value = tensor if tensor.ndim == 3 else tensor.reshape(-1, length, tensor.shape[-1])
         other = sign * base[0] if place.base else 0
-        new = change(value + other)
-        return None if new is None else (new - other).reshape(tensor.shape)
+        new = change(place.scale * value + other)
+        return None if new is None else ((new - other) / place.scale).reshape(tensor.shape)
 
     def remember(_: nn.Module, args: Any, kwargs: Any) -> None:
         base[:] = [_first(args) if args else kwargs["hidden_states"]]

@@ -16,7 +16,7 @@ What satisfies none of this is refused by name, with the reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -28,7 +28,7 @@ from interp.hooks.call_trace import Attention, Call, Watch, watch_calls
 from interp.hooks.modes import dropout_off
 from interp.loading.halves import Halves, tell_apart
 from interp.loading.probes import Probe
-from interp.loading.projections import Search, find_projections, projections
+from interp.loading.projections import Search, find_projections, has_matrix
 from interp.loading.residual import Residual, Term, find_residual
 from interp.loading.stacks import block_paths, find_stacks
 from interp.loading.verification import close, has_projection, inward, outward, same, shaped_like
@@ -36,13 +36,21 @@ from interp.sites.anatomy import Anatomy, Layout, Place
 from interp.sites.site import BLOCK_POINTS, Site
 
 
-def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None = None) -> Anatomy:
-    """Finds and verifies the sites of `module` by a few calls of `run`.
+def discover(
+    module: nn.Module,
+    run: Callable[[], object],
+    layout: Layout | None = None,
+    again: Callable[[], object] | None = None,
+) -> Anatomy:
+    """Finds and verifies the sites of `module` by one forward, which is then repeated a few times
+    with small changes.
 
     Args:
         module: the network.
         run: does one forward of `module` on a few tokens, with batch and length above 1.
         layout: paths that cannot be found from the structure of the module; none by default.
+        again: repeats that forward for its hooks alone, such as one that computes fewer logits; by
+            default `run`.
 
     Returns:
         The verified sites. Points that cannot be verified are in `Anatomy.refused`, with reasons.
@@ -67,7 +75,7 @@ def discover(module: nn.Module, run: Callable[[], object], layout: Layout | None
     with dropout_off(module), torch.no_grad(), torch.random.fork_rng(sorted(devices)):
         watch = watch_calls(module, run)
         stacks = find_stacks(module, watch, layout)
-        survey = _Survey(module, run, watch, layout, stacks)
+        survey = _Survey(module, again or run, watch, layout, stacks)
         survey.explore()
     modules = _module_places(watch, survey.paths)
     return Anatomy(survey.paths, survey.places, survey.refused, modules, frozenset(survey.additive))
@@ -103,7 +111,7 @@ class _Survey:
     """Collects places and refusals."""
 
     module: nn.Module
-    run: Callable[[], object]
+    again: Callable[[], object]
     watch: Watch
     layout: Layout
     stacks: dict[str, str]
@@ -119,7 +127,7 @@ class _Survey:
             self.paths[name] = block_paths(self.module, path)
             blocks += self._blocks(name)
         whole = [block for block in blocks if not block.refusal]
-        probe = Probe(self.module, self.run, self.paths, [block.call for block in whole])
+        probe = Probe(self.module, self.again, self.paths, [block.call for block in whole])
         self._tell_halves_apart(whole, probe)
         self._find_units(whole, probe)
         for block in blocks:
@@ -158,25 +166,28 @@ class _Survey:
                 block.halves = block.as_named(halves[block.call.path])
 
     def _find_units(self, blocks: Sequence[_Block], probe: Probe) -> None:
-        """Finds heads, then neurons, then in what is left the neurons of shared experts.
-
-        One kind at a time, so that what is zeroed for one cannot pass for the effect of the other.
-        """
+        """Finds heads and neurons, then in what is left the neurons of shared experts."""
         heads = {block: block.search_heads() for block in blocks}
-        self._search(probe, heads)
+        neurons = {block: block.search_neurons() for block in blocks}
+        # Both at once where what is tried for the neurons runs after the attention, and so cannot
+        # pass for the effect of what is tried for the heads.
+        together = all(_starts_after(neurons[block], heads[block]) for block in blocks)
+        if together:
+            find_projections(self.module, probe, _present([*heads.values(), *neurons.values()]))
+        else:
+            find_projections(self.module, probe, _present(heads.values()))
         for block, search in heads.items():
             block.heads = block.heads if search is None else search.found
-        neurons = {block: block.search_neurons() for block in blocks}
-        self._search(probe, neurons)
+
+        if not together:
+            neurons = {block: block.search_neurons() for block in blocks}
+            find_projections(self.module, probe, _present(neurons.values()))
         for block, search in neurons.items():
             block.neurons = block.neurons if search is None else search.found
         shared = {block: block.search_shared_expert() for block in blocks if block.neurons is None}
-        self._search(probe, shared)
+        find_projections(self.module, probe, _present(shared.values()))
         for block, search in shared.items():
             block.neurons = None if search is None else search.found
-
-    def _search(self, probe: Probe, searches: Mapping[_Block, Search | None]) -> None:
-        find_projections(self.module, probe, [found for found in searches.values() if found])
 
     def _keep(self, site: Site, found: Place | str) -> None:
         if isinstance(found, Place):
@@ -205,6 +216,17 @@ class _Survey:
                         break
             missing = f"no module around {path} gives it"
             self._keep(Site(point, None, name), outward(found) if found else missing)
+
+
+def _present(searches: Iterable[Search | None]) -> list[Search]:
+    return [search for search in searches if search is not None]
+
+
+def _starts_after(later: Search | None, earlier: Search | None) -> bool:
+    """Whether all that one search tries runs after what the other looks at."""
+    if later is None or earlier is None:
+        return True
+    return all(call.start > earlier.half.end for call in later.candidates)
 
 
 def _embeds(part: nn.Module, call: Call, last: Call) -> bool:
@@ -315,7 +337,12 @@ class _Block:
 
     @cached_property
     def _projections(self) -> list[Call]:
-        return projections(self.module, self.call.output, self.inner)
+        """The calls that may be projections to the stream, by their shapes."""
+        return [call for call in self.inner if self._may_project(call)]
+
+    def _may_project(self, call: Call) -> bool:
+        part = self.module.get_submodule(call.path)
+        return shaped_like(call.output, self.call.output) and has_matrix(part, call)
 
     def search_heads(self) -> Search | None:
         """The search for the attention's out-projection; None where it is named or there is no
@@ -337,8 +364,11 @@ class _Block:
             return None
         if len(self.halves.mlp) == 1:
             half = self.halves.mlp[0].call
-            candidates = [call for call in self._projections if call.end <= half.end]
-            return Search(half, self.inner, candidates[::-1])
+            attention = self._attention_half
+            # What runs after the attention is likelier, and leaves the attention as it is.
+            after = attention.end if attention is not None and attention.end < half.end else 0
+            candidates = [call for call in self._projections if after < call.start < half.end]
+            return Search(half, self.inner, candidates[::-1], after=after)
         if self.residual is None:
             return self._search_without_residual()
         return None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from interp.hooks.call_trace import Attention, Call
-from interp.loading.probes import Probe
+from interp.loading.probes import Probe, Reach
 from interp.loading.residual import Residual, Term
 
 
@@ -50,16 +50,7 @@ def tell_apart(
     for path, residual in residuals.items():
         parts[path] = [term.call for term in residual.terms]
 
-    # Each term by itself: those before it keep the output that they had, so that what they carry
-    # from the first position to others does not reach it.
-    through = probe.reaches(parts, kept=0)
-    reach = dict(through)
-    for kept in range(1, max(map(len, parts.values()), default=0)):
-        reached = probe.reaches(parts, kept)
-        for calls in parts.values():
-            if kept < len(calls):
-                reach[calls[kept]] = reached[calls[kept]]
-
+    reach = probe.reaches(parts)
     kinds: dict[str, Halves] = {}
     for path, residual in residuals.items():
         kinds[path] = _kinds(residual.terms, reach, operations.get(path, ()))
@@ -69,23 +60,29 @@ def tell_apart(
     for path, kind in kinds.items():
         # What reads the MLP's own output comes after it (per-layer inputs of Gemma 4).
         mlp = tuple(term for term in kind.mlp if term.call not in dependent)
-        sequential = any(through[term.call] > reach[term.call] for term in residuals[path].terms)
+        reaches = [reach[term.call] for term in residuals[path].terms]
+        sequential = any(each.through > each.alone for each in reaches)
         halves[path] = replace(kind, mlp=mlp, sequential=sequential)
     return halves
 
 
 def _kinds(
-    terms: Sequence[Term], reach: Mapping[Call, int], operations: Sequence[Attention]
+    terms: Sequence[Term], reach: Mapping[Call, Reach], operations: Sequence[Attention]
 ) -> Halves:
     """The terms by kind; `mlp` holds all that act on each position by itself."""
-    mixing = [term for term in terms if reach[term.call] > 0]
+    mixing = [term for term in terms if reach[term.call].alone > 0]
     attentions = _with_attention(mixing, operations)
     if len(attentions) > 1:
         return Halves(unknown="several of its terms come from attention")
     # An MLP may look a few positions back too (RWKV shifts its input by one, Inkling puts a short
-    # convolution behind it), but its mixer then looks farther.
-    farthest = max((reach[term.call] for term in mixing), default=0)
-    mixers = [term for term in mixing if term not in attentions and reach[term.call] == farthest]
+    # convolution behind it). But it reads what a mixer that looks farther has written.
+    farthest = max((reach[term.call].alone for term in mixing), default=0)
+    mixers: list[Term] = []
+    for term in mixing:
+        its_reach = reach[term.call]
+        reads_a_mixer = its_reach.alone < its_reach.through == farthest
+        if term not in attentions and not reads_a_mixer:
+            mixers.append(term)
     if len(mixers) > 1:
         return Halves(unknown="several of its terms carry information between positions")
     mixing = attentions + mixers

@@ -92,7 +92,7 @@ def load(
         example = stepwise_of(module).example()
     batch = example.to(device_of(module))
     trial = Trial(module, forward, batch, own_forward)
-    found_anatomy = discover(module, trial.run, anatomy)
+    found_anatomy = discover(module, trial.run, anatomy, lambda: forward(module, batch, 1))
     found = verify_prediction(trial, found_anatomy)
     return Subject(
         module, found_anatomy, forward, tokenizer, name, found.decoding, found.context, found.lead
@@ -160,7 +160,7 @@ def _check_weights(module: nn.Module, tokenizer: Any) -> None:
                 f"{type(module).__name__} has no weights yet (meta device): "
                 "load them first; with nnsight, pass dispatch=True"
             )
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter.detach()).all()):
+        if parameter.is_floating_point() and not _is_finite(parameter.detach()):
             broken.append(name)
     if not count:
         raise LoadError(f"{type(module).__name__} has no parameters: expected a model with weights")
@@ -179,6 +179,13 @@ def _check_weights(module: nn.Module, tokenizer: Any) -> None:
             f"the tokenizer has {known} tokens but the model embeds {rows}: "
             "another model's tokenizer"
         )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    # NaN and infinity pass into the sum, which costs a fraction of looking at each element. A sum
+    # that is not finite may also be an overflow.
+    total = weight.sum(dtype=torch.float32)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(weight).all())
 
 
 def _tokenizer_size(tokenizer: Any) -> int | None:

@@ -19,6 +19,21 @@ from interp.loading.verification import rounding
 from interp.sites.anatomy import Anatomy, Place
 from interp.sites.site import Site
 
+
+@dataclass(frozen=True)
+class Reach:
+    """The last position of a call's output that changes with the first of its block's input.
+
+    Attributes:
+        alone: while the calls before it give what they gave; 0 if only the first position changes,
+            or none.
+        through: while they pass on their own change.
+    """
+
+    alone: int
+    through: int
+
+
 _NOISE = 3.0  # standard deviations of the stream that are added to its first position
 
 
@@ -44,27 +59,31 @@ class Probe:
     stacks: Mapping[str, tuple[str, ...]]
     blocks: Sequence[Call]
 
-    def reaches(self, parts: Mapping[str, Sequence[Call]], kept: int) -> dict[Call, int]:
+    def reaches(self, parts: Mapping[str, Sequence[Call]]) -> dict[Call, Reach]:
         """Returns how far the first position of each block's input reaches in some of its parts.
 
         Args:
             parts: for each block, by its path, calls inside it in the order in which they ended.
-            kept: how many of each block's calls, from the first, keep their first output, so that
-                what they would pass on does not reach the calls after them.
-
-        Returns:
-            For each call, the last position of its output that changed; 0 if only the first did, or
-            none.
         """
-        visits: dict[Site, Visit] = {}
-        reached: dict[Call, int] = {}
-        for block in self.blocks:
-            visits[_site(block, "in")] = _with_noise
-            for number, call in enumerate(parts.get(block.path, ())):
-                keeps = number < kept
-                visits[_site(call, "out")] = _noting_reach(call, reached, keeps=keeps)
-        self._rerun(visits)
-        return reached
+        alone: dict[Call, int] = {}
+        through: dict[Call, int] = {}
+        most = max(map(len, parts.values()), default=0)
+        for first_kept in range(0, most, self._rows):
+            visits: dict[Site, Visit] = {}
+            for block in self.blocks:
+                visits[_site(block, "in")] = _with_noise
+                for number, call in enumerate(parts.get(block.path, ())):
+                    visits[_site(call, "out")] = _noting_reach(
+                        call, number, range(first_kept, first_kept + self._rows), alone, through
+                    )
+            self._rerun(visits)
+        return {call: Reach(alone[call], through[call]) for call in alone}
+
+    @property
+    def _rows(self) -> int:
+        """How many rows of the batch can be told apart, 1 or 2."""
+        values = [block.value for block in self.blocks if block.value is not None]
+        return min([2, *(value.shape[0] if value.ndim == 3 else 1 for value in values)])
 
     def depends(self, pairs: Iterable[tuple[Call, Call]]) -> set[Call]:
         """Returns those second calls of pairs within a block whose output depends on the first."""
@@ -131,12 +150,30 @@ def _with_noise(value: Tensor, _: Clock) -> Tensor:
     return changed
 
 
-def _noting_reach(call: Call, reached: dict[Call, int], *, keeps: bool) -> Visit:
-    def note(value: Tensor, _: Clock) -> Tensor | None:
+def _noting_reach(
+    call: Call, number: int, kept: range, alone: dict[Call, int], through: dict[Call, int]
+) -> Visit:
+    """A visit that notes how far a call is reached, in one row by itself.
+
+    Each of the first rows of the batch has another number of `kept` calls: of the block's calls, so
+    many give the output that they had, so that what they would pass on does not reach this one.
+    """
+
+    def note(value: Tensor, _: Clock) -> Tensor:
         clean = _recorded(call, value)
-        by_position = _changes(value, clean).any(0).nonzero()[:, 0]
-        reached[call] = int(by_position.max()) if len(by_position) else 0
-        return clean if keeps else None
+        by_position = _changes(value, clean)
+        for row, count in enumerate(kept):
+            positions = by_position[row].nonzero()[:, 0]
+            reach = int(positions.max()) if len(positions) else 0
+            if count == number:
+                alone[call] = reach
+            if count == 0:
+                through[call] = reach
+        passed_on = value.clone()
+        for row, count in enumerate(kept):
+            if number < count:
+                passed_on[row] = clean[row]
+        return passed_on
 
     return note
 

@@ -19,20 +19,15 @@ from interp.loading.probes import Probe
 from interp.loading.verification import close, is_projection, rounding, same, shaped_like
 
 
-def projections(module: nn.Module, stream: Tensor | None, inner: Sequence[Call]) -> list[Call]:
-    """Returns the calls of plain linear layers with an output of the shape of the stream.
+def has_matrix(module: nn.Module, call: Call) -> bool:
+    """Returns whether a module has a weight between the widths of its input and its output.
 
-    Args:
-        module: the network.
-        stream: the value of a residual stream.
-        inner: calls, in the order in which they ended.
+    Only `is_projection` shows that the module multiplies by it; this costs nothing.
     """
-    found: list[Call] = []
-    for call in inner:
-        to_stream = shaped_like(call.output, stream)
-        if to_stream and is_projection(module.get_submodule(call.path), call):
-            found.append(call)
-    return found
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or call.value is None or call.output is None:
+        return False
+    return sorted(weight.shape) == sorted((call.value.shape[-1], call.output.shape[-1]))
 
 
 def is_linear(module: nn.Module, call: Call) -> bool:
@@ -93,7 +88,7 @@ class Search:
     Attributes:
         half: the call whose output must not depend on anything once that input is zero.
         inner: the calls inside the block.
-        candidates: projections to try, the likeliest first.
+        candidates: calls to try, the likeliest first; those that are not linear are left out.
         after: the time after which the projection runs: the values that attention reads are made by
             a projection too, and without them it adds nothing either.
         total: for a shared expert, the terms of the MLP, to which it adds its output beside other
@@ -120,7 +115,7 @@ def find_projections(module: nn.Module, probe: Probe, searches: Sequence[Search]
         probe: runs it again.
         searches: at most one for each block.
     """
-    _try_in_turn(probe, searches)
+    _try_in_turn(module, probe, searches)
     # Only where no plain linear layer does: finding the others means running every module.
     missing = [search for search in searches if search.found is None]
     for search in missing:
@@ -131,22 +126,24 @@ def find_projections(module: nn.Module, probe: Probe, searches: Sequence[Search]
             if call.path not in tried
             and search.after < call.start
             and call.end <= search.half.end
-            and is_linear(module.get_submodule(call.path), call)
+            and shaped_like(call.output, search.half.output)
         ]
-    _try_in_turn(probe, missing)
+    _try_in_turn(module, probe, missing)
     for search in searches:
         if search.found is not None:
             search.found = outermost(module, search.found, search.inner)
 
 
-def _try_in_turn(probe: Probe, searches: Sequence[Search]) -> None:
+def _try_in_turn(module: nn.Module, probe: Probe, searches: Sequence[Search]) -> None:
     """Tries the first candidate of every search in one forward, then the second, and so on."""
-    most = max((len(search.candidates) for search in searches), default=0)
-    for number in range(most):
+    untried = {search: iter(search.candidates) for search in searches}
+    while True:
         tried: dict[Search, Call] = {}
-        for search in searches:
-            if search.found is None and number < len(search.candidates):
-                tried[search] = search.candidates[number]
+        for search, candidates in untried.items():
+            if search.found is None:
+                call = next((call for call in candidates if _is_linear_in(module, call)), None)
+                if call is not None:
+                    tried[search] = call
         if not tried:
             return
         outputs = probe.without(tried.values(), [search.half for search in tried])
@@ -157,6 +154,11 @@ def _try_in_turn(probe: Probe, searches: Sequence[Search]) -> None:
         for search in alone:
             if _is_added(search, totals):
                 search.found = tried[search]
+
+
+def _is_linear_in(module: nn.Module, call: Call) -> bool:
+    part = module.get_submodule(call.path)
+    return is_projection(part, call) or is_linear(part, call)
 
 
 def _is_constant(output: Tensor, call: Call) -> bool:

@@ -47,6 +47,8 @@ def is_projection(module: nn.Module, call: Call) -> bool:
     if isinstance(bias, Tensor):
         bias = stored(module, "bias", bias).to(call.value.device)
     rows = as_rows(module, weight)
+    if rows.dtype != call.value.dtype:
+        return False  # whole numbers with a scale beside them, for instance
     if rows.shape != (call.value.shape[-1], call.output.shape[-1]):
         return False
     expected = call.value @ rows

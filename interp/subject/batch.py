@@ -274,7 +274,7 @@ class Batch:
                 )
             (bos,) = starts
 
-        sequences = [[*bos, *tokens] for tokens in windows["tokens"]]
+        sequences = [[*bos, *token_ids(tokens)] for tokens in windows["tokens"]]
         conditioning: dict[str, Tensor] = {}
         for name in map(str, windows):
             if name.startswith(GIVEN):

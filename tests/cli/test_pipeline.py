@@ -252,7 +252,7 @@ def test_scan_images_is_of_image_models_only(tmp_path):
         scan_images(letters.subject(), [tmp_path], tmp_path / "out")
 
 
-def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path):
+def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path, monkeypatch):
     subject, texts, out = (
         letters.subject(),
         [letters.noise(1, 30, seed=n)[0] for n in range(3)],
@@ -266,9 +266,10 @@ def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path):
         "windows.parquet",
     ]
     assert len(frame) == 3 * 6 == len(pd.read_parquet(out / "windows.parquet"))
-    handle = subject.module.register_forward_pre_hook(lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "interp.memorization.extraction.teacher_force", lambda *_: pytest.fail("measured again")
+    )
     again = scan_texts(subject, iter(texts), out, PREFIX, LENGTH)
-    handle.remove()
     pd.testing.assert_frame_equal(frame, again)
 
 

@@ -357,7 +357,7 @@ def windowed() -> Any:
     from transformers import CwmConfig, CwmForCausalLM
 
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    config = CwmConfig(**tiny._GATED, layer_types=kinds, sliding_window=5, pad_token_id=0)
+    config = CwmConfig(**tiny.GATED, layer_types=kinds, sliding_window=5, pad_token_id=0)
     config.bos_token_id, config.eos_token_id = 1, None
     return CwmForCausalLM(config)
 

@@ -152,7 +152,7 @@ def test_rotary_embeddings_that_stretch_with_the_text_stay_the_same():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}
-    config = LlamaConfig(**tiny._GATED, rope_parameters=rope, max_position_embeddings=8)
+    config = LlamaConfig(**tiny.GATED, rope_parameters=rope, max_position_embeddings=8)
     subject = interp.load(tiny.seeded(lambda: LlamaForCausalLM(config), torch.float32, 0))
     before = identify(subject)
     running = subject.module.model.rotary_emb.inv_freq.clone()

@@ -1,0 +1,155 @@
+"""Laws of discovery on blocks that are put together in other ways than most: a site's name says
+what a hand-made change of the same part says, and what cannot be told is refused."""
+
+from collections.abc import Callable
+
+import blocks
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+import interp
+
+# The path of the module that gives each half; None where there is no such half.
+HALVES = {
+    blocks.MLPFirst: ("attn", "down"),
+    blocks.Parallel: ("attn", "down"),
+    blocks.Scaled: ("attn", "down"),
+    blocks.PostNorm: ("attn", "down"),
+    blocks.Convolving: ("attn", "down"),
+    blocks.Routed: ("attn", "mixture"),
+    blocks.Shared: ("attn", "mixture"),
+    blocks.Adapted: ("attn", "down"),
+    blocks.Unused: ("attn", "down"),
+    blocks.InWholeNumbers: ("attn", "down"),
+    blocks.Gated: ("attn", "down"),
+    blocks.OnlyMLP: (None, "down"),
+}
+
+
+def subject(kind: type[nn.Module]) -> interp.Subject:
+    language = blocks.InStreams if kind is blocks.Streams else tiny.Language
+    return interp.load(tiny.seeded(lambda: language(kind(), kind())))
+
+
+def with_hook(found: interp.Subject, path: str, side: str, change: Callable[[Tensor], Tensor]):
+    """Logits by plain torch, with what enters or leaves a module changed."""
+    part = found.module.get_submodule(path)
+    if side == "out":
+        handle = part.register_forward_hook(lambda _, __, out: change(out))
+    else:
+        handle = part.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+    try:
+        with torch.no_grad():
+            return found.logits(tiny.batch("llama"))
+    finally:
+        handle.remove()
+
+
+def zeroed(found: interp.Subject, site: str, units: list[int] | None = None):
+    with torch.no_grad(), found.intervened(interp.Zero(found.units(site, units))):
+        return found.logits(tiny.batch("llama"))
+
+
+@pytest.mark.parametrize(("kind", "halves"), HALVES.items())
+def test_each_name_is_the_half_it_says(kind, halves):
+    found = subject(kind)
+    mixer = "mixer_out" if kind is blocks.Convolving else "attn_out"
+    for point, path in zip((mixer, "mlp_out"), halves, strict=True):
+        site = f"blocks.1.{point}"
+        if path is None:
+            with pytest.raises(interp.SiteError):
+                found.anatomy.place(site)
+            continue
+        by_hand = with_hook(found, f"trunk.1.{path}", "out", torch.zeros_like)
+        torch.testing.assert_close(zeroed(found, site), by_hand)
+    other = {"attn_out", "mixer_out"} - {mixer}
+    assert not any(site.point in other for site in found.sites)
+
+
+@pytest.mark.parametrize(
+    ("kind", "point", "path"),
+    [
+        (blocks.Scaled, "heads", "attn.out"),
+        (blocks.MLPFirst, "neurons", "down"),
+        (blocks.PostNorm, "neurons", "down"),
+        (blocks.Convolving, "neurons", "down"),
+        (blocks.Shared, "neurons", "mixture.shared.down"),
+        (blocks.Adapted, "neurons", "down"),
+        (blocks.Adapted, "heads", "attn.out"),
+        (blocks.Unused, "neurons", "down"),
+        (blocks.InWholeNumbers, "neurons", "down"),
+        (blocks.Gated, "heads", "attn.out"),
+        (blocks.OnlyMLP, "neurons", "down"),
+    ],
+)
+def test_units_are_at_the_module_whose_input_they_are(kind, point, path):
+    found = subject(kind)
+    place = found.anatomy.place(f"blocks.1.{point}")
+    assert str(place) == f"trunk.1.{path}:in"
+    columns = place.width // place.units
+
+    def without_unit_1(value: Tensor) -> Tensor:
+        value = value.clone()
+        value[..., columns : 2 * columns] = 0
+        return value
+
+    by_hand = with_hook(found, f"trunk.1.{path}", "in", without_unit_1)
+    torch.testing.assert_close(zeroed(found, f"blocks.1.{point}", [1]), by_hand)
+
+
+def test_an_adapter_that_is_trained_later_is_part_of_the_units_already():
+    found = subject(blocks.Unused)
+    for part in found.module.modules():
+        if isinstance(part, blocks.LowRank):
+            nn.init.normal_(part.up.weight)
+    everything = zeroed(found, "blocks.1.neurons")
+    bias = found.module.get_submodule("trunk.1.down.base").bias
+    by_hand = with_hook(found, "trunk.1.down", "out", lambda out: bias.expand_as(out))
+    torch.testing.assert_close(everything, by_hand)
+
+
+def test_a_scaled_addition_is_given_as_the_stream_gets_it():
+    found = subject(blocks.Scaled)
+    batch = tiny.batch("llama")
+    sites = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    at = {name: tiny.values_by_hand(found, batch, f"blocks.0.{name}") for name in sites}
+    torch.testing.assert_close(at["resid_pre"] + at["attn_out"], at["resid_mid"])
+    torch.testing.assert_close(1.5 * (at["resid_mid"] + at["mlp_out"]), at["resid_post"])
+
+
+def test_two_mixers_side_by_side_have_a_name_each():
+    found = subject(blocks.Both)
+    assert str(found.anatomy.place("blocks.0.attn_out")) == "trunk.0.beside:out"
+    assert str(found.anatomy.place("blocks.0.mixer_out")) == "trunk.0.attn:out"
+    assert str(found.anatomy.place("blocks.0.heads")) == "trunk.0.beside.out:in"
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "reason"),
+    [
+        (blocks.Routed, "neurons", "mixture of experts"),
+        (blocks.Beside, "neurons", "no projection|not resid_post"),
+        (blocks.Streams, "resid_post", "several residual streams"),
+        (blocks.Streams, "neurons", "several residual streams"),
+        (blocks.OnlyMLP, "heads", "0 attention operations"),
+        (blocks.Parallel, "resid_mid", "parallel"),
+        (blocks.Convolving, "attn_out", "no attention"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_with_the_reason(kind, site, reason):
+    with pytest.raises(interp.SiteError, match=reason):
+        subject(kind).anatomy.place(f"blocks.0.{site}")
+
+
+@pytest.mark.parametrize("kind", [blocks.Adapted, blocks.InWholeNumbers])
+def test_no_weight_is_given_where_there_is_no_plain_one(kind):
+    found = subject(kind)
+    with pytest.raises(interp.SiteError, match="no plain weight"):
+        found.anatomy.out_weight(found.module, "blocks.0.neurons")
+
+
+def test_blocks_of_several_classes_are_one_stack():
+    module = tiny.seeded(lambda: tiny.Language(blocks.Convolving(), blocks.PostNorm()))
+    assert interp.load(module).anatomy.blocks() == ("trunk.0", "trunk.1")

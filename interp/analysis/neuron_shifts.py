@@ -153,6 +153,7 @@ def fit_groups(rows: Rows, groups: Iterable[Hashable]) -> Groups:
 def _exact_mean(rows: Rows) -> Float[np.ndarray, " neurons"]:
     """The mean of each column, without rounding error in columns that do not vary: the error would
     look like a spread."""
+    # The mean of equal numbers may be rounded to another number; the mean of zeros is 0.
     from_first = rows - rows[0]  # exactly 0 in columns that do not vary
     return rows[0] + from_first.mean(0)
 
@@ -206,6 +207,8 @@ class ReadOut:
         targets = self.batch.length - self.batch.prompt
         if not 0 <= self.target < targets:
             raise ValueError(f"target={self.target}: the batch has targets 0 to {targets - 1}")
+        # A frozen dataclass can be completed only this way. All methods can rely on a site in full,
+        # however it was named.
         object.__setattr__(self, "site", site)
 
     @cached_property

@@ -84,7 +84,7 @@ class SetMethod:
     @property
     def options(self) -> Options | None:
         if self.recipe is None:
-            return _parameters(self.of_set, after=4)
+            return _parameters(self.of_set, after=4)  # subject, memorized, reference, sites
         return {field.name: field.default for field in fields(self.recipe)}
 
     def group(
@@ -134,7 +134,7 @@ class WindowMethod:
 
     @property
     def options(self) -> Options | None:
-        own = _parameters(self.of_batch, after=3)
+        own = _parameters(self.of_batch, after=3)  # subject, batch, sites
         return None if own is None else {"batch_size": self.batch_size, **own}
 
     def group(
@@ -145,6 +145,7 @@ class WindowMethod:
         sites: Places,
         options: dict[str, Any],
     ) -> Scores:
+        # A running mean: the rows of all windows together may be too many for the memory.
         scores = self._mean(subject, memorized, sites, options)
         return self._contrast(scores, subject, reference, sites, options)
 

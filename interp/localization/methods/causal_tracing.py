@@ -268,6 +268,7 @@ def _embedding_noise(
         raise SiteError(
             f"{embed} is not an embedding with a weight: the scale of the noise is unknown"
         )
+    # As Meng et al.: the unit of the noise is the standard deviation of the embeddings' entries.
     spread = float(weight.detach().float().std())
     scale = noise * spread
     # drawn once, before all forwards: every plan is run on the same noise

@@ -192,6 +192,7 @@ class _Block(ResidualBlock):
 
 
 def _blocks(inputs: int, outputs: int, blocks: int) -> nn.ModuleList:
+    # Only the first block changes the width.
     return nn.ModuleList(_Block(outputs if number else inputs, outputs) for number in range(blocks))
 
 

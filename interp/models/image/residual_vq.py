@@ -318,6 +318,7 @@ class _Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int, *, lowest: bool) -> None:
         super().__init__()
+        # Only the first block changes the width.
         self.block = nn.ModuleList(
             ResidualBlock(outputs if number else inputs, outputs) for number in range(blocks)
         )

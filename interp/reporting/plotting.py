@@ -237,16 +237,19 @@ def _draw_lines(
         from_centre = number - (len(drawn) - 1) / 2
         aside = 1.05**from_centre
         doses = _numbers(line, x) * aside
+        estimate = _numbers(line, "estimate")
+        low = _numbers(line, "low")
+        high = _numbers(line, "high")
         axes.plot(
             doses,
-            _numbers(line, "estimate"),
+            estimate,
             color=colour,
             marker=marker,
             markersize=5,
             linewidth=1.4,
             label=words,
         )
-        axes.vlines(doses, _numbers(line, "low"), _numbers(line, "high"), color=colour, linewidth=1)
+        axes.vlines(doses, low, high, color=colour, linewidth=1)
 
 
 def _check_points(
@@ -317,10 +320,13 @@ def matched_tokens(frame: pd.DataFrame) -> Figure:
     with style():
         figure = new_figure(width=7.0, height=4.0)
         axes = figure.subplots()
-        below = np.zeros(longest + 1, dtype=int)
+        # The bars of the second set stand on those of the first. Bar k counts the windows that
+        # match k tokens, from 0 to the whole suffix.
+        bars = longest + 1
+        below = np.zeros(bars, dtype=int)
         for look, chosen in zip(looks(names).values(), (~extracted, extracted), strict=True):
-            counts = np.bincount(matched[chosen], minlength=longest + 1)
-            axes.bar(range(longest + 1), counts, bottom=below, color=look.colour, label=look.words)
+            counts = np.bincount(matched[chosen], minlength=bars)
+            axes.bar(range(bars), counts, bottom=below, color=look.colour, label=look.words)
             below += counts
         axes.set(
             xlabel="true tokens before the first miss",

@@ -49,8 +49,8 @@ SHOWN = ["text", "start", "tokens", "exact", "matched", "log_p", "suffix"]
 SHOWN_OF_IMAGES = ["image", "tokens", "exact", "matched", "log_p"]
 
 _HOW_TO_EXTRACT_MORE = (
-    ": try a smaller --length or --stride (with another --out), or text that the training of this "
-    "model has often repeated, such as the licence headers of source files"
+    ": try a smaller --length or --stride (with another --out), or text that training has often "
+    "repeated: number sequences (1 2 3 ...) and, with larger models, licence headers"
 )
 
 
@@ -87,8 +87,8 @@ def scan(
 
     Each text is cut into windows of --prefix + --length tokens. The model is given the prefix; a
     window is `exact`, or extracted, if the most likely continuation is the rest of it to the last
-    token. Expect that of text which training has often repeated, such as the licence headers of
-    source files.
+    token. Expect that of text which training has often repeated: number sequences and, with larger
+    models, licence headers of source files.
 
     Prints: `accuracy`, the share of tokens that are the most likely ones after the true tokens
     before them; `discoverable_n100_p50`, the share of windows that have a probability of at least

@@ -71,7 +71,7 @@ def extraction(table: pd.DataFrame) -> Figure:
         "prefix",
         "exact",
         "set",
-        xlabel="number of first tokens given",
+        xlabel="first tokens given",
         ylabel="share of images extracted",
         spread="line",
     )
@@ -101,7 +101,7 @@ def correlation(table: pd.DataFrame) -> Figure:
         "prefix",
         "share",
         "set",
-        xlabel="number of first tokens given",
+        xlabel="first tokens given",
         ylabel="share counted as extracted",
     )
     return panels(
@@ -199,7 +199,7 @@ def members(table: pd.DataFrame) -> Figure:
         "others, by images: planted (often in the training set), background (once in it), held out",
         key=_regimes(named)
         + over_seeds(named, "bar")
-        + "; views: an image is judged by the mean over so many shifted copies of it",
+        + "; views: shifted copies of an image, whose responses are averaged",
         width=5.0,
         across=2,
     )

@@ -215,7 +215,9 @@ def ablate(
     Units are switched off by setting their activations to zero while the model runs; its weights
     stay as they are. Scans first as `interp scan` does, or uses the finished scan in --out: give
     the same --prefix, --length and --stride. The verdict is about extracted windows that the units
-    were not scored on; the scored ones are measured too.
+    were not scored on; the scored ones are measured too. The controls are random and lowest-scoring
+    units, and then random units that damage other text as much: each is one run over the windows,
+    so that this takes several times as long as the scan.
 
     Writes drop.parquet, drop.json and drop.png.
 

@@ -33,6 +33,7 @@ from interp.experiment.options import Out as ResultsOut
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp.mitigation.report import DropReport
     from interp.sites.units import Units
     from interp.subject.subject import Subject
 
@@ -246,7 +247,8 @@ def ablate(
         "judged_on_other_wording": halves.apart,
         "out": str(out),
     }
-    _print(as_json, summary, report.table().reset_index(), "after ablation")
+    shown = _after_ablation(report)
+    _print(as_json, summary, shown, "after ablation (every measure is in drop.parquet)")
 
 
 @app.command()
@@ -513,6 +515,16 @@ def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: s
     for row in table.itertuples(index=False):
         shown.add_row(*map(_cell, row))
     console.print(shown)
+
+
+def _after_ablation(report: DropReport) -> pd.DataFrame:
+    """What the figure shows: the table of all sets and measures is wider than a terminal."""
+    from interp.mitigation.report import PANELS
+
+    columns = [f"{data} {measure}" for data, measure in PANELS]
+    table = report.table()[columns].reset_index()
+    table["fraction"] = [f"{fraction:.3g}" for fraction in table["fraction"]]
+    return table
 
 
 def _cell(value: Any) -> str:

@@ -153,7 +153,7 @@ def dose_response(
             smallest = doses[0]
             largest = doses[-1]
             if largest < 10 * smallest:  # within a decade matplotlib's own ticks overlap
-                axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
+                axes.set_xticks(doses, [f"{dose:.3g}" for dose in doses])
                 axes.set_xticks([], minor=True)
                 axes.set_xlim(smallest / 2, largest * 2)
         measures = ", ".join(labels.get(name, in_words(name)) for name, _ in panels)

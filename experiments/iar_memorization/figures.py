@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MODEL = ["family", "regime"]
+# What the regimes of the presets are; a public model has another.
+_REGIMES = {
+    "mixture": "few planted images among many others",
+    "overfit": "a small training set, seen many times",
+}
 _SMOOTHED = 25  # training steps whose losses are averaged
 _COSTS = {
     "held out loss": "loss on held-out images (nats per token)",
@@ -50,8 +55,9 @@ def training(history: pd.DataFrame) -> Figure:
         smooth,
         ["family"],
         draw,
-        title=f"Loss on training batches, by training regime (means over {_SMOOTHED} steps)",
-        key=over_seeds(smooth, "point", "band"),
+        title="Loss on training batches, by training regime (each seed averaged over "
+        f"{_SMOOTHED} steps)",
+        key=_regimes(smooth) + over_seeds(smooth, "point", "band"),
         width=5.0,
     )
 
@@ -65,16 +71,19 @@ def extraction(table: pd.DataFrame) -> Figure:
         "prefix",
         "exact",
         "set",
-        xlabel="tokens given",
-        ylabel="share of images extracted exactly",
+        xlabel="first tokens given",
+        ylabel="share of images extracted",
+        spread="line",
     )
     return panels(
         share,
         _MODEL,
         draw,
-        title="Images that are generated exactly from their first tokens: planted in training, "
-        "seen once in training (background), and held out",
-        key=over_seeds(share, "point", "band"),
+        title="Images generated to the last token from their first tokens (extracted): planted "
+        "(often in the training set), background (once in it), held out (not in it)",
+        key=_regimes(share)
+        + over_seeds(share, "point")
+        + "; points side by side are at the same number of tokens",
         width=5.0,
         across=2,
     )
@@ -92,7 +101,7 @@ def correlation(table: pd.DataFrame) -> Figure:
         "prefix",
         "share",
         "set",
-        xlabel="tokens given",
+        xlabel="first tokens given",
         ylabel="share counted as extracted",
     )
     return panels(
@@ -186,9 +195,11 @@ def members(table: pd.DataFrame) -> Figure:
         named,
         _MODEL,
         draw,
-        title="Mean UnitMem over images that were planted, seen once in training (background) and "
-        "held out, with and without augmented views",
-        key=over_seeds(named, "bar"),
+        title="Mean UnitMem, which is how much more a neuron responds to one image than to the "
+        "others, by images: planted (often in the training set), background (once in it), held out",
+        key=_regimes(named)
+        + over_seeds(named, "bar")
+        + "; views: shifted copies of an image, whose responses are averaged",
         width=5.0,
         across=2,
     )
@@ -291,15 +302,17 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Mapping[str, str]) -> Figu
         axes.set(xlabel=costs[part["cost"].iloc[0]], ylabel="share of planted images extracted")
 
     seeds = table["seed"].nunique()
+    edited = sorted(long[long["fraction"] > 0]["fraction"].unique())
+    shares = ", ".join(f"{fraction:.0%}" for fraction in edited)
     what = "zeroing" if edit == ZEROED else "halving"
     return panels(
         long,
         ["family", "cost"],
         draw,
-        title=f"Images extracted against what the edit costs: {what} the in-weights of growing "
-        "shares of neurons, by how the neurons are chosen",
-        key=f"point: mean over {seeds} seeds for one share of neurons; each line begins at the "
-        "unedited model; lower and further left is better",
+        title=f"Images extracted against what the edit costs: {what} the in-weights (those that "
+        "a neuron reads with) of growing shares of neurons, by how the neurons are chosen",
+        key=f"point: mean over {seeds} seeds for one share of neurons ({shares}); each line begins "
+        "at the unedited model; lower and further left is better; lowest: those of lowest UnitMem",
         width=5.0,
         height=3.2,
         across=2,
@@ -373,6 +386,12 @@ def _edited(table: pd.DataFrame, edit: str) -> pd.DataFrame:
         if name != "none":
             parts += [unedited.assign(selection=name), part]
     return pd.concat(parts)
+
+
+def _regimes(table: pd.DataFrame) -> str:
+    """What a legend says of the regimes that occur in a table."""
+    found = [name for name in table["regime"].unique() if name in _REGIMES]
+    return "".join(f"{name}: {_REGIMES[name]}; " for name in found)
 
 
 def _views(table: pd.DataFrame) -> pd.Series:

@@ -83,9 +83,10 @@ def extraction(study: Study, tried: Mapping[str, int]) -> pd.DataFrame:
         batch = study.batches[name].rows(slice(0, tried.get(name)))
         target = study.module.decode(batch.tokens)
         for prefix in study.prefixes:
-            exact, said = _completions(study, batch, prefix)
+            exact, completions = _completions(study, batch, prefix)
             rows = {"set": name, "image": np.arange(len(batch)), "prefix": prefix, "exact": exact}
-            frames.append(pd.DataFrame(rows | {"correlation": alike(said, target)}))
+            similarity = alike(completions, target)
+            frames.append(pd.DataFrame(rows | {"correlation": similarity}))
     return pd.concat(frames, ignore_index=True).assign(**study.about())
 
 
@@ -99,9 +100,9 @@ def _completions(
     ]
     exact = np.concatenate([part.hits.all(1) for part in parts])
     continuation = np.concatenate([part.continuation for part in parts])
-    tokens = torch.cat(
-        [batch.tokens[:, :prefix], torch.as_tensor(continuation).to(batch.tokens)], 1
-    )
+    given = batch.tokens[:, :prefix]
+    generated = torch.as_tensor(continuation).to(given)
+    tokens = torch.cat([given, generated], 1)
     return exact, study.module.decode(tokens)
 
 
@@ -121,9 +122,10 @@ def by_correlation(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for prefix, part in table.groupby("prefix"):
         correlations = {name: part[part["set"] == name]["correlation"].to_numpy() for name in SETS}
-        cut = threshold(correlations["held out"][::2], ALLOWED)
+        held_out = correlations["held out"]
+        cut = threshold(held_out[::2], ALLOWED)
         # The images that set the threshold cannot test it: 1% of them pass by construction.
-        correlations["held out"] = correlations["held out"][1::2]
+        correlations["held out"] = held_out[1::2]
         for name, values in correlations.items():
             for fixed, at in ((False, cut), (True, SAFE)):
                 row = {"prefix": prefix, "set": name, "threshold": at, "fixed": fixed}

@@ -193,6 +193,7 @@ class Bench:
             - distance: the Frechet distance of the images drawn; NaN if none are drawn.
         """
         study = self.study
+        # Everything is measured inside, the drawing of images too: the edit holds only here.
         with study.subject.intervened(plan) if plan else nullcontext():
             found = {name: read(study.subject, batch) for name, batch in self.batches.items()}
             alike = (self.likeness(self.batches["planted"]) > self.cut).mean()
@@ -261,6 +262,7 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
     for edit, cost in _COMPARISONS:
         with_edit = means[means["edit"].isin([edit, "none"])]
         for _, model in with_edit.groupby(MODEL, sort=False):
+            # What makes the curve is not compared with it.
             is_control = model["selection"].isin(["random", "none"])
             is_control |= model["selection"].str.startswith(IN_BLOCKS_OF)
             for name, own in model[~is_control].groupby("selection", sort=False):

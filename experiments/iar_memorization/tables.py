@@ -45,6 +45,7 @@ def jobs(settings: Preset, seed: int) -> Iterator[Job]:
 
     Models that are edited take longest. They come first, so that processors end together.
     """
+    # False sorts before True: the regime whose models are edited comes first.
     for regime in sorted(settings.regimes, key=lambda regime: regime != settings.edited):
         for family in FAMILIES:
             yield job(of_model, family, regime, settings, seed, Folder("models"))

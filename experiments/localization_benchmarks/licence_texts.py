@@ -96,6 +96,7 @@ def halves(windows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     test: list[pd.DataFrame] = []
     for number, (_, part) in enumerate(windows.groupby("source", sort=False)):
         sides = _sides(part)
+        # Even texts are scored on their beginning (side 0), odd ones on their end.
         score.append(sides[number % 2])
         test.append(sides[1 - number % 2])
     scored = pd.concat(score, ignore_index=True)
@@ -149,6 +150,8 @@ def scan_reformatted(
     passages: dict[tuple[str, str, int], list[int]] = {}
     for style in _FORMATS:
         for source, start in zip(windows["source"], windows["start"], strict=True):
+            # Marks and line breaks of another format move every token. The words are the same: the
+            # suffix is found again by the number of words before it.
             word = _words_before(subject, as_comment(texts[source], "hash"), start + PREFIX)
             tokens = _passage(subject, restyle(texts[source], style), word)
             if len(tokens) == PREFIX + LENGTH:
@@ -263,6 +266,7 @@ def _capped(part: Frame, name: str) -> pd.DataFrame:
         )
     groups = part.groupby(["source", "style"], sort=False)
     spread: Frame = pd.concat([_spread(group) for _, group in groups])
+    # The first window of every text and format, then the second of each, and so on.
     turn = spread.groupby(["source", "style"]).cumcount().sort_values(kind="stable")
     most = CONTRAST if name == "contrast" else AT_MOST
     kept = spread.loc[turn.index[:most]].sort_index()

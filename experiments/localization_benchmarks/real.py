@@ -158,6 +158,8 @@ def measure_ablations(
     scores = localize(subject, sets["texts_score"], against, method, **preset.methods[method])
     trials = _trials(scores, activity, preset, seed)
 
+    # Every trial costs a pass over the windows of a set. So controls are measured on the sets that
+    # they are compared on, and only one control, at the headline fraction, on the others as well.
     judged_on = {name: _spread(sets[name], count) for name, count in JUDGED.items()}
     near = {name: part for name, part in judged_on.items() if name in CONTROLS_SEE}
     elsewhere = {name: part for name, part in judged_on.items() if name not in CONTROLS_SEE}
@@ -171,7 +173,9 @@ def measure_ablations(
         _effects(subject, method, controls, near),
         _effects(subject, method, as_active, elsewhere),
     ]
-    found = pd.concat(parts, ignore_index=True).merge(_activity_of(trials, activity))
+    measured = pd.concat(parts, ignore_index=True)
+    # By the columns that both have: selection, fraction and seed.
+    found = measured.merge(_activity_of(trials, activity))
     found["source"] = [
         f"{data}: {judged_on[data]['source'].iloc[number]}"
         for data, number in zip(found["data"], found["window"], strict=True)
@@ -201,8 +205,9 @@ def _windows(subject: interp.Subject, folder: Path) -> Frame:
     """Every set of windows. They are searched for once and saved; later calls read them."""
     file = _shared(subject, folder, "windows")
     if not file.exists():
+        found = pd.concat(study_windows(subject).values(), ignore_index=True)
         with replaced(file) as temporary:
-            pd.concat(study_windows(subject).values(), ignore_index=True).to_parquet(temporary)
+            found.to_parquet(temporary)
     return pd.read_parquet(file)
 
 
@@ -233,8 +238,10 @@ def _activity(subject: interp.Subject, folder: Path) -> interp.UnitScores:
 
 def _spread(part: Frame, count: int) -> pd.DataFrame:
     """At most `count` windows, in turn from each source."""
+    # The first window of every source, then the second of every source, and so on.
     turn = part.groupby("source").cumcount()
-    return part.loc[turn.sort_values(kind="stable").index[:count]].reset_index(drop=True)
+    in_turn = turn.sort_values(kind="stable").index
+    return part.loc[in_turn[:count]].reset_index(drop=True)
 
 
 def _trials(

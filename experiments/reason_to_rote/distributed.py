@@ -93,6 +93,8 @@ def positions(study: Study) -> Tables:
     for depth, site in enumerate(sites):
         for position in study.reasoning.inputs:
             plan = Patch(subject.anatomy.units(site), (position,), values={site: means[site]})
+            # The default value keeps the plan of this turn of the loop; without it the function
+            # would look the name up when it is called.
             rows += outcomes(study, lambda *_, plan=plan: plan, depth=depth, position=position)
     return {"positions": study.table(rows)}
 
@@ -109,4 +111,6 @@ def participation(drops: Float[np.ndarray, " positions"]) -> float:
     drops = np.clip(drops, 0, None)
     if not drops.any():
         return 0.0
-    return float(drops.sum() ** 2 / np.square(drops).sum())
+    square_of_sum = drops.sum() ** 2
+    sum_of_squares = np.square(drops).sum()
+    return float(square_of_sum / sum_of_squares)

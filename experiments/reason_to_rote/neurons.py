@@ -224,7 +224,8 @@ def heuristics(study: Study, knocked_out: int) -> Tables:
         best = _best_rules(study, block, matching, matching_operands, matching_result)
         described.append(best.assign(block=block))
         fits = keep_matches(best)
-        for rule in fits["heuristic"].value_counts().index[:knocked_out]:
+        most_frequent = fits["heuristic"].value_counts().index  # sorted by the number of neurons
+        for rule in most_frequent[:knocked_out]:
             units = neurons_of(fits, rule, Site("neurons", block), len(best))
             about = {"block": block, "heuristic": rule, "neurons": len(units)}
             cover = covers[rule][~first_half]

@@ -106,9 +106,13 @@ def _run(
             while not (torch.is_tensor(items[at]) and items[at].is_floating_point()):
                 at += 1
             # OPT's MLP sees rows and positions flattened into one axis
-            here = items[at].shape[1] if items[at].ndim == 3 else length
+            activation = items[at]
+            width = activation.shape[-1]
+            here = activation.shape[1] if activation.ndim == 3 else length
+            # some sites are a sum or a difference of what two modules give: the other one was read
+            # by an earlier step
             other = sign * kept[base] if base else 0
-            value = items[at].reshape(-1, here, items[at].shape[-1]) + other
+            value = activation.reshape(-1, here, width) + other
             for positions, columns, multiply, add, basis in changes:
                 if positions is not None and here != length:
                     raise ValueError(
@@ -119,12 +123,16 @@ def _run(
                 chosen = value[:, rows, columns]
                 # zeros and not a product, which would keep NaN and infinity
                 new = chosen * multiply if multiply else torch.zeros_like(chosen)
-                new = new if basis is None else new - (new @ basis.to(new).T) @ basis.to(new)
+                if basis is not None:
+                    directions = basis.to(new)
+                    new = new - (new @ directions.T) @ directions
+                if add is not None:
+                    new = new + add.to(new)
                 value = value.clone()
-                value[:, rows, columns] = new if add is None else new + add.to(new)
+                value[:, rows, columns] = new
             kept[path] = value
             if changes:
-                items[at] = (value - other).reshape(items[at].shape)
+                items[at] = (value - other).reshape(activation.shape)
                 if side == "in":
                     count = len(whole[0])
                     arguments = tuple(items[:count])

@@ -242,9 +242,11 @@ def circuit_logits(
             f"means lack {len(missing)} of {len(graph.senders)} senders: "
             f"{', '.join(missing[:3])}; see sender_means"
         )
-    stacked = torch.stack([means[name].to(subject.device) for name in graph.senders])
+    in_order = [means[name].to(subject.device) for name in graph.senders]
+    stacked = torch.stack(in_order)
     kept = torch.from_numpy(circuit.kept).to(stacked)
-    copies = 1 + max(layer.count for layer in graph.layers)
+    most_heads = max(layer.count for layer in graph.layers)
+    copies = 1 + most_heads  # see `_CircuitRun`
 
     logits: list[Tensor] = []
     for part in _predict_one(batch, target).split(batch_size):
@@ -449,8 +451,9 @@ class _CircuitRun:
         # input_v = sum_u kept[u, v] live_u + (1 - kept[u, v]) mean_u, for each receiver v:
         # [receivers, items, position, d_model]. The means are the same for all items.
         kept = self.kept[:seen, receivers]
+        cut = 1 - kept
         live = torch.einsum("iutd,uv->vitd", self.live[:, :seen], kept)
-        mean = torch.einsum("utd,uv->vtd", self.means[:seen], 1 - kept)
+        mean = torch.einsum("utd,uv->vtd", self.means[:seen], cut)
         bias = self.biases[:blocks].sum(0)
         inputs = live + mean[:, None] + bias
         return inputs.flatten(0, 1)
@@ -472,7 +475,9 @@ def _logit_difference(
         raise ValueError(
             f"right and wrong must be token ids 0 to {logits.shape[-1] - 1}; got {low} to {high}"
         )
-    chosen = logits.double().gather(1, answers.to(logits.device))
+    # In double precision: circuits are compared by differences of these differences.
+    precise = logits.double()
+    chosen = precise.gather(1, answers.to(logits.device))
     right, wrong = chosen.unbind(1)
     return right - wrong
 

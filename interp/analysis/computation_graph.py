@@ -390,9 +390,11 @@ def writes(
     """Returns what each head adds to the residual: its columns times their rows of the
     out-projection's weight, at least in float32."""
     wide = torch.promote_types(heads.dtype, torch.float32)
-    rows = subject.anatomy.out_weight(subject.module, layer.heads).detach().to(wide)
-    columns_by_head = heads.to(wide).unflatten(-1, (layer.count, -1))  # [..., heads, head_width]
-    rows_by_head = rows.unflatten(0, (layer.count, -1))  # [heads, head_width, d_model]
+    out_weight = subject.anatomy.out_weight(subject.module, layer.heads)
+    rows = out_weight.detach().to(wide)
+    by_head = (layer.count, -1)
+    columns_by_head = heads.to(wide).unflatten(-1, by_head)  # [..., heads, head_width]
+    rows_by_head = rows.unflatten(0, by_head)  # [heads, head_width, d_model]
     return torch.einsum("ithc,hcd->ihtd", columns_by_head, rows_by_head)
 
 

@@ -97,6 +97,8 @@ def class_means(rows: Rows, labels: ArrayLike) -> Subspace:
     center = table.mean(0)
     around = table - center
     means = [around[numbers == number].mean(0) for number in range(len(classes))]
+    # The typical distance of a row from the center: means that are equal but for rounding differ by
+    # a tiny part of it.
     size = np.linalg.norm(around) / np.sqrt(len(around))
     basis = _orthonormal(np.stack(means), size)
     # The means, weighted by the sizes of the classes, sum to 0: they span one dimension less.
@@ -164,10 +166,11 @@ def inlp(
     standard_error = np.sqrt(chance * (1 - chance) / n)
     bound = chance + slack * standard_error
 
-    space = Subspace(np.empty((0, table.shape[1])), table.mean(0))
+    width = table.shape[1]
+    space = Subspace(np.empty((0, width)), table.mean(0))
     classifiers: list[tuple[int, int, float]] = []
     for number in range(rounds + 1):
-        nothing_left = space.rank == table.shape[1]
+        nothing_left = space.rank == width
         if nothing_left:
             classifiers.append((number, space.rank, chance))
             break
@@ -184,7 +187,8 @@ def inlp(
 
 def _extend(space: Subspace, directions: Rows) -> Subspace:
     """The span of a subspace and some directions."""
-    inside = directions @ space.basis.T @ space.basis
+    coordinates = directions @ space.basis.T
+    inside = coordinates @ space.basis
     outside = directions - inside
     size = float(np.linalg.norm(directions))
     new = _orthonormal(outside, size)

@@ -111,11 +111,13 @@ def _score(values: Maps, descending: Maps, cover: Cover) -> Float[np.ndarray, " 
 
     # Prompts above the k-th value have a place for certain. Those equal to it share the places that
     # are left, so each of them counts with its chance of getting one.
+    above = (values > kth_value).sum(0)
     covered_above = (covered > kth_value).sum(0)
-    places_left = k - (values > kth_value).sum(0)
+    places_left = k - above
     covered_tied = (covered == kth_value).sum(0)
     tied = (values == kth_value).sum(0)
-    expected_covered = covered_above + places_left * covered_tied / tied
+    covered_by_chance = places_left * covered_tied / tied
+    expected_covered = covered_above + covered_by_chance
     return expected_covered / k
 
 

@@ -167,8 +167,12 @@ def _ranks(
         raise ValueError(f"answers {name!r}: expected token ids 0 to {vocabulary - 1}")
     precise = logits.double()
     at_answer = answers.to(logits.device)[:, None]
-    probability = precise.softmax(1).gather(1, at_answer)[:, 0]
-    is_above = precise > precise.gather(1, at_answer)
+    probabilities = precise.softmax(1)
+    probability = probabilities.gather(1, at_answer)[:, 0]
+    # The rank counts the tokens that are strictly more likely: one that ties with the answer does
+    # not push it down.
+    answer_logit = precise.gather(1, at_answer)
+    is_above = precise > answer_logit
     above = is_above.sum(1).double()
     top = (above == 0).double()
     reciprocal_rank = 1 / (1 + above)

@@ -79,8 +79,9 @@ class Groups:
             groups: the group of each item.
         """
         shift = np.asarray(rows, np.float64) - self.expected(groups)
+        infinite = np.copysign(np.inf, shift)
+        without_spread = np.where(shift == 0, 0.0, infinite)
         # Where `divide` is not to divide, it leaves what `out` holds.
-        without_spread = np.where(shift == 0, 0.0, np.copysign(np.inf, shift))
         return np.divide(shift, self.spread, out=without_spread, where=self.spread > 0)
 
     def profile(self, rows: Rows, groups: Iterable[Hashable]) -> Float[np.ndarray, " items"]:
@@ -92,8 +93,10 @@ class Groups:
             groups: the group of each item.
         """
         # sum_n (h - mean h)(m - mean m) / (|h - mean h| |m - mean m|), each term [items]
-        own = _center_each_row(np.asarray(rows, np.float64))
-        mean = _center_each_row(np.asarray(self.expected(groups), np.float64))
+        values = np.asarray(rows, np.float64)
+        expected = np.asarray(self.expected(groups), np.float64)
+        own = _center_each_row(values)
+        mean = _center_each_row(expected)
         own_length = np.linalg.norm(own, axis=1)
         mean_length = np.linalg.norm(mean, axis=1)
         norms = own_length * mean_length
@@ -150,6 +153,7 @@ def fit_groups(rows: Rows, groups: Iterable[Hashable]) -> Groups:
 def _exact_mean(rows: Rows) -> Float[np.ndarray, " neurons"]:
     """The mean of each column, without rounding error in columns that do not vary: the error would
     look like a spread."""
+    # The mean of equal numbers may be rounded to another number; the mean of zeros is 0.
     from_first = rows - rows[0]  # exactly 0 in columns that do not vary
     return rows[0] + from_first.mean(0)
 
@@ -203,6 +207,8 @@ class ReadOut:
         targets = self.batch.length - self.batch.prompt
         if not 0 <= self.target < targets:
             raise ValueError(f"target={self.target}: the batch has targets 0 to {targets - 1}")
+        # A frozen dataclass can be completed only this way. All methods can rely on a site in full,
+        # however it was named.
         object.__setattr__(self, "site", site)
 
     @cached_property
@@ -287,7 +293,8 @@ class ReadOut:
         # An Interchange takes a value for every position up to the last one it changes: [items,
         # positions, neurons], of which only the last position is read.
         at_position = np.where(chosen, expected, self.rows)
-        donors = at_position[:, None].repeat(self.position + 1, axis=1)
+        positions = self.position + 1
+        donors = at_position[:, None].repeat(positions, axis=1)
         units = all_units({self.site: shape[1]})
         return Interchange(units, positions=(self.position,), values={self.site: donors})
 
@@ -425,7 +432,8 @@ def dose_curve(
     items = len(out.batch)
     wanted = {name: _token_ids(tokens, items).numpy() for name, tokens in answers.items()}
     frames: list[pd.DataFrame] = []
-    for selection, k, seed, chosen in _selections(np.asarray(contribution), doses, seeds):
+    selections = _selections(np.asarray(contribution), doses, seeds)
+    for selection, k, seed, chosen in selections:
         reset = out.reset(expected, chosen)
         answered = out.answers(reset)
         columns: dict[str, Any] = {

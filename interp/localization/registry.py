@@ -37,8 +37,9 @@ class Method(Protocol):
     """What `localize` and `localize_each` need of a method.
 
     `options` holds the names and defaults of its options, or is None for a method that takes any.
-    `group` scores a set of windows, {site: [units]}; `each` scores every memorized window by
-    itself, {site: [memorized windows, units]}.
+    `group` gives one score per unit for all memorized windows together, {site: [units]}, which is
+    what `localize` returns; `each` one per unit and memorized window, {site: [memorized windows,
+    units]}, for `localize_each`.
     """
 
     @property
@@ -83,7 +84,7 @@ class SetMethod:
     @property
     def options(self) -> Options | None:
         if self.recipe is None:
-            return _parameters(self.of_set, after=4)
+            return _parameters(self.of_set, after=4)  # subject, memorized, reference, sites
         return {field.name: field.default for field in fields(self.recipe)}
 
     def group(
@@ -133,7 +134,7 @@ class WindowMethod:
 
     @property
     def options(self) -> Options | None:
-        own = _parameters(self.of_batch, after=3)
+        own = _parameters(self.of_batch, after=3)  # subject, batch, sites
         return None if own is None else {"batch_size": self.batch_size, **own}
 
     def group(
@@ -144,6 +145,7 @@ class WindowMethod:
         sites: Places,
         options: dict[str, Any],
     ) -> Scores:
+        # A running mean: the rows of all windows together may be too many for the memory.
         scores = self._mean(subject, memorized, sites, options)
         return self._contrast(scores, subject, reference, sites, options)
 
@@ -192,6 +194,8 @@ class WindowMethod:
             yield {site: _to_array(scores[site]) for site in sites}
 
 
+# By name. The decorators below fill it when the modules in `methods` are imported, which the
+# package `interp.localization` does.
 _METHODS: dict[str, Method] = {}
 
 

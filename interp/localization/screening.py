@@ -90,7 +90,8 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
         # the bend, |g_t| / |r_t| * |d_t|^2 / 2: one curvature at each position, [windows, position,
         # 1], holds for all units that write there
         step_lengths = written_lengths(subject, site, values[site])
-        stream_lengths = values[stream].norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        lengths = values[stream].norm(dim=-1, keepdim=True)
+        stream_lengths = lengths.clamp(min=1e-12)  # divided by below
         slopes = gradients[stream].norm(dim=-1, keepdim=True)
         curvature = slopes / stream_lengths
         bend = curvature * step_lengths**2 / 2

@@ -41,9 +41,11 @@ def written_lengths(
     by_unit = value.double().unflatten(-1, (units, -1))
     if site.point not in ("neurons", "heads"):
         return by_unit.norm(dim=-1)
-    out_weight = subject.anatomy.out_weight(subject.module, site).detach().double()
-    rows = out_weight.unflatten(0, (units, -1))  # [units, columns per unit, d_model]
-    if by_unit.shape[-1] == 1:
+    out_weight = subject.anatomy.out_weight(subject.module, site)
+    precise = out_weight.detach().double()
+    rows = precise.unflatten(0, (units, -1))  # [units, columns per unit, d_model]
+    columns_per_unit = by_unit.shape[-1]
+    if columns_per_unit == 1:
         row_lengths = rows[:, 0].norm(dim=-1)
         return by_unit[..., 0].abs() * row_lengths
 

@@ -74,14 +74,19 @@ def tabulate(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame
         for number, trial in enumerate(trials, start=1)
     ]
     trial_of_plan = pd.DataFrame(described, columns=["plan", *key])
-    before: Any = measured[measured["plan"] == 0].set_index(["data", "window"])
-    groups: Any = measured.merge(trial_of_plan, on="plan").groupby([*key, "data"], sort=False)
+    unedited: Any = measured[measured["plan"] == 0]
+    before = unedited.set_index(["data", "window"])
+    # Plan 0 belongs to no trial: the inner join leaves it out. The random draws of one control
+    # share their key and fall into one group.
+    edited: Any = measured.merge(trial_of_plan, on="plan")
+    groups = edited.groupby([*key, "data"], sort=False)
 
     rows: list[dict[str, Any]] = []
     for (*trial, data), group in groups:
         after = group.groupby("window")[list(MEASURES)].mean()
-        before_here = before.loc[data].loc[after.index]
-        about = {**dict(zip(key, trial, strict=True)), "data": data}
+        before_here = before.loc[data].loc[after.index]  # the same windows, in the same order
+        trial_by_key = dict(zip(key, trial, strict=True))
+        about = {**trial_by_key, "data": data}
         counts = {"windows": len(after), "seeds": group["plan"].nunique()}
         for measure in MEASURES:
             levels = _before_and_after(before_here[measure], after[measure])

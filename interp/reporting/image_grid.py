@@ -56,13 +56,18 @@ def image_grid(
         raise ValueError(f"captions: expected one for each of {count} columns, got {len(captions)}")
 
     names = [in_words(name) for name in rows]
-    left = _LETTER_WIDTH * max(map(len, names)) + 2 * _MARGIN
+    longest_name = max(map(len, names))
+    left = _LETTER_WIDTH * longest_name + 2 * _MARGIN
+    width = left + _PICTURE_SIDE * count + _MARGIN
+
     lines_of_captions = [caption.count("\n") + 1 for caption in captions or ()]
     caption_lines = max(lines_of_captions, default=0)
     above = _CAPTION_LINE * caption_lines + _MARGIN
-    width = left + _PICTURE_SIDE * count + _MARGIN
-    wrapped_title = textwrap.fill(title, int(width / _TITLE_LETTER))
-    above += _TITLE_LINE * (wrapped_title.count("\n") + 1)
+    # The title is broken at the width of the figure, and its lines then add to the height.
+    letters_per_line = int(width / _TITLE_LETTER)
+    wrapped_title = textwrap.fill(title, letters_per_line)
+    title_lines = wrapped_title.count("\n") + 1
+    above += _TITLE_LINE * title_lines
     height = above + _PICTURE_SIDE * len(rows) + _MARGIN
     # Margins by hand: matplotlib's constrained layout takes longer than everything else for a grid
     # of many axes.
@@ -82,7 +87,8 @@ def image_grid(
         grid: Any = figure.subplots(len(rows), count, squeeze=False, gridspec_kw=spacing)
         figure.suptitle(wrapped_title, y=1 - _MARGIN / height, va="top")
         for row, name, pictures in zip(grid, names, rows.values(), strict=True):
-            for axes, picture in zip(row, pictures.detach().cpu().float(), strict=True):
+            on_cpu = pictures.detach().cpu().float()
+            for axes, picture in zip(row, on_cpu, strict=True):
                 _draw_picture(axes, picture)
             row[0].set_ylabel(name, rotation=0, ha="right", va="center", size=10)
         for axes, caption in zip(grid[0], captions or (), strict=False):

@@ -108,18 +108,23 @@ def looks(names: Iterable[object]) -> dict[str, Look]:
         Look(words='z-score', colour='#332288', marker='s')
     """
     words = {str(name): in_words(name) for name in names}
-    taken = {_NAMED[spelled][0] for spelled in words.values() if spelled in _NAMED}
+    marks: dict[str, tuple[str, str]] = {}
+    others: list[str] = []
+    for name, spelled in words.items():
+        if spelled in _NAMED:
+            marks[name] = _NAMED[spelled]
+        else:
+            others.append(name)
+    taken = {colour for colour, _ in marks.values()}
     free = [
         (colour, marker)
         for colour, marker in zip(_PALETTE, _MARKERS, strict=True)
         if colour not in taken
     ]
-    others = [name for name, spelled in words.items() if spelled not in _NAMED]
     if len(others) > len(free):
         raise ValueError(
             f"expected at most {len(free)} names to tell apart by colour, got {len(others)}: "
             f"{', '.join(others)}; draw fewer, or one panel for each part of them"
         )
-    marks = {name: _NAMED[spelled] for name, spelled in words.items() if spelled in _NAMED}
     marks |= dict(zip(others, free, strict=False))
     return {name: Look(spelled, *marks[name]) for name, spelled in words.items()}

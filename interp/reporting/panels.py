@@ -139,18 +139,18 @@ def lines(
             words, colour, marker = look_of[name]
             own = part[part[hue].astype(str) == name]
             seeds = own.groupby(x)[y].agg(["mean", "min", "max"])
+            lowest = seeds["min"]
+            highest = seeds["max"]
             places = map(values.index, seeds.index) if ordinal else seeds.index
             at = np.array(list(places), dtype=float)
             if spread == "band":
-                axes.fill_between(
-                    at, seeds["min"], seeds["max"], color=colour, alpha=0.18, linewidth=0
-                )
+                axes.fill_between(at, lowest, highest, color=colour, alpha=0.18, linewidth=0)
             else:
                 # A little aside, in the order of the names around the true place: lines at the same
                 # x would hide one another.
                 from_centre = number - (len(drawn) - 1) / 2
                 at = at + 0.012 * reach * from_centre
-                axes.vlines(at, seeds["min"], seeds["max"], color=colour, linewidth=1)
+                axes.vlines(at, lowest, highest, color=colour, linewidth=1)
             axes.plot(
                 at,
                 seeds["mean"],
@@ -195,9 +195,10 @@ def bars(
         for number, name in enumerate(drawn):
             own = part[part[hue].astype(str) == name]
             seeds = own.groupby(x, sort=False)[y].agg(["mean", "min", "max"])
-            at = np.array([groups.index(group) for group in seeds.index], dtype=float)
+            places = [groups.index(group) for group in seeds.index]
+            # The bars of a group stand next to each other, with the middle one at the group's tick.
             from_centre = number - (len(drawn) - 1) / 2
-            at += width * from_centre
+            at = np.array(places, dtype=float) + width * from_centre
             words, colour, _ = look_of[name]
             axes.bar(at, seeds["mean"], width, color=colour, label=words)
             axes.vlines(at, seeds["min"], seeds["max"], color="0.15", linewidth=1.2)

@@ -149,11 +149,13 @@ def dose_response(
                 yscale=scales.get(name, "linear"),
             )
             name_panel(axes, titles.get(name, ""))
-            doses = np.unique(_numbers(points, x))
-            if doses[-1] < 10 * doses[0]:  # within a decade matplotlib's own ticks overlap
-                axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
+            doses = np.unique(_numbers(points, x))  # in increasing order
+            smallest = doses[0]
+            largest = doses[-1]
+            if largest < 10 * smallest:  # within a decade matplotlib's own ticks overlap
+                axes.set_xticks(doses, [f"{dose:.3g}" for dose in doses])
                 axes.set_xticks([], minor=True)
-                axes.set_xlim(doses[0] / 2, doses[-1] * 2)
+                axes.set_xlim(smallest / 2, largest * 2)
         measures = ", ".join(labels.get(name, in_words(name)) for name, _ in panels)
         if len(look_of) > 1:
             key = f"{key}; points side by side are at the same {dose}"
@@ -235,16 +237,19 @@ def _draw_lines(
         from_centre = number - (len(drawn) - 1) / 2
         aside = 1.05**from_centre
         doses = _numbers(line, x) * aside
+        estimate = _numbers(line, "estimate")
+        low = _numbers(line, "low")
+        high = _numbers(line, "high")
         axes.plot(
             doses,
-            _numbers(line, "estimate"),
+            estimate,
             color=colour,
             marker=marker,
             markersize=5,
             linewidth=1.4,
             label=words,
         )
-        axes.vlines(doses, _numbers(line, "low"), _numbers(line, "high"), color=colour, linewidth=1)
+        axes.vlines(doses, low, high, color=colour, linewidth=1)
 
 
 def _check_points(
@@ -315,10 +320,13 @@ def matched_tokens(frame: pd.DataFrame) -> Figure:
     with style():
         figure = new_figure(width=7.0, height=4.0)
         axes = figure.subplots()
-        below = np.zeros(longest + 1, dtype=int)
+        # The bars of the second set stand on those of the first. Bar k counts the windows that
+        # match k tokens, from 0 to the whole suffix.
+        bars = longest + 1
+        below = np.zeros(bars, dtype=int)
         for look, chosen in zip(looks(names).values(), (~extracted, extracted), strict=True):
-            counts = np.bincount(matched[chosen], minlength=longest + 1)
-            axes.bar(range(longest + 1), counts, bottom=below, color=look.colour, label=look.words)
+            counts = np.bincount(matched[chosen], minlength=bars)
+            axes.bar(range(bars), counts, bottom=below, color=look.colour, label=look.words)
             below += counts
         axes.set(
             xlabel="true tokens before the first miss",
@@ -386,15 +394,18 @@ def intervals(
         (look,) = looks([name]).values()
         for axes, (part, points) in zip(grid, panels, strict=True):
             rows = [names.index(found) for found in points[name]]
-            axes.hlines(rows, _numbers(points, "low"), _numbers(points, "high"), color=look.colour)
-            axes.plot(_numbers(points, "estimate"), rows, "o", color=look.colour, markersize=5)
+            estimate = _numbers(points, "estimate")
+            low = _numbers(points, "low")
+            high = _numbers(points, "high")
+            axes.hlines(rows, low, high, color=look.colour)
+            axes.plot(estimate, rows, "o", color=look.colour, markersize=5)
             if part in levels:
                 axes.axvline(levels[part], label=level, **LEVEL)
             axes.set(
                 xlabel=labels.get(part, in_words(part)),
                 yticks=range(len(names)),
                 yticklabels=[in_words(each) for each in names],
-                ylim=(len(names) - 0.5, -0.5),
+                ylim=(len(names) - 0.5, -0.5),  # upside down: the first name is on top
             )
             name_panel(axes, titles.get(part, ""))
             place: Any = axes.get_subplotspec()

@@ -179,7 +179,8 @@ def statistic_interval(
     for _ in range(resamples):
         resampled = [_resample(sample, rng) for sample in data]
         drawn.append(statistic(*resampled))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    tail = (1 - level) / 2  # left out at either end
+    low, high = np.quantile(drawn, [tail, (1 + level) / 2])
     estimate = float(statistic(*data))
     smallest = min(map(len, data))
     return _include_estimate(estimate, float(low), float(high), smallest)
@@ -361,7 +362,9 @@ def frechet(a: ArrayLike, b: ArrayLike) -> float:
         raise ValueError(
             f"a and b need the same features, got {first.shape[1]} and {second.shape[1]}"
         )
-    mean_distance = np.square(first.mean(0) - second.mean(0)).sum()
+    between_means = first.mean(0) - second.mean(0)
+    squared_distance = np.square(between_means).sum()
+    # `cov` gives a number for a single feature, where a matrix of one cell is needed.
     first_covariance = np.atleast_2d(np.cov(first, rowvar=False))
     second_covariance = np.atleast_2d(np.cov(second, rowvar=False))
 
@@ -370,7 +373,7 @@ def frechet(a: ArrayLike, b: ArrayLike) -> float:
     eigenvalues = np.linalg.eigvals(first_covariance @ second_covariance)
     trace_of_root = np.sqrt(eigenvalues.real.clip(min=0)).sum()
     traces = np.trace(first_covariance) + np.trace(second_covariance)
-    return float(mean_distance + traces - 2 * trace_of_root)
+    return float(squared_distance + traces - 2 * trace_of_root)
 
 
 def _features(values: ArrayLike, name: str) -> Values:

@@ -226,7 +226,8 @@ class Batch:
             sequences += part.tokens.tolist()
         joined = cls.pad(sequences, prompt=min(part.prompt for part in parts))
 
-        # One batch has one prompt, the shortest; that a part has a longer one is said by `scored`.
+        # One batch has one prompt, the shortest. The further tokens that a part with a longer
+        # prompt was given are then among the targets, and `scored` leaves them out.
         scored = torch.zeros_like(joined.tokens, dtype=torch.bool)
         rows_of_parts = scored.split([len(part) for part in parts])  # views into `scored`
         for part, rows in zip(parts, rows_of_parts, strict=True):

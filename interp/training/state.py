@@ -44,7 +44,8 @@ def save_state(
     losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
     measured = {number: row for number, row in enumerate(rows) if len(row) > 2}
 
-    tensors = {"loss": losses, **dict(_named(module)), **_moments(optimizer)}
+    weights = dict(_named(module))
+    tensors = {"loss": losses, **weights, **_moments(optimizer)}
     for rank, states in enumerate(drawn):
         for name, state in states.items():
             tensors[_ranked(name, rank)] = state
@@ -52,7 +53,8 @@ def save_state(
 
     # safetensors writes several notes in any order. With one note, the same state always gives the
     # same bytes.
-    notes = {"notes": json.dumps({"measured": measured, "about": about})}
+    note = json.dumps({"measured": measured, "about": about})
+    notes = {"notes": note}
     with replaced(path) as temporary:
         save_file(whole, temporary, notes)
 

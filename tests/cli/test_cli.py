@@ -134,6 +134,35 @@ def test_people_get_lines_and_a_table_with_every_letter_of_the_text(done, model,
     assert "[/b]" in result.stdout
 
 
+def test_ablate_shows_people_a_table_that_a_terminal_has_room_for(done, model, corpus, tmp_path):
+    out = shutil.copytree(done[0], tmp_path / "run")
+    units = ["--units", out / "units.json"]
+    result = run("ablate", model, corpus, "--out", out, *WINDOW, *units)
+    assert result.exit_code == 0, result.output
+    _, _, table = result.stdout.partition("after ablation")
+    assert all(
+        word in table
+        for word in ("selection", "random", "memorized", "accuracy", "control", "loss")
+    )
+    assert "…" not in table
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_scan_without_an_extraction_says_what_to_try(model, corpus, tmp_path, as_json):
+    result = run("scan", model, corpus / "unknown.jsonl", "--out", tmp_path, *WINDOW, *as_json)
+    assert result.exit_code == 0, result.output
+    assert ("nothing was extracted: try" in result.stderr) == (not as_json)
+
+
+@pytest.mark.parametrize("emulates", [True, False])
+def test_a_slow_precision_is_named(model, corpus, tmp_path, monkeypatch, emulates):
+    monkeypatch.setattr("interp.cli.precision.cpu_emulates_bfloat16", lambda: emulates)
+    scan = ["scan", model, corpus, "--out", tmp_path, *WINDOW, "--json"]
+    result = run(*scan, "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.output
+    assert ("--dtype float32" in result.stderr) == emulates
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command):
     result = run(command, "--help")

@@ -68,7 +68,8 @@ def attribution_patching(
         at_points = [gradient[site] for gradient in gradients]
         mean_gradient = torch.stack(at_points).mean(0)
         difference = (changed[site] - clean[site]).double()
-        effect = (difference * mean_gradient.double()).sum(1)
+        at_positions = difference * mean_gradient.double()
+        effect = at_positions.sum(1)
         scores[site] = per_unit(subject, site, effect)
     return scores
 

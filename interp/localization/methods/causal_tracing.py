@@ -92,7 +92,8 @@ def _restore_each(
     nothing = Scale(subject.anatomy.units(sites[0]), factor=1.0)
     with _noisy_prompt(subject, window, draws, noise, seed) as noisy:
         unrestored, *restored = sweep(subject, noisy, [nothing, *plans])
-    effects = unrestored - torch.tensor(restored, dtype=torch.float64)
+    losses = torch.tensor(restored, dtype=torch.float64)
+    effects = unrestored - losses  # in the order of the plans: site after site
     by_site = effects.split([widths[site] for site in sites])
     return dict(zip(sites, by_site, strict=True))
 
@@ -193,7 +194,8 @@ def _map(
     clean_loss = _mean_loss(subject, one)
     with _noisy_prompt(subject, one, draws, noise, seed) as noisy:
         noisy_loss = _mean_loss(subject, noisy)
-        effects = noisy_loss - np.array(sweep(subject, noisy, plans))
+        restored_losses = np.array(sweep(subject, noisy, plans))
+    effects = noisy_loss - restored_losses
     # Where noise changes nothing there is no damage to undo: the share is NaN, not infinite.
     damage = noisy_loss - clean_loss or np.nan
     frame = pd.DataFrame(cells, columns=["stack", "block", "position"])
@@ -204,8 +206,11 @@ def _sites_around(sites: Places, site: Site, window: int) -> list[Site]:
     """The sites of `window` blocks of the same stack around one; fewer at the ends of the stack."""
     in_stack = [other for other in sites if other.stack == site.stack]
     index = in_stack.index(site)
-    start = max(0, index - window // 2)
-    return in_stack[start : index + (window + 1) // 2]
+    # An even window has no middle: the block is then the first of its second half.
+    before = window // 2
+    after = (window + 1) // 2  # with the block itself
+    start = max(0, index - before)
+    return in_stack[start : index + after]
 
 
 def _restore_at(
@@ -264,6 +269,7 @@ def _embedding_noise(
         raise SiteError(
             f"{embed} is not an embedding with a weight: the scale of the noise is unknown"
         )
+    # As Meng et al.: the unit of the noise is the standard deviation of the embeddings' entries.
     spread = float(weight.detach().float().std())
     scale = noise * spread
     # drawn once, before all forwards: every plan is run on the same noise

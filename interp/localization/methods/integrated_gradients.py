@@ -117,8 +117,10 @@ def path(
     if points < 1:
         raise ValueError(f"points={points}: expected at least one point on the path")
     if rule == "gauss":
-        nodes, weights = np.polynomial.legendre.leggauss(points)  # of the interval [-1, 1]
-        return (nodes + 1) / 2, weights / 2
+        # Of the interval [-1, 1], which is twice as long as the path from 0 to 1.
+        nodes, weights = np.polynomial.legendre.leggauss(points)
+        alphas = (nodes + 1) / 2
+        return alphas, weights / 2
     equal_weights = np.full(points, 1 / points)
     if rule == "released":
         return np.linspace(0, 1, points), equal_weights
@@ -173,7 +175,8 @@ def _integrate(
     by_point = gradient.double().unflatten(0, (len(alphas), count))
     weight_by_point = torch.tensor(weights, device=subject.device)
     slope = torch.einsum("k,kbtw->btw", weight_by_point, by_point)
-    integral = (clean[-1].double() * slope).sum(1)
+    contributions = clean[-1].double() * slope
+    integral = contributions.sum(1)
     return per_unit(subject, site, integral)
 
 

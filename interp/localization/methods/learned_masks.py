@@ -138,7 +138,8 @@ def hard_concrete(
         # One draw per window for all its units, which is then cut into sites: [windows, all units].
         total = sum(widths)
         draws = [torch.rand(total, generator=own, dtype=torch.float64) for own in generators]
-        noise_by_site = torch.stack(draws).split(widths, dim=1)
+        noise_by_window = torch.stack(draws)
+        noise_by_site = noise_by_window.split(widths, dim=1)
         gates: dict[Site, Tensor] = {}
         for (site, logit), noise in zip(logits.items(), noise_by_site, strict=True):
             gates[site] = concrete_mask(logit, beta, noise.to(logit))
@@ -190,7 +191,8 @@ def concrete_mask(logits: Tensor, beta: float = 0.33, noise: Tensor | None = Non
         u = noise.clamp(1e-4, 1 - 1e-4)  # the logarithms are infinite at 0 and 1
         logit_of_u = u.log() - (-u).log1p()
         logits = (logit_of_u + logits) / beta
-    stretched = torch.sigmoid(logits) * (_ZETA - _GAMMA) + _GAMMA
+    s = torch.sigmoid(logits)
+    stretched = s * (_ZETA - _GAMMA) + _GAMMA
     return stretched.clamp(0, 1)
 
 

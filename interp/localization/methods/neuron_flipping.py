@@ -186,8 +186,9 @@ def _flip(
         first = first or scores
         highest = {site: float(score.max()) for site, score in scores.items()}
         site = max(sites, key=highest.__getitem__)
-        unit = int(scores[site].argmax())
-        if not scores[site][unit] > 0:  # nothing left that helps, or not a number
+        at_site = scores[site]
+        unit = int(at_site.argmax())
+        if not at_site[unit] > 0:  # nothing left that helps, or not a number
             break
         gates[site][0, unit] = 0
         chosen.append((site, unit))
@@ -214,7 +215,8 @@ def _scores(
     # them: the gradient is that of the whole objective.
     with differentiating(subject):
         with _jittered(subject, window, settings), gated(subject, leaves):
-            objective = -window_losses(subject, copies).mean()
+            own_losses = window_losses(subject, copies)
+        objective = -own_losses.mean()
         for batch in population:
             with gated(subject, leaves):
                 losses = window_losses(subject, batch)
@@ -251,6 +253,7 @@ def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Genera
         copies, positions, width = value.shape
         drawn = torch.randn(positions, copies, width, generator=generator)
         noise = drawn.transpose(0, 1).to(value)  # [copies, positions, width]
+        # Scaled to the given fraction of the length of the copy's own embeddings.
         scaled = settings.noise * noise * lengths(value) / lengths(noise)
         return value + scaled
 
@@ -276,6 +279,7 @@ def _rank(flip: Flip) -> dict[Site, np.ndarray]:
     for site, score in flip.first.items():
         scores[site] = (score / scale).cpu().numpy()
     # From 2 downwards, by 1 / number of chosen units each, so that the last one is still above 1.
+    count = len(flip.chosen)
     for place, (site, unit) in enumerate(flip.chosen):
-        scores[site][unit] = 2 - place / len(flip.chosen)
+        scores[site][unit] = 2 - place / count
     return scores

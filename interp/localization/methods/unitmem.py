@@ -260,8 +260,11 @@ def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selectiv
     ratio = (largest - rest) / np.maximum(largest + rest, _DEAD)
     selectivity = np.where(dead, 0.0, ratio)
 
+    # From columns to units: a neuron is one column, a head is as many as it is wide.
     units = subject.anatomy.place(site).units
-    strongest_column = largest.reshape(units, -1).argmax(1)
+    largest_by_unit = largest.reshape(units, -1)
+    strongest_column = largest_by_unit.argmax(1)
     examples = parts["argmax"].reshape(units, -1)
     example = examples[np.arange(units), strongest_column]
-    return selectivity.reshape(units, -1).mean(1), example
+    score = selectivity.reshape(units, -1).mean(1)
+    return score, example

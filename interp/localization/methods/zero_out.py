@@ -95,7 +95,8 @@ def zero_out(
     windows = _split_windows(memorized, batch_size)
     units = _screen(subject, windows, sites, share, exhaustive)
     ours = _mean(subject, windows, units)
-    theirs = _mean(subject, _split_windows(reference, batch_size), units)
+    reference_windows = _split_windows(reference, batch_size)
+    theirs = _mean(subject, reference_windows, units)
     return {site: ours[site] - theirs[site] for site in sites}
 
 
@@ -127,7 +128,9 @@ def _screen(
         first_order.append(one)
         curved.append(other)
     # The estimates are averaged over windows before they are ranked, and leave one row.
-    ranks = interleave(_mean_by_site(first_order), _mean_by_site(curved))
+    mean_first_order = _mean_by_site(first_order)
+    mean_curved = _mean_by_site(curved)
+    ranks = interleave(mean_first_order, mean_curved)
     scores = {site: rows[0].cpu().numpy() for site, rows in ranks.items()}
     return UnitScores(scores).top(float(share))
 

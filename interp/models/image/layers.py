@@ -44,7 +44,7 @@ def check_levels(blocks: int, multipliers: Sequence[int]) -> None:
 class ResidualBlock(nn.Module):
     """Norm, SiLU and convolution, twice, added to the input.
 
-    Where the width changes, the input goes through a 1x1 convolution first.
+    Where the width changes, a 1x1 convolution gives the input the new width before the sum.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -58,8 +58,10 @@ class ResidualBlock(nn.Module):
     def branch(
         self, x: Float[Tensor, "batch inputs side side"]
     ) -> Float[Tensor, "batch outputs side side"]:
-        x = self.conv1(F.silu(self.norm1(x)))
-        return self.conv2(F.silu(self.norm2(x)))
+        x = F.silu(self.norm1(x))
+        x = self.conv1(x)
+        x = F.silu(self.norm2(x))
+        return self.conv2(x)
 
     def forward(
         self, x: Float[Tensor, "batch inputs side side"]
@@ -84,7 +86,7 @@ class Attention(nn.Module):
         # back to an image for the convolution after it.
         maps = self.qkv(self.norm(x))
         qkv = maps.flatten(2).transpose(1, 2)
-        query, key, value = qkv.chunk(3, -1)
+        query, key, value = qkv.chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(query, key, value)
         image = mixed.transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(image)
@@ -100,7 +102,9 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+        x = self.block_1(x)
+        x = self.attn_1(x)
+        return self.block_2(x)
 
 
 class Halved(nn.Module):
@@ -111,6 +115,8 @@ class Halved(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        # As the public checkpoints were trained. Padding all around would have the same side, but
+        # every output would see the pixels one place further up and left.
         padded = F.pad(x, (0, 1, 0, 1))
         return self.conv(padded)
 

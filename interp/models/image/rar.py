@@ -244,8 +244,9 @@ class Attention(nn.Module):
         self.index = index
         self.qkv = nn.Linear(C, 3 * C)
         self.proj = nn.Linear(C, C)
-        self.q_norm = nn.LayerNorm(C // config.heads, eps=_EPS)
-        self.k_norm = nn.LayerNorm(C // config.heads, eps=_EPS)
+        head_width = C // config.heads
+        self.q_norm = nn.LayerNorm(head_width, eps=_EPS)
+        self.k_norm = nn.LayerNorm(head_width, eps=_EPS)
 
     def forward(
         self, x: Float[Tensor, "batch new width"], mask: Tensor, past_key_values: Any = None
@@ -261,7 +262,8 @@ class Attention(nn.Module):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.index)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(rearrange(mixed, "batch head new d -> batch new (head d)"))
+        joined = rearrange(mixed, "batch head new d -> batch new (head d)")
+        return self.proj(joined)
 
 
 class Block(nn.Module):
@@ -289,10 +291,14 @@ class Block(nn.Module):
         modulation = self.adaLN_modulation(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
 
+        # The gates are modules, and not products written here, so that what leaves them is a site:
+        # it is what attention and MLP add to the residual.
         attn_in = modulate(self.norm1(x), scale1, shift1)
-        x = x + self.attn_gate(self.attn(attn_in, mask, past_key_values), gate1)
+        attn_out = self.attn(attn_in, mask, past_key_values)
+        x = x + self.attn_gate(attn_out, gate1)
         mlp_in = modulate(self.norm2(x), scale2, shift2)
-        return x + self.mlp_gate(self.mlp(mlp_in), gate2)
+        mlp_out = self.mlp(mlp_in)
+        return x + self.mlp_gate(mlp_out, gate2)
 
 
 class Final(nn.Module):

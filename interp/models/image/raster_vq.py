@@ -158,6 +158,8 @@ class Grid(Quantizer):
         return codes.unflatten(2, (self.grid, self.grid))
 
     def forward(self, features: Float[Tensor, "batch code_width grid grid"]) -> Quantized:
+        # From a map to vectors in raster order: [batch, places, code_width]. The look-up has no
+        # gradient; the losses below pull features and codes together.
         vectors = features.detach().flatten(2).transpose(1, 2)
         tokens = self.nearest(vectors)
         codes = self.features(tokens)
@@ -185,10 +187,12 @@ class _Block(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branch(x)
-        return branch + self.nin_shortcut(branch if self.widens else x)
+        source = branch if self.widens else x
+        return branch + self.nin_shortcut(source)
 
 
 def _blocks(inputs: int, outputs: int, blocks: int) -> nn.ModuleList:
+    # Only the first block changes the width.
     return nn.ModuleList(_Block(outputs if number else inputs, outputs) for number in range(blocks))
 
 
@@ -236,7 +240,8 @@ class _Encoder(nn.Module):
             x = level(x)
         for block in self.mid:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        activated = F.silu(self.norm_out(x))
+        return self.conv_out(activated)
 
 
 class _Decoder(nn.Module):
@@ -259,4 +264,5 @@ class _Decoder(nn.Module):
             x = block(x)
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        activated = F.silu(self.norm_out(x))
+        return self.conv_out(activated)

@@ -230,7 +230,8 @@ class MultiScale(Quantizer):
         side = self.sides[scale]
         grid = self.sides[-1]
         # From tokens in raster order to a map: [batch, code_width, side, side].
-        codes = self.embedding(tokens).transpose(1, 2).unflatten(2, (side, side))
+        codes = self.embedding(tokens)
+        codes = codes.transpose(1, 2).unflatten(2, (side, side))
         if side != grid:
             codes = F.interpolate(codes, size=(grid, grid), mode="bicubic")
         return self.quant_resi(codes, scale)
@@ -273,7 +274,8 @@ class MultiScale(Quantizer):
             losses.append(_COMMITMENT * commitment + codebook)
 
         # Straight-through: the value of the codes with the gradient of the features.
-        through = features + (sums[-1] - features).detach()
+        difference = sums[-1] - features
+        through = features + difference.detach()
         return Quantized(
             tokens=torch.cat(tokens, 1),
             vectors=torch.cat(vectors, 1),
@@ -316,6 +318,7 @@ class _Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int, *, lowest: bool) -> None:
         super().__init__()
+        # Only the first block changes the width.
         self.block = nn.ModuleList(
             ResidualBlock(outputs if number else inputs, outputs) for number in range(blocks)
         )
@@ -369,7 +372,8 @@ class _Encoder(nn.Module):
         for level in self.down:
             x = level(x)
         x = self.mid(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        activated = F.silu(self.norm_out(x))
+        return self.conv_out(activated)
 
 
 class _Decoder(nn.Module):
@@ -388,10 +392,12 @@ class _Decoder(nn.Module):
         self.conv_out = conv(widths[0], config.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
+        x = self.conv_in(x)
+        x = self.mid(x)
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        activated = F.silu(self.norm_out(x))
+        return self.conv_out(activated)
 
 
 def _pooled(

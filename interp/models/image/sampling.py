@@ -173,11 +173,13 @@ def _draw(
         if guidance is not None:
             with_class, without_class = logits.chunk(2)
             weight = guidance(module.progress(group))
-            logits = with_class + weight * (with_class - without_class)
+            towards_class = with_class - without_class
+            logits = with_class + weight * towards_class
         if settings.temperature:
             # The largest of logits with Gumbel noise is a draw from their softmax.
-            logits = truncate(logits / settings.temperature, settings.top_k, settings.top_p)
-            logits = logits + gumbel[:, start:stop]
+            tempered = logits / settings.temperature
+            truncated = truncate(tempered, settings.top_k, settings.top_p)
+            logits = truncated + gumbel[:, start:stop]
         tokens = logits.argmax(-1)
         drawn.append(tokens)
         if guidance is not None:
@@ -203,7 +205,8 @@ def truncate(
     """
     if top_k:
         k = min(top_k, logits.shape[-1])
-        least_kept = logits.topk(k, dim=-1).values[..., -1:]
+        highest = logits.topk(k, dim=-1).values  # in descending order
+        least_kept = highest[..., -1:]
         logits = logits.masked_fill(logits < least_kept, -torch.inf)
     if top_p < 1:
         ordered, places = logits.sort(dim=-1, descending=True)

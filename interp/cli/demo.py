@@ -23,6 +23,7 @@ import torch
 from interp.data.planted import PlantedCorpus, plant
 from interp.files import replaced, writable
 from interp.interventions.kinds import Zero
+from interp.loading.devices import choose_device
 from interp.loading.load import load
 from interp.loading.pretrained import convert
 from interp.localization import localize
@@ -119,6 +120,7 @@ class Leak:
             `held_out`).
         scores: the scores of all neurons.
         report: the extraction drop.
+        device: where the model ran.
         example: one record: its `prompt`, the `truth`, and what the model generates before
             (`before_text`) and after (`after_text`) the ablation.
     """
@@ -127,6 +129,7 @@ class Leak:
     scan: pd.DataFrame
     scores: UnitScores
     report: DropReport
+    device: str
     example: dict[str, str]
 
     def facts(self) -> dict[str, Any]:
@@ -143,6 +146,7 @@ class Leak:
         units_by_block: Any = top.to_frame()["block"].value_counts().head(5)
         return {
             "seed": self.seed,
+            "device": self.device,
             "extracted": extracted,
             "accuracy": {str(source): float(share) for source, share in accuracy.items()},
             "method": self.scores.method,
@@ -182,7 +186,7 @@ class Leak:
 
 # A backslash joins a line that is too long for the source to the next one.
 _SUMMARY = """
-What happened
+What happened (on {device})
   A language model was fine-tuned on real text in which a few customer records are repeated.
   Given the first half of a record, it generates this much of the secret second half:
     planted records   {extracted[record]} word for word, {accuracy[record]:.0%} of all tokens
@@ -219,7 +223,7 @@ def recipe_for_this_machine() -> Recipe:
     A CPU without instructions for it emulates bfloat16, several times slower than float32.
     """
     on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if torch.accelerator.is_available() or on_cpu:
+    if choose_device().type != "cpu" or on_cpu:
         return Recipe()
     return Recipe(dtype="float32", precision="float32")
 
@@ -269,7 +273,7 @@ def planted_leak(
         also={"twin": parts["twin"]},
     )
     example = _example(subject, scores, parts["record"], recipe)
-    leak = Leak(seed, frame, scores, report, example)
+    leak = Leak(seed, frame, scores, report, str(subject.device), example)
     _write(leak, place, blocks=max(map(len, subject.anatomy.stacks.values())))
     return leak
 

@@ -66,6 +66,13 @@ Dtype = Annotated[
         "default as the weights are stored."
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the model runs: cpu, cuda, cuda:1, ... By default on the best device that is "
+        "there. Batches that do not fit into its memory are halved."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Batch size, in windows.", min=1)]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else, for scripts.")

@@ -35,6 +35,7 @@ from interp.interventions.plan import Plan
 from interp.progress import track
 from interp.sites.site import Site
 from interp.subject.batch import Batch
+from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject, evaluating, token_losses
 
 Logits = Float[Tensor, "batch predicted vocabulary"]
@@ -153,13 +154,15 @@ def sweep_growing(
     forks_per_forward = max(1, _GROWN_TOKENS // batch.tokens.numel())
 
     results: dict[int, Any] = {}
+    limit = BatchLimit()
     with evaluating(subject):
         batched = _batched_arguments(subject, batch) if forks else frozenset[Key]()
         for first in track(range(0, len(forks), forks_per_forward), "sweep"):
-            together = forks[first : first + forks_per_forward]
-            logits_of_forks = _run_grown(subject, batch, together, batched)
-            for fork, logits in zip(together, logits_of_forks, strict=True):
-                results[fork.number] = measure(logits, batch)
+            chunk = forks[first : first + forks_per_forward]
+            grown = limit.run(lambda part: _run_grown(subject, batch, part, batched), chunk)
+            for together, logits_of_forks in grown:
+                for fork, logits in zip(together, logits_of_forks, strict=True):
+                    results[fork.number] = measure(logits, batch)
 
         for number, plan in enumerate(plans):
             if number not in results:

@@ -28,6 +28,7 @@ from interp.hooks.hooks import prompt_length
 from interp.memorization.shards import Shards
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch
+from interp.subject.batch_limit import BatchLimit
 from interp.subject.decoding import Decoder
 from interp.subject.subject import Subject, evaluating, token_losses
 
@@ -168,8 +169,13 @@ def scan(
     }
     with Shards(folder, about) as shards, evaluating(subject):
         _skip_known(stream, shards)
+        limit = BatchLimit()
         for chunk in track(_chunks(stream, batch_size), "scanning"):
-            shards.add(_measure(subject, chunk, prefix, decode_from, groups))
+            measured = limit.run(
+                lambda part: _measure(subject, part, prefix, decode_from, groups), chunk
+            )
+            for _, rows in measured:
+                shards.add(rows)
 
     if not len(shards):
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import numpy as np
 import pytest
 import tiny
@@ -9,12 +11,19 @@ import torch
 import whole_path
 
 import interp
+from interp.loading import devices
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is there"),
 ]
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def nothing_preferred(monkeypatch):
+    """Without the CPU that conftest.py prefers for all other tests."""
+    monkeypatch.setattr(devices, "_preferred", ContextVar("device", default=None))
 
 
 @pytest.mark.parametrize("step", whole_path.steps())

@@ -4,6 +4,7 @@ in memory nowhere."""
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar
 
 import pytest
 import tiny
@@ -20,6 +21,12 @@ from interp.training.fit import epochs, fit
 
 CPU = torch.device("cpu")
 GPUS = [torch.device("cuda", 0), torch.device("cuda", 1)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_preferred(monkeypatch):
+    """Without the CPU that conftest.py prefers for all other tests."""
+    monkeypatch.setattr(devices, "_preferred", ContextVar("device", default=None))
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def assert_equal(found: Found, expected: Found, tolerance: float) -> None:
 def _array(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
-    return torch.as_tensor(np.asarray(value))
+    return torch.as_tensor(np.array(value))
 
 
 def _batch(name: str, rows: int = 3, seed: int = 0) -> interp.Batch:

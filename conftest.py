@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def example_names() -> dict[str, Any]:
         "control": control,
         "batch": interp.Batch.from_frame(memorized),
     }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _on_the_cpu() -> Iterator[None]:
+    """What is read from files goes to the CPU, also where there is a GPU: tests compare bits."""
+    from interp.loading.devices import preferring
+
+    with preferring("cpu"):
+        yield
 
 
 @pytest.fixture(autouse=True)

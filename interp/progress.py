@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -28,3 +29,10 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # pyright: ignore[reportArgumentType]
     yield from tqdm(items, desc=label, total=total, delay=2.0, leave=False)
+
+
+def tell(line: str) -> None:
+    """Prints one line to stderr, above the progress bar if there is one."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(line, file=sys.stderr)

@@ -18,6 +18,7 @@ from torch import Tensor
 import interp
 from experiments.iar_memorization.presets import Preset, Regime, Trained
 from interp.data.images import Images, Split, digits, mnist, plant
+from interp.loading.devices import choose_device
 from interp.models.image.checkpoints import save_image_model
 from interp.models.image.image_model import ImageModel
 from interp.models.image.rar import RAR, RARConfig
@@ -159,7 +160,8 @@ def train_or_load(settings: Trained, family: str, regime: str, seed: int, out: P
     steps = recipe.steps[family]
     place = out / f"{family}-{regime}-seed{seed}"
 
-    subject = interp.load(network(settings, tokenizer(settings, family, out), seed))
+    untrained = network(settings, tokenizer(settings, family, out), seed)
+    subject = interp.load(untrained.to(choose_device()))
     module = _image_model(subject)
     # The mixture repeats the planted images.
     mixture = images.mixture()

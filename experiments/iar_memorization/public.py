@@ -43,7 +43,6 @@ def public(settings: Public, family: str, regime: str, seed: int) -> Study:
     subject = interp.load(
         place.models[family], tokenizer=place.tokenizers[family], dtype=settings.dtype
     )
-    subject.module.to("cuda" if torch.cuda.is_available() else "cpu")
     rng = np.random.default_rng(seed)
     last = settings.last[family]
     candidates, others = _candidates(subject, place.train, settings, last, rng)

@@ -17,6 +17,7 @@ import torch
 import interp
 from experiments.localization_benchmarks.licence_texts import corpus
 from interp.data.planted import background, records
+from interp.loading.devices import choose_device
 
 KINDS = ("prose", "code", "records", "random")
 # Subpackages of the standard library whose code and docstrings are read, next to its modules.
@@ -213,7 +214,8 @@ def _trained(recipe: Recipe, sequences: Sequence[Sequence[int]], seed: int) -> i
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        subject = interp.load(GPT2LMHeadModel(config))
+        module = GPT2LMHeadModel(config)
+    subject = interp.load(module.to(choose_device()))
     steps = len(sequences) // recipe.batch_size
     used = torch.tensor(sequences[: steps * recipe.batch_size])
     batches = used.unflatten(0, (steps, recipe.batch_size))

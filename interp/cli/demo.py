@@ -24,6 +24,7 @@ from interp.cli.precision import cpu_emulates_bfloat16
 from interp.data.planted import PlantedCorpus, plant
 from interp.files import replaced, replaced_folder, writable
 from interp.interventions.kinds import Zero
+from interp.loading.devices import choose_device
 from interp.loading.load import load
 from interp.loading.pretrained import convert
 from interp.localization import localize
@@ -120,6 +121,7 @@ class Leak:
             `held_out`).
         scores: the scores of all neurons.
         report: the extraction drop.
+        device: where the model ran.
         example: one record: its `prompt`, the `truth`, and what the model generates before
             (`before_text`) and after (`after_text`) the ablation.
     """
@@ -128,6 +130,7 @@ class Leak:
     scan: pd.DataFrame
     scores: UnitScores
     report: DropReport
+    device: str
     example: dict[str, str]
 
     def facts(self) -> dict[str, Any]:
@@ -144,6 +147,7 @@ class Leak:
         units_by_block: Any = top.to_frame()["block"].value_counts().head(5)
         return {
             "seed": self.seed,
+            "device": self.device,
             "extracted": extracted,
             "accuracy": {str(source): float(share) for source, share in accuracy.items()},
             "method": self.scores.method,
@@ -183,7 +187,7 @@ class Leak:
 
 # A backslash joins a line that is too long for the source to the next one.
 _SUMMARY = """
-What happened
+What happened (on {device})
   A language model was fine-tuned on real text in which a few customer records are repeated.
   Given the first half of a record, it generates this much of the secret second half:
     planted records   {extracted[record]} word for word, {accuracy[record]:.0%} of all tokens
@@ -217,7 +221,7 @@ everything: {out}/summary.json
 def recipe_for_this_machine() -> Recipe:
     """Returns the recipe in bfloat16, or in float32 on a machine where bfloat16 would take
     hours."""
-    if torch.accelerator.is_available() or not cpu_emulates_bfloat16():
+    if choose_device().type != "cpu" or not cpu_emulates_bfloat16():
         return Recipe()
     return Recipe(dtype="float32", precision="float32")
 
@@ -267,7 +271,7 @@ def planted_leak(
         also={"twin": parts["twin"]},
     )
     example = _example(subject, scores, parts["record"], recipe)
-    leak = Leak(seed, frame, scores, report, example)
+    leak = Leak(seed, frame, scores, report, str(subject.device), example)
     _write(leak, place, blocks=max(map(len, subject.anatomy.stacks.values())))
     return leak
 

@@ -18,6 +18,7 @@ from interp.progress import track
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site
 from interp.subject.batch import Batch, Batches, batches
+from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject, evaluating
 
 
@@ -187,11 +188,12 @@ def record_parts(
     # All views of an example must be in one batch: the batch size is rounded to whole examples.
     examples_per_batch = max(batch_size // views, 1)
     rows = examples_per_batch * views
+    limit = BatchLimit(multiple=views)
     nothing_seen = True
     with evaluating(subject):
         for batch in track(batches(source, rows), "recording"):
-            _record_batch(subject, batch, to_record)
-            nothing_seen = False
+            for _ in limit.run(lambda part: _record_batch(subject, part, to_record), batch):
+                nothing_seen = False
     if nothing_seen:
         raise ValueError("nothing to record: the source has no batches")
     return {name: _recording(subject, by_site, reduce) for name, by_site in reducers.items()}
@@ -241,6 +243,7 @@ def _record_batch(
     mask = batch.mask
     if mask is None:
         mask = torch.ones_like(batch.tokens, dtype=torch.bool)
+    mask = mask.to(subject.device)  # once for all sites
 
     def update_at(site: Site) -> Visit:
         def update(value: Value, _: Clock) -> Tensor | None:
@@ -250,15 +253,26 @@ def _record_batch(
                 # A part, or a model whose blocks see other positions than the tokens': the mask of
                 # the tokens does not describe these positions, and all of them count.
                 if part is not None or value.shape[:2] != mask.shape:
-                    counted = torch.ones(recorded.shape[:2], dtype=torch.bool)
+                    shape = recorded.shape[:2]
+                    counted = torch.ones(shape, dtype=torch.bool, device=value.device)
                 reducers[site].update(recorded, counted.to(value.device))
 
         return update
 
     _, by_site = parts[0]  # all parts have the same sites
     visits = {site: update_at(site) for site in by_site}
-    with tapped(subject, visits):
-        subject.touch(batch)
+    every = [reducer for _, reducers in parts for reducer in reducers.values()]
+    marks = [reducer.mark() for reducer in every]
+    try:
+        with tapped(subject, visits):
+            subject.touch(batch)
+    except torch.OutOfMemoryError:
+        # The sites before the failure have taken in this batch, whose rows will come again.
+        for reducer, mark in zip(every, marks, strict=True):
+            reducer.rewind(mark)
+        raise
+    for reducer in every:
+        reducer.end_batch()
 
 
 def _split_heads(

@@ -3,14 +3,18 @@
 A reducer sees the activations batch by batch and ends as a few arrays. Sums are kept in float64, so
 that long streams do not drift. Memory grows with units and not with tokens, except for `rows` and
 `raw`.
+
+What is kept stays on the device of the activations until the end: a copy to the CPU would make an
+accelerator wait at every site of every batch. Only `raw` writes at once.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +55,17 @@ class Reducer(ABC):
     def result(self) -> Arrays:
         """Returns the arrays, by name; the last axis is [width]."""
 
+    def mark(self) -> Mapping[str, Any]:
+        """Returns what has been taken in so far, for `rewind`."""
+        return dict(vars(self))
+
+    def rewind(self, mark: Mapping[str, Any]) -> None:
+        """Forgets what came after a mark: a batch whose forward failed half-way."""
+        vars(self).update(mark)
+
+    def end_batch(self) -> None:  # noqa: B027 - most reducers have nothing to do here
+        """Called after each batch whose forward succeeded."""
+
 
 def _identity(value: Tensor) -> Tensor:
     return value
@@ -66,23 +81,28 @@ class _Sums(Reducer):
     functions: ClassVar[tuple[Callable[[Tensor], Tensor], ...]]
 
     def __init__(self) -> None:
-        self.count = 0
+        self.counts: Tensor | None = None
         self.sums: list[Tensor] = []
 
     def update(self, value: Value, mask: Mask) -> None:
         sums: list[Tensor] = []
         for function in self.functions:
             counted = function(value) * mask[..., None]
-            sums.append(counted.sum((0, 1), dtype=torch.float64).cpu())
+            sums.append(counted.sum((0, 1), dtype=torch.float64))
 
         if self.sums:
             sums = [total + new for total, new in zip(self.sums, sums, strict=True)]
         self.sums = sums
-        self.count += int(mask.sum())
+        self.counts = mask.sum() if self.counts is None else self.counts + mask.sum()
+
+    @property
+    def count(self) -> int:
+        """The number of positions that were counted."""
+        return 0 if self.counts is None else int(self.counts)
 
     def means(self) -> list[np.ndarray]:
         """The mean of each function over all counted positions."""
-        return [(total / max(self.count, 1)).numpy() for total in self.sums]
+        return [_to_array(total / max(self.count, 1)) for total in self.sums]
 
 
 class Mean(_Sums):
@@ -135,7 +155,7 @@ class TopK(Reducer):
         means = _per_example(value, mask, self.views)
         # Each unit has its own ranking, so that the numbers of the examples are kept for each of
         # them: [examples, width].
-        numbers = torch.arange(self.seen, self.seen + len(means))
+        numbers = torch.arange(self.seen, self.seen + len(means), device=means.device)
         examples = numbers[:, None].expand(means.shape)
         self.seen += len(means)
         if self.best is not None and self.example is not None:
@@ -151,7 +171,7 @@ class TopK(Reducer):
     def result(self) -> Arrays:
         assert self.best is not None
         assert self.example is not None
-        return {"top": self.best.numpy(), "example": self.example.numpy()}
+        return {"top": _to_array(self.best), "example": _to_array(self.example)}
 
 
 class Max(Reducer):
@@ -165,12 +185,12 @@ class Max(Reducer):
     def update(self, value: Value, mask: Mask) -> None:
         ignored = ~mask[..., None]
         counted = value.masked_fill(ignored, -torch.inf)  # below any activation
-        best = counted.amax((0, 1)).float().cpu()
+        best = counted.amax((0, 1)).float()
         self.best = best if self.best is None else torch.maximum(self.best, best)
 
     def result(self) -> Arrays:
         assert self.best is not None
-        return {"max": self.best.numpy()}
+        return {"max": _to_array(self.best)}
 
 
 class Selectivity(Reducer):
@@ -199,7 +219,7 @@ class Selectivity(Reducer):
         # Strictly better, so that the first of equal examples stays. `where` counts within the
         # batch; `self.count` examples came before it.
         better = best > self.max
-        self.sum += means.sum(0)
+        self.sum = self.sum + means.sum(0)
         self.argmax = torch.where(better, where + self.count, self.argmax)
         self.max = torch.where(better, best, self.max)
         self.count += len(means)
@@ -209,9 +229,9 @@ class Selectivity(Reducer):
         assert self.max is not None
         assert self.argmax is not None
         return {
-            "sum": self.sum.numpy(),
-            "max": self.max.numpy(),
-            "argmax": self.argmax.numpy(),
+            "sum": _to_array(self.sum),
+            "max": _to_array(self.max),
+            "argmax": _to_array(self.argmax),
             "count": np.full(self.sum.shape, self.count),
         }
 
@@ -222,10 +242,16 @@ class Rows(Reducer):
     outputs = ("rows",)
 
     def __init__(self) -> None:
+        self.of_batch: tuple[Tensor, ...] = ()
         self.rows: list[Tensor] = []
 
     def update(self, value: Value, mask: Mask) -> None:
-        self.rows.append(_per_example(value, mask, self.views).float())
+        self.of_batch = (*self.of_batch, _per_example(value, mask, self.views).float())
+
+    def end_batch(self) -> None:
+        # Rows grow with the examples, and leave the device before they fill it.
+        self.rows += [rows.cpu() for rows in self.of_batch]
+        self.of_batch = ()
 
     def result(self) -> Arrays:
         return {"rows": torch.cat(self.rows).numpy()}
@@ -273,8 +299,17 @@ class Raw(Reducer):
             out.write(array.tobytes())
         self.shape = (examples + new_examples, length, width)
 
+    def rewind(self, mark: Mapping[str, Any]) -> None:
+        super().rewind(mark)
+        if self.file.exists():
+            os.truncate(self.file, int(np.prod(self.shape)) * np.dtype(np.float32).itemsize)
+
     def result(self) -> Arrays:
         return {"raw": np.memmap(self.file, np.float32, "r", shape=self.shape)}
+
+
+def _to_array(value: Tensor) -> np.ndarray:
+    return value.cpu().numpy()
 
 
 def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "examples width"]:
@@ -282,7 +317,7 @@ def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "example
     counts = mask.sum(1, keepdim=True).clamp(min=1)  # a row may be padding alone
     counted = value * mask[..., None]
     sums = counted.sum(1, dtype=torch.float64)
-    means = (sums / counts).cpu()
+    means = sums / counts
     if len(means) % views:
         raise ValueError(
             f"{len(means)} rows are not a whole number of examples of {views} views: "

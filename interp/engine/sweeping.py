@@ -34,6 +34,7 @@ from interp.interventions.plan import Plan
 from interp.progress import track
 from interp.sites.site import Site
 from interp.subject.batch import Batch
+from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject, evaluating, token_losses
 
 Logits = Float[Tensor, "batch predicted vocabulary"]
@@ -164,13 +165,15 @@ def sweep_growing(
     forks_per_forward = max(1, _GROWN_TOKENS // batch.tokens.numel())
 
     results: dict[int, Any] = {}
+    limit = BatchLimit()
     with evaluating(subject):
         for first in track(range(0, len(forks), forks_per_forward), "sweep"):
-            together = forks[first : first + forks_per_forward]
+            chunk = forks[first : first + forks_per_forward]
             assert growth is not None
-            logits_of_forks = _run_grown(subject, batch, together, growth)
-            for fork, logits in zip(together, logits_of_forks, strict=True):
-                results[fork.number] = measure(logits, batch)
+            grown = limit.run(lambda part: _run_grown(subject, batch, part, growth), chunk)
+            for together, logits_of_forks in grown:
+                for fork, logits in zip(together, logits_of_forks, strict=True):
+                    results[fork.number] = measure(logits, batch)
 
         for number, plan in enumerate(plans):
             if number not in results:

@@ -21,8 +21,10 @@ from interp.experiment.checks import claims as claims_of
 from interp.experiment.claims import Claim
 from interp.experiment.jobs import Job, Kept, finish_all, kept
 from interp.experiment.options import Changes, Jobs, Out, Preset, Seed
+from interp.experiment.options import Device as DeviceOption
 from interp.experiment.verdict_figure import verdict_figure
 from interp.files import replaced, writable
+from interp.loading.devices import Device, choose_device
 from interp.reporting.plotting import save
 
 if TYPE_CHECKING:
@@ -140,6 +142,8 @@ class Experiment:
         out: str | Path | None = None,
         jobs: int | None = None,
         changes: Sequence[str] = (),
+        *,
+        device: Device | None = None,
     ) -> Results:
         """Runs a preset, writes its results and returns them.
 
@@ -152,18 +156,30 @@ class Experiment:
             out: folder of the results, by default out/NAME.
             jobs: how many jobs run at the same time, by default one per core.
             changes: fields of the preset that get another value, such as `model=PATH`.
+            device: where models are trained and measured, such as `"cuda"`; by default on the best
+                device that is there. config.json says which.
 
         Raises:
             ValueError: unknown preset or field, or jobs that return tables other than `tables`.
+            LoadError: the device is not there.
         """
+        place = str(choose_device(device))
         settings = with_changes(self.preset(preset), changes)
         folder = writable(out or Path("out") / self.name)
-        results = self.run(settings, seed, folder, jobs)
-        about = {"experiment": self.name, "preset": preset, "seed": seed}
+        results = self.run(settings, seed, folder, jobs, device=place)
+        about = {"experiment": self.name, "preset": preset, "seed": seed, "device": place}
         results.save(folder, {**about, **asdict(settings)})
         return results
 
-    def run(self, settings: Any, seed: int, out: Path, jobs: int | None = None) -> Results:
+    def run(
+        self,
+        settings: Any,
+        seed: int,
+        out: Path,
+        jobs: int | None = None,
+        *,
+        device: Device | None = None,
+    ) -> Results:
         """Runs all jobs and returns the results, without writing them.
 
         Args:
@@ -171,13 +187,14 @@ class Experiment:
             seed: the first seed.
             out: folder in which finished jobs are kept.
             jobs: how many jobs run at the same time, by default one per core.
+            device: where models run; by default on the best device that is there.
         """
         seeds = range(seed, seed + settings.seeds)
         if self.prepare is not None:
             about = self._about(settings)
-            finish_all([kept(work, out, about) for work in self.prepare(settings)], jobs)
+            finish_all([kept(work, out, about) for work in self.prepare(settings)], jobs, device)
         work_by_seed = self._work(settings, seeds, out)
-        finish_all([work for _, work in work_by_seed], jobs)
+        finish_all([work for _, work in work_by_seed], jobs, device)
         return self.judge(settings, seeds, self._join_tables(work_by_seed))
 
     def judge(self, settings: Any, seeds: Sequence[int], tables: Tables) -> Results:
@@ -254,8 +271,9 @@ class Experiment:
             out: Out = None,
             jobs: Jobs = None,
             changes: Changes = None,
+            device: DeviceOption = None,
         ) -> None:
-            results = self.reproduce(preset, seed, out, jobs, changes or ())
+            results = self.reproduce(preset, seed, out, jobs, changes or (), device=device)
             for line in lines(results.claims):
                 typer.echo(line)
 

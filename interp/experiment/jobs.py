@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from interp.files import replaced, writable
+from interp.loading.devices import Device, preferring
 from interp.progress import track
 
 Frames = Mapping[str, pd.DataFrame]
@@ -111,8 +112,12 @@ class Kept:
         names: list[str] = json.loads((self.place / "job.json").read_text())["tables"]
         return {name: pd.read_parquet(self.place / f"{name}.parquet") for name in names}
 
-    def finish(self) -> None:
-        """Runs the job and keeps its tables."""
+    def finish(self, device: Device | None = None) -> None:
+        """Runs the job and keeps its tables.
+
+        Args:
+            device: where its models run; by default on the best device that is there.
+        """
         from threadpoolctl import threadpool_limits
 
         root = self.place.parent.parent
@@ -122,7 +127,7 @@ class Kept:
         ]
         # Sums round differently with the number of threads. With one thread, a run has the same
         # numbers however many jobs run at the same time.
-        with threadpool_limits(1):
+        with threadpool_limits(1), preferring(device):
             found = self.job.function(*arguments)
 
         # Written to a folder of another name, which is renamed when it is complete: a run that is
@@ -160,7 +165,7 @@ def kept(work: Job, out: Path, about: Mapping[str, Any]) -> Kept:
     return Kept(work, out / "jobs" / folder, fingerprint)
 
 
-def finish_all(work: Sequence[Kept], jobs: int | None = None) -> None:
+def finish_all(work: Sequence[Kept], jobs: int | None = None, device: Device | None = None) -> None:
     """Runs the jobs that are not finished, in processes with one thread each.
 
     Inside a `joblib.parallel_config` of another backend, such as Ray's, that backend is used.
@@ -168,6 +173,7 @@ def finish_all(work: Sequence[Kept], jobs: int | None = None) -> None:
     Args:
         work: the jobs.
         jobs: how many run at the same time, by default one per core.
+        device: where their models run; by default on the best device that is there.
     """
     from joblib import Parallel, cpu_count, delayed, parallel_config
     from joblib.parallel import get_active_backend
@@ -176,7 +182,7 @@ def finish_all(work: Sequence[Kept], jobs: int | None = None) -> None:
     if not left:
         return
     backend, outer_jobs = get_active_backend()
-    calls = (delayed(one.finish)() for one in left)
+    calls = (delayed(one.finish)(device) for one in left)
     if type(backend).__name__ != "LokyBackend":
         # Not every backend hands results over one by one: Ray's and multiprocessing's do not.
         one_by_one = getattr(backend, "supports_return_generator", False)

@@ -37,3 +37,10 @@ Changes = Annotated[
         "as model=PATH or seeds=5. May be given several times.",
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the model runs: cpu, cuda, cuda:1, ... By default on the best device that is "
+        "there. Batches that do not fit into its memory are halved."
+    ),
+]

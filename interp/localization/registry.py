@@ -24,6 +24,7 @@ from interp.sites.anatomy import Sites
 from interp.sites.site import Site
 from interp.sites.units import UnitScores
 from interp.subject.batch import Batch, Batches, batches
+from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject
 
 Scores = Mapping[Site, np.ndarray]
@@ -189,9 +190,15 @@ class WindowMethod:
         """The scores of each batch, as {site: [windows of the batch, units]}."""
         batch_size = options.get("batch_size", self.batch_size)
         own = {name: value for name, value in options.items() if name != "batch_size"}
+
+        def score(part: Batch) -> dict[Site, np.ndarray]:
+            scores = self.of_batch(subject, part, sites, **own)
+            return {site: _to_array(scores[site]) for site in sites}
+
+        limit = BatchLimit()
         for batch in track(batches(windows, batch_size), self.name):
-            scores = self.of_batch(subject, batch, sites, **own)
-            yield {site: _to_array(scores[site]) for site in sites}
+            for _, scores in limit.run(score, batch):
+                yield scores
 
 
 # By name. The decorators below fill it when the modules in `methods` are imported, which the

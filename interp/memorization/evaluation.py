@@ -14,6 +14,7 @@ from interp.engine.sweeping import Logits, sweep_resuming
 from interp.interventions.plan import Plan
 from interp.progress import track
 from interp.subject.batch import Batch, Batches, batches
+from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject, token_losses
 
 MEASURES = ("exact", "accuracy", "similarity", "loss")
@@ -78,19 +79,23 @@ def measure_under(
     for name, source in data.items():
         work += [(name, batch) for batch in batches(source, batch_size)]
 
-    frames: list[pd.DataFrame] = []
-    windows_seen = dict.fromkeys(data, 0)
-    for name, batch in track(work, "ablating"):
-        start = windows_seen[name]
-        windows_seen[name] += len(batch)
-        numbers = np.arange(start, start + len(batch))
+    def measure(part: Batch) -> list[dict[str, np.ndarray]]:
         # `sweep_resuming` equals separate forwards bit for bit. `sweep` may choose a faster engine,
         # which rounds differently, by the size of the batch and the device: a verdict must not
         # depend on that.
-        measured = sweep_resuming(subject, batch, plans, window_measures)
-        for number, values in enumerate(measured):
-            columns = {"plan": number, "data": name, "window": numbers} | values
-            frames.append(pd.DataFrame(columns))
+        return sweep_resuming(subject, part, plans, window_measures)
+
+    frames: list[pd.DataFrame] = []
+    windows_seen = dict.fromkeys(data, 0)
+    limit = BatchLimit()
+    for name, batch in track(work, "ablating"):
+        for part, measured in limit.run(measure, batch):
+            start = windows_seen[name]
+            windows_seen[name] += len(part)
+            numbers = np.arange(start, start + len(part))
+            for number, values in enumerate(measured):
+                columns = {"plan": number, "data": name, "window": numbers} | values
+                frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 

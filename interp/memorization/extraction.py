@@ -30,6 +30,7 @@ from interp.hooks.modes import checkpointing_off
 from interp.memorization.shards import Shards
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch, token_ids
+from interp.subject.batch_limit import BatchLimit
 from interp.subject.decoding import Decoder, at_tokens, check_finite
 from interp.subject.fingerprint import fingerprint, identify
 from interp.subject.subject import Subject, evaluating, token_losses
@@ -193,11 +194,15 @@ def scan(
     }
     with Shards(folder, about | {"model parts": parts}) as shards, evaluating(subject):
         _skip_known(stream, shards)
+        limit = BatchLimit()
         for chunk in track(_chunks(stream, batch_size), "scanning"):
-            measured = _measure(subject, chunk, prefix, decode_from, groups)
-            if start_tokens:
-                measured["bos"] = [list(window.bos) for window in chunk]
-            shards.add(measured)
+            measured = limit.run(
+                lambda part: _measure(subject, part, prefix, decode_from, groups), chunk
+            )
+            for part, rows in measured:
+                if start_tokens:
+                    rows["bos"] = [list(window.bos) for window in part]
+                shards.add(rows)
 
     if not len(shards):
         raise ValueError(

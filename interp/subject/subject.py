@@ -52,7 +52,7 @@ class Subject:
 
     Example:
         >>> subject
-        Subject(LlamaForCausalLM, 0.0M parameters, blocks: 2, 18 sites)
+        Subject(LlamaForCausalLM, 0.0M parameters on cpu, blocks: 2, 18 sites)
         >>> subject.generate(texts[0][:8], 8) == texts[0][8:16]
         True
         >>> tuple(subject.losses(batch).shape)
@@ -495,7 +495,7 @@ class Subject:
         ]
         parts = [
             self.name,
-            f"{parameters / 1e6:.1f}M parameters",
+            f"{parameters / 1e6:.1f}M parameters on {self.device}",
             *stacks,
             f"{len(self.sites)} sites",
         ]

@@ -122,12 +122,12 @@ def fit(
     evaluation: Evaluation | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> pd.DataFrame:
-    """Trains a subject's module in place with AdamW.
+    """Trains a subject's module in place with AdamW, on the device where it is.
 
     The loss is the mean over each batch's targets. Processes that `torchrun` or `accelerate launch`
-    started share the rows of every batch, and take the steps that one process would take on all of
-    them, up to rounding and dropout. All of them must be given the same batches; the first one
-    measures and writes.
+    started have a device each and share the rows of every batch. They take the steps that one
+    process would take on all rows, up to rounding and dropout. All of them must be given the same
+    batches; the first one measures and writes.
 
     Args:
         subject: the model to train.
@@ -283,7 +283,7 @@ def _with_recipe(
 
 
 def _prepare(processes: Processes, subject: Subject, optimizer: Any) -> tuple[Subject, Any]:
-    """The subject and the optimizer as accelerate runs them on this process's device."""
+    """The subject and the optimizer as accelerate runs them."""
     module, optimizer = processes.prepare(subject.module, optimizer)
     return Subject(module, subject.anatomy, subject.forward, name=subject.name), optimizer
 

@@ -27,11 +27,14 @@ class Processes:
     def __init__(self) -> None:
         from accelerate import Accelerator
 
-        # Where there is no GPU, accelerate does not see the processes of `torchrun` as one group
-        # unless it is told to use the CPU.
+        # One process trains where the model is; several have a device each. Where there is no GPU,
+        # accelerate does not see the processes of `torchrun` as one group unless it is told to
+        # use the CPU.
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         on_cpu = launched and not torch.accelerator.is_available()
-        self._accelerator: Any = Accelerator(cpu=True) if on_cpu else Accelerator()
+        self._accelerator: Any = (
+            Accelerator(cpu=True) if on_cpu else Accelerator(device_placement=launched)
+        )
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
 
@@ -42,6 +45,7 @@ class Processes:
 
     def prepare(self, module: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """Places a module on this process's device, with the first process's weights and buffers.
+        A single process leaves it where it is.
 
         Returns:
             The module and its optimizer.

@@ -84,7 +84,7 @@ def test_scan_finds_the_texts_known_by_heart(done):
     frame = pd.read_parquet(out / "windows.parquet")
     assert printed["scan"] == {
         "windows": 18 * 7, "exact": int(frame["exact"].sum()), "accuracy": round(frame["accuracy"].mean(), 4), "texts": 19, "skipped": 1,
-        "out": str(out), "start_tokens": "none", "discoverable_n100_p50": float((1 - (1 - np.exp(frame["log_p"])) ** 100 >= 0.5).mean()),
+        "device": "cpu", "out": str(out), "start_tokens": "none", "discoverable_n100_p50": float((1 - (1 - np.exp(frame["log_p"])) ** 100 >= 0.5).mean()),
     }  # fmt: skip
     assert set(frame[frame["exact"]]["text"]) == {0, 1, 2, 3}
     assert frame["exact"].sum() > 20
@@ -103,6 +103,7 @@ def test_localize_writes_the_units_that_ablate_takes(done):
         "method": "gradient_x_activation",
         "units": 10,
         "of": 96,
+        "device": "cpu",
         "out": str(out),
     }
     assert len(scores) == 96
@@ -178,6 +179,16 @@ def assert_one_error(result: Any, match: str) -> None:
     assert result.exit_code == 1
     assert not result.stdout
     assert re.fullmatch(rf"error: [^\n]*{match}[^\n]*\n", result.stderr), result.stderr
+
+
+@pytest.mark.parametrize("command", ["scan", "localize", "ablate"])
+def test_a_device_is_chosen_and_one_that_is_not_there_is_named_before_any_work(
+    command, model, corpus, tmp_path
+):
+    for device in ("xpu:7", "gpu"):
+        result = run(command, model, corpus, "--out", tmp_path, *WINDOW, "--device", device)
+        assert_one_error(result, f"device='{device}'.*cpu")
+    assert not (tmp_path / "windows.parquet").exists()
 
 
 @pytest.mark.parametrize("command", ["scan", "localize", "ablate"])

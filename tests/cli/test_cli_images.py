@@ -201,7 +201,7 @@ def test_scan_measures_each_image_once_given_its_class_as_the_library_does(toy, 
     )
     assert printed["scan"] == {
         "windows": 61, "exact": int(frame["exact"].sum()), "accuracy": round(frame["accuracy"].mean(), 4), "images": 61, "skipped": 0,
-        "out": str(out), "discoverable_n100_p50": float(interp.discoverable(frame["log_p"].to_numpy(), 100, 0.5).mean()),
+        "device": "cpu", "out": str(out), "discoverable_n100_p50": float(interp.discoverable(frame["log_p"].to_numpy(), 100, 0.5).mean()),
     }  # fmt: skip
     assert frame["given_label"].tolist() == EVERY.labels.tolist()
     assert frame["prefix"].eq(toy.prefix).all()
@@ -236,6 +236,7 @@ def test_localize_scores_half_of_the_images_as_the_library_does(toy, done, subje
         "method": "gradient_x_activation",
         "units": 13,
         "of": 128,
+        "device": "cpu",
         "out": str(out),
     }
     assert all(np.allclose(stored[site], scores[site], atol=1e-6) for site in scores.values)
@@ -268,6 +269,7 @@ def test_ablate_judges_on_the_other_half_and_damage_on_images_of_neither(toy, do
         "verdict": report.verdict,
         "beats_random": report.beats_random,
         "judged_on_other_wording": True,
+        "device": "cpu",
         "out": str(out),
     }
     frame = pd.read_parquet(out / f"drop-{given}.parquet")

@@ -29,6 +29,7 @@ from joblib import parallel_config
 
 import interp
 from interp.cli.app import app
+from interp.errors import LoadError
 from interp.experiment.checks import (
     Check,
     Measure,
@@ -125,6 +126,7 @@ def test_a_run_writes_claims_over_seeds_and_on_each_with_tables_figures_and_sett
         config["seeds"],
         config["shift"],
     ) == ("toy", "small", 5, 3, 1.0)
+    assert config["device"] == "cpu"
     assert {"python", "torch"} <= config["versions"].keys()
 
 
@@ -226,6 +228,15 @@ def test_the_number_of_jobs_at_a_time_changes_nothing(root, module, tmp_path):
     assert (tmp_path / "one" / "claims.json").read_bytes() == (
         tmp_path / "two" / "claims.json"
     ).read_bytes()
+
+
+def test_a_job_runs_on_the_device_that_was_asked_for(tmp_path):
+    """Also in a process of its own, which inherits nothing: the CPU where a GPU is there, too."""
+    jobs = [kept(job(toy.where), tmp_path, {"number": number}) for number in range(2)]
+    finish_all(jobs, jobs=2, device="cpu")
+    assert {one.tables()["where"]["device"].item() for one in jobs} == {"cpu"}
+    with pytest.raises(LoadError, match="device='xpu:7' is not there"):
+        finish_all([kept(job(toy.where), tmp_path, {})], jobs=1, device="xpu:7")
 
 
 def test_a_job_has_one_thread_and_the_caller_gets_its_own_back(tmp_path):

@@ -4,6 +4,8 @@ moment and says when it runs."""
 import pandas as pd
 import torch
 
+from interp.loading.devices import choose_device
+
 TOY = '''"""How large are small numbers?"""
 
 import os
@@ -67,6 +69,10 @@ def write_toy(root):
         "from experiments.toy import EXPERIMENT\n\nEXPERIMENT.command()\n"
     )
     return root
+
+
+def where() -> dict[str, pd.DataFrame]:
+    return {"where": pd.DataFrame({"device": [str(choose_device())]})}
 
 
 def threads() -> dict[str, pd.DataFrame]:

@@ -106,7 +106,7 @@ def test_an_adapter_that_is_trained_later_is_part_of_the_units_already():
             nn.init.normal_(part.up.weight)
     everything = zeroed(found, "blocks.1.neurons")
     bias = found.module.get_submodule("trunk.1.down.base").bias
-    by_hand = with_hook(found, "trunk.1.down", "out", lambda out: bias.expand_as(out))
+    by_hand = with_hook(found, "trunk.1.down", "out", bias.expand_as)
     torch.testing.assert_close(everything, by_hand)
 
 

@@ -18,6 +18,7 @@ from interp.localization.unit_values import written_lengths
 from interp.localization.window_rows import RunningMean, concatenate_parts
 from interp.sites.site import Site
 from interp.subject.batch import Batch, Batches, batches
+from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject, evaluating
 
 
@@ -116,14 +117,20 @@ def _activity(
 ) -> Iterator[dict[Site, np.ndarray]]:
     """The mean |activation| of every unit over each window's positions, batch by batch; for a head
     the mean over its columns."""
-    for batch in batches(windows, batch_size):
-        recording = record(subject, batch, sites, reduce="rows_abs", batch_size=batch_size)
+
+    def activity(part: Batch) -> dict[Site, np.ndarray]:
+        recording = record(subject, part, sites, reduce="rows_abs", batch_size=batch_size)
         rows: dict[Site, np.ndarray] = {}
         for site in sites:
             units = subject.anatomy.place(site).units
-            by_column = recording[site].reshape(len(batch), units, -1)
+            by_column = recording[site].reshape(len(part), units, -1)
             rows[site] = by_column.mean(-1, dtype=np.float64)
-        yield rows
+        return rows
+
+    limit = BatchLimit()
+    for batch in batches(windows, batch_size):
+        for _, rows in limit.run(activity, batch):
+            yield rows
 
 
 def _z_score_each(

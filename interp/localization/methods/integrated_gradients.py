@@ -203,5 +203,5 @@ def _predict_only(batch: Batch, target: int) -> Batch:
     mask = batch.mask
     if mask is None:
         mask = torch.ones_like(batch.tokens, dtype=torch.bool)
-    until_target = torch.arange(batch.length) <= target
+    until_target = torch.arange(batch.length, device=mask.device) <= target
     return replace(batch, prompt=target, mask=mask & until_target)

@@ -536,7 +536,7 @@ class _Block:
             return f"attention runs in {where}, but {self._why_no_term()}"
         return (
             f"no projection back to the model width in {where} holds all that attention adds: "
-            "with its input at zero, something is left"
+            "without it, something is left"
         )
 
     def _why_no_neurons(self) -> str:
@@ -551,7 +551,7 @@ class _Block:
             return self.halves.unknown or f"{where} has no MLP: nothing else is added"
         return (
             f"no projection back to the model width outside the attention in {where} holds all "
-            "that the MLP adds: with its input at zero, something is left"
+            "that the MLP adds: without it, something is left"
         )
 
     def _why_no_term(self) -> str:

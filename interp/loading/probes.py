@@ -97,17 +97,17 @@ class Probe:
         return {call for call, has_changed in changed.items() if has_changed}
 
     def without(self, zeroed: Iterable[Call], watched: Iterable[Call]) -> dict[Call, Tensor]:
-        """Returns the outputs of some calls while the inputs of others are zero.
+        """Returns the outputs of some calls while those of others are zero.
 
         The watched calls pass on their first output, so that each sees only what is zeroed inside
         it.
         """
         visits: dict[Site, Visit] = {}
         outputs: dict[Call, Tensor] = {}
+        for call in zeroed:
+            visits[_site(call, "out")] = lambda value, _: torch.zeros_like(value)
         for call in watched:
             visits[_site(call, "out")] = _keeping(call, outputs)
-        for call in zeroed:
-            visits[_site(call, "in")] = lambda value, _: torch.zeros_like(value)
         self._rerun(visits)
         return outputs
 

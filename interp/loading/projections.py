@@ -86,7 +86,7 @@ class Search:
     """The search for the projection whose input holds the units of one half of a block.
 
     Attributes:
-        half: the call whose output must not depend on anything once that input is zero.
+        half: the call whose output must not depend on anything once that of the projection is zero.
         inner: the calls inside the block.
         candidates: calls to try, the likeliest first; those that are not linear are left out.
         after: the time after which the projection runs: the values that attention reads are made by
@@ -107,8 +107,8 @@ class Search:
 def find_projections(module: nn.Module, probe: Probe, searches: Sequence[Search]) -> None:
     """Sets `found` of every search whose law some projection satisfies.
 
-    The law: with the projection's input at zero, the half adds the same to every position. So the
-    units at that input are all that the half has, and none of its inputs goes around them.
+    The law: with the projection's output at zero, the half adds the same to every position. So the
+    units at its input are all that the half has, and nothing goes around them.
 
     Args:
         module: the network.
@@ -146,8 +146,15 @@ def _try_in_turn(module: nn.Module, probe: Probe, searches: Sequence[Search]) ->
                     tried[search] = call
         if not tried:
             return
-        outputs = probe.without(tried.values(), [search.half for search in tried])
-        alone = [search for search in tried if _is_constant(outputs[search.half], search.half)]
+        # A projection that is all of the half itself needs no trial.
+        inside = {search: call for search, call in tried.items() if call is not search.half}
+        halves = [search.half for search in inside]
+        outputs = probe.without(inside.values(), halves) if inside else {}
+        alone = [
+            search
+            for search in tried
+            if search not in inside or _is_constant(outputs[search.half], search.half)
+        ]
         shared = {search: tried[search] for search in alone if search.total}
         watched = [call for search in shared for call in search.total]
         totals = probe.without(shared.values(), watched) if shared else {}

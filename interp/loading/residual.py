@@ -20,6 +20,8 @@ from interp.loading.verification import close, same, shaped_like
 
 _MOST_TERMS = 3
 _LEAST_SCALE = 1e-3  # a term with less than this is no term, but what rounding left
+_TINY = 1e-12
+_MEAN_ERROR = 2.0  # of squared errors, in units of rounding; sums of correct terms have less than 1
 _ONE = 1e-4  # a fitted factor this close to 1 is 1
 
 
@@ -106,9 +108,20 @@ def _plain_sum(
         total = pre
         for output in outputs:
             total = total + output
-        if close(total, post, pre, *outputs):
+        if _is_sum(total, post, pre, *outputs):
             return tuple(map(Term, calls))
     return None
+
+
+def _is_sum(total: Tensor, post: Tensor, *terms: Tensor) -> bool:
+    """Whether `post` is the sum of these terms, up to rounding in every element and on average.
+
+    In half precision, a small term that is missing stays within the largest rounding errors, but
+    not within their mean.
+    """
+    magnitude = torch.stack([term.abs() for term in terms]).sum(0)
+    errors = (total - post) / (torch.finfo(post.dtype).eps * magnitude + _TINY)
+    return close(total, post, *terms) and float(errors.float().square().mean()) <= _MEAN_ERROR
 
 
 class _Screen:
@@ -197,6 +210,6 @@ def _scaled_sum(
         parts = [whole * pre]
         for call, scale in zip(calls, scales, strict=True):
             parts.append(whole * scale * _row(call.output))
-        if close(torch.stack(parts).sum(0), post, *parts):
+        if _is_sum(torch.stack(parts).sum(0), post, *parts):
             return Residual(tuple(map(Term, calls, scales)), whole=whole)
     return None

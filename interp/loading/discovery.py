@@ -533,7 +533,8 @@ class _Block:
                 "(attention kernels that torch cannot see need a Layout)"
             )
         if self._attention_half is None:
-            return f"attention runs in {where}, but {self._why_no_term()}"
+            why = self._why_no_term() or "no term of the residual is what it gives"
+            return f"attention runs in {where}, but {why}"
         return (
             f"no projection back to the model width in {where} holds all that attention adds: "
             "without it, something is left"
@@ -541,14 +542,14 @@ class _Block:
 
     def _why_no_neurons(self) -> str:
         where = self.call.path
+        if self.residual is not None and not self.halves.mlp:
+            return self.halves.unknown or f"{where} has no MLP: nothing else is added"
         experts = self._experts()
         if experts is not None:
             return (
                 f"a mixture of experts ({where}.{experts}): "
                 "its neurons are not the input of one projection"
             )
-        if self.residual is not None and not self.halves.mlp:
-            return self.halves.unknown or f"{where} has no MLP: nothing else is added"
         return (
             f"no projection back to the model width outside the attention in {where} holds all "
             "that the MLP adds: without it, something is left"

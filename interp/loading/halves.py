@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from interp.hooks.call_trace import Attention, Call
 from interp.loading.probes import Probe, Reach
 from interp.loading.residual import Residual, Term
+from interp.loading.verification import has_projection
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,8 @@ def tell_apart(
     reach = probe.reaches(parts)
     kinds: dict[str, Halves] = {}
     for path, residual in residuals.items():
-        kinds[path] = _kinds(residual.terms, reach, operations.get(path, ()))
+        attentions = _with_attention(path, residual.terms, operations.get(path, ()), probe.module)
+        kinds[path] = _kinds(residual.terms, reach, attentions)
     dependent = probe.depends(_later_terms(kinds))
 
     halves: dict[str, Halves] = {}
@@ -67,11 +71,11 @@ def tell_apart(
 
 
 def _kinds(
-    terms: Sequence[Term], reach: Mapping[Call, Reach], operations: Sequence[Attention]
+    terms: Sequence[Term], reach: Mapping[Call, Reach], with_attention: Sequence[Term]
 ) -> Halves:
     """The terms by kind; `mlp` holds all that act on each position by itself."""
     mixing = [term for term in terms if reach[term.call].alone > 0]
-    attentions = _with_attention(mixing, operations)
+    attentions = [term for term in mixing if term in with_attention]
     if len(attentions) > 1:
         return Halves(unknown="several of its terms come from attention")
     # An MLP may look a few positions back too (RWKV shifts its input by one, Inkling puts a short
@@ -96,13 +100,23 @@ def _kinds(
     )
 
 
-def _with_attention(mixing: Sequence[Term], operations: Sequence[Attention]) -> list[Term]:
-    """The terms that an attention operation belongs to: of each, the first that ends after it."""
+def _with_attention(
+    block: str, terms: Sequence[Term], operations: Sequence[Attention], module: nn.Module
+) -> list[Term]:
+    """The terms that attention operations belong to: of each operation, the first term after it
+    that is part of the same child of the block, or that does no more than a norm."""
     found: list[Term] = []
     for operation in operations:
-        after = [term for term in mixing if term.call.end > operation.time]
-        if after and after[0] not in found:
-            found.append(after[0])
+        running = operation.inside[operation.inside.index(block) + 1 :]
+        child = running[0] if running else block
+        for term in terms:
+            path = term.call.path
+            in_child = path == child or path.startswith(f"{child}.") or child.startswith(f"{path}.")
+            passes_on = not has_projection(module.get_submodule(path))
+            if term.call.end > operation.time and (in_child or passes_on):
+                if term not in found:
+                    found.append(term)
+                break
     return found
 
 

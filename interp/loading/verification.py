@@ -95,4 +95,5 @@ def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
 
 def rounding(value: Tensor) -> float:
     """Returns by how much a value may differ when it is computed again in another order."""
-    return 64 * torch.finfo(value.dtype).eps * float(value.abs().max())
+    units = max(4 * torch.finfo(value.dtype).eps, 64 * torch.finfo(torch.float32).eps)
+    return units * float(value.abs().max())

@@ -185,6 +185,9 @@ def train_or_load(settings: Trained, family: str, regime: str, seed: int, out: P
         checkpoints=Checkpoints(place, every=250, about=about),
     )
     save_image_model(module.eval(), place / "model")
+    # RAR's gates begin at zero, so that its blocks add nothing before training. What attention and
+    # MLP add is seen only now.
+    subject = interp.load(module)
 
     sets = {
         "planted": images.planted,

@@ -544,6 +544,8 @@ class _Block:
         where = self.call.path
         if self.residual is not None and not self.halves.mlp:
             return self.halves.unknown or f"{where} has no MLP: nothing else is added"
+        if same(self.call.value, self.call.output):
+            return self._why_no_term()
         experts = self._experts()
         if experts is not None:
             return (
@@ -556,6 +558,11 @@ class _Block:
         )
 
     def _why_no_term(self) -> str:
+        if self.residual is None and same(self.call.value, self.call.output):
+            return (
+                f"{self.call.path} adds nothing to the residual: its weights or gates are zero; "
+                "load the model again once it is trained"
+            )
         if self.residual is None:
             return (
                 f"no module output of {self.call.path} is what is added to the residual "
@@ -566,6 +573,8 @@ class _Block:
     def _attn_out(self) -> Place | str:
         if self.halves.attention is not None:
             return _added(self.halves.attention)
+        if self.operations and not self._why_no_term():
+            return f"no term of the residual is what attention gives in {self.call.path}"
         return self._why_no_term() or f"{self.call.path} has no attention that torch can see"
 
     def _mixer_out(self) -> Place | str:

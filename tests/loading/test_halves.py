@@ -153,3 +153,12 @@ def test_no_weight_is_given_where_there_is_no_plain_one(kind):
 def test_blocks_of_several_classes_are_one_stack():
     module = tiny.seeded(lambda: tiny.Language(blocks.Convolving(), blocks.PostNorm()))
     assert interp.load(module).anatomy.blocks() == ("trunk.0", "trunk.1")
+
+
+def test_a_block_that_adds_nothing_yet_is_refused_with_the_way_out():
+    module = tiny.seeded(lambda: tiny.Language(blocks.OnlyMLP(), blocks.OnlyMLP()))
+    for block in module.trunk:
+        nn.init.zeros_(block.down.weight)
+        nn.init.zeros_(block.down.bias)
+    with pytest.raises(interp.SiteError, match="once it is trained"):
+        interp.load(module).anatomy.place("blocks.0.neurons")

@@ -201,4 +201,4 @@ class Linear(nn.Module):
 
 @functools.cache
 def linear(seed: int = 0) -> interp.Subject:
-    return interp.load(tiny.seeded(Linear, torch.float64, seed))
+    return tiny.looking_ahead(tiny.seeded(Linear, torch.float64, seed))

@@ -40,12 +40,14 @@ from transformers import (
 )
 
 import interp
+from interp.loading.discovery import discover
 from interp.models.image.image_model import ImageModel
 from interp.models.image.rar import RAR, RARConfig
 from interp.models.image.raster_vq import RasterVQ, RasterVQConfig
 from interp.models.image.residual_vq import ResidualVQ, ResidualVQConfig
 from interp.models.image.var import VAR, VARConfig
 from interp.sites.anatomy import Place
+from interp.subject.stepwise import OneByOne, plain_forward
 
 VOCABULARY, BLOCKS, HEADS, NEURONS = 67, 3, 4, 48
 _WIDE = {"vocab_size": VOCABULARY, "hidden_size": 32}
@@ -248,6 +250,13 @@ def image_batch(name: str, rows: int = 2, seed: int = 0, prompt: int = 0) -> int
         groups=module.all_groups if name == "var" else None,
         conditioning={"label": label},
     )
+
+
+def looking_ahead(module: nn.Module) -> interp.Subject:
+    """A subject of a module that sees later tokens, which `interp.load` refuses."""
+    example = OneByOne(module).example()
+    anatomy = discover(module, lambda: module(example.tokens))
+    return interp.Subject(module, anatomy, plain_forward)
 
 
 def wrapped(module: nn.Module) -> interp.Subject:

@@ -452,7 +452,7 @@ def test_a_step_is_a_longer_prompt_and_what_follows_it_or_pads_does_not_count():
 
 def test_tokens_predicted_together_are_all_seen():
     """By a model that looks ahead, of which the corrupt items differ in the last token alone."""
-    subject = tiny.wrapped(
+    subject = tiny.looking_ahead(
         tiny.seeded(
             lambda: tiny.Language(*(tiny.Block(32, 4, causal=False) for _ in range(2))),
             torch.float64,

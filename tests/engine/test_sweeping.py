@@ -338,7 +338,7 @@ class Shifting(Decoder):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
-        shift = x.mean(1, keepdim=True)
+        shift = x[:, :1]
         for number, block in enumerate(self.trunk):
             x = block(x, shift=shift) if number else block(x)
         return self.head(x)

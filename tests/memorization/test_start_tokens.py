@@ -138,10 +138,11 @@ def test_a_batch_by_hand_is_what_the_model_sees():
 def test_texts_are_generated_and_encoded_behind_the_start_tokens():
     behind, tokens = subject("w1 w2 $A w1"), some_tokens(6)
     ids = torch.tensor([[1, 2, *tokens]])
-    wanted = behind.decode(behind.generate(ids, 5)[0].tolist())
+    # A text as it reads after the prompt: with the space between them.
+    wanted = " " + behind.decode(behind.generate(ids, 5)[0].tolist())
     assert behind.generate(text(tokens), 5) == wanted
     assert behind.generate(text([1, 2, *tokens]), 5) == wanted
-    raw = behind.decode(behind.generate(ids[:, 2:], 5)[0].tolist())
+    raw = " " + behind.decode(behind.generate(ids[:, 2:], 5)[0].tolist())
     assert behind.generate(text(tokens), 5, bos=False) == raw
 
     batch = behind.encode_all([text(tokens), text(tokens[:3])], length=4)

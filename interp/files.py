@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,6 +128,18 @@ def find_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
             is_read = file.is_file() and not _is_hidden(file)
             (files if is_read else left_out).append(file)
     return sorted(files), sorted(left_out)
+
+
+def passed_over_in_words(paths: Sequence[Path], rule: str) -> str:
+    """Returns one line about the files of a folder that are not read; empty if there are none.
+
+    Args:
+        paths: the files.
+        rule: which files are read.
+    """
+    if not paths:
+        return ""
+    return f"{len(paths)} passed over ({count_in_words(paths)}): {rule}"
 
 
 def count_in_words(paths: Iterable[Path]) -> str:

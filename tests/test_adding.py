@@ -42,12 +42,12 @@ assert len(localize_each(llama, windows, method="largest", site="blocks.1.neuron
 SITE = [
     ("sites/site.py", '    "resid_mid",\n', '    "resid_mid",\n    "mlp_in",\n'),
     (
-        "loading/discovery.py",
+        "loading/block.py",
         '"mlp_out": self._mlp_out(),',
         '"mlp_in": self._mlp_in(self._mlp_out()), "mlp_out": self._mlp_out(),',
     ),
     (
-        "loading/discovery.py",
+        "loading/block.py",
         "    @property\n    def _width(self)",
         '''    def _mlp_in(self, mlp):
         """What the module that gives mlp_out is called with."""

@@ -25,7 +25,8 @@ def layers(subject: Hooked, sites: Sites) -> list[tuple[nn.Module, bool]]:
         sites: where to attribute to.
 
     Raises:
-        SiteError: `resid_mid` and `block_out`, which are not the input or output of a layer.
+        SiteError: `resid_mid`, `block_out`, and what a model scales before it adds it, which are
+            not the input or output of a layer.
 
     Example:
         >>> from interp.adapters import captum
@@ -36,7 +37,7 @@ def layers(subject: Hooked, sites: Sites) -> list[tuple[nn.Module, bool]]:
     found: list[tuple[nn.Module, bool]] = []
     for site in subject.anatomy.expand(sites):
         place = subject.anatomy.place(site)
-        if place.base is not None:
+        if place.base is not None or place.scale != 1:
             raise SiteError(
                 f"{site} is {place}, which captum cannot name: "
                 "attribute to attn_out or to resid_pre of the next block"

@@ -13,7 +13,7 @@ from interp.errors import HookError
 from interp.hooks.hooks import lower_plans
 from interp.interventions.edit import Edit
 from interp.interventions.plan import Plan
-from interp.sites.anatomy import Anatomy, Place
+from interp.sites.anatomy import Anatomy
 from interp.sites.site import BLOCK_POINTS, Site
 from interp.subject.batch import Batch
 
@@ -74,7 +74,7 @@ def _timed_steps(
     """The steps at a site, each with a tuple that sorts like the time of its execution: the number
     of the stack, of the block, and of the point in the block."""
     place = anatomy.place(site)
-    if not _is_simple(place):
+    if not place.is_plain:
         raise HookError(
             f"{site} is {place}: a peer runs plans on one tensor, or on one plus or minus another; "
             "run this plan by hooks (subject.intervened)"
@@ -98,13 +98,6 @@ def _timed_steps(
     other, sign = place.base
     yield (stack, site.block, 0.5), (other.path, other.side, "", 1, [])
     yield time, (place.path, place.side, other.path, sign, changes)
-
-
-def _is_simple(place: Place) -> bool:
-    """Whether a value is a tensor of the model, or one plus or minus what enters the block."""
-    if place.scale != 1:
-        return False
-    return place.base is None or str(place.base[0]).endswith(":in")
 
 
 def _change(edit: Edit, batch: Batch) -> Change:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.adapters.plan_steps import align
-from interp.errors import HookError
+from interp.errors import HookError, SiteError
 from interp.hooks.hooks import Hooked, lower_plans
 from interp.interventions.edit import Edit, apply
 from interp.interventions.plan import Plan
@@ -97,7 +97,8 @@ def fwd_hooks(
             call.
 
     Raises:
-        SiteError: a site that TransformerLens cannot name (several stacks, module paths).
+        SiteError: a site that TransformerLens cannot name (several stacks, module paths), or that
+            is another value there (what a model scales, or normalizes after the addition).
 
     Example:
         >>> from interp.adapters import transformer_lens
@@ -111,6 +112,12 @@ def fwd_hooks(
         by_site.setdefault(anatomy.resolve(edit.site), []).append(edit)
     pairs: list[tuple[str, Hook]] = []
     for site, edits in by_site.items():
+        place = anatomy.place(site)
+        if not place.is_plain or (site.point == "resid_mid" and place.base is None):
+            raise SiteError(
+                f"{site} is {place}, which is not what TransformerLens's hooks are given: run this "
+                "plan by hooks on the model itself (subject.intervened)"
+            )
         pairs += _hooks(site, edits, prompt)
     return pairs
 

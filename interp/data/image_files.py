@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interp.data.images import Images
 from interp.errors import closest
-from interp.files import count_in_words, find_files, replaced
+from interp.files import find_files, passed_over_in_words, replaced
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,11 +50,10 @@ class ImageFiles:
     @property
     def note(self) -> str:
         """One line about what is passed over; empty if nothing is."""
-        if not self.passed_over:
-            return ""
-        return (
-            f"{len(self.passed_over)} passed over ({count_in_words(self.passed_over)}): of folders "
-            f"only pictures inside class folders are read, which end in {', '.join(SUFFIXES)}"
+        return passed_over_in_words(
+            self.passed_over,
+            "of folders only pictures inside class folders are read, which end in "
+            + ", ".join(SUFFIXES),
         )
 
     def read(self, side: int | None = None, channels: int | None = None) -> Images:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.files import count_in_words, find_files
+from interp.files import count_in_words, find_files, passed_over_in_words
 from interp.subject.batch import check_text
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".ndjson", ".json")
@@ -36,12 +36,10 @@ class TextFiles:
     @property
     def note(self) -> str:
         """One line about what is passed over; empty if nothing is."""
-        if not self.passed_over:
-            return ""
-        return (
-            f"{len(self.passed_over)} passed over ({count_in_words(self.passed_over)}): in folders "
-            f"only files that end in {', '.join(SUFFIXES)} and hold texts are read; "
-            "to read another file, name it"
+        return passed_over_in_words(
+            self.passed_over,
+            f"in folders only files that end in {', '.join(SUFFIXES)} and hold texts are read; "
+            "to read another file, name it",
         )
 
     def read(self) -> Iterator[str]:

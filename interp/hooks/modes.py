@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -59,3 +60,14 @@ def modes_kept(module: nn.Module) -> Generator[None]:
     finally:
         for child, mode in modes:
             child.training = mode
+
+
+@contextmanager
+def random_state_kept(module: nn.Module) -> Generator[None]:
+    """Restores the random generators of the CPU, and of every GPU that holds a parameter."""
+    devices: set[int] = set()
+    for parameter in module.parameters():
+        if parameter.device.type == "cuda":
+            devices.add(parameter.device.index or 0)
+    with torch.random.fork_rng(sorted(devices)):
+        yield

@@ -56,8 +56,8 @@ def tell_apart(
     reach = probe.reaches(parts)
     kinds: dict[str, Halves] = {}
     for path, residual in residuals.items():
-        attentions = _with_attention(path, residual.terms, operations.get(path, ()), probe.module)
-        kinds[path] = _kinds(residual.terms, reach, attentions)
+        runs = _Runs(path, operations.get(path, ()), probe.module)
+        kinds[path] = _kinds(residual.terms, reach, runs)
     dependent = probe.depends(_later_terms(kinds))
 
     halves: dict[str, Halves] = {}
@@ -70,12 +70,49 @@ def tell_apart(
     return halves
 
 
-def _kinds(
-    terms: Sequence[Term], reach: Mapping[Call, Reach], with_attention: Sequence[Term]
-) -> Halves:
+@dataclass(frozen=True)
+class _Runs:
+    """The attention operations of one block, and where they ran."""
+
+    block: str
+    operations: Sequence[Attention]
+    module: nn.Module
+
+    def behind(self, terms: Sequence[Term]) -> list[Term]:
+        """The terms that operations belong to: of each operation, the first term after it that is
+        in the same child of the block, or does no more than a norm."""
+        found: list[Term] = []
+        for operation in self.operations:
+            for term in terms:
+                passes_on = not has_projection(self.module.get_submodule(term.call.path))
+                in_child = self._in_child(term, operation)
+                if term.call.end > operation.time and (in_child or passes_on):
+                    if term not in found:
+                        found.append(term)
+                    break
+        return found
+
+    def inside(self, terms: Sequence[Term]) -> bool:
+        """Whether an operation ran in the same child of the block as one of the terms."""
+        return any(
+            self._in_child(term, operation) for operation in self.operations for term in terms
+        )
+
+    def _in_child(self, term: Term, operation: Attention) -> bool:
+        running = operation.inside[operation.inside.index(self.block) + 1 :]
+        if not running:
+            return True  # the block runs the operation itself
+        child, path = f"{running[0]}.", f"{term.call.path}."
+        return path.startswith(child) or child.startswith(path)
+
+
+def _kinds(terms: Sequence[Term], reach: Mapping[Call, Reach], runs: _Runs) -> Halves:
     """The terms by kind; `mlp` holds all that act on each position by itself."""
     mixing = [term for term in terms if reach[term.call].alone > 0]
-    attentions = [term for term in mixing if term in with_attention]
+    still = [term for term in terms if term not in mixing]
+    attentions = runs.behind(mixing)
+    if runs.operations and not attentions and runs.inside(still):
+        return Halves(unknown="its attention was not seen to carry anything between positions")
     if len(attentions) > 1:
         return Halves(unknown="several of its terms come from attention")
     # An MLP may look a few positions back too (RWKV shifts its input by one, Inkling puts a short
@@ -98,26 +135,6 @@ def _kinds(
         mixer=mixers[0] if mixers else None,
         mlp=mlp,
     )
-
-
-def _with_attention(
-    block: str, terms: Sequence[Term], operations: Sequence[Attention], module: nn.Module
-) -> list[Term]:
-    """The terms that attention operations belong to: of each operation, the first term after it
-    that is part of the same child of the block, or that does no more than a norm."""
-    found: list[Term] = []
-    for operation in operations:
-        running = operation.inside[operation.inside.index(block) + 1 :]
-        child = running[0] if running else block
-        for term in terms:
-            path = term.call.path
-            in_child = path == child or path.startswith(f"{child}.") or child.startswith(f"{path}.")
-            passes_on = not has_projection(module.get_submodule(path))
-            if term.call.end > operation.time and (in_child or passes_on):
-                if term not in found:
-                    found.append(term)
-                break
-    return found
 
 
 def _later_terms(kinds: Mapping[str, Halves]) -> list[tuple[Call, Call]]:

@@ -15,8 +15,7 @@ logits of a large one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +26,8 @@ from torch.overrides import TorchFunctionMode
 
 from interp.errors import LoadError
 from interp.hooks.hooks import Clock, tapped
-from interp.hooks.modes import checkpointing_off, dropout_off
+from interp.hooks.modes import checkpointing_off, dropout_off, random_state_kept
+from interp.loading.probes import Bare
 from interp.sites.anatomy import Anatomy
 from interp.sites.site import Site
 from interp.subject.batch import Batch
@@ -133,7 +133,7 @@ def verify_prediction(trial: Trial, anatomy: Anatomy) -> Prediction:
         dropout_off(trial.module),
         checkpointing_off(trial.module),
         torch.no_grad(),
-        _random_state_kept(trial.module),
+        random_state_kept(trial.module),
     ):
         if isinstance(stepwise, OneByOne):
             return _verify_one_by_one(trial, stepwise, anatomy)
@@ -165,17 +165,6 @@ def _verify_one_by_one(trial: Trial, stepwise: OneByOne, anatomy: Anatomy) -> Pr
     lookups, lead = _check_causality(trial, stepwise, anatomy)
     context = _positions(lookups, trial.batch.length, lead)
     return Prediction(Decoding(cached=False, reason=reason), context, lead)
-
-
-@contextmanager
-def _random_state_kept(module: nn.Module) -> Generator[None]:
-    """Restores the generators of the CPU and of every GPU that holds a parameter."""
-    devices: set[int] = set()
-    for parameter in module.parameters():
-        if parameter.device.type == "cuda":
-            devices.add(parameter.device.index or 0)
-    with torch.random.fork_rng(sorted(devices)):
-        yield
 
 
 def _sample(logits: Tensor) -> Float[Tensor, "batch position columns"]:
@@ -226,14 +215,6 @@ def _check_causality(
     return lookups.found, lead
 
 
-@dataclass(frozen=True)
-class _Hooked:
-    """What can be hooked."""
-
-    module: nn.Module
-    anatomy: Anatomy
-
-
 def _lead(trial: Trial, anatomy: Anatomy) -> int:
     """How many more positions the blocks see than there are tokens: a soft prompt, or a beginning
     that a forward puts in front of every text. 0 for several stacks, which see different things."""
@@ -245,7 +226,7 @@ def _lead(trial: Trial, anatomy: Anatomy) -> int:
     def count(value: Tensor, _: Clock) -> None:
         positions.append(value.shape[1])
 
-    with tapped(_Hooked(trial.module, anatomy), {sites[0]: count}):
+    with tapped(Bare(trial.module, anatomy), {sites[0]: count}):
         trial.predict(trial.batch.tokens)
     return max(0, positions[0] - trial.batch.length)
 

@@ -38,7 +38,9 @@ _NOISE = 3.0  # standard deviations of the stream that are added to its first po
 
 
 @dataclass(frozen=True)
-class _Hooked:
+class Bare:
+    """A module and where its sites are: all that hooks need, before there is a Subject."""
+
     module: nn.Module
     anatomy: Anatomy
 
@@ -115,7 +117,7 @@ class Probe:
         for block in self.blocks:
             visits[_site(block, "out")] = _first_output(block)
         places = {site: _place(site) for site in visits}
-        hooked = _Hooked(self.module, Anatomy(self.stacks, {}, {}, places))
+        hooked = Bare(self.module, Anatomy(self.stacks, {}, {}, places))
         with torch.no_grad(), dropout_off(self.module), tapped(hooked, visits):
             self.run()
 
@@ -144,9 +146,11 @@ def _recorded(call: Call, value: Tensor) -> Tensor:
 
 def _with_noise(value: Tensor, _: Clock) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(value[:, 0].shape, generator=generator)
+    first = value[:, 0]
+    noise = torch.randn(first.shape, generator=generator).to(value)
+    spread = value.float().std().to(value)
     changed = value.clone()
-    changed[:, 0] += _NOISE * value.float().std().to(value) * noise.to(value)
+    changed[:, 0] = first + _NOISE * spread * noise
     return changed
 
 

@@ -27,7 +27,8 @@ def has_matrix(module: nn.Module, call: Call) -> bool:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or call.value is None or call.output is None:
         return False
-    return sorted(weight.shape) == sorted((call.value.shape[-1], call.output.shape[-1]))
+    widths = {call.value.shape[-1], call.output.shape[-1]}
+    return weight.ndim == 2 and set(weight.shape) == widths
 
 
 def is_linear(module: nn.Module, call: Call) -> bool:
@@ -42,8 +43,9 @@ def is_linear(module: nn.Module, call: Call) -> bool:
     value, output = call.value, call.output
     if value is None or output is None or value.shape[:-1] != output.shape[:-1]:
         return False
-    if not any(True for _ in module.parameters()) and not any(True for _ in module.buffers()):
+    if not list(module.parameters()) and not list(module.buffers()):
         return False
+    # Every other column, and every other position.
     columns = torch.arange(value.shape[-1], device=value.device) % 2 == 0
     rows = torch.arange(value.shape[-2], device=value.device)[:, None] % 2 == 0
     try:
@@ -61,8 +63,10 @@ def is_linear(module: nn.Module, call: Call) -> bool:
     size = size.amax(-1, keepdim=True).expand_as(output)
     superposed = close(even + odd - constant, output, size)
     alone = close(some_rows, torch.where(rows, output, constant), size)
-    mixes = value.shape[-1] != output.shape[-1] or bool(((even - constant) * ~columns).any())
-    return superposed and alone and mixes
+    if not (superposed and alone):
+        return False
+    from_even_to_odd = (even - constant)[..., ~columns] if value.shape == output.shape else None
+    return from_even_to_odd is None or bool(from_even_to_odd.any())
 
 
 def outermost(module: nn.Module, call: Call, inner: Sequence[Call]) -> Call:
@@ -185,11 +189,17 @@ def _is_added(search: Search, totals: Mapping[Call, Tensor]) -> bool:
     assert search.half.output is not None
     own = search.half.output.reshape(-1, search.half.output.shape[-1]).float()
     change = torch.zeros_like(own)
-    size = 0.0
+    tolerance = 0.0
     for call in search.total:
         assert call.output is not None
-        change += (call.output.reshape(own.shape) - totals[call].reshape(own.shape)).float()
-        size = max(size, rounding(call.output))
-    factors = (change * own).sum(-1, keepdim=True) / own.square().sum(-1, keepdim=True)
-    is_multiple = bool(((change - factors * own).abs() <= size).all())
-    return is_multiple and bool((change.abs() > size).any())
+        before = call.output.reshape(own.shape)
+        after = totals[call].reshape(own.shape)
+        change += (before - after).float()
+        tolerance = max(tolerance, rounding(before))
+
+    # The multiple at each position, by least squares: the gate of the expert.
+    in_common = (change * own).sum(-1, keepdim=True)
+    multiples = in_common / own.square().sum(-1, keepdim=True)
+    left_over = change - multiples * own
+    is_multiple = bool((left_over.abs() <= tolerance).all())
+    return is_multiple and bool((change.abs() > tolerance).any())

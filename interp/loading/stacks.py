@@ -111,11 +111,12 @@ def _is_chain(runs: list[Call]) -> bool:
 
 def _has_matrices(block: nn.Module) -> bool:
     """Whether several parts have a matrix, under whatever name: packed weights have their own."""
-    parts = 0
-    for part in block.modules():
-        tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-        parts += any(tensor.ndim >= 2 for tensor in tensors)
-    return parts >= 2
+    with_matrix: set[str] = set()
+    for named in (block.named_parameters(), block.named_buffers()):
+        for path, tensor in named:
+            if tensor.ndim >= 2:
+                with_matrix.add(path.rpartition(".")[0])
+    return len(with_matrix) >= 2
 
 
 def _short_names(paths: list[str]) -> list[str]:

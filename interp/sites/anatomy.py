@@ -86,6 +86,16 @@ class Place:
         return None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the value is a tensor of the model, or one plus or minus what enters the block.
+
+        Other libraries can be told no more than that.
+        """
+        if self.scale != 1:
+            return False
+        return self.base is None or self.base[0].side == "in"
+
+    @property
     def units(self) -> int:
         """How many units the value has."""
         return self.heads or self.width

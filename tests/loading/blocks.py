@@ -47,6 +47,14 @@ class PostNorm(Block):
         return self.between(x + self.down(nn.functional.gelu(self.up(x))))
 
 
+class Alone(Block):
+    """Attention, and nothing else, in which every position sees only itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        return x + self.attention(x.reshape(batch * length, 1, width)).reshape(x.shape)
+
+
 class Convolution(nn.Module):
     """A causal convolution over positions: a mixer that is no attention."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import interp
+from interp.adapters import captum, transformer_lens
 
 # The path of the module that gives each half; None where there is no such half.
 HALVES = {
@@ -162,3 +163,35 @@ def test_a_block_that_adds_nothing_yet_is_refused_with_the_way_out():
         nn.init.zeros_(block.down.bias)
     with pytest.raises(interp.SiteError, match="once it is trained"):
         interp.load(module).anatomy.place("blocks.0.neurons")
+
+
+@pytest.mark.parametrize(
+    ("site", "run"),
+    [
+        ("blocks.0.attn_out", transformer_lens.fwd_hooks),
+        ("blocks.0.mlp_out", lambda found, _: captum.layers(found, "blocks.0.mlp_out")),
+    ],
+)
+def test_a_scaled_addition_is_not_what_another_library_is_given(site, run):
+    found = subject(blocks.Scaled)
+    with pytest.raises(interp.SiteError, match=r"0\.\d+ \* trunk"):
+        run(found, interp.Zero(found.units(site, [0])))
+
+
+def test_a_name_for_the_mlp_leaves_another_mixer_what_it_is():
+    module = tiny.seeded(lambda: tiny.Language(blocks.Convolving(), blocks.Convolving()))
+    found = interp.load(module, anatomy=interp.Layout(mlp_out="down"))
+    assert str(found.anatomy.place("blocks.0.mixer_out")) == "trunk.0.attn:out"
+    assert interp.Site("attn_out", 0) in found.anatomy.refused
+
+
+def test_a_layout_that_names_a_module_of_another_width_is_refused():
+    module = tiny.seeded(lambda: tiny.Language(blocks.Scaled(), blocks.Scaled()))
+    with pytest.raises(interp.SiteError, match=r"attn\.qkv returns .*cannot be added"):
+        interp.load(module, anatomy=interp.Layout(attn_out="attn.qkv"))
+
+
+def test_attention_that_is_seen_to_carry_nothing_gives_no_half_its_name():
+    module = tiny.seeded(lambda: tiny.Language(blocks.Alone(), blocks.Alone()))
+    with pytest.raises(interp.SiteError, match="not seen to carry"):
+        interp.load(module).anatomy.place("blocks.0.mlp_out")

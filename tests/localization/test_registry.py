@@ -230,7 +230,7 @@ def test_activations_that_are_not_finite_are_refused_and_leave_no_hook(llama, ca
             llama.module.model.layers[1], lambda _, __, output: torch.tensor(float("nan")) * output
         ),
         tiny.untouched(llama.module),
-        pytest.raises(ValueError, match=r"scores are not finite|logits that predict .* are nan"),
+        pytest.raises(ValueError, match=r"logits that predict .* are nan"),
     ):
         call(llama, MEMORIZED, REFERENCE, method, "heads", **QUICK.get(method, {}))
 

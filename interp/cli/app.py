@@ -342,18 +342,24 @@ def redraw(
         list[Path],
         typer.Argument(help="Folders of results, such as experiments/planted_leak/results/small."),
     ],
+    rejudge: Annotated[  # noqa: FBT002
+        bool, typer.Option(help="Accept other numbers and verdicts, and list the latter.")
+    ] = False,
 ) -> None:
     """Draw the figures of results again from their tables, without running anything.
 
     Claims are judged again too, so that their statements are those of today's checks. Fails if a
-    number or a verdict would change. Needs a checkout of interp.
+    number or a verdict would change, unless with `--rejudge`. Needs a checkout of interp.
 
     Example: `interp redraw experiments/*/results/*`
     """
+    from interp.experiment.redraw import changed_verdicts
     from interp.experiment.redraw import redraw as drawn
 
     for folder in folders:
-        results = drawn(folder)
+        results = drawn(folder, rejudged=rejudge)
+        for line in changed_verdicts(folder, results):
+            typer.echo(line)
         results.write(folder)
         typer.echo(f"{folder}  {len(results.claims)} claims, {len(results.figures)} figures")
 
@@ -378,7 +384,7 @@ def claims(
 
     Example: `interp claims planted_leak`
     """
-    from interp.experiment.claims import committed_claims
+    from interp.experiment.claims import both_verdicts, committed_claims, measured_in_words
     from interp.experiment.experiment import experiments_folder
 
     if markdown is not None:
@@ -398,8 +404,8 @@ def claims(
         cells = (
             f"{claim['experiment']}/{claim['result']}",
             claim["id"],
-            claim["verdict"],
-            f"{claim['measured']:.3f} [{claim['low']:.3f}, {claim['high']:.3f}]",
+            both_verdicts(claim),
+            measured_in_words(claim, 3),
             claim["statement"],
         )
         typer.echo("  ".join(cells))

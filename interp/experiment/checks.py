@@ -4,17 +4,24 @@ seed and over all seeds."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from interp.experiment.claims import NOT_TESTABLE, Claim, Source, Verdict, judge
-from interp.reporting.stats import Interval, student_interval
+from interp.experiment.claims import NOT_TESTABLE, Claim, Source, Verdict, adjust, judge
+from interp.reporting.stats import (
+    Bounds,
+    Interval,
+    MeanOverSeeds,
+    bootstrap,
+    paired_interval,
+    statistic_interval,
+)
 
 Tables = Mapping[str, pd.DataFrame]
-Measured = Callable[[Tables], Interval | float]
+Measured = Callable[[Tables], Interval | float | None]
 Relation = Literal["at least", "at most", "above", "below"]
 
 _VERDICT_COLUMNS = [
@@ -28,6 +35,7 @@ _VERDICT_COLUMNS = [
     "threshold",
     "upwards",
     "statement",
+    "adjusted_verdict",
 ]
 
 
@@ -93,15 +101,52 @@ class Measure:
 
     Attributes:
         label: its name in a statement.
-        of: maps the tables of one seed to the number, or to its interval over items.
+        of: maps the tables of one seed to the number, or to its interval over items; to None where
+            what it compares was not measured on this seed.
+        bounds: the least and the largest value that it can have, such as (0, 1) of a share; its
+            interval over seeds stays within them.
+        by_item: maps the tables of one seed to the value of each item (text, image, sequence),
+            where `of` is their mean.
     """
 
     label: str
     of: Measured
+    bounds: Bounds | None = None
+    by_item: Callable[[Tables], pd.Series] | None = None
 
-    def __call__(self, tables: Tables) -> Interval | float:
-        """Returns the number, or its interval over items."""
+    def __call__(self, tables: Tables) -> Interval | float | None:
+        """Returns the number, or its interval over items, or None where it was not measured."""
         return self.of(tables)
+
+
+def bounded(measure: Measured, low: float, high: float) -> Measure:
+    """Returns a measure whose values lie between two bounds.
+
+    Args:
+        measure: the measure.
+        low, high: its bounds.
+
+    Example:
+        >>> from interp.experiment.checks import bounded
+        >>> bounded(lambda tables: 0.5, 0, 1).bounds
+        (0, 1)
+    """
+    if isinstance(measure, Measure):
+        return replace(measure, bounds=(low, high))
+    return Measure(_label(measure), measure, (low, high))
+
+
+def over_items(
+    label: str, by_item: Callable[[Tables], pd.Series], bounds: Bounds | None = None
+) -> Measure:
+    """Returns the measure that is the mean over items, with its bootstrap interval.
+
+    Args:
+        label: its name in a statement.
+        by_item: maps the tables of one seed to the value of each item.
+        bounds: the least and the largest value that it can have.
+    """
+    return Measure(label, lambda tables: bootstrap(by_item(tables)), bounds, by_item)
 
 
 def rows(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
@@ -125,12 +170,22 @@ def rows(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     return found
 
 
-def mean(table: str, column: str, **where: Any) -> Measure:
+def mean(
+    table: str,
+    column: str,
+    *,
+    item: str | Sequence[str] | None = None,
+    bounds: Bounds | None = None,
+    **where: Any,
+) -> Measure:
     """Returns the measure that is the mean of a column over the rows with the given values.
 
     Args:
         table: name of a table.
         column: name of its column.
+        item: the column (or columns) that names the item of a row. The mean then has an interval
+            over items; where an item has several rows, their mean counts.
+        bounds: the least and the largest value that the column can have.
         where: values of other columns.
 
     Example:
@@ -142,30 +197,80 @@ def mean(table: str, column: str, **where: Any) -> Measure:
         1.0
     """
     chosen = ", ".join(f"{name} {value}" for name, value in where.items())
+    label = f"mean {column} in {table} ({chosen})"
+    if item is not None:
+        columns = [item] if isinstance(item, str) else list(item)
+
+        def by_item(tables: Tables) -> pd.Series:
+            chosen: Any = rows(tables[table], where).groupby(columns, sort=False)
+            return chosen[column].mean()
+
+        return over_items(label, by_item, bounds)
 
     def of(tables: Tables) -> float:
         return float(np.mean(rows(tables[table], where)[column]))
 
-    return Measure(f"mean {column} in {table} ({chosen})", of)
+    return Measure(label, of, bounds)
 
 
 def minus(one: Measured, other: Measured) -> Measure:
-    """Returns the measure that is the difference of two measures, without an interval."""
+    """Returns the measure that is the difference of two measures.
 
-    def of(tables: Tables) -> float:
-        return interval(one(tables)).estimate - interval(other(tables)).estimate
+    It has bounds if both have, and an interval over items if both have items: of pairs where these
+    are the same items, otherwise of two independent samples.
+    """
+    label = f"{_label(one)} minus {_label(other)}"
+    bounds = _bounds_of_difference(one, other)
+    first = _items_of(one)
+    second = _items_of(other)
+    if first is None or second is None:
 
-    return Measure(f"{_label(one)} minus {_label(other)}", of)
+        def of(tables: Tables) -> float | None:
+            a = interval(one(tables))
+            b = interval(other(tables))
+            return None if a is None or b is None else a.estimate - b.estimate
+
+        return Measure(label, of, bounds)
+
+    def of_items(tables: Tables) -> Interval:
+        a = first(tables)
+        b = second(tables)
+        if a.index.symmetric_difference(b.index).empty:
+            return paired_interval(a, b.reindex(a.index))
+        return statistic_interval([a, b], _difference_of_means)
+
+    return Measure(label, of_items, bounds)
+
+
+def _difference_of_means(a: Any, b: Any) -> float:
+    return float(a.mean() - b.mean())
+
+
+def _items_of(measure: Measured) -> Callable[[Tables], pd.Series] | None:
+    return measure.by_item if isinstance(measure, Measure) else None
+
+
+def _bounds_of(measure: Measured) -> Bounds | None:
+    return measure.bounds if isinstance(measure, Measure) else None
+
+
+def _bounds_of_difference(one: Measured, other: Measured) -> Bounds | None:
+    first = _bounds_of(one)
+    second = _bounds_of(other)
+    if first is None or second is None:
+        return None
+    return first[0] - second[1], first[1] - second[0]
 
 
 def constant(value: float) -> Measure:
     """Returns the measure of a number that is known without measuring, such as chance."""
-    return Measure(f"{value:g}", lambda _: value)
+    return Measure(f"{value:g}", lambda _: value, (value, value))
 
 
-def interval(measured: Interval | float) -> Interval:
-    """Returns an interval as it is, and a plain number as an interval of no width."""
-    if isinstance(measured, Interval):
+def interval(measured: Interval | float | None) -> Interval | None:
+    """Returns an interval as it is, a plain number as an interval of no width, and None for what
+    was not measured."""
+    if measured is None or isinstance(measured, Interval):
         return measured
     number = float(measured)
     return Interval(number, number, number, 1)
@@ -190,14 +295,16 @@ class Check:
         source: where the claim is known from, as in `Claim`.
         controls: measures that are reported with this one.
         opposite: the threshold of the opposite claim.
-        over: what is judged. "seeds": Student's interval of the mean over seeds. "every": the range
-            of the seeds, so that the claim must hold on each of them.
+        over: what is judged. "seeds": the interval of the mean over seeds, see `MeanOverSeeds`.
+            "every": the range of the seeds, so that the claim must hold on each of them.
         statement: the claim in words, where "`measure` is `threshold`" does not say it well;
             `{threshold}` in it is filled in.
         testable: False for a claim about a model that we do not have. Such a claim is measured on
             another model, and is not judged.
         requires: a premise about the tables of one seed. If it fails on any seed, the claim is not
             reproduced.
+        family: the claims that are read together with this one, so that the false discovery rate is
+            controlled within them; by default all of the experiment.
 
     Raises:
         ValueError: neither a statement nor a measure with a label that makes one.
@@ -227,6 +334,7 @@ class Check:
     statement: str | None = None
     testable: bool = True
     requires: Callable[[Tables], bool] | None = None
+    family: str = ""
 
     def __post_init__(self) -> None:
         if self.statement is None and not isinstance(self.measure, Measure):
@@ -246,31 +354,60 @@ class Check:
         """Returns the claim over all seeds, followed by the claim for each seed if there are
         several.
 
+        A seed on which the comparison was not measured does not count as a value. The claim is then
+        about the other seeds, says how many there are, and is not judged: the seeds that are left
+        are those where it happened to be measurable.
+
         Args:
             each: the tables of each seed.
         """
         measured = _by_seed(self.measure, each)
         controls = {name: _by_seed(control, each) for name, control in self.controls.items()}
+        bounds = {name: _bounds_of(control) for name, control in self.controls.items()}
 
-        over_seeds = _range if self.over == "every" else _student
-        found = over_seeds(list(measured.values()))
+        known = _known(measured)
+        over_seeds = {name: _known(values) for name, values in controls.items()}
+        found = self._over_seeds(known) if known else None
         controls_over_seeds = {
-            name: _student(list(values.values())) for name, values in controls.items()
+            name: _mean_over_seeds(values, bounds[name]) if values else None
+            for name, values in over_seeds.items()
         }
-        verdict = self._verdict(found, each)
-        claims = [self._claim(self.id, found, controls_over_seeds, len(each), verdict)]
+        claims = [self._claim(self.id, found, controls_over_seeds, len(known), len(each))]
+        if found is not None and len(known) == len(each) and self._judged(len(each)):
+            verdict = self._verdict(found, each)
+            claims = [replace(claims[0], verdict=verdict, p_value=self._p_value(known))]
         if len(each) == 1:
             return claims
 
         for seed, own in measured.items():
             own_controls = {name: values[seed] for name, values in controls.items()}
-            name = f"{self.id}, seed {seed}"
-            claims.append(self._claim(name, own, own_controls, 1, NOT_TESTABLE))
+            count = 0 if own is None else 1
+            claims.append(self._claim(f"{self.id}, seed {seed}", own, own_controls, count, 1))
         return claims
 
+    def _judged(self, seeds: int) -> bool:
+        return seeds > 1 and self.testable
+
+    def _over_seeds(self, values: Sequence[Interval]) -> Interval:
+        if self.over == "every":
+            return _range(values)
+        return _mean_over_seeds(values, _bounds_of(self.measure))
+
+    def _p_value(self, values: Sequence[Interval]) -> float | None:
+        """That of the claim or of its opposite, whichever is smaller: at most one can be small."""
+        if self.over == "every":
+            return None
+        mean = MeanOverSeeds(values, _bounds_of(self.measure))
+        found: list[float] = []
+        for threshold in (self.threshold, self.opposite):
+            if threshold is not None:
+                p_value = mean.p_value(threshold.value, upwards=threshold.upwards)
+                if p_value is None:
+                    return None
+                found.append(p_value)
+        return min(found)
+
     def _verdict(self, found: Interval, each: Mapping[int, Tables]) -> Verdict:
-        if len(each) < 2 or not self.testable:
-            return NOT_TESTABLE
         verdict = judge(found, self.threshold, self.opposite)
         if verdict != "reproduced" or self.requires is None:
             return verdict
@@ -280,35 +417,49 @@ class Check:
     def _claim(
         self,
         name: str,
-        found: Interval,
-        controls: Mapping[str, Interval],
+        found: Interval | None,
+        controls: Mapping[str, Interval | None],
         seeds: int,
-        verdict: Verdict,
+        of: int,
     ) -> Claim:
+        """The claim about the `seeds` of `of` seeds on which it was measured, not judged."""
+        notes = [f"{other}: {_in_words(value)}" for other, value in controls.items()]
+        if seeds < of:
+            notes.append(f"seeds without a comparison: {of - seeds} of {of}")
         return Claim(
             id=name,
             statement=self.text,
             source=self.source,
             paper=self.paper,
-            measured=found.estimate,
-            low=found.low,
-            high=found.high,
-            control="; ".join(f"{other}: {value:.3f}" for other, value in controls.items()),
+            measured=None if found is None else found.estimate,
+            low=None if found is None else found.low,
+            high=None if found is None else found.high,
+            control="; ".join(notes),
             seeds=seeds,
-            verdict=verdict,
+            verdict=NOT_TESTABLE,
             evidence=self.evidence,
         )
 
 
-def _by_seed(measure: Measured, each: Mapping[int, Tables]) -> dict[int, Interval]:
+def _by_seed(measure: Measured, each: Mapping[int, Tables]) -> dict[int, Interval | None]:
     return {seed: interval(measure(tables)) for seed, tables in each.items()}
 
 
-def _student(values: Sequence[Interval]) -> Interval:
-    """Student's interval of the estimates; for a single seed its own interval over items."""
+def _known(values: Mapping[int, Interval | None]) -> list[Interval]:
+    return [value for value in values.values() if value is not None]
+
+
+def _in_words(value: Interval | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
+
+
+def _mean_over_seeds(values: Sequence[Interval], bounds: Bounds | None) -> Interval:
+    """The interval of the mean; for a single seed its own interval over items."""
     if len(values) == 1:
         return values[0]
-    return student_interval([value.estimate for value in values])
+    if bounds is not None and bounds[0] == bounds[1]:
+        return values[0]  # a constant
+    return MeanOverSeeds(values, bounds).interval
 
 
 def _range(values: Sequence[Interval]) -> Interval:
@@ -347,7 +498,26 @@ def claims(checks: Sequence[Check], tables: Tables, seeds: Sequence[int]) -> lis
     found: list[Claim] = []
     for check in checks:
         found += check.claims(each)
-    return found
+    return adjust_families(checks, found)
+
+
+def adjust_families(checks: Sequence[Check], found: Sequence[Claim]) -> list[Claim]:
+    """Returns the claims with the verdicts that are left after the false discovery rate is
+    controlled within each family; see `claims.adjust`.
+
+    Args:
+        checks: the checks.
+        found: their claims, over seeds and of each seed.
+    """
+    family_of = {check.id: check.family for check in checks}
+    families: dict[str, list[Claim]] = {}
+    for claim in found:
+        if claim.id in family_of:
+            families.setdefault(family_of[claim.id], []).append(claim)
+    adjusted: dict[str, Claim] = {}
+    for family in families.values():
+        adjusted |= {claim.id: claim for claim in adjust(family)}
+    return [adjusted.get(claim.id, claim) for claim in found]
 
 
 def of_each_seed(tables: Tables, seeds: Sequence[int]) -> dict[int, Tables]:
@@ -369,7 +539,8 @@ def of_each_seed(tables: Tables, seeds: Sequence[int]) -> dict[int, Tables]:
 def verdicts(checks: Sequence[Check], found: Sequence[Claim]) -> pd.DataFrame:
     """Returns one row per claim: `claim` (the id of its check), `seed` ("all" or a number),
     `measured`, `low`, `high`, `verdict`, `seeds` (how many), the `threshold` with whether
-    larger values pass it (`upwards`), and the `statement`.
+    larger values pass it (`upwards`), the `statement`, and the `adjusted_verdict`, which is left
+    after the false discovery rate is controlled.
 
     Args:
         checks: the checks.
@@ -396,6 +567,7 @@ def verdicts(checks: Sequence[Check], found: Sequence[Claim]) -> pd.DataFrame:
             "threshold": threshold.value,
             "upwards": threshold.upwards,
             "statement": claim.statement,
+            "adjusted_verdict": claim.adjusted_verdict,
         }
         table.append(row)
     return pd.DataFrame(table, columns=_VERDICT_COLUMNS)

@@ -18,7 +18,7 @@ import typer
 from interp.errors import closest
 from interp.experiment.checks import Check, Tables, verdicts
 from interp.experiment.checks import claims as claims_of
-from interp.experiment.claims import Claim
+from interp.experiment.claims import Claim, both_verdicts, measured_in_words
 from interp.experiment.jobs import Job, Kept, finish_all, kept
 from interp.experiment.options import Changes, Jobs, Out, Preset, Seed
 from interp.experiment.options import Device as DeviceOption
@@ -341,8 +341,9 @@ def lines(claims: Iterable[Claim]) -> list[str]:
     """Returns the claims as text, one line each."""
     found: list[str] = []
     for claim in claims:
-        measured = f"{claim.measured:.3f} [{claim.low:.3f}, {claim.high:.3f}]"
-        found.append(f"{claim.id}  {claim.verdict:15}  {measured}  {claim.statement}")
+        measured = measured_in_words(asdict(claim), 3)
+        verdict = both_verdicts(asdict(claim))
+        found.append(f"{claim.id}  {verdict:15}  {measured}  {claim.statement}")
     return found
 
 

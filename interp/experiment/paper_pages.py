@@ -3,9 +3,10 @@
 An experiment with results to report keeps a template, `experiments/NAME/paper.md`. In it
 
 - `{small:P2}` is the measurement of claim P2 in `results/small/claims.json`, with its interval;
-- `{small:P2|value}` is the measurement alone, `{small:P2|verdict}` the verdict;
+- `{small:P2|value}` is the measurement alone, `{small:P2|verdict}` the verdict, with the one that
+  is left when the false discovery rate is controlled where this differs;
 - `{claims small}` on a line of its own is the table of all claims of that result over its seeds;
-- `{verdicts small}` counts the verdicts in words.
+- `{verdicts small}` counts the verdicts in words, and those that are left.
 
 So no number is typed twice, and a page cannot drift away from what was measured.
 """
@@ -14,12 +15,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from interp.errors import closest
-from interp.experiment.claims import committed_claims
+from interp.experiment.claims import both_verdicts, committed_claims, measured_in_words
 from interp.files import replaced
 
 Claims = Mapping[str, Mapping[str, Any]]
@@ -36,6 +37,7 @@ _COLUMNS = (
     "controls",
     "seeds",
     "verdict",
+    "adjusted for the number of claims",
 )
 
 
@@ -111,7 +113,7 @@ def claims_table(claims: Claims) -> str:
     """Returns a Markdown table of the claims over seeds, without those of single seeds."""
     lines = [
         f"| {' | '.join(_COLUMNS)} |",
-        "|---|---|---|---|---|---|---|",
+        "|---" * len(_COLUMNS) + "|",
     ]
     for claim in claims.values():
         if _is_of_one_seed(claim):
@@ -125,11 +127,20 @@ def claims_table(claims: Claims) -> str:
             claim["control"],
             str(claim["seeds"]),
             claim["verdict"],
+            _adjusted(claim),
         ]
         # A bar within a cell would end it.
         escaped = [cell.replace("|", "\\|") for cell in cells]
         lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines)
+
+
+def _adjusted(claim: Mapping[str, Any]) -> str:
+    """The verdict that is left when the false discovery rate is controlled, with its p-value."""
+    p_value = claim["adjusted_p_value"]
+    if p_value is None:
+        return str(claim["adjusted_verdict"])
+    return f"{claim['adjusted_verdict']} (p {p_value:.2g})"
 
 
 def _is_of_one_seed(claim: Mapping[str, Any]) -> bool:
@@ -141,12 +152,14 @@ def _formatted(claim: Mapping[str, Any], form: str, name: str) -> str:
     low = claim["low"]
     high = claim["high"]
     if form == "verdict":
-        return str(claim["verdict"])
+        return both_verdicts(claim)
+    if estimate is None:
+        return "not measured"
     digits = _digits(max(abs(estimate), abs(low), abs(high)))
     if form == "value":
         return f"{estimate:.{digits}f}"
     if form == "interval":
-        return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        return measured_in_words(claim, digits)
     known = ("interval", "value", "verdict")
     raise ValueError(f"{name}: no format {form!r}; nearest: {closest(form, known)}")
 
@@ -160,5 +173,13 @@ def _digits(largest: float) -> int:
 
 def _counted(claims: Claims) -> str:
     over_seeds = [claim for claim in claims.values() if not _is_of_one_seed(claim)]
-    count = Counter(claim["verdict"] for claim in over_seeds)
+    own = _count([claim["verdict"] for claim in over_seeds])
+    adjusted = _count([claim["adjusted_verdict"] for claim in over_seeds])
+    if own == adjusted:
+        return own
+    return f"{own} (adjusted for the number of claims: {adjusted})"
+
+
+def _count(verdicts: Sequence[str]) -> str:
+    count = Counter(verdicts)
     return ", ".join(f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict])

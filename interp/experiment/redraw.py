@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from interp.experiment.checks import Check, of_each_seed
-from interp.experiment.claims import NOT_TESTABLE, Claim, judge
+from interp.experiment.checks import Check, adjust_families, of_each_seed
+from interp.experiment.claims import NOT_TESTABLE, Claim, both_verdicts, judge
 from interp.experiment.experiment import Results, find_experiment, plain_fields
 from interp.reporting.stats import Interval
 
 
-def redraw(folder: str | Path) -> Results:
+def redraw(folder: str | Path, *, rejudged: bool = False) -> Results:
     """Returns the claims and figures that follow from the tables of a folder of results.
 
     Claims whose tables were not kept keep their numbers: they are judged from these, and get
@@ -25,6 +25,8 @@ def redraw(folder: str | Path) -> Results:
     Args:
         folder: folder of results, as `interp reproduce` wrote it, with the experiment and the
             preset in config.json, and the measurements in claims.json.
+        rejudged: whether today's checks may give other numbers, verdicts or claims than those in
+            claims.json.
 
     Returns:
         The claims, the figures and, as the only table, that of the verdicts.
@@ -32,7 +34,8 @@ def redraw(folder: str | Path) -> Results:
     Raises:
         OSError: a file is missing.
         LookupError: config.json names an experiment that does not exist.
-        ValueError: the tables give other numbers, verdicts or claims than those in claims.json.
+        ValueError: the tables give other numbers, verdicts or claims than those in claims.json, and
+            not `rejudged`.
     """
     place = Path(folder)
     config = json.loads((place / "config.json").read_text())
@@ -68,18 +71,45 @@ def redraw(folder: str | Path) -> Results:
                 check_id, _, _ = claim.id.partition(", seed ")
                 if check_id == check.id:
                     found.append(_without_tables(check, claim))
-    _check_unchanged(place, before, found)
+    found = adjust_families(checks, found)
+    if not rejudged:
+        _check_unchanged(place, before, found)
 
     results = experiment.draw(checks, found, tables)
     verdicts = {name: table for name, table in results.tables.items() if name == "verdicts"}
     return replace(results, tables=verdicts)
 
 
+def changed_verdicts(folder: str | Path, results: Results) -> list[str]:
+    """Returns one line per claim whose verdict differs from that in claims.json, with both.
+
+    Args:
+        folder: folder of results.
+        results: what `redraw` returned for it.
+    """
+    written = json.loads((Path(folder) / "claims.json").read_text())
+    before = {claim["id"]: claim["verdict"] for claim in written}
+    now = {claim.id: both_verdicts(asdict(claim)) for claim in results.claims}
+    lines: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        old = before.get(name, "no claim")
+        new = now.get(name, "no claim")
+        if old != new:
+            lines.append(f"{name}: {old} -> {new}")
+    return lines
+
+
 def _without_tables(check: Check, claim: Claim) -> Claim:
     """A claim whose tables were not kept, in today's words, and judged from its own numbers: a
     statement with another threshold must not stand over a verdict on the one before."""
     verdict = NOT_TESTABLE
-    if claim.seeds > 1 and check.testable:
+    if (
+        claim.seeds > 1
+        and check.testable
+        and claim.measured is not None
+        and claim.low is not None
+        and claim.high is not None
+    ):
         found = Interval(claim.measured, claim.low, claim.high, claim.seeds)
         verdict = judge(found, check.threshold, check.opposite)
         # Only the tables show whether the premise holds. Where it did not, the number may pass.
@@ -101,5 +131,5 @@ def _check_unchanged(place: Path, before: Sequence[Claim], found: Sequence[Claim
 
 
 def _numbers(claim: Claim) -> dict[str, Any]:
-    names = ("measured", "low", "high", "seeds", "verdict")
+    names = ("measured", "low", "high", "seeds", "verdict", "p_value", "adjusted_verdict")
     return {name: getattr(claim, name) for name in names}

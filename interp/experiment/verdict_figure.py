@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from interp.experiment.claims import NOT_TESTABLE
+from interp.experiment.claims import NOT_TESTABLE, both_verdicts
 from interp.reporting.layout import LEVEL, WIDEST, finish, new_figure, style, wrapped
 from interp.reporting.looks import in_words
 
@@ -75,7 +76,8 @@ def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
             if seeds > 1
             else "one seed, so no interval"
         )
-        finish(figure, [axes], title, f"large marks: means, by verdict; {spread}")
+        adjusted = "hollow: the verdict is lost when adjusted for the number of claims"
+        finish(figure, [axes], title, f"large marks: means, by verdict ({adjusted}); {spread}")
     return figure
 
 
@@ -95,13 +97,15 @@ def _draw_claim(part: pd.DataFrame, height: float, axes: Axes) -> None:
     if overall["seeds"] > 1:
         ends = [overall["low_at"], overall["high_at"]]
         axes.plot(ends, [height, height], color=colour, linewidth=2.5)
+    lost = overall["adjusted_verdict"] != overall["verdict"]
     axes.plot(
         [overall["measured_at"]],
         [height],
         marker,
         color=colour,
+        markerfacecolor="white" if lost else colour,
         markersize=6.5,
-        label=overall["verdict"],
+        label=both_verdicts(overall),
     )
     axes.annotate(
         _numbers(overall),
@@ -120,7 +124,9 @@ def _add_scaled_columns(part: pd.DataFrame) -> pd.DataFrame:
     of_several: Any = part[part["seeds"] > 1]
     drawn = pd.concat([part["measured"], of_several["low"], of_several["high"]])
     distances = drawn - part["threshold"].iloc[0]
-    furthest = distances.abs().max() or 1.0  # all may be at the threshold
+    # All may be at the threshold, or not measured.
+    furthest = distances.abs().max()
+    furthest = furthest if furthest > 0 else 1.0
     scaled: dict[str, Any] = {}
     for column in ("measured", "low", "high"):
         distance = part[column] - part["threshold"]
@@ -133,8 +139,10 @@ def _numbers(row: Any) -> str:
     numbers = row[["measured", "low", "high", "threshold"]].astype(float)
     rounded = numbers.round(6) + 0.0
     threshold = f"(threshold {rounded['threshold']:.3g})"
+    if np.isnan(rounded["measured"]):
+        return f"not measured\n{threshold}"
     measured = f"{rounded['measured']:.3g}"
-    if row["seeds"] == 1:
+    if row["seeds"] < 2:
         return f"{measured}\n{threshold}"
     interval = f"[{rounded['low']:.3g}, {rounded['high']:.3g}]"
     return f"{measured} {interval}\n{threshold}"

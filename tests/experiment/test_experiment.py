@@ -26,6 +26,9 @@ FIELDS = [
     "seeds",
     "verdict",
     "evidence",
+    "p_value",
+    "adjusted_p_value",
+    "adjusted_verdict",
 ]
 CLAIM = Claim(
     "X1",
@@ -39,6 +42,9 @@ CLAIM = Claim(
     3,
     "reproduced",
     "tables/t.parquet",
+    0.01,
+    0.03,
+    "reproduced",
 )
 
 
@@ -64,6 +70,9 @@ def test_claims_have_exactly_the_fields_that_others_read(tmp_path):
                 3,
                 "reproduced",
                 "tables/t.parquet",
+                0.01,
+                0.03,
+                "reproduced",
             ),
             strict=True,
         )

@@ -399,6 +399,124 @@ def test_what_is_not_testable_is_measured_and_a_failed_premise_is_not_reproduced
         claims([Check(id="X", measure=constant(1), threshold=above(0), evidence="")] * 2, {}, [0])
 
 
+def seeds_of(values: dict[int, list[float]], column: str = "a") -> pd.DataFrame:
+    """One row per item of each seed."""
+    parts = [
+        pd.DataFrame({"item": range(len(items)), column: items, "seed": seed})
+        for seed, items in values.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_interval_of_a_share_stays_within_its_bounds():
+    """Student's interval of these seeds is 0.79 [0.40, 1.18]."""
+    seeds = {seed: [1.0] * share + [0.0] * (100 - share) for seed, share in enumerate((90, 86, 61))}
+    checks = [
+        Check(id=name, measure=measure, threshold=at_least(0.5), evidence="")
+        for name, measure in {
+            "plain": mean("t", "a"),
+            "bounded": mean("t", "a", bounds=(0, 1)),
+            "difference": minus(mean("t", "a", bounds=(0, 1)), constant(0.5)),
+        }.items()
+    ]
+    found = {claim.id: claim for claim in claims(checks, {"t": seeds_of(seeds)}, list(seeds))}
+    assert found["plain"].high > 1
+    assert found["bounded"].measured == found["plain"].measured
+    assert 0 < found["bounded"].low < found["bounded"].high <= 1
+    assert -0.5 < found["difference"].low < found["difference"].high <= 0.5
+
+
+def test_equal_seeds_of_few_items_are_not_exact():
+    """3, 4 and 3 tokens of 512 in few passages: the passages vary, however equal the seeds are."""
+    items = [1 / 32] * 3 + [0.0] * 13
+    seeds = {0: items, 1: [1 / 32, *items[:-1]], 2: items}
+    tables = {"t": seeds_of(seeds)}
+    plain = Check(id="X", measure=mean("t", "a"), threshold=above(0.002), evidence="")
+    with_items = replace(plain, measure=mean("t", "a", item="item", bounds=(0, 1)))
+    assert claims([plain], tables, [0, 1, 2])[0].verdict == "reproduced"
+    (over_both, *_) = claims([with_items], tables, [0, 1, 2])
+    assert over_both.verdict == "not reproduced"
+    assert over_both.low < 0.002
+
+
+def test_a_difference_of_the_same_items_is_paired_and_of_others_is_not():
+    frame = pd.DataFrame({"item": range(8), "kind": "a", "a": np.linspace(0, 0.7, 8)})
+    moved = frame.assign(kind="b", a=frame["a"] + 0.25)
+    others = moved.assign(kind="c", item=moved["item"] + 100)
+    tables = {"t": pd.concat([frame, moved, others])}
+
+    def of(kind: str) -> Measure:
+        return mean("t", "a", item="item", bounds=(0, 1), kind=kind)
+
+    paired = minus(of("b"), of("a"))
+    apart = minus(of("c"), of("a"))
+    assert paired.bounds == apart.bounds == (-1, 1)
+    assert (paired(tables).low, paired(tables).high) == pytest.approx((0.25, 0.25))
+    assert apart(tables).estimate == pytest.approx(0.25)
+    assert apart(tables).low < 0.1
+
+
+def test_verdicts_are_adjusted_within_their_family():
+    """One claim of twenty passes by chance: its p-value of 0.03 does not survive the nineteen."""
+    rng = np.random.default_rng(0)
+    values = {"true": [1.0, 1.1, 0.9, 1.0], "chance": [0.5, 1.6, 1.1, 0.8]}
+    values |= {f"noise {n}": [*rng.normal(0, 1, 4)] for n in range(10)}
+    frame = pd.concat([pd.DataFrame({"a": v, "k": k, "seed": range(4)}) for k, v in values.items()])
+
+    def verdicts_with(family: str) -> dict[str, Any]:
+        checks = [
+            Check(
+                id=name,
+                measure=mean("t", "a", k=name),
+                threshold=above(0),
+                evidence="",
+                family=family if name == "chance" else "",
+            )
+            for name in values
+        ]
+        return {claim.id: claim for claim in claims(checks, {"t": frame}, range(4))}
+
+    together = verdicts_with("")
+    assert together["true"].adjusted_verdict == together["true"].verdict == "reproduced"
+    assert together["chance"].verdict == "reproduced"
+    assert together["chance"].adjusted_verdict == "not reproduced"
+    assert together["chance"].adjusted_p_value > 0.05 >= together["chance"].p_value
+    alone = verdicts_with("of its own")
+    assert alone["chance"].adjusted_verdict == "reproduced"
+    assert alone["chance, seed 0"].p_value is None
+
+
+def test_a_claim_over_every_seed_has_no_p_value_and_keeps_its_verdict():
+    frame = pd.DataFrame({"a": [1.0, 2.0], "seed": [0, 1]})
+    check = Check(id="X", measure=mean("t", "a"), threshold=above(0), evidence="", over="every")
+    (found, *_) = claims([check], {"t": frame}, [0, 1])
+    assert (found.verdict, found.p_value) == ("reproduced", None)
+    assert found.adjusted_verdict == "reproduced"
+
+
+def test_what_was_not_measured_on_a_seed_is_counted_and_the_claim_is_not_judged():
+    check = Check(
+        id="X",
+        measure=Measure("m", lambda t: None if t["t"]["a"].iloc[0] < 0 else 1.0, (-1, 1)),
+        threshold=above(0),
+        evidence="",
+    )
+
+    def found(*values: float) -> list[Any]:
+        frame = pd.DataFrame({"a": values, "seed": range(len(values))})
+        return claims([check], {"t": frame}, range(len(values)))
+
+    assert found(1, 1, 1)[0].verdict == "reproduced"
+    over_seeds, *each = found(1, -1, 1)
+    assert (over_seeds.measured, over_seeds.seeds, over_seeds.verdict) == (1, 2, NOT_TESTABLE)
+    assert over_seeds.control == "seeds without a comparison: 1 of 3"
+    assert [one.measured for one in each] == [1, None, 1]
+    nowhere = found(-1, -1)
+    assert [one.measured for one in nowhere] == [None] * 3
+    texts = verdict_figure(verdicts([check], nowhere)).axes[0].texts
+    assert [text.get_text() for text in texts] == ["not measured\n(threshold 0)"]
+
+
 def test_measures_with_intervals_keep_them_on_a_single_seed():
     own = Interval(0.5, 0.4, 0.7, 9)
     (only,) = claims(

@@ -14,10 +14,13 @@ from interp.experiment.paper_pages import claims_by_result, claims_table, page, 
 HOUSE = Path(interp.__file__).parents[1]
 
 
-def claim(name: str, measured: float, verdict: str = "reproduced") -> dict[str, object]:
+def claim(
+    name: str, measured: float, verdict: str = "reproduced", adjusted: str = ""
+) -> dict[str, object]:
     interval = {"measured": measured, "low": measured - 0.05, "high": measured + 0.05}
     words = {"statement": f"{name} | holds", "paper": None, "control": "random: 0.1"}
-    return {"id": name, "seeds": 3, "verdict": verdict, **interval, **words}
+    verdicts = {"verdict": verdict, "adjusted_verdict": adjusted or verdict}
+    return {"id": name, "seeds": 3, "adjusted_p_value": 0.125, **verdicts, **interval, **words}
 
 
 CLAIMS = {
@@ -42,6 +45,22 @@ def test_a_table_has_a_row_for_every_claim_over_seeds():
     assert [row.split(" | ")[0] for row in rows] == ["| P1", "| P2 THR"]
     assert "P1 \\| holds" in rows[0]
     assert claims_table(CLAIMS["small"]) in text
+
+
+def test_both_verdicts_are_told_where_they_differ():
+    results = {"small": {"P1": claim("P1", 0.5, "reproduced", "not reproduced")}}
+    both = "reproduced (adjusted: not reproduced)"
+    assert page("{small:P1|verdict}", results) == both
+    counted = "1 reproduced (adjusted for the number of claims: 1 not reproduced)"
+    assert page("{verdicts small}", results) == counted
+    assert "| reproduced | not reproduced (p 0.12) |" in page("{claims small}", results)
+
+
+def test_what_was_not_measured_has_no_number():
+    unmeasured = claim("P1", 0.5) | dict.fromkeys(("measured", "low", "high"))
+    results = {"small": {"P1": unmeasured}}
+    assert page("{small:P1}, {small:P1|value}", results) == "not measured, not measured"
+    assert "| not measured |" in page("{claims small}", results)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from scipy import stats as scipy_stats
 
 from interp.reporting.stats import (
     Interval,
+    MeanOverSeeds,
     bootstrap,
     clustered_interval,
+    false_discovery,
     frechet,
     paired_interval,
     permutation_p,
@@ -313,3 +315,79 @@ def test_frechet_of_a_moved_set_is_how_far_it_moved_squared(rows):
 def test_frechet_refuses_what_has_no_covariance(wrong, match):
     with pytest.raises(ValueError, match=match):
         frechet(features(9, 3, 0), wrong)
+
+
+def shares_of(successes, n: int) -> list[Interval]:
+    """Shares of n items with their intervals, one per seed."""
+    intervals: list[Interval] = []
+    for count in successes:
+        share = count / n
+        margin = 1.96 * np.sqrt(share * (1 - share) / n)
+        intervals.append(Interval(share, max(0, share - margin), min(1, share + margin), n))
+    return intervals
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=6), st.floats(-0.2, 1.2), st.booleans())
+def test_the_mean_of_seeds_stays_in_its_bounds_and_its_p_value_agrees_with_its_interval(
+    successes, value, upwards
+):
+    mean = MeanOverSeeds(shares_of(successes, 20), bounds=(0, 1))
+    interval = mean.interval
+    assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
+    assert interval.low < interval.high  # items are a sample, however equal the seeds are
+    p_value = mean.p_value(value, upwards=upwards)
+    outside = interval.low > value if upwards else interval.high < value
+    inside_bounds = 0 < value < 1
+    assume(inside_bounds and not np.isclose(p_value, 0.05))
+    assert (p_value < 0.05) == outside
+
+
+@given(st.lists(numbers, min_size=2, max_size=6))
+def test_the_mean_of_unbounded_seeds_without_items_has_students_interval(values):
+    seeds = [Interval(value, value, value, n=1) for value in values]
+    found = MeanOverSeeds(seeds).interval
+    expected = student_interval(values)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    test = scipy_stats.ttest_1samp(values, 1.5, alternative="greater")
+    p_value = MeanOverSeeds(seeds).p_value(1.5, upwards=True)
+    if np.ptp(values):
+        assert p_value == pytest.approx(min(1, 2 * test.pvalue))
+    else:
+        assert p_value is None
+
+
+def test_the_mean_of_few_seeds_covers_where_a_bootstrap_over_seeds_and_items_does_not():
+    """Seeds whose true shares differ (logits of mean 1 and deviation 1), with 40 items."""
+    rng = np.random.default_rng(14)
+    trials, seeds, n = 400, 3, 40
+
+    def true_shares(count: int) -> np.ndarray:
+        return 1 / (1 + np.exp(-rng.normal(1, 1, count)))
+
+    truth = true_shares(200_000).mean()
+    both, resampled = 0, 0
+    for _ in range(trials):
+        successes = rng.binomial(n, true_shares(seeds))
+        both += covered(MeanOverSeeds(shares_of(successes, n), (0, 1)).interval, truth)
+        drawn = successes[rng.integers(0, seeds, (400, seeds))] / n
+        means = (rng.binomial(n, drawn) / n).mean(1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        resampled += low <= truth <= high
+    assert both / trials >= binomial_band(trials, 0.93)[0]
+    assert resampled / trials < 0.85
+
+
+def test_the_mean_of_seeds_refuses_what_it_cannot_average():
+    one = Interval(0.5, 0.5, 0.5, n=1)
+    with pytest.raises(ValueError, match="expected at least 2 seeds, got 1"):
+        MeanOverSeeds([one])
+    with pytest.raises(ValueError, match="expected the lower one first, got 1 and 0"):
+        MeanOverSeeds([one, one], bounds=(1, 0))
+    with pytest.raises(ValueError, match=r"expected estimates between 0 and 0\.4, got 0\.5"):
+        MeanOverSeeds([one, one], bounds=(0, 0.4))
+
+
+def test_p_values_of_a_family_are_adjusted_and_missing_ones_do_not_count():
+    # Benjamini and Hochberg: the i-th smallest of m times m / i, made monotone from the largest.
+    assert false_discovery([0.04, None, 0.01, 0.03]) == pytest.approx([0.04, None, 0.03, 0.04])
+    assert false_discovery([None]) == [None]

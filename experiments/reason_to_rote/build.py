@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.reason_to_rote.decoding import decode
+from experiments.reason_to_rote.decoding import decode, read_by_head
 from experiments.reason_to_rote.distributed import perturb, positions
 from experiments.reason_to_rote.erasing import erase, patch_donors
 from experiments.reason_to_rote.lookup import plant_lookup
@@ -16,14 +16,14 @@ from experiments.reason_to_rote.neurons import heuristics, outliers, shared_neur
 from experiments.reason_to_rote.overlap import circuits, components
 from experiments.reason_to_rote.presets import Preset
 from experiments.reason_to_rote.study import Study, Tables, study
-from experiments.reason_to_rote.tasks import Learned, network, task, train_or_load
+from experiments.reason_to_rote.tasks import Learned, dynamics, network, task, train_or_load
 from interp.experiment.jobs import Folder, Job, job
 
 
 def jobs(settings: Preset, seed: int) -> list[Job]:
-    """Three jobs per seed: `addition`, `relations` and `without_noise`."""
+    """Four jobs per seed: both tasks with wrong labels, and both without."""
     models = Folder("models")
-    parts = (addition, relations, without_noise)
+    parts = (addition, relations, addition_without_noise, relations_without_noise)
     return [job(part, settings, seed, models) for part in parts]
 
 
@@ -48,13 +48,11 @@ def relations(settings: Preset, seed: int, out: Path) -> Tables:
     return _common(known, end, settings, seed)
 
 
-def without_noise(settings: Preset, seed: int, out: Path) -> Tables:
+def addition_without_noise(settings: Preset, seed: int, out: Path) -> Tables:
     """The controls of FDA: a model that was trained with right labels only, and the same model with
     a look-up table planted into it, which holds the labels that are wrong in the other run."""
-    recipe = settings.FDA
-    of = task(recipe.data, seed)
-    folder = out / f"FDA-clean-seed{seed}"
-    known = train_or_load(of, recipe.model, settings.without_noise, seed, folder, clean=True)
+    known = _trained_without_noise("FDA", settings, seed, out)
+    of = known.task
 
     # The model has not seen the wrong labels, so that none of them would count as memorized: all
     # noisy items are taken.
@@ -81,9 +79,23 @@ def without_noise(settings: Preset, seed: int, out: Path) -> Tables:
         components(looked_up),
         perturb(looked_up, seed),
         positions(looked_up),
-        {"dynamics": known.history.assign(task="FDA", stage="without noise")},
+        {"dynamics": dynamics(known, "without noise")},
         _distances_alone(noise_free, settings, seed),
     )
+
+
+def relations_without_noise(settings: Preset, seed: int, out: Path) -> Tables:
+    """The control of THR: how a model learns that is trained with right labels only."""
+    known = _trained_without_noise("THR", settings, seed, out)
+    return {"dynamics": dynamics(known, "without noise")}
+
+
+def _trained_without_noise(name: str, settings: Preset, seed: int, out: Path) -> Learned:
+    """The model of a task that is trained with right labels only."""
+    recipe = settings.recipe(name)
+    folder = out / f"{name}-clean-seed{seed}"
+    of = task(recipe.data, seed)
+    return train_or_load(of, recipe.model, recipe.without_noise, seed, folder, clean=True)
 
 
 def _trained(name: str, settings: Preset, seed: int, out: Path) -> tuple[Learned, Study]:
@@ -96,18 +108,18 @@ def _trained(name: str, settings: Preset, seed: int, out: Path) -> tuple[Learned
 
 
 def _common(known: Learned, end: Study, settings: Preset, seed: int) -> Tables:
-    """The analyses of both tasks. Probes are repeated on the same items in an untrained model, and
-    in the model when it first passed the test."""
+    """The analyses of both tasks. Probes are repeated on the same items in an untrained model; the
+    logit lens there, and in the model when it first passed the test."""
     name = known.task.name
     model = settings.recipe(name).model
     untrained = end.of("untrained", network(known.task, model, 1000 + seed, like=known.subject))
-    compared = [end]
+    parts = [decode(end, seed), decode(untrained, seed)]
     if known.generalized is not None:
-        compared.append(end.of("generalized", known.generalized))
-    compared.append(untrained)
+        early = end.of("generalized", known.generalized)
+        parts.append({"lens": read_by_head(early)})
     return join_tables(
-        {"dynamics": known.history.assign(task=name, stage="end")},
-        *(decode(each, seed) for each in compared),
+        {"dynamics": dynamics(known, "end")},
+        *parts,
         erase(end, settings.draws, settings.rounds, seed),
         patch_donors(end, seed),
         circuits(end, untrained, settings.circuit_items, settings.resamples, seed),

@@ -7,7 +7,7 @@ import pandas as pd
 
 from experiments.reason_to_rote.study import Studied, Study, Tables
 from interp.analysis.logit_lens import lens
-from interp.analysis.probes import Labelled, probe
+from interp.analysis.probes import Labelled, probe, refuse_shared_inputs
 from interp.sites.site import Site
 
 
@@ -16,16 +16,30 @@ def decode(study: Study, seed: int) -> Tables:
 
     `probes` holds the accuracy of probes that are trained on clean items and tested on the sets; in
     rows with `apart`, on items with combinations of inputs that the probe was not trained on. The
-    model at the end of training is probed for every variable, the others for the intermediate
-    result only. `lens` holds what the model's own output head reads.
+    model at the end of training is probed for every variable, others for the intermediate result
+    only. `lens` holds what the model's own output head reads.
     """
     of = study.reasoning
-    probed = of.probed if study.stage == "end" else ((of.variable, of.position),)
+    probed = of.probed if study.stage == "end" else ((of.variable, of.read),)
+    for position in {position for _, position in probed}:
+        refuse_what_is_shared(study, position)
+
     probes: list[pd.DataFrame] = []
     for variable, position in probed:
         probes.append(_probed(study, variable, position, seed, apart=False))
-        probes.append(_probed(study, variable, position, seed, apart=True))
-    return {"probes": pd.concat(probes), "lens": _lens(study)}
+        if variable in (of.variable, of.result):
+            probes.append(_probed(study, variable, position, seed, apart=True))
+    return {"probes": pd.concat(probes), "lens": read_by_head(study)}
+
+
+def refuse_what_is_shared(study: Study, position: int) -> None:
+    """Raises ValueError if an item of a set has, up to a position, the inputs of an item outside
+    it: what is read there could not be about the set."""
+    for name, items in study.sets.items():
+        others = study.outside(name).batch()
+        refuse_shared_inputs(
+            items.batch, others, position, names=(f"{name} items", "the items outside")
+        )
 
 
 def residuals(study: Study) -> list[Site]:
@@ -63,7 +77,8 @@ def _probed(study: Study, variable: str, position: int, seed: int, *, apart: boo
     )
 
 
-def _lens(study: Study) -> pd.DataFrame:
+def read_by_head(study: Study) -> pd.DataFrame:
+    """The table `lens`: what the output head reads of the residual stream at each depth."""
     position = study.memorized.batch.prompt - 1
     sites = tuple(residuals(study))
     readings: list[pd.DataFrame] = []

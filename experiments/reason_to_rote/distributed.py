@@ -106,11 +106,11 @@ def participation(drops: Float[np.ndarray, " positions"]) -> float:
         drops: the drops of accuracy e when each position is ablated; negative ones count as 0.
 
     Returns:
-        The participation ratio; 0 where nothing drops.
+        The participation ratio; NaN where nothing drops, so that there is nothing to count.
     """
     drops = np.clip(drops, 0, None)
     if not drops.any():
-        return 0.0
+        return np.nan
     square_of_sum = drops.sum() ** 2
     sum_of_squares = np.square(drops).sum()
     return float(square_of_sum / sum_of_squares)

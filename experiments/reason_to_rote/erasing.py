@@ -4,7 +4,7 @@ replacing it with that of other items."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,15 @@ from interp.analysis.activation_patching import donor_plan
 from interp.analysis.concept_erasure import (
     Subspace,
     class_means,
+    containment,
     erasure_plan,
     inlp,
+    principal,
     random_subspace,
+    random_subspace_of_variance,
+    variance_share,
 )
-from interp.analysis.probes import rows_at
+from interp.analysis.probes import fit_probe, majority, rows_at
 from interp.interventions.plan import Plan
 from interp.sites.site import Site
 
@@ -31,9 +35,10 @@ def erase(study: Study, draws: int, rounds: int, seed: int) -> Tables:
 
     `erasure` holds what the model answers when a subspace of the residual stream is removed. It is
     the subspace of the intermediate result (the span of its class means, or what rounds of INLP
-    find), or that of a control: an unrelated variable, the directions of most variance, or random
-    subspaces of the same ranks. `inlp` holds how well a classifier still reads the intermediate
-    result after each round.
+    find), or that of a control, see `_subspaces`. `variance` is the share of the variance of clean
+    items that the subspace holds, `of_result` how much of the subspace of the intermediate result
+    it contains. `inlp` holds how well a classifier still reads the intermediate result without
+    what was removed: after each round of INLP, and without the span of its class means.
 
     Args:
         study: model and items.
@@ -59,56 +64,122 @@ def erase(study: Study, draws: int, rounds: int, seed: int) -> Tables:
                 removed=removed,
                 draw=draw,
                 rank=subspace.rank,
-                variance=_variance(subspace, residuals),
+                variance=variance_share(subspace, residuals),
+                of_result=containment(subspace, subspaces[0].subspace),
             )
     return {"erasure": study.table(rows), "inlp": study.table(pd.concat(progress))}
 
 
+class Removed(NamedTuple):
+    """A subspace to remove: its name, the number of the draw if it is random, and itself."""
+
+    name: str
+    draw: int
+    subspace: Subspace
+
+
 def _subspaces(
     study: Study, residuals: Residuals, draws: int, rounds: int, seed: int, block: int
-) -> tuple[list[tuple[str, int, Subspace]], pd.DataFrame]:
-    """The subspaces to remove, as (name, number of the draw, subspace), and the progress of
-    INLP."""
+) -> tuple[list[Removed], pd.DataFrame]:
+    """The subspaces to remove, that of the intermediate result first, and how well it can still be
+    read.
+
+    - "class means": the span of the class means of the intermediate result.
+    - "unrelated": the same of a variable that the intermediate result does not depend on;
+      "unrelated, apart" is built from residuals without the subspace of the intermediate result.
+    - "most variance, apart": the directions of most variance outside that subspace.
+    - "random", "random, same variance": of the same rank; the second also holds as much variance.
+    - "part of class means": random parts of "class means" with the variance of "most variance,
+      apart", so that two disjoint subspaces of equal variance can be compared.
+    - "INLP", "random for INLP": what each round has removed, and random subspaces of that rank.
+    """
     variables = study.clean.items.variables
     target = variables[study.reasoning.variable]
     unrelated = variables[study.reasoning.unrelated]
     means = class_means(residuals, target)
-    null, progress = inlp(residuals, target, rounds=rounds, seed=seed)
-    drawn = np.random.default_rng([seed, block]).integers(2**31, size=draws).tolist()
 
     # Where the unrelated variable cannot be read, its class means differ by chance only, along the
     # directions of most variance, and these are the target's. So both controls are also built from
     # residuals without the target's subspace.
     without_target = means.remove(residuals)
+    largest_apart = principal(without_target, means.rank)
     found = [
-        ("class means", 0, means),
-        ("unrelated", 0, class_means(residuals, unrelated)),
-        ("unrelated, apart", 0, class_means(without_target, unrelated)),
-        ("most variance, apart", 0, principal(without_target, means.rank)),
+        Removed("class means", 0, means),
+        Removed("unrelated", 0, class_means(residuals, unrelated)),
+        Removed("unrelated, apart", 0, class_means(without_target, unrelated)),
+        Removed("most variance, apart", 0, largest_apart),
     ]
-    for draw, number in enumerate(drawn):
-        found.append(("random", draw, random_subspace(means, number)))
+    share = variance_share(means, residuals)
+    share_apart = variance_share(largest_apart, residuals)
+    seeds = np.random.default_rng([seed, block]).integers(2**31, size=draws).tolist()
+    for draw, number in enumerate(seeds):
+        found.append(Removed("random", draw, random_subspace(means, number)))
+        equal = random_subspace_of_variance(residuals, means.rank, share, number)
+        found.append(Removed("random, same variance", draw, equal))
+        if means.rank > 1:
+            part = random_part(means, residuals, share_apart, number)
+            found.append(Removed("part of class means", draw, part))
+
+    null, progress = inlp(residuals, target, rounds=rounds, seed=seed)
     for rank in progress["rank"].iloc[1:]:
         removed = null.first(rank)
-        found.append(("INLP", 0, removed))
-        for draw, number in enumerate(drawn):
-            found.append(("random for INLP", draw, random_subspace(removed, number + 1)))
-    return found, progress
+        found.append(Removed("INLP", 0, removed))
+        for draw, number in enumerate(seeds):
+            found.append(Removed("random for INLP", draw, random_subspace(removed, number + 1)))
+    left = pd.concat([progress.assign(removed="INLP"), _read_without_means(residuals, target)])
+    return found, left
 
 
-def principal(rows: Residuals, rank: int) -> Subspace:
-    """The subspace of the `rank` directions of most variance, around the mean of the rows: the
-    control that removes as much as possible, whatever it means."""
-    center = rows.mean(0)
-    _, _, directions = np.linalg.svd(rows - center, full_matrices=False)
-    return Subspace(directions[:rank], center)
+def random_part(of: Subspace, rows: Residuals, share: float, seed: int) -> Subspace:
+    """A random subspace within another one that holds a share of the variance of rows.
+
+    Its rank is the one at which a part would hold the share if all directions held the same, or
+    the nearest rank that can hold it.
+
+    Args:
+        of: the subspace that it is a part of, of at least two dimensions.
+        rows: [items, width].
+        share: share of the variance of rows; the whole of `of` is returned where it has no more.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: no part holds the share.
+    """
+    inside = (rows - of.center) @ of.basis.T
+    share_inside = share / variance_share(of, rows)
+    if share_inside >= 1:
+        return of
+    for rank in _ranks_nearest(share_inside * of.rank, of.rank):
+        try:
+            part = random_subspace_of_variance(inside, rank, share_inside, seed)
+        except ValueError:
+            continue
+        return Subspace(part.basis @ of.basis, of.center)
+    raise ValueError(f"share={share:.3g}: no part of a subspace of rank {of.rank} holds it")
 
 
-def _variance(subspace: Subspace, rows: Residuals) -> float:
-    """The fraction of the variance of rows that lies in a subspace."""
-    centered = rows - rows.mean(0)
-    within = np.square(centered @ subspace.basis.T).sum()
-    return float(within / np.square(centered).sum())
+def _ranks_nearest(wanted: float, largest: int) -> list[int]:
+    """The ranks below the largest, those nearest to the wanted one first."""
+    return sorted(range(1, largest), key=lambda rank: abs(rank - wanted))
+
+
+def _read_without_means(
+    residuals: Residuals, labels: Int[np.ndarray, " items"], folds: int = 4
+) -> pd.DataFrame:
+    """How well a new classifier reads a label without the span of its class means, on one part of
+    the items; means and classifier are those of the others."""
+    held_out = np.arange(len(residuals)) % folds == 0
+    means = class_means(residuals[~held_out], labels[~held_out])
+    left = means.remove(residuals)
+    again = fit_probe(left[~held_out], labels[~held_out])
+    row = {
+        "removed": "class means",
+        "round": 1,
+        "rank": means.rank,
+        "accuracy": again.accuracy(left[held_out], labels[held_out]),
+        "chance": majority(labels[held_out]),
+    }
+    return pd.DataFrame([row])
 
 
 def patch_donors(study: Study, seed: int) -> Tables:

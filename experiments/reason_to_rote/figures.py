@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from experiments.reason_to_rote.measures import FAITHFUL
 from interp.experiment.checks import Tables
 from interp.reporting.layout import LEVEL
 from interp.reporting.looks import looks
@@ -126,21 +127,33 @@ def lens(table: pd.DataFrame) -> Figure:
 
 
 def erasing(table: pd.DataFrame) -> Figure:
-    """The answers that stay when a subspace is removed after each block."""
+    """The answers that stay when a subspace is removed after each block, and the share of the
+    variance that the subspace holds."""
     shown = table[~table["removed"].str.contains("INLP")]
-    kept = _per_seed(shown, ["task", "stage", "block", "removed", "set"], "kept", "answers kept")
+    by = ["task", "stage", "block", "removed"]
+    share = shown.groupby(by)["variance"].transform("mean")
+    percent = (100 * share).round().astype(int).astype(str)
+    shown = shown.assign(removed=shown["removed"] + " (" + percent + "%)")
+    kept = _per_seed(shown, [*by, "set"], "kept", "answers kept")
     named = _trained(kept).assign(block="after block " + kept["block"].astype(str))
     draw_bars = bars(
-        named, "removed", "answers kept", "set", xlabel="subspace removed", ylabel=_KEPT
+        named,
+        "removed",
+        "answers kept",
+        "set",
+        xlabel="subspace removed (share of the variance that it holds)",
+        ylabel=_KEPT,
     )
     return panels(
         named,
         ["task", "stage", "block"],
         _with_unedited(draw_bars),
         title="Do memorized answers need the intermediate result? Answers that stay without its "
-        "subspace (class means), without others, and without a random one",
+        "subspace (class means), without others, and without random ones",
         key=over_seeds(named, "bar"),
-        height=3.2,
+        width=5.0,
+        height=3.6,
+        across=2,
     )
 
 
@@ -177,6 +190,36 @@ def inlp(table: pd.DataFrame) -> Figure:
         title="Answers that stay without the directions that a linear probe reads the intermediate "
         "result from (INLP), and without random ones, after the first block",
         key=over_seeds(kept, "point") + "; points side by side are at the same number",
+    )
+
+
+def erased(table: pd.DataFrame) -> Figure:
+    """How well the intermediate result can still be read when directions are removed after the
+    first block."""
+    shown = table[table["block"] == 0]
+    names = {"INLP": "without the directions of INLP", "class means": "without its class means"}
+    draw_lines = lines(
+        _trained(shown.replace({"removed": names})),
+        "rank",
+        "accuracy",
+        "removed",
+        xlabel="number of directions removed",
+        ylabel="accuracy of a new probe on held-out items",
+        spread="line",
+    )
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_lines(part, axes)
+        level(axes, part["chance"].mean(), "by chance (most frequent value)")
+        axes.set_ylim(-0.04, 1.06)
+
+    return panels(
+        _trained(shown.replace({"removed": names})),
+        ["task", "stage"],
+        draw,
+        title="Is the intermediate result erased? What a new probe reads when directions are "
+        "removed after the first block",
+        key=over_seeds(shown, "point"),
     )
 
 
@@ -264,7 +307,7 @@ def faithfulness(table: pd.DataFrame) -> Figure:
     return panels(
         shown,
         ["task", "on"],
-        with_level(draw_lines, 1, "whole model"),
+        with_level(draw_lines, FAITHFUL, "needed for a claim about a circuit"),
         title="How much of the model's answers a circuit alone gives, on memorized and on test "
         "items",
         key=over_seeds(shown, "point", "band"),
@@ -442,20 +485,20 @@ def outliers(table: pd.DataFrame) -> Figure:
 
 def doses(table: pd.DataFrame) -> Figure:
     """The answers with neurons reset to the mean of their group, by which and how many."""
-    # The whole layer is the last point of both lines.
+    neurons = {
+        "largest": "largest contributors of each item",
+        "fixed": "the same for all items",
+        "most written": "chosen without the label",
+        "random": "random neurons",
+    }
+    # The whole layer is the last point of all lines.
     whole = table[table["selection"] == "all"]
-    shown = pd.concat(
-        [
-            table[table["selection"] != "all"],
-            whole.assign(selection="largest"),
-            whole.assign(selection="random"),
-        ]
-    )
+    shown = table[table["selection"] != "all"]
+    shown = pd.concat([shown, *(whole.assign(selection=name) for name in neurons)])
     long = shown.rename(columns={"true": "true answer", "wrong": "wrong answer"}).melt(
         ["block", "set", "selection", "k", "seed"], ["true answer", "wrong answer"], "said", "share"
     )
     share = _per_seed(long, ["set", "block", "selection", "k", "said"], "share", "share said")
-    neurons = {"largest": "largest contributors", "random": "random neurons"}
     share["reset"] = share["selection"].replace(neurons) + ", " + share["said"]
     named = share.assign(block="MLP " + share["block"].astype(str), set=share["set"] + " items")
     draw = lines(
@@ -472,8 +515,8 @@ def doses(table: pd.DataFrame) -> Figure:
         named,
         ["set", "block"],
         draw,
-        title="Answers when neurons are reset to their mean on clean items with the same digits: "
-        "those that contribute most to the answer, or random ones",
+        title="Answers when neurons are reset to their mean on clean items with the same digits, "
+        "by how they are chosen",
         key=over_seeds(named, "point") + "; points side by side are at the same number",
         width=5.0,
         across=2,
@@ -508,7 +551,7 @@ def heuristics(table: pd.DataFrame) -> Figure:
         ["title"],
         draw,
         title=f"The neuron that a heuristic describes best: it answers to {one['heuristic']} "
-        f"(score {one['score']:.2f}, 1 is perfect)",
+        f"(score {one['score']:.2f} on items that did not choose it, 1 is perfect)",
         key="bars: share of the items of a kind per unit of activation; one seed",
         width=7.5,
         height=3.4,
@@ -590,6 +633,7 @@ FIGURES = {
     "lens": _of("lens", lens),
     "erasing": _of("erasure", erasing),
     "inlp": _of("erasure", inlp),
+    "erased": _of("inlp", erased),
     "donors": _of("donors", donors),
     "circuits": _of("overlap", circuits),
     "faithfulness": _of("faithfulness", faithfulness),

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from experiments.reason_to_rote.study import Studied, Study, Tables, answers_of
 from interp.analysis.heuristics import (
+    best_matches,
     digit_features,
     keep_matches,
     key_value,
@@ -26,6 +27,7 @@ from interp.analysis.neuron_shifts import (
     ReadOut,
     dose_curve,
     fit_groups,
+    fixed_ranking,
     largest,
     random_choice,
 )
@@ -34,6 +36,7 @@ from interp.sites.site import Site
 from interp.sites.units import Units
 
 TOP = 10  # neurons of an item that count as its first contributors
+_LEAST_COVERED = 0.05  # the share of items that a rule has to cover
 Cover = Bool[np.ndarray, " items"]  # which items a heuristic applies to
 Covers = dict[str, Cover]
 
@@ -85,8 +88,8 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
     """The tables `outliers` and `doses`.
 
     `outliers` holds how far each item is from its group, see `_distances`. `doses` holds what the
-    model answers with neurons reset to the mean of their group: those that contribute most to the
-    wrong answer, random ones, or all. The wrong answer of a test item is a random one.
+    model answers with neurons reset to the mean of their group: those of a ranking (see
+    `_rankings`), random ones, or all. The wrong answer of a test item is a random one.
 
     Args:
         study: model and items.
@@ -105,7 +108,7 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
             curve = dose_curve(
                 shifts.out,
                 shifts.expected,
-                shifts.contribution(wrong),
+                _rankings(shifts, wrong),
                 {"true": items.true, "wrong": wrong},
                 doses,
                 seeds=draws,
@@ -114,6 +117,24 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
     return {
         "outliers": study.table(distances),
         "doses": study.table(pd.concat(curves, ignore_index=True)),
+    }
+
+
+def _rankings(
+    shifts: Shifts, wrong: Int[np.ndarray, " items"]
+) -> dict[str, Float[np.ndarray, "items neurons"]]:
+    """By what neurons are chosen: values whose largest are reset.
+
+    - "largest": for each item, what the shift adds to the wrong answer minus the true one. Both
+      are known to the choice, and each item has neurons of its own.
+    - "most written": for each item, the size of what the shift writes. No answer is known.
+    - "fixed": the same neurons for all items of a half, those of "largest" on the other half.
+    """
+    contribution = shifts.contribution(wrong)
+    return {
+        "largest": contribution,
+        "most written": shifts.out.written(shifts.out.rows - shifts.expected),
+        "fixed": fixed_ranking(contribution),
     }
 
 
@@ -136,12 +157,15 @@ def _distances(
     """One row per item: the mean of |z| over neurons, the fraction of `outliers` (|z| > 3), the
     correlation with the mean of its group (`profile`) and of a group with another answer
     (`profile_of_other`), and the fraction of neurons above the mean of the group, of all neurons
-    (`right`) and of the first contributors to the wrong answer (`right_of_top`)."""
+    (`right`), of the first contributors to the wrong answer (`right_of_top`) and of those whose
+    shift writes most (`right_of_written`)."""
     z = np.abs(shifts.z)
     activations = shifts.out.rows
     profile = shifts.groups.profile(activations, shifts.own)
     profile_of_other = shifts.groups.profile(activations, _other_group(shifts, seed))
-    top = largest(shifts.contribution(wrong), TOP)
+    rankings = _rankings(shifts, wrong)
+    top = largest(rankings["largest"], TOP)
+    written = largest(rankings["most written"], TOP)
     right = activations > shifts.expected
     for item in range(len(z)):
         yield {
@@ -151,6 +175,7 @@ def _distances(
             "profile": profile[item],
             "profile_of_other": profile_of_other[item],
             "right_of_top": right[item, top[item]].mean(),
+            "right_of_written": right[item, written[item]].mean(),
             "right": right[item].mean(),
         }
 
@@ -194,46 +219,35 @@ def shared_neurons(study: Study, block: int) -> Tables:
 def heuristics(study: Study, knocked_out: int) -> Tables:
     """The tables `heuristics`, `knock_out` and `activations`.
 
-    `heuristics` holds the rule over digits that describes each neuron best, judged on the first
-    half of the clean items by how much its score exceeds chance. `knock_out` holds the accuracy on
-    the other half with the neurons of a rule set to zero, on items that the rule covers and on
-    others. `activations` holds those of the neuron of the last block that is described best.
+    The clean items are split into thirds. `heuristics` holds the rule over digits that describes
+    each neuron best on the first third, by how much its score exceeds chance; its `score` is that
+    on the second third, which did not choose it. `knock_out` holds the accuracy on the last third
+    with the neurons of a rule set to zero, on items that the rule covers and on others.
+    `activations` holds those of the neuron of the last block that is described best on the first
+    third, on the last third and on memorized items.
 
     Args:
         study: model and items.
         knocked_out: number of rules per block that are knocked out, those of most neurons first.
     """
-    of = study.reasoning
-    clean = study.clean
-    variables = clean.items.variables
-    operands = {name: variables[name] for name, _ in of.probed if name != of.result}
-    of_operands = _common(digit_features(operands))
-    of_result = _common(digit_features({of.result: variables[of.result]}))
-    covers = of_operands | of_result
-
-    # Rules are matched to neurons on one half of the clean items and knocked out on the other.
-    first_half = np.arange(len(clean)) < len(clean) // 2
-    matching = clean.rows(first_half)
-    judging = clean.rows(~first_half)
-    matching_operands = {name: cover[first_half] for name, cover in of_operands.items()}
-    matching_result = {name: cover[first_half] for name, cover in of_result.items()}
-
+    choosing, judging, tested = (Rules.of(study, third) for third in _thirds(study))
     described: list[pd.DataFrame] = []
     knocked: list[dict[str, Any]] = []
     for block in range(study.blocks):
-        best = _best_rules(study, block, matching, matching_operands, matching_result)
+        chosen = choosing.scores(block)
+        best = best_matches(chosen, judging.scores(block))
         described.append(best.assign(block=block))
         fits = keep_matches(best)
         most_frequent = fits["heuristic"].value_counts().index  # sorted by the number of neurons
         for rule in most_frequent[:knocked_out]:
             units = neurons_of(fits, rule, Site("neurons", block), len(best))
             about = {"block": block, "heuristic": rule, "neurons": len(units)}
-            cover = covers[rule][~first_half]
-            knocked += [about | row for row in _knock_out(study, judging, units, cover)]
+            cover = tested.covers[rule]
+            knocked += [about | row for row in _knock_out(study, tested.items, units, cover)]
 
     last = described[-1]
-    above_chance = last["score"] - last["chance"]
-    shown = _activations(study, last.loc[above_chance.idxmax()], covers)
+    above_chance = last["score_where_chosen"] - last["chance"]
+    shown = _activations(study, last.loc[above_chance.idxmax()], tested)
     return {
         "heuristics": study.table(pd.concat(described)),
         "knock_out": study.table(knocked),
@@ -241,23 +255,66 @@ def heuristics(study: Study, knocked_out: int) -> Tables:
     }
 
 
-def _best_rules(
-    study: Study, block: int, items: Studied, operands: Covers, result: Covers
-) -> pd.DataFrame:
-    """The rule that describes each neuron of a block best. Rules over operands are compared with
-    its activations, rules over the result with what it adds to the logit of the result."""
-    out = ReadOut(study.subject, items.batch, Site("neurons", block))
-    by_operands = match(out.rows, operands).assign(map="operands")
-    by_result = match(key_value(out, items.true), result).assign(map="result")
-    scored = pd.concat([by_operands, by_result], ignore_index=True)
-    above_chance = scored["score"] - scored["chance"]
-    best = above_chance.groupby(scored["neuron"]).idxmax()
-    return scored.loc[best].reset_index(drop=True)
+@dataclass(frozen=True, eq=False)
+class Rules:
+    """Rules over digits, and which of some items they cover.
+
+    Attributes:
+        study: model and items.
+        items: the items.
+        operands: rules over the digits of the question, and which items they cover.
+        result: rules over the digit of the answer.
+    """
+
+    study: Study
+    items: Studied
+    operands: Covers
+    result: Covers
+
+    @classmethod
+    def of(cls, study: Study, items: np.ndarray) -> Rules:
+        """The rules over the clean items with these numbers.
+
+        Only rules are kept that cover at least 5% of each third of the clean items, so that all
+        thirds have the same rules and no match is due to a few items.
+        """
+        of = study.reasoning
+        variables = study.clean.items.variables
+        operands = {name: variables[name] for name, _ in of.probed if name != of.result}
+        thirds = _thirds(study)
+
+        def kept(covers: Covers) -> Covers:
+            found: Covers = {}
+            for name, cover in covers.items():
+                if min(cover[third].mean() for third in thirds) >= _LEAST_COVERED:
+                    found[name] = cover[items]
+            return found
+
+        return cls(
+            study,
+            study.clean.rows(items),
+            kept(digit_features(operands)),
+            kept(digit_features({of.result: variables[of.result]})),
+        )
+
+    @property
+    def covers(self) -> Covers:
+        """All rules."""
+        return self.operands | self.result
+
+    def scores(self, block: int) -> pd.DataFrame:
+        """How well each rule describes each neuron of a block. Rules over operands are compared
+        with its activations, rules over the result with what it adds to the logit of the
+        result."""
+        out = ReadOut(self.study.subject, self.items.batch, Site("neurons", block))
+        by_operands = match(out.rows, self.operands).assign(map="operands")
+        by_result = match(key_value(out, self.items.true), self.result).assign(map="result")
+        return pd.concat([by_operands, by_result], ignore_index=True)
 
 
-def _common(covers: Covers) -> Covers:
-    """The rules that cover at least 5% of the items, so that a match is not due to a few."""
-    return {name: cover for name, cover in covers.items() if cover.mean() >= 0.05}
+def _thirds(study: Study) -> list[Int[np.ndarray, " items"]]:
+    """The numbers of the clean items, which are in random order, in three parts."""
+    return np.array_split(np.arange(len(study.clean)), 3)
 
 
 def _knock_out(
@@ -272,14 +329,12 @@ def _knock_out(
     for name, plan in plans.items():
         right = answers_of(study.subject, items.batch, plan) == items.true
         for covered in (True, False):
-            yield {
-                "knocked_out": name,
-                "covered": covered,
-                "right": right[cover == covered].mean(),
-            }
+            among = right[cover == covered]
+            row = {"knocked_out": name, "covered": covered, "n": len(among)}
+            yield {**row, "right": among.mean() if len(among) else np.nan}
 
 
-def _activations(study: Study, best: Any, covers: Covers) -> pd.DataFrame:
+def _activations(study: Study, best: Any, rules: Rules) -> pd.DataFrame:
     """The activations of one neuron on clean items that its rule covers, on other clean items, and
     on memorized items; `best` is its row of `heuristics`."""
     block = best["block"]
@@ -289,8 +344,8 @@ def _activations(study: Study, best: Any, covers: Covers) -> pd.DataFrame:
     def activation(items: Studied) -> np.ndarray:
         return ReadOut(study.subject, items.batch, Site("neurons", block)).rows[:, neuron]
 
-    kind = np.where(covers[rule], f"clean, {rule}", "clean, other")
-    clean = pd.DataFrame({"activation": activation(study.clean), "items": kind})
+    kind = np.where(rules.covers[rule], f"clean, {rule}", "clean, other")
+    clean = pd.DataFrame({"activation": activation(rules.items), "items": kind})
     memorized = pd.DataFrame({"activation": activation(study.memorized), "items": "memorized"})
     frame = pd.concat([clean, memorized], ignore_index=True)
     return frame.assign(block=block, neuron=neuron, heuristic=rule, score=best["score"])

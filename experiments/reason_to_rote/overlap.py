@@ -24,7 +24,8 @@ from interp.localization.unit_values import values_at
 from interp.sites.site import Site
 from interp.subject.batch import Batch
 
-FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.5)  # sizes of the circuits, as fractions of all edges
+# Sizes of the circuits, as fractions of all edges.
+FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,8 @@ def _overlaps(
     effects: Mapping[str, EdgeEffects], resamples: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """One row per sample of the items, other set and fraction of edges: `iou` with the edges of
-    memorized items, `chance`, and Spearman's correlation of all edges. Sample 0 is all items."""
+    memorized items, `chance`, how many `edges` each circuit has, and Spearman's correlation of all
+    edges. Sample 0 is all items."""
     rng = np.random.default_rng(seed)
     for sample in range(resamples + 1):
         scores: dict[str, EdgeScores] = {}
@@ -139,12 +141,14 @@ def _overlaps(
         memorized = scores.pop("memorized")
         for other, theirs in scores.items():
             for fraction in FRACTIONS:
+                circuit = memorized.top(fraction)
                 yield {
                     "other": other,
                     "fraction": fraction,
+                    "edges": len(circuit),
                     "sample": sample,
                     "chance": chance_iou(fraction),
-                    "iou": memorized.top(fraction).iou(theirs.top(fraction)),
+                    "iou": circuit.iou(theirs.top(fraction)),
                     "spearman": memorized.spearman(theirs),
                 }
 

@@ -28,6 +28,8 @@ class Reasoning:
     Attributes:
         variable: the intermediate result that is removed, patched and probed.
         position: the position from which on `variable` is known.
+        read: the position at which `variable` is probed: the first that has seen all inputs. Before
+            it, an item cannot be told apart from other items that share its first inputs.
         group: the inputs that `variable` is computed from.
         unrelated: a variable that `variable` does not depend on, whose subspace is the control:
             another digit in FDA; in THR the second relation, which comes after `position`.
@@ -39,6 +41,7 @@ class Reasoning:
 
     variable: str
     position: int
+    read: int
     group: tuple[str, ...]
     unrelated: str
     inputs: tuple[int, ...]
@@ -47,19 +50,23 @@ class Reasoning:
     result_group: tuple[str, ...]
 
 
+TWO_HOPS = Reasoning(
+    variable="bridge",
+    position=1,
+    read=2,
+    group=("head", "first"),
+    unrelated="second",
+    inputs=(0, 1, 2),
+    probed=(("bridge", 2), ("tail", 2)),
+    result="tail",
+    result_group=("bridge", "second"),
+)
+
+
 def reasoning(task: Task, target: int) -> Reasoning:
     """The reasoning behind answer token number `target` of a task."""
     if task.name == "THR":
-        return Reasoning(
-            variable="bridge",
-            position=1,
-            group=("head", "first"),
-            unrelated="second",
-            inputs=(0, 1, 2),
-            probed=(("bridge", 1), ("bridge", 2), ("tail", 2)),
-            result="tail",
-            result_group=("bridge", "second"),
-        )
+        return TWO_HOPS
     digits = len(task.answer) - 1
     k = int(task.answer[target].removeprefix("digit"))
     position = task.train.question.shape[1] - 1 + target
@@ -75,6 +82,7 @@ def reasoning(task: Task, target: int) -> Reasoning:
     return Reasoning(
         variable=f"digit{k}",
         position=position,
+        read=position,
         group=group,
         unrelated=f"digit{(k + 1) % digits}",
         inputs=(*first_operand, *second_operand),
@@ -161,6 +169,12 @@ class Study:
     def sets(self) -> Mapping[str, Studied]:
         """The two sets that are compared, under the names "memorized" and "test"."""
         return {"memorized": self.memorized, "test": self.test}
+
+    def outside(self, name: str) -> Items:
+        """The items of the task that are not in a set: those that a claim about the set must not
+        hold for by construction."""
+        held_out = self.task.tests["test"]
+        return self.task.train if name == "test" else Items.join([self.task.clean, held_out])
 
     @property
     def blocks(self) -> int:

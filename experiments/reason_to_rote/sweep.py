@@ -18,10 +18,10 @@ from experiments.reason_to_rote.decoding import decode
 from experiments.reason_to_rote.distributed import positions
 from experiments.reason_to_rote.erasing import erase
 from experiments.reason_to_rote.measures import (
+    DIFFERENCE,
     FDA,
     MEMORIZED,
     TEST,
-    Measure,
     dose,
     effective_positions,
     erasure,
@@ -33,8 +33,9 @@ from experiments.reason_to_rote.measures import (
 )
 from experiments.reason_to_rote.neurons import TOP, outliers
 from experiments.reason_to_rote.presets import PRESETS, Recipe
-from experiments.reason_to_rote.study import Tables, study
-from experiments.reason_to_rote.tasks import exact, task, train_or_load
+from experiments.reason_to_rote.study import Reasoning, Tables, study
+from experiments.reason_to_rote.tasks import dynamics, exact, task, train_or_load
+from interp.experiment.checks import Measured, interval
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Folder, Job, job
 from interp.reporting.plotting import intervals
@@ -119,12 +120,13 @@ def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.Da
 
     Returns:
         One row per measure: `change`, `measure`, `estimate`, `low`, `high`. Where nothing was
-        memorized or no test passed, there are only the measures of how the model learned.
+        memorized or no test passed, there are only the measures of how the model learned; and what
+        could not be measured has no row.
     """
     recipe = settings.recipe(name)
     of = task(recipe.data, seed)
     known = train_or_load(of, recipe.model, recipe.training, seed, folder / name.replace(" ", "-"))
-    tables: Tables = {"dynamics": known.history.assign(task="FDA", stage="end")}
+    tables: Tables = {"dynamics": dynamics(known, "end")}
     measures = _learning()
     memorized = exact(known.subject, of.noisy.batch())
     passed = exact(known.subject, of.tests["test"].batch())
@@ -135,7 +137,7 @@ def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.Da
     tables |= decode(end, seed)
     tables |= positions(end)
     tables |= outliers(end, (TOP,), settings.draws, seed)
-    measures |= _mechanism(end.reasoning.variable, end.reasoning.position, end.blocks - 1)
+    measures |= _mechanism(end.reasoning, end.blocks - 1)
     # Subspaces are removed after every block but the last, so a model of one block has none.
     if end.blocks > 1:
         tables |= erase(end, settings.draws, 0, seed)
@@ -143,26 +145,28 @@ def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.Da
     return _measured(name, measures, tables)
 
 
-def _learning() -> dict[str, Measure]:
+def _learning() -> dict[str, Measured]:
     return {
         "test accuracy": last("test", **FDA),
         "memorized": last("memorized", **FDA),
         "most corrected": largest("corrected", **FDA),
-        "steps to memorize by steps to pass": steps_ratio(**FDA),
+        "steps to memorize by steps to pass": steps_ratio(0.5, 0.9, **FDA),
     }
 
 
-def _mechanism(digit: str, position: int, block: int) -> dict[str, Measure]:
+def _mechanism(of: Reasoning, block: int) -> dict[str, Measured]:
     return {
-        "true digit read behind block 0": probe(digit, 1.0, position=position, of=FDA),
-        "inputs depended on": effective_positions(depth=0, **FDA),
-        "profile correlation": mean("outliers", "profile", block=block, **FDA, **MEMORIZED),
+        "true digit read behind block 0": probe(of.variable, 1.0, position=of.read, of=FDA),
+        "inputs depended on": effective_positions(inputs=len(of.inputs), depth=0, **FDA),
+        "profile correlation": mean(
+            "outliers", "profile", DIFFERENCE, block=block, **FDA, **MEMORIZED
+        ),
         f"true after {TOP} reset": mean("doses", "true", **dose("largest", TOP, block)),
         f"true after {TOP} random reset": mean("doses", "true", **dose("random", TOP, block)),
     }
 
 
-def _erasing() -> dict[str, Measure]:
+def _erasing() -> dict[str, Measured]:
     return {
         "kept without the digit": erasure("class means", FDA),
         "kept without a random subspace": erasure("random", FDA),
@@ -170,11 +174,12 @@ def _erasing() -> dict[str, Measure]:
     }
 
 
-def _measured(name: str, measures: Mapping[str, Measure], tables: Tables) -> pd.DataFrame:
+def _measured(name: str, measures: Mapping[str, Measured], tables: Tables) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []
     for label, measure in measures.items():
-        found = measure(tables)
-        rows.append((name, label, found.estimate, found.low, found.high))
+        found = interval(measure(tables))
+        if found is not None:
+            rows.append((name, label, found.estimate, found.low, found.high))
     return pd.DataFrame(rows, columns=["change", "measure", "estimate", "low", "high"])
 
 

@@ -214,6 +214,23 @@ class Learned:
     history: pd.DataFrame
 
 
+def dynamics(known: Learned, stage: str) -> pd.DataFrame:
+    """The table `dynamics` of a model: its accuracies during training, and for each the number of
+    items that it is measured on, in columns that begin with `n_`.
+
+    Args:
+        known: the model.
+        stage: the name of the model, as in `study.Study`.
+    """
+    noisy = len(known.task.noisy)
+    counts = {"memorized": noisy, "corrected": noisy}
+    for name, items in known.task.tests.items():
+        if len(items):
+            counts[name] = len(items)
+    table = known.history.assign(task=known.task.name, stage=stage)
+    return table.assign(**{f"n_{name}": count for name, count in counts.items()})
+
+
 def train_or_load(
     of: Task,
     model: Transformer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -215,6 +216,138 @@ def random_subspace(like: Subspace, seed: int) -> Subspace:
     drawn = np.random.default_rng(seed).normal(size=(width, like.rank))
     orthonormal, _ = np.linalg.qr(drawn)
     return Subspace(orthonormal.T, like.center)
+
+
+def variance_share(subspace: Subspace, rows: Rows) -> float:
+    """Returns the share of the variance of rows that lies in a subspace, from 0 to 1.
+
+    Args:
+        subspace: the subspace.
+        rows: [items, width].
+
+    Example:
+        >>> from interp.analysis.concept_erasure import Subspace, variance_share
+        >>> first_axis = Subspace(np.eye(2)[:1], np.zeros(2))
+        >>> variance_share(first_axis, np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
+        0.5
+    """
+    around = rows - rows.mean(0)
+    within = around @ subspace.basis.T
+    return float(np.square(within).sum() / np.square(around).sum())
+
+
+def containment(subspace: Subspace, of: Subspace) -> float:
+    """Returns how much of one subspace another contains, from 0 (orthogonal) to 1 (all of it): the
+    mean squared length of unit vectors of the one, projected onto the other.
+
+    Args:
+        subspace: the subspace that contains.
+        of: the subspace that is contained.
+
+    Example:
+        >>> from interp.analysis.concept_erasure import Subspace, containment
+        >>> first_axis = Subspace(np.eye(2)[:1], np.zeros(2))
+        >>> plane = Subspace(np.eye(2), np.zeros(2))
+        >>> containment(plane, first_axis), containment(first_axis, plane)
+        (1.0, 0.5)
+    """
+    cosines = of.basis @ subspace.basis.T
+    return float(np.square(cosines).sum() / of.rank)
+
+
+def principal(rows: Rows, rank: int) -> Subspace:
+    """Returns the subspace of the `rank` directions of most variance, around the mean of the rows.
+
+    Args:
+        rows: [items, width].
+        rank: number of dimensions.
+
+    Example:
+        >>> from interp.analysis.concept_erasure import principal
+        >>> principal(np.array([[0.0, 0.0], [1.0, 9.0], [1.0, 0.0], [0.0, 9.0]]), 1).basis ** 2
+        array([[0., 1.]])
+    """
+    center = rows.mean(0)
+    return Subspace(_directions(rows - center)[:rank], center)
+
+
+def _directions(around: Rows) -> Rows:
+    """All directions of centered rows, [width, width], those of most variance first."""
+    _, directions = np.linalg.eigh(around.T @ around)  # in increasing order
+    return directions.T[::-1]
+
+
+def random_subspace_of_variance(rows: Rows, rank: int, share: float, seed: int) -> Subspace:
+    """Returns a random subspace that holds a given share of the variance of rows: the control for
+    the removal of another subspace with that rank and share.
+
+    A uniformly random subspace holds about rank / width of the variance, which is often much less
+    than what is removed. From there, the subspace is turned towards the directions of most variance
+    (or of least, if the share is smaller), along the shortest path between the two (the geodesic;
+    Edelman, Arias & Smith 1998, section 2.5.1), until it holds the share. The share is continuous
+    along the path, so that it is met exactly.
+
+    Where nearly all variance is in `rank` directions, a subspace with a large share cannot differ
+    much from them, and so neither from the one that it is a control for: report `containment` too.
+
+    Args:
+        rows: [items, width].
+        rank: number of dimensions.
+        share: share of the variance.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: a share that no subspace of this rank holds.
+
+    Example:
+        >>> from interp.analysis.concept_erasure import random_subspace_of_variance, variance_share
+        >>> rows = np.random.default_rng(0).normal(size=(100, 6)) * [9, 7, 5, 3, 1, 1]
+        >>> drawn = random_subspace_of_variance(rows, 2, 0.6, seed=0)
+        >>> drawn.rank, round(variance_share(drawn, rows), 6)
+        (2, 0.6)
+    """
+    from scipy.optimize import brentq
+
+    center = rows.mean(0)
+    around = rows - center
+    directions = _directions(around)
+    most = Subspace(directions[:rank], center)
+    least = Subspace(directions[::-1][:rank], center)
+    low = variance_share(least, rows)
+    high = variance_share(most, rows)
+    if not low - _ROUNDING <= share <= high + _ROUNDING:
+        raise ValueError(
+            f"share={share:.4g}: subspaces of {rank} dimensions hold {low:.4g} to {high:.4g} of "
+            "the variance of these rows"
+        )
+    drawn = random_subspace(most, seed)
+    end = most if share > variance_share(drawn, rows) else least
+
+    def excess(part: float) -> float:
+        return variance_share(_turned(drawn, end, part), rows) - share
+
+    # Rounding may put the share just past the end of the path.
+    if excess(0.0) * excess(1.0) > 0:
+        return end
+    part: Any = brentq(excess, 0.0, 1.0)
+    return _turned(drawn, end, float(part))
+
+
+def _turned(start: Subspace, end: Subspace, part: float) -> Subspace:
+    """The subspace at a part of the geodesic from one subspace to another of the same rank."""
+    # In these bases the vectors of the same number are at the principal angles, and all other
+    # pairs are orthogonal. Each pair is turned in its own plane.
+    left, cosines, right = np.linalg.svd(start.basis @ end.basis.T)
+    one = left.T @ start.basis
+    other = right @ end.basis
+    cosines = cosines.clip(-1, 1)[:, None]
+    outwards = other - cosines * one
+    lengths = np.linalg.norm(outwards, axis=1, keepdims=True)
+    # A vector that both have in common stays.
+    outwards = np.divide(outwards, lengths, out=np.zeros_like(outwards), where=lengths > _ROUNDING)
+    angles = part * np.arccos(cosines)
+    basis = np.cos(angles) * one + np.sin(angles) * outwards
+    return Subspace(basis, start.center)
 
 
 def erasure_plan(

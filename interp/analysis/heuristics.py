@@ -121,9 +121,51 @@ def _score(values: Maps, descending: Maps, cover: Cover) -> Float[np.ndarray, " 
     return expected_covered / k
 
 
+def best_matches(choosing: pd.DataFrame, judging: pd.DataFrame) -> pd.DataFrame:
+    """Returns for each neuron the heuristic that exceeds chance most on some prompts, with its
+    score on other prompts.
+
+    The best of many heuristics scores above chance even for a neuron that fires at random, on the
+    prompts that chose it. On prompts that did not, it does not.
+
+    Args:
+        choosing: what `match` returns on the prompts that choose.
+        judging: what `match` returns on other prompts, of the same neurons and heuristics.
+
+    Returns:
+        One row per neuron, of `judging`, with the further column `score_where_chosen`.
+
+    Raises:
+        ValueError: a heuristic that was chosen has no row in `judging`.
+
+    Example:
+        >>> from interp.analysis.heuristics import best_matches, match
+        >>> maps = np.array([[0.9], [0.8], [0.1], [0.2]])
+        >>> covers = {"first": np.array([True, True, False, False])}
+        >>> covers["even"] = np.array([True, False, True, False])
+        >>> chosen = best_matches(match(maps, covers), match(maps[::-1], covers))
+        >>> chosen[["heuristic", "score", "score_where_chosen"]]
+          heuristic  score  score_where_chosen
+        0     first    0.0                 1.0
+    """
+    above_chance = choosing["score"] - choosing["chance"]
+    best = choosing.loc[above_chance.groupby(choosing["neuron"]).idxmax()]
+    best = best.rename(columns={"score": "score_where_chosen"}).drop(columns="chance")
+    keys = [name for name in best.columns if name != "score_where_chosen"]
+    found = best.merge(judging, on=keys, how="left")
+    missing = found["score"].isna()
+    if missing.any():
+        first = found.loc[missing, "heuristic"].iloc[0]
+        raise ValueError(
+            "expected a score of each chosen heuristic on the prompts that judge; "
+            f"{int(missing.sum())} have none, the first is {first!r}"
+        )
+    return found
+
+
 def keep_matches(frame: pd.DataFrame, threshold: float = 0.6) -> pd.DataFrame:
-    """Returns the rows of `match` whose score is at least a threshold, by default that of Nikankin
-    et al. 2024.
+    """Returns the rows of `match`, or of `best_matches`, whose score is at least a threshold, by
+    default that of Nikankin et al. 2024.
 
     The threshold is the same for all heuristics, so a heuristic whose `chance` is as high matches
     any neuron. Compare the two columns before counting.

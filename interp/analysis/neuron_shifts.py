@@ -271,6 +271,24 @@ class ReadOut:
             )
         return shift * effects
 
+    def written(self, shift: Rows) -> Rows:
+        """Returns how much a shift of the neurons changes what they write into the residual:
+        |shift_n(i)| |w_out[n]|. Unlike `contribution`, this depends on no answer.
+
+        Args:
+            shift: [items, neurons] change of activation.
+
+        Raises:
+            ValueError: a shift of another shape.
+        """
+        out_weight = self.subject.anatomy.out_weight(self.subject.module, self.site)
+        lengths = out_weight.detach().double().norm(dim=1).cpu().numpy()
+        if np.shape(shift) != self.rows.shape:
+            raise ValueError(
+                f"expected a shift of {self.rows.shape} [items, neurons]; got {np.shape(shift)}"
+            )
+        return np.abs(shift) * lengths
+
     def reset(self, expected: Rows, chosen: Chosen) -> Interchange:
         """Returns the plan that sets the chosen neurons of each item, at the position that is read,
         to their expected value. The other neurons keep the value they have there.
@@ -391,10 +409,39 @@ def random_choice(shape: tuple[int, int], k: int, seed: int) -> Chosen:
     return largest(random, k)
 
 
+def fixed_ranking(values: Rows) -> Rows:
+    """Returns values that are the same for all items of a half: for each item the mean over the
+    items of the other half. Ranked by them, one fixed set of neurons serves a whole half, and no
+    item had a part in choosing its own.
+
+    The halves are the items with even and with odd numbers.
+
+    Args:
+        values: [items, neurons], at least 2 items.
+
+    Raises:
+        ValueError: fewer than 2 items.
+
+    Example:
+        >>> from interp.analysis.neuron_shifts import fixed_ranking
+        >>> fixed_ranking(np.array([[1.0, 0.0], [5.0, 2.0], [3.0, 0.0]]))
+        array([[5., 2.],
+               [2., 0.],
+               [5., 2.]])
+    """
+    rows = np.asarray(values, np.float64)
+    if len(rows) < 2:
+        raise ValueError(f"expected at least 2 items, one for each half; got {len(rows)}")
+    is_odd = np.arange(len(rows)) % 2 == 1
+    of_odd = rows[is_odd].mean(0)
+    of_even = rows[~is_odd].mean(0)
+    return np.where(is_odd[:, None], of_even, of_odd)
+
+
 def dose_curve(
     out: ReadOut,
     expected: Rows,
-    contribution: Rows,
+    rankings: Mapping[str, Rows],
     answers: Mapping[str, Tokens],
     doses: Sequence[int],
     *,
@@ -405,21 +452,24 @@ def dose_curve(
     Args:
         out: the items and the neurons.
         expected: [items, neurons] values to reset to.
-        contribution: [items, neurons]; the neurons with the largest are reset.
+        rankings: [items, neurons] values by name, such as the contributions; of each ranking the
+            neurons with the largest values are reset.
         answers: token ids by name, one per item.
         doses: numbers of neurons to reset; 0 changes nothing.
         seeds: number of random draws.
 
     Returns:
-        One row per item and choice of neurons: `selection` is "largest", "random" (with `seed` 0 to
-        `seeds` - 1) or "all" for the whole layer; `k` is the number of neurons; `item` the number
-        of the item. Each name in `answers` is a column: whether that token is the likeliest.
+        One row per item and choice of neurons: `selection` is the name of a ranking, "random" (with
+        `seed` 0 to `seeds` - 1) or "all" for the whole layer; `k` is the number of neurons; `item`
+        the number of the item. Each name in `answers` is a column: whether that token is the
+        likeliest.
 
     Example:
         >>> from interp.analysis.neuron_shifts import ReadOut, dose_curve
         >>> out = ReadOut(subject, batch, interp.Site("neurons", 1))
         >>> right = {"right": batch.targets[:, 0]}
-        >>> curve = dose_curve(out, out.rows, out.rows, right, [0, 4], seeds=1)
+        >>> rankings = {"largest": out.rows}
+        >>> curve = dose_curve(out, out.rows, rankings, right, [0, 4], seeds=1)
         >>> curve.groupby(["selection", "k"], sort=False)["right"].mean()
         selection  k
         largest    0     1.0
@@ -432,8 +482,7 @@ def dose_curve(
     items = len(out.batch)
     wanted = {name: _token_ids(tokens, items).numpy() for name, tokens in answers.items()}
     frames: list[pd.DataFrame] = []
-    selections = _selections(np.asarray(contribution), doses, seeds)
-    for selection, k, seed, chosen in selections:
+    for selection, k, seed, chosen in _selections(out.rows.shape, rankings, doses, seeds):
         reset = out.reset(expected, chosen)
         answered = out.answers(reset)
         columns: dict[str, Any] = {
@@ -449,11 +498,11 @@ def dose_curve(
 
 
 def _selections(
-    contribution: Rows, doses: Sequence[int], seeds: int
+    shape: tuple[int, int], rankings: Mapping[str, Rows], doses: Sequence[int], seeds: int
 ) -> Iterator[tuple[str, int, int, Chosen]]:
-    shape = (contribution.shape[0], contribution.shape[1])
     for k in doses:
-        yield "largest", k, 0, largest(contribution, k)
+        for name, values in rankings.items():
+            yield name, k, 0, largest(values, k)
         for seed in range(seeds):
             yield "random", k, seed, random_choice(shape, k, seed)
     yield "all", shape[1], 0, np.ones(shape, dtype=bool)

@@ -161,6 +161,97 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
     return Probe(classes, weights, shifted)
 
 
+def shared_inputs(items: Batch, others: Batch, position: int) -> Mask:
+    """Returns which items begin with the same tokens as one of other items, up to a position.
+
+    A causal model has seen nothing else of such an item when it computes the activations at this
+    position, so that they are the same as those of the other item: what is read there says nothing
+    about the item itself.
+
+    Args:
+        items: the items.
+        others: the items that they are compared with.
+        position: the last position that is compared.
+
+    Returns:
+        [items] mask.
+
+    Raises:
+        ValueError: a position past the end of either, or tokens that are predicted together, whose
+            activations depend on later tokens too.
+
+    Example:
+        >>> from interp.analysis.probes import shared_inputs
+        >>> items = interp.Batch(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+        >>> others = interp.Batch(torch.tensor([[1, 2, 9]]))
+        >>> shared_inputs(items, others, position=1), shared_inputs(items, others, position=2)
+        (array([ True, False]), array([False, False]))
+    """
+    if items.groups is not None or others.groups is not None:
+        raise ValueError(
+            "expected tokens that are predicted one by one; got groups of tokens that are "
+            "predicted together, which also see later tokens"
+        )
+    shortest = min(items.length, others.length)
+    if not 0 <= position < shortest:
+        raise ValueError(
+            f"position={position}: expected one that all items have, 0 to {shortest - 1}"
+        )
+    known = set(_beginnings(others, position))
+    return np.array([beginning in known for beginning in _beginnings(items, position)])
+
+
+def _beginnings(batch: Batch, position: int) -> list[tuple[int, ...]]:
+    """The tokens of each item up to a position."""
+    return [tuple(tokens) for tokens in batch.tokens[:, : position + 1].tolist()]
+
+
+def refuse_shared_inputs(
+    items: Batch, others: Batch, position: int, *, names: tuple[str, str] = ("items", "others")
+) -> None:
+    """Refuses a claim about what can be read of a set of items at a position, if the model cannot
+    tell some of them there from items outside the set (see `shared_inputs`).
+
+    Without this, a claim about memorized items can hold by construction: where their inputs so far
+    are also those of items that are not memorized, nothing read there can depend on the memory.
+
+    Args:
+        items: the set that the claim is about.
+        others: items outside the set.
+        position: the position that is read.
+        names: what the two are called in the message.
+
+    Raises:
+        ValueError: some of the items share their inputs up to the position with one of the others.
+            The message says how many, shows the first, and names the first position at which none
+            does.
+
+    Example:
+        >>> from interp.analysis.probes import refuse_shared_inputs
+        >>> items = interp.Batch(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+        >>> refuse_shared_inputs(items, interp.Batch(torch.tensor([[1, 2, 9]])), position=2)
+    """
+    shared = shared_inputs(items, others, position)
+    if not shared.any():
+        return
+    first = int(shared.argmax())
+    tokens = list(_beginnings(items, position)[first])
+    about, outside = names
+    raise ValueError(
+        f"position {position}: {int(shared.sum())} of {len(items)} {about} begin like one of "
+        f"{outside} up to there (the first is number {first}, {tokens}), so that a causal model "
+        f"has the same activations for both; {_way_out(items, others, position)}"
+    )
+
+
+def _way_out(items: Batch, others: Batch, position: int) -> str:
+    """Where none of the items shares its inputs, as an advice."""
+    for later in range(position + 1, min(items.length, others.length)):
+        if not shared_inputs(items, others, later).any():
+            return f"read at position {later}, the first where none does, or leave those items out"
+    return "leave those items out: at no later position can all be told apart"
+
+
 def rows_at(
     subject: Subject, batch: Batch, sites: Sites, position: int, batch_size: int = 256
 ) -> dict[Site, Rows]:

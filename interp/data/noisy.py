@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,23 @@ class Items:
     def noisy(self) -> Bool[np.ndarray, " items"]:
         """Which items are trained with a wrong answer."""
         return (self.label != self.truth).any(1)
+
+    @classmethod
+    def join(cls, parts: Sequence[Items]) -> Items:
+        """Returns the items of all parts, in their order.
+
+        Args:
+            parts: items of one length, with the same variables.
+        """
+        variables: dict[str, np.ndarray] = {}
+        for name in parts[0].variables:
+            variables[name] = np.concatenate([part.variables[name] for part in parts])
+        return cls(
+            question=np.concatenate([part.question for part in parts]),
+            truth=np.concatenate([part.truth for part in parts]),
+            label=np.concatenate([part.label for part in parts]),
+            variables=variables,
+        )
 
     def rows(self, chosen: np.ndarray) -> Items:
         """Returns some items, by index or mask."""

@@ -273,7 +273,12 @@ def test_a_dose_curve_finds_the_planted_neurons():
     with interp.intervened(clean.subject, clean.reset(clean.rows + push, planted)):
         wrong = moved.answers()
         curve = dose_curve(
-            moved, clean.rows, contribution, {"true": true, "wrong": wrong}, [0, 3], seeds=4
+            moved,
+            clean.rows,
+            {"largest": contribution},
+            {"true": true, "wrong": wrong},
+            [0, 3],
+            seeds=4,
         )
     np.testing.assert_array_equal(moved.rows != clean.rows, planted)
     assert (wrong != true).all()
@@ -292,7 +297,7 @@ def test_a_dose_curve_finds_the_planted_neurons():
 def test_a_dose_curve_marks_each_item():
     out, expected = read_out(), random_rows(read_out())
     said = out.answers(out.reset(expected, largest(expected, 20)))
-    curve = dose_curve(out, expected, expected, {"said": said}, [20], seeds=1)
+    curve = dose_curve(out, expected, {"largest": expected}, {"said": said}, [20], seeds=1)
     largest_rows = curve[curve["selection"] == "largest"]
     assert largest_rows["item"].tolist() == list(range(ITEMS))
     assert largest_rows["said"].all()

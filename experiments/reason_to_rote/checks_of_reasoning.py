@@ -20,6 +20,7 @@ from experiments.reason_to_rote.measures import (
     erased_variance,
     erasure,
     faithfulness,
+    if_removed,
     largest,
     last,
     less,
@@ -337,6 +338,7 @@ def _erasing(case: Case) -> list[Check]:
     figure = "figures/erasing.png"
     held = "share of the variance"
     contained = "of it contained"
+    part = "part of class means"
     return [
         Check(
             id=f"C5a {case.name}",
@@ -410,13 +412,13 @@ def _erasing(case: Case) -> list[Check]:
             statement=f"the fraction of memorized answers lost without random parts of the "
             f"{variable} subspace, minus the fraction lost without the directions of most variance "
             "outside it, which hold the same share of the variance, is {threshold}",
-            measure=_lost_beyond("most variance, apart", "part of class means", of),
+            measure=if_removed(part, of, _lost_beyond("most variance, apart", part, of)),
             threshold=above(0.1),
             evidence=figure,
             controls={
-                f"{held}, parts": erased_variance("part of class means", of),
+                f"{held}, parts": if_removed(part, of, erased_variance(part, of)),
                 f"{held}, outside": erased_variance("most variance, apart", of),
-                "kept without parts": erasure("part of class means", of),
+                "kept without parts": if_removed(part, of, erasure(part, of)),
                 "kept without those outside": erasure("most variance, apart", of),
             },
             paper=HARMS,

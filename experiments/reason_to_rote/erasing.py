@@ -116,8 +116,8 @@ def _subspaces(
         found.append(Removed("random", draw, random_subspace(means, number)))
         equal = random_subspace_of_variance(residuals, means.rank, share, number)
         found.append(Removed("random, same variance", draw, equal))
-        if means.rank > 1:
-            part = random_part(means, residuals, share_apart, number)
+        part = random_part(means, residuals, share_apart, number)
+        if part is not None:
             found.append(Removed("part of class means", draw, part))
 
     null, progress = inlp(residuals, target, rounds=rounds, seed=seed)
@@ -130,20 +130,18 @@ def _subspaces(
     return found, left
 
 
-def random_part(of: Subspace, rows: Residuals, share: float, seed: int) -> Subspace:
-    """A random subspace within another one that holds a share of the variance of rows.
+def random_part(of: Subspace, rows: Residuals, share: float, seed: int) -> Subspace | None:
+    """A random subspace within another one that holds a share of the variance of rows; None if no
+    part holds it, because each direction within holds more.
 
     Its rank is the one at which a part would hold the share if all directions held the same, or
     the nearest rank that can hold it.
 
     Args:
-        of: the subspace that it is a part of, of at least two dimensions.
+        of: the subspace that it is a part of.
         rows: [items, width].
         share: share of the variance of rows; the whole of `of` is returned where it has no more.
         seed: seed of the draw.
-
-    Raises:
-        ValueError: no part holds the share.
     """
     inside = (rows - of.center) @ of.basis.T
     share_inside = share / variance_share(of, rows)
@@ -155,7 +153,7 @@ def random_part(of: Subspace, rows: Residuals, share: float, seed: int) -> Subsp
         except ValueError:
             continue
         return Subspace(part.basis @ of.basis, of.center)
-    raise ValueError(f"share={share:.3g}: no part of a subspace of rank {of.rank} holds it")
+    return None
 
 
 def _ranks_nearest(wanted: float, largest: int) -> list[int]:

@@ -4,6 +4,7 @@ interval over items. Also the values that choose rows of the tables."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,16 @@ def erasure(removed: str, of: Rows, items: Rows = MEMORIZED) -> Measure:
     """The fraction of answers that stay the same when a subspace is removed after the first
     block."""
     return mean("erasure", "kept", removed=removed, block=0, **of, **items)
+
+
+def if_removed(removed: str, of: Rows, measure: Measure) -> Measure:
+    """A measure that is not taken where there was no such subspace to remove."""
+
+    def found(tables: Tables) -> Interval | float | None:
+        names = rows(tables, "erasure", block=0, **of)["removed"]
+        return measure(tables) if (names == removed).any() else None
+
+    return replace(measure, of=found)
 
 
 def erased_variance(removed: str, of: Rows) -> Measure:

@@ -4,7 +4,7 @@ reset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,7 +89,7 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
 
     `outliers` holds how far each item is from its group, see `_distances`. `doses` holds what the
     model answers with neurons reset to the mean of their group: those of a ranking (see
-    `_rankings`), random ones, or all. The wrong answer of a test item is a random one.
+    `rankings`), random ones, or all. The wrong answer of a test item is a random one.
 
     Args:
         study: model and items.
@@ -104,11 +104,12 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
             items = shifts.items
             wrong = items.label if name == "memorized" else _random_wrong(study, items, seed)
             about = {"block": block, "set": name}
-            distances += [row | about for row in _distances(shifts, wrong, seed)]
+            by_name = rankings(shifts, wrong)
+            distances += [row | about for row in _distances(shifts, by_name, seed)]
             curve = dose_curve(
                 shifts.out,
                 shifts.expected,
-                _rankings(shifts, wrong),
+                by_name,
                 {"true": items.true, "wrong": wrong},
                 doses,
                 seeds=draws,
@@ -120,7 +121,7 @@ def outliers(study: Study, doses: tuple[int, ...], draws: int, seed: int) -> Tab
     }
 
 
-def _rankings(
+def rankings(
     shifts: Shifts, wrong: Int[np.ndarray, " items"]
 ) -> dict[str, Float[np.ndarray, "items neurons"]]:
     """By what neurons are chosen: values whose largest are reset.
@@ -128,14 +129,17 @@ def _rankings(
     - "largest": for each item, what the shift adds to the wrong answer minus the true one. Both
       are known to the choice, and each item has neurons of its own.
     - "most written": for each item, the size of what the shift writes. No answer is known.
-    - "fixed": the same neurons for all items of a half, those of "largest" on the other half.
+    - "fixed": the same neurons for all items of a half, those of "largest" on the other half; of a
+      single item there is no other half.
     """
     contribution = shifts.contribution(wrong)
-    return {
+    found = {
         "largest": contribution,
         "most written": shifts.out.written(shifts.out.rows - shifts.expected),
-        "fixed": fixed_ranking(contribution),
     }
+    if len(contribution) > 1:
+        found["fixed"] = fixed_ranking(contribution)
+    return found
 
 
 def shifts_of(study: Study, block: int) -> dict[str, Shifts]:
@@ -152,7 +156,7 @@ def shifts_of(study: Study, block: int) -> dict[str, Shifts]:
 
 
 def _distances(
-    shifts: Shifts, wrong: Int[np.ndarray, " items"], seed: int
+    shifts: Shifts, by_name: Mapping[str, Float[np.ndarray, "items neurons"]], seed: int
 ) -> Iterator[dict[str, Any]]:
     """One row per item: the mean of |z| over neurons, the fraction of `outliers` (|z| > 3), the
     correlation with the mean of its group (`profile`) and of a group with another answer
@@ -163,9 +167,8 @@ def _distances(
     activations = shifts.out.rows
     profile = shifts.groups.profile(activations, shifts.own)
     profile_of_other = shifts.groups.profile(activations, _other_group(shifts, seed))
-    rankings = _rankings(shifts, wrong)
-    top = largest(rankings["largest"], TOP)
-    written = largest(rankings["most written"], TOP)
+    top = largest(by_name["largest"], TOP)
+    written = largest(by_name["most written"], TOP)
     right = activations > shifts.expected
     for item in range(len(z)):
         yield {
@@ -230,7 +233,7 @@ def heuristics(study: Study, knocked_out: int) -> Tables:
         study: model and items.
         knocked_out: number of rules per block that are knocked out, those of most neurons first.
     """
-    choosing, judging, tested = (Rules.of(study, third) for third in _thirds(study))
+    choosing, judging, tested = (Rules.of(study, third) for third in split_in_thirds(study))
     described: list[pd.DataFrame] = []
     knocked: list[dict[str, Any]] = []
     for block in range(study.blocks):
@@ -281,7 +284,7 @@ class Rules:
         of = study.reasoning
         variables = study.clean.items.variables
         operands = {name: variables[name] for name, _ in of.probed if name != of.result}
-        thirds = _thirds(study)
+        thirds = split_in_thirds(study)
 
         def kept(covers: Covers) -> Covers:
             found: Covers = {}
@@ -312,7 +315,7 @@ class Rules:
         return pd.concat([by_operands, by_result], ignore_index=True)
 
 
-def _thirds(study: Study) -> list[Int[np.ndarray, " items"]]:
+def split_in_thirds(study: Study) -> list[Int[np.ndarray, " items"]]:
     """The numbers of the clean items, which are in random order, in three parts."""
     return np.array_split(np.arange(len(study.clean)), 3)
 

@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import interp
 from interp.analysis.concept_erasure import (
     Subspace,
     class_means,
+    containment,
     erasure_plan,
     inlp,
+    principal,
     random_subspace,
+    random_subspace_of_variance,
+    variance_share,
 )
 from interp.analysis.probes import fit_probe, rows_at
 
@@ -220,3 +226,51 @@ def test_inlp_ends_at_chance_where_nothing_is_left():
     assert space.rank == progress["rank"].iloc[-1] == WIDTH
     assert progress["accuracy"].iloc[-1] == progress["chance"].iloc[-1]
     assert len(progress) < 50
+
+
+@settings(max_examples=40, deadline=None)
+@given(rank=st.integers(1, WIDTH - 1), place=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_a_random_subspace_holds_the_share_of_the_variance_that_is_asked(rank, place, seed):
+    rows, _ = planted(items=200)
+    eigenvalues = np.linalg.eigvalsh(np.cov(rows, rowvar=False))
+    least, most = eigenvalues[:rank].sum(), eigenvalues[::-1][:rank].sum()
+    share = (least + place * (most - least)) / eigenvalues.sum()
+    drawn = random_subspace_of_variance(rows, rank, share, seed)
+    check_orthonormal(drawn)
+    assert drawn.rank == rank
+    left = drawn.remove(rows).var(0).sum() / rows.var(0).sum()
+    assert left == pytest.approx(1 - share, abs=1e-6)
+    assert variance_share(drawn, rows) == pytest.approx(share, abs=1e-6)
+
+
+def test_random_subspaces_of_one_variance_differ_and_come_back():
+    rows, labels = planted()
+    means = class_means(rows, labels)
+    share = 0.6 * variance_share(means, rows)
+    one, other = (random_subspace_of_variance(rows, means.rank, share, seed) for seed in (0, 1))
+    again = random_subspace_of_variance(rows, means.rank, share, 0)
+    np.testing.assert_array_equal(one.basis, again.basis)
+    assert containment(one, other) < 0.9
+    uniform = np.mean([variance_share(random_subspace(means, seed), rows) for seed in range(9)])
+    assert uniform < share / 2  # the control of equal rank alone removes much less
+    with pytest.raises(ValueError, match=r"share=0.999: subspaces of 3 dimensions hold 0\.\d+ to"):
+        random_subspace_of_variance(rows, means.rank, 0.999, 0)
+
+
+def test_the_principal_subspace_is_the_one_that_holds_most():
+    rows, labels = planted()
+    largest = variance_share(principal(rows, CLASSES - 1), rows)
+    assert largest >= variance_share(class_means(rows, labels), rows)
+    drawn = random_subspace_of_variance(rows, CLASSES - 1, largest, seed=3)
+    assert containment(drawn, principal(rows, CLASSES - 1)) == pytest.approx(1)
+
+
+def test_containment_by_hand():
+    axes = np.eye(4)
+    around = np.zeros(4)
+    two, three, apart = (Subspace(axes[some], around) for some in ([0, 1], [0, 1, 2], [3]))
+    assert containment(three, two) == 1
+    assert containment(two, three) == pytest.approx(2 / 3)
+    assert containment(apart, three) == 0
+    diagonal = Subspace(np.array([[1, 1, 0, 0]]) / np.sqrt(2), around)
+    assert containment(Subspace(axes[:1], around), diagonal) == pytest.approx(1 / 2)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import interp
 from interp.analysis.heuristics import (
+    best_matches,
     digit_features,
     keep_matches,
     key_value,
@@ -196,3 +197,31 @@ def test_a_key_value_map_is_activation_times_the_logit_of_the_output_row():
     np.testing.assert_allclose(
         key_value(out, results), (seen * logit).detach().numpy(), rtol=1e-9, atol=1e-12
     )
+
+
+def test_the_best_of_many_heuristics_is_no_better_than_chance_on_prompts_that_did_not_choose_it():
+    """Neurons that fire at random, and 60 heuristics of which each covers a fifth."""
+    rng = np.random.default_rng(0)
+    covers = {f"rule {number}": rng.random(300) < 0.2 for number in range(60)}
+    first = {name: cover[:150] for name, cover in covers.items()}
+    second = {name: cover[150:] for name, cover in covers.items()}
+    maps = rng.normal(size=(300, 50))
+    found = best_matches(match(maps[:150], first), match(maps[150:], second))
+    assert found["neuron"].tolist() == list(range(50))
+    above_chance = found["score"] - found["chance"]
+    assert (found["score_where_chosen"] - found["chance"]).mean() > 0.1
+    assert abs(above_chance.mean()) < 4 * above_chance.std() / np.sqrt(50)
+
+
+def test_the_best_match_is_the_one_that_exceeds_chance_most():
+    maps = np.array([[9.0, 1], [8, 2], [1, 8], [0, 9]])
+    covers = {
+        "first": np.array([True, True, False, False]),
+        "most": np.array([True, True, True, False]),
+    }
+    scored = match(maps, covers)
+    found = best_matches(scored, scored)
+    assert found["heuristic"].tolist() == ["first", "most"]
+    assert found["score"].tolist() == found["score_where_chosen"].tolist()
+    with pytest.raises(ValueError, match="2 have none"):
+        best_matches(scored, scored[scored["heuristic"] == "none"])

@@ -18,9 +18,11 @@ from interp.analysis.neuron_shifts import (
     ReadOut,
     dose_curve,
     fit_groups,
+    fixed_ranking,
     largest,
     random_choice,
 )
+from interp.analysis.probes import rows_at
 
 ITEMS, PROMPT, STEP = 5, 4, 2
 CLEAN = np.array([[0.0, 1, 7], [2, 1, 7], [9, 9, 7], [4, 5, 7], [8, 5, 7], [6, 5, 7]])
@@ -301,3 +303,32 @@ def test_a_dose_curve_marks_each_item():
     largest_rows = curve[curve["selection"] == "largest"]
     assert largest_rows["item"].tolist() == list(range(ITEMS))
     assert largest_rows["said"].all()
+
+
+@given(st.integers(2, 7), st.integers(0, 6), st.integers(0, 100))
+def test_no_item_has_a_part_in_its_own_fixed_ranking(items, changed, seed):
+    values = np.random.default_rng(seed).normal(size=(items, 4))
+    ranking = fixed_ranking(values)
+    assert (ranking[::2] == ranking[0]).all()
+    assert (ranking[1::2] == ranking[1]).all()
+    changed %= items
+    other = values.copy()
+    other[changed] += 9
+    np.testing.assert_array_equal(fixed_ranking(other)[changed], ranking[changed])
+
+
+def test_what_a_shift_writes_is_the_length_of_the_change_of_the_residual():
+    """Two paths: the formula, and the MLP's output with one neuron moved."""
+    out = read_out()
+    shift = np.zeros_like(out.rows)
+    shift[:, 3] = np.linspace(-2, 2, len(shift))
+    mlp = interp.Site("mlp_out", out.site.block)
+    plan = out.reset(out.rows + shift, shift != 0)
+    before = rows_at(out.subject, out.batch, mlp, out.position)[mlp]
+    with out.subject.intervened(plan):
+        after = rows_at(out.subject, out.batch, mlp, out.position)[mlp]
+    by_hand = np.linalg.norm(after - before, axis=1)
+    np.testing.assert_allclose(out.written(shift)[:, 3], by_hand, rtol=1e-4, atol=1e-6)
+    assert (np.delete(out.written(shift), 3, axis=1) == 0).all()
+    with pytest.raises(ValueError, match="expected a shift of"):
+        out.written(shift[:, :3])

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -17,7 +19,15 @@ from torch import Tensor
 
 import interp
 from interp.analysis.logit_lens import lens
-from interp.analysis.probes import Labelled, fit_probe, folds, probe, rows_at
+from interp.analysis.probes import (
+    Labelled,
+    fit_probe,
+    folds,
+    probe,
+    refuse_shared_inputs,
+    rows_at,
+    shared_inputs,
+)
 
 POSITION = 3
 
@@ -360,3 +370,45 @@ def test_an_encoder_has_no_lens():
             "vision.blocks.1.resid_post",
             position=1,
         )
+
+
+sequences = st.lists(
+    st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=1, max_size=6
+).map(lambda rows: interp.Batch(torch.tensor(rows)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(items=sequences, others=sequences, position=st.integers(0, 3))
+def test_inputs_are_shared_exactly_where_a_causal_model_cannot_tell(items, others, position):
+    """Two paths: tokens are compared, and activations after the last block."""
+    subject = tiny.subject("gpt2")
+    site = interp.Site("resid_post", len(subject.anatomy.blocks()) - 1)
+    own = rows_at(subject, items, site, position)[site]
+    theirs = rows_at(subject, others, site, position)[site]
+    distances = np.abs(own[:, None] - theirs[None]).max(-1).min(1)
+    shared = shared_inputs(items, others, position)
+    assert (shared == (distances < 1e-5)).all()
+    if shared.any():
+        with pytest.raises(ValueError, match=f"{shared.sum()} of {len(items)} items begin like"):
+            refuse_shared_inputs(items, others, position)
+    else:
+        refuse_shared_inputs(items, others, position)
+
+
+def test_a_refusal_names_the_first_shared_item_and_the_way_out():
+    memorized = interp.Batch(torch.tensor([[7, 8, 1], [4, 5, 1], [4, 6, 1]]))
+    clean = interp.Batch(torch.tensor([[4, 5, 2], [4, 6, 3]]))
+    with pytest.raises(
+        ValueError,
+        match=r"position 1: 2 of 3 memorized items begin like one of clean items up to there "
+        r"\(the first is number 1, \[4, 5\]\).*read at position 2",
+    ):
+        refuse_shared_inputs(memorized, clean, 1, names=("memorized items", "clean items"))
+    refuse_shared_inputs(memorized, clean, 2)
+    with pytest.raises(ValueError, match="at no later position"):
+        refuse_shared_inputs(clean, clean, 2)
+    with pytest.raises(ValueError, match=r"position=3: expected one that all items have, 0 to 2"):
+        shared_inputs(memorized, clean, 3)
+    together = interp.Batch(memorized.tokens, groups=((0, 3),))
+    with pytest.raises(ValueError, match="one by one"):
+        shared_inputs(together, clean, 1)

@@ -98,8 +98,8 @@ class DropReport:
     Attributes:
         frame: one row per `selection` (selection, random, lowest, smallest), `fraction`, `data`
             (memorized, control, held_out) and `measure` (exact, accuracy, similarity, loss in nats
-            per token), with `before`, the value after (`estimate`, `low`, `high`), the `change` and its
-            interval (`change_low`, `change_high`), and the number of `windows` and `seeds`.
+            per token), with `before`, the value after (`estimate`, `low`, `high`), the `change` and
+            its interval (`change_low`, `change_high`), and the number of `windows` and `seeds`.
         chosen: the fraction that the verdict is about.
         fixed: whether that fraction was chosen beforehand; if not, it was chosen on the windows
             that judge it.

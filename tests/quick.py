@@ -6,7 +6,7 @@ from typing import Any
 
 NAMES = (
     "absolute_gradient_x_activation", "activation", "attribution_patching", "causal_tracing", "gradient_x_activation", "hard_concrete",
-    "integrated_gradients", "lowest", "neuron_flipping", "random", "slimming", "unitmem", "z_score", "zero_out",
+    "integrated_gradients", "lowest", "neuron_flipping", "random", "slimming", "smallest", "unitmem", "z_score", "zero_out",
 )  # fmt: skip
 RUNNING = tuple(name for name in NAMES if name != "random")  # which alone never runs the model
 QUICK: dict[str, dict[str, Any]] = {

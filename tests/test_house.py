@@ -113,6 +113,13 @@ def test_the_core_knows_no_kind_of_model():
     assert not asking
 
 
+def test_values_between_measured_ones_come_from_one_place():
+    """numpy's and scipy's interpolation continue beyond what was measured; ours does not."""
+    guesses = re.compile(r"np\.interp\(|interp1d|fill_value=.extrapolate|CubicSpline")
+    files = [*FILES, *(HOUSE.parent / "experiments").rglob("*.py")]
+    assert [f.name for f in files if guesses.search(f.read_text())] == ["stats.py"]
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="lode"):
         _ = interp.lode

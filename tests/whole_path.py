@@ -171,7 +171,7 @@ def _localization(method: str) -> Callable[..., Found]:
 for _method in NAMES:
     # In an image model without prompt there is nothing that causal tracing could disturb.
     _models = (TEXT,) if _method == "causal_tracing" else (TEXT, "policy", *tiny.IMAGE)
-    if _method not in ("random", "lowest"):
+    if _method not in ("random", "lowest", "smallest"):
         step(*_models)(_localization(_method))
 
 

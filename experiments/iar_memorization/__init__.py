@@ -23,6 +23,7 @@ TABLES = (
     "members",
     "subsets",
     "edits",
+    "edited images",
     "equal cost",
     "noise",
     "pictures",

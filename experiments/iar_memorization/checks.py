@@ -12,27 +12,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import spearmanr
 
 from experiments.iar_memorization.checks_of_edits import cheaper, of_edits
 from experiments.iar_memorization.measures import SAFE, centre
-from experiments.iar_memorization.presets import FAMILIES, Bar, Preset
+from experiments.iar_memorization.presets import FAMILIES, Bar, Preset, Trained
 from interp.experiment.checks import (
     Check,
+    Measure,
     Measured,
     Tables,
     above,
     at_least,
     at_most,
     below,
+    bounded,
     constant,
     mean,
     minus,
+    over_items,
     rows,
 )
 
 _EXTRACTION = "figures/extraction.png"
 _BLOCKS = "figures/blocks.png"
+_SAME_ORDER = 0.95
 
 
 def checks(settings: Preset) -> list[Check]:
@@ -52,13 +57,18 @@ def _model(family: str, settings: Preset) -> dict[str, Any]:
     return {"family": family, "regime": settings.edited}
 
 
+def _extracted(**where: Any) -> Measure:
+    """The share of some images that is extracted exactly."""
+    return mean("extraction", "exact", item=["set", "image"], bounds=(0, 1), **where)
+
+
 def _extraction(family: str, settings: Preset) -> list[Check]:
     model = _model(family, settings)
     prefixes = settings.prefixes[family]
     longest = prefixes[-1]
 
     def share(name: str, prefix: int) -> Measured:
-        return mean("extraction", "exact", set=name, prefix=prefix, **model)
+        return _extracted(set=name, prefix=prefix, **model)
 
     def by_prefix(name: str, tables: Tables) -> np.ndarray:
         """The share extracted from each prefix."""
@@ -71,9 +81,15 @@ def _extraction(family: str, settings: Preset) -> list[Check]:
     def most_held_out(tables: Tables) -> float:
         return float(by_prefix("held out", tables).max())
 
-    def held_out_above_threshold(*, fixed: bool) -> Measured:
+    def above_fixed_threshold(tables: Tables) -> pd.Series:
+        """Of the held-out images that set no threshold, whether each correlates above SAFE."""
         where = model | {"set": "held out", "prefix": longest}
-        return mean("correlation", "share", fixed=fixed, **where)
+        correlations = rows(tables["extraction"], where).set_index("image")["correlation"]
+        return (correlations[1::2] > SAFE).astype(float)
+
+    def above_own_threshold() -> Measured:
+        where = model | {"set": "held out", "prefix": longest}
+        return mean("correlation", "share", bounds=(0, 1), fixed=False, **where)
 
     from_class = share("planted", prefixes[0])
     from_longest = share("planted", longest)
@@ -103,14 +119,10 @@ def _extraction(family: str, settings: Preset) -> list[Check]:
             id=f"D1 {family}",
             statement=f"with {longest} tokens given, more than 1% of the held-out images correlate "
             f"above {SAFE} with their completion, so that they would count as extracted",
-            measure=held_out_above_threshold(fixed=True),
+            measure=over_items("share above the threshold", above_fixed_threshold, (0, 1)),
             threshold=above(0.01),
             evidence="figures/correlation.png",
-            controls={
-                "with the threshold set on the other half of them": held_out_above_threshold(
-                    fixed=False
-                )
-            },
+            controls={"with the threshold set on the other half of them": above_own_threshold()},
             paper="0.29 in a pilot with another tokenizer",
             source="measured",
         ),
@@ -126,7 +138,7 @@ def _bar(family: str, settings: Preset, bar: Bar) -> Check:
         table = rows(tables["extraction"], model | {"prefix": given})
         return float(table[table["set"].isin(bar.sets)]["exact"].sum())
 
-    held_out = mean("extraction", "exact", set="held out", prefix=given, **model)
+    held_out = _extracted(set="held out", prefix=given, **model)
     return Check(
         id=f"B1 {family}",
         statement=f"at least {bar.least} of {bar.of} training images are extracted exactly from "
@@ -147,7 +159,7 @@ def _duplicates(family: str, settings: Preset) -> list[Check]:
 
     def share(name: str) -> Measured:
         where = {"family": family, "regime": settings.duplicated}
-        return mean("extraction", "exact", set=name, prefix=prefix, **where)
+        return _extracted(set=name, prefix=prefix, **where)
 
     tokens = "token" if prefix == 1 else "tokens"
     duplicates = share("planted")
@@ -171,20 +183,30 @@ def _selective(family: str, settings: Preset) -> list[Check]:
     model = _model(family, settings)
     many, *_, one = settings.views
 
-    def least_correlation(tables: Tables) -> float:
-        return float(rows(tables["subsets"], model | {"views": many})["correlation"].min())
+    def least_correlation(images: str) -> Measured:
+        where = model | {"views": many, "set": images}
+
+        def least(tables: Tables) -> float:
+            return float(rows(tables["subsets"], where)["correlation"].min())
+
+        return bounded(least, -1, 1)
 
     def mean_unitmem(views: int) -> Measured:
-        return mean("blocks", "mean", views=views, **model)
+        return mean("blocks", "mean", bounds=(0, 1), views=views, **model)
+
+    def held_out_unitmem(views: int) -> Measured:
+        where = model | {"set": "held out", "views": views}
+        return mean("members", "UnitMem", bounds=(0, 1), **where)
 
     return [
         Check(
             id=f"C9 {family}",
             statement="parts of the reference set D' rank the blocks as the whole set does, on "
-            "every seed (Spearman correlation above 0.95: with six blocks, the same order)",
-            measure=least_correlation,
-            threshold=above(0.95),
+            f"every seed (Spearman correlation above {_SAME_ORDER}{_blocks(settings)})",
+            measure=least_correlation("reference"),
+            threshold=above(_SAME_ORDER),
             evidence="figures/subsets.png",
+            controls={"the same number of held-out images": least_correlation("held out")},
             paper="same pattern for 1, 5, 10 and 20% (notes)",
             over="every",
         ),
@@ -197,10 +219,25 @@ def _selective(family: str, settings: Preset) -> list[Check]:
             measure=minus(mean_unitmem(many), mean_unitmem(one)),
             threshold=above(0),
             evidence=_BLOCKS,
+            controls={
+                "over held-out images alone": minus(held_out_unitmem(many), held_out_unitmem(one)),
+                "no augmentation": mean_unitmem(one),
+            },
             paper="without augmentation UnitMem is lower (Wang et al. 2024)",
             opposite=below(0),
         ),
     ]
+
+
+def _blocks(settings: Preset) -> str:
+    """What the threshold of C9 says about the blocks of a model, where their number is known."""
+    if not isinstance(settings, Trained):
+        return ""
+    count = settings.model.depth
+    # Spearman's correlation when two neighbours change places.
+    one_exchange = 1 - 12 / (count * (count**2 - 1))
+    allowed = "the same order" if one_exchange <= _SAME_ORDER else "neighbours may change places"
+    return f": with {count} blocks, {allowed}"
 
 
 def _respond_to_planted(letter: str, family: str, views: int, model: Mapping[str, Any]) -> Check:
@@ -228,8 +265,8 @@ def _higher_over_members(family: str, settings: Preset) -> Check:
     def excess(regime: str, views: int) -> Measured:
         where = {"family": family, "regime": regime, "views": views}
         return minus(
-            mean("members", "UnitMem", set="planted", **where),
-            mean("members", "UnitMem", set="held out", **where),
+            mean("members", "UnitMem", bounds=(0, 1), set="planted", **where),
+            mean("members", "UnitMem", bounds=(0, 1), set="held out", **where),
         )
 
     regime = settings.duplicated or settings.edited
@@ -264,7 +301,7 @@ def _deepening(settings: Preset) -> Check:
         id="C6",
         statement="VAR: the later the scale, the deeper lies the centre of its top 10% of neurons "
         "by UnitMem (Spearman correlation, from scale 2 on)",
-        measure=rising,
+        measure=bounded(rising, -1, 1),
         threshold=above(0),
         evidence="figures/map.png",
         paper="early blocks at coarse scales, deeper ones at finer scales (abstract)",
@@ -283,7 +320,7 @@ def _early(settings: Preset) -> Check:
             count = max(1, round(len(by_block) / 5))
             return float(by_block[by_block.index < count].sum())
 
-        return share
+        return bounded(share, 0, 1)
 
     return Check(
         id="C7",
@@ -301,7 +338,7 @@ def _early(settings: Preset) -> Check:
 def _depth(settings: Preset) -> Check:
     def depth(family: str) -> Measured:
         where = _model(family, settings) | {"views": settings.views[0]}
-        return lambda tables: centre(rows(tables["blocks"], where), "share")
+        return bounded(lambda tables: centre(rows(tables["blocks"], where), "share"), 0, 1)
 
     return Check(
         id="C8",

@@ -3,23 +3,33 @@ removes as much."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from experiments.iar_memorization.mitigation import HALVED, ZEROED
 from experiments.iar_memorization.presets import Preset, Public
 from interp.experiment.checks import (
     Check,
+    Measure,
     Measured,
     Tables,
     above,
     at_least,
     at_most,
     below,
+    bounded,
+    constant,
+    interval,
     mean,
     minus,
+    over_items,
     rows,
 )
+from interp.reporting.stats import Interval, statistic_interval
 
 _NO_AUGMENTATION = "UnitMem, 1 view"
 _OTHERS = (_NO_AUGMENTATION, "lowest", "as active")
@@ -28,6 +38,7 @@ _EQUAL = "figures/equal_cost.png"
 _ZEROED = "figures/zeroed.png"
 _LOSS = "held out loss"
 _DISTANCE = "distance"
+_RESAMPLES = 500
 
 
 def of_edits(family: str, settings: Preset) -> list[Check]:
@@ -43,29 +54,56 @@ def of_edits(family: str, settings: Preset) -> list[Check]:
     return found
 
 
-def _left(
-    family: str, settings: Preset, selection: str, fraction: float, column: str = "extracted"
-) -> Measured:
-    """What is left with the units of a selection halved; "none" is the unedited model."""
-    edit = "none" if selection == "none" else HALVED
-    where = {
+def _edit(family: str, settings: Preset, selection: str, fraction: float) -> dict[str, Any]:
+    """The columns that choose the units of a selection, halved; "none" is the unedited model."""
+    return {
         "family": family,
         "regime": settings.edited,
         "selection": selection,
         "fraction": fraction,
+        "edit": "none" if selection == "none" else HALVED,
     }
-    return mean("edits", column, edit=edit, **where)
 
 
-def _kept(family: str, settings: Preset, selection: str, column: str = "extracted") -> Measured:
-    """What is left by an edit as a fraction of what was there before; 1 where nothing was."""
+def _left(
+    family: str, settings: Preset, selection: str, fraction: float, column: str = "extracted"
+) -> Measure:
+    """The share of the planted images that are left with the units of a selection halved."""
+    where = _edit(family, settings, selection, fraction)
+    return mean("edited images", column, item="image", bounds=(0, 1), **where)
+
+
+def _kept(family: str, settings: Preset, selection: str, column: str = "extracted") -> Measure:
+    """Of the images that were extracted before an edit, the share that still is; nothing where none
+    was."""
     after = _left(family, settings, selection, settings.at[family], column)
     before = _left(family, settings, "none", 0.0, column)
 
-    def kept(tables: Tables) -> float:
-        return after(tables) / before(tables) if before(tables) else 1.0
+    def kept(tables: Tables) -> pd.Series:
+        was = _by_image(before, tables) > 0
+        return _by_image(after, tables)[was]
 
-    return kept
+    return over_items(f"share of the {column} images that stays, {selection}", kept, (0, 1))
+
+
+def _by_image(measure: Measure, tables: Tables) -> pd.Series:
+    assert measure.by_item is not None
+    return measure.by_item(tables)
+
+
+def _relative_rise(family: str, settings: Preset) -> Measured:
+    """The rise of the Frechet distance under UnitMem's edit, as a fraction of what it was."""
+    edited = mean("edits", "distance", **_edit(family, settings, "UnitMem", settings.at[family]))
+    unedited = mean("edits", "distance", **_edit(family, settings, "none", 0.0))
+
+    def rise(tables: Tables) -> float | None:
+        before = interval(unedited(tables))
+        after = interval(edited(tables))
+        if before is None or after is None or before.estimate <= 0:
+            return None
+        return after.estimate / before.estimate - 1
+
+    return rise
 
 
 def _as_claimed(family: str, settings: Preset) -> list[Check]:
@@ -86,20 +124,13 @@ def _as_claimed(family: str, settings: Preset) -> list[Check]:
     def least_fall(selection: str) -> Measured:
         levels = [_left(family, settings, "none", 0.0)]
         levels += [_left(family, settings, selection, fraction) for fraction in fractions]
-
-        def least(tables: Tables) -> float:
-            shares = [level(tables) for level in levels]
-            # Where nothing is extracted any more, nothing can fall: such steps do not count.
-            falls = [one - following for one, following in pairwise(shares) if one > 0]
-            return float(min(falls, default=0.0))
-
-        return least
+        return bounded(lambda tables: _least_fall(levels, tables), -1, 1)
 
     return [
         Check(
             id=name,
             statement=f"{family}: halving {settings.at[family]:.0%} of the units, chosen by "
-            "UnitMem, leaves at most 40% of the extractions",
+            "UnitMem, leaves at most 40% of the extractions (of the images extracted before)",
             measure=kept("UnitMem"),
             threshold=at_most(0.4),
             evidence=_SHOWN,
@@ -119,6 +150,22 @@ def _as_claimed(family: str, settings: Preset) -> list[Check]:
             paper=reported_steps,
         ),
     ]
+
+
+def _least_fall(levels: Sequence[Measure], tables: Tables) -> Interval | None:
+    """The least fall from one level to the next, with its interval over images; None where nothing
+    is extracted at first. Where nothing is left, nothing can fall: such steps do not count."""
+    extracted = [_by_image(level, tables).sort_index().to_numpy() for level in levels]
+
+    def least(images: np.ndarray) -> float:
+        shares = [values[images.astype(int)].mean() for values in extracted]
+        falls = [one - following for one, following in pairwise(shares) if one > 0]
+        return min(falls) if falls else 0.0
+
+    count = len(extracted[0])
+    if not extracted[0].any():
+        return None
+    return statistic_interval([np.arange(count)], least, resamples=_RESAMPLES)
 
 
 def _same_picture(family: str, settings: Preset) -> Check:
@@ -144,12 +191,10 @@ def cheaper(settings: Preset) -> Check:
     """C4, which compares the two families."""
 
     def rise(family: str) -> Measured:
-        kept = _kept(family, settings, "UnitMem", _DISTANCE)
-        return lambda tables: kept(tables) - 1
+        return _relative_rise(family, settings)
 
     def lost(family: str) -> Measured:
-        kept = _kept(family, settings, "UnitMem")
-        return lambda tables: 1 - kept(tables)
+        return minus(constant(1), _kept(family, settings, "UnitMem"))
 
     return Check(
         id="C4",
@@ -195,8 +240,9 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
             "selection": selection,
             "fraction": judged,
             "edit": edit,
+            "cost": cost,
         }
-        return mean("equal cost", "advantage", cost=cost, **where)
+        return bounded(lambda tables: _advantage(tables, where), -1, 1)
 
     def others(cost: str, edit: str = HALVED) -> dict[str, Measured]:
         return {name: advantage(name, cost, edit) for name in (*_OTHERS, *settings.methods)}
@@ -271,6 +317,14 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
             unaugmented(_LOSS, ZEROED),
         ),
     ]
+
+
+def _advantage(tables: Tables, where: Mapping[str, Any]) -> Interval | None:
+    """None where random units did not reach the cost of the selection."""
+    (row,) = rows(tables["equal cost"], where).to_dict("records")
+    if pd.isna(row["advantage"]):
+        return None
+    return Interval(row["advantage"], row["low"], row["high"], n=int(row["images"]))
 
 
 def _more_removed(

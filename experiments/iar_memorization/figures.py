@@ -206,14 +206,16 @@ def members(table: pd.DataFrame) -> Figure:
 
 
 def subsets(table: pd.DataFrame) -> Figure:
-    """How well subsets of the reference images rank the blocks, compared with the whole set."""
-    named = table.assign(views=_views(table))
+    """How well subsets of the reference images, and held-out images, rank the blocks, compared with
+    the whole set."""
+    held_out = np.where(table["set"] == "held out", ", held-out images", "")
+    named = table.assign(views=_views(table) + held_out)
     draw_lines = lines(
         named,
         "share",
         "correlation",
         "views",
-        xlabel="share of the reference set D'",
+        xlabel="number of images, as a share of the reference set D'",
         ylabel="Spearman correlation over blocks",
         spread="line",
     )
@@ -222,7 +224,8 @@ def subsets(table: pd.DataFrame) -> Figure:
         named,
         _MODEL,
         with_level(draw_lines, 1, "same order as the whole set D'"),
-        title="Do parts of the reference set D' rank blocks by mean UnitMem as the whole set does?",
+        title="Do parts of the reference set D' rank blocks by mean UnitMem as the whole set does, "
+        "and do as many held-out images?",
         key=over_seeds(named, "point") + "; points side by side are at the same share",
         width=5.0,
         across=2,

@@ -237,7 +237,7 @@ def centre(by_block: pd.DataFrame, weight: str) -> float:
 
 def subsets(
     study: Study, images: Images, shares: Sequence[float], views: int
-) -> Iterator[tuple[float, UnitScores]]:
+) -> Iterator[tuple[float, int, UnitScores]]:
     """UnitMem on random subsets of the reference images, for each share of them. The subsets are
     nested: a larger one contains the smaller ones.
 
@@ -248,11 +248,11 @@ def subsets(
         views: number of shifted views of each image.
 
     Yields:
-        Each share, and the UnitMem of each neuron on its subset.
+        Each share, the number of its images, and the UnitMem of each neuron on them.
     """
     order = np.random.default_rng(study.seed).permutation(len(images))
     for share in shares:
         count = max(2, round(share * len(images)))
         part = images.rows(np.sort(order[:count]))
         scores, _ = selectivity(study, part, views)
-        yield share, scores
+        yield share, count, scores

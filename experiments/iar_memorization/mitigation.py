@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 
 import interp
 from experiments.iar_memorization.build import ALIKE, Study
@@ -24,6 +25,7 @@ from interp.localization import localize
 from interp.mitigation.controls import IN_BLOCKS_OF, Selection, Trial
 from interp.mitigation.weight_edits import in_weights
 from interp.progress import track
+from interp.reporting.stats import interpolate
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batch
 
@@ -31,9 +33,12 @@ HALVED = "in-weights x 0.5"
 ZEROED = "in-weights x 0"
 COSTS = ("held out loss", "distance")
 MODEL = ["family", "regime", "seed"]
+_EDIT = [*MODEL, "selection", "edit", "fraction"]
 # An edit is measured on at most this number of held-out images, and on at most half of them.
 _FEW = 100
 _BATCH_SIZE = 64
+LEVEL = 0.95
+_RESAMPLES = 300
 # What is compared at equal cost. Images are drawn under the first edit only, so that the second one
 # has no distance.
 _COMPARISONS = ((HALVED, "held out loss"), (HALVED, "distance"), (ZEROED, "held out loss"))
@@ -145,6 +150,68 @@ def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What is measured of a model under one edit.
+
+    Attributes:
+        over_all: the measures over all images, by name; see `Bench.measured`.
+        extracted, alike: whether each planted image is extracted, and still shown.
+        losses: the loss of each held-out image, in nats per token.
+    """
+
+    over_all: Mapping[str, float]
+    extracted: Bool[np.ndarray, " planted"]
+    alike: Bool[np.ndarray, " planted"]
+    losses: Float[np.ndarray, " held_out"]
+
+
+@dataclass(frozen=True, eq=False)
+class Edits:
+    """All edits of a model.
+
+    Attributes:
+        about: one row per edit, and one for the unedited model: `selection`, `fraction`, `draw`,
+            `edit`, and the model.
+        measured: what is measured under each.
+    """
+
+    about: pd.DataFrame
+    measured: Sequence[Measured]
+
+    def table(self) -> pd.DataFrame:
+        """One row per edit, with the measures over all images as columns."""
+        columns = pd.DataFrame([dict(each.over_all) for each in self.measured])
+        return pd.concat([self.about, columns], axis=1)
+
+    def by_image(self) -> pd.DataFrame:
+        """One row per edit and planted `image`: whether it is `extracted`, and `alike`."""
+        parts: list[pd.DataFrame] = []
+        for (_, about), each in zip(self.about.iterrows(), self.measured, strict=True):
+            numbers = np.arange(len(each.extracted))
+            columns = {"image": numbers, "extracted": each.extracted, "alike": each.alike}
+            parts.append(pd.DataFrame({**about.to_dict(), **columns}))
+        return pd.concat(parts, ignore_index=True)
+
+    def resampled(self, count: int) -> dict[str, Float[np.ndarray, "edits resamples"]]:
+        """The columns of `table` that images enter, as if other images had been measured: the
+        planted and the held-out ones are drawn again, the same ones for every edit. The Frechet
+        distance stays as it is: every edit draws images from the same noise."""
+        rng = np.random.default_rng(0)
+
+        def means(values: Float[np.ndarray, "edits images"]) -> np.ndarray:
+            images = values.shape[1]
+            weights = rng.multinomial(images, np.full(images, 1 / images), count) / images
+            return values @ weights.T
+
+        distance = np.array([each.over_all["distance"] for each in self.measured])
+        return {
+            "extracted": means(np.stack([each.extracted for each in self.measured]).astype(float)),
+            "held out loss": means(np.stack([each.losses for each in self.measured])),
+            "distance": np.repeat(distance[:, None], count, axis=1),
+        }
+
+
 class Bench:
     """Measures a study's model under edits, always on the same images and with the same noise.
 
@@ -172,7 +239,7 @@ class Bench:
         completions = complete_images(self.study, replace(batch, prompt=self.study.judged))
         return self.alike(completions, self.study.module.decode(batch.tokens))
 
-    def measured(self, plan: Plan, *, drawn: bool = True) -> dict[str, float]:
+    def measured(self, plan: Plan, *, drawn: bool = True) -> Measured:
         """The measures of the model under a plan, or of the unedited model if the plan is empty.
 
         Args:
@@ -180,7 +247,7 @@ class Bench:
             drawn: whether images are drawn.
 
         Returns:
-            The measures by name.
+            The measures of each image, and over all by name:
 
             - exact: fraction of the planted images that are extracted to the last token, from the
               prefix that edits are judged from. `exact from N`: the same from a prefix of N tokens.
@@ -196,16 +263,17 @@ class Bench:
         # Everything is measured inside, the drawing of images too: the edit holds only here.
         with study.subject.intervened(plan) if plan else nullcontext():
             found = {name: read(study.subject, batch) for name, batch in self.batches.items()}
-            alike = (self.likeness(self.batches["planted"]) > self.cut).mean()
+            alike = self.likeness(self.batches["planted"]) > self.cut
             distance = self.quality.distance() if drawn else np.nan
 
         hits, _ = found["planted"]
-        held_out_hits, _ = found["held out"]
-        exact = complete(hits, study.judged).mean()
+        held_out_hits, held_out_losses = found["held out"]
+        exact = complete(hits, study.judged)
+        extracted = alike if study.alike else exact
         row = {
-            "extracted": alike if study.alike else exact,
-            "exact": exact,
-            "alike": alike,
+            "extracted": extracted.mean(),
+            "exact": exact.mean(),
+            "alike": alike.mean(),
             "distance": distance,
             "accuracy": hits[:, study.judged :].mean(),
         }
@@ -214,31 +282,31 @@ class Bench:
         row["held out exact"] = complete(held_out_hits, study.judged).mean()
         for name, (_, losses) in found.items():
             row[f"{name} loss"] = losses.mean()
-        return {name: float(value) for name, value in row.items()}
+        over_all = {name: float(value) for name, value in row.items()}
+        return Measured(over_all, extracted, alike, held_out_losses)
 
-    def table(self, chosen: Sequence[Edited]) -> pd.DataFrame:
-        """One row for the unedited model and one for each edit: `selection`, `fraction`, `draw`,
-        `edit`, and what is measured."""
+    def run(self, chosen: Sequence[Edited]) -> Edits:
+        """Measures the unedited model and the model under each edit."""
         unedited = {"selection": "none", "fraction": 0.0, "draw": 0, "edit": "none"}
-        rows: list[dict[str, Any]] = [unedited | self.measured(())]
+        about: list[dict[str, Any]] = [unedited]
+        measured = [self.measured(())]
         for edited in track(chosen, "edits"):
             trial = edited.trial
-            about = {
+            row = {
                 "selection": trial.selection,
                 "fraction": trial.fraction,
                 "draw": trial.seed,
                 "edit": edited.edit,
             }
-            rows.append(about | self.measured(trial.plan, drawn=edited.drawn))
-        return pd.DataFrame(rows).assign(**self.study.about())
+            about.append(row)
+            measured.append(self.measured(trial.plan, drawn=edited.drawn))
+        return Edits(pd.DataFrame(about).assign(**self.study.about()), measured)
 
 
 def average_over_draws(table: pd.DataFrame) -> pd.DataFrame:
     """The means over the draws of a control: one row for each model, selection, edit and fraction,
     and one for each unedited model."""
-    groups = table.drop(columns="draw").groupby(
-        [*MODEL, "selection", "edit", "fraction"], sort=False
-    )
+    groups = table.drop(columns="draw").groupby(_EDIT, sort=False)
     return groups.mean().reset_index()
 
 
@@ -247,18 +315,32 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
 
     Between the fractions of random units that were measured, what they leave is linear in the cost.
     Where a larger cost removed nothing (distances are noisy), the least that was left so far
-    counts. Beyond the largest cost that random units reached, they are taken to leave nothing.
+    counts. Outside the costs that random units reached (the unedited model among them), nothing is
+    compared.
 
     Args:
-        table: the table of `Bench`.
+        table: the table of `Edits`.
 
     Returns:
         One row per model, selection, fraction, edit and `cost` (held-out loss or, where images were
         drawn, Frechet distance): `extracted`; `matched`, the fraction extracted under random units
-        at the same cost; and the `advantage`, matched - extracted.
+        at the same cost; and the `advantage`, matched - extracted. Both are NaN where random units
+        did not reach that cost.
     """
     means = average_over_draws(table)
     found: list[pd.DataFrame] = []
+    for own, curve, cost in _comparisons(means):
+        selected = means.loc[own]
+        random = means.loc[curve]
+        matched = _matched(selected[cost], random[cost], random["extracted"])
+        advantage = matched - selected["extracted"]
+        found.append(selected.assign(cost=cost, matched=matched, advantage=advantage))
+    return pd.concat(found, ignore_index=True)
+
+
+def _comparisons(means: pd.DataFrame) -> Iterator[tuple[pd.Index, pd.Index, str]]:
+    """The rows of each selection, those of the random units that they are compared with, and the
+    cost at which they are."""
     for edit, cost in _COMPARISONS:
         with_edit = means[means["edit"].isin([edit, "none"])]
         for _, model in with_edit.groupby(MODEL, sort=False):
@@ -266,14 +348,65 @@ def at_equal_cost(table: pd.DataFrame) -> pd.DataFrame:
             is_control = model["selection"].isin(["random", "none"])
             is_control |= model["selection"].str.startswith(IN_BLOCKS_OF)
             for name, own in model[~is_control].groupby("selection", sort=False):
-                curve = _random_curve(model, str(name), cost)
-                # Interpolation needs a curve that only falls, else a selection would gain from the
-                # noise of its controls.
-                least_so_far = np.minimum.accumulate(curve["extracted"])
-                matched = np.interp(own[cost], curve[cost], least_so_far, right=0.0)
-                advantage = matched - own["extracted"]
-                found.append(own.assign(cost=cost, matched=matched, advantage=advantage))
-    return pd.concat(found, ignore_index=True)
+                yield own.index, _random_curve(model, str(name), cost).index, cost
+
+
+def _matched(cost: ArrayLike, random_cost: ArrayLike, random_extracted: ArrayLike) -> np.ndarray:
+    """What random units leave at a cost."""
+    by_cost = np.argsort(random_cost, kind="stable")
+    # Interpolation needs a curve that only falls, else a selection would gain from the noise of its
+    # controls.
+    least_so_far = np.minimum.accumulate(np.asarray(random_extracted)[by_cost])
+    return interpolate(cost, np.asarray(random_cost)[by_cost], least_so_far)
+
+
+def with_intervals(measured: Edits) -> pd.DataFrame:
+    """The comparison at equal cost, with the intervals of its advantages over images.
+
+    Returns:
+        The table of `at_equal_cost`, with the 95% interval of the advantage (`low`, `high`), the
+        number of planted `images`, and the share of the resamples on which random units reached the
+        cost (`comparable`). Where this is less than LEVEL, the cost is too near the end of what was
+        measured, and nothing is compared.
+    """
+    table = measured.table()
+    found = at_equal_cost(table)
+    again = _resampled_advantages(table, measured.resampled(_RESAMPLES))
+    comparable = np.isfinite(again).mean(1)
+    compared = found["advantage"].notna() & (comparable >= LEVEL)
+    ends = np.full((2, len(found)), np.nan)
+    outer = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    ends[:, compared] = np.nanquantile(again[compared], outer, axis=1)
+    advantage = found["advantage"].where(compared)
+    return found.assign(
+        matched=found["matched"].where(compared),
+        advantage=advantage,
+        low=np.minimum(ends[0], advantage),
+        high=np.maximum(ends[1], advantage),
+        images=len(measured.measured[0].extracted),
+        comparable=comparable,
+    )
+
+
+def _resampled_advantages(
+    table: pd.DataFrame, resampled: Mapping[str, Float[np.ndarray, "edits resamples"]]
+) -> Float[np.ndarray, "comparisons resamples"]:
+    """The advantages of `at_equal_cost`, in its order, on each resample of the images."""
+    means = average_over_draws(table)
+    group = table.groupby(_EDIT, sort=False).ngroup().to_numpy()
+    by_group: dict[str, np.ndarray] = {}
+    for name, values in resampled.items():
+        by_group[name] = pd.DataFrame(values).groupby(group).mean().to_numpy()
+    extracted = by_group["extracted"]
+    rows: list[np.ndarray] = []
+    for own, curve, cost in _comparisons(means):
+        values = by_group[cost]
+        matched = [
+            _matched(values[own, number], values[curve, number], extracted[curve, number])
+            for number in range(values.shape[1])
+        ]
+        rows.append(np.stack(matched, axis=1) - extracted[own])
+    return np.concatenate(rows)
 
 
 def _random_curve(model: pd.DataFrame, name: str, cost: str) -> pd.DataFrame:

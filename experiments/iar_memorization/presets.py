@@ -311,7 +311,7 @@ PRESETS: dict[str, Trained | Public] = {
         shown=6,
     ),
     "small": Trained(
-        seeds=3,
+        seeds=5,
         images="mnist",
         sides=(1, 2, 3, 4, 6),
         tokenizer=TokenizerRecipe(
@@ -346,7 +346,7 @@ PRESETS: dict[str, Trained | Public] = {
         methods={"z_score": {}, "gradient_x_activation": {}},
         fractions=(0.05, 0.1, 0.2),
         at={"VAR": 0.1, "RAR": 0.1},
-        further_random=(0.4,),
+        further_random=(0.4, 0.7),
         random_draws=5,
         active_draws=2,
         draws=400,

@@ -22,7 +22,7 @@ from experiments.iar_memorization.measures import (
     subsets,
     votes,
 )
-from experiments.iar_memorization.mitigation import Bench, at_equal_cost, score_units, trials
+from experiments.iar_memorization.mitigation import Bench, score_units, trials, with_intervals
 from experiments.iar_memorization.presets import (
     FAMILIES,
     SETS,
@@ -152,20 +152,30 @@ def _mean_selectivity(study: Study, images: Images, views: int) -> float:
 
 
 def subset_profiles(study: Study, settings: Preset, whole: UnitScores, views: int) -> pd.DataFrame:
-    """Whether a subset of the reference images ranks the blocks as the whole set does.
+    """Whether a subset of the reference images ranks the blocks as the whole set does, and whether
+    the same number of held-out images does so too.
 
     Returns:
-        One row per `share` of D': its number of `images`, and Spearman's `correlation` of the mean
-        UnitMem per block with that over the whole.
+        One row per `share` of D' and `set` ("reference" or "held out"): the number of `images`, and
+        Spearman's `correlation` of the mean UnitMem per block with that over the whole of D'.
     """
     profile = whole.by_block()["mean"]
     images = reference(study, settings.reference)
-    rows: list[tuple[float, int, float]] = []
-    for share, found in subsets(study, images, settings.shares, views):
+    held_out = study.images["held out"]
+    rows: list[tuple[float, str, int, float]] = []
+
+    def compare(share: float, name: str, count: int, found: UnitScores) -> None:
         own_profile = found.by_block()["mean"]
         likeness = float(own_profile.corr(profile, method="spearman"))
-        rows.append((share, round(share * len(images)), likeness))
-    return pd.DataFrame(rows, columns=["share", "images", "correlation"]).assign(**study.about())
+        rows.append((share, name, count, likeness))
+
+    for share, count, found in subsets(study, images, settings.shares, views):
+        compare(share, "reference", count, found)
+        if count <= len(held_out):
+            others, _ = selectivity(study, held_out.rows(slice(0, count)), views)
+            compare(share, "held out", count, others)
+    columns = ["share", "set", "images", "correlation"]
+    return pd.DataFrame(rows, columns=columns).assign(**study.about())
 
 
 def mitigation_tables(
@@ -173,12 +183,13 @@ def mitigation_tables(
 ) -> Tables:
     """Every edit with its controls, also at equal cost; the Frechet distance under other noise; and
     some images before and after."""
-    table = Bench(study, quality).table(trials(study, scores, settings))
+    measured = Bench(study, quality).run(trials(study, scores, settings))
     distances = [quality.distance(seed) for seed in range(settings.noise_draws)]
     noise = pd.DataFrame({"draw": range(len(distances)), "distance": distances})
     return {
-        "edits": table,
-        "equal cost": at_equal_cost(table),
+        "edits": measured.table(),
+        "edited images": measured.by_image(),
+        "equal cost": with_intervals(measured),
         "noise": noise.assign(**study.about()),
         "pictures": pictures(study, scores, settings),
     }

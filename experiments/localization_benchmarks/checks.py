@@ -1,11 +1,13 @@
-"""L1 to L8, the claims of Chang et al. 2024, and L0 about the planted look-up; intervals are
-Student's, over models."""
+"""L1 to L8, the claims of Chang et al. 2024, and L0 about the planted look-up. Intervals are over
+models and, within each, over the sequences that are hidden, deleted or looked up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from experiments.localization_benchmarks.presets import Condition, Preset
 from experiments.localization_benchmarks.study import BLOCKS, SPREAD
@@ -17,14 +19,16 @@ from interp.experiment.checks import (
     above,
     at_least,
     below,
-    interval,
+    mean,
     minus,
+    over_items,
     rows,
 )
 from interp.localization import methods
+from interp.reporting.stats import Interval, statistic_interval
 
 PRUNING = ("hard_concrete", "slimming")
-BASELINES = ("random", "lowest")
+BASELINES = ("random", "lowest", "smallest")
 # The claim is that recall in INJ is at least this many times chance.
 TIMES_CHANCE = 3
 # The claim is that a sequence loses at least this many times what it loses to random neurons.
@@ -37,6 +41,7 @@ _RANKING = {
 _INJECTION = "figures/injection.png"
 _TRADE_OFF = "figures/trade_off.png"
 _ALL, _FIRST = -1, 0  # in the column `block` of the table `blocks`
+_RESAMPLES = 500
 
 
 def checks(preset: Preset) -> list[Check]:
@@ -47,7 +52,7 @@ def checks(preset: Preset) -> list[Check]:
 
     found: list[Check] = []
     for condition in preset.injections:
-        found += [_beats_chance(method, condition) for method in judged]
+        found += [_beats_chance(method, condition, preset.least) for method in judged]
     found += [_pruning_leads(preset), *_smaller_is_easier(preset)]
     for blocks in BLOCKS:
         found += [_beats_random(method, blocks, headline) for method in deleted]
@@ -55,7 +60,7 @@ def checks(preset: Preset) -> list[Check]:
     found += [_costs_others(blocks, preset) for blocks in BLOCKS]
     found += [_own_kind_falls(blocks, headline) for blocks in BLOCKS]
     found += [_no_sum(headline), _not_single(preset)]
-    found += [_spread(method) for method in SPREAD]
+    found += [_spread(method, preset.recipe.blocks) for method in SPREAD]
     found += [_finds_look_up(method) for method in judged]
     return found
 
@@ -64,68 +69,101 @@ def _judged() -> list[str]:
     return [method for method in methods() if method not in BASELINES]
 
 
-def _average(chosen: Any, column: str) -> float:
-    """The mean of a column over rows of one seed."""
-    # Grouped as the summaries group, because a grouped mean rounds differently: claims and
-    # summaries agree to the last digit.
-    return float(chosen.groupby("seed")[column].mean().iloc[0])
+def _recall(method: str, condition: Condition, least: float) -> Measure:
+    """Recall in INJ among the same number of neurons as were injected, over the sequences that were
+    memorized: one that was not is hidden nowhere.
+
+    Args:
+        method: the method.
+        condition: how sequences were hidden.
+        least: the lowest accuracy at which a sequence counts as memorized.
+    """
+    where = {"condition": condition.name, "multiple": 1, "method": method}
+
+    def by_window(tables: Tables) -> pd.Series:
+        chosen = rows(tables["injection"], where)
+        memorized = chosen[chosen["accuracy"] >= least]
+        return memorized.set_index("window")["recall"]
+
+    return over_items(f"recall by {method}, {condition.name}", by_window, (0, 1))
 
 
-def _mean(table: str, column: str, **where: Any) -> Measure:
-    """The mean of a column over the rows with the given values."""
-    chosen = ", ".join(f"{name} {value}" for name, value in where.items())
-    return Measure(
-        f"mean {column} in {table} ({chosen})",
-        lambda tables: _average(rows(tables[table], where), column),
-    )
+def _memorized(condition: Condition, least: float) -> Measure:
+    """The share of the hidden sequences that were memorized."""
+
+    def by_window(tables: Tables) -> pd.Series:
+        chosen = rows(tables["injection"], {"condition": condition.name, "multiple": 1})
+        accuracy = chosen.groupby("window")["accuracy"].first()
+        return (accuracy >= least).astype(float)
+
+    return over_items(f"share memorized, {condition.name}", by_window, (0, 1))
 
 
-def _recall(method: str, condition: Condition) -> Measure:
-    """Recall in INJ among the same number of neurons as were injected."""
-    return _mean("injection", "recall", condition=condition.name, multiple=1, method=method)
+def _items(measure: Measure, tables: Tables) -> pd.Series:
+    assert measure.by_item is not None
+    return measure.by_item(tables)
 
 
-def _best(measures: Sequence[Measured]) -> Measured:
-    """The largest of several measures on the same seed."""
-    return lambda tables: max(interval(one(tables)).estimate for one in measures)
+def _best(measures: Sequence[Measure]) -> Measure:
+    """The best of several measures, by item: chosen on the even items for the odd ones, and on the
+    odd ones for the even ones. Judged on the items that chose it, the best of many would be too
+    good."""
+
+    def by_item(tables: Tables) -> pd.Series:
+        wide = pd.DataFrame({n: _items(one, tables) for n, one in enumerate(measures)})
+        is_odd = np.arange(len(wide)) % 2 == 1
+        parts: list[pd.Series] = []
+        for judged in (is_odd, ~is_odd):
+            # A single item leaves none to choose by.
+            chooses = ~judged if (~judged).any() and judged.any() else np.ones_like(judged)
+            chosen = wide[chooses].mean().idxmax()
+            parts.append(wide.loc[judged, chosen])
+        return pd.concat(parts).sort_index()
+
+    bounds = {one.bounds for one in measures}
+    return over_items("the best", by_item, bounds.pop() if len(bounds) == 1 else None)
 
 
-def _of_all(table: str, column: str, **where: Any) -> Measured:
-    """The mean of a column over the rows of every method that is not a baseline."""
+def _of_all(measures: Sequence[Measure]) -> Measure:
+    """The mean of several measures, by item."""
 
-    def average(tables: Tables) -> float:
-        chosen = rows(tables[table], where)
-        return _average(chosen[~chosen["method"].isin(BASELINES)], column)
+    def by_item(tables: Tables) -> pd.Series:
+        wide = pd.DataFrame({n: _items(one, tables) for n, one in enumerate(measures)})
+        return wide.mean(axis=1)
 
-    return average
+    return over_items("mean of all", by_item, measures[0].bounds)
 
 
-def _beats_chance(method: str, condition: Condition) -> Check:
+def _beats_chance(method: str, condition: Condition, least: float) -> Check:
     where = {"condition": condition.name, "multiple": 1}
     return Check(
         id=f"L1 {method}, {condition.name}",
         statement=f"{method} finds at least {TIMES_CHANCE} times as many injected neurons as "
         "chance: recall is {threshold}",
-        measure=_recall(method, condition),
+        measure=_recall(method, condition, least),
         threshold=at_least(TIMES_CHANCE * condition.fraction),
         opposite=below(condition.fraction),
         evidence=_INJECTION,
         paper="2 to 590 times",
         controls={
-            "random": _recall("random", condition),
-            "loss of the hidden sequences before": _mean("injection", "before", **where),
-            "and after": _mean("injection", "loss", **where),
+            "random": _recall("random", condition, least),
+            "smallest": _recall("smallest", condition, least),
+            "share of the sequences that were memorized, and so count": _memorized(
+                condition, least
+            ),
+            "loss of all of them before": mean("injection", "before", item="window", **where),
+            "and after": mean("injection", "loss", item="window", **where),
         },
     )
 
 
 def _pruning_leads(preset: Preset) -> Check:
     condition = preset.injections[0]
-    pruning = [_recall(method, condition) for method in PRUNING]
-    others: dict[str, Measured] = {}
+    pruning = [_recall(method, condition, preset.least) for method in PRUNING]
+    others: dict[str, Measure] = {}
     for method in _judged():
         if method not in PRUNING:
-            others[method] = _recall(method, condition)
+            others[method] = _recall(method, condition, preset.least)
     return Check(
         id="L2",
         statement="a pruning method finds the most injected neurons (INJ): recall of the better of "
@@ -150,15 +188,19 @@ def _smaller_is_easier(preset: Preset) -> list[Check]:
     if small is large:
         return []
 
-    def of_all(condition: Condition) -> Measured:
-        return _of_all("injection", "recall", condition=condition.name, multiple=1)
+    least = preset.least
+
+    def of_all(condition: Condition) -> Measure:
+        return _of_all([_recall(method, condition, least) for method in _judged()])
 
     return [
         Check(
             id="L3",
             statement=f"hard_concrete finds a larger share of the injected neurons where "
             f"{small.fraction:.0%} of all are injected than where {large.fraction:.0%} are",
-            measure=minus(_recall("hard_concrete", small), _recall("hard_concrete", large)),
+            measure=minus(
+                _recall("hard_concrete", small, least), _recall("hard_concrete", large, least)
+            ),
             threshold=above(0),
             opposite=below(0),
             evidence=_INJECTION,
@@ -172,20 +214,19 @@ def _smaller_is_easier(preset: Preset) -> list[Check]:
     ]
 
 
-def _fall(
-    of: str | Sequence[str], blocks: str, headline: float, whose: str = "self"
-) -> Callable[[Tables], float]:
-    """The mean fall of accuracy in DEL, by one or several methods.
+def _fall(of: str | Sequence[str], blocks: str, headline: float, whose: str = "self") -> Measure:
+    """The fall of accuracy in DEL, by target and as a mean over one or several methods.
 
-    It is that of the sequence itself, or of other memorized sequences (`negative`).
+    It is that of the target itself, or of other memorized sequences (`negative`).
     """
     names = [of] if isinstance(of, str) else list(of)
 
-    def fall(tables: Tables) -> float:
+    def by_target(tables: Tables) -> pd.Series:
         chosen = rows(tables["deletion"], {"fraction": headline, "blocks": blocks})
-        return -_average(chosen[chosen["method"].isin(names)], f"{whose}_accuracy")
+        wanted = chosen[chosen["method"].isin(names)]
+        return -wanted.groupby("target")[f"{whose}_accuracy"].mean()
 
-    return fall
+    return over_items(f"fall by {', '.join(names)}", by_target, (-1, 1))
 
 
 def _baseline_falls(blocks: str, headline: float) -> dict[str, Measured]:
@@ -196,18 +237,19 @@ def _beats_random(method: str, blocks: str, headline: float) -> Check:
     own = _fall(method, blocks, headline)
     random = _fall("random", blocks, headline)
 
-    def beyond(tables: Tables) -> float:
+    def beyond(tables: Tables) -> pd.Series:
+        by_chance = _items(random, tables)
         # Where accuracy rises under random neurons, there is no fall to take a multiple of: the
         # rise must not count in the method's favour.
-        by_chance = max(random(tables), 0.0)
-        return own(tables) - TIMES_RANDOM * by_chance
+        times = TIMES_RANDOM if by_chance.mean() > 0 else 0
+        return _items(own, tables) - times * by_chance
 
     return Check(
         id=f"L4 {method}, {blocks}",
         statement=f"dropping {headline:.0%} of each block's neurons (blocks: {blocks}), chosen by "
         f"{method}, costs a sequence at least {TIMES_RANDOM} times what random ones cost: the "
         "difference is {threshold}",
-        measure=beyond,
+        measure=over_items("fall beyond random", beyond, (-1 - TIMES_RANDOM, 1 + TIMES_RANDOM)),
         threshold=above(0),
         evidence=_TRADE_OFF,
         paper="28 to 290 times random (GPT-2 XL)",
@@ -258,8 +300,9 @@ def _costs_others(blocks: str, preset: Preset) -> Check:
 
 
 def _own_kind_falls(blocks: str, headline: float) -> Check:
-    def fall(method: str, *, same: bool) -> Measured:
-        return _mean("related", "fall", fraction=headline, blocks=blocks, method=method, same=same)
+    def fall(method: str, *, same: bool) -> Measure:
+        where = {"fraction": headline, "blocks": blocks, "method": method, "same": same}
+        return mean("related", "fall", item="target", bounds=(-1, 1), **where)
 
     def difference(method: str) -> Measured:
         return minus(fall(method, same=True), fall(method, same=False))
@@ -285,12 +328,17 @@ def _own_kind_falls(blocks: str, headline: float) -> Check:
 def _no_sum(headline: float) -> Check:
     where = {"fraction": headline}
 
-    def ratio(tables: Tables) -> float:
-        # Losses are stored in single precision. A sum by groups is compensated, so that no digits
-        # are lost.
-        groups: Any = rows(tables["sums"], where).groupby("seed")
-        totals = groups[["joint", "sum"]].sum().iloc[0]
-        return float(totals["joint"] / totals["sum"])
+    def ratio(tables: Tables) -> Interval:
+        chosen = rows(tables["sums"], where)
+        # Losses are stored in single precision.
+        joint = chosen["joint"].to_numpy(dtype=float)
+        alone = chosen["sum"].to_numpy(dtype=float)
+
+        def of_targets(targets: np.ndarray) -> float:
+            drawn = targets.astype(int)
+            return float(joint[drawn].sum() / alone[drawn].sum())
+
+        return statistic_interval([np.arange(len(chosen))], of_targets, resamples=_RESAMPLES)
 
     return Check(
         id="L7",
@@ -302,15 +350,15 @@ def _no_sum(headline: float) -> Check:
         evidence="tables/sums.parquet",
         paper="zero_out is not the best method of DEL",
         controls={
-            "joint (nats/token)": _mean("sums", "joint", **where),
-            "sum (nats/token)": _mean("sums", "sum", **where),
+            "joint (nats/token)": mean("sums", "joint", item="target", **where),
+            "sum (nats/token)": mean("sums", "sum", item="target", **where),
         },
     )
 
 
 def _not_single(preset: Preset) -> Check:
     skipped = (*preset.not_deleted, "zero_out")
-    others: dict[str, Measured] = {}
+    others: dict[str, Measure] = {}
     for method in _judged():
         if method not in skipped:
             others[method] = _fall(method, "all", preset.headline)
@@ -328,17 +376,12 @@ def _not_single(preset: Preset) -> Check:
     )
 
 
-def _spread(method: str) -> Check:
-    def by_block(tables: Tables) -> dict[int, float]:
-        own = rows(tables["blocks"], {"method": method, "evaluated": "self"})
-        return own.groupby("block")["fall"].mean().to_dict()
+def _spread(method: str, blocks: int) -> Check:
+    def of(block: int) -> Measure:
+        where = {"method": method, "evaluated": "self", "block": block}
+        return mean("blocks", "fall", item="target", bounds=(-1, 1), **where)
 
-    def best_single(tables: Tables) -> float:
-        return max(fall for block, fall in by_block(tables).items() if block not in (_ALL, _FIRST))
-
-    def of(block: int) -> Measured:
-        return lambda tables: by_block(tables)[block]
-
+    best_single = _best([of(block) for block in range(_FIRST + 1, blocks)])
     return Check(
         id=f"L8 {method}",
         statement=f"dropping neurons chosen by {method} over all blocks costs more accuracy than "
@@ -353,16 +396,19 @@ def _spread(method: str) -> Check:
 
 
 def _finds_look_up(method: str) -> Check:
+    def of(name: str, column: str = "recall") -> Measure:
+        return mean("lookup", column, item="window", bounds=(0, 1), method=name)
+
     return Check(
         id=f"L0 {method}",
         statement=f"{method} finds a planted look-up: the share of the look-up's neurons among the "
         "same number of highest-scoring neurons is {threshold}",
-        measure=_mean("lookup", "recall", method=method),
+        measure=of(method),
         threshold=at_least(0.5),
         evidence="tables/lookup.parquet",
         source="chosen",
         controls={
-            "random": _mean("lookup", "recall", method="random"),
-            "its block scores highest": _mean("lookup", "block_first", method=method),
+            "random": of("random"),
+            "its block scores highest": of(method, "block_first"),
         },
     )

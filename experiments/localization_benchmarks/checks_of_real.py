@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from interp.experiment.checks import Check, Measure, Measured, Tables, above, below, rows
-from interp.reporting.stats import student_interval, welch_interval
+from interp.reporting.stats import Bounds, Interval, MeanOverSeeds, welch_interval
 
 SELECTIONS = ("random", "as active", "lowest")
 _GROUPS = {
@@ -102,6 +102,18 @@ def _between_sets(method: str, headline: float) -> list[Check]:
     return found
 
 
+def over_texts(values: Any, bounds: Bounds | None) -> Interval:
+    """The mean over texts with its interval, which is Student's where there are no bounds. Each
+    text counts as one value: there is one model, and no seeds to average over.
+
+    Args:
+        values: one per text.
+        bounds: the least and the largest value that there can be.
+    """
+    texts = [Interval(float(value), float(value), float(value), n=1) for value in values]
+    return texts[0] if len(texts) == 1 else MeanOverSeeds(texts, bounds).interval
+
+
 def _by_selection(tables: Tables, method: str, headline: float) -> dict[str, Any]:
     """The rows of each selection, by set and text."""
     chosen: Any = rows(tables["texts"], {"method": method, "fraction": headline})
@@ -116,11 +128,10 @@ def _not_scored_on(tables: Tables, method: str, headline: float, selection: str)
 
 def _fall(method: str, headline: float, selection: str) -> Measure:
     def fall(tables: Tables) -> Any:
-        return student_interval(
-            _not_scored_on(tables, method, headline, selection)["accuracy_change"]
-        )
+        texts = _not_scored_on(tables, method, headline, selection)
+        return over_texts(texts["accuracy_change"], (-1, 1))
 
-    return Measure(f"fall of accuracy, {selection}", fall)
+    return Measure(f"fall of accuracy, {selection}", fall, (-1, 1))
 
 
 def _beyond(method: str, headline: float, selection: str) -> Measure:
@@ -129,9 +140,9 @@ def _beyond(method: str, headline: float, selection: str) -> Measure:
     def beyond(tables: Tables) -> Any:
         top = _not_scored_on(tables, method, headline, "top")
         control = _not_scored_on(tables, method, headline, selection)
-        return student_interval(top["accuracy_change"] - control["accuracy_change"])
+        return over_texts(top["accuracy_change"] - control["accuracy_change"], (-1, 1))
 
-    return Measure(f"fall of accuracy beyond {selection}", beyond)
+    return Measure(f"fall of accuracy beyond {selection}", beyond, (-1, 1))
 
 
 def _activity(method: str, headline: float) -> Measured:
@@ -156,7 +167,7 @@ def _excesses(tables: Tables, method: str, headline: float) -> Mapping[str, Any]
 
 
 def _excess(method: str, headline: float, group: str) -> Measured:
-    return lambda tables: student_interval(_excesses(tables, method, headline)[group])
+    return lambda tables: over_texts(_excesses(tables, method, headline)[group], None)
 
 
 def _difference(method: str, headline: float, larger: str, smaller: str) -> Measured:

@@ -54,16 +54,19 @@ _SETS = {
 def injection(recalls: pd.DataFrame) -> Figure:
     """Recall by method under each condition, with the same number of units predicted as injected;
     chance is the injected fraction."""
-    shown = _recalls(recalls[recalls["multiple"] == 1])
+    shown = recalls[recalls["multiple"] == 1]
     chance: dict[str, float] = {}
+    titles: dict[str, str] = {}
     for condition, rows in shown.groupby("condition"):
         chance[str(condition)] = float(rows["fraction"].iloc[0])
+        accuracy = float(rows["memorized"].iloc[0])
+        titles[str(condition)] = f"{condition} injected\n(tokens memorized: {accuracy:.0%})"
     return intervals(
         shown,
         "method",
         "condition",
         labels=dict.fromkeys(chance, "recall (share of injected neurons found)"),
-        titles={condition: f"{condition} injected" for condition in chance},
+        titles=titles,
         levels=chance,
         level="chance: the injected share of all neurons",
         title="Injected memory: which methods find the neurons that hold it, among the same number "
@@ -74,7 +77,7 @@ def injection(recalls: pd.DataFrame) -> Figure:
 
 def injection_curve(recalls: pd.DataFrame) -> Figure:
     """Recall by the number of units predicted, as a multiple of the number injected."""
-    shown = _by_family(_recalls(recalls), ["condition"])
+    shown = _by_family(recalls, ["condition"])
     shown["panel"] = shown["condition"] + " injected\n" + shown["family"]
     panels = shown["panel"].unique()
     return dose_response(
@@ -91,12 +94,6 @@ def injection_curve(recalls: pd.DataFrame) -> Figure:
     )
 
 
-def _recalls(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with intervals cut at 0 and 1: Student's does not know that a recall lies there."""
-    bounds = rows[["low", "high"]].clip(0, 1)
-    return rows.assign(low=bounds["low"], high=bounds["high"])
-
-
 def _by_family(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """The rows of each group, one family of methods after the other, each with the controls: more
     methods than a panel can show are drawn in a panel for each family."""
@@ -109,9 +106,12 @@ def _by_family(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _over_models(rows: pd.DataFrame) -> str:
+    seeds = rows["seeds"].max()
+    if seeds == 1:
+        return "points: one model; lines through them: 95% intervals over sequences"
     return (
-        f"points: means over {rows['seeds'].max()} models; lines through them: 95% intervals "
-        "(Student)"
+        f"points: means over {seeds} models; lines through them: 95% intervals over models and "
+        "sequences"
     )
 
 
@@ -220,7 +220,9 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "correlation": lambda tables: correlation(tables["correlation"]),
     "confusion": lambda tables: confusion(tables["confusion"]),
     "blocks": lambda tables: blocks(
-        over_seeds(tables["blocks"], ["method", "evaluated", "block"], ["fall"])
+        over_seeds(
+            tables["blocks"], ["method", "evaluated", "block"], {"fall": (-1, 1)}, item="target"
+        )
     ),
 }
 
@@ -256,7 +258,7 @@ def _over_texts(rows: pd.DataFrame) -> str:
     counts = sorted({rows["texts"].min(), rows["texts"].max()})
     return (
         f"points: means over {' to '.join(map(str, counts))} texts; lines through them: 95% "
-        "intervals over texts (Student); one model"
+        "intervals over texts; one model"
     )
 
 

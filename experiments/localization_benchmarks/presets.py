@@ -77,7 +77,7 @@ _BRIEF: dict[str, dict[str, Any]] = {
 }
 PRESETS = {
     "smoke": Preset(
-        seeds=2,
+        seeds=1,
         recipe=Recipe(
             blocks=2,
             width=64,

@@ -21,7 +21,7 @@ import pandas as pd
 
 import interp
 from experiments.localization_benchmarks import figures
-from experiments.localization_benchmarks.checks_of_real import checks_of
+from experiments.localization_benchmarks.checks_of_real import checks_of, over_texts
 from experiments.localization_benchmarks.licence_texts import study_windows
 from interp.experiment.checks import Check, Tables
 from interp.experiment.experiment import Experiment
@@ -31,7 +31,6 @@ from interp.localization import localize
 from interp.localization.registry import find
 from interp.memorization.evaluation import MEASURES, measure_under, with_unchanged
 from interp.mitigation.controls import Selection, Trial
-from interp.reporting.stats import student_interval
 
 # Methods that see the memorized windows only: slimming learns masks for every window it sees, and
 # those of the contrast would take twice as long again.
@@ -299,14 +298,15 @@ def by_text(rows: Frame) -> pd.DataFrame:
 
 def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     """`effects`: one row for each method, selection, fraction, set and measure: the level `before`
-    and `after`, and the change (`estimate`), as means over texts with Student's 95% intervals; how
-    many `texts` there are, and the mean `activity` of the units."""
+    and `after`, and the change (`estimate`), as means over texts with their 95% intervals; how many
+    `texts` there are, and the mean `activity` of the units."""
     found: list[dict[str, Any]] = []
     groups: Any = tables["texts"].groupby(KEYS, sort=False)
     for key, group in groups:
         for measure in MEASURES:
-            level = student_interval(group[measure])
-            change = student_interval(group[f"{measure}_change"])
+            bounded = measure != "loss"
+            level = over_texts(group[measure], (0, 1) if bounded else None)
+            change = over_texts(group[f"{measure}_change"], (-1, 1) if bounded else None)
             row: dict[str, Any] = dict(zip(KEYS, key, strict=True))
             row |= {"measure": measure, "before": group[f"{measure}_before"].mean()}
             row |= {"after": level.estimate, "after_low": level.low, "after_high": level.high}

@@ -3,14 +3,14 @@ form."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from experiments.localization_benchmarks import published
 from interp.experiment.checks import Tables
-from interp.reporting.stats import student_interval
+from interp.reporting.stats import Bounds, MeanOverSeeds, bootstrap
 
 TABLES = (
     "models",
@@ -29,10 +29,20 @@ _NOT_MEASURES = ("blocks", "method", "fraction", "target", "k", "seed")
 def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
     """INJ and DEL as means over seeds with intervals, and the same next to what was published."""
     recalls = over_seeds(
-        tables["injection"], ["condition", "fraction", "method", "multiple"], ["recall"]
+        tables["injection"],
+        ["condition", "fraction", "method", "multiple"],
+        {"recall": (0, 1)},
+        item="window",
     )
+    memorized = tables["injection"].groupby("condition")["accuracy"].mean()
+    recalls["memorized"] = recalls["condition"].map(memorized)
     measures = [name for name in tables["deletion"].columns if name not in _NOT_MEASURES]
-    changes = over_seeds(tables["deletion"], ["blocks", "method", "fraction"], measures)
+    bounds: dict[str, Bounds | None] = {
+        name: (-1, 1) if name.endswith("_accuracy") else None for name in measures
+    }
+    changes = over_seeds(
+        tables["deletion"], ["blocks", "method", "fraction"], bounds, item="target"
+    )
     return {
         "injection_summary": recalls,
         "deletion_summary": changes,
@@ -53,29 +63,34 @@ def with_published(recalls: pd.DataFrame, changes: pd.DataFrame) -> dict[str, pd
     }
 
 
-def over_seeds(frame: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds with Student's 95% intervals; each seed counts once.
+def over_seeds(
+    frame: pd.DataFrame, keys: Sequence[str], measures: Mapping[str, Bounds | None], item: str
+) -> pd.DataFrame:
+    """Means over seeds with their 95% intervals over seeds and items; each seed counts once.
 
     Args:
-        frame: a table of several seeds, with a column `seed`.
+        frame: a table of one or several seeds, with a column `seed`.
         keys: the columns that rows are grouped by.
-        values: the columns that are averaged.
+        measures: the columns that are averaged, with the bounds of their values.
+        item: the column that names the item of a row; where an item has several, their mean counts.
 
     Returns:
-        One row per combination of keys and value (`measure`): `estimate`, `low`, `high`, `seeds`.
+        One row per combination of keys and `measure`: `estimate`, `low`, `high`, `seeds`.
     """
     found: list[dict[str, Any]] = []
     groups: Any = frame.groupby(list(keys), sort=False)
     for key, group in groups:
-        for value in values:
-            mean = student_interval(group.groupby("seed")[value].mean())
+        for measure, bounds in measures.items():
+            by_item = group.groupby(["seed", item])[measure].mean()
+            seeds = [bootstrap(values) for _, values in by_item.groupby(level="seed")]
+            mean = seeds[0] if len(seeds) == 1 else MeanOverSeeds(seeds, bounds).interval
             row = dict(zip(keys, key, strict=True))
             row |= {
-                "measure": value,
+                "measure": measure,
                 "estimate": mean.estimate,
                 "low": mean.low,
                 "high": mean.high,
-                "seeds": mean.n,
+                "seeds": len(seeds),
             }
             found.append(row)
     return pd.DataFrame(found)

@@ -31,16 +31,21 @@ def tables_of(made: Leak) -> dict[str, pd.DataFrame]:
 
     Returns:
         `drops`: one row per selection of neurons, fraction, data and measure, as in the demo's
-        report. `scans`: one row per window. `equal_damage`: one row about the number of random
-        neurons that hurt held-out text as much as the selection.
+        report. `scans`: one row per window. `equal_damage`: one row about the random neurons that
+        hurt held-out text as much as the selection; the columns are those of `EqualDamage`, with
+        the ends of each interval as `_low` and `_high`.
     """
     equal = made.report.equal_damage
     row = {
         "k": equal.k,
         "reached": equal.reached,
+        "distinguishable": equal.distinguishable,
         "accuracy": equal.accuracy,
-        "advantage": equal.advantage.estimate,
+        "windows": equal.advantage.n,
     }
+    for name in ("advantage", "damage", "random_damage"):
+        interval = getattr(equal, name)
+        row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return {
         "drops": made.report.frame,
         "scans": made.scan.drop(columns=["tokens"]),

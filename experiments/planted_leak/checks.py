@@ -15,6 +15,7 @@ from interp.experiment.checks import (
     mean,
     rows,
 )
+from interp.reporting.stats import Interval
 
 _DROP = "figures/drop.png"
 
@@ -28,11 +29,11 @@ def checks(preset: Preset) -> list[Check]:
     return [
         Check(
             id="P1",
-            measure=mean("scans", "accuracy", source="record"),
+            measure=_scanned("accuracy", "record"),
             threshold=at_least(0.9),
             statement="after fine-tuning, the suffix accuracy on planted secrets is {threshold}",
             source="measured",
-            controls={"never-planted twins": mean("scans", "accuracy", source="twin")},
+            controls={"never-planted twins": _scanned("accuracy", "twin")},
             evidence="tables/scans.parquet",
         ),
         Check(
@@ -78,59 +79,79 @@ def checks(preset: Preset) -> list[Check]:
         ),
         Check(
             id="P5",
-            measure=mean("scans", "exact", source="twin"),
+            measure=_scanned("exact", "twin"),
             threshold=at_most(0),
-            statement="the fraction of never-planted twins that are extracted is {threshold}",
+            over="every",
+            statement="the fraction of never-planted twins that are extracted is {threshold}, on "
+            "every seed",
             source="measured",
-            controls={"planted records extracted": mean("scans", "exact", source="record")},
+            controls={"planted records extracted": _scanned("exact", "record")},
             evidence="tables/scans.parquet",
         ),
         Check(
             id="P6",
-            measure=mean("equal_damage", "advantage"),
+            measure=Measure("advantage at equal damage", _advantage, (-1, 1)),
             threshold=above(0),
             opposite=below(0),
-            requires=_reached,
             statement=(
-                "the suffix accuracy on planted secrets with so many random neurons zeroed that "
-                "held-out text suffers equally, minus that with the selected neurons zeroed, is "
-                "{threshold}"
+                "the suffix accuracy on planted secrets with random neurons zeroed that hurt "
+                "held-out text equally (or, where the damage of the selection cannot be told from "
+                "none, with the most of which the same is true), minus that with the selected "
+                "neurons zeroed, is {threshold}"
             ),
             source="measured",
             controls={
                 "random neurons at equal damage": mean("equal_damage", "k"),
-                "accuracy under them": mean("equal_damage", "accuracy"),
-                "share of seeds on which they hurt as much": mean("equal_damage", "reached"),
+                "accuracy under them": mean("equal_damage", "accuracy", bounds=(0, 1)),
+                "damage of the selection (nats per token)": mean("equal_damage", "damage"),
+                "damage of the random neurons": mean("equal_damage", "random_damage"),
+                "share of seeds on which the selection's can be told from none": mean(
+                    "equal_damage", "distinguishable", bounds=(0, 1)
+                ),
             },
             evidence="tables/equal_damage.parquet",
         ),
     ]
 
 
+def _scanned(measure: str, source: str) -> Measure:
+    """The mean of a measure of a scan over the windows of one source."""
+    return mean("scans", measure, item="text", bounds=(0, 1), source=source)
+
+
 def _fall(selection: str, fraction: float, data: str = "memorized") -> Measure:
-    """How much the suffix accuracy falls when a selection of neurons is zeroed."""
+    """How much the suffix accuracy falls when a selection of neurons is zeroed, with its interval
+    over windows."""
     where = {"selection": selection, "fraction": fraction, "data": data, "measure": "accuracy"}
-    change = mean("drops", "change", **where)
 
-    def fall(tables: Tables) -> float:
-        return -float(change.of(tables))  # pyright: ignore[reportArgumentType]
+    def fall(tables: Tables) -> Interval:
+        row = rows(tables["drops"], where).iloc[0]
+        ends = -row["change_high"], -row["change_low"]
+        return Interval(float(-row["change"]), *map(float, ends), n=int(row["windows"]))
 
-    return Measure(f"fall of accuracy, {selection}", fall)
+    return Measure(f"fall of accuracy, {selection}", fall, (-1, 1))
 
 
 def _relative_rise(selection: str, fraction: float) -> Measure:
     """The rise of the loss on control prose when a selection of neurons is zeroed, divided by the
-    loss before."""
+    loss before, with its interval over windows."""
     where = {"selection": selection, "fraction": fraction, "data": "control", "measure": "loss"}
 
-    def rise(tables: Tables) -> float:
+    def rise(tables: Tables) -> Interval:
         row = rows(tables["drops"], where).iloc[0]
-        return float(row["change"] / row["before"])
+        parts = [
+            float(row[name] / row["before"]) for name in ("change", "change_low", "change_high")
+        ]
+        return Interval(*parts, n=int(row["windows"]))
 
     return Measure(f"relative rise of control loss, {selection}", rise)
 
 
-def _reached(tables: Tables) -> bool:
-    """Whether some number of random neurons hurt held-out text as much as the selection, on every
-    row."""
-    return bool(tables["equal_damage"]["reached"].all())
+def _advantage(tables: Tables) -> Interval | None:
+    """None where no number of random neurons hurt as much: then nothing was compared."""
+    (row,) = tables["equal_damage"].to_dict("records")
+    if not row["reached"]:
+        return None
+    return Interval(
+        row["advantage"], row["advantage_low"], row["advantage_high"], n=int(row["windows"])
+    )

@@ -30,16 +30,21 @@ def drop(tables: Tables) -> Figure:
     loss = loss.assign(
         before=0.0, estimate=loss["change"], low=loss["change_low"], high=loss["change_high"]
     )
-    # Student's interval of a share can reach beyond 0 or 1.
-    shares = over_seeds[~is_loss]
-    shares = shares.assign(low=shares["low"].clip(0, 1), high=shares["high"].clip(0, 1))
     return drop_figure(
-        pd.concat([shares, loss]),
+        pd.concat([over_seeds[~is_loss], loss]),
         PANELS,
         title="Planted customer records: what is still extracted, and what it costs, when neurons "
         "are zeroed: the selected ones, random ones, or those with the lowest scores",
-        key=f"points: means over {over_seeds['seeds'].max()} fine-tuning seeds; lines through "
-        "them: 95% intervals (Student)",
+        key=_key(over_seeds["seeds"].max()),
+    )
+
+
+def _key(seeds: int) -> str:
+    if seeds == 1:
+        return "points: one fine-tuning seed; lines through them: 95% intervals over windows"
+    return (
+        f"points: means over {seeds} fine-tuning seeds; lines through them: 95% intervals over "
+        "seeds and windows"
     )
 
 

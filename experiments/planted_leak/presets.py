@@ -22,7 +22,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(
-        seeds=2, recipe=Recipe(records=4, copies=(8,), steps=2, others=8, fractions=(1e-3,))
+        seeds=1, recipe=Recipe(records=4, copies=(8,), steps=2, others=8, fractions=(1e-3,))
     ),
     "small": Preset(seeds=3),
     "paper": Preset(seeds=10, recipe=Recipe(dtype="float32")),

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from interp.experiment.checks import Tables
-from interp.reporting.stats import student_interval
+from interp.reporting.stats import Bounds, Interval, MeanOverSeeds
 
 _KEYS = ["selection", "fraction", "k", "data", "measure"]
 
@@ -18,7 +18,7 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
 
 
 def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
-    """The mean of every estimate over fine-tuning seeds, with Student's interval.
+    """The mean of every estimate over fine-tuning seeds, with its interval over seeds and windows.
 
     Args:
         drops: the table of that name, which holds the mean over random draws for each seed.
@@ -29,9 +29,12 @@ def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for key, group in drops.groupby(_KEYS, sort=False):
-        after = student_interval(group["estimate"])
-        change = student_interval(group["change"])
         row = dict(zip(_KEYS, key, strict=True))
+        is_share = row["measure"] != "loss"
+        after = _mean(group, ("estimate", "low", "high"), (0, 1) if is_share else None)
+        change = _mean(
+            group, ("change", "change_low", "change_high"), (-1, 1) if is_share else None
+        )
         row |= {
             "before": group["before"].mean(),
             "estimate": after.estimate,
@@ -44,3 +47,12 @@ def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
         }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _mean(group: pd.DataFrame, columns: tuple[str, str, str], bounds: Bounds | None) -> Interval:
+    """The mean over the seeds of a group, whose columns hold an estimate and its interval."""
+    values = group[[*columns, "windows"]].itertuples(index=False)
+    seeds = [Interval(*map(float, row[:3]), n=int(row[3])) for row in values]
+    if len(seeds) == 1:
+        return seeds[0]
+    return MeanOverSeeds(seeds, bounds).interval

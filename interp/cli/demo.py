@@ -204,8 +204,9 @@ Which neurons hold it, and what switching them off does
       random neurons      {random[estimate]:.2f} [{random[low]:.2f}, {random[high]:.2f}]   \
 (the same number in each block, mean of {random[seeds]} draws)
   The price: loss on other text goes from {loss[before]:.2f} to {loss[estimate]:.2f} ({rise:+.1%}).
-  At equal damage ({equal.k} random neurons), random leaves {equal.accuracy:.2f}; \
-the selection {relation} random.
+  That comparison again at equal damage: {equal.random_units}
+      and leave {equal.accuracy:.2f}; the selection leaves {equal.difference},
+      so it {relation} random.
 
 One record
     prompt  {prompt!r}

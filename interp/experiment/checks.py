@@ -143,10 +143,16 @@ def over_items(
 
     Args:
         label: its name in a statement.
-        by_item: maps the tables of one seed to the value of each item.
+        by_item: maps the tables of one seed to the value of each item; to none where there is
+            nothing to measure it on.
         bounds: the least and the largest value that it can have.
     """
-    return Measure(label, lambda tables: bootstrap(by_item(tables)), bounds, by_item)
+
+    def of(tables: Tables) -> Interval | None:
+        values = by_item(tables)
+        return None if values.empty else bootstrap(values)
+
+    return Measure(label, of, bounds, by_item)
 
 
 def rows(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
@@ -202,8 +208,8 @@ def mean(
         columns = [item] if isinstance(item, str) else list(item)
 
         def by_item(tables: Tables) -> pd.Series:
-            chosen: Any = rows(tables[table], where).groupby(columns, sort=False)
-            return chosen[column].mean()
+            groups: Any = rows(tables[table], where).groupby(columns, sort=False)
+            return groups[column].mean()
 
         return over_items(label, by_item, bounds)
 
@@ -216,8 +222,11 @@ def mean(
 def minus(one: Measured, other: Measured) -> Measure:
     """Returns the measure that is the difference of two measures.
 
-    It has bounds if both have, and an interval over items if both have items: of pairs where these
-    are the same items, otherwise of two independent samples.
+    It has bounds if both have. Its interval over items is that of pairs where both have the same
+    items, and of two independent samples where they have others. Where only their intervals are
+    known, these are combined as for independent estimates, which is too wide for pairs.
+
+    Source: Newcombe (1998), Statistics in Medicine 17:873, for combining intervals.
     """
     label = f"{_label(one)} minus {_label(other)}"
     bounds = _bounds_of_difference(one, other)
@@ -225,21 +234,31 @@ def minus(one: Measured, other: Measured) -> Measure:
     second = _items_of(other)
     if first is None or second is None:
 
-        def of(tables: Tables) -> float | None:
+        def of(tables: Tables) -> Interval | None:
             a = interval(one(tables))
             b = interval(other(tables))
-            return None if a is None or b is None else a.estimate - b.estimate
+            return None if a is None or b is None else _difference(a, b)
 
         return Measure(label, of, bounds)
 
-    def of_items(tables: Tables) -> Interval:
+    def of_items(tables: Tables) -> Interval | None:
         a = first(tables)
         b = second(tables)
+        if a.empty or b.empty:
+            return None
         if a.index.symmetric_difference(b.index).empty:
             return paired_interval(a, b.reindex(a.index))
         return statistic_interval([a, b], _difference_of_means)
 
     return Measure(label, of_items, bounds)
+
+
+def _difference(a: Interval, b: Interval) -> Interval:
+    """The difference of two independent estimates with intervals."""
+    estimate = a.estimate - b.estimate
+    below = float(np.hypot(a.estimate - a.low, b.high - b.estimate))
+    above = float(np.hypot(a.high - a.estimate, b.estimate - b.low))
+    return Interval(estimate, estimate - below, estimate + above, max(a.n, b.n))
 
 
 def _difference_of_means(a: Any, b: Any) -> float:

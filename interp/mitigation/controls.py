@@ -7,30 +7,27 @@ The controls of a `Selection`:
 - `in_own_blocks`: the same for each of several methods that are compared, drawn at the sites that
   the method itself selects from;
 - `lowest`: the same number of units, with the lowest scores;
+- `smallest`: the same number of units, with the smallest absolute scores;
 - `as_active`: other units at the same sites, each about as active as the unit it replaces;
-- `at_equal_damage`: random units, in the number that it takes to raise the loss on held-out text by
-  what the selection raises it.
+- `growing`: more and more random units, among which `equal_damage` finds those that raise the loss
+  on held-out text by what the selection raises it.
 
 Each returns trials, one per seed. The same seed draws the same units, whatever is done to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import or_
-from typing import Any
 
 import numpy as np
 
 from interp.interventions.kinds import Intervention, Zero
 from interp.interventions.plan import Plan, interventions
-from interp.memorization.evaluation import measure_under
 from interp.sites.site import Site
 from interp.sites.units import Units, UnitScores
-from interp.subject.batch import Batches
-from interp.subject.subject import Subject
 
 Edit = Callable[[Units], Plan]
 Draw = Callable[[Units], Units]
@@ -38,7 +35,7 @@ Draw = Callable[[Units], Units]
 # First words of the name of a control whose units are drawn where one of several methods selects.
 IN_BLOCKS_OF = "random, in the blocks of "
 
-# Sizes of the random controls at equal damage, in multiples of the selection's size.
+# Sizes of growing random controls, in multiples of the selection's size.
 _MULTIPLES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 
 
@@ -121,8 +118,17 @@ class Selection:
         return self.random(seeds, IN_BLOCKS_OF + method)
 
     def lowest(self, scores: UnitScores, name: str = "lowest") -> Trial:
-        """Returns the trial on the same number of units with the lowest scores over all sites."""
+        """Returns the trial on the same number of units with the lowest scores over all sites.
+
+        Where scores have a sign, these units have a strong effect of the other sign. `smallest` is
+        the control of units without effect.
+        """
         return self._trial(name, 0, lambda units: scores.lowest(len(units)))
+
+    def smallest(self, scores: UnitScores, name: str = "smallest") -> Trial:
+        """Returns the trial on the same number of units with the smallest absolute scores over all
+        sites."""
+        return self._trial(name, 0, lambda units: scores.smallest(len(units)))
 
     def as_active(
         self, activity: UnitScores, seeds: Iterable[int], name: str = "as active"
@@ -137,41 +143,23 @@ class Selection:
             for seed in seeds
         ]
 
-    def at_equal_damage(
-        self,
-        subject: Subject,
-        damage: float,
-        held_out: Batches,
-        seeds: Iterable[int],
-        batch_size: int = 16,
-    ) -> tuple[list[Trial], bool]:
-        """Draws more and more random units, until ablating them raises the loss on held-out text as
-        much as the selection does.
+    def growing(
+        self, seeds: Iterable[int], name: str = "random at equal damage"
+    ) -> Iterator[list[Trial]]:
+        """Yields `random` trials on more and more units, one list per number of units, until none
+        are left.
 
         Args:
-            subject: the model.
-            damage: mean loss on `held_out` under the selection, in nats per token.
-            held_out: text that is neither memorized nor chosen to resemble what is.
             seeds: seeds of the draws.
-            batch_size: batch size.
-
-        Returns:
-            One trial per seed, with the smallest number tried that brings the mean held-out loss to
-            `damage` or above, and True; or with the largest number there is, and False.
+            name: name of the control.
         """
         seeds = list(seeds)
-        trials: list[Trial] = []
         for times in _MULTIPLES:
-            trials = self.random(seeds, "random at equal damage", times)
-            plans = [trial.plan for trial in trials]
-            measured: Any = measure_under(subject, plans, {"held_out": held_out}, batch_size)
-            if measured["loss"].mean() >= damage:
-                return trials, True
+            trials = self.random(seeds, name, times)
+            yield trials
             # Fewer units than asked for: no larger multiple would give more.
-            nothing_left = trials[0].k < times * self.trial().k
-            if nothing_left:
-                break
-        return trials, False
+            if trials[0].k < times * self.trial().k:
+                return
 
     def _trial(self, name: str, seed: int, draw: Draw) -> Trial:
         """The trial that does to the units drawn what is done to the selected ones."""

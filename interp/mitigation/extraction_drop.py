@@ -1,9 +1,9 @@
 """extraction_drop: how much less a model leaks once some units are ablated, and what that costs,
 compared with controls.
 
-The controls are random units, the same number at each site, from several seeds; the lowest-scoring
-units; and random units at equal damage, because any ablation that hurts a model enough also hurts
-what it has memorized.
+The controls are random units, the same number at each site, from several seeds; the units with the
+lowest scores and, where some are negative, with the smallest absolute ones; and random units at
+equal damage, because any ablation that hurts a model enough also hurts what it has memorized.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from interp.interventions.kinds import Intervention, Zero
 from interp.interventions.plan import Plan, interventions
 from interp.memorization.evaluation import measure_under
 from interp.mitigation.controls import Selection, Trial, changed_units
-from interp.mitigation.report import DropReport, EqualDamage, tabulate
-from interp.reporting.stats import paired_interval
+from interp.mitigation.equal_damage import compare_at_equal_damage
+from interp.mitigation.report import DropReport, tabulate
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import Batches
 from interp.subject.subject import Subject
@@ -72,7 +72,7 @@ def extraction_drop(
         ...     subject, scores, memorized, control[:6], control[6:], fractions=[0.1]
         ... )
         >>> list(report.frame["selection"].unique())
-        ['selection', 'random', 'lowest']
+        ['selection', 'random', 'lowest', 'smallest']
         >>> report.verdict
         'Ablating 10 units (10.00%) takes suffix accuracy from 1.00 to ...'
     """
@@ -95,9 +95,10 @@ def extraction_drop(
 
     chosen = _least_harmful(frame) if at is None else float(at)
     number = _plan_number(trials, chosen)
+    unedited: Any = measured[measured["plan"] == 0]
     under_selection: Any = measured[measured["plan"] == number]
-    equal_damage = _equal_damage(
-        subject, selections[chosen], under_selection, data, seeds, batch_size
+    equal_damage = compare_at_equal_damage(
+        subject, selections[chosen], unedited, under_selection, data, range(seeds), batch_size
     )
     chosen_beforehand = len(selections) == 1 or at is not None
     return DropReport(frame, chosen, chosen_beforehand, equal_damage, subject.name)
@@ -168,6 +169,9 @@ def _trials(selection: Selection, scores: UnitScores | None, seeds: int) -> list
     trials = [selection.trial(), *selection.random(range(seeds))]
     if scores is not None:
         trials.append(selection.lowest(scores))
+        # Without negative scores, the smallest are the lowest.
+        if any((values < 0).any() for values in scores.values.values()):
+            trials.append(selection.smallest(scores))
     return trials
 
 
@@ -191,28 +195,3 @@ def _rows_by_fraction(frame: pd.DataFrame, data: str, measure: str) -> Any:
         & (frame["measure"] == measure)
     )
     return frame[chosen].set_index("fraction")
-
-
-def _equal_damage(
-    subject: Subject,
-    selection: Selection,
-    under_selection: Any,
-    data: dict[str, Batches],
-    seeds: int,
-    batch_size: int,
-) -> EqualDamage:
-    """Compares the selection with random units that raise the held-out loss by the same amount.
-    `under_selection` has one row per window, measured with the selection ablated."""
-    of_held_out = under_selection[under_selection["data"] == "held_out"]
-    of_memorized = under_selection[under_selection["data"] == "memorized"]
-    damage = float(of_held_out["loss"].mean())
-    trials, reached = selection.at_equal_damage(
-        subject, damage, data["held_out"], range(seeds), batch_size
-    )
-    plans = [trial.plan for trial in trials]
-    memorized: Any = measure_under(subject, plans, {"memorized": data["memorized"]}, batch_size)
-    # Paired by window: the accuracy under random units (mean over draws) and under the selection.
-    random_accuracy = memorized.groupby("window")["accuracy"].mean()
-    selection_accuracy = of_memorized.set_index("window")["accuracy"]
-    advantage = paired_interval(random_accuracy, selection_accuracy.loc[random_accuracy.index])
-    return EqualDamage(trials[0].k, reached, float(random_accuracy.mean()), advantage)

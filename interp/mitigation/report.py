@@ -12,9 +12,10 @@ import pandas as pd
 
 from interp.files import replaced, writable
 from interp.memorization.evaluation import MEASURES
+from interp.mitigation.equal_damage import EqualDamage
 from interp.reporting.looks import in_words
 from interp.reporting.plotting import dose_response, save
-from interp.reporting.stats import Interval, bootstrap, paired_interval
+from interp.reporting.stats import bootstrap, paired_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,25 +36,6 @@ class Ablation(Protocol):
     def fraction(self) -> float: ...
     @property
     def k(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class EqualDamage:
-    """Random units that raise the loss on held-out text at least as much as the selection does.
-
-    Attributes:
-        k: number of random units that it took.
-        reached: whether any number of random units raised the loss that much. If not, the units
-            here are the most that were tried.
-        accuracy: mean suffix accuracy of the memorized windows when they are ablated.
-        advantage: accuracy under the random units minus accuracy under the selection, paired by
-            window. Above 0, the selection removes more.
-    """
-
-    k: int
-    reached: bool
-    accuracy: float
-    advantage: Interval
 
 
 def tabulate(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame:
@@ -114,14 +96,14 @@ class DropReport:
     """What ablating a selection did, compared with its controls.
 
     Attributes:
-        frame: one row per `selection` (selection, random, lowest), `fraction`, `data` (memorized,
-            control, held_out) and `measure` (exact, accuracy, similarity, loss in nats per token),
-            with `before`, the value after (`estimate`, `low`, `high`), the `change` and its
-            interval (`change_low`, `change_high`), and the number of `windows` and `seeds`.
+        frame: one row per `selection` (selection, random, lowest, smallest), `fraction`, `data`
+            (memorized, control, held_out) and `measure` (exact, accuracy, similarity, loss in nats
+            per token), with `before`, the value after (`estimate`, `low`, `high`), the `change` and
+            its interval (`change_low`, `change_high`), and the number of `windows` and `seeds`.
         chosen: the fraction that the verdict is about.
         fixed: whether that fraction was chosen beforehand; if not, it was chosen on the windows
             that judge it.
-        equal_damage: the comparison with random units that hurt as much.
+        equal_damage: the comparison with random units at equal damage.
         model: name of the model.
     """
 
@@ -160,12 +142,9 @@ class DropReport:
 
     @property
     def beats_random(self) -> bool:
-        """Whether the selection lowers accuracy more than random units that hurt as much: the
-        interval of the difference is above 0.
-
-        False if no number of random units hurt as much: then nothing was compared at equal damage.
-        """
-        return self.equal_damage.reached and self.equal_damage.advantage.low > 0
+        """Whether the selection removes more than random units at equal damage; see
+        `EqualDamage.beats_random`."""
+        return self.equal_damage.beats_random
 
     @property
     def verdict(self) -> str:
@@ -182,10 +161,6 @@ class DropReport:
             matched = "the same number at each site"
         else:
             matched = "all that these sites have left"
-        if equal.reached:
-            damage = "which hurt held-out text as much"
-        else:
-            damage = "the most there are, which still hurt held-out text less"
         relation = "beats" if self.beats_random else "does not beat"
 
         accuracy = (
@@ -197,10 +172,12 @@ class DropReport:
             f"Control loss goes from {loss['before']:.2f} to {_interval(loss)} "
             f"({loss['change'] / loss['before']:+.1%})."
         )
+        told = "" if equal.distinguishable else ", which is not distinguishable from none"
         comparison = (
-            f"At equal damage - {equal.k} random units, {damage} - random leaves "
-            f"{equal.accuracy:.2f}, {equal.advantage} above the selection: "
-            f"the selection {relation} random."
+            f"The selection raises held-out loss by {equal.damage} nats per token{told}. "
+            f"{equal.random_units} (a rise of {equal.random_damage}) and leave a suffix "
+            f"accuracy of {equal.accuracy:.2f}. The selection leaves {equal.difference}: "
+            f"it {relation} random at equal damage."
         )
         return f"{accuracy} {price} {comparison}"
 

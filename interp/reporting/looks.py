@@ -52,6 +52,7 @@ _NAMED = {
     "random, as active": ("#000000", "d"),
     "random, in the blocks of gradient x activation": ("#BBBBBB", "X"),
     "lowest": ("#A6761D", "v"),
+    "smallest": ("#CAB2A0", "P"),
     "by chance": ("#777777", "s"),
 }
 _PALETTE = (

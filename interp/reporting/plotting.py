@@ -103,7 +103,7 @@ def dose_response(
     Args:
         frame: tidy, one row per point, with columns `x` (> 0), `hue`, `measure`, `estimate`, `low`,
             `high`. Panels and lines come in order of appearance, except that the lines "selection",
-            "random" and "lowest" come first.
+            "random", "lowest" and "smallest" come first.
         x: the column of the dose, such as "fraction" or "k".
         hue: the text column that names the line.
         measure: the text column that names the panel.
@@ -166,7 +166,7 @@ def dose_response(
 def _first_come_first(names: Iterable[str]) -> list[str]:
     """The names in order, after those that every report of an ablation has."""
     given = list(names)
-    reported = [name for name in ("selection", "random", "lowest") if name in given]
+    reported = [name for name in ("selection", "random", "lowest", "smallest") if name in given]
     return [*reported, *(name for name in given if name not in reported)]
 
 

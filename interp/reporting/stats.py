@@ -22,6 +22,7 @@ __all__ = [
     "clustered_interval",
     "false_discovery",
     "frechet",
+    "interpolate",
     "paired_interval",
     "permutation_p",
     "statistic_interval",
@@ -494,6 +495,35 @@ def permutation_p(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int =
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
+
+
+def interpolate(x: ArrayLike, known_x: ArrayLike, known_y: ArrayLike) -> Values:
+    """Returns a measured curve at further places, linear between its points.
+
+    Outside the range that was measured nothing is known, so the result there is NaN. Every
+    comparison at a place that was not measured itself goes through here.
+
+    Args:
+        x: shape (n,), where the curve is wanted.
+        known_x: shape (m,), where it was measured, in any order; finite.
+        known_y: shape (m,), its values.
+
+    Raises:
+        ValueError: a curve without points, or shapes that differ.
+
+    Example:
+        >>> interp.stats.interpolate([0.5, 1.5, 3.0], [0, 1, 2], [10, 20, 0])
+        array([15., 10., nan])
+    """
+    places = _finite(known_x, "known_x")
+    values = np.asarray(known_y, dtype=np.float64)
+    if places.shape != values.shape:
+        raise ValueError(
+            f"known_x and known_y need the same length, got {len(places)} and {len(values)}"
+        )
+    order = np.argsort(places, kind="stable")
+    wanted = np.asarray(x, dtype=np.float64)
+    return np.interp(wanted, places[order], values[order], left=np.nan, right=np.nan)
 
 
 def frechet(a: ArrayLike, b: ArrayLike) -> float:

@@ -323,6 +323,15 @@ class UnitScores:
         """
         return self._first(amount, descending=False)
 
+    def smallest(self, amount: int | float) -> Units:
+        """Returns the units with the smallest absolute scores over all sites together: a control of
+        units that are taken to matter least, whatever the sign of their effect.
+
+        `amount` and errors as for `top`.
+        """
+        sizes = {site: np.abs(scores) for site, scores in self.values.items()}
+        return UnitScores(sizes).lowest(amount)
+
     def top_per_site(self, amount: int | float) -> Units:
         """Returns the highest-scoring units within each site, as Chang et al. (2024) choose them.
 

@@ -113,7 +113,7 @@ def test_localize_writes_the_units_that_ablate_takes(done):
 def test_ablate_measures_beside_the_controls(done):
     out, printed = done
     frame = pd.read_parquet(out / "drop.parquet")
-    assert set(frame["selection"]) == {"selection", "random", "lowest"}
+    assert set(frame["selection"]) == {"selection", "random", "lowest", "smallest"}
     assert sorted(set(frame["fraction"])) == [0.05, 0.2]
     for name in ("ablate", "ablate scores"):
         assert {"verdict", "beats_random", "out"} <= printed[name].keys()

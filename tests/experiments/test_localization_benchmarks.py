@@ -18,11 +18,11 @@ from drawing import undrawn
 import interp
 from experiments import localization_benchmarks as benchmarks
 from experiments.localization_benchmarks import EXPERIMENT, licence_texts, published, real, study
-from experiments.localization_benchmarks.checks import checks
+from experiments.localization_benchmarks.checks import _best, checks
 from experiments.localization_benchmarks.checks_of_real import checks_of
 from experiments.localization_benchmarks.memorizer import KINDS, Recipe, memorizer
 from experiments.localization_benchmarks.presets import PRESETS
-from interp.experiment.checks import claims
+from interp.experiment.checks import Measure, claims, interval, over_items
 from interp.experiment.claims import NOT_TESTABLE, Claim, judge
 from interp.experiment.experiment import Results, with_changes
 from interp.localization import methods
@@ -40,7 +40,7 @@ RECIPE = {
     "prefix": 8,
     "length": 8,
 }
-SETTINGS = replace(PRESETS["smoke"], recipe=Recipe(**RECIPE))
+SETTINGS = replace(PRESETS["smoke"], recipe=Recipe(**RECIPE), seeds=2)
 SMALL = Path(benchmarks.__file__).parent / "results" / "small"
 
 
@@ -90,6 +90,54 @@ def test_a_claim_is_judged_over_seeds_and_never_on_one(results):
     assert all(claim.seeds == 1 and claim.verdict == NOT_TESTABLE for claim in of_one)
     assert all(claim.seeds == 2 for claim in over_both)
     assert {claim.id for claim in over_both if claim.verdict == NOT_TESTABLE} == {"L2"}
+
+
+def test_smoke_has_one_seed_and_so_no_verdict(results):
+    """A seed that is used nowhere else."""
+    one = {
+        name: table[table["seed"] == 0].assign(seed=771)
+        for name, table in results.tables.items()
+        if name in EXPERIMENT.tables
+    }
+    assert PRESETS["smoke"].seeds == 1
+    with undrawn():
+        found = replace(EXPERIMENT, figures={}).judge(SETTINGS, [771], one)
+    assert {claim.verdict for claim in found.claims} == {NOT_TESTABLE}
+    shares = found.tables["injection_summary"][["low", "high"]]
+    assert ((shares >= 0) & (shares <= 1)).all(axis=None)
+
+
+def test_a_sequence_that_was_not_memorized_is_hidden_nowhere_and_does_not_count(results):
+    """With norms kept, training left a loss of 3.2 nats per token, and recall was judged all the
+    same."""
+    settings = replace(SETTINGS, least=0.9)
+    (check,) = (check for check in checks(settings) if check.id == "L1 zero_out, 10%")
+
+    def judged(accuracy: float) -> Claim:
+        injection = results.tables["injection"].assign(recall=0.9, accuracy=accuracy)
+        return claims([check], {"injection": injection}, (0, 1))[0]
+
+    assert judged(0.95).verdict == "reproduced"
+    unlearned = judged(0.2)
+    assert (unlearned.measured, unlearned.verdict) == (None, NOT_TESTABLE)
+    assert "and so count: 0.000" in unlearned.control
+
+
+def test_the_best_of_many_is_judged_on_other_items_than_chose_it():
+    """Of a hundred measures of pure noise the largest mean is far above 0; chosen on other items it
+    is not. A measure that is truly best stays best."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.3, (100, 40))
+
+    def measure(values: np.ndarray) -> Measure:
+        return over_items("noise", lambda _: pd.Series(values), (-2, 2))
+
+    measures = [measure(values) for values in noise]
+    largest = max(interval(one({})).estimate for one in measures)
+    assert largest > 0.08
+    assert abs(interval(_best(measures)({})).estimate) < 0.08
+    best = measure(np.full(40, 0.5))
+    assert interval(_best([*measures, best])({})).estimate == pytest.approx(0.5)
 
 
 def test_pruning_is_judged_from_twelve_blocks_on():

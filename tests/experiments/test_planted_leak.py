@@ -12,13 +12,14 @@ import pytest
 from experiments.planted_leak import EXPERIMENT
 from experiments.planted_leak.build import tables_of
 from experiments.planted_leak.checks import _relative_rise, checks
-from experiments.planted_leak.presets import Preset
+from experiments.planted_leak.presets import PRESETS, Preset
 from experiments.planted_leak.tables import over_seeds
 from interp.cli.demo import Recipe
 from interp.experiment.checks import claims
-from interp.experiment.claims import Claim
-from interp.mitigation.report import DropReport, EqualDamage
-from interp.reporting.stats import Interval, student_interval
+from interp.experiment.claims import NOT_TESTABLE, Claim
+from interp.mitigation.equal_damage import EqualDamage
+from interp.mitigation.report import DropReport
+from interp.reporting.stats import Interval, MeanOverSeeds
 
 RECIPE = Recipe(fraction=0.1, fractions=(0.1, 0.2))
 SEEDS = 4
@@ -43,7 +44,8 @@ def drop_frame(seed: int, changes: dict[str, float]) -> pd.DataFrame:
                     ("accuracy", 0.95, 1.0),
                     ("loss", 2.0, -0.01),
                 ):
-                    moved = scale * change + 1e-3 * seed
+                    # No share can fall by more than there is.
+                    moved = max(scale * change, -before) + 1e-3 * seed
                     row = {
                         "selection": selection,
                         "fraction": fraction,
@@ -53,11 +55,13 @@ def drop_frame(seed: int, changes: dict[str, float]) -> pd.DataFrame:
                     }
                     interval = {
                         "estimate": before + moved,
-                        "low": before + moved - 0.1,
-                        "high": before + moved + 0.1,
+                        "low": before + moved - 0.01,
+                        "high": before + moved + 0.01,
                         "change": moved,
+                        "change_low": moved - 0.01,
+                        "change_high": moved + 0.01,
                     }
-                    rows.append(row | {"before": before} | interval)
+                    rows.append(row | {"before": before, "windows": 8} | interval)
     return pd.DataFrame(rows)
 
 
@@ -68,16 +72,22 @@ def leak(
     advantage: float,
     reached: bool,  # noqa: FBT001
 ) -> Any:
-    equal = EqualDamage(50, reached, 0.9, Interval(advantage + 0.01 * seed, -1, 1, 8))
+    ends = advantage - 0.05, advantage + 0.05
+    damage = Interval(0.2, 0.1, 0.3, 8)
+    equal = EqualDamage(
+        50, reached, 0.9, Interval(advantage + 0.01 * seed, *ends, 8), damage, damage
+    )
     scan = pd.DataFrame(
         [
             {
                 "source": s,
+                "text": text,
                 "accuracy": shares[s, "accuracy"],
                 "exact": shares[s, "exact"],
                 "tokens": [1],
             }
             for s in ("record", "twin")
+            for text in range(8)
         ]
     )
     return SimpleNamespace(
@@ -120,12 +130,14 @@ def test_a_run_is_judged_by_these_checks_and_has_its_figures():
     assert {claim.id: claim for claim in results.claims if ", seed" not in claim.id} == verdicts()
 
 
-def test_over_seeds_is_students_interval_of_the_runs_estimates():
+def test_over_seeds_is_the_interval_of_the_runs_estimates_over_seeds_and_windows():
     table = over_seeds(tables(DROPS, SHARES)["drops"]).set_index(
         ["selection", "fraction", "data", "measure"]
     )
     row = table.loc[("selection", 0.1, "memorized", "accuracy")]
-    expected = student_interval([-0.7 + 1e-3 * seed for seed in range(SEEDS)])
+    values = [-0.7 + 1e-3 * seed for seed in range(SEEDS)]
+    seeds = [Interval(value, value - 0.01, value + 0.01, n=8) for value in values]
+    expected = MeanOverSeeds(seeds, (-1, 1)).interval
     np.testing.assert_allclose(
         row[["change", "change_low", "change_high"]].astype(float),
         [expected.estimate, expected.low, expected.high],
@@ -140,6 +152,8 @@ def test_runs_as_they_should_be_reproduce_every_claim():
     )
     assert all(claim.seeds == SEEDS for claim in found.values())
     assert all(claim.low <= claim.measured <= claim.high for claim in found.values())
+    assert all(claim.low >= 0 for name, claim in found.items() if name != "P3")
+    assert found["P1"].high <= 1
     assert found["P2"].measured == pytest.approx(0.7 - 1e-3 * 1.5)
     assert found["P2"].statement == (
         "zeroing 10.0% of the neurons, which were chosen on these records, lowers their suffix "
@@ -172,13 +186,25 @@ def test_the_price_is_the_rise_of_the_loss_on_control_prose():
         for data in ("control", "held_out")
     }
     rise = _relative_rise("selection", 0.1)
-    before = rise.of(found)
-    drops.loc[loss_on["held_out"], "change"] = 5.0
-    assert rise.of(found) == before
-    drops.loc[loss_on["control"], "change"] = 1.0
-    assert rise.of(found) == pytest.approx(0.5)
+    before = rise.of(found).estimate
+    drops.loc[loss_on["held_out"], ["change", "change_high"]] = 5.0
+    assert rise.of(found).estimate == before
+    drops.loc[loss_on["control"], ["change", "change_high"]] = 1.0
+    assert rise.of(found).estimate == pytest.approx(0.5)
 
 
-def test_a_control_that_never_hurt_as_much_reproduces_nothing():
-    assert verdicts(reached=False)["P6"].verdict == "not reproduced"
-    assert "hurt as much: 0.000" in verdicts(reached=False)["P6"].control
+def test_where_random_neurons_never_hurt_as_much_nothing_is_compared():
+    found = verdicts(reached=False)["P6"]
+    assert (found.measured, found.verdict) == (None, NOT_TESTABLE)
+    assert f"seeds without a comparison: {SEEDS} of {SEEDS}" in found.control
+
+
+def test_smoke_has_one_seed_and_so_no_verdict():
+    """A seed that is used nowhere else."""
+    one = {
+        name: table[table["seed"] == 0].assign(seed=771)
+        for name, table in tables(DROPS, SHARES).items()
+    }
+    assert PRESETS["smoke"].seeds == 1
+    found = EXPERIMENT.judge(Preset(1, RECIPE), [771], one).claims
+    assert {claim.verdict for claim in found} == {NOT_TESTABLE}

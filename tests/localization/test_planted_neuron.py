@@ -10,7 +10,7 @@ import interp
 from interp.localization import localize, localize_each, methods
 
 NETWORKS = [("token", 0, 0), ("prompt", 3, 1), ("prompt", 4, 2)]  # one in each block
-RANKING = [name for name in methods() if name not in ("random", "lowest")]
+RANKING = [name for name in methods() if name not in ("random", "lowest", "smallest")]
 BY_COMPARISON = (
     "neuron_flipping",
     "unitmem",

@@ -166,9 +166,12 @@ def test_an_unknown_site_offers_the_nearest(llama, call, method):
 @CALLS
 @pytest.mark.parametrize("method", NAMES)
 def test_an_unknown_option_offers_the_nearest(llama, call, method):
-    close = {"neuron_flipping": "copie", "random": "seeds", "lowest": "batch_sizes"}.get(
-        method, "batch_sizes"
-    )
+    close = {
+        "neuron_flipping": "copie",
+        "random": "seeds",
+        "lowest": "batch_sizes",
+        "smallest": "batch_sizes",
+    }.get(method, "batch_sizes")
     with (
         tiny.untouched(llama.module),
         pytest.raises(
@@ -293,6 +296,7 @@ RAW = {
     "attribution_patching": {"points": 2},
     "integrated_gradients": {"positions": "predicting"},
     "lowest": {"of": "activation"},
+    "smallest": {"of": "activation"},
 }
 
 
@@ -312,7 +316,7 @@ def test_a_raw_module_path_of_a_model_of_several_stacks_is_scored_too(method):
 
 def test_more_units_than_there_are_cannot_be_taken(llama):
     scores = localize(llama, MEMORIZED, REFERENCE)
-    for take in (scores.top, scores.lowest):
+    for take in (scores.top, scores.lowest, scores.smallest):
         assert len(take(len(scores))) == len(take(1.0)) == len(scores)
         for amount in (len(scores) + 1, 1.5, 0, -3):
             with pytest.raises(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import memory
 import numpy as np
 import pytest
 import tiny
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 import interp
 from interp.interventions.plan import interventions
-from interp.memorization.evaluation import measure_under
 from interp.mitigation.controls import IN_BLOCKS_OF, Selection, as_active, changed_units
 from interp.mitigation.weight_edits import in_weights
 
@@ -204,43 +202,24 @@ def test_an_edit_of_weights_is_done_to_the_units_of_every_control():
         ]
 
 
-@pytest.fixture(scope="module")
-def leak() -> memory.Injected:
-    return memory.injected(0)
-
-
-def loss(leak: memory.Injected, plans, text) -> float:
-    return float(measure_under(leak.subject, plans, {"held_out": text})["loss"].mean())
-
-
-def test_equal_damage_takes_the_fewest_units_tried_that_reach_it(leak):
-    """Here the memorized windows are the held-out text: their loss rises with the number of units."""
-    text = memory.frame(leak.memorized)
-    selection = Selection(
-        leak.units.only("blocks.1.neurons", leak.units["blocks.1.neurons"][:2]), 0.1
+def test_the_smallest_by_hand():
+    scores = interp.UnitScores(
+        {SITES[0]: np.array([3.0, -9.0, 0.2]), SITES[1]: np.array([0.5, -0.1, 8.0])}
     )
-    draws = {
-        times: [trial.plan for trial in selection.random(range(5), times=times)]
-        for times in (1, 3, 10)
-    }
-    damage = {times: loss(leak, plans, text) for times, plans in draws.items()}
-    assert damage[1] < damage[3] < damage[10]
-    for asked, times in ((damage[1], 1), (damage[3], 3), (damage[3] + 1e-9, 10), (damage[10], 10)):
-        trials, reached = selection.at_equal_damage(leak.subject, asked, text, range(5))
-        assert reached
-        assert [trial.seed for trial in trials] == list(range(5))
-        assert [trial.units for trial in trials] == [
-            interventions(plan)[0].units for plan in draws[times]
-        ]
+    trial = Selection(scores.top(2), 2 / 6).smallest(scores)
+    assert set(trial.units) == {(SITES[0], 2), (SITES[1], 1)}
+    assert (trial.selection, trial.k) == ("smallest", 2)
 
 
-def test_where_no_number_of_units_does_as_much_damage_all_are_tried(leak):
-    selection = Selection(leak.units, 0.1)
-    trials, reached = selection.at_equal_damage(
-        leak.subject, 1e9, memory.frame(leak.held_out), range(5)
-    )
-    assert not reached
-    assert all(
-        trial.k == sum(leak.units.widths[s] - len(leak.units[s]) for s in leak.units.sites)
-        for trial in trials
-    )
+def test_random_units_grow_until_none_are_left():
+    selection = Selection(units_of([range(2), [], []]), 0.1)
+    grown = list(selection.growing(range(3)))
+    assert [[trial.k for trial in trials] for trials in grown] == [
+        [2] * 3,
+        [6] * 3,
+        [20] * 3,
+        [22] * 3,
+    ]
+    assert [trial.units for trial in grown[1]] == [
+        trial.units for trial in selection.random(range(3), times=3)
+    ]

@@ -82,6 +82,19 @@ def test_scores_are_measured_at_every_fraction_beside_their_controls(leak):
     assert report.chosen == 0.14
 
 
+def test_scores_of_both_signs_are_also_compared_with_the_smallest(leak):
+    """The lowest are then units of a strong effect of the other sign."""
+    scores = interp.UnitScores(
+        {site: values - np.median(values) for site, values in scores_of(leak).values.items()}
+    )
+    report = extraction_drop(leak.subject, scores, *windows(leak), [0.14])
+    plans = [interp.Zero(scores.smallest(0.14))]
+    expected = measure_under(leak.subject, plans, {"memorized": windows(leak)[0]})["loss"].mean()
+    found = report.row("smallest", "memorized", "loss")["estimate"]
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert found != report.row("lowest", "memorized", "loss")["estimate"]
+
+
 def test_random_rows_are_the_mean_over_matched_draws(leak):
     data = windows(leak)
     report = extraction_drop(leak.subject, leak.units, *data, seeds=6)

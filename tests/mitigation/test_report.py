@@ -16,7 +16,8 @@ import pytest
 
 from interp.memorization.evaluation import MEASURES
 from interp.mitigation.controls import Trial
-from interp.mitigation.report import PANELS, DropReport, EqualDamage, tabulate
+from interp.mitigation.equal_damage import EqualDamage
+from interp.mitigation.report import PANELS, DropReport, tabulate
 from interp.reporting.stats import Interval, bootstrap, paired_interval
 from interp.sites.units import Units
 
@@ -77,7 +78,8 @@ def values(frame: pd.DataFrame, plans: Sequence[int], data: str, measure: str) -
 
 
 def report(*, reached: bool = True, low: float = 0.1, fixed: bool = True) -> DropReport:
-    equal = EqualDamage(8, reached, 0.8, Interval(0.5, low, 0.9, 6))
+    damage = Interval(0.2, 0.1, 0.3, 5)
+    equal = EqualDamage(8, reached, 0.8, Interval(0.5, low, 0.9, 6), damage, damage)
     return DropReport(tabulate(measured(), TRIALS), 0.1, fixed, equal, "toy")
 
 
@@ -135,6 +137,8 @@ def test_save_writes_the_table_the_verdict_and_the_figure(tmp_path):
         "reached": True,
         "accuracy": 0.8,
         "advantage": {"estimate": 0.5, "low": 0.1, "high": 0.9, "n": 6},
+        "damage": {"estimate": 0.2, "low": 0.1, "high": 0.3, "n": 5},
+        "random_damage": {"estimate": 0.2, "low": 0.1, "high": 0.3, "n": 5},
     }
 
 
@@ -145,9 +149,9 @@ def test_save_writes_the_table_the_verdict_and_the_figure(tmp_path):
             True,
             0.1,
             True,
-            "8 random units, .*hurt held-out text as much.*the selection beats random",
+            "8 random units hurt held-out text as much.*it beats random at equal damage",
         ),
-        (True, -0.1, False, "the selection does not beat random"),
+        (True, -0.1, False, "it does not beat random"),
         (False, 0.1, False, "8 random units, .*hurt held-out text less.*does not beat random"),
     ],
 )

@@ -18,6 +18,7 @@ from interp.reporting.stats import (
     clustered_interval,
     false_discovery,
     frechet,
+    interpolate,
     paired_interval,
     permutation_p,
     statistic_interval,
@@ -391,3 +392,24 @@ def test_p_values_of_a_family_are_adjusted_and_missing_ones_do_not_count():
     # Benjamini and Hochberg: the i-th smallest of m times m / i, made monotone from the largest.
     assert false_discovery([0.04, None, 0.01, 0.03]) == pytest.approx([0.04, None, 0.03, 0.04])
     assert false_discovery([None]) == [None]
+
+
+@given(
+    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8, unique_by=lambda point: point[0]),
+    st.lists(numbers, min_size=1, max_size=8),
+)
+def test_nothing_is_interpolated_beyond_what_was_measured(points, places):
+    known_x, known_y = zip(*points, strict=True)
+    found = interpolate(places, known_x, known_y)
+    for place, value in zip(places, found, strict=True):
+        inside = min(known_x) <= place <= max(known_x)
+        assert np.isfinite(value) == inside
+        assert not inside or min(known_y) <= value <= max(known_y)
+    np.testing.assert_array_equal(interpolate(known_x, known_x, known_y), known_y)
+
+
+def test_interpolation_refuses_a_curve_without_points():
+    with pytest.raises(ValueError, match="known_x: expected at least one value, got none"):
+        interpolate([1.0], [], [])
+    with pytest.raises(ValueError, match="need the same length, got 2 and 1"):
+        interpolate([1.0], [1, 2], [1])

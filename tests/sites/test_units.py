@@ -73,9 +73,11 @@ def test_top_and_lowest_rank_as_a_sort_does(ranked: UnitScores, count: int):
     for chosen, ordered in (
         (ranked.top(count), sorted(by_unit.values(), reverse=True)),
         (ranked.lowest(count), sorted(by_unit.values())),
+        (ranked.smallest(count), sorted(by_unit.values(), key=abs)),
     ):
         assert len(chosen) == count
-        assert sorted(by_unit[u] for u in chosen) == sorted(ordered[:count])
+        sizes = sorted(abs(by_unit[u]) for u in chosen)
+        assert sizes == sorted(map(abs, ordered[:count]))
     assert set(ranked.top(count)) <= set(ranked.top(min(count + 1, TOTAL)))
     assert (
         not len(ranked.top(count) & ranked.lowest(TOTAL - count))

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.localization.window_losses import differentiating, window_losses
+from interp.memorization.evaluation import measure_under
 from interp.sites.site import Site
 from interp.sites.units import Units
 from interp.subject.batch import Batch
@@ -48,6 +49,7 @@ class Injection:
         units: the neurons whose output rows were trained.
         before: loss before training, in nats per token.
         loss: loss after training, in nats per token.
+        accuracy: fraction of the targets that are the most likely token after training.
         steps: optimizer steps taken.
         longer: factor by which the rows became longer, on average.
     """
@@ -55,6 +57,7 @@ class Injection:
     units: Units
     before: float
     loss: float
+    accuracy: float
     steps: int
     longer: float
 
@@ -102,12 +105,18 @@ def injected(
             units=units,
             before=losses[0],
             loss=losses[-1],
+            accuracy=_accuracy(subject, window),
             steps=len(losses) - 1,
             longer=float(torch.cat(growth).mean()),
         )
     finally:
         for site, rows in saved.items():
             _rows(subject, site)[units[site]] = rows
+
+
+def _accuracy(subject: Subject, window: Batch) -> float:
+    measured = measure_under(subject, [[]], {"window": window})
+    return float(measured["accuracy"].mean())
 
 
 def _draw(subject: Subject, fraction: float, seed: int) -> Units:

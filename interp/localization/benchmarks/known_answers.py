@@ -84,8 +84,9 @@ def injection(
 
     Returns:
         A frame with one row per `window`, `method` and `multiple`: `recall`; and of the injection
-        the `loss` (nats per token), the loss `before`, the `steps` taken and the factor by which
-        its rows became `longer`.
+        the `loss` (nats per token), the loss `before`, the `accuracy` on the window's targets, the
+        `steps` taken and the factor by which its rows became `longer`. A window that was not
+        memorized is not hidden anywhere: look at `accuracy` first.
 
     Raises:
         ValueError: if the largest multiple of `fraction` is more than all neurons.

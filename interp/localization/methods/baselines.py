@@ -1,4 +1,5 @@
-"""What every method must beat: random scores, and the lowest-scoring units of another method."""
+"""What every method must beat: random scores, and the units of another method with the lowest
+scores or the smallest absolute ones."""
 
 from __future__ import annotations
 
@@ -80,6 +81,9 @@ def lowest(
 ) -> Scores:
     """Turns the sign of another method's scores, so that its lowest-scoring units come first.
 
+    Where scores have a sign, these units have a strong effect of the other sign; `smallest` puts
+    those without effect first.
+
     Args:
         subject, memorized, reference, sites: see `method`.
         of: name of the other method.
@@ -94,3 +98,42 @@ def lowest(
     """
     scores = localize(subject, memorized, reference, of, sites, **options)
     return {site: -scores[site] for site in sites}
+
+
+def _smallest_each(
+    subject: Subject,
+    memorized: Batches,
+    reference: Batches | None,
+    sites: Places,
+    of: str = "gradient_x_activation",
+    **options: Any,
+) -> Scores:
+    rows = localize_each(subject, memorized, reference, of, sites, **options)
+    stacked = stack_rows([row.values for row in rows])
+    return {site: -np.abs(values) for site, values in stacked.items()}
+
+
+@method("smallest", each=_smallest_each)
+def smallest(
+    subject: Subject,
+    memorized: Batches,
+    reference: Batches | None,
+    sites: Places,
+    of: str = "gradient_x_activation",
+    **options: Any,
+) -> Scores:
+    """Puts the units first that have the smallest absolute scores by another method.
+
+    Args:
+        subject, memorized, reference, sites: see `method`.
+        of: name of the other method.
+        **options: options of the other method.
+
+    Example:
+        >>> scores = interp.localize(subject, memorized)
+        >>> turned = interp.localize(subject, memorized, method="smallest")
+        >>> turned.top(5) == scores.smallest(5)
+        True
+    """
+    scores = localize(subject, memorized, reference, of, sites, **options)
+    return {site: -np.abs(scores[site]) for site in sites}

@@ -66,6 +66,22 @@ def test_the_lowest_are_minus_a_method_with_its_options(llama, of, options):
         np.testing.assert_array_equal(flat(minus), -flat(row))
 
 
+def test_the_smallest_are_those_nearest_to_0_whatever_their_sign(llama):
+    group, turned = (
+        localize(llama, WINDOWS, REFERENCE, m, "heads")
+        for m in ("gradient_x_activation", "smallest")
+    )
+    assert (flat(group) < 0).any()
+    np.testing.assert_array_equal(flat(turned), -np.abs(flat(group)))
+    assert turned.top(3) == group.smallest(3) != group.lowest(3)
+    for row, minus in zip(
+        localize_each(llama, WINDOWS, REFERENCE, "gradient_x_activation", "heads"),
+        localize_each(llama, WINDOWS, REFERENCE, "smallest", "heads"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(flat(minus), -np.abs(flat(row)))
+
+
 def test_the_lowest_of_nothing_known_offers_the_nearest(llama):
     with tiny.untouched(llama.module):
         with pytest.raises(ValueError, match="nearest: activation"):

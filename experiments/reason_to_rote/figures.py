@@ -79,9 +79,11 @@ def decoding(probes: pd.DataFrame) -> Figure:
     noisy = probes["reading"] == "noisy"
     on_test = probes["set"] == "test"
     on_memorized = probes["set"] == "memorized"
-    trained = probes[(probes["stage"] == "end") & ~(noisy & on_test)]
+    at_end = probes["stage"] == "end"
+    trained = probes[at_end & ~(noisy & on_test)]
     trained = trained.assign(read=trained["set"] + ", " + trained["reading"] + " value")
-    untrained = probes[(probes["stage"] == "untrained") & on_memorized & ~noisy]
+    in_untrained = probes["stage"] == "untrained"
+    untrained = probes[in_untrained & on_memorized & ~noisy]
     shown = pd.concat([trained, untrained.assign(read="untrained model")])
     draw_lines = lines(
         shown,
@@ -450,7 +452,8 @@ def outliers(table: pd.DataFrame) -> Figure:
         "pattern over neurons": "correlation with the mean of clean items with the same digits",
     }
     last = table[table["block"] == table["block"].max()]
-    last = last.assign(items=last["set"] + " items, " + last["stage"].replace(stages))
+    model = last["stage"].replace(stages)
+    last = last.assign(items=last["set"] + " items, " + model)
     shown = last.rename(columns=columns).melt(["items"], list(columns.values()), "measure", "value")
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:

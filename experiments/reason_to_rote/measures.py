@@ -21,6 +21,7 @@ from interp.reporting.stats import (
     statistic_interval,
 )
 
+Values = Float[np.ndarray, " items"]
 Rows = Mapping[str, Any]  # the values that rows of a table have in some of its columns
 
 SHARE = (0.0, 1.0)  # bounds of the share of some items
@@ -37,12 +38,9 @@ FAITHFUL = 0.8
 # the 0.1 that claims are about.
 FEWEST_EDGES = 20
 
-# The models: at the end of training on wrong labels; the model with the planted look-up; the model
-# that was trained without wrong labels.
+# The models of FDA at the end of training on wrong labels, and with the planted look-up.
 FDA: Rows = {"task": "FDA", "stage": "end"}
-THR: Rows = {"task": "THR", "stage": "end"}
 LOOKUP: Rows = {"task": "FDA", "stage": "look-up"}
-NOISE_FREE: Rows = {"task": "FDA", "stage": "without noise"}
 
 # The sets of items.
 MEMORIZED: Rows = {"set": "memorized"}
@@ -295,7 +293,7 @@ def mean(table: str, column: str, bounds: Bounds | None = SHARE, **where: Any) -
     return Measure(f"mean {column}", measure, bounds)
 
 
-def _by_item(frame: pd.DataFrame, column: str) -> Float[np.ndarray, " items"]:
+def _by_item(frame: pd.DataFrame, column: str) -> Values:
     return frame.groupby("item")[column].mean().dropna().to_numpy(dtype=float)
 
 
@@ -323,13 +321,20 @@ def between(table: str, one: str, other: str, **where: Any) -> Measure:
 
 def apart(table: str, column: str, one: Rows, other: Rows) -> Measure:
     """The mean over some rows minus the mean over others, whose items are different."""
-    measure = _unpaired(table, column, one, other, lambda a, b: float(a.mean() - b.mean()))
-    return bounded(measure, *DIFFERENCE)
+
+    def difference_of_means(a: Values, b: Values) -> float:
+        return float(a.mean() - b.mean())
+
+    return bounded(_unpaired(table, column, one, other, difference_of_means), *DIFFERENCE)
 
 
 def ratio(table: str, column: str, one: Rows, other: Rows) -> Callable[[Tables], Interval]:
     """The mean over some rows divided by the mean over others, whose items are different."""
-    return _unpaired(table, column, one, other, lambda a, b: float(a.mean() / b.mean()))
+
+    def ratio_of_means(a: Values, b: Values) -> float:
+        return float(a.mean() / b.mean())
+
+    return _unpaired(table, column, one, other, ratio_of_means)
 
 
 def _unpaired(

@@ -119,7 +119,8 @@ def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.Da
     """What is measured on the model of one change.
 
     Returns:
-        One row per measure: `change`, `measure`, `estimate`, `low`, `high`. Where nothing was
+        One row per measure: `change`, `measure`, `estimate`, its interval over items (`low`,
+        `high`) and their number `n`, which is 1 where there is no such interval. Where nothing was
         memorized or no test passed, there are only the measures of how the model learned; and what
         could not be measured has no row.
     """
@@ -131,7 +132,7 @@ def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.Da
     memorized = exact(known.subject, of.noisy.batch())
     passed = exact(known.subject, of.tests["test"].batch())
     if not memorized.any() or not passed.any():
-        return _measured(name, measures, tables)
+        return measured(name, measures, tables)
 
     end = study(of, known.subject, "end", clean=settings.clean, at_most=settings.items)
     tables |= decode(end, seed)
@@ -142,7 +143,7 @@ def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.Da
     if end.blocks > 1:
         tables |= erase(end, settings.draws, 0, seed)
         measures |= _erasing()
-    return _measured(name, measures, tables)
+    return measured(name, measures, tables)
 
 
 def _learning() -> dict[str, Measured]:
@@ -174,23 +175,24 @@ def _erasing() -> dict[str, Measured]:
     }
 
 
-def _measured(name: str, measures: Mapping[str, Measured], tables: Tables) -> pd.DataFrame:
+def measured(name: str, measures: Mapping[str, Measured], tables: Tables) -> pd.DataFrame:
+    """One row per measure of a change, without those that were not measured."""
     rows: list[tuple[Any, ...]] = []
     for label, measure in measures.items():
         found = interval(measure(tables))
         if found is not None:
-            rows.append((name, label, found.estimate, found.low, found.high))
-    return pd.DataFrame(rows, columns=["change", "measure", "estimate", "low", "high"])
+            rows.append((name, label, found.estimate, found.low, found.high, found.n))
+    return pd.DataFrame(rows, columns=["change", "measure", "estimate", "low", "high", "n"])
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Every measure for every change. There is one seed, so no interval over seeds."""
+    """Every measure for every change. There is one seed, so intervals are over items only."""
     shown = table.replace({"change": _SPELLED, "measure": _MEASURED})
-    points = shown.assign(low=shown["estimate"], high=shown["estimate"])
-    unchanged = points[points["change"] == _SPELLED["as in small"]].set_index("measure")["estimate"]
-    measures = points["measure"].unique()
+    is_unchanged = shown["change"] == _SPELLED["as in small"]
+    unchanged = shown[is_unchanged].set_index("measure")["estimate"]
+    measures = shown["measure"].unique()
     return intervals(
-        points,
+        shown,
         "change",
         "measure",
         labels={name: _UNITS.get(name, "fraction of items") for name in measures},
@@ -198,7 +200,8 @@ def figure(table: pd.DataFrame) -> Figure:
         levels=unchanged.to_dict(),
         level="unchanged recipe",
         title="How much the results about addition depend on the recipe: one change at a time",
-        key="points: one model each (one seed, so no intervals and no verdicts)",
+        key="points: one model each (one seed, so no verdicts); lines: 95% intervals over items, "
+        "where there are any",
         across=4,
     )
 

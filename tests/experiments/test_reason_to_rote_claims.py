@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.reason_to_rote import sweep
 from experiments.reason_to_rote.checks import checks
 from experiments.reason_to_rote.measures import (
     FAITHFUL,
@@ -238,3 +239,16 @@ def test_every_share_has_bounds():
     }
     assert without == {"C1c FDA", "C1c THR", "C8a FDA", "K5 without noise"}
     assert all(np.isfinite(CHECKS[name].threshold.value) for name in without)
+
+
+def test_the_sweep_has_no_row_for_what_never_happened():
+    found = sweep.measured(
+        "2% noise",
+        {"ratio": steps_ratio(0.5, 0.9, task="FDA")},
+        {"dynamics": history([0.95], [0.04], task="FDA")},
+    )
+    assert found.empty
+    measures = {"ratio": steps_ratio(0.5, 0.9, task="FDA")}
+    known = {"dynamics": history([0.95, 0.95], [0.0, 0.6], task="FDA")}
+    (row,) = sweep.measured("2% noise", measures, known).to_dict("records")
+    assert (row["estimate"], row["n"]) == (2, 1)

@@ -56,8 +56,8 @@ JUDGED = {
 # The sets that all controls are measured on. Units that are as active are measured on the other
 # sets too, at the headline fraction.
 CONTROLS_SEE = ("texts_test", "code", "prose")
-# The sets that the units of a fold are judged on, and the number of windows of each: passages of its
-# own licences that they were not scored on, exact passages of the other licences, unrelated text.
+# The sets that the units of a fold are judged on, and the number of windows of each: passages of
+# its own licences that were not scored, exact passages of the other licences, unrelated text.
 IN_FOLDS = {"fold: studied": 8, "fold: unstudied": 12, "fold: code": 4, "fold: prose": 4}
 _FOLDS = 2
 Frame = Any  # pandas' stubs lose the type of a frame that is indexed

@@ -454,15 +454,9 @@ def test_the_real_study_runs_on_the_model_that_its_preset_names(
 
 def test_a_fold_is_judged_on_exact_licences_that_it_was_not_scored_on():
     def windows(half: str) -> pd.DataFrame:
-        rows = [
-            {
-                "source": name,
-                "prompt": f"{half} {name} one two three four five six seven ",
-                "suffix": half,
-            }
-            for name in ("a", "b", "c", "d")
-        ]
-        return pd.DataFrame(rows)
+        names = ["a", "b", "c", "d"]
+        words = [" ".join(f"{half}{name}{n}" for n in range(9)) for name in names]
+        return pd.DataFrame({"source": names, "prompt": words, "suffix": ""})
 
     sets = {"texts_score": windows("score"), "texts_test": windows("test")}
     # A passage of another licence with eight of the scored words in a row is no passage of its own.

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from experiments.iar_memorization.checks_of_edits import cheaper, of_edits
+from experiments.iar_memorization.checks_of_edits import cheaper, of_edits, tokens
 from experiments.iar_memorization.measures import SAFE, centre
 from experiments.iar_memorization.presets import FAMILIES, Bar, Preset, Trained
 from interp.experiment.checks import (
@@ -81,11 +81,15 @@ def _extraction(family: str, settings: Preset) -> list[Check]:
     def most_held_out(tables: Tables) -> float:
         return float(by_prefix("held out", tables).max())
 
-    def above_fixed_threshold(tables: Tables) -> pd.Series:
-        """Of the held-out images that set no threshold, whether each correlates above SAFE."""
-        where = model | {"set": "held out", "prefix": longest}
-        correlations = rows(tables["extraction"], where).set_index("image")["correlation"]
-        return (correlations[1::2] > SAFE).astype(float)
+    def above_fixed(prefix: int) -> Measure:
+        """Of the held-out images that set no threshold, the share that correlates above SAFE."""
+        where = model | {"set": "held out", "prefix": prefix}
+
+        def above_it(tables: Tables) -> pd.Series:
+            correlations = rows(tables["extraction"], where).set_index("image")["correlation"]
+            return (correlations[1::2] > SAFE).astype(float)
+
+        return over_items("share above the threshold", above_it, (0, 1))
 
     def above_own_threshold() -> Measured:
         where = model | {"set": "held out", "prefix": longest}
@@ -117,12 +121,16 @@ def _extraction(family: str, settings: Preset) -> list[Check]:
         ),
         Check(
             id=f"D1 {family}",
-            statement=f"with {longest} tokens given, more than 1% of the held-out images correlate "
-            f"above {SAFE} with their completion, so that they would count as extracted",
-            measure=over_items("share above the threshold", above_fixed_threshold, (0, 1)),
+            statement=f"{family}: with {tokens(longest, family, settings)} given, more than 1% of "
+            f"the held-out images correlate above {SAFE} with their completion, so that they would "
+            "count as extracted",
+            measure=above_fixed(longest),
             threshold=above(0.01),
             evidence="figures/correlation.png",
-            controls={"with the threshold set on the other half of them": above_own_threshold()},
+            controls={
+                f"with {tokens(prefixes[1], family, settings)} given": above_fixed(prefixes[1]),
+                "with the threshold set on the other half of them": above_own_threshold(),
+            },
             paper="0.29 in a pilot with another tokenizer",
             source="measured",
         ),
@@ -141,8 +149,8 @@ def _bar(family: str, settings: Preset, bar: Bar) -> Check:
     held_out = _extracted(set="held out", prefix=given, **model)
     return Check(
         id=f"B1 {family}",
-        statement=f"at least {bar.least} of {bar.of} training images are extracted exactly from "
-        f"{given} tokens, on every seed",
+        statement=f"{family}: at least {bar.least} of {bar.of} training images are extracted "
+        f"exactly from {tokens(given, family, settings)}, on every seed",
         measure=extracted,
         threshold=at_least(bar.least),
         evidence=_EXTRACTION,
@@ -161,13 +169,13 @@ def _duplicates(family: str, settings: Preset) -> list[Check]:
         where = {"family": family, "regime": settings.duplicated}
         return _extracted(set=name, prefix=prefix, **where)
 
-    tokens = "token" if prefix == 1 else "tokens"
+    given = "token" if prefix == 1 else "tokens"
     duplicates = share("planted")
     singles = share("background")
     return [
         Check(
             id=f"C11 {family}",
-            statement=f"with {prefix} {tokens} given, duplicated images are extracted more often "
+            statement=f"with {prefix} {given} given, duplicated images are extracted more often "
             "than images that occur once in training",
             measure=minus(duplicates, singles),
             threshold=above(0),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.iar_memorization.mitigation import HALVED, ZEROED
-from experiments.iar_memorization.presets import Preset, Public
+from experiments.iar_memorization.presets import Preset, Public, Trained
 from interp.experiment.checks import (
     Check,
     Measure,
@@ -52,6 +52,20 @@ def of_edits(family: str, settings: Preset) -> list[Check]:
     if not isinstance(settings, Public):
         found.append(_same_picture(family, settings))
     return found
+
+
+def _given(family: str, settings: Preset) -> str:
+    """From how many tokens the effect of edits is judged, for a statement."""
+    return f" (generated from {tokens(settings.judged[family], family, settings)})"
+
+
+def tokens(given: int, family: str, settings: Preset) -> str:
+    """A number of tokens in words, with that of a whole image where it is known."""
+    if not isinstance(settings, Trained):
+        return f"{given} tokens"
+    last = settings.sides[-1]
+    whole = sum(side**2 for side in settings.sides) if family == "VAR" else last**2
+    return f"{given} of {whole} tokens"
 
 
 def _edit(family: str, settings: Preset, selection: str, fraction: float) -> dict[str, Any]:
@@ -130,7 +144,8 @@ def _as_claimed(family: str, settings: Preset) -> list[Check]:
         Check(
             id=name,
             statement=f"{family}: halving {settings.at[family]:.0%} of the units, chosen by "
-            "UnitMem, leaves at most 40% of the extractions (of the images extracted before)",
+            "UnitMem, leaves at most 40% of the images that were extracted before"
+            f"{_given(family, settings)}",
             measure=kept("UnitMem"),
             threshold=at_most(0.4),
             evidence=_SHOWN,
@@ -140,7 +155,7 @@ def _as_claimed(family: str, settings: Preset) -> list[Check]:
         Check(
             id=f"C3 {family}",
             statement=f"halving more units (from none to {steps}) removes more extractions at each "
-            "step, as long as any are left",
+            f"step, as long as any are left{_given(family, settings)}",
             measure=least_fall("UnitMem"),
             threshold=above(0),
             evidence=_SHOWN,
@@ -174,9 +189,9 @@ def _same_picture(family: str, settings: Preset) -> Check:
 
     return Check(
         id=f"D3 {family}",
-        statement=f"with {settings.at[family]:.0%} of the units halved, chosen by UnitMem, at "
-        "least 90% of the completions that showed the same picture still do (correlation above "
-        "that of 99% of held-out images)",
+        statement=f"{family}: with {settings.at[family]:.0%} of the units halved, chosen by "
+        "UnitMem, at least 90% of the completions that showed the same picture before still do "
+        f"(correlation above that of 99% of held-out images){_given(family, settings)}",
         measure=kept("UnitMem"),
         threshold=at_least(0.9),
         evidence=_SHOWN,
@@ -221,7 +236,7 @@ def _against_controls(family: str, settings: Preset) -> list[Check]:
         _more_removed(
             f"C5a {family}",
             f"halving {judged:.0%} of the units, chosen by UnitMem, removes more extractions than "
-            "halving the same number of random units in each block",
+            f"halving the same number of random units in each block{_given(family, settings)}",
             more_than_random("UnitMem"),
             _SHOWN,
             {name: more_than_random(name) for name in (*_OTHERS, *settings.methods)},

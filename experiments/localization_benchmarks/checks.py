@@ -136,10 +136,12 @@ def _of_all(measures: Sequence[Measure]) -> Measure:
 
 def _beats_chance(method: str, condition: Condition, least: float) -> Check:
     where = {"condition": condition.name, "multiple": 1}
+    kept = "" if condition.plain else ", whose rows keep their length"
     return Check(
         id=f"L1 {method}, {condition.name}",
-        statement=f"{method} finds at least {TIMES_CHANCE} times as many injected neurons as "
-        "chance: recall is {threshold}",
+        statement=f"where sequences are hidden in {condition.fraction:.3g} of the neurons"
+        f"{kept}, {method} finds at least {TIMES_CHANCE} times as many of these as chance: recall "
+        "is {threshold}",
         measure=_recall(method, condition, least),
         threshold=at_least(TIMES_CHANCE * condition.fraction),
         opposite=below(condition.fraction),

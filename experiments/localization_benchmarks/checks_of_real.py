@@ -19,7 +19,10 @@ SELECTIONS = ("random", "as active", "lowest")
 _GROUPS = {
     "this text": ("texts_test",),
     "other format": ("other_format",),
-    "unstudied": ("unstudied",),
+    "studied, by fold": ("fold: studied",),
+    "unstudied, by fold": ("fold: unstudied",),
+    "code and prose, by fold": ("fold: code", "fold: prose"),
+    "nearly exact": ("nearly",),
     "half known": ("half_known",),
     "paraphrased": ("paraphrased",),
     "other memorized": ("memorized", "rules"),
@@ -28,15 +31,16 @@ _GROUPS = {
 # For each claim: the group that is claimed to lose more, the other group, and what that would mean.
 _COMPARED = {
     "R3": ("paraphrased", "code and prose"),
-    "R4": ("unstudied", "code and prose"),
-    "R5": ("this text", "unstudied"),
+    "R4": ("unstudied, by fold", "code and prose, by fold"),
+    "R5": ("studied, by fold", "unstudied, by fold"),
     "R6": ("this text", "other memorized"),
 }
 _MEANING = {
     "R3": "serve licence language: licences in other words lose more than code and prose",
-    "R4": "serve known licences in general: licences that were not studied lose more than code and "
-    "prose",
-    "R5": "serve the studied texts: these lose more than known licences that were not studied",
+    "R4": "serve memorized licences in general: scored on two of the exactly extracted licences, "
+    "the other two lose more than code and prose",
+    "R5": "serve the licences that they were scored on: scored on two of the exactly extracted "
+    "licences, other passages of these lose more than the other two",
     "R6": "serve licences, not memorized text in general: the studied texts lose more than other "
     "memorized text",
 }

@@ -41,7 +41,9 @@ _COSTS = {
 _SETS = {
     "texts_test": "this text",
     "other_format": "other format",
-    "unstudied": "other licences, known",
+    "fold: studied": "this text, by fold",
+    "fold: unstudied": "other exact licence, by fold",
+    "nearly": "other licences, nearly exact",
     "half_known": "other licences, half known",
     "paraphrased": "licences in other words",
     "memorized": "other memorized text",
@@ -228,8 +230,11 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
 
 
 def _named(effects: pd.DataFrame) -> Any:
-    """Rows of the real study's `effects`, with the names that figures give to sets."""
-    return effects.assign(data=effects["data"].map(_SETS))
+    """Rows of the real study's `effects`, of the sets and with the names that figures give them.
+
+    The code and prose of folds are left out: they are those of the whole study again."""
+    shown = effects[effects["data"].isin(list(_SETS))]
+    return shown.assign(data=shown["data"].map(_SETS))
 
 
 def question(tables: Tables, headline: float) -> Figure:

@@ -7,7 +7,7 @@ and keeps what fits each set:
 - `texts_score`, `texts_test`: exactly extracted passages of a few licences as `#` comments; each
   licence is cut in two at one place;
 - `other_format`: the passages of `texts_test` in a `/* */` comment, and unwrapped;
-- `unstudied`: licences of which nothing is in `texts_score`, memorized nearly as well;
+- `nearly`: licences of which nothing is in `texts_score`, extracted but for a few tokens;
 - `half_known`: other licences, memorized in part;
 - `paraphrased`: licence language in other words;
 - `memorized`: extracted text of other kinds;
@@ -44,8 +44,8 @@ RUN = 8  # words in a row that windows of two sets may not share: about twelve t
 AT_MOST = 16  # windows per set
 A_SOURCE = 4  # of them, windows per text and format
 CONTRAST = 24  # windows of `contrast`
-# Suffix accuracy of licences that are memorized nearly as well as the studied ones, and of those
-# that are memorized in part; both ends are included.
+# Suffix accuracy of licences that are memorized but for a few tokens, and of those that are
+# memorized in part; both ends are included.
 NEARLY = (0.9, 1.0)
 HALF = (0.4, 0.9)
 _TEACHER_FORCED = 1.1  # `decode_from` above 1: no free continuations, which nothing here reads
@@ -75,7 +75,7 @@ def study_windows(subject: Subject) -> dict[str, pd.DataFrame]:
         "texts_score": score,
         "texts_test": test,
         "other_format": apart(scan_reformatted(subject, texts["studied"], test), score),
-        "unstudied": apart(_known(unstudied, *NEARLY), studied),
+        "nearly": apart(_known(unstudied, *NEARLY), studied),
         "paraphrased": apart(paraphrased, studied),
         "half_known": apart(_known(half_known, *HALF), studied),
         "memorized": _extracted(subject, texts["memorized"], "raw"),

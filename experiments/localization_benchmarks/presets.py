@@ -12,11 +12,19 @@ from interp.localization.benchmarks.known_answers import Training
 
 @dataclass(frozen=True)
 class Condition:
-    """How sequences are hidden in INJ: in which fraction of the neurons, and by which training."""
+    """How sequences are hidden in INJ.
+
+    Attributes:
+        name: name of the condition.
+        fraction: fraction of the neurons that they are hidden in.
+        training: how the neurons are trained.
+        multiples: how many neurons each method predicts, as multiples of `fraction`.
+    """
 
     name: str
     fraction: float
     training: Training
+    multiples: tuple[float, ...] = (1, 2, 5)
 
     @property
     def plain(self) -> bool:
@@ -98,12 +106,19 @@ PRESETS = {
         options=_BRIEF,
     ),
     "small": Preset(
-        seeds=3,
+        seeds=5,
         recipe=Recipe(),
         injections=(
             Condition("5%", 0.05, Training(lr=0.05)),
             Condition("10%", 0.1, Training(lr=0.02)),
-            Condition("10%, norms kept", 0.1, Training(lr=0.02, keep_norms=True)),
+            # Rows that keep their length can hold a sequence only together: in 10% of the neurons
+            # training stops at a loss of 2.8 to 3.9 nats per token, whatever its length and rate.
+            Condition(
+                "30%, norms kept",
+                0.3,
+                Training(lr=0.05, steps=800, keep_norms=True),
+                multiples=(1, 2, 3),
+            ),
         ),
         sequences=5,
         references=16,

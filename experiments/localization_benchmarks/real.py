@@ -7,6 +7,10 @@ model=PATH/Qwen2.5-Coder-0.5B-Instruct --jobs 1` takes an hour of one processor,
 Units are scored on one half of the passages, against code and prose. They are judged on the other
 half, on the same passages in other formats, on other licences, on licence language in other words,
 on other memorized text and on unrelated code and prose.
+
+The model continues no other licence exactly. So whether units serve a licence that they were not
+scored on is asked of the studied ones themselves: units are scored on two of the four (one fold),
+and judged on the exact passages of the other two.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import pandas as pd
 import interp
 from experiments.localization_benchmarks import figures
 from experiments.localization_benchmarks.checks_of_real import checks_of, over_texts
-from experiments.localization_benchmarks.licence_texts import study_windows
+from experiments.localization_benchmarks.licence_texts import apart, study_windows
 from interp.experiment.checks import Check, Tables
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Folder, Job, job
@@ -41,7 +45,7 @@ HEADLINE = 1e-3
 JUDGED = {
     "texts_test": 10,
     "other_format": 8,
-    "unstudied": 6,
+    "nearly": 6,
     "half_known": 8,
     "paraphrased": 8,
     "memorized": 8,
@@ -52,6 +56,10 @@ JUDGED = {
 # The sets that all controls are measured on. Units that are as active are measured on the other
 # sets too, at the headline fraction.
 CONTROLS_SEE = ("texts_test", "code", "prose")
+# The sets that the units of a fold are judged on, and the number of windows of each: passages of
+# its own licences that were not scored, exact passages of the other licences, unrelated text.
+IN_FOLDS = {"fold: studied": 8, "fold: unstudied": 12, "fold: code": 4, "fold: prose": 4}
+_FOLDS = 2
 Frame = Any  # pandas' stubs lose the type of a frame that is indexed
 KEYS = ["method", "selected", "fraction", "k", "data"]
 
@@ -99,8 +107,8 @@ PRESETS = {
             "attribution_patching": {},
             "slimming": {"pressure": 0.1, "steps": 30, "lr": 0.04},
         },
-        fractions=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-        controlled=(1e-4, 1e-3, 1e-2),
+        fractions=(1e-4, HEADLINE, 1e-2),
+        controlled=(HEADLINE,),
     ),
 }
 
@@ -173,6 +181,21 @@ def measure_ablations(
         _effects(subject, method, as_active, elsewhere),
     ]
     measured = pd.concat(parts, ignore_index=True)
+    whole = _described(measured, trials, activity, judged_on)
+    folds = [
+        _measure_fold(subject, method, preset, seed, number, sets, activity)
+        for number in range(_FOLDS)
+    ]
+    return pd.concat([whole, *folds], ignore_index=True)
+
+
+def _described(
+    measured: Frame,
+    trials: Sequence[Trial],
+    activity: interp.UnitScores,
+    judged_on: Mapping[str, pd.DataFrame],
+) -> Frame:
+    """Rows of `_effects` with the text of each window and the activity of the units."""
     # By the columns that both have: selection, fraction and seed.
     found = measured.merge(_activity_of(trials, activity))
     found["source"] = [
@@ -180,6 +203,53 @@ def measure_ablations(
         for data, number in zip(found["data"], found["window"], strict=True)
     ]
     return found
+
+
+def _measure_fold(
+    subject: interp.Subject,
+    method: str,
+    preset: Preset,
+    seed: int,
+    number: int,
+    sets: Mapping[str, Frame],
+    activity: interp.UnitScores,
+) -> Frame:
+    """The rows of the units that are scored on the licences of one fold: under the top ones and
+    under others that are as active, at the headline fraction."""
+    score, judged = fold(sets, number)
+    against = None if method in ALONE else sets["contrast"]
+    scores = localize(subject, score, against, method, **preset.methods[method])
+    selection = Selection(scores.top(HEADLINE), HEADLINE)
+    draws = range(seed, seed + preset.draws)
+    trials = [selection.trial("top"), *selection.as_active(activity, draws)]
+    judged_on = {name: _spread(part, IN_FOLDS[name]) for name, part in judged.items() if len(part)}
+    return _described(_effects(subject, method, trials, judged_on), trials, activity, judged_on)
+
+
+def fold(sets: Mapping[str, Frame], number: int) -> tuple[Frame, dict[str, Frame]]:
+    """The windows that the units of a fold are scored on, and those that they are judged on by set.
+
+    The fold has every second studied licence. The passages of the others are those of both halves
+    that share no wording with what is scored.
+
+    Args:
+        sets: the windows of the study.
+        number: number of the fold.
+    """
+    score = sets["texts_score"]
+    test = sets["texts_test"]
+    licences = list(dict.fromkeys([*score["source"], *test["source"]]))
+    own = licences[number::_FOLDS]
+    scored = score[score["source"].isin(own)].reset_index(drop=True)
+    every = pd.concat([score, test], ignore_index=True)
+    others = every[~every["source"].isin(own)].reset_index(drop=True)
+    judged = {
+        "fold: studied": test[test["source"].isin(own)].reset_index(drop=True),
+        "fold: unstudied": apart(others, scored),
+        "fold: code": sets["code"],
+        "fold: prose": sets["prose"],
+    }
+    return scored, judged
 
 
 def _activity_of(trials: Sequence[Trial], activity: interp.UnitScores) -> pd.DataFrame:

@@ -89,6 +89,7 @@ def measure_injection(
         every,
         condition.fraction,
         reference,
+        multiples=condition.multiples,
         seed=1000 * seed,
         training=condition.training,
     )

@@ -49,6 +49,10 @@ def checks(preset: Preset) -> list[Check]:
             controls={
                 "random neurons matched by block": random,
                 "lowest": _fall("lowest", fraction),
+                "fall of the share extracted word for word": _fall(
+                    "selection", fraction, measure="exact"
+                ),
+                "the same, lowest": _fall("lowest", fraction, measure="exact"),
                 "never-planted twins": _fall("selection", fraction, "twin"),
             },
             evidence=_DROP,
@@ -119,17 +123,19 @@ def _scanned(measure: str, source: str) -> Measure:
     return mean("scans", measure, item="text", bounds=(0, 1), source=source)
 
 
-def _fall(selection: str, fraction: float, data: str = "memorized") -> Measure:
-    """How much the suffix accuracy falls when a selection of neurons is zeroed, with its interval
-    over windows."""
-    where = {"selection": selection, "fraction": fraction, "data": data, "measure": "accuracy"}
+def _fall(
+    selection: str, fraction: float, data: str = "memorized", measure: str = "accuracy"
+) -> Measure:
+    """How much the suffix accuracy (or another share) falls when a selection of neurons is zeroed,
+    with its interval over windows."""
+    where = {"selection": selection, "fraction": fraction, "data": data, "measure": measure}
 
     def fall(tables: Tables) -> Interval:
         row = rows(tables["drops"], where).iloc[0]
         ends = -row["change_high"], -row["change_low"]
         return Interval(float(-row["change"]), *map(float, ends), n=int(row["windows"]))
 
-    return Measure(f"fall of accuracy, {selection}", fall, (-1, 1))
+    return Measure(f"fall of {measure}, {selection}", fall, (-1, 1))
 
 
 def _relative_rise(selection: str, fraction: float) -> Measure:

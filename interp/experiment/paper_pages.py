@@ -5,6 +5,10 @@ An experiment with results to report keeps a template, `experiments/NAME/paper.m
 - `{small:P2}` is the measurement of claim P2 in `results/small/claims.json`, with its interval;
 - `{small:P2|value}` is the measurement alone, `{small:P2|verdict}` the verdict, with the one that
   is left when the false discovery rate is controlled where this differs;
+- `{small:P2|sentence}` is what the claim says and what was measured, as a sentence of its own, and
+  `{small:P2|control}` what its controls gave: what a number is a share of, or from how many tokens,
+  then stands in the claim alone and cannot drift from it;
+- `{seeds small}` is the number of seeds;
 - `{claims small}` on a line of its own is the table of all claims of that result over its seeds;
 - `{verdicts small}` counts the verdicts in words, and those that are left.
 
@@ -27,6 +31,7 @@ Claims = Mapping[str, Mapping[str, Any]]
 
 _TABLE = re.compile(r"^\{claims (\w+)\}$", re.MULTILINE)
 _VERDICTS = re.compile(r"\{verdicts (\w+)\}")
+_SEEDS = re.compile(r"\{seeds (\w+)\}")
 _NUMBER = re.compile(r"\{(\w+):([^{}|\n]+)(?:\|(\w+))?\}")
 _ORDER = ("reproduced", "not reproduced", "opposite", "not testable at this scale")
 _COLUMNS = (
@@ -106,6 +111,7 @@ def page(template: str, results: Mapping[str, Claims], name: str = "template") -
 
     text = _TABLE.sub(lambda match: claims_table(result(match[1])), template)
     text = _VERDICTS.sub(lambda match: _counted(result(match[1])), text)
+    text = _SEEDS.sub(lambda match: str(_seeds(result(match[1]))), text)
     return _NUMBER.sub(number, text)
 
 
@@ -153,6 +159,10 @@ def _formatted(claim: Mapping[str, Any], form: str, name: str) -> str:
     high = claim["high"]
     if form == "verdict":
         return both_verdicts(claim)
+    if form == "control":
+        return str(claim["control"])
+    if form == "sentence":
+        return _sentence(claim, name)
     if estimate is None:
         return "not measured"
     digits = _digits(max(abs(estimate), abs(low), abs(high)))
@@ -160,8 +170,19 @@ def _formatted(claim: Mapping[str, Any], form: str, name: str) -> str:
         return f"{estimate:.{digits}f}"
     if form == "interval":
         return measured_in_words(claim, digits)
-    known = ("interval", "value", "verdict")
+    known = ("interval", "value", "verdict", "control", "sentence")
     raise ValueError(f"{name}: no format {form!r}; nearest: {closest(form, known)}")
+
+
+def _sentence(claim: Mapping[str, Any], name: str) -> str:
+    statement = str(claim["statement"])
+    measured = _formatted(claim, "interval", name)
+    return f"{statement[0].upper()}{statement[1:]}: {measured}, {both_verdicts(claim)}."
+
+
+def _seeds(claims: Claims) -> int:
+    """The number of seeds of a result; a claim that was not measured on some of them has fewer."""
+    return max(int(claim["seeds"]) for claim in claims.values())
 
 
 def _digits(largest: float) -> int:

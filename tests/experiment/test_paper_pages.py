@@ -56,6 +56,12 @@ def test_both_verdicts_are_told_where_they_differ():
     assert "| reproduced | not reproduced (p 0.12) |" in page("{claims small}", results)
 
 
+def test_a_sentence_is_that_of_the_claim():
+    sentence = page("{small:P1|sentence} ({small:P1|control}; {seeds small} seeds)", CLAIMS)
+    measured = "P1 | holds: 0.50 [0.45, 0.55], reproduced."
+    assert sentence == f"{measured} (random: 0.1; 3 seeds)"
+
+
 def test_what_was_not_measured_has_no_number():
     unmeasured = claim("P1", 0.5) | dict.fromkeys(("measured", "low", "high"))
     results = {"small": {"P1": unmeasured}}

@@ -245,7 +245,7 @@ def test_recall_has_to_be_three_times_that_of_chance(results, times, verdict):
     recalls = results.tables["injection"].assign(recall=times * condition.fraction)
     found = claim(results, "L1 zero_out, 10%", injection=recalls)
     assert found.verdict == verdict
-    assert "at least 3 times as many injected neurons as chance" in found.statement
+    assert "at least 3 times as many of these as chance" in found.statement
 
 
 def test_the_memorizer_is_the_same_for_a_seed_and_keeps_its_sets_apart():
@@ -305,7 +305,7 @@ def effects_of(fall: dict[tuple[str, str], float]) -> pd.DataFrame:
     """Rows of the real study: one method at the headline share, 8 windows of 4 texts a set, with
     given falls of accuracy."""
     rows = []
-    for data in real.JUDGED:
+    for data in (*real.JUDGED, *real.IN_FOLDS):
         for selected in ("top", "random", "as active", "lowest"):
             for window in range(8):
                 down = fall.get((data, selected), 0.0) * (1 + 0.01 * (window % 3))
@@ -331,20 +331,32 @@ def effects_of(fall: dict[tuple[str, str], float]) -> pd.DataFrame:
 
 
 NONE = {"R1": 1, "R2": 1, "R3": 0, "R4": 0, "R5": 1, "R6": 1}
-EVERYWHERE = {(data, name): 0.5 for data in real.JUDGED for name in ("top", "as active")}
+EVERYWHERE = {
+    (data, name): 0.5 for data in (*real.JUDGED, *real.IN_FOLDS) for name in ("top", "as active")
+}
 
 
 @pytest.mark.parametrize(
     ("fall", "expected"),
     [
-        ({("texts_test", "top"): 0.5, ("texts_test", "random"): 0.01}, NONE),
+        ({("texts_test", "top"): 0.5, ("texts_test", "random"): 0.01}, NONE | {"R5": 0}),
+        ({(name, "top"): 0.5 for name in ("texts_test", "fold: studied")}, NONE),
         (
             {("texts_test", "top"): 0.5, ("texts_test", "as active"): 0.6},
-            NONE | {"R2": -1, "R5": -1, "R6": -1},
+            NONE | {"R2": -1, "R5": 0, "R6": -1},
         ),
-        ({(name, "top"): 0.5 for name in ("texts_test", "paraphrased")}, NONE | {"R3": 1}),
-        ({(name, "top"): 0.5 for name in ("texts_test", "unstudied")}, NONE | {"R4": 1, "R5": 0}),
-        ({(name, "top"): 0.5 for name in ("texts_test", "memorized", "rules")}, NONE | {"R6": 0}),
+        (
+            {(name, "top"): 0.5 for name in ("texts_test", "paraphrased")},
+            NONE | {"R3": 1, "R5": 0},
+        ),
+        (
+            {(name, "top"): 0.5 for name in ("texts_test", "fold: studied", "fold: unstudied")},
+            NONE | {"R4": 1, "R5": 0},
+        ),
+        (
+            {(name, "top"): 0.5 for name in ("texts_test", "memorized", "rules")},
+            NONE | {"R5": 0, "R6": 0},
+        ),
         (EVERYWHERE, {"R1": 1, "R2": 0, "R3": 0, "R4": 0, "R5": 0, "R6": 0}),
     ],
 )
@@ -400,6 +412,8 @@ def windows_of_every_set(subject: interp.Subject) -> dict[str, pd.DataFrame]:
                 "tokens": tokens,
                 "prefix": 12,
                 "set": name,
+                "prompt": [f"{name} {number} " for number in range(4)],
+                "suffix": name,
                 "source": ["a", "a", "b", "b"],
                 "style": "hash",
             }
@@ -430,7 +444,32 @@ def test_the_real_study_runs_on_the_model_that_its_preset_names(
     found = real.EXPERIMENT.judge(preset, (0,), tables)
     assert {claim.id for claim in found.claims} == {f"R{n} activation" for n in range(1, 7)}
     assert set(found.figures) == {"question", "accuracy", "loss", "controls", "verdicts"}
-    assert (found.tables["effects"]["texts"] == 2).all()
+    effects = found.tables["effects"]
+    whole = ~effects["data"].isin(["fold: studied", "fold: unstudied"])
+    assert (effects.loc[whole, "texts"] == 2).all()
+    # Each of the two texts is studied in one fold and left out in the other.
+    assert set(real.IN_FOLDS) <= set(effects["data"])
+    assert set(effects.loc[~whole, "texts"]) == {2}
+
+
+def test_a_fold_is_judged_on_exact_licences_that_it_was_not_scored_on():
+    def windows(half: str) -> pd.DataFrame:
+        names = ["a", "b", "c", "d"]
+        words = [" ".join(f"{half}{name}{n}" for n in range(9)) for name in names]
+        return pd.DataFrame({"source": names, "prompt": words, "suffix": ""})
+
+    sets = {"texts_score": windows("score"), "texts_test": windows("test")}
+    # A passage of another licence with eight of the scored words in a row is no passage of its own.
+    shared = windows("score").assign(source="b").iloc[:1]
+    sets["texts_test"] = pd.concat([sets["texts_test"], shared], ignore_index=True)
+    sets |= {name: windows(name) for name in ("code", "prose")}
+    scored, judged = real.fold(sets, 0)
+    assert list(scored["source"]) == ["a", "c"]
+    assert list(judged["fold: studied"]["source"]) == ["a", "c"]
+    assert set(judged["fold: unstudied"]["source"]) == {"b", "d"}
+    assert len(judged["fold: unstudied"]) == 4
+    left = set(judged["fold: unstudied"]["source"])
+    assert not left & set(scored["source"])
 
 
 def test_texts_keep_their_words_in_every_format():

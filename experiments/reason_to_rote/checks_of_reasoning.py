@@ -394,6 +394,7 @@ def _erasing(case: Case) -> list[Check]:
             "the variance, is {threshold}",
             measure=_lost_beyond("random, same variance", "class means", of),
             threshold=above(0.1),
+            opposite=below(0),
             evidence=figure,
             controls={
                 f"{held}, target": erased_variance("class means", of),
@@ -414,6 +415,7 @@ def _erasing(case: Case) -> list[Check]:
             "outside it, which hold the same share of the variance, is {threshold}",
             measure=if_removed(part, of, _lost_beyond("most variance, apart", part, of)),
             threshold=above(0.1),
+            opposite=below(0),
             evidence=figure,
             controls={
                 f"{held}, parts": if_removed(part, of, erased_variance(part, of)),

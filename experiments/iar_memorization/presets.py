@@ -311,7 +311,7 @@ PRESETS: dict[str, Trained | Public] = {
         shown=6,
     ),
     "small": Trained(
-        seeds=5,
+        seeds=3,
         images="mnist",
         sides=(1, 2, 3, 4, 6),
         tokenizer=TokenizerRecipe(

@@ -106,7 +106,7 @@ PRESETS = {
         options=_BRIEF,
     ),
     "small": Preset(
-        seeds=5,
+        seeds=3,
         recipe=Recipe(),
         injections=(
             Condition("5%", 0.05, Training(lr=0.05)),

@@ -118,8 +118,8 @@ def record(
 
     Raises:
         SiteError: a site is unknown.
-        ValueError: an unknown reducer, an empty source, or a batch with only some of an example's
-            views.
+        ValueError: an unknown reducer, an empty source, a row that is padding alone, or a batch
+            with only some of an example's views.
         HookError: a site was never passed.
 
     Example:
@@ -243,6 +243,12 @@ def _record_batch(
     mask = batch.mask
     if mask is None:
         mask = torch.ones_like(batch.tokens, dtype=torch.bool)
+    without_tokens = int((~mask.any(1)).sum())
+    if without_tokens:
+        raise ValueError(
+            f"{without_tokens} of {len(mask)} rows are padding alone: "
+            "expected at least one token in each"
+        )
     mask = mask.to(subject.device)  # once for all sites
 
     def update_at(site: Site) -> Visit:

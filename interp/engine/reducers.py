@@ -102,7 +102,7 @@ class _Sums(Reducer):
 
     def means(self) -> list[np.ndarray]:
         """The mean of each function over all counted positions."""
-        return [_to_array(total / max(self.count, 1)) for total in self.sums]
+        return [_to_array(total / self.count) for total in self.sums]
 
 
 class Mean(_Sums):
@@ -314,7 +314,7 @@ def _to_array(value: Tensor) -> np.ndarray:
 
 def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "examples width"]:
     """The mean activation of each example, over its counted positions and then over its views."""
-    counts = mask.sum(1, keepdim=True).clamp(min=1)  # a row may be padding alone
+    counts = mask.sum(1, keepdim=True)
     counted = value * mask[..., None]
     sums = counted.sum(1, dtype=torch.float64)
     means = sums / counts

@@ -94,6 +94,15 @@ def test_what_stands_on_padding_does_not_matter(llama: interp.Subject, reduce: s
         assert all(np.array_equal(one[key], two[key]) for key in one)
 
 
+def test_a_row_without_tokens_has_no_mean_and_is_refused(llama: interp.Subject):
+    """A mean of nothing would be 0, as if every unit had been silent."""
+    batch = tiny.batch("llama", rows=3)
+    mask = torch.ones_like(batch.tokens, dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(ValueError, match="1 of 3 rows are padding alone: expected at least one"):
+        interp.record(llama, interp.Batch(batch.tokens, mask=mask), SITES, reduce="mean")
+
+
 def test_a_stream_of_batches_of_any_length_is_one_source(llama: interp.Subject):
     parts = [tiny.batch("llama", rows=1, length=n, seed=n) for n in (3, 9, 5)]
     whole = interp.Batch.pad([p.tokens[0].tolist() for p in parts])

@@ -362,7 +362,7 @@ def test_thresholds(value, bar):
 
 def test_a_statement_is_made_from_measure_and_threshold_or_given():
     frame = pd.DataFrame({"a": [1.0, 3.0]})
-    assert minus(mean("t", "a"), constant(1))({"t": frame}) == 1.0
+    assert minus(mean("t", "a"), constant(1))({"t": frame}) == Interval(1.0, 1.0, 1.0, 1)
     made = Check(
         id="X", measure=Measure("the share", lambda _: 0.5), threshold=at_most(0.25), evidence=""
     )
@@ -454,6 +454,14 @@ def test_a_difference_of_the_same_items_is_paired_and_of_others_is_not():
     assert (paired(tables).low, paired(tables).high) == pytest.approx((0.25, 0.25))
     assert apart(tables).estimate == pytest.approx(0.25)
     assert apart(tables).low < 0.1
+
+
+def test_a_difference_of_estimates_with_intervals_alone_joins_their_errors():
+    """Newcombe's: each side is the root of the sum of squares. A 3-4-5 triangle."""
+    one = Measure("one", lambda _: Interval(0.9, 0.6, 0.95, 8))
+    other = Measure("other", lambda _: Interval(0.5, 0.38, 0.9, 8))
+    found = minus(one, other)({})
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.4, -0.1, 0.53))
 
 
 def test_verdicts_are_adjusted_within_their_family():

@@ -8,11 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import figure_laws
+import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import false_discovery_control, t, ttest_ind
 from typer.testing import CliRunner
 
 import interp
 from interp.cli.app import app
+from interp.experiment.claims import NOT_TESTABLE
+from interp.experiment.experiment import find_experiment
 from interp.experiment.redraw import redraw
 
 EXPERIMENTS = Path(interp.__file__).parents[1] / "experiments"
@@ -31,6 +36,125 @@ def test_committed_claims_and_figures_follow_from_committed_tables(folder):
             figure_laws.check(figure)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda path: f"{path.parts[-3]}-{path.name}")
+def test_every_table_that_claims_are_made_of_is_committed(folder):
+    """Else a claim keeps the number of an earlier day, and nobody can compute it again."""
+    config = json.loads((folder / "config.json").read_text())
+    declared = set(find_experiment(config["experiment"]).tables)
+    assert declared <= {file.stem for file in (folder / "tables").glob("*.parquet")}
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda path: f"{path.parts[-3]}-{path.name}")
+def test_adjusted_p_values_are_those_of_scipy_and_take_verdicts_away(folder):
+    found = json.loads((folder / "claims.json").read_text())
+    tested = [claim for claim in found if claim["p_value"] is not None]
+    if tested:
+        adjusted = false_discovery_control([claim["p_value"] for claim in tested])
+        assert [claim["adjusted_p_value"] for claim in tested] == pytest.approx(list(adjusted))
+    for claim in found:
+        lost = (claim["adjusted_p_value"] or 0) > 0.05
+        decided = claim["verdict"] in ("reproduced", "opposite")
+        expected = "not reproduced" if lost and decided else claim["verdict"]
+        assert claim["adjusted_verdict"] == expected
+        assert claim["seeds"] > 1 or claim["verdict"] == NOT_TESTABLE
+
+
+def over_seeds(table: pd.DataFrame, item: str, column: str) -> tuple[float, float]:
+    """The mean over seeds of a share, and the lower end of its interval, by hand: the arcsine of
+    the root, and the larger of the variance between seeds and the mean of those within them."""
+    by_item = table.groupby(["seed", item])[column].mean()
+    seeds = by_item.groupby("seed").mean().to_numpy()
+    scaled = np.arcsin(np.sqrt(seeds))
+    within: list[float] = []
+    for _, values in by_item.groupby("seed"):
+        mean, n = values.mean(), len(values)
+        if mean in (0, 1):
+            within.append(1 / (4 * n))
+            continue
+        # The error of the mean of items, on the scale whose slope is 1 / (2 sqrt(p (1 - p))).
+        within.append(values.var(ddof=0) / n / (4 * mean * (1 - mean)))
+    error = np.sqrt(max(scaled.var(ddof=1), np.mean(within)) / len(seeds))
+    low = np.arcsin(np.sqrt(seeds.mean())) - t.ppf(0.975, len(seeds) - 1) * error
+    return float(seeds.mean()), float(np.sin(np.clip(low, 0, np.pi / 2)) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "name", "table", "where", "item", "column"),
+    [
+        ("planted_leak", "P1", "scans", "source == 'record'", "text", "accuracy"),
+        (
+            "localization_benchmarks",
+            "L0 unitmem",
+            "lookup",
+            "method == 'unitmem'",
+            "window",
+            "recall",
+        ),
+        (
+            "localization_benchmarks",
+            "L1 zero_out, 5%",
+            "injection",
+            "condition == '5%' and multiple == 1 and method == 'zero_out' and accuracy >= 0.9",
+            "window",
+            "recall",
+        ),
+    ],
+)
+def test_a_claim_is_recomputed_by_hand(experiment, name, table, where, item, column):
+    folder = EXPERIMENTS / experiment / "results" / "small"
+    rows = pd.read_parquet(folder / "tables" / f"{table}.parquet").query(where)
+    (claim,) = (c for c in json.loads((folder / "claims.json").read_text()) if c["id"] == name)
+    mean, low = over_seeds(rows, item, column)
+    assert claim["measured"] == pytest.approx(mean)
+    # The error within a seed is that of a bootstrap in the claim, and of a formula here.
+    assert claim["low"] == pytest.approx(low, abs=0.05)
+
+
+def test_the_claims_about_the_real_model_are_recomputed_by_hand():
+    """Differences and Welch's intervals of one table, without the code that made the claims."""
+    folder = EXPERIMENTS / "localization_benchmarks" / "results" / "real"
+    texts = pd.read_parquet(folder / "tables" / "texts.parquet").query("fraction == 0.001")
+    found = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
+    unrelated = ["code", "prose"]
+    in_folds = ["fold: code", "fold: prose"]
+    compared = {
+        "R3": (["paraphrased"], unrelated),
+        "R4": (["fold: unstudied"], in_folds),
+        "R5": (["fold: studied"], ["fold: unstudied"]),
+        "R6": (["texts_test"], ["memorized", "rules"]),
+    }
+    methods = texts["method"].unique()
+    assert len(found) == 6 * len(methods)
+    for method in methods:
+        wide = texts[texts["method"] == method].pivot_table(
+            index=["data", "source"], columns="selected", values=["accuracy_change", "loss_change"]
+        )
+        accuracy = wide["accuracy_change"].loc["texts_test"]
+        for name, control in (("R1", "random"), ("R2", "as active")):
+            expected = (accuracy["top"] - accuracy[control]).mean()
+            assert found[f"{name} {method}"]["measured"] == pytest.approx(expected)
+        excess = wide["loss_change"]["top"] - wide["loss_change"]["as active"]
+        for name, (larger, smaller) in compared.items():
+            one, other = excess.loc[larger], excess.loc[smaller]
+            claim = found[f"{name} {method}"]
+            assert claim["measured"] == pytest.approx(one.mean() - other.mean())
+            interval = ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+            assert (claim["low"], claim["high"]) == pytest.approx((interval.low, interval.high))
+
+
+def test_every_comparison_at_equal_cost_lies_within_what_random_units_reached():
+    folder = EXPERIMENTS / "iar_memorization" / "results" / "small" / "tables"
+    edits = pd.read_parquet(folder / "edits.parquet")
+    compared = pd.read_parquet(folder / "equal cost.parquet").dropna(subset="advantage")
+    assert len(compared)
+    keys = ["family", "regime", "seed"]
+    for row in compared.to_dict("records"):
+        same = (edits[keys] == pd.Series({key: row[key] for key in keys})).all(axis=1)
+        is_random = edits["selection"].str.startswith("random") & (edits["edit"] == row["edit"])
+        random = edits[same & (is_random | (edits["selection"] == "none"))][row["cost"]]
+        assert random.min() <= row[row["cost"]] <= random.max()
 
 
 @pytest.fixture

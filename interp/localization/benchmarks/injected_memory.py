@@ -116,7 +116,7 @@ def injected(
 
 def _accuracy(subject: Subject, window: Batch) -> float:
     measured = measure_under(subject, [[]], {"window": window})
-    return float(measured["accuracy"].mean())
+    return float(measured["accuracy"].to_numpy(dtype=float).mean())
 
 
 def _draw(subject: Subject, fraction: float, seed: int) -> Units:

@@ -16,88 +16,155 @@ import torch
 BLOCKS, WIDTH, HEADS, KEY_HEADS, HEAD_WIDTH, VOCABULARY = 3, 64, 4, 2, 16, 99
 LARGEST_ID = 78  # ids above stand for images and the like
 
-# Fields by what they say: (pattern of the whole name, value).
-SIZES: tuple[tuple[str, Any], ...] = (
-    (
-        r"(text_|vision_|qformer_|language_|attention_)?(hidden_size|embed_dim)|d_model|n_embd|dim"
-        r"|hidden_dim|dim_model|emb_dim|embedding_size|word_embed_proj_dim|input_size|lru_width"
-        r"|(out|output)_hidden_size|(projection|output|out|proj|model|vision_output)_dim"
-        r"|projector_hidden_size|adapter_(in|out)_dim|adapter_input_size|cross_attention_hidden_size"
-        r"|output_proj_dims|hidden_size_global",
-        WIDTH,
-    ),
-    (r"num_hidden_layers|n_layers?|num_layers|(de|en)coder_layers|depth|num_blocks", BLOCKS),
-    (
-        r"(num|swa_num|linear_num|num_(de|en)coder)?_?(attention_heads|heads)|n_heads?"
-        r"|(de|en)coder_attention_heads|(en)?coder_n_heads|index(er)?_n_heads",
-        HEADS,
-    ),
-    (
-        r"(swa_num|num_swa|num)_(key_value|kv)_heads|n_kv_heads|kv_n_heads|multi_query_group_num"
-        r"|indexer_kv_heads",
-        KEY_HEADS,
-    ),
-    (
-        r"(dense_|mlp_|prefix_dense_|ffn_)?intermediate_size(_mlp)?|(en|de)?(coder_)?ffn_dim"
-        r"|n_inner|ffn_hidden_size|d_inner|d_ff|dim_ff|inner_dim|feed_forward_size|mlp_hidden_size",
-        80,
-    ),
-    (
-        r"(moe|shared_expert|shared_experts|moe_shared_expert|expert)_intermediate_size"
-        r"|shared_intermediate_size|(expert|moe)_ffn_hidden_size",
-        40,
-    ),
-    (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", 4),
-    (
-        r"num_experts_per_tok(en)?|moe_k|moe_top_?k|top_k_experts|num_selected_experts"
-        r"|experts_per_token",
-        2,
-    ),
-    (
-        r"(original_)?max_position_embeddings|n_positions|max_seq_len|n_ctx|max(_sequence)?_length"
-        r"|seq_length|max_(target|source)_positions|model_max_length|context_length",
-        128,
-    ),
-    (r"(padded_|decoder_|audio_|text_)?vocab_size(_per_layer_input)?", VOCABULARY),
-    (
-        r"n_group|topk_group|num_expert_group|n_expert_group|first_k_dense_replace"
-        r"|num_dense_layers|moe_layer_start_index|(mamba_)?n_groups|n_groups_mamba|pretraining_tp"
-        r"|decoder_sparse_step|(n|num|moe_num)_shared_experts|num_mem_blocks",
-        1,
-    ),
-    (r"(global_|swa_|v_|attention_)?head_dim|d_kv|kv_channels|index_head_dim", HEAD_WIDTH),
-    (r"qk_(nope|rope)_head_dim|rotary_dim|laurel_rank|adapter_rank|hc_lowrank", 8),
-    (r"qk_head_dim|mamba_(d_head|head_dim)|linear_(key|value)_head_dim|linear_head_dim", 16),
-    (r"query_pre_attn_scalar|num_position_embeddings|o_lora_rank", 16),
-    (r"(q|kv)_lora_rank", 24),
-    (r"sliding_window(_size)?|(local_|attention_)?window_size", 5),
-    (r"(ssm_)?state_size|mamba_d_state|d_state|mamba_(n|num)_heads|(mamba_)?chunk_size", 8),
-    (r"attention_chunk_size|local_attention|hidden_size_per_layer_input", 8),
-    (r"(mamba_)?(time_step|dt)_rank|conv_kernel|mamba_d_conv|num_query_tokens|index_block_size", 4),
-    (r"mm_tokens_per_image|linear_num_value_heads|compress_rate_(csa|hca)", 4),
-    (r"n_mamba_heads|linear_num_key_heads|hc_(mult|count)|altup_num_inputs|num_codebooks", 2),
-    (r"(attn|expert)_layer_period|interleave_moe_layer_step|no_rope_layer_interval", 2),
-    (r"spatial_merge_size|index_topk_blocks|global_attn_every_n_layers|o_groups", 2),
-    (r"type_vocab_size", 2),
-    (r"(attn|expert)_layer_offset", 1),
-    (r"index_topk", 64),
-    (r"mamba_d_ssm", 128),
-    (r"encoder_hash_byte_group_vocab", 64),
-    (r"num_nextn_predict_layers|num_kv_shared_layers", 0),
-    (r"image_size", 28),
-    (r"patch_size", 14),
-    (r"num_channels", 3),
-)
+# Sizes by patterns of the whole name of a field.
+SIZES: Mapping[str, Any] = {
+    "(text_|vision_|qformer_|language_|attention_)?(hidden_size|embed_dim)": WIDTH,
+    "d_model": WIDTH,
+    "n_embd": WIDTH,
+    "dim": WIDTH,
+    "hidden_dim": WIDTH,
+    "dim_model": WIDTH,
+    "emb_dim": WIDTH,
+    "embedding_size": WIDTH,
+    "word_embed_proj_dim": WIDTH,
+    "input_size": WIDTH,
+    "lru_width": WIDTH,
+    "(out|output)_hidden_size": WIDTH,
+    "(projection|output|out|proj|model|vision_output)_dim": WIDTH,
+    "projector_hidden_size": WIDTH,
+    "adapter_(in|out)_dim": WIDTH,
+    "adapter_input_size": WIDTH,
+    "cross_attention_hidden_size": WIDTH,
+    "output_proj_dims": WIDTH,
+    "hidden_size_global": WIDTH,
+    "num_hidden_layers": BLOCKS,
+    "n_layers?": BLOCKS,
+    "num_layers": BLOCKS,
+    "(de|en)coder_layers": BLOCKS,
+    "depth": BLOCKS,
+    "num_blocks": BLOCKS,
+    "(num|swa_num|linear_num|num_(de|en)coder)?_?(attention_heads|heads)": HEADS,
+    "n_heads?": HEADS,
+    "(de|en)coder_attention_heads": HEADS,
+    "(en)?coder_n_heads": HEADS,
+    "index(er)?_n_heads": HEADS,
+    "(swa_num|num_swa|num)_(key_value|kv)_heads": KEY_HEADS,
+    "n_kv_heads": KEY_HEADS,
+    "kv_n_heads": KEY_HEADS,
+    "multi_query_group_num": KEY_HEADS,
+    "indexer_kv_heads": KEY_HEADS,
+    "(dense_|mlp_|prefix_dense_|ffn_)?intermediate_size(_mlp)?": 80,
+    "(en|de)?(coder_)?ffn_dim": 80,
+    "n_inner": 80,
+    "ffn_hidden_size": 80,
+    "d_inner": 80,
+    "d_ff": 80,
+    "dim_ff": 80,
+    "inner_dim": 80,
+    "feed_forward_size": 80,
+    "mlp_hidden_size": 80,
+    "(moe|shared_expert|shared_experts|moe_shared_expert|expert)_intermediate_size": 40,
+    "shared_intermediate_size": 40,
+    "(expert|moe)_ffn_hidden_size": 40,
+    "num_(local_|routed_)?experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok(en)?": 2,
+    "moe_k": 2,
+    "moe_top_?k": 2,
+    "top_k_experts": 2,
+    "num_selected_experts": 2,
+    "experts_per_token": 2,
+    "(original_)?max_position_embeddings": 128,
+    "n_positions": 128,
+    "max_seq_len": 128,
+    "n_ctx": 128,
+    "max(_sequence)?_length": 128,
+    "seq_length": 128,
+    "max_(target|source)_positions": 128,
+    "model_max_length": 128,
+    "context_length": 128,
+    "(padded_|decoder_|audio_|text_)?vocab_size(_per_layer_input)?": VOCABULARY,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_expert_group": 1,
+    "n_expert_group": 1,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
+    "moe_layer_start_index": 1,
+    "(mamba_)?n_groups": 1,
+    "n_groups_mamba": 1,
+    "pretraining_tp": 1,
+    "decoder_sparse_step": 1,
+    "(n|num|moe_num)_shared_experts": 1,
+    "num_mem_blocks": 1,
+    "(global_|swa_|v_|attention_)?head_dim": HEAD_WIDTH,
+    "d_kv": HEAD_WIDTH,
+    "kv_channels": HEAD_WIDTH,
+    "index_head_dim": HEAD_WIDTH,
+    "qk_(nope|rope)_head_dim": 8,
+    "rotary_dim": 8,
+    "laurel_rank": 8,
+    "adapter_rank": 8,
+    "hc_lowrank": 8,
+    "qk_head_dim": 16,
+    "mamba_(d_head|head_dim)": 16,
+    "linear_(key|value)_head_dim": 16,
+    "linear_head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "num_position_embeddings": 16,
+    "o_lora_rank": 16,
+    "(q|kv)_lora_rank": 24,
+    "sliding_window(_size)?": 5,
+    "(local_|attention_)?window_size": 5,
+    "(ssm_)?state_size": 8,
+    "mamba_d_state": 8,
+    "d_state": 8,
+    "mamba_(n|num)_heads": 8,
+    "(mamba_)?chunk_size": 8,
+    "attention_chunk_size": 8,
+    "local_attention": 8,
+    "hidden_size_per_layer_input": 8,
+    "(mamba_)?(time_step|dt)_rank": 4,
+    "conv_kernel": 4,
+    "mamba_d_conv": 4,
+    "num_query_tokens": 4,
+    "index_block_size": 4,
+    "mm_tokens_per_image": 4,
+    "linear_num_value_heads": 4,
+    "compress_rate_(csa|hca)": 4,
+    "n_mamba_heads": 2,
+    "linear_num_key_heads": 2,
+    "hc_(mult|count)": 2,
+    "altup_num_inputs": 2,
+    "num_codebooks": 2,
+    "(attn|expert)_layer_period": 2,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layer_interval": 2,
+    "spatial_merge_size": 2,
+    "index_topk_blocks": 2,
+    "global_attn_every_n_layers": 2,
+    "o_groups": 2,
+    "type_vocab_size": 2,
+    "(attn|expert)_layer_offset": 1,
+    "index_topk": 64,
+    "mamba_d_ssm": 128,
+    "encoder_hash_byte_group_vocab": 64,
+    "num_nextn_predict_layers": 0,
+    "num_kv_shared_layers": 0,
+    "image_size": 28,
+    "patch_size": 14,
+    "num_channels": 3,
+}
 _MULTIPLIERS = {
     "residual_multiplier": 0.22,
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.2,
     "logits_scaling": 2.0,
 }
-_PATTERNS = [(re.compile(pattern), value) for pattern, value in SIZES]
+_PATTERNS = [(re.compile(pattern), value) for pattern, value in SIZES.items()]
 _KINDS = re.compile(r".*(layer_types|block_types|layers_block_type|attention_types_list)")
 _TOKEN_ID = re.compile(r".*(_id|_token_index|^(image|video|audio)_token)")
-_ROPE_OF_PARTS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 DROPPED = object()  # a field that has to stay as the configuration's own class makes it
 
 # What the names of fields do not say: numbers that have to fit each other, kinds of layers.
@@ -122,29 +189,30 @@ _INDEXER = {
     "indexer_budget": 64,
     "indexer_compress_ratio": 4,
 }
+
+
+def _each(names: str, value: Any) -> dict[str, Any]:
+    """The same for several names, which blanks separate."""
+    return dict.fromkeys(names.split(), value)
+
+
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "youtu"), _LATENT
-    ),
-    **dict.fromkeys(("kimi_k25", "mistral_large4", "mistral4"), {"text_config": _LATENT}),
-    **dict.fromkeys(("dots3_note_text",), _AS_MANY_KEYS),
-    **dict.fromkeys(("dots3_note", "glm5_next"), {"text_config": _AS_MANY_KEYS}),
-    **dict.fromkeys(
-        (
-            *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra"),
-            *("ernie", "megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert"),
-            *("roformer", "xlm-roberta", "xlm-roberta-xl"),
-        ),
+    **_each("axk1 axk2 deepseek_v3 deepseek_v32 glm_moe_dsa youtu", _LATENT),
+    **_each("kimi_k25 mistral_large4 mistral4", {"text_config": _LATENT}),
+    **_each("dots3_note glm5_next", {"text_config": _AS_MANY_KEYS}),
+    "dots3_note_text": _AS_MANY_KEYS,
+    **_each(
+        "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert "
+        "roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl",
         _DECODER,
     ),
-    **dict.fromkeys(
-        (
-            *("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "glm4v", "glm46v", "glm_ocr"),
-            *("glmga", "paddleocr_vl", "cosmos3_edge"),
-        ),
+    **_each(
+        "qwen2_vl qwen2_5_vl qwen2_5_omni_thinker glm4v glm46v glm_ocr glmga paddleocr_vl "
+        "cosmos3_edge",
         {"text_config": {"rope_parameters": _ROPE_OF_PARTS}},
     ),
     "glm4v_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}}},
+    "blt": {"use_cache": False},  # the cache that it makes by default fails in transformers
     "xlm": {"causal": True},
     "xmod": {**_DECODER, "languages": ["en_XX"], "default_language": "en_XX"},
     "reformer": {
@@ -198,11 +266,9 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "zamba": {**_HYBRID, "attention_hidden_size": 2 * WIDTH, "attention_head_dim": 32},
     "zamba2": {
         **_HYBRID,
-        **dict.fromkeys(
-            (
-                *("kv_channels", "attention_head_dim", "attention_hidden_size", "head_dim"),
-                *("num_query_groups", "mamba_headdim", "hybrid_layer_ids"),
-            ),
+        **_each(
+            "kv_channels attention_head_dim attention_hidden_size head_dim num_query_groups "
+            "mamba_headdim hybrid_layer_ids",
             DROPPED,
         ),
     },
@@ -259,7 +325,7 @@ def build(name: str, kind: str) -> Any:
 
 
 def shrink(config: Any, special: Mapping[str, Any]) -> Any:
-    """Returns a small configuration of the same class, with the special fields as they are given."""
+    """Returns a small configuration of the same class, the special fields as given."""
     depth = next((getattr(config, name) for name in _DEPTHS if hasattr(config, name)), None)
     fields: dict[str, Any] = {}
     for name, value in vars(config).items():

@@ -213,19 +213,28 @@ class _Block:
     def _check_remainder(self) -> str:
         """The halves are all that the block adds."""
         halves = [self.values[p] for p in ("attn_out", "mixer_out", "mlp_out") if p in self.values]
-        added = self.values["resid_post"] - self.values["resid_pre"]
-        return self._is(sum(halves, torch.zeros(())), added)
+        entering, leaving = self._ends()
+        return self._is(sum(halves, torch.zeros(())), leaving - entering)
 
     def _check_resid_mid(self) -> str:
         """The stream after the first half: it is what the second half reads."""
         middle = self.values["resid_mid"]
         mixed = [self.values[point] for point in ("attn_out", "mixer_out") if point in self.values]
-        if self._is(sum(mixed, self.values["resid_pre"]), middle) == "right":
+        entering, _ = self._ends()
+        if self._is(sum(mixed, entering), middle) == "right":
             return "right"
         inputs = self._run().inputs
         read = [_value(inputs.get(path)) for path in self._outside_mixers()]
         is_read = any(value is not None and self._is(value, middle) == "right" for value in read)
         return "right" if is_read else "wrong"
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """What enters the block and what leaves it."""
+        run = self._run()
+        entering, leaving = _value(run.inputs[self.path]), _value(run.outputs[self.path])
+        assert entering is not None
+        assert leaving is not None
+        return entering, leaving
 
     def _is_sequential(self) -> bool | None:
         """Whether the MLP reads what attention or the mixer gives; None if it is not known how to

@@ -8,7 +8,10 @@ own by the rounding of the bridge's own attention.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -33,6 +36,8 @@ def bridge(subject: Subject) -> Any:
     amount of memory again. The module itself is not touched.
 
     Nothing is downloaded: the bridge gets the subject's own weights and tokenizer, if it has one.
+    Where its decoding on a cache gives other tokens than its decoding without (TransformerLens 4.3
+    with transformers 5.24), its `generate` is set to decode without, with a warning.
 
     Raises:
         ValueError: an architecture that TransformerLens does not know.
@@ -43,7 +48,7 @@ def bridge(subject: Subject) -> Any:
     config = getattr(module, "config", None)
     name = (getattr(config, "architectures", None) or [type(module).__name__])[0]
     try:
-        return build_bridge_from_module(
+        made = build_bridge_from_module(
             module, name, hf_config=config, tokenizer=copy.deepcopy(subject.tokenizer)
         )
     except ValueError as error:
@@ -51,6 +56,30 @@ def bridge(subject: Subject) -> Any:
             f"TransformerLens cannot wrap {name} ({error}): "
             "use subject.intervened(plan) or the nnsight adapter"
         ) from error
+    if not _cache_is_right(made):
+        versions = [f"{package} {version(package)}" for package in _PACKAGES]
+        warnings.warn(
+            f"{' with '.join(versions)} decodes other tokens of {name} on its cache than without: "
+            "this bridge's generate decodes without",
+            stacklevel=2,
+        )
+        made.generate = partial(made.generate, use_past_kv_cache=False)
+    return made
+
+
+_PACKAGES = ("transformer-lens", "transformers")
+
+
+def _cache_is_right(bridge: Any) -> bool:
+    """Whether a bridge decodes the same tokens on its cache as without it."""
+    device = next(bridge.parameters()).device
+    prompt = torch.arange(1, 5, device=device)[None]
+    settings = {"max_new_tokens": 4, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    found = [
+        bridge.generate(prompt, use_past_kv_cache=uses_cache, **settings)
+        for uses_cache in (True, False)
+    ]
+    return torch.equal(*found)
 
 
 def logits(

@@ -132,9 +132,12 @@ class Clock:
             return
         self.uncounted = ""
         try:
-            self.offset = int(caches[0].get_seq_length())
+            length = caches[0].get_seq_length()
         except ValueError:
-            # transformers raises it for caches of recurrent states alone.
+            length = None  # transformers raises it for caches of recurrent states alone
+        if length is not None:
+            self.offset = int(length)
+        else:
             self.uncounted = (
                 "the model's cache does not count positions: generate with use_cache=False"
             )

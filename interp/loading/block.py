@@ -188,6 +188,19 @@ class Block:
         """The child of the block that a path is in."""
         return path.removeprefix(f"{self.call.path}.").partition(".")[0]
 
+    def follows_experts(self, projection: Call | None) -> bool:
+        """Whether routed experts feed a projection: its inputs are then sums over experts, no
+        neurons."""
+        experts = self._experts()
+        if projection is None or experts is None:
+            return False
+        experts_path = f"{self.call.path}.{experts}"
+        if projection.path.startswith(f"{experts_path}."):
+            return False
+        same_child = self._child(experts_path) == self._child(projection.path)
+        ends = [call.end for call in self.inner if f"{call.path}.".startswith(f"{experts_path}.")]
+        return same_child and bool(ends) and max(ends) < projection.start
+
     def search_shared_expert(self) -> Search | None:
         """The search for the out-projection of the expert of a mixture that every token goes to."""
         experts = self._experts()
@@ -435,9 +448,12 @@ def _added(term: Term) -> Place:
 
 
 def _sum_of(terms: Sequence[Term], start: Place | None) -> Place:
-    """The sum of what terms add, on top of another place."""
+    """The sum of what terms add, on top of another place.
+
+    In the order in which they are computed: a sum is seen where its last term is.
+    """
     total = start
-    for term in terms:
+    for term in sorted(terms, key=lambda term: term.call.end):
         total = replace(_added(term), onto=total)
     assert total is not None
     return total

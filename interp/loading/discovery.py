@@ -182,7 +182,8 @@ class _Survey:
             neurons = {block: block.search_neurons() for block in blocks}
             find_projections(self.module, probe, _present(neurons.values()))
         for block, search in neurons.items():
-            block.neurons = block.neurons if search is None else search.found
+            if search is not None and not block.follows_experts(search.found):
+                block.neurons = search.found
         shared = {block: block.search_shared_expert() for block in blocks if block.neurons is None}
         find_projections(self.module, probe, _present(shared.values()))
         for block, search in shared.items():

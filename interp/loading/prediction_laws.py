@@ -3,6 +3,7 @@
 - Its logits are finite.
 - It is causal: changing a later token changes no logit that predicts an earlier one. Without that,
   what a model predicts of a text is not what it would generate.
+- Each row of a batch is a text of its own: what it predicts does not depend on the others.
 - Its cache agrees with whole forwards: after new tokens one by one or several at once, after
   forgetting some of them, and for some of the rows. A model whose cache does not is decoded by
   whole forwards.
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp.errors import LoadError
+from interp.errors import HookError, LoadError, SiteError
 from interp.hooks.hooks import Clock, tapped
 from interp.hooks.modes import checkpointing_off, dropout_off, random_state_kept
 from interp.loading.probes import Bare
@@ -44,6 +45,8 @@ _COLUMNS = 256  # of the vocabulary, compared
 _ROUNDING = 3e-4
 _ROUNDING_UNITS = 8  # of the precision, where that is more
 _LARGEST_ROUNDING = 0.1  # also for weights in 8 bits, of which a unit is an eighth
+
+_ROWS_MAY_ROUND = 10  # times as much as one row: what all rows hold may decide how each is rounded
 
 _OWN_FORWARD = "it has a forward= of its own, which has no cache"
 
@@ -85,7 +88,17 @@ class Trial:
 
     def run(self) -> None:
         """Does the forward, and keeps a sample of its logits."""
-        predicted = self.forward(self.module, self.batch, self.batch.length - 1)
+        try:
+            predicted = self.forward(self.module, self.batch, self.batch.length - 1)
+        except (HookError, LoadError, SiteError):
+            raise
+        except Exception as error:
+            rows, length = self.batch.tokens.shape
+            raise LoadError(
+                f"{type(self.module).__name__} cannot read {rows} rows of {length} token ids "
+                f"({type(error).__name__}: {_first_line(error)}). Pass interp.load an example= "
+                "Batch that it can read, or a forward= that calls it with what it needs"
+            ) from error
         self._check_finite(predicted)
         self.logits = _sample(predicted)
 
@@ -126,7 +139,7 @@ def verify_prediction(trial: Trial, anatomy: Anatomy) -> Prediction:
         How the model predicts.
 
     Raises:
-        LoadError: the model sees later tokens.
+        LoadError: the model sees later tokens, or other rows of a batch.
     """
     stepwise = stepwise_of(trial.module)
     with (
@@ -138,6 +151,7 @@ def verify_prediction(trial: Trial, anatomy: Anatomy) -> Prediction:
         if isinstance(stepwise, OneByOne):
             return _verify_one_by_one(trial, stepwise, anatomy)
         _check_causality(trial, stepwise, anatomy)
+        _check_rows(trial)
     decoding = Decoding(cached=False, reason=_OWN_FORWARD)
     if not trial.own_forward:
         # A network that implements Stepwise is made for this toolkit, and so is its cache.
@@ -152,7 +166,7 @@ def _verify_one_by_one(trial: Trial, stepwise: OneByOne, anatomy: Anatomy) -> Pr
         reason = "it has no cache"
         if trial.batch.conditioning:
             reason = "its example has conditioning, with which no cache is verified"
-        elif stepwise.new_cache() is not None:
+        elif _has_cache(stepwise):
             verified = _try_cache(trial, stepwise)
             if isinstance(verified, Prediction):
                 return verified
@@ -163,8 +177,16 @@ def _verify_one_by_one(trial: Trial, stepwise: OneByOne, anatomy: Anatomy) -> Pr
                 stacklevel=4,
             )
     lookups, lead = _check_causality(trial, stepwise, anatomy)
+    _check_rows(trial)  # where a cache is verified, it read a row alone
     context = _positions(lookups, trial.batch.length, lead)
     return Prediction(Decoding(cached=False, reason=reason), context, lead)
+
+
+def _has_cache(stepwise: OneByOne) -> bool:
+    try:
+        return stepwise.new_cache() is not None
+    except Exception:  # noqa: BLE001 - it has one that cannot be made; trying it says why
+        return True
 
 
 def _sample(logits: Tensor) -> Float[Tensor, "batch position columns"]:
@@ -294,6 +316,27 @@ def _confirm(trial: Trial, changed: Tensor, earlier: Tensor) -> None:
 def _seeded(trial: Trial, tokens: Tensor) -> Tensor:
     torch.manual_seed(0)
     return trial.predict(tokens)
+
+
+# Rows -----------------------------------------------------------------------------------------
+
+
+def _check_rows(trial: Trial) -> None:
+    """Raises LoadError for a model in which the rows of a batch affect one another."""
+    tokens = trial.batch.tokens
+    others = tokens.clone()
+    others[1:] = tokens[:1].roll(3, dims=1)
+    differences = _differences(_seeded(trial, tokens), _seeded(trial, others))[0]
+    # Rounding may send a token to another expert, which changes single positions. Other rows that
+    # are seen change most.
+    changed = differences.median().item()
+    if changed > _ROWS_MAY_ROUND * trial.rounding:
+        raise LoadError(
+            f"{type(trial.module).__name__} sees other rows of a batch: on a few tokens, changing "
+            f"the other rows changed logits of the first by {changed:.2g} of their spread, so that "
+            "what is measured of a text would depend on what is beside it. Expected one text per "
+            "row: pass interp.load a forward= that calls the model so"
+        )
 
 
 # Positions ------------------------------------------------------------------------------------

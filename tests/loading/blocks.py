@@ -90,6 +90,12 @@ class Both(Convolving):
         return x + self.mlp(x)
 
 
+class AttentionThenMixer(Both):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.beside(self.before(x)) + self.attention(x)
+        return x + self.mlp(x)
+
+
 class OnlyMLP(Block):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(x)
@@ -139,6 +145,67 @@ class Routed(Block):
 
 class Shared(Routed):
     shared = True
+
+
+class NarrowExperts(nn.Module):
+    """Experts that work in a narrow space, from which one projection leads back for all of them.
+
+    Their weights stand apart, or in one tensor.
+    """
+
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        self.mixture = Mixture(shared=False)
+        self.out = nn.Linear(WIDTH, WIDTH, bias=False)
+        if fused:
+            self.mixture.experts = FusedExperts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.mixture.experts, FusedExperts):
+            return self.out(self.mixture.experts(x, self.mixture.router(x).argmax(-1)))
+        return self.out(self.mixture(x))
+
+
+class FusedExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(4, 16, WIDTH) / 4)
+        self.down = nn.Parameter(torch.randn(4, WIDTH, 16) / 4)
+
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        inner = nn.functional.gelu(torch.einsum("bpw,bpnw->bpn", x, self.up[chosen]))
+        return torch.einsum("bpn,bpwn->bpw", inner, self.down[chosen])
+
+
+class Narrow(Block):
+    fused = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture = NarrowExperts(fused=self.fused)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.mixture(self.between(x))
+
+
+class NarrowFused(Narrow):
+    fused = True
+
+
+class Listed(Block):
+    """A dense MLP whose layers are a list, which is no mixture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, 24), nn.Linear(24, 24), nn.Linear(24, WIDTH)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        inner = self.between(x)
+        for layer in self.layers[:-1]:
+            inner = nn.functional.gelu(layer(inner))
+        return x + self.layers[-1](inner)
 
 
 class LowRank(nn.Module):

@@ -83,6 +83,7 @@ def test_each_name_is_the_half_it_says(kind, halves):
         (blocks.InWholeNumbers, "neurons", "down"),
         (blocks.Gated, "heads", "attn.out"),
         (blocks.OnlyMLP, "neurons", "down"),
+        (blocks.Listed, "neurons", "layers.2"),
     ],
 )
 def test_units_are_at_the_module_whose_input_they_are(kind, point, path):
@@ -127,10 +128,25 @@ def test_two_mixers_side_by_side_have_a_name_each():
     assert str(found.anatomy.place("blocks.0.heads")) == "trunk.0.beside.out:in"
 
 
+@pytest.mark.parametrize("kind", [blocks.Both, blocks.AttentionThenMixer])
+def test_the_stream_after_two_mixers_holds_both_in_whatever_order_they_run(kind):
+    found = subject(kind)
+    sites = ["resid_pre", "attn_out", "mixer_out"]
+    batch = tiny.batch("llama")
+    at = {name: tiny.values_by_hand(found, batch, f"blocks.0.{name}") for name in sites}
+    added = at["resid_pre"] + at["attn_out"] + at["mixer_out"]
+    [site] = found.anatomy.expand("blocks.0.resid_mid")
+    with interp.captured(found, (site,)) as values:
+        found.logits(batch)
+    torch.testing.assert_close(values[site].detach(), added)
+
+
 @pytest.mark.parametrize(
     ("kind", "site", "reason"),
     [
         (blocks.Routed, "neurons", "mixture of experts"),
+        (blocks.Narrow, "neurons", "mixture of experts"),
+        (blocks.NarrowFused, "neurons", "mixture of experts"),
         (blocks.Beside, "neurons", "no projection|not resid_post"),
         (blocks.Streams, "resid_post", "several residual streams"),
         (blocks.Streams, "neurons", "several residual streams"),

@@ -270,11 +270,52 @@ class Noisy(nn.Module):
         return self.block(x + torch.randn_like(x))
 
 
-@pytest.mark.parametrize("block", [lambda: Crowded(1e-2), Noisy], ids=["rows", "random"])
+@pytest.mark.parametrize("block", [lambda: Crowded(2e-3), Noisy], ids=["rows", "random"])
 def test_rounding_and_random_numbers_are_no_sight_of_later_tokens(block: Callable[[], nn.Module]):
     before = torch.random.get_rng_state()
     loaded(tiny.seeded(lambda: tiny.Language(block(), block())))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Mixed(nn.Module):
+    """A block that adds to each row a share of the mean of all rows, position by position, as in
+    models whose rows are the codebooks of one sequence."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.block, self.share = tiny.Block(32, tiny.HEADS, causal=True), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x + self.share * x.mean(0, keepdim=True))
+
+
+def codebooks() -> nn.Module:
+    """MusicGen, which takes the codebooks of a piece as rows."""
+    config = transformers.MusicgenDecoderConfig(
+        vocab_size=67,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        num_codebooks=2,
+        pad_token_id=0,
+        bos_token_id=1,
+    )
+    return tiny.seeded(lambda: transformers.MusicgenForCausalLM(config))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tiny.seeded(lambda: tiny.Language(Mixed(1.0), Mixed(1.0))),
+        lambda: tiny.seeded(lambda: tiny.Language(Mixed(0.05))),
+        codebooks,
+    ],
+    ids=["mean", "a little", "codebooks"],
+)
+def test_a_model_whose_rows_see_each_other_is_refused(make: Callable[[], nn.Module]):
+    with pytest.raises(interp.LoadError, match=r"sees other rows .* one text per row"):
+        loaded(make())
 
 
 def overflowing() -> list[nn.Module]:

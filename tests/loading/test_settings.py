@@ -4,6 +4,7 @@ checkpointing, with weights on disk. Numbers are those of the plain model, or re
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,90 @@ def test_offloaded_weights_that_are_not_finite_are_refused(tmp_path: Path):
     layer._hf_hook.weights_map["weight"][3, 4] = float("nan")
     with pytest.raises(interp.LoadError, match=r"NaN or infinity: model\.layers\.1\.mlp\.down"):
         interp.load(module)
+
+
+def on_all_layers(*, use_dora: bool) -> Any:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=4, target_modules="all-linear", use_dora=use_dora, init_lora_weights=False
+    )
+    return peft.get_peft_model(tiny.model("llama"), config)
+
+
+def switched_off() -> Any:
+    module = on_all_layers(use_dora=False)
+    module.base_model.disable_adapter_layers()
+    return module
+
+
+def rescaled() -> Any:
+    """(IA)^3: a learned factor on each neuron, inside the projection that the neurons enter."""
+    peft = pytest.importorskip("peft")
+    config = peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+        init_ia3_weights=False,
+    )
+    return peft.get_peft_model(tiny.model("llama"), config)
+
+
+def soft_prompt(kind: str) -> Any:
+    peft = pytest.importorskip("peft")
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    return peft.get_peft_model(tiny.model("llama"), config)
+
+
+ADAPTED: dict[str, Callable[[], Any]] = {
+    "lora": lambda: on_all_layers(use_dora=False),
+    "dora": lambda: on_all_layers(use_dora=True),
+    "switched off": switched_off,
+    "ia3": rescaled,
+    "soft prompt": lambda: soft_prompt("PromptTuningConfig"),
+    "prefix": lambda: soft_prompt("PrefixTuningConfig"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*decoded by whole forwards")
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_a_model_under_peft_is_measured_with_its_adapter(kind: str):
+    module = tiny.seeded(ADAPTED[kind], torch.float32, 0)
+    subject, batch = interp.load(module), tiny.batch("llama", rows=2, prompt=4)
+    virtual = 3 if kind == "soft prompt" else 0
+
+    def by_hand(tokens: torch.Tensor) -> torch.Tensor:
+        return module(tokens).logits[:, virtual:]
+
+    with torch.no_grad():
+        assert torch.equal(subject.logits(batch)[:, 1:], by_hand(batch.tokens)[:, :-1])
+        tokens = batch.tokens[:, :4]
+        for _ in range(4):
+            tokens = torch.cat([tokens, by_hand(tokens)[:, -1:].argmax(-1)], dim=1)
+        assert torch.equal(subject.generate(batch.tokens[:, :4], 4), tokens[:, 4:])
+
+    # Units are at the module whose input they are, the adapter's branches included.
+    site = "blocks.1.neurons"
+    wrapper = subject.module.get_submodule(subject.anatomy.place(site).path)
+    assert (
+        type(wrapper).__module__.startswith("peft" if not virtual else "torch") or kind == "prefix"
+    )
+    with torch.no_grad(), subject.intervened(interp.Zero(subject.units(site))):
+        ours = subject.logits(batch)[:, 1:]
+    handle = wrapper.register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]),))
+    with torch.no_grad():
+        assert torch.equal(ours, by_hand(batch.tokens)[:, :-1])
+    handle.remove()
+
+
+def test_an_adapter_that_is_off_is_the_plain_model_but_no_resumed_scan_takes_it_for_on():
+    module = tiny.seeded(ADAPTED["lora"], torch.float32, 0)
+    subject = interp.load(module)
+    with_adapter, batch = subject.fingerprint, tiny.batch("llama", rows=2, prompt=4)
+    with torch.no_grad():
+        adapted = subject.losses(batch)
+    module.base_model.disable_adapter_layers()
+    assert subject.fingerprint != with_adapter
+    plain = interp.load(copy.deepcopy(module).unload())
+    assert_equal(numbers(subject, "llama"), numbers(plain, "llama"))
+    with torch.no_grad():
+        assert not torch.allclose(subject.losses(batch), adapted)

@@ -48,7 +48,7 @@ def bridge(subject: Subject) -> Any:
     config = getattr(module, "config", None)
     name = (getattr(config, "architectures", None) or [type(module).__name__])[0]
     try:
-        made = build_bridge_from_module(
+        made: Any = build_bridge_from_module(
             module, name, hf_config=config, tokenizer=copy.deepcopy(subject.tokenizer)
         )
     except ValueError as error:

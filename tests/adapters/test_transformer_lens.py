@@ -80,6 +80,26 @@ def test_positions_are_absolute_under_generation(kind):
     assert found[:, 4:].tolist() == wanted.tolist()
 
 
+def test_a_bridge_whose_cache_decodes_other_tokens_decodes_without_it(monkeypatch):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    right = TransformerBridge.generate
+
+    def with_a_broken_cache(self, prompt, *, use_past_kv_cache=True, **settings):
+        found = right(self, prompt, use_past_kv_cache=False, **settings)
+        return (found + 1) % tiny.VOCABULARY if use_past_kv_cache else found
+
+    monkeypatch.setattr(TransformerBridge, "generate", with_a_broken_cache)
+    subject, prompt = tiny.subject("llama"), example("llama").tokens[:1, :4]
+    with pytest.warns(
+        UserWarning, match="transformer-lens .* with transformers .* decodes without"
+    ):
+        found = adapter.bridge(subject).generate(
+            prompt, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False
+        )
+    assert found[:, 4:].tolist() == subject.generate(prompt, 4).tolist()
+
+
 def test_sites_it_cannot_name_are_refused():
     policy = tiny.subject("policy")
     with pytest.raises(SiteError, match=r"decoder.blocks.1.neurons has no TransformerLens name"):

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from interp.experiment.experiment import Experiment
+from interp.experiment.paper_pages import outdated_results
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -16,6 +18,8 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 def check_columns(experiment: Experiment, tables: Mapping[str, pd.DataFrame]) -> None:
     """The tables have the columns of the committed ones, up to numbers in their names. So the figures, which are tested on those,
     can be drawn from these: drawing them here too would cost as much as all that they show."""
+    if "small" in outdated_results(EXPERIMENTS / experiment.name):
+        pytest.skip(f"the committed tables of {experiment.name} are to be made again")
     folder = EXPERIMENTS / experiment.name / "results" / "small" / "tables"
     for name in experiment.tables:
         committed = pd.read_parquet(folder / f"{name}.parquet")

@@ -17,6 +17,7 @@ So no number is typed twice, and a page cannot drift away from what was measured
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -61,12 +62,33 @@ def write_pages(experiments: Path, pages: Path) -> list[Path]:
         name = template.parent.name
         results = claims_by_result(experiments, name)
         text = page(template.read_text(), results, str(template.relative_to(experiments.parent)))
+        title, _, rest = text.partition("\n")
+        notes = [
+            f"\n> The result `{result}` is to be made again: {why}\n"
+            for result, why in outdated_results(template.parent).items()
+        ]
+        text = "\n".join([title, *notes, rest])
         file = pages / f"{name}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
         with replaced(file) as temporary:
             temporary.write_text(text)
         written.append(file)
     return written
+
+
+def outdated_results(experiment: Path) -> dict[str, str]:
+    """Returns the results of an experiment that its own code of today would not give, with the
+    reason: the field `outdated` of their config.json.
+
+    Args:
+        experiment: folder of the experiment.
+    """
+    found: dict[str, str] = {}
+    for file in sorted(experiment.glob("results/*/config.json")):
+        config = json.loads(file.read_text())
+        if "outdated" in config:
+            found[file.parent.name] = config["outdated"]
+    return found
 
 
 def claims_by_result(experiments: Path, name: str) -> dict[str, dict[str, Mapping[str, Any]]]:

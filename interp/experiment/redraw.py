@@ -35,10 +35,12 @@ def redraw(folder: str | Path, *, rejudged: bool = False) -> Results:
         OSError: a file is missing.
         LookupError: config.json names an experiment that does not exist.
         ValueError: the tables give other numbers, verdicts or claims than those in claims.json, and
-            not `rejudged`.
+            not `rejudged`; or config.json says that the results are outdated.
     """
     place = Path(folder)
     config = json.loads((place / "config.json").read_text())
+    if "outdated" in config:
+        raise ValueError(f"{place} cannot be drawn again, only made again: {config['outdated']}")
     written = json.loads((place / "claims.json").read_text())
     before = [Claim(**claim) for claim in written]
     files = sorted((place / "tables").glob("*.parquet"))

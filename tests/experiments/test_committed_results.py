@@ -183,7 +183,7 @@ COMMITTED = EXPERIMENTS / "localization_benchmarks" / "results" / "small"
 def copied(tmp_path):
     """A copy of a committed result, with statements and a figure of an earlier day."""
     place = tmp_path / "small"
-    shutil.copytree(COMMITTED, place)
+    shutil.copytree(current(COMMITTED), place)
     claims = json.loads((place / "claims.json").read_text())
     for claim in claims:
         claim["statement"] = "as it was once said"

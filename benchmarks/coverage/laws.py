@@ -17,18 +17,10 @@ import interp
 from benchmarks.coverage.architectures import LARGEST_ID
 from benchmarks.coverage.names import Parts, parts
 from interp.hooks.hooks import Clock, Visit, tapped
+from interp.sites.site import BLOCK_POINTS
 from interp.subject.decoding import Decoder
 
-POINTS = (
-    "resid_pre",
-    "heads",
-    "attn_out",
-    "mixer_out",
-    "resid_mid",
-    "neurons",
-    "mlp_out",
-    "resid_post",
-)
+POINTS = tuple(point for point in BLOCK_POINTS if point != "block_out")  # it follows from others
 ROWS, LENGTH, PROMPT = 3, 16, 8
 SHARE = 1e-4  # how far a number may be off, as a share of the largest
 

@@ -39,6 +39,17 @@ def _per_seed(frame: pd.DataFrame, by: list[str], value: str, name: str) -> pd.D
     return frame.groupby([*by, "seed"], sort=False)[value].mean().rename(name).reset_index()
 
 
+def _above_chance(draw_lines: Draw) -> Draw:
+    """Draws accuracies of probes, with the level of chance."""
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        draw_lines(part, axes)
+        level(axes, part["chance"].mean(), "by chance (most frequent value)")
+        axes.set_ylim(-0.04, 1.06)
+
+    return draw
+
+
 def _trained(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with the stage "end" named as a reader would."""
     return frame.assign(stage=frame["stage"].replace({"end": "trained"}))
@@ -95,15 +106,10 @@ def decoding(probes: pd.DataFrame) -> Figure:
         spread="line",
     )
 
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        draw_lines(part, axes)
-        level(axes, part["chance"].mean(), "by chance (most frequent value)")
-        axes.set_ylim(-0.04, 1.06)
-
     return panels(
         shown,
         ["task", "where"],
-        draw,
+        _above_chance(draw_lines),
         title="What can be read from the residual stream, at each depth: probes for intermediate "
         "results and inputs, on memorized items, test items and in an untrained model",
         key=over_seeds(shown, "point") + "; points side by side are at the same depth",
@@ -210,15 +216,10 @@ def erased(table: pd.DataFrame) -> Figure:
         spread="line",
     )
 
-    def draw(part: pd.DataFrame, axes: Axes) -> None:
-        draw_lines(part, axes)
-        level(axes, part["chance"].mean(), "by chance (most frequent value)")
-        axes.set_ylim(-0.04, 1.06)
-
     return panels(
         _trained(shown.replace({"removed": names})),
         ["task", "stage"],
-        draw,
+        _above_chance(draw_lines),
         title="Is the intermediate result erased? What a new probe reads when directions are "
         "removed after the first block",
         key=over_seeds(shown, "point"),

@@ -74,7 +74,7 @@ def judge(
     Example:
         >>> from interp.experiment.checks import at_least, below
         >>> from interp.experiment.claims import judge
-        >>> from interp.reporting.stats import Interval, false_discovery
+        >>> from interp.reporting.stats import Interval
         >>> judge(Interval(0.02, 0.01, 0.03, 5), at_least(0.05), below(0))
         'not reproduced'
     """
@@ -135,9 +135,8 @@ def measured_in_words(claim: Mapping[str, Any], digits: int) -> str:
     """
     if claim["measured"] is None:
         return "not measured"
-    low = claim["low"]
-    high = claim["high"]
-    return f"{claim['measured']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    estimate, low, high = (f"{claim[name]:.{digits}f}" for name in ("measured", "low", "high"))
+    return f"{estimate} [{low}, {high}]"
 
 
 def both_verdicts(claim: Mapping[str, Any]) -> str:

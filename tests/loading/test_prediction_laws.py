@@ -310,8 +310,10 @@ def codebooks() -> nn.Module:
         lambda: tiny.seeded(lambda: tiny.Language(Mixed(1.0), Mixed(1.0))),
         lambda: tiny.seeded(lambda: tiny.Language(Mixed(0.05))),
         codebooks,
+        lambda: tiny.seeded(lambda: tiny.Language(Mixed(0.3)), torch.bfloat16),
+        lambda: codebooks().bfloat16(),
     ],
-    ids=["mean", "a little", "codebooks"],
+    ids=["mean", "a little", "codebooks", "in bfloat16", "codebooks in bfloat16"],
 )
 def test_a_model_whose_rows_see_each_other_is_refused(make: Callable[[], nn.Module]):
     with pytest.raises(interp.LoadError, match=r"sees other rows .* one text per row"):

@@ -3,6 +3,7 @@ scores or the smallest absolute ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,19 @@ def _draw(subject: Subject, sites: Places, rng: np.random.Generator) -> dict[Sit
     return {site: rng.random(width) for site, width in widths.items()}
 
 
+def _of_each_window(
+    subject: Subject,
+    memorized: Batches,
+    reference: Batches | None,
+    sites: Places,
+    of: str,
+    options: Mapping[str, Any],
+) -> Scores:
+    """The scores that another method gives to each window."""
+    scores = localize_each(subject, memorized, reference, of, sites, **options)
+    return stack_rows([one.values for one in scores])
+
+
 def _lowest_each(
     subject: Subject,
     memorized: Batches,
@@ -65,9 +79,8 @@ def _lowest_each(
     of: str = "gradient_x_activation",
     **options: Any,
 ) -> Scores:
-    rows = localize_each(subject, memorized, reference, of, sites, **options)
-    stacked = stack_rows([row.values for row in rows])
-    return {site: -values for site, values in stacked.items()}
+    rows = _of_each_window(subject, memorized, reference, sites, of, options)
+    return {site: -values for site, values in rows.items()}
 
 
 @method("lowest", each=_lowest_each)
@@ -108,9 +121,8 @@ def _smallest_each(
     of: str = "gradient_x_activation",
     **options: Any,
 ) -> Scores:
-    rows = localize_each(subject, memorized, reference, of, sites, **options)
-    stacked = stack_rows([row.values for row in rows])
-    return {site: -np.abs(values) for site, values in stacked.items()}
+    rows = _of_each_window(subject, memorized, reference, sites, of, options)
+    return {site: -np.abs(values) for site, values in rows.items()}
 
 
 @method("smallest", each=_smallest_each)

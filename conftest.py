@@ -21,7 +21,7 @@ def example_names() -> dict[str, Any]:
     `subject` was trained on windows of 16 letters of the first four of the eight `texts`, each of
     32 random letters, and continues 8 letters of them with the 8 that follow. `frame` is the scan
     of all texts, `memorized` and `control` are its windows of either kind, and `batch` the
-    memorized ones as a Batch.
+    memorized ones as a Batch. `untrained` is `subject` before training.
     """
     import letters
     import numpy as np
@@ -40,6 +40,7 @@ def example_names() -> dict[str, Any]:
         "pd": pd,
         "torch": torch,
         "subject": subject,
+        "untrained": letters.subject(),
         "texts": texts,
         "frame": frame,
         "memorized": memorized,

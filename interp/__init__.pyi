@@ -30,6 +30,9 @@ from .localization.registry import localize as localize
 from .memorization.extraction import discoverable as discoverable
 from .memorization.extraction import scan as scan
 from .memorization.matched_controls import split as split
+from .memorization.membership.corpus import membership as membership
+from .memorization.membership.roc import roc as roc
+from .memorization.membership.token_map import token_map as token_map
 from .mitigation.extraction_drop import extraction_drop as extraction_drop
 from .reporting import plotting as plotting
 from .reporting import stats as stats

@@ -1,5 +1,6 @@
 """The command line: `interp scan | localize | ablate` for the main job on your own model and data,
-`interp demo` to see it on an example, `interp reproduce | redraw | claims` for the experiments."""
+`interp membership` for what it was trained on, `interp demo` to see the main job on an example,
+`interp reproduce | redraw | claims` for the experiments."""
 
 from __future__ import annotations
 
@@ -269,6 +270,93 @@ def ablate(
     }
     shown = _after_ablation(report)
     _print(as_json, summary, shown, "after ablation (every measure is in drop.parquet)")
+
+
+@app.command()
+@_plain_errors
+def membership(
+    model: Model,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="What the model may have been trained on: text files, .jsonl, .ndjson or .json "
+            "files with a `text` field, or folders of them."
+        ),
+    ],
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model with the same tokenizer that was not trained on the texts, such as the "
+            "model before it was fine-tuned. May be given several times. Without one, scores "
+            "mostly say how predictable a text is."
+        ),
+    ] = None,
+    non_members: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--nonmembers",
+            help="Texts like the others that the model was certainly not trained on, to measure "
+            "how well each score tells the two apart. May be given several times.",
+        ),
+    ] = None,
+    out: ResultsOut = None,
+    length: Annotated[
+        int | None,
+        typer.Option(help="Number of tokens to measure of each text; all by default.", min=1),
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = 8,
+    bos: Bos = True,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Score how likely texts are ones that a model was trained on.
+
+    In every score, higher means more likely. `ratio` is how much better the model predicts a text
+    than the reference models do, in nats per token; `informia` is the same token by token. With
+    --nonmembers the scores are judged: `auc` is how often one of the texts scores above a
+    non-member, and `tpr at 1%` the share of the texts that is found when 1% of the non-members are
+    taken for members.
+
+    Writes membership.parquet, with one row per text, and membership.png.
+
+    Example: `interp membership fine-tuned/ texts/ --reference before/ --nonmembers others/
+    --out out/membership`
+    """
+    from interp.cli.membership import judged, score_files
+    from interp.files import writable
+    from interp.loading.load import load
+
+    place = writable(out or Path("out/membership"))
+    subject = load(model, dtype=dtype, device=device)
+    references = [load(each, dtype=dtype, device=device) for each in reference or ()]
+    _advise_on_precision(subject)
+    frame = score_files(
+        subject,
+        references,
+        sources,
+        non_members or (),
+        place,
+        length=length,
+        batch_size=batch_size,
+        bos=bos,
+    )
+    summary = {
+        "texts": len(frame),
+        "skipped": frame.attrs["skipped"],
+        "references": len(references),
+        "device": str(subject.device),
+        "out": str(place),
+    }
+    if non_members:
+        _print(as_json, summary, judged(frame), "how well each score tells members")
+    else:
+        score = "ratio" if references else "loss"
+        best = frame.sort_values(score, ascending=False).head(10)
+        shown = best[["text", "tokens", score, "beginning"]]
+        _print(as_json, summary, shown, f"most likely members, by {score}")
+    if not references and not as_json:
+        _advise("without --reference, a text that anyone can predict scores as high as a member")
 
 
 @app.command()

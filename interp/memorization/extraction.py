@@ -27,6 +27,7 @@ from torch import Tensor
 
 from interp.hooks.clock import prompt_length
 from interp.hooks.modes import checkpointing_off
+from interp.memorization.same_tokenizer import check_same_tokenizer
 from interp.memorization.shards import Shards
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch, token_ids
@@ -93,6 +94,7 @@ def scan(
     decode_from: float = 0.5,
     folder: str | Path | None = None,
     bos: bool = True,
+    reference: Subject | None = None,
 ) -> pd.DataFrame:
     """Measures, for every window of a corpus, how much of its suffix the model continues verbatim.
 
@@ -114,6 +116,8 @@ def scan(
             with them do not get them twice: they are taken off and put in front of each window,
             but for a text that with its start tokens is exactly one window, which stays as it is.
             A Batch is measured as it is.
+        reference: a model with the same tokenizer that was not trained on the texts. What it also
+            finds likely is likely text; what only `subject` does is memorized (arXiv 2602.18733).
 
     Returns:
         A frame with one row per window:
@@ -124,6 +128,8 @@ def scan(
         - `run`: length of the longest run of hits;
         - `accuracy`: fraction of hits;
         - `log_p`: log-probability of the suffix, in nats;
+        - with a reference model: `log_p_reference`, the same under it, and `log_ratio`, how much
+          larger `log_p` is;
         - `similarity`: 1 - edit distance / length between the greedy continuation and the suffix,
           in tokens; NaN where the window was not decoded;
         - `prompt`, `suffix`: the two parts as they read in the text, if the subject has a
@@ -138,8 +144,8 @@ def scan(
     Raises:
         ValueError: if a number is too small, if what is given is not texts (the message gives the
             number of the text), if no text is as long as one window, if a window is longer than the
-            model has positions for, if a logit is NaN or infinite, or if `folder` holds a scan of
-            something else.
+            model has positions for, if a logit is NaN or infinite, if the reference model has
+            another tokenizer, or if `folder` holds a scan of something else.
 
     Example:
         >>> frame = interp.scan(subject, texts, prefix=8, length=8)
@@ -191,13 +197,16 @@ def scan(
         "stride": stride,
         "decode_from": decode_from,
         "bos": list(start_tokens),
+        "reference": None if reference is None else reference.fingerprint,
     }
+    if reference is not None:
+        check_same_tokenizer(subject, [reference], bos=bos)
     with Shards(folder, about | {"model parts": parts}) as shards, evaluating(subject):
         _skip_known(stream, shards)
         limit = BatchLimit()
         for chunk in track(_chunks(stream, batch_size), "scanning"):
             measured = limit.run(
-                lambda part: _measure(subject, part, prefix, decode_from, groups), chunk
+                lambda part: _measure(subject, part, prefix, decode_from, groups, reference), chunk
             )
             for part, rows in measured:
                 if start_tokens:
@@ -236,18 +245,14 @@ def windows(
         ValueError: if `texts` is a single text or a table, or a text is neither a string nor a
             sequence of whole numbers; the message gives its number.
     """
-    for number, text in enumerate(_several(texts)):
-        is_text = isinstance(text, str)
-        try:
-            tokens = subject.tokens(text) if is_text else token_ids(text)
-        except ValueError as error:
-            raise ValueError(f"text {number}: {error}") from error
+    for number, (text, given) in enumerate(tokenized(subject, texts)):
         behind = bos
-        if bos and tuple(tokens[: len(bos)]) == bos:
-            if not is_text and len(tokens) == width:
+        tokens = given
+        if bos and tuple(given[: len(bos)]) == bos:
+            if not isinstance(text, str) and len(given) == width:
                 behind = ()  # a window by hand, whose start tokens are within it
             else:
-                tokens = tokens[len(bos) :]
+                tokens = given[len(bos) :]
         counts["texts"] += 1
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
@@ -271,6 +276,24 @@ def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:
 def _refuse_partial(batch: Batch) -> None:
     if batch.mask is not None or batch.scored is not None:
         raise ValueError("windows are scanned whole: expected a batch without `mask` and `scored`")
+
+
+def tokenized(subject: Subject, texts: Iterable[Text]) -> Iterator[tuple[Text, list[int]]]:
+    """Yields every text with its token ids, without start tokens but those it was given with.
+
+    Args:
+        subject: tokenizes strings.
+        texts: strings or sequences of token ids.
+
+    Raises:
+        ValueError: if `texts` is a single text or a table, or a text is neither a string nor a
+            sequence of whole numbers; the message gives its number.
+    """
+    for number, text in enumerate(_several(texts)):
+        try:
+            yield text, subject.tokens(text) if isinstance(text, str) else token_ids(text)
+        except ValueError as error:
+            raise ValueError(f"text {number}: {error}") from error
 
 
 def _several(texts: Iterable[Text]) -> Iterable[Text]:
@@ -316,6 +339,7 @@ def _measure(
     prefix: int,
     decode_from: float,
     groups: Groups | None,
+    reference: Subject | None,
 ) -> pd.DataFrame:
     """The rows of a scan for one batch of windows."""
     given: dict[str, list[Any]] = {}
@@ -337,6 +361,11 @@ def _measure(
     }
     forced = teacher_force(subject, batch, decode_from)
     frame = pd.DataFrame(columns | summary(forced, batch))
+    if reference is not None:
+        with evaluating(reference):
+            losses = reference.losses(batch)
+        frame["log_p_reference"] = -losses.sum(1).double().cpu().numpy()
+        frame["log_ratio"] = frame["log_p"] - frame["log_p_reference"]
     frame["tokens"] = [list(window.tokens) for window in chunk]
     for name, values in given.items():
         frame[GIVEN + name] = values

@@ -1,0 +1,3 @@
+from experiments.informia import EXPERIMENT
+
+EXPERIMENT.command()

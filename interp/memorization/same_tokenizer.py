@@ -1,0 +1,51 @@
+"""Whether two models read the same tokens: `check_same_tokenizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from interp.subject.subject import Subject
+
+# What tokenizers with the same words can still cut differently: capitals, accents, numbers, spaces.
+_PROBE = "The 1st naïve test, in 2026:\n\tdef f(x): return x**2  # ünïcode"
+
+
+def check_same_tokenizer(subject: Subject, references: Sequence[Subject], *, bos: bool) -> None:
+    """Checks that models read the same tokens, so that they can be compared token by token.
+
+    Models without a tokenizer are compared by the width of their predictions, when these are made.
+
+    Raises:
+        ValueError: with the first token, or the start tokens, in which two models differ.
+    """
+    for reference in references:
+        known = subject.tokenizer is not None and reference.tokenizer is not None
+        if not known:
+            continue
+        difference = _first_difference(subject.tokenizer, reference.tokenizer)
+        if difference is None and bos and subject.bos != reference.bos:
+            difference = f"start tokens {subject.bos} and {reference.bos}"
+        if difference is not None:
+            raise ValueError(
+                f"the reference model {reference.name} reads other tokens than {subject.name} "
+                f"({difference}): token by token, only models with the same tokenizer can be "
+                "compared"
+            )
+
+
+def _first_difference(tokenizer: Any, other: Any) -> str | None:
+    if tokenizer is other:
+        return None
+    words = tokenizer.get_vocab()
+    other_words = other.get_vocab()
+    for word, number in words.items():
+        if other_words.get(word) != number:
+            return f"{word!r} is token {number} and {other_words.get(word)}"
+    if len(words) != len(other_words):
+        return f"{len(words)} and {len(other_words)} words"
+    # The same words may be put together by other rules.
+    options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+    if tokenizer(_PROBE, **options)["input_ids"] != other(_PROBE, **options)["input_ids"]:
+        return "they cut a text into other tokens"
+    return None

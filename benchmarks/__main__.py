@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.timing import Row
 
-NAMES = ("imports", "memory", "recording", "extraction", "sweeping", "masks")
+NAMES = ("imports", "memory", "recording", "extraction", "membership", "sweeping", "masks")
 ALONE = ("screens", "coverage")  # run only when asked for
 
 

@@ -1,5 +1,5 @@
-"""Peak memory of `record` and of UnitMem over 200 and 2,000 sequences, each in a fresh process, on
-a small random model."""
+"""Peak memory of `record`, of `membership` and of UnitMem over 200 and 2,000 sequences, each in a
+fresh process, on a small random model."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 # the memory that 200 need.
 WORK = {
     "memory of record": ('interp.record(subject, stream, "neurons", reduce="mean_abs")', 1.05),
+    "memory of membership": (
+        "interp.membership(subject, (row for batch in stream for row in batch.tokens), subject)",
+        1.05,
+    ),
     "memory of UnitMem": ('localize(subject, stream, method="unitmem")', 1.2),
 }
 

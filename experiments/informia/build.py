@@ -37,6 +37,8 @@ TABLES = (
 _LIKELY_OFFSET = 0.3  # RMIA's `a` for pictures, its authors' value for CIFAR-10
 _TOP = 0.06  # share of the passages that count as highest-scoring: 60 of 1,000
 _IDENTITY_PASSAGES = 50
+# Columns of `membership` that are no scores, or are those of an attack that has its row already.
+_NO_ATTACKS = ["text", "tokens", "loss", "ratio", "informia_sum"]
 Tables = dict[str, pd.DataFrame]
 
 
@@ -131,13 +133,18 @@ def text(preset: Preset, seed: int, folder: Path) -> Tables:
         models = [_at(base, place, number, epochs) for number in range(pool.models)]
         for target, model in enumerate(models):
             about = {"data": "text", "epochs": epochs, "target": target, "references": 1}
-            scores = _scores(model, models, base, one_step, texts, pool, target)
+            ids = texts.pool.tokens.tolist()
+            scores = _against_untrained(model, models, ids, pool, target)
+            if epochs == preset.epoch:
+                for name, reference in (("base", base), ("one_step", one_step)):
+                    other = membership(model, ids, reference, batch_size=64)
+                    scores[f"informia_{name}"] = other["informia"]
             signals = _signals(model, models, scores, texts, pool, target)
             members = pool.members[target]
             found = attacks(
                 signals, preset.populations, preset.draws, a=1.0, seed=1000 * seed + target
             )
-            for name in scores.columns.difference(["text", "tokens", "loss", "ratio"]):
+            for name in scores.columns.difference(_NO_ATTACKS):
                 found.append(judged(str(name), scores[name], members, forwards=2 * len(scores)))
             rows += [{**about, **row} for row in found]
             losses.append(
@@ -208,25 +215,6 @@ def _one_step(settings: Prose, texts: prose.Corpus, seed: int) -> interp.Subject
     batch = texts.base.batch.rows(slice(0, settings.batch_size))
     fit(learner, [batch], 1, settings.base_lr)
     return learner
-
-
-def _scores(
-    model: interp.Subject,
-    models: list[interp.Subject],
-    base: interp.Subject,
-    one_step: interp.Subject,
-    texts: prose.Corpus,
-    pool: ReferencePool,
-    target: int,
-) -> pd.DataFrame:
-    """All scores of the pool's passages, in their order: with an untrained reference of the next
-    pair, and the token-level scores with two cheaper references."""
-    ids = texts.pool.tokens.tolist()
-    scores = _against_untrained(model, models, ids, pool, target)
-    for name, reference in (("base", base), ("one_step", one_step)):
-        other = membership(model, ids, reference, batch_size=64)
-        scores[f"informia_{name}"] = other["informia"]
-    return scores.drop(columns="informia_sum")
 
 
 def _against_untrained(

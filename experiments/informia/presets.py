@@ -70,7 +70,7 @@ class Prose:
     dose_epochs: int = 4
     batch_size: int = 16
     base_lr: float = 2e-3
-    lr: float = 1e-3
+    lr: float = 5e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ PRESETS = {
         epoch=4,
     ),
     "small": Preset(
-        seeds=5,
+        seeds=3,
         pictures=(
             Pictures(data="mnist", noise=0.0, pool=2000, population=3000, pairs=5, epochs=40),
             Pictures(data="mnist", noise=0.2, pool=2000, population=3000, pairs=5, epochs=40),

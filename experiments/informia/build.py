@@ -79,11 +79,14 @@ def classifiers(preset: Preset, settings: Pictures, seed: int, folder: Path) -> 
         for references in preset.references:
             if references >= settings.pairs:
                 continue
+            of_points = pool.untrained_on_population(
+                target, references, len(population), seed=1000 * seed + target
+            )
             signals = Signals(
                 target=log_p[target],
                 out=pool.choose(log_p, target, references),
                 population=log_p_population[target],
-                population_out=log_p_population[_both_of(pool, target, references)],
+                population_out=np.take_along_axis(log_p_population, of_points, axis=0),
                 members=pool.members[target],
             )
             about = {
@@ -108,12 +111,6 @@ def classifiers(preset: Preset, settings: Pictures, seed: int, folder: Path) -> 
     return tables
 
 
-def _both_of(pool: ReferencePool, target: int, references: int) -> list[int]:
-    """Both models of each reference pair: no model is trained on the population, so that the mean
-    over all of them has no bias. (RMIA's library keeps the largest half, which has.)"""
-    return [2 * pair + half for pair in pool.other_pairs(target, references) for half in (0, 1)]
-
-
 def text(preset: Preset, seed: int, folder: Path) -> Tables:
     """Every model of a pool of language models attacked after several epochs of fine-tuning, and
     what is found about single tokens."""
@@ -134,12 +131,22 @@ def text(preset: Preset, seed: int, folder: Path) -> Tables:
         for target, model in enumerate(models):
             about = {"data": "text", "epochs": epochs, "target": target, "references": 1}
             ids = texts.pool.tokens.tolist()
-            scores = _against_untrained(model, models, ids, pool, target)
+            scores = _against(model, models, ids, pool.untrained_on(target, 1)[0])
             if epochs == preset.epoch:
                 for name, reference in (("base", base), ("one_step", one_step)):
                     other = membership(model, ids, reference, batch_size=64)
                     scores[f"informia_{name}"] = other["informia"]
-            signals = _signals(model, models, scores, texts, pool, target)
+            of_points = pool.untrained_on_population(
+                target, 1, len(texts.population), seed=1000 * seed + target
+            )[0]
+            population = _against(model, models, texts.population.tokens.tolist(), of_points)
+            signals = Signals(
+                target=scores["loss"].to_numpy(),
+                out=_log_p_out(scores)[None],
+                population=population["loss"].to_numpy(),
+                population_out=_log_p_out(population)[None],
+                members=pool.members[target],
+            )
             members = pool.members[target]
             found = attacks(
                 signals, preset.populations, preset.draws, a=1.0, seed=1000 * seed + target
@@ -217,46 +224,24 @@ def _one_step(settings: Prose, texts: prose.Corpus, seed: int) -> interp.Subject
     return learner
 
 
-def _against_untrained(
+def _against(
     model: interp.Subject,
     models: list[interp.Subject],
     ids: list[list[int]],
-    pool: ReferencePool,
-    target: int,
+    references: np.ndarray,
 ) -> pd.DataFrame:
-    """Scores of each passage with a reference model that was not trained on it."""
-    untrained = pool.untrained_on(target, 1)[0]
+    """Scores of passages, each with a reference model of its own, in their order."""
     parts: list[pd.DataFrame] = []
-    for reference in np.unique(untrained):
-        rows = np.flatnonzero(untrained == reference)
+    for reference in np.unique(references):
+        rows = np.flatnonzero(references == reference)
         part = membership(model, [ids[row] for row in rows], models[reference], batch_size=64)
         parts.append(part.assign(text=rows))
     return pd.concat(parts).sort_values("text", ignore_index=True)
 
 
-def _signals(
-    model: interp.Subject,
-    models: list[interp.Subject],
-    scores: pd.DataFrame,
-    texts: prose.Corpus,
-    pool: ReferencePool,
-    target: int,
-) -> Signals:
-    """Mean log-probabilities per token of pool and population, for the attacks on whole texts."""
-    ids = texts.population.tokens.tolist()
-    of_population: list[np.ndarray] = []
-    own = np.empty(0)
-    for reference in _both_of(pool, target, 1):
-        found = membership(model, ids, models[reference], batch_size=64)
-        own = found["loss"].to_numpy()
-        of_population.append(own - found["ratio"].to_numpy())
-    return Signals(
-        target=scores["loss"].to_numpy(),
-        out=(scores["loss"] - scores["ratio"]).to_numpy()[None],
-        population=own,
-        population_out=np.stack(of_population),
-        members=pool.members[target],
-    )
+def _log_p_out(scores: pd.DataFrame) -> np.ndarray:
+    """Mean log-probability per token under the reference model."""
+    return (scores["loss"] - scores["ratio"]).to_numpy()
 
 
 def _token_tables(

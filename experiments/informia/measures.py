@@ -32,7 +32,8 @@ class Signals:
         target: [examples] under the target.
         out: [references, examples] under models not trained on the example.
         population: [population] under the target.
-        population_out: [models, population] under the models of all reference pairs.
+        population_out: [references, population] under as many models that were not trained on the
+            point.
         members: [examples] whether the target was trained on the example.
     """
 

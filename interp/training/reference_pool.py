@@ -77,6 +77,24 @@ class ReferencePool:
         pairs = self.other_pairs(target, count)
         return np.stack([2 * pair + self.members[2 * pair] for pair in pairs])
 
+    def untrained_on_population(
+        self, target: int, count: int, points: int, seed: int
+    ) -> Int[np.ndarray, "count points"]:
+        """Returns, for each point that no model was trained on, `count` models of other pairs.
+
+        Of each pair it is one of the two, drawn at random, as it is for an example. With the mean
+        over both, a population would have a less noisy p(z) than examples have a p(x), and too many
+        of these would beat all of it.
+
+        Args:
+            target, count: see `untrained_on`.
+            points: how many points there are.
+            seed: seed of the draws.
+        """
+        pairs = np.array(self.other_pairs(target, count))
+        halves = np.random.default_rng(seed).integers(0, 2, (count, points))
+        return 2 * pairs[:, None] + halves
+
     def choose(
         self, values: Float[np.ndarray, "models examples"], target: int, count: int
     ) -> Float[np.ndarray, "count examples"]:

@@ -35,6 +35,8 @@ def test_references_were_not_trained_on_the_example(
         assert not pool.members[models, example].any()
         assert len({model // 2 for model in models}) == count
         assert target // 2 not in {model // 2 for model in models}
+    of_points = pool.untrained_on_population(target, count, 30, seed)
+    assert (of_points // 2 == np.array(pool.other_pairs(target, count))[:, None]).all()
     numbers = np.arange(2 * pairs)[:, None] * 100.0 + np.arange(examples)
     expected = chosen * 100.0 + np.arange(examples)
     assert (pool.choose(numbers, target, count) == expected).all()

@@ -11,6 +11,7 @@ from interp.experiment.checks import Tables
 from interp.memorization.membership.token_map import TokenMap
 from interp.reporting.layout import LEVEL
 from interp.reporting.panels import bars, lines, over_seeds, panels, with_level
+from interp.reporting.plotting import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,20 +112,19 @@ def attacks(tables: Tables) -> Figure:
     shown = _settings(tables["attacks"])
     named: Any = shown[shown["attack"].isin(_NAMES)]
     named = named.assign(attack=named["attack"].map(_NAMES))
-    by_seed = named.groupby(["setting", "attack", "seed"], sort=False)["auc"].mean().reset_index()
-    draw = with_level(
-        bars(by_seed, "attack", "auc", "attack", xlabel="", ylabel="AUC (mean over targets)"),
-        0.5,
-        _CHANCE,
-    )
-    return panels(
-        by_seed,
-        ["setting"],
-        draw,
+    by_seed = named.groupby(["setting", "attack", "seed"], sort=False)["auc"].mean()
+    spread = by_seed.groupby(["setting", "attack"], sort=False).agg(["mean", "min", "max"])
+    spread = spread.reset_index().rename(columns={"mean": "estimate", "min": "low", "max": "high"})
+    return intervals(
+        spread,
+        "attack",
+        "setting",
+        labels=dict.fromkeys(spread["setting"], "AUC (mean over targets)"),
+        titles={name: name for name in spread["setting"]},
+        levels=dict.fromkeys(spread["setting"], 0.5),
+        level=_CHANCE,
         title="How well attacks tell members from non-members",
-        key=over_seeds(by_seed, "bar"),
-        width=5.2,
-        across=2,
+        key=over_seeds(by_seed.reset_index(), "point", "line"),
     )
 
 
@@ -175,10 +175,15 @@ def kinds(tables: Tables) -> Figure:
     by_seed = long.groupby(["kind", "passages", "seed"], sort=False)["score"].mean().reset_index()
     by_seed["kind"] += " tokens"
     draw = bars(
-        by_seed, "kind", "score", "passages", xlabel="", ylabel="mean token-level InfoRMIA (nats)"
+        by_seed,
+        "kind",
+        "score",
+        "passages",
+        xlabel="tokens of passages with an invented name and number",
+        ylabel="mean token-level InfoRMIA (nats)",
     )
     return panels(
-        by_seed.assign(panel="passages with an invented name and number"),
+        by_seed.assign(panel="the fine-tuned model, against one not trained on them"),
         ["panel"],
         draw,
         title="Private tokens are not those with the highest scores",

@@ -170,8 +170,8 @@ def curve_points(
         "InfoRMIA": log_ratio,
     }
     for wanted in populations:
-        chosen = population_ratio[:wanted]
-        scores[f"RMIA, {len(chosen):,} points"] = rmia(log_ratio, chosen)
+        count = f"{wanted}" if wanted < len(population_ratio) else "all"
+        scores[f"RMIA, {count} points"] = rmia(log_ratio, population_ratio[:wanted])
     non_members = int((~signals.members).sum())
     counts = np.unique(np.geomspace(1, non_members, _POINTS).round())
     levels = counts / non_members

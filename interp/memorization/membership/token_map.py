@@ -125,6 +125,7 @@ class TokenMap:
                 axes.set(
                     xlim=(-0.6, _ROW - 0.4),
                     ylim=(min(-0.05 * self.limit, np.nanmin(self.frame["score"])), self.limit),
+                    xlabel="tokens, in order",
                     ylabel="score (nats)",
                 )
                 for label in axes.get_xticklabels():

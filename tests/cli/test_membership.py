@@ -48,7 +48,7 @@ def test_members_are_told_from_others(files: Path, tmp_path: Path):
     assert result.exit_code == 0, result.output
     table = judged(pd.read_parquet(tmp_path / "membership.parquet"))
     assert table["score"].tolist() == list(SCORES)
-    assert table["auc"][0] == "1.000 [1.000, 1.000]"
+    assert str(table["auc"][0]).startswith("1.000 [0.7")
     assert set(table["tpr at 1.0%"]) == {"-"}  # 8 non-members cannot show 1%
     assert "how well each score tells members" in result.output
     frame = pd.read_parquet(tmp_path / "membership.parquet")

@@ -173,12 +173,11 @@ def scored_texts(
     else:
         stream = _of_texts(subject, texts, length, batch_size, counted, bos=bos)
 
+    def score(part: Batch) -> TokenScores:
+        return _scores(subject, part, references, mix, over)
+
     limit = BatchLimit()
     for numbers, shown, batch in track(stream, "scoring"):
-
-        def score(part: Batch) -> TokenScores:
-            return _scores(subject, part, references, mix, over)
-
         done = 0
         for part, scores in limit.run(score, batch):
             rows = slice(done, done + len(part))

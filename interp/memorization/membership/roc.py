@@ -40,21 +40,9 @@ class Roc:
     @property
     def auc(self) -> Interval:
         """The area under the curve: how often a member scores above a non-member, ties counting
-        half; with its 95% interval over both.
-
-        Source: DeLong, DeLong & Clarke-Pearson (1988), Biometrics 44:837, for the variance.
-        """
-        above = _shares_beaten(self.members, self.non_members)
-        below = 1 - _shares_beaten(self.non_members, self.members)
-        estimate = float(above.mean())
-        variance = _variance_of_mean(above) + _variance_of_mean(below)
-        half_width = 1.96 * float(np.sqrt(variance))
-        return Interval(
-            estimate,
-            max(estimate - half_width, 0.0),
-            min(estimate + half_width, 1.0),
-            n=min(len(above), len(below)),
-        )
+        half; with its 95% interval, see `auc_interval`."""
+        estimate = float(_shares_beaten(self.members, self.non_members).mean())
+        return auc_interval(estimate, len(self.members), len(self.non_members))
 
     def tpr(self, fpr: float) -> Interval:
         """Returns the true positive rate at the smallest threshold that keeps the false positive
@@ -153,16 +141,50 @@ def auc_standard_error(auc: float, members: int, non_members: int) -> float:
         >>> round(auc_standard_error(0.822, 500, 500), 4)
         0.0133
     """
-    # The chance that two members both score above one non-member, and that one member scores above
-    # two non-members, if scores are exponential.
-    two_members = auc / (2 - auc)
-    two_non_members = 2 * auc**2 / (1 + auc)
-    spread = (
-        auc * (1 - auc)
-        + (members - 1) * (two_members - auc**2)
-        + (non_members - 1) * (two_non_members - auc**2)
-    )
+    spread = _spread(auc, members - 1, non_members - 1)
     return float(np.sqrt(spread / (members * non_members)))
+
+
+def auc_interval(auc: float, members: int, non_members: int) -> Interval:
+    """Returns an AUC with its 95% interval: all values from which it is less than 1.96 of their own
+    standard errors away.
+
+    So it stays within 0 and 1, and has a width where all members score above all others, which
+    standard errors of the estimate itself do not give.
+
+    Source: Newcombe (2006), Statistics in Medicine 25:559, method 5.
+
+    Args:
+        auc: the area under the curve.
+        members: how many members it is over.
+        non_members: how many others.
+
+    Example:
+        >>> from interp.memorization.membership.roc import auc_interval
+        >>> print(auc_interval(1.0, 20, 20))
+        1.00 [0.90, 1.00]
+    """
+    from scipy.optimize import brentq
+
+    others = (members + non_members) / 2 - 1
+
+    def distance(true: float) -> float:
+        error = np.sqrt(_spread(true, others, others) / (members * non_members))
+        return abs(auc - true) - 1.96 * error
+
+    # An AUC of 0 or 1 is a root itself, and not the one that is wanted: start beside it.
+    inside = min(max(auc, 1e-9), 1 - 1e-9)
+    low = 0.0 if auc == 0 else float(brentq(distance, 0.0, inside))
+    high = 1.0 if auc == 1 else float(brentq(distance, inside, 1.0))
+    return Interval(auc, min(low, auc), max(high, auc), n=min(members, non_members))
+
+
+def _spread(auc: float, other_members: float, other_non_members: float) -> float:
+    """The variance of an AUC times the number of pairs of a member and a non-member, if scores are
+    exponential."""
+    two_members = (1 - auc) / (2 - auc)
+    two_non_members = auc / (1 + auc)
+    return auc * (1 - auc) * (1 + other_members * two_members + other_non_members * two_non_members)
 
 
 def roc_figure(curves: dict[str, Roc], title: str = "Members found, by false alarms") -> Figure:
@@ -220,7 +242,3 @@ def _shares_beaten(
     lower = np.searchsorted(ordered, scores, side="left")
     not_higher = np.searchsorted(ordered, scores, side="right")
     return (lower + not_higher) / (2 * len(others))
-
-
-def _variance_of_mean(values: Float[np.ndarray, " values"]) -> float:
-    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.25

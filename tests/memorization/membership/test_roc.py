@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from sklearn.metrics import roc_auc_score
 
 import interp
-from interp.memorization.membership.roc import auc_standard_error, roc, roc_figure
+from interp.memorization.membership.roc import auc_interval, auc_standard_error, roc, roc_figure
 
 
 def labelled(members: list[float], others: list[float]) -> tuple[list[float], list[bool]]:
@@ -79,12 +79,26 @@ def test_the_interval_of_the_auc_covers_the_truth():
     assert 0.91 <= covered / 400 <= 0.98
 
 
-def test_the_interval_agrees_with_hanley_and_mcneil_on_exponential_scores():
-    """Theirs assumes exponential scores: there the two standard errors are the same."""
+def test_the_standard_error_is_that_of_exponential_scores():
+    """Theirs assumes exponential scores: there it is the standard deviation over samples."""
     rng = np.random.default_rng(1)
-    curve = roc(*labelled([*rng.exponential(3, 4000)], [*rng.exponential(1, 4000)]))
-    error = (curve.auc.high - curve.auc.estimate) / 1.96
-    assert error == pytest.approx(auc_standard_error(curve.auc.estimate, 4000, 4000), rel=0.05)
+    found = [
+        roc(*labelled([*rng.exponential(3, 50)], [*rng.exponential(1, 80)])).auc.estimate
+        for _ in range(1000)
+    ]
+    assert np.std(found) == pytest.approx(auc_standard_error(0.75, 50, 80), rel=0.1)
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_perfect_separation_has_an_interval_too(count: int):
+    """The lower end is an AUC with which it is not surprising."""
+    found = auc_interval(1.0, count, count)
+    assert found.high == 1
+    assert 0 < found.low < 1
+    distance = (1 - found.low) / auc_standard_error(found.low, count, count)
+    assert distance == pytest.approx(1.96, abs=1e-6)
+    lowest = auc_interval(0.0, count, count)
+    assert (lowest.low, lowest.high) == (0, pytest.approx(1 - found.low))
 
 
 def test_a_level_that_the_sample_cannot_support_is_refused():

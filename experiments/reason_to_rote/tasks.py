@@ -32,6 +32,8 @@ class Addition:
     train: int
     test: int
     digits: int = 4
+    # The units first: every digit then follows from the operands and a carry that is already
+    # settled.
     order: Order = "reversed"
     noise: float = 0.05
     rule: Rule = "random_sum"
@@ -97,6 +99,8 @@ class Training:
     warmup: int
     decay: int = 0
     floor: float = 0.0
+    # Networks with much weight decay or dropout give up wrong labels again (Doshi et al., arXiv
+    # 2310.13061), and leave nothing to study.
     weight_decay: float = 0.0
     evaluate_every: int
     until_memorized: float | None = None
@@ -314,6 +318,7 @@ def network(
 
     config = GPT2Config(
         vocab_size=of.vocabulary,
+        # A four-digit question and its answer have 15 tokens.
         n_positions=16,
         n_layer=model.blocks,
         n_embd=model.width,

@@ -98,8 +98,8 @@ def checks(preset: Preset) -> list[Check]:
         ),
         Check(
             id="P6",
-            # The same number of random neurons (P3) may hurt the model less than the selection does.
-            # Only random neurons that hurt as much show that more than damage is at work.
+            # The same number of random neurons (P3) may hurt the model less than the selection
+            # does. Only random neurons that hurt as much show that more than damage is at work.
             measure=Measure("advantage at equal damage", _advantage, (-1, 1)),
             threshold=above(0),
             opposite=below(0),

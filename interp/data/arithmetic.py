@@ -114,8 +114,10 @@ def sums(
     # Digits of x, plus, digits of y, equals.
     digits = question.shape[1] // 2 - 1
     place_values = 10 ** np.arange(digits)[::-1]
-    x = question[:, :digits] @ place_values
-    y = question[:, digits + 1 : -1] @ place_values
+    x_digits = question[:, :digits]
+    y_digits = question[:, digits + 1 : -1]
+    x = x_digits @ place_values
+    y = y_digits @ place_values
     return _answer(x + y, digits, order)
 
 
@@ -165,7 +167,8 @@ def _digits(numbers: Numbers, count: int) -> Int[np.ndarray, "items digits"]:
 
 def _variables(x: Numbers, y: Numbers, digits: int) -> dict[str, Numbers]:
     found: dict[str, Numbers] = {}
-    for k, values in enumerate(_digits(x + y, digits + 1).T):
+    digits_of_sum = _digits(x + y, digits + 1)
+    for k, values in enumerate(digits_of_sum.T):
         found[f"digit{k}"] = values
     for k in range(digits):
         unit = 10**k
@@ -218,7 +221,9 @@ def _permute(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers: 
             return labels
         unsettled = same[0]
         value = truth[unsettled]
-        partners = np.flatnonzero((labels != value) & (truth != value))
+        # A partner gets the value and gives its own label: neither may be this value.
+        can_swap = (labels != value) & (truth != value)
+        partners = np.flatnonzero(can_swap)
         partner = rng.choice(partners)
         labels[[unsettled, partner]] = labels[[partner, unsettled]]
 

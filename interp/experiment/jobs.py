@@ -109,8 +109,11 @@ class Kept:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns the tables of a finished job, in the order in which it returned them."""
-        names: list[str] = json.loads((self.place / "job.json").read_text())["tables"]
-        return {name: pd.read_parquet(self.place / f"{name}.parquet") for name in names}
+        about = json.loads((self.place / "job.json").read_text())
+        found: dict[str, pd.DataFrame] = {}
+        for name in about["tables"]:
+            found[name] = pd.read_parquet(self.place / f"{name}.parquet")
+        return found
 
     def finish(self, device: Device | None = None) -> None:
         """Runs the job and keeps its tables.
@@ -189,7 +192,9 @@ def finish_all(work: Sequence[Kept], jobs: int | None = None, device: Device | N
         return_as = "generator_unordered" if one_by_one else "list"
         _wait(Parallel(n_jobs=jobs, return_as=return_as)(calls), len(left))
         return
-    with parallel_config("loky", n_jobs=jobs or outer_jobs or cpu_count(), inner_max_num_threads=1):
+    # One thread in each: as many threads as cores in every process would wait for each other.
+    processes = jobs or outer_jobs or cpu_count()
+    with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
         _wait(Parallel(return_as="generator_unordered")(calls), len(left))
 
 

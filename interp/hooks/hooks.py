@@ -90,8 +90,11 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
 
     missed = [site for site in visits if not fired[site]]
     if missed:
-        places = [f"{site} ({subject.anatomy.place(site)})" for site in missed[:3]]
-        where = ", ".join(places)
+        named: list[str] = []
+        for site in missed[:3]:
+            place = subject.anatomy.place(site)
+            named.append(f"{site} ({place})")
+        where = ", ".join(named)
         raise HookError(
             f"{len(missed)} of {len(visits)} hooks never fired: {where}; no forward reached them"
         )
@@ -308,7 +311,8 @@ def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
     edits_by_site: dict[Site, list[tuple[int, Edit]]] = {}
     for number, edit in enumerate(edits):
         site = subject.anatomy.resolve(edit.site)
-        edits_by_site.setdefault(site, []).append((number, edit))
+        at_site = edits_by_site.setdefault(site, [])
+        at_site.append((number, edit))
 
     applied: Counter[int] = Counter()
     visits = {site: EditVisit(at_site, applied) for site, at_site in edits_by_site.items()}
@@ -350,7 +354,8 @@ def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
     Raises:
         HookError: one of them was never applied; the message names the first.
     """
-    idle = [edit for number, edit in enumerate(edits) if not applied.get(number)]
+    times_applied = [applied.get(number, 0) for number in range(len(edits))]
+    idle = [edit for edit, times in zip(edits, times_applied, strict=True) if not times]
     if not idle:
         return
     first = idle[0]

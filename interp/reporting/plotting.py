@@ -200,7 +200,8 @@ def _first_come_first(names: Iterable[str]) -> list[str]:
     """The names in order, after those that every report of an ablation has."""
     given = list(names)
     reported = [name for name in ("selection", "random", "lowest", "smallest") if name in given]
-    return [*reported, *(name for name in given if name not in reported)]
+    others = [name for name in given if name not in reported]
+    return [*reported, *others]
 
 
 def ranked_scores(
@@ -227,11 +228,11 @@ def ranked_scores(
     """
     _check_columns(frame, [block, score], numbers=[block, score])
     indices = _numbers(frame, block).astype(int)
-    total = int(indices.max()) + 1 if blocks is None else blocks
-    if indices.min() < 0 or indices.max() >= total:
-        raise ValueError(
-            f"{block}: expected indices 0 to {total - 1}, got {indices.min()} to {indices.max()}"
-        )
+    first = int(indices.min())
+    last = int(indices.max())
+    total = last + 1 if blocks is None else blocks
+    if first < 0 or last >= total:
+        raise ValueError(f"{block}: expected indices 0 to {total - 1}, got {first} to {last}")
     with style():
         figure = new_figure(width=max(6.0, 0.28 * total + 2), height=5.2)
         above, below = figure.subplots(2, 1, sharex=True)
@@ -248,7 +249,11 @@ def ranked_scores(
             markersize=4,
             label="one unit",
         )
-        below.set(xlabel="block", ylabel=in_words(score), xlim=(-0.6, total - 0.4))
+        below.set(
+            xlabel="block",
+            ylabel=in_words(score),
+            xlim=(-0.6, total - 0.4),  # also the blocks without any of these units
+        )
         above.set(xlabel="block")
         for axis in (above.yaxis, below.xaxis):
             axis.get_major_locator().set_params(integer=True)
@@ -260,7 +265,9 @@ def ranked_scores(
 def _draw_lines(
     axes: Axes, points: pd.DataFrame, x: str, hue: str, look_of: Mapping[str, Look]
 ) -> None:
-    by_name = {str(name): part.sort_values(x) for name, part in points.groupby(hue)}
+    by_name: dict[str, pd.DataFrame] = {}
+    for name, part in points.groupby(hue):
+        by_name[str(name)] = part.sort_values(x)
     drawn = [name for name in look_of if name in by_name]
     for number, name in enumerate(drawn):
         line = by_name[name]
@@ -318,7 +325,11 @@ def _check_columns(frame: pd.DataFrame, names: list[str], *, numbers: list[str])
         )
     if frame.empty:
         raise ValueError("frame: expected at least one row, got none")
-    not_finite = [name for name in numbers if not np.isfinite(_numbers(frame, name)).all()]
+    not_finite: list[str] = []
+    for name in numbers:
+        is_finite = np.isfinite(_numbers(frame, name))
+        if not is_finite.all():
+            not_finite.append(name)
     if not_finite:
         raise ValueError(
             f"frame: expected finite numbers, got missing or infinite ones in {not_finite}"
@@ -484,7 +495,8 @@ def matrix(
         raise ValueError("table: expected at least one cell, got none")
     rows, columns = table.shape
     shown = table.rename(index=in_words, columns=in_words)
-    digits = 2 if table.abs().to_numpy().max() >= 0.1 else 4
+    largest = table.abs().to_numpy().max()
+    digits = 2 if largest >= 0.1 else 4
     with style():
         figure = new_figure(
             width=max(0.62 * columns + 3.6, 7.5), height=min(0.36 * rows, 12.0) + 2.6
@@ -500,7 +512,9 @@ def matrix(
             cbar_kws={"label": label},
             ax=axes,
         )
-        axes.set(xlabel=str(table.columns.name or ""), ylabel=str(table.index.name or ""))
+        name_of_columns = table.columns.name or ""
+        name_of_rows = table.index.name or ""
+        axes.set(xlabel=str(name_of_columns), ylabel=str(name_of_rows))
         axes.tick_params(axis="y", rotation=0)
         fit_names(axes)
         finish(figure, [axes], title or label, key)

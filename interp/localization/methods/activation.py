@@ -50,9 +50,11 @@ def activation(
 
         def score(value: Value, _: Clock) -> None:
             if abs_after_mean:
-                scores[site] = written_lengths(subject, site, weighted_mean(value, weights))
+                mean = weighted_mean(value, weights)
+                scores[site] = written_lengths(subject, site, mean)
             else:
-                scores[site] = weighted_mean(written_lengths(subject, site, value), weights)
+                lengths = written_lengths(subject, site, value)
+                scores[site] = weighted_mean(lengths, weights)
 
         return score
 

@@ -65,7 +65,8 @@ def causal_tracing(
         >>> len(scores)
         8
     """
-    rows = [_restore_each(subject, window, sites, draws, noise, seed) for window in batch.split(1)]
+    windows = batch.split(1)
+    rows = [_restore_each(subject, window, sites, draws, noise, seed) for window in windows]
     scores: dict[Site, Tensor] = {}
     for site in sites:
         scores[site] = torch.stack([row[site] for row in rows])
@@ -154,7 +155,8 @@ def trace_figure(traced: pd.DataFrame, row: int = 0) -> Figure:
     """
     cells: Any = traced[traced["row"] == row]
     if cells.empty:
-        raise ValueError(f"row={row}: expected one of {sorted(set(traced['row']))}")
+        rows = sorted(set(traced["row"]))
+        raise ValueError(f"row={row}: expected one of {rows}")
     if cells["stack"].nunique() == 1:
         blocks = cells["block"]
     else:
@@ -167,8 +169,10 @@ def trace_figure(traced: pd.DataFrame, row: int = 0) -> Figure:
 
 def _clean_values(subject: Subject, window: Batch, sites: Places) -> dict[Site, np.ndarray]:
     """The activations of one window without noise, [position, width] at each site."""
-    values = values_at(subject, window, sites)
-    return {site: value[0].double().cpu().numpy() for site, value in values.items()}
+    clean: dict[Site, np.ndarray] = {}
+    for site, value in values_at(subject, window, sites).items():
+        clean[site] = value[0].double().cpu().numpy()
+    return clean
 
 
 def _map(
@@ -273,7 +277,8 @@ def _embedding_noise(
     spread = float(weight.detach().float().std())
     scale = noise * spread
     # drawn once, before all forwards: every plan is run on the same noise
-    added = scale * torch.randn(draws, prompt, weight.shape[1], generator=generator)
+    shape = (draws, prompt, weight.shape[1])
+    added = scale * torch.randn(shape, generator=generator)
 
     def add_noise(value: Value, _: Clock) -> Tensor:
         # A sweep may run one row to look at the model, or several copies of all rows together.

@@ -142,8 +142,12 @@ def units_to_flip(
     """
     sites = subject.anatomy.expand(site)
     flips = _flip_all(subject, memorized, reference, sites, settings or FlipSettings())
-    rows = [(number, len(flip.chosen), flip.flipped) for number, flip in enumerate(flips)]
-    return pd.DataFrame(rows, columns=["window", "units", "flipped"])
+    counts = {
+        "window": range(len(flips)),
+        "units": [len(flip.chosen) for flip in flips],
+        "flipped": [flip.flipped for flip in flips],
+    }
+    return pd.DataFrame(counts)
 
 
 def _flip_all(
@@ -184,7 +188,9 @@ def _flip(
     while len(chosen) < settings.at_most:
         scores = _scores(subject, window, population, gates, settings)
         first = first or scores
-        highest = {site: float(score.max()) for site, score in scores.items()}
+        highest: dict[Site, float] = {}
+        for site, score in scores.items():
+            highest[site] = float(score.max())
         site = max(sites, key=highest.__getitem__)
         at_site = scores[site]
         unit = int(at_site.argmax())
@@ -208,7 +214,10 @@ def _scores(
 ) -> dict[Site, Tensor]:
     """By how much zeroing each unit lowers -L(window) + mean L(population), to first order;
     [units], 0 for units that are zero already."""
-    leaves = {site: gate.clone().requires_grad_() for site, gate in gates.items()}
+    leaves: dict[Site, Tensor] = {}
+    for site, gate in gates.items():
+        leaf = gate.clone()
+        leaves[site] = leaf.requires_grad_()
     population_size = sum(map(len, population))
     copies = repeat_windows(window, settings.copies)
     # The gates have one row, which holds for all copies and windows. One backward then sums over
@@ -253,8 +262,8 @@ def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Genera
         copies, positions, width = value.shape
         drawn = torch.randn(positions, copies, width, generator=generator)
         noise = drawn.transpose(0, 1).to(value)  # [copies, positions, width]
-        # Scaled to the given fraction of the length of the copy's own embeddings.
-        scaled = settings.noise * noise * lengths(value) / lengths(noise)
+        wanted_lengths = settings.noise * lengths(value)
+        scaled = noise * wanted_lengths / lengths(noise)
         return value + scaled
 
     with tapped(subject, {embed: jitter}):
@@ -273,7 +282,8 @@ def _hits(subject: Subject, window: Batch, gates: dict[Site, Tensor]) -> Tensor:
 
 def _rank(flip: Flip) -> dict[Site, np.ndarray]:
     """First-order scores scaled to at most 1, and above them the chosen units in order."""
-    sizes = [float(score.abs().max()) for score in flip.first.values()]
+    largest = [score.abs().max() for score in flip.first.values()]
+    sizes = [float(size) for size in largest]
     scale = max(*sizes, 1e-30)  # all scores may be 0
     scores: dict[Site, np.ndarray] = {}
     for site, score in flip.first.items():

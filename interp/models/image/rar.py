@@ -213,8 +213,10 @@ class RAR(ImageModel):
         for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
             nn.init.trunc_normal_(table, std=0.02)
         modulations = [cast("Block", block).adaLN_modulation for block in self.blocks]
-        for modulation in (*modulations, self.adaln_before_head.adaLN_modulation):
-            cast("nn.Linear", modulation[1]).weight.zero_()
+        modulations.append(self.adaln_before_head.adaLN_modulation)
+        for modulation in modulations:
+            linear = cast("nn.Linear", modulation[1])
+            linear.weight.zero_()
 
 
 def _segments(grid: int) -> tuple[Segment, ...]:
@@ -288,6 +290,7 @@ class Block(nn.Module):
         mask: Tensor,
         past_key_values: Any = None,
     ) -> Tensor:
+        # In the order of the checkpoint, attention first; VAR's has another.
         modulation = self.adaLN_modulation(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
 
@@ -309,6 +312,8 @@ class Final(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Float[Tensor, "batch new width"], condition: Tensor) -> Tensor:
-        scale, shift = self.adaLN_modulation(condition).chunk(2, dim=-1)
+        # Scale first, unlike in the blocks: so it is in the checkpoint.
+        modulation = self.adaLN_modulation(condition)
+        scale, shift = modulation.chunk(2, dim=-1)
         normalized = F.layer_norm(x, x.shape[-1:], eps=_EPS)
         return modulate(normalized, scale, shift)

@@ -66,7 +66,8 @@ class RasterVQConfig:
     @property
     def side(self) -> int:
         """Pixels per side."""
-        return self.grid * 2 ** (len(self.multipliers) - 1)
+        halvings = len(self.multipliers) - 1
+        return self.grid * 2**halvings
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -166,7 +167,8 @@ class Grid(Quantizer):
         commitment = F.mse_loss(features, codes.detach())
         codebook = F.mse_loss(codes, features.detach())
         # Straight-through: the value of the codes with the gradient of the features.
-        through = features + (codes - features).detach()
+        difference = codes - features
+        through = features + difference.detach()
         loss = commitment + _CODEBOOK * codebook
         return Quantized(tokens, vectors, through, loss)
 
@@ -183,7 +185,10 @@ class _Block(ResidualBlock):
         self.conv1 = conv(inputs, outputs, bias=False)
         self.conv2 = conv(outputs, outputs, bias=False)
         self.widens = inputs != outputs
-        self.nin_shortcut = conv(outputs, outputs, 1, bias=False) if self.widens else nn.Identity()
+        if self.widens:
+            self.nin_shortcut = conv(outputs, outputs, 1, bias=False)
+        else:
+            self.nin_shortcut = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branch(x)

@@ -168,7 +168,8 @@ class VAR(ImageModel):
         return read + self.ahead(read)
 
     def progress(self, group: int) -> float:
-        return group / max(len(self.all_groups) - 1, 1)
+        last = len(self.all_groups) - 1
+        return group / max(last, 1)
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -188,7 +189,8 @@ class VAR(ImageModel):
         # sum is as large for any depth.
         branches = 2 * self.config.depth
         for block in self.blocks:
-            cast("Block", block).shrink(math.sqrt(branches))
+            own = cast("Block", block)
+            own.shrink(math.sqrt(branches))
 
 
 class Attention(nn.Module):
@@ -247,7 +249,8 @@ class Block(nn.Module):
         self.ffn_gate = Gate()
         self.shared = config.shared
         if self.shared:
-            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, C) / math.sqrt(C))
+            initial = torch.randn(1, 1, 6, C) / math.sqrt(C)
+            self.ada_gss = nn.Parameter(initial)
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
 

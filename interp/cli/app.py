@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.mitigation.report import DropReport
-    from interp.sites.units import Units, UnitScores
+    from interp.sites.units import Units
     from interp.subject.subject import Subject
 
 app = typer.Typer(
@@ -262,11 +262,7 @@ def ablate(
     halves = halve(frame)
     # The units are chosen on one half and judged on the other: judged on the windows that chose
     # them, they would look better than they are.
-    selection: UnitScores | Units
-    if given:
-        selection = given
-    else:
-        selection = score(subject, *halves.scored, method=method, site=site, **options)
+    selection = given or score(subject, *halves.scored, method=method, site=site, **options)
     report = ablate_files(
         subject, halves, selection, out, shares, at=at, seeds=seeds, batch_size=batch_size
     )

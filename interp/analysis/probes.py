@@ -298,8 +298,11 @@ def at_position(
             raise ValueError(
                 f"{site} has positions 0 to {value.shape[1] - 1}; got position={position}"
             )
-    # Cloned: a view would keep the values of all positions in memory.
-    return {site: value[:, position].clone() for site, value in values.items()}
+    rows: dict[Site, Float[Tensor, "items width"]] = {}
+    for site, value in values.items():
+        at_site = value[:, position]
+        rows[site] = at_site.clone()  # a view would keep the values of all positions in memory
+    return rows
 
 
 def probe(

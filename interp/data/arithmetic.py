@@ -71,15 +71,16 @@ def addition(
     _check_choice("rule", rule, get_args(Rule))
     if not 1 <= digits <= 9:
         raise ValueError(f"digits={digits}: expected 1 to 9, so that 64 bits can number the pairs")
-    if min(train, test) < 1 or train + test > 100**digits:
+    pairs_there_are = 100**digits
+    if min(train, test) < 1 or train + test > pairs_there_are:
         raise ValueError(
             f"{train} + {test} items of {digits} digits: expected at least 1 of each, "
-            f"at most {100**digits} together"
+            f"at most {pairs_there_are} together"
         )
 
     rng = np.random.default_rng(seed)
     # Each number below 100^digits is one pair of operands: its first and its second half of digits.
-    pairs = rng.choice(100**digits, train + test, replace=False)
+    pairs = rng.choice(pairs_there_are, train + test, replace=False)
     x, y = np.divmod(pairs, 10**digits)
 
     truth = x + y

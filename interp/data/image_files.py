@@ -351,8 +351,8 @@ def _picture(file: Path, label: int, side: int | None, channels: int | None) -> 
         # width].
         height, width = levels.shape[:2]
         channels_last = levels.reshape(1, height, width, -1)
-        pixels = torch.tensor(channels_last).movedim(-1, 1) / 255
-        return Images(pixels, torch.tensor([label]))
+        channels_first = torch.tensor(channels_last).movedim(-1, 1)
+        return Images(channels_first / 255, torch.tensor([label]))
     except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a square image: {error}") from error
 
@@ -375,5 +375,7 @@ def _centre(picture: Image, side: int) -> Image:
     height = round(picture.height * side / shorter)
     left = (width - side) // 2
     top = (height - side) // 2
+    right = left + side
+    bottom = top + side
     resized = picture.resize((width, height), PIL.Image.Resampling.LANCZOS)
-    return resized.crop((left, top, left + side, top + side))
+    return resized.crop((left, top, right, bottom))

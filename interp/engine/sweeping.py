@@ -366,7 +366,8 @@ def _run_grown(
     edits: list[Edit] = []
     edits_by_site: dict[Site, list[tuple[int, slice, Edit]]] = {}
     for copy, fork in enumerate(forks, start=1):
-        rows = slice(copy * size, (copy + 1) * size)
+        first = copy * size
+        rows = slice(first, first + size)
         for edit in lower_plans(subject.anatomy, fork.plan):
             site = subject.anatomy.resolve(edit.site)
             at_site = edits_by_site.setdefault(site, [])
@@ -466,6 +467,7 @@ def _batched_arguments(subject: Subject, batch: Batch) -> Growth:
     growth: dict[nn.Module, frozenset[Key]] = {}
     for block, (of_one, of_two) in sizes.items():  # a block that runs several times does not fit
         in_both = of_one.keys() & of_two.keys()
+
         doubled = [key for key in in_both if of_two[key] == 2 * of_one[key]]
         growth[block] = frozenset(doubled)
     return growth

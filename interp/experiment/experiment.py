@@ -209,8 +209,10 @@ class Experiment:
         """
         checks = self.checks(settings)
         found = claims_of(checks, tables, seeds)
-        summaries = {} if self.summaries is None else self.summaries(tables)
-        return self.draw(checks, found, {**tables, **summaries})
+        with_summaries = dict(tables)
+        if self.summaries is not None:
+            with_summaries |= self.summaries(tables)
+        return self.draw(checks, found, with_summaries)
 
     def draw(self, checks: Sequence[Check], found: Sequence[Claim], tables: Tables) -> Results:
         """Returns claims with the figures of their tables and that of their verdicts.

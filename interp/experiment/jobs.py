@@ -112,7 +112,8 @@ class Kept:
         about = json.loads((self.place / "job.json").read_text())
         found: dict[str, pd.DataFrame] = {}
         for name in about["tables"]:
-            found[name] = pd.read_parquet(self.place / f"{name}.parquet")
+            file = self.place / f"{name}.parquet"
+            found[name] = pd.read_parquet(file)
         return found
 
     def finish(self, device: Device | None = None) -> None:
@@ -135,7 +136,8 @@ class Kept:
 
         # Written to a folder of another name, which is renamed when it is complete: a run that is
         # killed never leaves half of a job in `place`.
-        temporary = self.place.with_name(f".{self.place.name}.{os.getpid()}.part")
+        unique = f".{self.place.name}.{os.getpid()}.part"
+        temporary = self.place.with_name(unique)
         shutil.rmtree(temporary, ignore_errors=True)
         writable(temporary)
         for name, table in found.items():

@@ -354,8 +354,7 @@ def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
     Raises:
         HookError: one of them was never applied; the message names the first.
     """
-    times_applied = [applied.get(number, 0) for number in range(len(edits))]
-    idle = [edit for edit, times in zip(edits, times_applied, strict=True) if not times]
+    idle = [edit for number, edit in enumerate(edits) if not applied.get(number)]
     if not idle:
         return
     first = idle[0]

@@ -45,7 +45,10 @@ class Edit:
         """Whether what this edit does depends on absolute positions."""
         if self.when != "all" or self.positions is not None:
             return True
-        return self.add is not None and self.add.shape[-2] > 1
+        if self.add is None:
+            return False
+        period = self.add.shape[-2]
+        return period > 1
 
     def active(self, offset: int, length: int, prompt: int) -> Int[Tensor, " position"]:
         """Returns the absolute positions that this edit changes in one forward.

@@ -129,7 +129,8 @@ class Intervention(ABC):
         sizes_of_last_axes = np.cumprod(table.shape[::-1])
         fits = table.size % width == 0 and width in sizes_of_last_axes
         if not table.size or not fits:
-            raise ValueError(f"{name} at {site} needs values {width} wide; got shape {table.shape}")
+            shape = table.shape
+            raise ValueError(f"{name} at {site} needs values {width} wide; got shape {shape}")
         rows = table.reshape(-1, width)
         return rows[:, at]
 

@@ -246,6 +246,8 @@ def _embeds(part: nn.Module, call: Call, last: Call) -> bool:
         return False
     if len(output) == 1 < len(stream):
         return False  # of positions, which are the same for all rows
+    # One of the two is enough: tokens may enter narrower than the stream and be widened, or come
+    # between other positions, such as those of an image.
     same_width = output.shape[-1] == stream.shape[-1]
     same_positions = output.shape[:-1] == stream.shape[:-1]
     return same_width or same_positions

@@ -38,7 +38,8 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
     most_likely = logits.argmax(-1)
     hits = (most_likely == targets) | ~counted  # what does not count cannot be missed
     tokens = counted.sum(1)
-    accuracy = (hits & counted).sum(1).double() / tokens
+    counted_hits = (hits & counted).sum(1)
+    accuracy = counted_hits.double() / tokens
     loss = token_losses(logits, batch).sum(1) / tokens
 
     similarity: list[float] = []

@@ -257,7 +257,8 @@ def windows(
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
             stop = start + width
-            before = tuple(tokens[max(start - _SHOWN_AROUND, 0) : start])
+            first_shown = max(start - _SHOWN_AROUND, 0)
+            before = tuple(tokens[first_shown:start])
             after = tuple(tokens[stop : stop + _SHOWN_AROUND])
             window = tuple(tokens[start:stop])
             yield Window(number, start, window, before=before, after=after, bos=behind)
@@ -452,7 +453,7 @@ def teacher_force(subject: Subject, batch: Batch, decode_from: float = 0.0) -> T
     subject.check_prompt(batch)
     given = batch.to(subject.device)
     all_groups = subject.stepwise.groups(batch.length)
-    groups = tuple((start, stop) for start, stop in all_groups if start >= batch.prompt)
+    groups = tuple(group for group in all_groups if group[0] >= batch.prompt)
     last_start, _ = groups[-1]
     suffix_length = batch.length - batch.prompt
 

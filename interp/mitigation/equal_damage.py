@@ -247,9 +247,12 @@ def _tails() -> list[float]:
 
 
 def _interval(estimate: Any, resampled: Resampled, n: int) -> Interval:
-    low, high = np.quantile(resampled, _tails())
+    lowest, highest = np.quantile(resampled, _tails())
     value = float(estimate)
-    return Interval(value, min(float(low), value), max(float(high), value), n)
+    # Resamples of few windows can all lie on one side of the estimate.
+    low = min(float(lowest), value)
+    high = max(float(highest), value)
+    return Interval(value, low, high, n)
 
 
 def _by_window(rows: Any, data: str, measure: str) -> Float[np.ndarray, " windows"]:

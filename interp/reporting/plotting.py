@@ -166,7 +166,7 @@ def dose_response(
     """
     _check_points(frame, x, hue, measure, before)
     look_of = looks(_first_come_first(frame[hue].unique()))
-    panels = [(str(name), points) for name, points in frame.groupby(measure, sort=False)]
+    panels = _panels(frame, measure)
     dose = labels.get(x, in_words(x))
     with style():
         width = 3.5 if min(across, len(panels)) > 2 else 4.8
@@ -189,11 +189,20 @@ def dose_response(
                 axes.set_xticks(doses, [f"{dose:.3g}" for dose in doses])
                 axes.set_xticks([], minor=True)
                 axes.set_xlim(smallest / 2, largest * 2)
-        measures = ", ".join(labels.get(name, in_words(name)) for name, _ in panels)
         if len(look_of) > 1:
             key = f"{key}; points side by side are at the same {dose}"
-        finish(figure, grid, title or f"{measures} by {dose}", key)
+        finish(figure, grid, title or f"{_listed(panels, labels)} by {dose}", key)
     return figure
+
+
+def _panels(frame: pd.DataFrame, by: str) -> list[tuple[str, pd.DataFrame]]:
+    """The name and the rows of each panel, in order of appearance."""
+    return [(str(name), rows) for name, rows in frame.groupby(by, sort=False)]
+
+
+def _listed(panels: list[tuple[str, pd.DataFrame]], labels: Mapping[str, str]) -> str:
+    """The names of panels as a title lists them."""
+    return ", ".join(labels.get(name, in_words(name)) for name, _ in panels)
 
 
 def _first_come_first(names: Iterable[str]) -> list[str]:
@@ -234,7 +243,8 @@ def ranked_scores(
     if first < 0 or last >= total:
         raise ValueError(f"{block}: expected indices 0 to {total - 1}, got {first} to {last}")
     with style():
-        figure = new_figure(width=max(6.0, 0.28 * total + 2), height=5.2)
+        wide_enough_for_blocks = 0.28 * total + 2
+        figure = new_figure(width=max(6.0, wide_enough_for_blocks), height=5.2)
         above, below = figure.subplots(2, 1, sharex=True)
         (look,) = looks([score]).values()
         counts = np.bincount(indices, minlength=total)
@@ -430,7 +440,7 @@ def intervals(
         frame, [name, panel, "estimate", "low", "high"], numbers=["estimate", "low", "high"]
     )
     names = list(frame[name].unique())
-    panels = [(str(key), points) for key, points in frame.groupby(panel, sort=False)]
+    panels = _panels(frame, panel)
     with style():
         figure, grid = grid_of(
             len(panels), across, width=3.6, height=0.22 * len(names) + 0.9, sharey=True
@@ -455,8 +465,8 @@ def intervals(
             place: Any = axes.get_subplotspec()
             if place.is_first_col():  # the others share its axis
                 axes.set_ylabel(in_words(name))
-        measures = ", ".join(labels.get(part, in_words(part)) for part, _ in panels)
-        finish(figure, grid, title or f"{measures} by {in_words(name)}", key)
+        title = title or f"{_listed(panels, labels)} by {in_words(name)}"
+        finish(figure, grid, title, key)
     return figure
 
 

@@ -207,7 +207,12 @@ class Anatomy:
         block = (missing.stack, missing.block)
         in_block = [site for site in self.places if (site.stack, site.block) == block]
         kind, _, _ = missing.point.partition("_")  # resid, attn, mlp
-        same_kind = [site for site in in_block if site.point.partition("_")[0] == kind]
+        same_kind: list[Site] = []
+        for site in in_block:
+            kind_here, _, _ = site.point.partition("_")
+            if kind_here == kind:
+                same_kind.append(site)
+        # Units that a model does not have are replaced by what they would have written.
         output_of = {"neurons": "mlp_out", "heads": "attn_out"}.get(missing.point)
         output = [site for site in in_block if site.point == output_of]
         return same_kind or output or in_block or list(self.places)

@@ -370,10 +370,8 @@ class UnitScores:
     def _count(amount: int | float, total: int) -> int:
         """A count or a fraction of `total`, as a count."""
         # 1 is one unit, 1.0 all of them: the type decides, and not the size.
-        count = amount
-        if isinstance(amount, float):
-            rounded = round(amount * total)
-            count = max(1, rounded)
+        share = max(1, round(amount * total))
+        count = share if isinstance(amount, float) else amount
         if amount <= 0 or count > total:
             raise ValueError(
                 f"cannot take {amount} of {total} units: "

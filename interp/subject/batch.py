@@ -79,6 +79,7 @@ class Batch:
             raise ValueError(f"mask must be boolean, False on padding; got {mask.dtype}")
         fits = mask.shape == self.tokens.shape
         is_padding = ~mask
+        # A mask is False only at the end of a row exactly if no token follows right after padding.
         token_after_padding = mask[:, 1:] & is_padding[:, :-1]
         if not fits or bool(token_after_padding.any()):
             raise ValueError(

@@ -200,8 +200,9 @@ def _is_plain(value: Any) -> bool:
         items: Any = value  # pyright: ignore[reportUnknownVariableType]
         return all(map(_is_plain, items))
     if isinstance(value, dict):
-        named: Any = value.items()  # pyright: ignore[reportUnknownVariableType]
-        return all(isinstance(name, str) and _is_plain(item) for name, item in named)
+        named: Any = value  # pyright: ignore[reportUnknownVariableType]
+        named_by_text = all(isinstance(name, str) for name in named)
+        return named_by_text and all(map(_is_plain, named.values()))
     plain_types = (bool, int, float, str, torch.dtype)
     return value is None or isinstance(value, plain_types)
 

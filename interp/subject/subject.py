@@ -563,7 +563,8 @@ def _check_logits(predicted: Tensor, batch: Batch) -> None:
     if batch.mask is not None:
         # What is predicted on padding is never used. In a grown forward each row is there several
         # times.
-        real = batch.mask[:, batch.length - known :].to(largest.device)
+        first_known = batch.length - known
+        real = batch.mask[:, first_known:].to(largest.device)
         copies = len(largest) // len(real)
         is_padding = ~real.repeat(copies, 1)
         largest = largest.masked_fill(is_padding, 0)

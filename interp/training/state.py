@@ -176,7 +176,9 @@ def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
     wrong = sorted(own.keys() ^ given.keys())
     if not wrong:
         # Shapes are compared only where the names agree, so that each has a partner.
-        wrong = [name for name, value in own.items() if value.shape != given[name].shape]
+        for name, value in own.items():
+            if value.shape != given[name].shape:
+                wrong.append(name)
     if wrong:
         first = wrong[0].removeprefix("module.")
         raise ValueError(

@@ -106,7 +106,9 @@ def corrupt(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
             "something"
         )
     # Each window gets the conditioning of the next: values that occur, which noise would not be.
-    conditioning = {name: value.roll(-1, 0) for name, value in batch.conditioning.items()}
+    conditioning: dict[str, Tensor] = {}
+    for name, value in batch.conditioning.items():
+        conditioning[name] = value.roll(-1, dims=0)
     return replace(batch, conditioning=conditioning)
 
 

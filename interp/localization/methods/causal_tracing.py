@@ -160,7 +160,8 @@ def trace_figure(traced: pd.DataFrame, row: int = 0) -> Figure:
     if cells["stack"].nunique() == 1:
         blocks = cells["block"]
     else:
-        blocks = cells["stack"] + " " + cells["block"].astype(str)
+        numbers = cells["block"].astype(str)
+        blocks = cells["stack"] + " " + numbers
     table: Any = cells.assign(block=blocks).pivot_table(
         index="block", columns="position", values="effect", sort=False
     )
@@ -241,7 +242,8 @@ def _noisy_prompt(
     """
     batch = repeat_windows(window, draws)
     generator = torch.Generator().manual_seed(seed)
-    embed = next((site for site in subject.sites if site.point == "embed"), None)
+    embeddings = (site for site in subject.sites if site.point == "embed")
+    embed = next(embeddings, None)
     if window.prompt and embed is not None:
         add_noise = _embedding_noise(subject, embed, window.prompt, draws, noise, generator)
         with tapped(subject, {embed: add_noise}):
@@ -249,7 +251,9 @@ def _noisy_prompt(
         return
 
     given = batch.conditioning
-    if not given or not all(value.is_floating_point() for value in given.values()):
+    # Whole numbers, such as a class, cannot be disturbed a little: the next one is another class.
+    is_real = all(value.is_floating_point() for value in given.values())
+    if not given or not is_real:
         kinds = [f"{name} ({value.dtype})" for name, value in given.items()]
         raise ValueError(
             "nothing to disturb: expected a prompt, or conditioning of real numbers; "

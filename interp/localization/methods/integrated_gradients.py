@@ -157,8 +157,9 @@ def _integrate(
         # The scaled value becomes a leaf, so that the gradient can be taken with respect to it. The
         # other positions must stay as they are, so that it is put between them instead of being
         # written into them.
-        at = slice(None) if position is None else slice(position, position + 1)
-        constant = value.detach()[:, at]
+        constant = value.detach()
+        if position is not None:
+            constant = constant[:, position : position + 1]
         clean.append(constant[:count])  # the same at every point: nothing before it is scaled
         scaled = constant * scale.to(value.dtype)
         leaf = scaled.requires_grad_()

@@ -244,7 +244,8 @@ def _scores(
 @contextmanager
 def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Generator[None]:
     """Adds noise to the embeddings of each copy of the window; none where they cannot be hooked."""
-    embed = next((site for site in subject.sites if site.point == "embed"), None)
+    embeddings = (site for site in subject.sites if site.point == "embed")
+    embed = next(embeddings, None)
     if embed is None:
         yield
         return

@@ -142,7 +142,8 @@ def read_image_model(
         model = _build(kind, config, tokenizer, stored.file)
     state = dict(stored.state)
     if dtype is not None:
-        state = {key: _convert(key, value, dtype, kind) for key, value in state.items()}
+        for key, value in stored.state.items():
+            state[key] = _convert(key, value, dtype, kind)
     _fill(model, own_state(model), state, stored.file)
     return model.eval()
 

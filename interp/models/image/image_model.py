@@ -274,6 +274,12 @@ class MLP(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+def modulator(width: int, vectors: int) -> nn.Sequential:
+    """Returns what computes the shifts, scales and gates of adaptive layer normalization from a
+    condition: all vectors of a layer, one after the other."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(width, vectors * width))
+
+
 def modulate(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:
     """Returns what adaptive layer normalization makes of normalized values."""
     return x * (1 + scale) + shift

@@ -233,9 +233,10 @@ class _Encoder(nn.Module):
         self.down = nn.ModuleList(
             _Level(inputs, outputs, config.blocks) for inputs, outputs in pairwise(widths)
         )
-        self.mid = _blocks(widths[-1], widths[-1], config.blocks)
-        self.norm_out = group_norm(widths[-1])
-        self.conv_out = conv(widths[-1], config.code_width, 1)
+        coarsest = widths[-1]
+        self.mid = _blocks(coarsest, coarsest, config.blocks)
+        self.norm_out = group_norm(coarsest)
+        self.conv_out = conv(coarsest, config.code_width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -253,8 +254,9 @@ class _Decoder(nn.Module):
     def __init__(self, config: RasterVQConfig) -> None:
         super().__init__()
         widths = (*config.widths, config.widths[-1])
-        self.conv_in = conv(config.code_width, widths[-1])
-        self.mid = _blocks(widths[-1], widths[-1], config.blocks)
+        coarsest = widths[-1]
+        self.conv_in = conv(config.code_width, coarsest)
+        self.mid = _blocks(coarsest, coarsest, config.blocks)
         # Listed fine to coarse, as in the checkpoint, and run coarse to fine.
         self.up = nn.ModuleList(
             _Up(inputs, outputs, config.blocks, highest=level == 0)

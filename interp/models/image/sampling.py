@@ -49,7 +49,8 @@ def cosine_guidance(scale: float, power: float) -> Guidance:
 
     def weight(progress: float) -> float:
         angle = math.pi * progress**power
-        return (scale - 1) * (1 - math.cos(angle)) / 2
+        largest = scale - 1
+        return largest * (1 - math.cos(angle)) / 2
 
     return weight
 

@@ -14,7 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp.models.image.image_model import MLP, Gate, ImageModel, Segment, for_rows, modulate
+from interp.models.image.image_model import (
+    MLP,
+    Gate,
+    ImageModel,
+    Segment,
+    for_rows,
+    modulate,
+    modulator,
+)
 from interp.models.image.residual_vq import ResidualVQ
 
 _EPS = 1e-6
@@ -109,7 +117,7 @@ class VAR(ImageModel):
         self.class_emb = nn.Embedding(config.classes + 1, C)
         self.lvl_embed = nn.Embedding(len(config.sides), C)
         if config.shared:
-            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+            self.shared_ada_lin = modulator(C, vectors=6)
         else:
             self.shared_ada_lin = nn.Identity()
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
@@ -252,7 +260,7 @@ class Block(nn.Module):
             initial = torch.randn(1, 1, 6, C) / math.sqrt(C)
             self.ada_gss = nn.Parameter(initial)
         else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+            self.ada_lin = modulator(C, vectors=6)
 
     def forward(
         self,
@@ -298,7 +306,7 @@ class Final(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.ada_lin = modulator(width, vectors=2)
 
     def forward(
         self, x: Float[Tensor, "batch new width"], condition: Float[Tensor, "batch width"]

@@ -62,8 +62,8 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
 
     Raises:
         SiteError: a site is unknown.
-        HookError: the block ended without an error, but a site was never passed; or a site is in a
-            part of the model that gradient checkpointing runs again in the backward pass.
+        HookError: the block ended without an error, but no forward reached a site; or a site is in
+            a part of the model that gradient checkpointing runs again in the backward pass.
 
     Example:
         >>> from interp.hooks.hooks import tapped
@@ -408,7 +408,7 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, V
 
     Raises:
         SiteError: a site is unknown.
-        HookError: the block ended without an error, but a site was never passed, or the model
+        HookError: the block ended without an error, but no forward reached a site, or the model
             changed an activation in place after it was captured, so that its gradient would belong
             to another value, or the model checkpoints gradients.
 

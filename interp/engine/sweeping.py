@@ -467,7 +467,6 @@ def _batched_arguments(subject: Subject, batch: Batch) -> Growth:
     growth: dict[nn.Module, frozenset[Key]] = {}
     for block, (of_one, of_two) in sizes.items():  # a block that runs several times does not fit
         in_both = of_one.keys() & of_two.keys()
-
         doubled = [key for key in in_both if of_two[key] == 2 * of_one[key]]
         growth[block] = frozenset(doubled)
     return growth

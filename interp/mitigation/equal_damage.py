@@ -249,7 +249,8 @@ def _tails() -> list[float]:
 def _interval(estimate: Any, resampled: Resampled, n: int) -> Interval:
     lowest, highest = np.quantile(resampled, _tails())
     value = float(estimate)
-    # Resamples of few windows can all lie on one side of the estimate.
+    # On the resamples another number of random units may do as much damage, so that nearly all of
+    # them can lie on one side of the estimate.
     low = min(float(lowest), value)
     high = max(float(highest), value)
     return Interval(value, low, high, n)

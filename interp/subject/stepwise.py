@@ -282,7 +282,7 @@ def _taken(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """The options that the forward of a module takes."""
     names, takes_any = _arguments(type(module).forward)
     if takes_any:
-        return options
+        return dict(options)
     return {name: value for name, value in options.items() if name in names}
 
 

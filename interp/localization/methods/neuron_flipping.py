@@ -263,9 +263,9 @@ def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Genera
         copies, positions, width = value.shape
         drawn = torch.randn(positions, copies, width, generator=generator)
         noise = drawn.transpose(0, 1).to(value)  # [copies, positions, width]
-        wanted_lengths = settings.noise * lengths(value)
-        scaled = noise * wanted_lengths / lengths(noise)
-        return value + scaled
+        # Scaled to the given fraction of the length of the copy's own embeddings.
+        times_own_length = settings.noise * noise * lengths(value)
+        return value + times_own_length / lengths(noise)
 
     with tapped(subject, {embed: jitter}):
         yield

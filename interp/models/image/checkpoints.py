@@ -340,8 +340,11 @@ def _tokenizer_file_next_to(network: _Stored) -> Path:
     kind = _kind(network.state)
     wanted = _TOKENIZER_OF[kind]
     others = [file for file in _weights(network.file.parent) if file != network.file]
-    opened = [_open(file) for file in others]
-    found = [stored.file for stored in opened if _kind(stored.state) is wanted]
+    found: list[Path] = []
+    for file in others:
+        stored = _open(file)
+        if _kind(stored.state) is wanted:
+            found.append(file)
     if len(found) != 1:
         raise LoadError(
             f"{len(found)} tokenizers of a {kind.__name__} are next to {network.file.name}, "

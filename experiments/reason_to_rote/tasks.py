@@ -159,6 +159,7 @@ def task(data: Addition | TwoHop, seed: int) -> Task:
 def _four_digit_addition(data: Addition, seed: int) -> Task:
     train, test = addition(**asdict(data), seed=seed)
     answer = [f"digit{k}" for k in range(train.truth.shape[1])]
+    # The variables number the digits from the units.
     if data.order == "plain":
         answer.reverse()
     return Task(
@@ -186,6 +187,8 @@ def _two_hop_relations(data: TwoHop, seed: int) -> Task:
         name="THR",
         train=made.train,
         beside=made.facts,
+        # The single facts are trained on, unlike the other two: whether each hop is known by
+        # itself.
         tests={"test": made.test, "one_hop": made.facts, "ood": made.ood},
         vocabulary=made.vocabulary,
         answer=("tail",),
@@ -277,6 +280,7 @@ def train_or_load(
         "seed": seed,
         "clean": clean,
     }
+    # More seldom than measurements, because each writes all weights and all moments of Adam.
     checkpoints = Checkpoints(
         folder, 10 * training.evaluate_every, {"generalized": passed_test}, about
     )
@@ -329,6 +333,7 @@ def network(
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
+        # Dropout, like weight decay, can make the model give up wrong labels again.
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

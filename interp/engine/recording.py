@@ -74,6 +74,7 @@ class Recording(Mapping[Site, np.ndarray]):
             main = self[site]
             shape = main.shape
             same_shape = all(array.shape == shape for array in arrays.values())
+            # By name too: [examples, width] has two axes, as [head, d_head] has.
             if not same_shape or main.ndim > 2 or self.reduce in ("rows", "rows_abs", "top"):
                 raise ValueError(
                     f"a recording reduced by {self.reduce!r} does not hold one number per unit: "

@@ -100,6 +100,7 @@ class Shards:
             # scan that is refused before it measures anything leaves the folder free for another.
             with replaced(self.folder / _MANIFEST) as temporary:
                 temporary.write_text(json.dumps(self.about))
+            # The number makes the names sort in the order in which the shards were written.
             file = self.folder / f"shard-{len(self.done):06d}.parquet"
             with replaced(file) as temporary:
                 shard.to_parquet(temporary)

@@ -37,9 +37,7 @@ def replaced(path: str | Path) -> Generator[Path]:
         'whole'
     """
     target = Path(path)
-    # In the same folder: a rename between file systems would not be atomic. With the process's
-    # number: two processes may write the same file at once.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = _temporary(target)
     writable(target.parent)
     try:
         yield temporary
@@ -81,7 +79,7 @@ def replaced_folder(path: str | Path) -> Generator[Path]:
         raise FileExistsError(
             f"{target} exists and is not an empty folder: give another folder, or remove it"
         )
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = _temporary(target)
     # A process that had the same number may have been killed while it wrote.
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -90,6 +88,12 @@ def replaced_folder(path: str | Path) -> Generator[Path]:
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(target: Path) -> Path:
+    # In the same folder: a rename between file systems would not be atomic. With the process's
+    # number: two processes may write the same file at once.
+    return target.with_name(f".{target.name}.{os.getpid()}.part")
 
 
 def find_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
@@ -125,8 +129,12 @@ def find_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = Path(place, name)
-            is_read = file.is_file() and not _is_hidden(file)
-            (files if is_read else left_out).append(file)
+            if file.is_file() and not _is_hidden(file):
+                files.append(file)
+            else:
+                left_out.append(file)
+    # Sorted, because the order of os.walk is that of the file system: the same files would be read
+    # in another order on another machine.
     return sorted(files), sorted(left_out)
 
 
@@ -152,7 +160,8 @@ def count_in_words(paths: Iterable[Path]) -> str:
         '2 .c, 1 hidden, 1 without a suffix'
     """
     kinds = Counter(_kind(path) for path in paths)
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    counted = [f"{count} {kind}" for kind, count in kinds.most_common()]
+    return ", ".join(counted)
 
 
 def _kind(path: Path) -> str:

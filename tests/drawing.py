@@ -14,9 +14,11 @@ import pytest
 def undrawn() -> Generator[None]:
     """Figures that are saved become empty files."""
 
-    def touch(_: object, file: str, **__: object) -> None:
+    def touch(_: object, file: str | Path, **__: object) -> None:
         Path(file).touch()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig", touch)
+        # PNG files are drawn into memory first.
+        patch.setattr("interp.reporting.plotting._save_png", touch)
         yield

@@ -37,6 +37,8 @@ ALIKE = (
     0.75  # similarity of SSCD descriptors above which an image is a copy (Kowalczuk et al. 2025)
 )
 _DATA = {"digits": digits, "mnist": mnist}
+# Little weight decay: more of it lowers UnitMem (Wang et al. 2024), and with it what there is to
+# find.
 _TRAINING: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.02, "warmup": 30, "clip": 1.0}
 _ANNEALED = 0.6  # fraction of RAR's training over which the random order of tokens is phased out
 
@@ -93,6 +95,8 @@ def tokenizer(settings: Trained, family: str, out: Path) -> ImageTokenizer:
     found = _untrained_tokenizer(settings, family)
     file = shared_file(settings, out, f"tokenizer-{family}")
     if not file.exists():
+        # Any regime and seed would do: the tokenizer's images are drawn before all others, the same
+        # for every seed.
         first_regime = next(iter(settings.regimes))
         pixels = split(settings, first_regime, 0).tokenizer.pixels
         training = settings.tokenizer.fit
@@ -167,6 +171,8 @@ def train_or_load(settings: Trained, family: str, regime: str, seed: int, out: P
     mixture = images.mixture()
     data = module.encode(mixture.pixels, mixture.labels)
 
+    # Kept with the checkpoint, so that a training with other settings in the same folder is refused
+    # instead of continued.
     about = {
         "family": family,
         "regime": regime,
@@ -202,6 +208,8 @@ def _stream(data: Batch, module: ImageModel, recipe: Regime, seed: int) -> Itera
     probability that falls to 0."""
     labelled = drop_labels(epochs(data, recipe.batch_size, seed), module, seed=seed)
     if isinstance(module, RAR):
+        # Everything is measured in raster order: the last steps train in that order alone, so that
+        # what is memorized are the sequences that extraction asks for.
         return anneal_orders(labelled, round(_ANNEALED * recipe.steps["RAR"]), seed)
     return labelled
 

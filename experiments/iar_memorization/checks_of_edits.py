@@ -32,12 +32,15 @@ from interp.experiment.checks import (
 from interp.reporting.stats import Interval, statistic_interval
 
 _NO_AUGMENTATION = "UnitMem, 1 view"
+# What else could explain a fall: UnitMem without augmented views, its lowest units (if they remove
+# as much, selectivity is not the reason) and units that are as active (if they do, activity is).
 _OTHERS = (_NO_AUGMENTATION, "lowest", "as active")
 _SHOWN = "figures/edits.png"
 _EQUAL = "figures/equal_cost.png"
 _ZEROED = "figures/zeroed.png"
 _LOSS = "held out loss"
 _DISTANCE = "distance"
+# Fewer than usual: the statistic is computed one resample at a time.
 _RESAMPLES = 500
 
 
@@ -49,6 +52,7 @@ def of_edits(family: str, settings: Preset) -> list[Check]:
         *_against_controls(family, settings),
         *_at_equal_cost(family, settings),
     ]
+    # Of public models, extraction is itself judged by similarity: D3 would be C1 again.
     if not isinstance(settings, Public):
         found.append(_same_picture(family, settings))
     return found
@@ -94,6 +98,8 @@ def _kept(family: str, settings: Preset, selection: str, column: str = "extracte
     before = _left(family, settings, "none", 0.0, column)
 
     def kept(tables: Tables) -> pd.Series:
+        # The other images could not be lost. Counted as kept or lost, they would hide what an edit
+        # does to those that were extracted.
         was = _by_image(before, tables) > 0
         return _by_image(after, tables)[was]
 
@@ -113,6 +119,7 @@ def _relative_rise(family: str, settings: Preset) -> Measured:
     def rise(tables: Tables) -> float | None:
         before = interval(unedited(tables))
         after = interval(edited(tables))
+        # Relative, because families begin at different distances; a distance of 0 has no multiple.
         if before is None or after is None or before.estimate <= 0:
             return None
         return after.estimate / before.estimate - 1
@@ -173,6 +180,8 @@ def _least_fall(levels: Sequence[Measure], tables: Tables) -> Interval | None:
     extracted = [_by_image(level, tables).sort_index().to_numpy() for level in levels]
 
     def least(images: np.ndarray) -> float:
+        # The same drawn images at every level: the fall of an image is paired with itself, and
+        # chance differences between images cancel.
         shares = [values[images.astype(int)].mean() for values in extracted]
         falls = [one - following for one, following in pairwise(shares) if one > 0]
         return min(falls) if falls else 0.0
@@ -218,6 +227,7 @@ def cheaper(settings: Preset) -> Check:
         measure=minus(rise("VAR"), rise("RAR")),
         threshold=below(0),
         evidence=_SHOWN,
+        # A cost means little without what it bought.
         controls={f"{family}, extractions lost": lost(family) for family in ("VAR", "RAR")},
         paper="+31% for 84% of extractions (VAR-d30, 10%), +245% for 65% (RAR-XXL, 5%) (notes)",
         opposite=above(0),
@@ -248,6 +258,8 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
     judged = settings.at[family]
     other = next(reversed(settings.methods))
 
+    # What damages a model more removes more, whatever units are edited. So each selection is
+    # compared with random units at its own cost, not with the same number of them.
     def advantage(selection: str, cost: str, edit: str = HALVED) -> Measured:
         where = {
             "family": family,
@@ -268,6 +280,7 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
     def unaugmented(cost: str, edit: str = HALVED) -> dict[str, Measured]:
         return {f"than {_NO_AUGMENTATION}": beyond(cost, edit, _NO_AUGMENTATION)}
 
+    # An advantage that a change of this size in the distance would turn around is no advantage.
     noise = {"deviation of the distance over noises, nothing edited": _noise(family, settings)}
     beats_random = f"removes more extractions than random units ({judged:.0%} of all) at equal"
     beats_unitmem = (

@@ -118,6 +118,8 @@ def correlation(table: pd.DataFrame) -> Figure:
 
 def scale_by_block(table: pd.DataFrame) -> Figure:
     """Mean UnitMem, and the blocks of each segment's top 10%, over seeds."""
+    # The first number of views is the paper's. How the pattern changes without augmentation is
+    # shown by the figure of blocks.
     first = table[table["views"] == table["views"].iloc[0]]
     in_segment = first.groupby([*_MODEL, "seed", "segment"])["top"].transform("sum")
     shown = first.assign(top=first["top"] / in_segment)
@@ -149,6 +151,8 @@ def blocks(table: pd.DataFrame) -> Figure:
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         draw_lines(part, axes)
         level(axes, 1 / part["block"].nunique(), "evenly spread over blocks")
+        # The distance from the even spread looks as large as it is only on an axis that begins at
+        # 0.
         axes.set_ylim(bottom=0)
 
     return panels(
@@ -253,6 +257,8 @@ def edits(table: pd.DataFrame) -> Figure:
     )
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
+        # Without the point at 0, which all selections share: the unedited model is drawn as a
+        # level.
         draw_lines(part[part["fraction"] > 0], axes)
         measure = part["measure"].iloc[0]
         level(axes, unedited[part["family"].iloc[0], measure], "unedited model")
@@ -290,6 +296,8 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Mapping[str, str]) -> Figu
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         for name, own in part.groupby("selection", sort=False):
             words, colour, marker = look_of[str(name)]
+            # By the size of the edit, not by its cost: where a larger edit costs less, the line
+            # turns back, as was measured.
             by_fraction = own.sort_values("fraction")
             axes.plot(
                 by_fraction["value"],
@@ -305,6 +313,7 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Mapping[str, str]) -> Figu
         axes.set(xlabel=costs[part["cost"].iloc[0]], ylabel="share of planted images extracted")
 
     seeds = table["seed"].nunique()
+    # The unedited model is the start of every line, not one of the shares that the legend lists.
     edited = sorted(long[long["fraction"] > 0]["fraction"].unique())
     shares = ", ".join(f"{fraction:.0%}" for fraction in edited)
     what = "zeroing" if edit == ZEROED else "halving"

@@ -81,6 +81,8 @@ def extraction(study: Study, tried: Mapping[str, int]) -> pd.DataFrame:
     frames: list[pd.DataFrame] = []
     for name in SETS:
         batch = study.batches[name].rows(slice(0, tried.get(name)))
+        # Not the image itself: what the tokenizer loses is lost for every completion, and says
+        # nothing about memory.
         target = study.module.decode(batch.tokens)
         for prefix in study.prefixes:
             exact, completions = _completions(study, batch, prefix)
@@ -252,6 +254,7 @@ def subsets(
     """
     order = np.random.default_rng(study.seed).permutation(len(images))
     for share in shares:
+        # UnitMem compares an image with the mean of the others, so that there must be one.
         count = max(2, round(share * len(images)))
         part = images.rows(np.sort(order[:count]))
         scores, _ = selectivity(study, part, views)

@@ -38,6 +38,7 @@ _EDIT = [*MODEL, "selection", "edit", "fraction"]
 _FEW = 100
 _BATCH_SIZE = 64
 LEVEL = 0.95
+# Few: every resample of the images interpolates all comparisons again.
 _RESAMPLES = 300
 # What is compared at equal cost. Images are drawn under the first edit only, so that the second one
 # has no distance.
@@ -113,6 +114,7 @@ def _selections(
         study.subject,
         study.batches["planted"],
         "neurons",
+        # Absolute, as UnitMem averages them: a GELU can be negative.
         reduce="mean_abs",
         batch_size=_BATCH_SIZE,
     )
@@ -139,6 +141,8 @@ def edits(study: Study) -> dict[str, Callable[[Units], Plan]]:
     """What can be done to units, by name; the paper's own edit comes first."""
     subject = study.subject
     _, others = apart(study)
+    # Means of held-out images, because those of planted ones would put their own activations
+    # back; and of images that nothing is measured on.
     means = interp.record(subject, others, "neurons", reduce="mean", batch_size=_BATCH_SIZE)
     return {
         HALVED: lambda units: in_weights(subject, units, 0.5),
@@ -201,6 +205,8 @@ class Edits:
 
         def means(values: Float[np.ndarray, "edits images"]) -> np.ndarray:
             images = values.shape[1]
+            # A resample is a weight for each image. One product with the weights gives the means of
+            # all edits on all resamples, which need not be drawn and held one by one.
             weights = rng.multinomial(images, np.full(images, 1 / images), count) / images
             return values @ weights.T
 
@@ -262,6 +268,8 @@ class Bench:
         study = self.study
         # Everything is measured inside, the drawing of images too: the edit holds only here.
         with study.subject.intervened(plan) if plan else nullcontext():
+            # One pass over the true tokens gives exact extraction from every prefix, see
+            # `complete`.
             found = {name: read(study.subject, batch) for name, batch in self.batches.items()}
             alike = self.likeness(self.batches["planted"]) > self.cut
             distance = self.quality.distance() if drawn else np.nan
@@ -381,6 +389,8 @@ def with_intervals(measured: Edits) -> pd.DataFrame:
     return found.assign(
         matched=found["matched"].where(compared),
         advantage=advantage,
+        # An interval has to contain its estimate. Quantiles of resamples need not: the curve of
+        # random units is made to fall anew on each of them, which is not symmetric.
         low=np.minimum(ends[0], advantage),
         high=np.maximum(ends[1], advantage),
         images=len(measured.measured[0].extracted),

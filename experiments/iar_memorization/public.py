@@ -46,6 +46,8 @@ def public(settings: Public, family: str, regime: str, seed: int) -> Study:
     rng = np.random.default_rng(seed)
     last = settings.last[family]
     candidates, others = _candidates(subject, place.train, settings, last, rng)
+    # Images that a model predicts well are easy ones. Only easy images that it was not trained on
+    # show how many would count as extracted without any memory.
     held_out, _ = _candidates(subject, place.validation, settings, last, rng)
     sets = {"planted": candidates, "background": others, "held out": held_out}
     alike = copy_detection(place.copies)

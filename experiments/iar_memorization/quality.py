@@ -20,6 +20,7 @@ from interp.models.image.sampling import Guidance, cosine_guidance, linear_guida
 from interp.reporting.stats import frechet
 from interp.training.state import load_weights, save_weights
 
+# Enough for 92% accuracy in a pilot: the features have to be about digits, not perfect.
 _EPOCHS = 4
 _BATCH_SIZE = 32
 _LR = 3e-3
@@ -52,8 +53,8 @@ def features_of(settings: Preset, out: Path) -> Features:
     """The network whose features are compared.
 
     For public models it is the scripted network that the preset names. Otherwise it is a
-    classifier, trained once and kept in `out`, on the images of the tokenizer, which no model is
-    trained on.
+    classifier, which is trained once and kept in `out`. It learns from the images that the
+    tokenizer is fitted to, none of which a model is trained on.
     """
     if isinstance(settings, Public):
         return load_scripted(settings.places.features)
@@ -84,11 +85,11 @@ def _fit(network: Classifier, images: Images) -> None:
 
 
 class Quality:
-    """The quality of a study's model: the Frechet distance of images that it draws from the
+    """The quality of a study's model: the Frechet distance between images that it draws and the
     held-out ones.
 
-    The drawn images have the classes of the held-out ones, and the noise is always the same: two
-    distances differ only by what was done to the model.
+    The drawn images have the classes of the held-out ones, and the same seed always gives the same
+    noise: two distances with one seed differ only by what was done to the model.
 
     Args:
         study: the model and its images.
@@ -117,6 +118,7 @@ class Quality:
 
     def distance(self, seed: int = 0) -> float:
         """The Frechet distance under the active interventions; `seed` is the seed of the noise."""
+
         drawn = sample(self.study.subject, self.label, seed=seed, **self.sampling)
         return frechet(self.of(self.study.module.decode(drawn)), self.real)
 

@@ -83,6 +83,8 @@ def of_model(family: str, regime: str, settings: Preset, seed: int, out: Path) -
     if regime == settings.edited:
         sampling = settings.sampling.get(family, Sampling())
         quality = Quality(study, features_of(settings, out), settings.draws, sampling)
+        # The order matters: edits, controls and figures take the first scores for the paper's
+        # method (UnitMem) and the last ones for its rival.
         tables |= mitigation_tables(
             study, scores | score_units(study, settings.methods), quality, settings
         )
@@ -138,6 +140,8 @@ def localization_tables(study: Study, settings: Preset) -> tuple[Tables, dict[st
 
 def members(study: Study, views: int) -> pd.DataFrame:
     """The mean UnitMem over the same number of `images` of each `set`, in one model."""
+    # The same number of each set: a unit's largest response grows with the number of images, and
+    # UnitMem with it.
     count = min(len(images) for images in study.images.values())
     rows: list[tuple[str, int, float]] = []
     for name in SETS:

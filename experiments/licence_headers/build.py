@@ -18,6 +18,7 @@ from interp.experiment.jobs import Folder, Job, job
 from interp.files import replaced
 
 _LICENCE = re.compile(r"(^|/)(LICEN[CS]E|COPYING)(\.\w+)?$", re.IGNORECASE)
+# Six lines at least: shorter blocks of comments are shebangs, encodings and single remarks.
 _HEADER = re.compile(r"(?:^#[^\n]*\n){6,}", re.MULTILINE)
 _METHOD = re.compile(r"\n    def .*", re.DOTALL)
 _HEADERS_OF = ("transformers", "accelerate", "torch", "huggingface_hub", "sklearn")
@@ -96,6 +97,8 @@ def code(characters: int, packages: Iterable[str] = _CODE_OF) -> Iterator[str]:
     """The source files of recent packages from their first method on, cut to `characters`: code
     that the model has hardly seen."""
     for path in sources(packages):
+        # From the first method on: a header or the imports above it might be in the training data
+        # of any model.
         body = _METHOD.search(_read(path))
         if body is not None and len(body[0]) > 800:
             yield body[0][:characters]

@@ -38,6 +38,7 @@ def jobs(preset: Preset, seed: int) -> list[Job]:
     Raises:
         ValueError: a localization method or option that does not exist, with the nearest one.
     """
+    # Before anything is trained: a misspelled method would otherwise be found out only after that.
     for method, options in preset.options.items():
         find(method, options)
     for method in preset.not_deleted:

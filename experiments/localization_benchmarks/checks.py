@@ -144,6 +144,8 @@ def _beats_chance(method: str, condition: Condition, least: float) -> Check:
         "is {threshold}",
         measure=_recall(method, condition, least),
         threshold=at_least(TIMES_CHANCE * condition.fraction),
+        # Random neurons have the recall `fraction`. Less than that is the opposite; from there to
+        # three times as much, neither is shown.
         opposite=below(condition.fraction),
         evidence=_INJECTION,
         paper="2 to 590 times",
@@ -170,6 +172,8 @@ def _pruning_leads(preset: Preset) -> Check:
         id="L2",
         statement="a pruning method finds the most injected neurons (INJ): recall of the better of "
         "the two minus that of the best other method is {threshold}",
+        # Both sides are the best of several, chosen on other sequences than they are judged on: the
+        # side with more methods would gain from choosing otherwise.
         measure=minus(_best(pruning), _best(list(others.values()))),
         threshold=above(0),
         opposite=below(0),
@@ -239,6 +243,8 @@ def _beats_random(method: str, blocks: str, headline: float) -> Check:
     own = _fall(method, blocks, headline)
     random = _fall("random", blocks, headline)
 
+    # A multiple is subtracted instead of divided by: what random neurons cost can be near 0, where
+    # a ratio has no interval.
     def beyond(tables: Tables) -> pd.Series:
         by_chance = _items(random, tables)
         # Where accuracy rises under random neurons, there is no fall to take a multiple of: the
@@ -338,6 +344,8 @@ def _no_sum(headline: float) -> Check:
 
         def of_targets(targets: np.ndarray) -> float:
             drawn = targets.astype(int)
+            # The ratio of sums: in a mean of ratios, targets whose single effects nearly cancel
+            # would decide.
             return float(joint[drawn].sum() / alone[drawn].sum())
 
         return statistic_interval([np.arange(len(chosen))], of_targets, resamples=_RESAMPLES)
@@ -383,6 +391,8 @@ def _spread(method: str, blocks: int) -> Check:
         where = {"method": method, "evaluated": "self", "block": block}
         return mean("blocks", "fall", item="target", bounds=(-1, 1), **where)
 
+    # The first block is left out, as in the claim: everything passes through it, so that dropping
+    # its neurons costs all sequences.
     best_single = _best([of(block) for block in range(_FIRST + 1, blocks)])
     return Check(
         id=f"L8 {method}",

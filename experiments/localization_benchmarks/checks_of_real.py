@@ -144,6 +144,8 @@ def _beyond(method: str, headline: float, selection: str) -> Measure:
     def beyond(tables: Tables) -> Any:
         top = _not_scored_on(tables, method, headline, "top")
         control = _not_scored_on(tables, method, headline, selection)
+        # Paired: texts differ in how much they lose to anything, and the difference within a text
+        # does not.
         return over_texts(top["accuracy_change"] - control["accuracy_change"], (-1, 1))
 
     return Measure(f"fall of accuracy beyond {selection}", beyond, (-1, 1))
@@ -153,6 +155,8 @@ def _activity(method: str, headline: float) -> Measured:
     def ratio(tables: Tables) -> float:
         control = _not_scored_on(tables, method, headline, "as active")["activity"].mean()
         top = _not_scored_on(tables, method, headline, "top")["activity"].mean()
+        # The most active units have no equals to be matched with. This says how near the controls
+        # come.
         return float(control / top)
 
     return ratio
@@ -162,6 +166,8 @@ def _excesses(tables: Tables, method: str, headline: float) -> Mapping[str, Any]
     """For each group of sets, by how much more the loss of each text rises (nats per token) than
     under units that are as active."""
     by_selection = _by_selection(tables, method, headline)
+    # Zeroing active units raises any loss. What units cost that are merely as active is subtracted,
+    # so that what is left is due to which units were chosen.
     excess: Any = by_selection["top"]["loss_change"] - by_selection["as active"]["loss_change"]
     groups: dict[str, Any] = {}
     for name, sets in _GROUPS.items():
@@ -177,6 +183,8 @@ def _excess(method: str, headline: float, group: str) -> Measured:
 def _difference(method: str, headline: float, larger: str, smaller: str) -> Measured:
     def difference(tables: Tables) -> Any:
         excesses = _excesses(tables, method, headline)
+        # Groups are different texts, of unequal number and spread: they can be neither paired nor
+        # pooled.
         return welch_interval(excesses[larger], excesses[smaller])
 
     return difference

@@ -245,6 +245,8 @@ def question(tables: Tables, headline: float) -> Figure:
     losses = shown[is_top & (shown["measure"] == "loss")].rename(columns={"data": "text"})
     methods = losses["method"].unique()
     return intervals(
+        # In the order of `_SETS`, from the studied text to unrelated text, so that the figure shows
+        # how far an effect reaches.
         losses.set_index("text").loc[list(_SETS.values())].reset_index(),
         "text",
         "method",
@@ -274,6 +276,7 @@ def accuracy(tables: Tables, headline: float) -> Figure:  # noqa: ARG001 - all s
 
 def loss(tables: Tables, headline: float) -> Figure:  # noqa: ARG001 - all shares are shown
     """The rise of each set's loss by the share of neurons zeroed, for each method."""
+    # Symmetric logarithm: rises differ by orders of magnitude, and some losses fall.
     return _doses(tables["effects"], "loss", "rise of the loss (nats per token)", "symlog")
 
 

@@ -108,6 +108,8 @@ def memorizer(recipe: Recipe, seed: int) -> Memorizer:
         "prose": list(islice(prose(), recipe.texts)),
         "code": list(islice(code(), recipe.texts)),
     }
+    # Texts come file by file. Windows are taken from the end: without shuffling, all sets would be
+    # cut from the same few modules.
     for texts in natural.values():
         rng.shuffle(texts)
     if recipe.model:
@@ -117,7 +119,10 @@ def memorizer(recipe: Recipe, seed: int) -> Memorizer:
     width = recipe.prefix + recipe.length
     pools = _pools(recipe, natural, tokenizer)
     planted = records(recipe.repeated, seed)
+    # The last tokens of a record are its secret, which nothing but memory can give; the first
+    # ones are mostly a template.
     pools["records"] = [tokenizer(record.text)[-width:] for record in planted]
+    # Random tokens follow no rule: what is continued here can only be memorized.
     pools["random"] = rng.integers(0, recipe.vocabulary, (recipe.repeated, width)).tolist()
 
     # Windows are taken out of the pools, so that no window is in two sets.
@@ -216,6 +221,7 @@ def _trained(recipe: Recipe, sequences: Sequence[Sequence[int]], seed: int) -> i
         torch.manual_seed(seed)
         module = GPT2LMHeadModel(config)
     subject = interp.load(module.to(choose_device()))
+    # One pass over the list, so that a sequence is seen as often as it is in it.
     steps = len(sequences) // recipe.batch_size
     used = torch.tensor(sequences[: steps * recipe.batch_size])
     batches = used.unflatten(0, (steps, recipe.batch_size))
@@ -274,6 +280,7 @@ def code() -> Iterator[str]:
     for tree in _trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
+                # Docstrings belong to the prose: kept here, the same text would be of two kinds.
                 text = _without_docstring(node)
                 if len(text) > 200 and text not in seen:
                     seen.add(text)

@@ -16,7 +16,7 @@ class Condition:
 
     Attributes:
         name: name of the condition.
-        fraction: fraction of the neurons that they are hidden in.
+        fraction: fraction of the neurons that each is hidden in.
         training: how the neurons are trained.
         multiples: how many neurons each method predicts, as multiples of `fraction`.
     """
@@ -41,8 +41,8 @@ class Preset:
         recipe: how each model is made.
         injections: the conditions of INJ. The claim that a pruning method finds most is about the
             first one.
-        sequences: number of sequences hidden together in INJ.
-        references: number of windows that methods compare them with.
+        sequences: number of sequences that INJ hides, one at a time.
+        references: number of windows that methods compare each of them with.
         lookups: number of look-ups planted in each model, one at a time.
         least: the lowest suffix accuracy at which a repeated window counts as memorized.
         fractions: fractions of each block's neurons that DEL drops.
@@ -100,6 +100,7 @@ PRESETS = {
         sequences=1,
         references=8,
         lookups=1,
+        # So few steps memorize hardly anything. With 0 every window counts, so that all code runs.
         least=0.0,
         fractions=(0.1,),
         headline=0.1,
@@ -128,6 +129,9 @@ PRESETS = {
         headline=0.05,
         options=_OPTIONS,
     ),
+    # As published where that is known: fractions, rates and number of injected sequences, windows
+    # of 32 + 48 tokens, at most half a percent of the neurons dropped. The pressures of the masks
+    # are the published penalties of GPT-2, 15,000 and 1,000, per neuron of its 36,864.
     "paper": Preset(
         seeds=5,
         recipe=Recipe(

@@ -90,6 +90,8 @@ def measure_injection(
         condition.fraction,
         reference,
         multiples=condition.multiples,
+        # Window n is hidden in units drawn from this seed + n: seeds of models next to each other
+        # would draw the same units.
         seed=1000 * seed,
         training=condition.training,
     )
@@ -132,6 +134,8 @@ def sums(
                 known.subject, [[], interp.Zero(units)], {"target": windows[target]}
             )
             before, after = measured["loss"].to_numpy()
+            # The score of an exhaustive zero_out is the rise of the loss when that unit alone is
+            # dropped.
             alone = float(sum(own[site][unit] for site, unit in units))
             found.append((target, fraction, after - before, alone))
     return pd.DataFrame(found, columns=["target", "fraction", "joint", "sum"])

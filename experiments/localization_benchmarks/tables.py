@@ -34,9 +34,12 @@ def summaries(tables: Tables) -> dict[str, pd.DataFrame]:
         {"recall": (0, 1)},
         item="window",
     )
+    # How well the sequences were memorized at all: where they were not, there is nothing that a
+    # method could find.
     memorized = tables["injection"].groupby("condition")["accuracy"].mean()
     recalls["memorized"] = recalls["condition"].map(memorized)
     measures = [name for name in tables["deletion"].columns if name not in _NOT_MEASURES]
+    # A change of accuracy is at most 1 either way; the other changes have no bounds.
     bounds: dict[str, Bounds | None] = {
         name: (-1, 1) if name.endswith("_accuracy") else None for name in measures
     }
@@ -81,6 +84,8 @@ def over_seeds(
     groups: Any = frame.groupby(list(keys), sort=False)
     for key, group in groups:
         for measure, bounds in measures.items():
+            # Rows of one item are not independent of each other, so that items are resampled and
+            # not rows.
             by_item = group.groupby(["seed", item])[measure].mean()
             seeds = [bootstrap(values) for _, values in by_item.groupby(level="seed")]
             mean = seeds[0] if len(seeds) == 1 else MeanOverSeeds(seeds, bounds).interval

@@ -30,8 +30,8 @@ class Preset:
     Attributes:
         seeds: number of models.
         recipe: how each model is made.
-        sequences: number of sequences hidden together.
-        fraction: fraction of the neurons in which they are hidden.
+        sequences: number of sequences that are hidden, one at a time.
+        fraction: fraction of the neurons in which each is hidden.
         training: how they are hidden.
         tried: a method and its options, by the name that the results give them.
     """
@@ -58,6 +58,8 @@ def jobs(preset: Preset, seed: int) -> list[Job]:
 def try_options(preset: Preset, seed: int) -> dict[str, pd.DataFrame]:
     """INJ with all options, on the first of the sequences that are kept to tune methods on."""
     known = memorizer(preset.recipe, seed)
+    # Of the model of another seed, and of a set that no result uses: options fitted to the
+    # sequences that methods are judged on would flatter the methods that have options.
     windows = interp.Batch(known.dev.tokens[: preset.sequences])
     every = {name: Choice(method, options) for name, (method, options) in preset.tried.items()}
     found = injection(

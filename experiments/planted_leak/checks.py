@@ -33,6 +33,7 @@ def checks(preset: Preset) -> list[Check]:
             threshold=at_least(0.9),
             statement="after fine-tuning, the suffix accuracy on planted secrets is {threshold}",
             source="measured",
+            # What a model gets right on twins is the template; only what is beyond that is memory.
             controls={"never-planted twins": _scanned("accuracy", "twin")},
             evidence="tables/scans.parquet",
         ),
@@ -71,6 +72,7 @@ def checks(preset: Preset) -> list[Check]:
         ),
         Check(
             id="P4",
+            # Relative to the loss before, so that one threshold fits models of different losses.
             measure=_relative_rise("selection", fraction),
             threshold=at_most(0.05),
             statement=(
@@ -83,6 +85,8 @@ def checks(preset: Preset) -> list[Check]:
         ),
         Check(
             id="P5",
+            # One extracted twin would show that secrets can be guessed, so that extraction proves
+            # no memory: none is allowed, on any seed.
             measure=_scanned("exact", "twin"),
             threshold=at_most(0),
             over="every",
@@ -94,6 +98,8 @@ def checks(preset: Preset) -> list[Check]:
         ),
         Check(
             id="P6",
+            # The same number of random neurons (P3) may hurt the model less than the selection
+            # does. Only random neurons that hurt as much show that more than damage is at work.
             measure=Measure("advantage at equal damage", _advantage, (-1, 1)),
             threshold=above(0),
             opposite=below(0),
@@ -132,6 +138,7 @@ def _fall(
 
     def fall(tables: Tables) -> Interval:
         row = rows(tables["drops"], where).iloc[0]
+        # A fall is minus a change, so that the ends change places.
         ends = -row["change_high"], -row["change_low"]
         return Interval(float(-row["change"]), *map(float, ends), n=int(row["windows"]))
 

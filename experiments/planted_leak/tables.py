@@ -30,6 +30,7 @@ def over_seeds(drops: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for key, group in drops.groupby(_KEYS, sort=False):
         row = dict(zip(_KEYS, key, strict=True))
+        # Shares have bounds, within which their intervals have to stay; a loss has none.
         is_share = row["measure"] != "loss"
         after = _mean(group, ("estimate", "low", "high"), (0, 1) if is_share else None)
         change = _mean(

@@ -38,6 +38,8 @@ def addition(settings: Preset, seed: int, out: Path) -> Tables:
     ]
     if known.generalized is not None:
         early = end.of("generalized", known.generalized)
+        # At that time hardly any noisy item was memorized: what is an outlier already then is not
+        # one because of memory.
         parts.append(_distances_alone(early, settings, seed))
     return join_tables(*parts)
 
@@ -112,6 +114,8 @@ def _common(known: Learned, end: Study, settings: Preset, seed: int) -> Tables:
     logit lens there, and in the model when it first passed the test."""
     name = known.task.name
     model = settings.recipe(name).model
+    # Another seed than the model's own: its initial weights are where the training started, and may
+    # still resemble where it ended.
     untrained = end.of("untrained", network(known.task, model, 1000 + seed, like=known.subject))
     parts = [decode(end, seed), decode(untrained, seed)]
     if known.generalized is not None:
@@ -131,6 +135,7 @@ def _common(known: Learned, end: Study, settings: Preset, seed: int) -> Tables:
 
 def _distances_alone(of: Study, settings: Preset, seed: int) -> Tables:
     """The table `outliers` of a model, without its dose curves."""
+    # The dose curves take most of the time: one dose and one draw, which are not kept.
     found = outliers(of, settings.doses[:1], 1, seed)
     return {"outliers": found["outliers"]}
 

@@ -72,6 +72,8 @@ def _digits_depended_on(addition: Case) -> list[Check]:
             statement="the effective number of input digits (of 8 in four-digit sums) that "
             "memorized answers depend on is {threshold} (as for a look-up)",
             measure=depended_on(addition.end),
+            # Pilots measured 6.5 and 7.1 of the 8 digits for memorized answers; test answers, whose
+            # first digit needs the two units digits only, depended on 2.0.
             threshold=at_least(4.5),
             evidence=figure,
             controls={"look-up": depended_on(LOOKUP)},
@@ -100,6 +102,8 @@ def _survival(case: Case, others: Mapping[str, Rows]) -> list[Check]:
             id=f"C7c {case.name}",
             statement=f"the rate at which memorized answers survive a changed {token} depends on "
             f"the {token}: the largest rate minus the smallest is {{threshold}}{unlike}",
+            # A look-up depends on all tokens too, so that C7a and C7b cannot refute one. But none
+            # of its answers survives any change: its rates are 0, and so is their range.
             measure=survival(np.ptp, **case.end),
             threshold=at_least(0.3),
             evidence=figure,
@@ -169,6 +173,8 @@ def _neurons(addition: Case) -> list[Check]:
             threshold=at_least(0.6),
             evidence=figure,
             controls={
+                # Activations of any two groups correlate, because some neurons are always large.
+                # The profile counts as kept only if it is nearer to its own group.
                 "with a group of another answer": profile("profile_of_other", memorized),
                 "test items": profile("profile", test),
             },
@@ -176,6 +182,8 @@ def _neurons(addition: Case) -> list[Check]:
         ),
         Check(
             id="C8d FDA",
+            # The only reset in which no neuron is chosen, by the label or otherwise: it cannot
+            # succeed because of the choice.
             statement="the fraction of memorized items that get their true answer when the whole "
             "last MLP is reset is {threshold}",
             measure=mean("doses", "true", **dose("all", addition.neurons, block)),
@@ -188,6 +196,8 @@ def _neurons(addition: Case) -> list[Check]:
             id="C8e FDA",
             statement=f"of the {TOP} neurons that contribute most to a memorized answer, the "
             "fraction shifted to the right, minus that of all neurons, is {threshold}",
+            # Beyond all neurons, because the shifts of a whole layer may lean to one side without
+            # any of them being chosen.
             measure=right("right_of_top", memorized),
             threshold=at_least(0.05),
             evidence=figure,
@@ -322,6 +332,7 @@ def _untrained_controls(addition: Case, relations: Case) -> list[Check]:
         return probe_at_best(read.variable, position=read.read, of=of, apart=apart)
 
     found: list[Check] = []
+    # A tenth above what guessing gives in `small`: a digit has ten values, a bridge twenty.
     for case, read, threshold in ((addition, digit, 0.2), (relations, bridge, 0.15)):
         for kind, is_apart in (("new items", False), ("new inputs", True)):
             tested_on = "combinations of inputs" if is_apart else "items"
@@ -349,6 +360,8 @@ def _noise_free_controls(addition: Case) -> list[Check]:
             id="K4 without noise",
             statement="in a model trained with right labels only, the fraction of noisy items that "
             "get their wrong label is {threshold}",
+            # If right labels alone gave some wrong ones, these could be guessed, and would need no
+            # memory.
             measure=last("memorized", **addition.noise_free),
             threshold=at_most(0.02),
             evidence="figures/learning.png",

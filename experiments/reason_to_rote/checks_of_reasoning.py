@@ -109,6 +109,8 @@ def _learning_phases(case: Case) -> list[Check]:
             f"the number until the test accuracy is {PASSED:g}, is {{threshold}}",
             measure=steps_ratio(0.5, PASSED, **case.end),
             threshold=at_least(2),
+            # At 1 or less, memory comes first or at the same time, which is the opposite; in
+            # between, the order is as claimed but the phases overlap.
             opposite=at_most(1),
             evidence=curve,
             controls={},
@@ -285,6 +287,8 @@ def _answer_is_formed(case: Case) -> Check:
         statement="the accuracy of a probe for the true answer at the last token of the question, "
         f"{BEST_ON_TEST}, on memorized items minus on test items, is {{threshold}}",
         measure=less(read(), read(**TEST)),
+        # More than 20 points below is where the claim counts as refuted; answers of memorized items
+        # are expected to be read somewhat worse.
         threshold=at_least(-0.2),
         evidence="figures/decoding.png",
         controls={
@@ -299,6 +303,7 @@ def _answer_is_formed(case: Case) -> Check:
 def _noisy_answer(case: Case) -> list[Check]:
     """C4: whether the wrong answer appears in the last MLP."""
     of = case.reasoning
+    # Depths are counted in blocks: half a block before the end is behind the last attention.
     before = case.blocks - 0.5
     after = float(case.blocks)
 
@@ -392,6 +397,8 @@ def _erasing(case: Case) -> list[Check]:
             statement=f"the fraction of memorized answers lost without the {variable} subspace, "
             "minus the fraction lost without random ones of the same rank and the same share of "
             "the variance, is {threshold}",
+            # Random directions of the same rank hold a much smaller share of the variance than
+            # class means do: part of what C5c finds may be the mere size of what was removed.
             measure=_lost_beyond("random, same variance", "class means", of),
             threshold=above(0.1),
             opposite=below(0),
@@ -445,6 +452,8 @@ def _donors(case: Case) -> Check:
         id=f"C5d {case.name}",
         statement="the fraction of memorized answers that stay with the residual stream of an item "
         f"with the same {variable}, minus that with another {variable}, is {{threshold}}",
+        # Both donors bring activations that are not the item's own. The difference is what the
+        # intermediate result adds to that disturbance.
         measure=difference("donors", "kept", donor("same", of), donor("other", of)),
         threshold=at_least(0.3),
         evidence="figures/donors.png",

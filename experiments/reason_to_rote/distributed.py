@@ -88,6 +88,8 @@ def positions(study: Study) -> Tables:
     rows: list[dict[str, Any]] = []
     subject = study.subject
     embed = next(site for site in subject.sites if site.point == "embed")
+    # No attention follows the last block: its output at an input position is either read by nothing
+    # or the answer itself.
     sites = [embed, *subject.anatomy.expand("resid_post")[:-1]]
     means = mean_by_position(study, sites)
     for depth, site in enumerate(sites):

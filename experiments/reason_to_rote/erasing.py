@@ -125,6 +125,8 @@ def _subspaces(
         removed = null.first(rank)
         found.append(Removed("INLP", 0, removed))
         for draw, number in enumerate(seeds):
+            # Another seed than that of the random subspaces above, so that these are further draws
+            # and not the same directions again.
             found.append(Removed("random for INLP", draw, random_subspace(removed, number + 1)))
     left = pd.concat([progress.assign(removed="INLP"), _read_without_means(residuals, target)])
     return found, left

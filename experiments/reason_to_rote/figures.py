@@ -45,6 +45,7 @@ def _above_chance(draw_lines: Draw) -> Draw:
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         draw_lines(part, axes)
         level(axes, part["chance"].mean(), "by chance (most frequent value)")
+        # A little beyond 0 and 1, where many points are: half of each would be cut off.
         axes.set_ylim(-0.04, 1.06)
 
     return draw
@@ -68,6 +69,7 @@ def learning(dynamics: pd.DataFrame) -> Figure:
     measured = [name for name in names.values() if name in renamed]
     long = renamed.melt(["task", "stage", "step", "seed"], measured, "answers", "share right")
     stages = long["stage"].replace({"end": "with noise"})
+    # Addition has no one-hop and no out-of-distribution questions.
     shown = long.assign(stage=stages).dropna(subset="share right")
     draw = lines(shown, "step", "share right", "answers", xlabel="optimizer steps", ylabel=_ANSWERS)
     return panels(
@@ -91,6 +93,8 @@ def decoding(probes: pd.DataFrame) -> Figure:
     on_test = probes["set"] == "test"
     on_memorized = probes["set"] == "memorized"
     at_end = probes["stage"] == "end"
+    # The label of a test item is its true answer: what a probe reads there as noisy is the true
+    # value again.
     trained = probes[at_end & ~(noisy & on_test)]
     trained = trained.assign(read=trained["set"] + ", " + trained["reading"] + " value")
     in_untrained = probes["stage"] == "untrained"
@@ -140,6 +144,7 @@ def erasing(table: pd.DataFrame) -> Figure:
     shown = table[~table["removed"].str.contains("INLP")]
     by = ["task", "stage", "block", "removed"]
     share = shown.groupby(by)["variance"].transform("mean")
+    # The mean over seeds: with a share of its own, each seed would have bars of its own.
     percent = (100 * share).round().astype(int).astype(str)
     shown = shown.assign(removed=shown["removed"] + " (" + percent + "%)")
     kept = _per_seed(shown, [*by, "set"], "kept", "answers kept")
@@ -266,6 +271,7 @@ def donors(table: pd.DataFrame) -> Figure:
 def circuits(table: pd.DataFrame) -> Figure:
     """The overlap of the top edges of memorized items with those of other sets, against the
     fraction of edges taken, with what is expected by chance."""
+    # The other samples are resamples of the items, which intervals are made of.
     all_items = table[table["sample"] == 0]
     chance = all_items.drop_duplicates(["task", "fraction", "seed"])
     chance = chance.assign(other="by chance", iou=chance["chance"])
@@ -363,6 +369,7 @@ def components(table: pd.DataFrame) -> Figure:
         axes.set(
             xlabel="share of test answers lost",
             ylabel="share of memorized answers lost",
+            # The names of components stand to the right of 1.
             xlim=(-0.03, 1.4),
             ylim=(-0.03, 1.06),
             xticks=np.linspace(0, 1, 5),
@@ -534,6 +541,8 @@ def heuristics(table: pd.DataFrame) -> Figure:
     one = first.iloc[0]
     first = first.assign(items=first["items"].replace("memorized", "memorized items"))
     look_of = looks(first["items"])
+    # The same bins for all kinds of items, and densities instead of counts: there are many more
+    # clean items than memorized ones.
     edges = np.histogram_bin_edges(first["activation"], 40)
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
@@ -612,6 +621,8 @@ def shared(table: pd.DataFrame) -> Figure:
 
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         draw_lines(part, axes)
+        # A few neurons are shared by many items and hundreds by hardly any: on a linear axis the
+        # few would be one line at its left end.
         axes.set_xscale("log")
 
     return panels(

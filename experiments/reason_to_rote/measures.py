@@ -232,6 +232,8 @@ def proportion(fraction: float, n: int) -> Interval:
     from scipy.stats import binomtest
 
     found = binomtest(round(fraction * n), n).proportion_ci(method="wilson")
+    # Where all items or none count, the end of Wilson's interval is the fraction itself, and
+    # rounding must not put it on the wrong side.
     return Interval(fraction, min(found.low, fraction), max(found.high, fraction), n)
 
 

@@ -150,6 +150,7 @@ def shifts_of(study: Study, block: int) -> dict[str, Shifts]:
     groups = fit_groups(activations, clean_groups)
     found: dict[str, Shifts] = {}
     for name, items in study.sets.items():
+        # Without a clean item of the same inputs there is no mean to be compared with.
         has_clean_item = np.isin(items.group(inputs), clean_groups)
         found[name] = Shifts(study, block, items.rows(has_clean_item), groups)
     return found
@@ -326,6 +327,7 @@ def _knock_out(
     """The accuracy with the units set to zero and, where there are enough others, with the same
     number of random ones set to zero."""
     plans = {"matched": Zero(units)}
+    # A rule that most neurons match leaves too few others for a control of the same size.
     others = ~units
     if len(others) >= len(units):
         plans["random"] = Zero(units.draw_matched(0, among=others))

@@ -75,6 +75,8 @@ def circuits(study: Study, untrained: Study, items: int, resamples: int, seed: i
     contrasts: dict[str, Contrast] = {}
     for name, of in study.sets.items():
         contrasts[name] = _contrast(of.some(items).batch, of.label[:items], seed)
+    # Random prompts ask nothing. Edges that their circuit shares with memorized items matter for
+    # any input, because much passes through them.
     contrasts["random prompts"] = _random_prompts(study, items, seed)
     effects = {name: _effects(study, contrast) for name, contrast in contrasts.items()}
     effects["untrained"] = _effects(untrained, contrasts["memorized"])
@@ -137,6 +139,7 @@ def _overlaps(
             if sample == 0:
                 scores[name] = of.scores()
             else:
+                # Each set is resampled by itself: its items are not those of another set.
                 scores[name] = of.scores(rng.integers(0, items, items))
         memorized = scores.pop("memorized")
         for other, theirs in scores.items():

@@ -228,6 +228,9 @@ def study(
             f"{correct.sum()} of {len(held_out)} tests passed"
         )
 
+    # Before this token, truth and label agree: what the model is given there is right under both.
+    # Behind it, a wrong token would be in the context, and a variable that is read worse would not
+    # be a variable that is computed worse.
     first_difference = (noisy.label != noisy.truth).argmax(1)
     target = int(np.bincount(first_difference[memorized]).argmax())
     read_at_target = memorized & (first_difference == target)

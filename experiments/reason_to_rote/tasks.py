@@ -32,6 +32,8 @@ class Addition:
     train: int
     test: int
     digits: int = 4
+    # The units first: every digit then follows from the operands and a carry that is already
+    # settled.
     order: Order = "reversed"
     noise: float = 0.05
     rule: Rule = "random_sum"
@@ -97,6 +99,8 @@ class Training:
     warmup: int
     decay: int = 0
     floor: float = 0.0
+    # Networks with much weight decay or dropout give up wrong labels again (Doshi et al., arXiv
+    # 2310.13061), and leave nothing to study.
     weight_decay: float = 0.0
     evaluate_every: int
     until_memorized: float | None = None
@@ -155,6 +159,7 @@ def task(data: Addition | TwoHop, seed: int) -> Task:
 def _four_digit_addition(data: Addition, seed: int) -> Task:
     train, test = addition(**asdict(data), seed=seed)
     answer = [f"digit{k}" for k in range(train.truth.shape[1])]
+    # The variables number the digits from the units.
     if data.order == "plain":
         answer.reverse()
     return Task(
@@ -182,6 +187,8 @@ def _two_hop_relations(data: TwoHop, seed: int) -> Task:
         name="THR",
         train=made.train,
         beside=made.facts,
+        # The single facts are trained on, unlike the other two: whether each hop is known by
+        # itself.
         tests={"test": made.test, "one_hop": made.facts, "ood": made.ood},
         vocabulary=made.vocabulary,
         answer=("tail",),
@@ -273,6 +280,7 @@ def train_or_load(
         "seed": seed,
         "clean": clean,
     }
+    # More seldom than measurements, because each writes all weights and all moments of Adam.
     checkpoints = Checkpoints(
         folder, 10 * training.evaluate_every, {"generalized": passed_test}, about
     )
@@ -314,6 +322,7 @@ def network(
 
     config = GPT2Config(
         vocab_size=of.vocabulary,
+        # A four-digit question and its answer have 15 tokens.
         n_positions=16,
         n_layer=model.blocks,
         n_embd=model.width,
@@ -324,6 +333,7 @@ def network(
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
+        # Dropout, like weight decay, can make the model give up wrong labels again.
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -42,7 +42,8 @@ def layers(subject: Hooked, sites: Sites) -> list[tuple[nn.Module, bool]]:
                 f"{site} is {place}, which captum cannot name: "
                 "attribute to attn_out or to resid_pre of the next block"
             )
-        found.append((subject.module.get_submodule(place.path), place.side == "in"))
+        module = subject.module.get_submodule(place.path)
+        found.append((module, place.side == "in"))
     return found
 
 
@@ -80,10 +81,14 @@ def gradient_x_activation(
     # call.
     result: dict[Site, Tensor] = {}
     for to_input in (False, True):
-        own = [site for site in chosen if layer_of_site[site][1] is to_input]
+        own: list[Site] = []
+        modules: list[nn.Module] = []
+        for site, (module, is_input) in layer_of_site.items():
+            if is_input is to_input:
+                own.append(site)
+                modules.append(module)
         if not own:
             continue
-        modules = [layer_of_site[site][0] for site in own]
         attribution = LayerGradientXActivation(loss, modules)
         products = _attribute(attribution, tokens, to_input)
         for site, product in zip(own, products, strict=True):

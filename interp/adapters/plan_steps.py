@@ -26,7 +26,8 @@ def align(following: Float[Tensor, "batch position vocabulary"]) -> Tensor:
     """Aligned logits, which predict the token at their own position, from a peer's logits, which
     predict the token that follows. Position 0 is all zeros: nothing precedes it."""
     nothing = torch.zeros_like(following[:, :1])
-    return torch.cat([nothing, following[:, :-1]], dim=1)
+    without_last = following[:, :-1]
+    return torch.cat([nothing, without_last], dim=1)
 
 
 def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
@@ -55,7 +56,8 @@ def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
     by_site: dict[Site, list[Change]] = {}
     for edit in lower_plans(anatomy, plan):
         site = anatomy.resolve(edit.site)
-        by_site.setdefault(site, []).append(_change(edit, batch))
+        changes = by_site.setdefault(site, [])
+        changes.append(_change(edit, batch))
 
     timed: list[tuple[Time, PlanStep]] = []
     for site, changes in by_site.items():
@@ -96,7 +98,8 @@ def _timed_steps(
     # The other term is read after the edits at its own place (point 0, what enters the block) and
     # before anything that follows.
     other, sign = place.base
-    yield (stack, site.block, 0.5), (other.path, other.side, "", 1, [])
+    after_point_0 = (stack, site.block, 0.5)
+    yield after_point_0, (other.path, other.side, "", 1, [])
     yield time, (place.path, place.side, other.path, sign, changes)
 
 
@@ -109,10 +112,13 @@ def _change(edit: Edit, batch: Batch) -> Change:
         )
     # One change for all positions says so by None, which is right for a value of any length: some
     # modules, such as a vision encoder, do not see one position per token.
-    adds_the_same = edit.add is None or edit.add.shape[:-1] == (1,)
+    one_row = (1,)
+    adds_the_same = edit.add is None or edit.add.shape[:-1] == one_row
     everywhere = len(positions) == batch.length and adds_the_same
     columns = edit.columns[None, :]
     if everywhere:
         return None, columns, edit.multiply, edit.add, edit.basis
-    add = None if edit.add is None else edit.addend(len(batch), positions)
+    add = None
+    if edit.add is not None:
+        add = edit.addend(len(batch), positions)
     return positions[:, None], columns, edit.multiply, add, edit.basis

@@ -46,7 +46,8 @@ def bridge(subject: Subject) -> Any:
 
     module = copy.deepcopy(subject.module)
     config = getattr(module, "config", None)
-    name = (getattr(config, "architectures", None) or [type(module).__name__])[0]
+    named = getattr(config, "architectures", None)
+    name, *_ = named or [type(module).__name__]
     try:
         made: Any = build_bridge_from_module(
             module, name, hf_config=config, tokenizer=copy.deepcopy(subject.tokenizer)

@@ -132,4 +132,6 @@ def _unwritable(module: nn.Module, weight: Tensor | None) -> str | None:
     # With its duplicates: a shared weight is listed once for each module that has it.
     named = module.named_parameters(remove_duplicate=False)
     owners = [name for name, parameter in named if parameter is weight]
-    return f"is shared by {' and '.join(owners)}" if len(owners) > 1 else None
+    if len(owners) < 2:
+        return None
+    return f"is shared by {' and '.join(owners)}"

@@ -140,7 +140,10 @@ def edge_effects(
             answers.split(batch_size),
             strict=True,
         )
-        effects = [_effects(subject, graph, *part).cpu().numpy() for part in parts]
+        effects: list[np.ndarray] = []
+        for part in parts:
+            of_part = _effects(subject, graph, *part)
+            effects.append(of_part.cpu().numpy())
     return np.concatenate(effects)
 
 
@@ -205,7 +208,8 @@ def faithfulness(
             "there is nothing to be faithful to"
         )
     metrics = [mean_metric(circuit) for circuit in circuits]
-    return [(metric - empty) / (full - empty) for metric in metrics]
+    whole = full - empty
+    return [(metric - empty) / whole for metric in metrics]
 
 
 def circuit_logits(
@@ -345,7 +349,8 @@ def _input_gradients(graph: Graph, values: Mapping[Site, Value], metric: Tensor)
 
 
 def _backpropagate(output: Value, gradient: Value, source: Value) -> Value:
-    return torch.autograd.grad(output, source, gradient, retain_graph=True)[0]
+    (at_source,) = torch.autograd.grad(output, source, gradient, retain_graph=True)
+    return at_source
 
 
 def _zero_other_heads(layer: Layer, head: int, value: Value) -> Value:
@@ -436,7 +441,9 @@ class _CircuitRun:
 
     def _replace_final(self, value: Value, _: Clock) -> Tensor:
         final = slice(-1, None)
-        inputs = self._inputs(final, len(self.graph.senders), len(self.graph.layers))
+        every_sender = len(self.graph.senders)
+        every_block = len(self.graph.layers)
+        inputs = self._inputs(final, every_sender, every_block)
         return _replace_first_rows(value, inputs)
 
     def _mlp_input(self, layer: Layer, blocks: int) -> Value:
@@ -471,10 +478,9 @@ def _logit_difference(
     """logit(right) - logit(wrong)"""
     low = int(answers.min())
     high = int(answers.max())
-    if low < 0 or high >= logits.shape[-1]:
-        raise ValueError(
-            f"right and wrong must be token ids 0 to {logits.shape[-1] - 1}; got {low} to {high}"
-        )
+    last = logits.shape[-1] - 1
+    if low < 0 or high > last:
+        raise ValueError(f"right and wrong must be token ids 0 to {last}; got {low} to {high}")
     # In double precision: circuits are compared by differences of these differences.
     precise = logits.double()
     chosen = precise.gather(1, answers.to(logits.device))
@@ -486,9 +492,10 @@ def _pair_answers(batch: Batch, right: Tokens, wrong: Tokens) -> Int[Tensor, "it
     both = [torch.as_tensor(tokens) for tokens in (right, wrong)]
     expected = (len(batch),)
     if any(tokens.shape != expected or tokens.is_floating_point() for tokens in both):
-        given = " and ".join(f"{tuple(tokens.shape)} of {tokens.dtype}" for tokens in both)
+        given = [f"{tuple(tokens.shape)} of {tokens.dtype}" for tokens in both]
         raise ValueError(
-            f"right and wrong hold one token id for each of the {len(batch)} items; got {given}"
+            f"right and wrong hold one token id for each of the {len(batch)} items; "
+            f"got {' and '.join(given)}"
         )
     return torch.stack(both, 1).long()
 

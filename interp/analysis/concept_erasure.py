@@ -97,7 +97,10 @@ def class_means(rows: Rows, labels: ArrayLike) -> Subspace:
     table, numbers, classes = classify(rows, labels)
     center = table.mean(0)
     around = table - center
-    means = [around[numbers == number].mean(0) for number in range(len(classes))]
+    means: list[Rows] = []
+    for number in range(len(classes)):
+        members = around[numbers == number]
+        means.append(members.mean(0))
     # The typical distance of a row from the center: means that are equal but for rounding differ by
     # a tiny part of it.
     size = np.linalg.norm(around) / np.sqrt(len(around))
@@ -233,7 +236,8 @@ def variance_share(subspace: Subspace, rows: Rows) -> float:
     """
     around = rows - rows.mean(0)
     within = around @ subspace.basis.T
-    return float(np.square(within).sum() / np.square(around).sum())
+    variance = np.square(around).sum()
+    return float(np.square(within).sum() / variance)
 
 
 def containment(subspace: Subspace, of: Subspace) -> float:
@@ -344,10 +348,12 @@ def _turned(start: Subspace, end: Subspace, part: float) -> Subspace:
     outwards = other - cosines * one
     lengths = np.linalg.norm(outwards, axis=1, keepdims=True)
     # A vector that both have in common stays.
-    outwards = np.divide(outwards, lengths, out=np.zeros_like(outwards), where=lengths > _ROUNDING)
+    turned = lengths > _ROUNDING
+    outwards = np.divide(outwards, lengths, out=np.zeros_like(outwards), where=turned)
     angles = part * np.arccos(cosines)
-    basis = np.cos(angles) * one + np.sin(angles) * outwards
-    return Subspace(basis, start.center)
+    along = np.cos(angles) * one
+    away = np.sin(angles) * outwards
+    return Subspace(along + away, start.center)
 
 
 def erasure_plan(

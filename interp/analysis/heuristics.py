@@ -90,6 +90,7 @@ def _check_cover(name: str, cover: Cover, prompts: int) -> None:
 def _scores_by_heuristic(
     values: Maps, covers: Mapping[str, Cover], side: str
 ) -> Iterator[pd.DataFrame]:
+    # Once for all heuristics, which differ only in how many of the first places they ask for.
     descending = -np.sort(-values, axis=0)
     for name, cover in covers.items():
         score = _score(values, descending, np.asarray(cover))
@@ -152,6 +153,7 @@ def best_matches(choosing: pd.DataFrame, judging: pd.DataFrame) -> pd.DataFrame:
     best = choosing.loc[above_chance.groupby(choosing["neuron"]).idxmax()]
     best = best.rename(columns={"score": "score_where_chosen"}).drop(columns="chance")
     keys = [name for name in best.columns if name != "score_where_chosen"]
+    # From the left, so that a choice without a row to judge it is refused below, and not lost.
     found = best.merge(judging, on=keys, how="left")
     missing = found["score"].isna()
     if missing.any():
@@ -247,6 +249,8 @@ def _rules(values: Int[np.ndarray, " prompts"]) -> dict[str, Cover]:
     rules["low"] = values <= middle
     rules["high"] = values > middle
 
+    # Two rules that cover the same prompts cannot be told apart: a neuron would be given to the one
+    # that comes first.
     distinct: dict[str, Cover] = {}
     seen: set[bytes] = set()
     for rule, cover in rules.items():

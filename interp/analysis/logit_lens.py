@@ -148,6 +148,8 @@ def _logits_from(
         new[:, position] = residual
         return new
 
+    # In a forward of the whole model, and not by calling its norm and its head: every family names
+    # and connects these in its own way.
     blocks = subject.anatomy.blocks(site.stack)
     last = Site("resid_post", len(blocks) - 1, site.stack)
     with evaluating(subject), tapped(subject, {last: replace}):

@@ -78,7 +78,8 @@ class Groups:
             rows: [items, neurons] activations.
             groups: the group of each item.
         """
-        shift = np.asarray(rows, np.float64) - self.expected(groups)
+        values = np.asarray(rows, np.float64)
+        shift = values - self.expected(groups)
         infinite = np.copysign(np.inf, shift)
         without_spread = np.where(shift == 0, 0.0, infinite)
         # Where `divide` is not to divide, it leaves what `out` holds.
@@ -282,7 +283,8 @@ class ReadOut:
             ValueError: a shift of another shape.
         """
         out_weight = self.subject.anatomy.out_weight(self.subject.module, self.site)
-        lengths = out_weight.detach().double().norm(dim=1).cpu().numpy()
+        precise = out_weight.detach().double()
+        lengths = precise.norm(dim=1).cpu().numpy()
         if np.shape(shift) != self.rows.shape:
             raise ValueError(
                 f"expected a shift of {self.rows.shape} [items, neurons]; got {np.shape(shift)}"
@@ -351,7 +353,8 @@ class ReadOut:
             # gradient is that of its own item.
             terms: list[Tensor] = []
             for sign, ids in signed:
-                chosen = logits.gather(1, ids[:, None].to(logits.device))
+                columns = ids[:, None].to(logits.device)
+                chosen = logits.gather(1, columns)
                 terms.append(sign * chosen.sum())
             total = torch.stack(terms).sum()
             (gradient,) = torch.autograd.grad(total, values[last])
@@ -480,7 +483,10 @@ def dose_curve(
         Name: right, dtype: float64
     """
     items = len(out.batch)
-    wanted = {name: _token_ids(tokens, items).numpy() for name, tokens in answers.items()}
+    wanted: dict[str, np.ndarray] = {}
+    for name, tokens in answers.items():
+        wanted[name] = _token_ids(tokens, items).numpy()
+
     frames: list[pd.DataFrame] = []
     for selection, k, seed, chosen in _selections(out.rows.shape, rankings, doses, seeds):
         reset = out.reset(expected, chosen)

@@ -203,7 +203,8 @@ def shared_inputs(items: Batch, others: Batch, position: int) -> Mask:
 
 def _beginnings(batch: Batch, position: int) -> list[tuple[int, ...]]:
     """The tokens of each item up to a position."""
-    return [tuple(tokens) for tokens in batch.tokens[:, : position + 1].tolist()]
+    beginnings = batch.tokens[:, : position + 1].tolist()
+    return [tuple(tokens) for tokens in beginnings]
 
 
 def refuse_shared_inputs(
@@ -297,8 +298,11 @@ def at_position(
             raise ValueError(
                 f"{site} has positions 0 to {value.shape[1] - 1}; got position={position}"
             )
-    # Cloned: a view would keep the values of all positions in memory.
-    return {site: value[:, position].clone() for site, value in values.items()}
+    rows: dict[Site, Float[Tensor, "items width"]] = {}
+    for site, value in values.items():
+        at_site = value[:, position]
+        rows[site] = at_site.clone()  # a view would keep the values of all positions in memory
+    return rows
 
 
 def probe(
@@ -364,7 +368,8 @@ def probe(
         # Row 0: predictions of the probe; row 1: of the probe with permuted labels.
         predicted: dict[str, np.ndarray] = {}
         for name, test in tests.items():
-            predicted[name] = np.empty((2, len(test.batch)), dtype=labels.dtype)
+            shape = (2, len(test.batch))
+            predicted[name] = np.empty(shape, dtype=labels.dtype)
         for trained_on, tested_on in parts:
             own_labels = labels[trained_on]
             permuted = np.random.default_rng(seed).permutation(own_labels)
@@ -430,7 +435,8 @@ def folds(
     Raises:
         ValueError: groups in some of the sets only, or fewer than two.
     """
-    has_groups = {each.groups is not None for each in (train, *tests.values())}
+    every_set = (train, *tests.values())
+    has_groups = {each.groups is not None for each in every_set}
     if len(has_groups) > 1:
         raise ValueError("expected groups of the train and of every test set, or of none")
     if train.groups is None:
@@ -460,4 +466,5 @@ def _all_items(items: Labelled) -> Mask:
 
 
 def _in_groups(items: Labelled, groups: np.ndarray) -> Mask:
-    return pd.Series(np.asarray(items.groups)).isin(groups).to_numpy()
+    own = pd.Series(np.asarray(items.groups))
+    return own.isin(groups).to_numpy()

@@ -117,12 +117,14 @@ def scan(
     )
     images = of_images(frame)
     log_p = frame["log_p"].to_numpy()
+    mean_accuracy = sum(frame["accuracy"]) / len(frame)
+    is_discoverable = discoverable(log_p, 100, 0.5)
     summary = {
         "windows": len(frame),
         "exact": sum(frame["exact"]),
-        "accuracy": round(sum(frame["accuracy"]) / len(frame), 4),
+        "accuracy": round(mean_accuracy, 4),
         "images" if images else "texts": frame.attrs["texts"],
-        "discoverable_n100_p50": float(discoverable(log_p, 100, 0.5).mean()),
+        "discoverable_n100_p50": float(is_discoverable.mean()),
         "skipped": frame.attrs["skipped"],
         "device": str(subject.device),
         "out": str(out),
@@ -137,7 +139,8 @@ def scan(
     else:
         _print(as_json, summary, best.filter(SHOWN), "most memorized passages")
     if not summary["exact"] and not as_json:
-        _advise("nothing was extracted" + ("" if images else _HOW_TO_EXTRACT_MORE))
+        advice = "" if images else _HOW_TO_EXTRACT_MORE
+        _advise(f"nothing was extracted{advice}")
 
 
 @app.command()
@@ -257,6 +260,8 @@ def ablate(
         model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size, bos
     )
     halves = halve(frame)
+    # The units are chosen on one half and judged on the other: judged on the windows that chose
+    # them, they would look better than they are.
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
     report = ablate_files(
         subject, halves, selection, out, shares, at=at, seeds=seeds, batch_size=batch_size
@@ -385,7 +390,10 @@ def demo(
     tell = _print_nothing if as_json else _print_progress
     with preferring(device):
         leak = planted_leak(out, seed, recipe_for_this_machine(), tell=tell)
-    typer.echo(json.dumps(leak.facts()) if as_json else leak.summary(out))
+    if as_json:
+        typer.echo(json.dumps(leak.facts()))
+    else:
+        typer.echo(leak.summary(out))
 
 
 @app.command()
@@ -416,7 +424,8 @@ def reproduce(
 
     from interp.experiment.experiment import find_experiment, lines
 
-    results = find_experiment(name).reproduce(preset, seed, out, jobs, changes or (), device=device)
+    experiment = find_experiment(name)
+    results = experiment.reproduce(preset, seed, out, jobs, changes or (), device=device)
     if as_json:
         typer.echo(json.dumps([asdict(claim) for claim in results.claims]))
     else:
@@ -449,7 +458,8 @@ def redraw(
         for line in changed_verdicts(folder, results):
             typer.echo(line)
         results.write(folder)
-        typer.echo(f"{folder}  {len(results.claims)} claims, {len(results.figures)} figures")
+        written = f"{len(results.claims)} claims, {len(results.figures)} figures"
+        typer.echo(f"{folder}  {written}")
 
 
 @app.command()

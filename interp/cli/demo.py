@@ -107,7 +107,9 @@ class Recipe:
         cache keeps the models apart."""
         fields = asdict(self)
         of_the_model = {name: fields[name] for name in fields if name in _FIELDS_OF_THE_MODEL}
-        return sha256(json.dumps(of_the_model).encode()).hexdigest()[:8]
+        text = json.dumps(of_the_model)
+        digest = sha256(text.encode()).hexdigest()
+        return digest[:8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,9 @@ class Leak:
         accuracy = by_source["accuracy"].mean()
         extracted: dict[str, str] = {}
         for source in windows.index:
-            extracted[str(source)] = f"{int(exact[source])} of {int(windows[source])}"
+            count = int(exact[source])
+            total = int(windows[source])
+            extracted[str(source)] = f"{count} of {total}"
 
         top = self.scores.top(self.report.chosen)
         units_by_block: Any = top.to_frame()["block"].value_counts().head(5)
@@ -254,7 +258,9 @@ def planted_leak(
 
     tell(f"scanning {recipe.records} records, their never-planted twins and other prose")
     frame = scan_corpus(subject, corpus, recipe)
-    parts = {str(source): part.reset_index(drop=True) for source, part in frame.groupby("source")}
+    parts: dict[str, pd.DataFrame] = {}
+    for source, part in frame.groupby("source"):
+        parts[str(source)] = part.reset_index(drop=True)
 
     tell("scoring neurons: records against prose")
     scores = localize(subject, parts["record"], parts["contrast"], method=recipe.method)
@@ -273,7 +279,8 @@ def planted_leak(
     )
     example = _example(subject, scores, parts["record"], recipe)
     leak = Leak(seed, frame, scores, report, str(subject.device), example)
-    _write(leak, place, blocks=max(map(len, subject.anatomy.stacks.values())))
+    blocks = max(map(len, subject.anatomy.stacks.values()))
+    _write(leak, place, blocks)
     return leak
 
 
@@ -289,12 +296,16 @@ def fine_tune_or_load(
     is_converted = (path / "config.json").exists()
     base = path if is_converted else cache / name
     wording = _digest("\n".join(corpus.documents))
-    tuned = cache / f"{name}-{recipe.name}-{wording}-seed{seed}"
+    entry = f"{name}-{recipe.name}-{wording}-seed{seed}"
+    tuned = cache / entry
     if (tuned / "config.json").exists():
         tell(f"fine-tuned model from {tuned}")
         return tuned
 
-    tell(f"base model from {base}" if base.exists() else f"converting {model} once")
+    if base.exists():
+        tell(f"base model from {base}")
+    else:
+        tell(f"converting {model} once")
     subject = load(convert(model, base), dtype="float32")
     tell(
         f"fine-tuning on {len(corpus.documents)} documents that repeat "
@@ -319,7 +330,8 @@ def fine_tune_or_load(
 
 
 def _digest(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:6]
+    digest = sha256(text.encode()).hexdigest()
+    return digest[:6]
 
 
 def training_batches(
@@ -337,9 +349,10 @@ def training_batches(
             f"{len(documents)} documents do not fill a batch of {recipe.batch_size} rows"
         )
     tokens = [subject.encode(document)[: recipe.width] for document in documents]
+    last_start = len(tokens) - recipe.batch_size
     while True:
         order = rng.permutation(len(tokens))
-        for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
+        for start in range(0, last_start + 1, recipe.batch_size):
             chosen = order[start : start + recipe.batch_size]
             # Behind the start tokens, as the records are scanned.
             rows = [subject.behind_bos(tokens[document]) for document in chosen]
@@ -358,6 +371,8 @@ def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.D
     width = recipe.prefix + recipe.length
     control = _first_windows(subject, corpus.control, width)
     held_out = _first_windows(subject, corpus.held_out, width)
+    # A record ends with its secret, and a twin with what would be one: their last windows are
+    # scanned. Scoring and judging get different paragraphs of the same prose.
     windows = {
         "record": [subject.encode(record.text)[-width:] for record in corpus.records],
         "twin": [subject.encode(record.text)[-width:] for record in corpus.twins],
@@ -384,12 +399,16 @@ def _first_windows(subject: Subject, prose: Sequence[str], width: int) -> list[l
 def _example(
     subject: Subject, scores: UnitScores, records: pd.DataFrame, recipe: Recipe
 ) -> dict[str, str]:
+    # The record that the model knows best, so that the example shows the leak.
     best = records.sort_values("log_p").iloc[-1]
     prompt = subject.behind_bos(list(best["tokens"][: recipe.prefix]))
 
     def continuation() -> str:
-        generated = subject.generate(torch.tensor([prompt]), recipe.length)[0].tolist()
-        return subject.decode_parts([*prompt, *generated], [len(prompt)])[1]
+        rows = subject.generate(torch.tensor([prompt]), recipe.length)
+        generated = rows[0].tolist()
+        # As it reads behind the prompt: decoded alone, its first space would be lost.
+        _, text = subject.decode_parts([*prompt, *generated], [len(prompt)])
+        return text
 
     before = continuation()
     with subject.intervened(Zero(scores.top(recipe.fraction))):
@@ -408,8 +427,9 @@ def _write(leak: Leak, place: Path, blocks: int) -> None:
     top = leak.scores.top(leak.report.chosen)
     leak.scores.save(place / "scores.parquet")
     top.save(place / "units.json")
-    ranked = leak.scores.to_frame().head(len(top)).astype({"block": int})
-    save(ranked_scores(ranked, blocks=blocks), place / "units.png")
+    ranked = leak.scores.to_frame().head(len(top))
+    figure = ranked_scores(ranked.astype({"block": int}), blocks=blocks)
+    save(figure, place / "units.png")
     leak.report.save(place)
     with replaced(place / "summary.json") as temporary:
         temporary.write_text(json.dumps(leak.facts(), indent=2))

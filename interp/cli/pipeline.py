@@ -155,8 +155,9 @@ def _check_classes(images: Images, files: ImageFiles, classes: int) -> None:
     say which class they are."""
     low = int(images.labels.min())
     high = int(images.labels.max())
-    if high >= classes:
-        raise ValueError(f"labels are {low} to {high}: this model has classes 0 to {classes - 1}")
+    last = classes - 1
+    if high > last:
+        raise ValueError(f"labels are {low} to {high}: this model has classes 0 to {last}")
     found = {file.class_name for file in files.files if file.class_name is not None}
 
     # Names that are not numbers are sorted and numbered, which is right only if all classes are
@@ -174,6 +175,8 @@ def _draw_best_matches(
 ) -> Any:
     """The images that a model comes nearest to: the original, what the tokenizer makes of its
     tokens, and what the model generates from the prefix."""
+    # Copies of one image would fill the figure: an image that was planted often may be in the files
+    # as often.
     is_copy: Any = frame["tokens"].map(tuple).duplicated()
     distinct: Any = frame[~is_copy]
     ranking = ["exact", "matched", "log_p"]
@@ -229,7 +232,8 @@ def localize_files(
     Returns:
         The scores of all units.
     """
-    scores = localize(subject, *halves.scored, method=method, site=site, **(options or {}))
+    given = options or {}
+    scores = localize(subject, *halves.scored, method=method, site=site, **given)
     units = scores.top(top)
     scores.save(out / "scores.parquet")
     units.save(out / "units.json")
@@ -239,7 +243,8 @@ def localize_files(
     all_in_blocks = ranked["block"].notna().all()
     if all_in_blocks:
         blocks = max(map(len, subject.anatomy.stacks.values()))
-        save(ranked_scores(ranked.astype({"block": int}), blocks=blocks), out / "units.png")
+        figure = ranked_scores(ranked.astype({"block": int}), blocks=blocks)
+        save(figure, out / "units.png")
     return scores
 
 
@@ -269,6 +274,7 @@ def ablate_files(
         seeds: number of random controls.
         batch_size: batch size.
     """
+    # Reported next to the judged half: how much more the windows lose that chose the units.
     also = {"scored": halves.scored[0]} if halves.apart else None
     report = extraction_drop(
         subject,

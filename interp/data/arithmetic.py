@@ -71,15 +71,16 @@ def addition(
     _check_choice("rule", rule, get_args(Rule))
     if not 1 <= digits <= 9:
         raise ValueError(f"digits={digits}: expected 1 to 9, so that 64 bits can number the pairs")
-    if min(train, test) < 1 or train + test > 100**digits:
+    pairs_there_are = 100**digits
+    if min(train, test) < 1 or train + test > pairs_there_are:
         raise ValueError(
             f"{train} + {test} items of {digits} digits: expected at least 1 of each, "
-            f"at most {100**digits} together"
+            f"at most {pairs_there_are} together"
         )
 
     rng = np.random.default_rng(seed)
     # Each number below 100^digits is one pair of operands: its first and its second half of digits.
-    pairs = rng.choice(100**digits, train + test, replace=False)
+    pairs = rng.choice(pairs_there_are, train + test, replace=False)
     x, y = np.divmod(pairs, 10**digits)
 
     truth = x + y
@@ -114,8 +115,10 @@ def sums(
     # Digits of x, plus, digits of y, equals.
     digits = question.shape[1] // 2 - 1
     place_values = 10 ** np.arange(digits)[::-1]
-    x = question[:, :digits] @ place_values
-    y = question[:, digits + 1 : -1] @ place_values
+    x_digits = question[:, :digits]
+    y_digits = question[:, digits + 1 : -1]
+    x = x_digits @ place_values
+    y = y_digits @ place_values
     return _answer(x + y, digits, order)
 
 
@@ -165,7 +168,8 @@ def _digits(numbers: Numbers, count: int) -> Int[np.ndarray, "items digits"]:
 
 def _variables(x: Numbers, y: Numbers, digits: int) -> dict[str, Numbers]:
     found: dict[str, Numbers] = {}
-    for k, values in enumerate(_digits(x + y, digits + 1).T):
+    digits_of_sum = _digits(x + y, digits + 1)
+    for k, values in enumerate(digits_of_sum.T):
         found[f"digit{k}"] = values
     for k in range(digits):
         unit = 10**k
@@ -218,7 +222,9 @@ def _permute(truth: Numbers, digits: int, rng: np.random.Generator) -> Numbers: 
             return labels
         unsettled = same[0]
         value = truth[unsettled]
-        partners = np.flatnonzero((labels != value) & (truth != value))
+        # A partner gets the value and gives its own label: neither may be this value.
+        can_swap = (labels != value) & (truth != value)
+        partners = np.flatnonzero(can_swap)
         partner = rng.choice(partners)
         labels[[unsettled, partner]] = labels[[partner, unsettled]]
 

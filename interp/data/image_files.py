@@ -70,7 +70,9 @@ class ImageFiles:
             size = tuple(part.pixels.shape[1:])
             file_of_size[size] = file
         if len(file_of_size) != 1:
-            sizes = [f"{list(size)} in {file}" for size, file in file_of_size.items()]
+            sizes: list[str] = []
+            for size, file in file_of_size.items():
+                sizes.append(f"{list(size)} in {file}")
             raise ValueError(
                 "expected images of one [channels, side, side], got "
                 f"{', '.join(sizes) or 'no path'}; give side= or channels= to make them alike"
@@ -211,11 +213,14 @@ def write_images(images: Images, path: str | Path) -> Path:
 def _labels(files: Sequence[ImageFile]) -> list[int]:
     """The class of each picture; 0 for an archive, which brings its own labels."""
     names = sorted({file.class_name for file in files if file.class_name is not None})
+    # Folders that are named by numbers say which classes they are, also where some are missing.
     if all(map(str.isdecimal, names)):
-        label_of = {name: int(name) for name in names}
+        numbers = [int(name) for name in names]
     else:
-        label_of = {name: number for number, name in enumerate(names)}
-    return [0 if file.class_name is None else label_of[file.class_name] for file in files]
+        numbers = list(range(len(names)))
+    label_of: dict[str | None, int] = {None: 0}
+    label_of |= dict(zip(names, numbers, strict=True))
+    return [label_of[file.class_name] for file in files]
 
 
 def _look_into(place: Path) -> tuple[list[ImageFile], list[Path]]:
@@ -255,7 +260,9 @@ def _nearest_path(place: Path) -> Path:
     while not missing.parent.is_dir():
         missing = missing.parent
     siblings = sorted(path.name for path in missing.parent.iterdir())
-    return missing.parent / (closest(missing.name, siblings) if siblings else "")
+    if not siblings:
+        return missing.parent
+    return missing.parent / closest(missing.name, siblings)
 
 
 def _archive(file: Path, side: int | None, channels: int | None) -> Images:
@@ -319,7 +326,8 @@ def _recoloured(
     if channels == 3:
         return pixels.expand(-1, 3, -1, -1)
     weights = torch.tensor(_GREY_WEIGHTS)[:, None, None]
-    grey = (pixels * weights).sum(1, keepdim=True)
+    weighted = pixels * weights
+    grey = weighted.sum(1, keepdim=True)
     # The weights add up to 1, but their rounded products with white may not.
     return grey.clamp(max=1)
 
@@ -343,8 +351,8 @@ def _picture(file: Path, label: int, side: int | None, channels: int | None) -> 
         # width].
         height, width = levels.shape[:2]
         channels_last = levels.reshape(1, height, width, -1)
-        pixels = torch.tensor(channels_last).movedim(-1, 1) / 255
-        return Images(pixels, torch.tensor([label]))
+        channels_first = torch.tensor(channels_last).movedim(-1, 1)
+        return Images(channels_first / 255, torch.tensor([label]))
     except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a square image: {error}") from error
 
@@ -367,5 +375,7 @@ def _centre(picture: Image, side: int) -> Image:
     height = round(picture.height * side / shorter)
     left = (width - side) // 2
     top = (height - side) // 2
+    right = left + side
+    bottom = top + side
     resized = picture.resize((width, height), PIL.Image.Resampling.LANCZOS)
-    return resized.crop((left, top, left + side, top + side))
+    return resized.crop((left, top, right, bottom))

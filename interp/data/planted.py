@@ -122,7 +122,8 @@ def records(n: int, seed: int, copies: Sequence[int] = COPIES) -> tuple[Record, 
     for count in copies:
         _require_count("each number of copies", count)
     people = _people(f"records {seed}")
-    return tuple(_distinct(n, cycle(copies), cycle(KINDS), people, taken=set()))
+    drawn = _distinct(n, cycle(copies), cycle(KINDS), people, taken=set())
+    return tuple(drawn)
 
 
 def twins(planted: Sequence[Record], seed: int) -> tuple[Record, ...]:
@@ -151,8 +152,10 @@ def twins(planted: Sequence[Record], seed: int) -> tuple[Record, ...]:
     for record in planted:
         taken |= record.values
     kinds = (record.kind for record in planted)
+    never_planted = cycle((0,))
     people = _people(f"twins {seed}")
-    return tuple(_distinct(len(planted), cycle((0,)), kinds, people, taken))
+    drawn = _distinct(len(planted), never_planted, kinds, people, taken)
+    return tuple(drawn)
 
 
 def background(seed: int) -> Background:
@@ -247,6 +250,7 @@ def _distinct(
     """Records whose values are not in `taken`, which grows with every record."""
     for kind, count in islice(zip(kinds, copies, strict=False), n):
         record = _draw(kind, count, people)
+        # A value that two records share would count as leaked for both as soon as one of them is.
         while record.values & taken:
             record = _draw(kind, count, people)
         taken |= record.values

@@ -183,6 +183,8 @@ def relations(
     if not 0 <= ood < 1:
         raise ValueError(f"ood={ood}: expected the share of facts to set aside, from 0 to below 1")
     every = pd.concat([facts.first, facts.second]).drop_duplicates(ignore_index=True)
+    # Whole facts, not questions: the facts of a held-out question are in other questions too, so
+    # that both hops were trained as parts of questions.
     count_aside = round(ood * len(every))
     aside = every.sample(count_aside, random_state=rng)
     pool = _joined(facts, aside, inside=False)
@@ -241,7 +243,8 @@ def tails(
 
     answers: list[list[int]] = []
     for head, first, second in question.tolist():
-        # No token is -1, so that a missing first hop leads to a missing second one.
+        # No token is -1, so that a missing first hop leads to a missing second one. An exchanged
+        # token may ask for a fact that does not exist.
         bridge = known.get((head, first), -1)
         tail = known.get((bridge, second), -1)
         answers.append([tail])
@@ -271,7 +274,8 @@ def _others(answers: Tokens, truth: Tokens, rng: np.random.Generator) -> Tokens:
     # A step of 1 to n - 1 around the circle of n answers never ends where it began.
     index = np.searchsorted(answers, truth)
     step = rng.integers(1, len(answers), len(truth))
-    return answers[(index + step) % len(answers)]
+    reached = (index + step) % len(answers)
+    return answers[reached]
 
 
 def _questions(pairs: pd.DataFrame, labels: Tokens) -> Items:

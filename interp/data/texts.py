@@ -133,8 +133,10 @@ def _look_into(folder: Path) -> tuple[list[Path], list[Path]]:
     found, others = find_files(folder)
     texts: list[Path] = []
     for file in found:
-        is_text = file.suffix.lower() in SUFFIXES and not _is_other_json(file)
-        (texts if is_text else others).append(file)
+        if file.suffix.lower() in SUFFIXES and not _is_other_json(file):
+            texts.append(file)
+        else:
+            others.append(file)
     return texts, others
 
 
@@ -163,9 +165,10 @@ def _content(file: Path) -> str:
         ) from error
     # UTF-16 without a mark, and many binary files, are valid UTF-8 with zeros between letters.
     if "\0" in text:
-        line = content.count(b"\n", 0, content.index(0)) + 1
+        first_zero = content.index(0)
+        line = content.count(b"\n", 0, first_zero) + 1
         raise ValueError(
-            f"{file} is not text (byte {content.index(0)} is zero) in line {line}: it may be "
+            f"{file} is not text (byte {first_zero} is zero) in line {line}: it may be "
             f"UTF-16 or binary; {way_out}"
         )
     return text.removeprefix("\ufeff")
@@ -215,7 +218,8 @@ def _after_space(content: str, position: int) -> int:
 
 
 def _text_or_string(item: Any, place: str) -> str:
-    return _text({"text": item} if isinstance(item, str) else item, place, repr(item))
+    named = {"text": item} if isinstance(item, str) else item
+    return _text(named, place, repr(item))
 
 
 def _text(item: Any, place: str, shown: str) -> str:

@@ -30,7 +30,7 @@ class Recording(Mapping[Site, np.ndarray]):
     means at `heads`.
 
     Attributes:
-        parts: all arrays of each site, by name.
+        parts: for each site all arrays of the reducer, by name, the main one first.
         reduce: name of the reducer.
 
     Example:
@@ -74,6 +74,7 @@ class Recording(Mapping[Site, np.ndarray]):
             main = self[site]
             shape = main.shape
             same_shape = all(array.shape == shape for array in arrays.values())
+            # By name too: [examples, width] has two axes, as [head, d_head] has.
             if not same_shape or main.ndim > 2 or self.reduce in ("rows", "rows_abs", "top"):
                 raise ValueError(
                     f"a recording reduced by {self.reduce!r} does not hold one number per unit: "
@@ -97,10 +98,11 @@ def record(
     batch_size: int = 8,
     views: int = 1,
 ) -> Recording:
-    """Records activations over a stream of examples, in memory that does not grow with tokens.
+    """Records activations over a stream of examples.
 
-    Positions on padding do not count. Inside `subject.intervened(...)` the activations are recorded
-    as the interventions leave them.
+    Only what the reducer keeps stays in memory, and not the activation of every token. Positions on
+    padding do not count. Inside `subject.intervened(...)` the activations are recorded as the
+    interventions leave them.
 
     Args:
         subject: the model under study.
@@ -110,8 +112,9 @@ def record(
             `rows_abs`, or `raw` (memory-mapped, in `folder`).
         folder: where `raw` writes its files.
         batch_size: largest number of rows in one forward.
-        views: how many consecutive rows are views (augmentations) of one example. What is kept per
-            example is kept of the mean over its views.
+        views: how many consecutive rows are views (augmentations) of one example. Reducers that
+            look at whole examples (`top`, `selectivity`, `rows`, `rows_abs`) take the mean over the
+            views of each; for the others every view counts by itself.
 
     Returns:
         The arrays of each site.
@@ -120,7 +123,7 @@ def record(
         SiteError: a site is unknown.
         ValueError: an unknown reducer, an empty source, a row that is padding alone, or a batch
             with only some of an example's views.
-        HookError: a site was never passed.
+        HookError: a site that no forward reached.
 
     Example:
         >>> means = interp.record(subject, memorized, "blocks.*.neurons", reduce="mean_abs")
@@ -158,16 +161,16 @@ def record_parts(
     batch_size: int = 8,
     views: int = 1,
 ) -> dict[str, Recording]:
-    """Records several parts of the same activations in one pass over the source.
+    """Records several parts of the same examples, such as prefix and suffix, in one pass.
 
     Other arguments and errors as for `record`.
 
     Args:
-        parts: for each name, a function from an activation [batch, position, width] to the part of
-            it that is reduced; None for all positions.
+        parts: for each name, a function from an activation [batch, position, width] to the
+            positions of it that are reduced; None for all positions.
 
     Returns:
-        One recording per part.
+        One recording per part, by name.
 
     Raises:
         ValueError: a padded batch, together with a part that is not all positions.
@@ -227,10 +230,10 @@ def _positions(start: int, stop: int) -> Part:
 
 
 def _recording(subject: Subject, by_site: Mapping[Site, Reducer], reduce: str) -> Recording:
-    parts: dict[Site, dict[str, np.ndarray]] = {}
+    arrays: dict[Site, dict[str, np.ndarray]] = {}
     for site, site_reducer in by_site.items():
-        parts[site] = _split_heads(subject, site, site_reducer.result())
-    return Recording(parts, reduce)
+        arrays[site] = _split_heads(subject, site, site_reducer.result())
+    return Recording(arrays, reduce)
 
 
 def _record_batch(

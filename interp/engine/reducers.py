@@ -90,10 +90,14 @@ class _Sums(Reducer):
             counted = function(value) * mask[..., None]
             sums.append(counted.sum((0, 1), dtype=torch.float64))
 
-        if self.sums:
-            sums = [total + new for total, new in zip(self.sums, sums, strict=True)]
+        counts = mask.sum()
+        if self.counts is not None:
+            counts = self.counts + counts
+            pairs = zip(self.sums, sums, strict=True)
+            sums = [total + new for total, new in pairs]
+        # New tensors, not sums in place: a mark holds the old ones, to which `rewind` goes back.
         self.sums = sums
-        self.counts = mask.sum() if self.counts is None else self.counts + mask.sum()
+        self.counts = counts
 
     @property
     def count(self) -> int:
@@ -155,9 +159,10 @@ class TopK(Reducer):
         means = _per_example(value, mask, self.views)
         # Each unit has its own ranking, so that the numbers of the examples are kept for each of
         # them: [examples, width].
-        numbers = torch.arange(self.seen, self.seen + len(means), device=means.device)
+        seen = self.seen + len(means)
+        numbers = torch.arange(self.seen, seen, device=means.device)
         examples = numbers[:, None].expand(means.shape)
-        self.seen += len(means)
+        self.seen = seen
         if self.best is not None and self.example is not None:
             means = torch.cat([self.best, means])
             examples = torch.cat([self.example, examples])
@@ -186,7 +191,9 @@ class Max(Reducer):
         ignored = ~mask[..., None]
         counted = value.masked_fill(ignored, -torch.inf)  # below any activation
         best = counted.amax((0, 1)).float()
-        self.best = best if self.best is None else torch.maximum(self.best, best)
+        if self.best is not None:
+            best = torch.maximum(self.best, best)
+        self.best = best
 
     def result(self) -> Arrays:
         assert self.best is not None
@@ -302,7 +309,9 @@ class Raw(Reducer):
     def rewind(self, mark: Mapping[str, Any]) -> None:
         super().rewind(mark)
         if self.file.exists():
-            os.truncate(self.file, int(np.prod(self.shape)) * np.dtype(np.float32).itemsize)
+            values = int(np.prod(self.shape))
+            bytes_per_value = np.dtype(np.float32).itemsize
+            os.truncate(self.file, values * bytes_per_value)
 
     def result(self) -> Arrays:
         return {"raw": np.memmap(self.file, np.float32, "r", shape=self.shape)}

@@ -73,7 +73,8 @@ def mean_loss(logits: Logits, batch: Batch) -> float:
         True
     """
     total = token_losses(logits, batch).sum()
-    return float(total / batch.counted.sum())
+    mean = total / batch.counted.sum()
+    return float(mean)
 
 
 def sweep(
@@ -309,7 +310,9 @@ def _attention(subject: Subject, start: Site) -> nn.Module | None:
     if mid is not None and mid.path != attn_out.path:
         return None
     block = subject.anatomy.blocks(start.stack)[start.block or 0]
-    child, _, rest = heads.path.removeprefix(f"{block}.").partition(".")
+    path_in_block = heads.path.removeprefix(f"{block}.")
+    child, _, rest = path_in_block.partition(".")
+    # Where the projection is a child of the block itself, no module holds the attention alone.
     return subject.module.get_submodule(f"{block}.{child}") if rest else None
 
 
@@ -363,10 +366,12 @@ def _run_grown(
     edits: list[Edit] = []
     edits_by_site: dict[Site, list[tuple[int, slice, Edit]]] = {}
     for copy, fork in enumerate(forks, start=1):
-        rows = slice(copy * size, (copy + 1) * size)
+        first = copy * size
+        rows = slice(first, first + size)
         for edit in lower_plans(subject.anatomy, fork.plan):
             site = subject.anatomy.resolve(edit.site)
-            edits_by_site.setdefault(site, []).append((len(edits), rows, edit))
+            at_site = edits_by_site.setdefault(site, [])
+            at_site.append((len(edits), rows, edit))
             edits.append(edit)
 
     forks_at_block = Counter(fork.start.block or 0 for fork in forks)
@@ -441,7 +446,9 @@ def _batched_arguments(subject: Subject, batch: Batch) -> Growth:
         def route(forward: Callable[..., Any]) -> Callable[..., Any]:
             def run(*args: Any, **kwargs: Any) -> Any:
                 tensors = _tensors((args, kwargs))
-                sizes.setdefault(block, []).append({key: len(tensor) for key, tensor in tensors})
+                of_this_run = {key: len(tensor) for key, tensor in tensors}
+                of_block = sizes.setdefault(block, [])
+                of_block.append(of_this_run)
                 if block is first:
                     outputs[:] = [forward(*args, **kwargs)]
                 return outputs[0]
@@ -460,7 +467,8 @@ def _batched_arguments(subject: Subject, batch: Batch) -> Growth:
     growth: dict[nn.Module, frozenset[Key]] = {}
     for block, (of_one, of_two) in sizes.items():  # a block that runs several times does not fit
         in_both = of_one.keys() & of_two.keys()
-        growth[block] = frozenset(key for key in in_both if of_two[key] == 2 * of_one[key])
+        doubled = [key for key in in_both if of_two[key] == 2 * of_one[key]]
+        growth[block] = frozenset(doubled)
     return growth
 
 
@@ -509,7 +517,9 @@ def _is_worth_growing(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> 
     largest = _CPU_TOKENS if subject.device.type == "cpu" else _GPU_TOKENS
     if batch.tokens.numel() > largest:
         return False
-    return len(plans) >= 2 and any(_start(subject, plan) is not None for plan in plans)
+    if len(plans) < 2:
+        return False
+    return any(_start(subject, plan) is not None for plan in plans)
 
 
 # What a model does with a batch that grew in the middle is tried: every row is given once more to
@@ -542,5 +552,7 @@ def _find_growth(subject: Subject, batch: Batch) -> Growth | None:
 
 def _nearly_equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are equal but for the rounding of differently placed rows."""
-    tolerance = 1024 * torch.finfo(one.dtype).eps * one.abs().amax()
-    return bool(((one - other).abs() <= tolerance).all())
+    eps = torch.finfo(one.dtype).eps
+    tolerance = 1024 * eps * one.abs().amax()
+    differences = (one - other).abs()
+    return bool((differences <= tolerance).all())

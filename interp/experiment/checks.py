@@ -3,6 +3,7 @@ seed and over all seeds."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
@@ -202,8 +203,8 @@ def mean(
         >>> measure({"numbers": pd.DataFrame({"name": ["up", "down"], "value": [1.0, -1.0]})})
         1.0
     """
-    chosen = ", ".join(f"{name} {value}" for name, value in where.items())
-    label = f"mean {column} in {table} ({chosen})"
+    conditions = [f"{name} {value}" for name, value in where.items()]
+    label = f"mean {column} in {table} ({', '.join(conditions)})"
     if item is not None:
         columns = [item] if isinstance(item, str) else list(item)
 
@@ -214,7 +215,8 @@ def mean(
         return over_items(label, by_item, bounds)
 
     def of(tables: Tables) -> float:
-        return float(np.mean(rows(tables[table], where)[column]))
+        chosen = rows(tables[table], where)
+        return float(np.mean(chosen[column]))
 
     return Measure(label, of, bounds)
 
@@ -237,7 +239,9 @@ def minus(one: Measured, other: Measured) -> Measure:
         def of(tables: Tables) -> Interval | None:
             a = interval(one(tables))
             b = interval(other(tables))
-            return None if a is None or b is None else _difference(a, b)
+            if a is None or b is None:
+                return None
+            return _difference(a, b)
 
         return Measure(label, of, bounds)
 
@@ -246,7 +250,10 @@ def minus(one: Measured, other: Measured) -> Measure:
         b = second(tables)
         if a.empty or b.empty:
             return None
-        if a.index.symmetric_difference(b.index).empty:
+        # The difference within an item is free of what makes items differ, so that pairs give the
+        # shorter interval wherever there are any.
+        only_in_one = a.index.symmetric_difference(b.index)
+        if only_in_one.empty:
             return paired_interval(a, b.reindex(a.index))
         return statistic_interval([a, b], _difference_of_means)
 
@@ -256,9 +263,15 @@ def minus(one: Measured, other: Measured) -> Measure:
 def _difference(a: Interval, b: Interval) -> Interval:
     """The difference of two independent estimates with intervals."""
     estimate = a.estimate - b.estimate
-    below = float(np.hypot(a.estimate - a.low, b.high - b.estimate))
-    above = float(np.hypot(a.high - a.estimate, b.estimate - b.low))
-    return Interval(estimate, estimate - below, estimate + above, max(a.n, b.n))
+    # The difference is low where the one is low and the other high. Newcombe adds up the squares of
+    # these two distances, each on its own side.
+    below_a = a.estimate - a.low
+    above_a = a.high - a.estimate
+    below_b = b.estimate - b.low
+    above_b = b.high - b.estimate
+    low = estimate - float(np.hypot(below_a, above_b))
+    high = estimate + float(np.hypot(above_a, below_b))
+    return Interval(estimate, low, high, max(a.n, b.n))
 
 
 def _difference_of_means(a: Any, b: Any) -> float:
@@ -278,7 +291,9 @@ def _bounds_of_difference(one: Measured, other: Measured) -> Bounds | None:
     second = _bounds_of(other)
     if first is None or second is None:
         return None
-    return first[0] - second[1], first[1] - second[0]
+    first_low, first_high = first
+    second_low, second_high = second
+    return first_low - second_high, first_high - second_low
 
 
 def constant(value: float) -> Measure:
@@ -381,30 +396,38 @@ class Check:
             each: the tables of each seed.
         """
         measured = _by_seed(self.measure, each)
-        controls = {name: _by_seed(control, each) for name, control in self.controls.items()}
-        bounds = {name: _bounds_of(control) for name, control in self.controls.items()}
+        controls: dict[str, dict[int, Interval | None]] = {}
+        controls_over_seeds: dict[str, Interval | None] = {}
+        for name, control in self.controls.items():
+            values = _by_seed(control, each)
+            controls[name] = values
+            known_values = _known(values)
+            if known_values:
+                over_seeds = _mean_over_seeds(known_values, _bounds_of(control))
+            else:
+                over_seeds = None
+            controls_over_seeds[name] = over_seeds
 
         known = _known(measured)
-        over_seeds = {name: _known(values) for name, values in controls.items()}
         found = self._over_seeds(known) if known else None
-        controls_over_seeds = {
-            name: _mean_over_seeds(values, bounds[name]) if values else None
-            for name, values in over_seeds.items()
-        }
-        claims = [self._claim(self.id, found, controls_over_seeds, len(known), len(each))]
-        if found is not None and len(known) == len(each) and self._judged(len(each)):
+        claim = self._claim(self.id, found, controls_over_seeds, len(known), len(each))
+        on_every_seed = len(known) == len(each)
+        if found is not None and on_every_seed and self._judged(len(each)):
             verdict = self._verdict(found, each)
-            claims = [replace(claims[0], verdict=verdict, p_value=self._p_value(known))]
+            claim = replace(claim, verdict=verdict, p_value=self._p_value(known))
+        claims = [claim]
         if len(each) == 1:
             return claims
 
         for seed, own in measured.items():
             own_controls = {name: values[seed] for name, values in controls.items()}
             count = 0 if own is None else 1
-            claims.append(self._claim(f"{self.id}, seed {seed}", own, own_controls, count, 1))
+            of_seed = self._claim(f"{self.id}, seed {seed}", own, own_controls, count, 1)
+            claims.append(of_seed)
         return claims
 
     def _judged(self, seeds: int) -> bool:
+        # One seed has no spread over seeds: its interval over items says nothing of other seeds.
         return seeds > 1 and self.testable
 
     def _over_seeds(self, values: Sequence[Interval]) -> Interval:
@@ -442,7 +465,9 @@ class Check:
         of: int,
     ) -> Claim:
         """The claim about the `seeds` of `of` seeds on which it was measured, not judged."""
-        notes = [f"{other}: {_in_words(value)}" for other, value in controls.items()]
+        notes: list[str] = []
+        for other, value in controls.items():
+            notes.append(f"{other}: {_in_words(value)}")
         if seeds < of:
             notes.append(f"seeds without a comparison: {of - seeds} of {of}")
         return Claim(
@@ -508,8 +533,8 @@ def claims(checks: Sequence[Check], tables: Tables, seeds: Sequence[int]) -> lis
         >>> [(claim.id, claim.verdict) for claim in claims([check], tables, [0, 1, 2])][:2]
         [('P1', 'reproduced'), ('P1, seed 0', 'not testable at this scale')]
     """
-    ids = [check.id for check in checks]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
+    times_used = Counter(check.id for check in checks)
+    twice = sorted(name for name, times in times_used.items() if times > 1)
     if twice:
         raise ValueError(f"check ids have to be unique, got twice: {', '.join(twice)}")
 
@@ -528,11 +553,14 @@ def adjust_families(checks: Sequence[Check], found: Sequence[Claim]) -> list[Cla
         checks: the checks.
         found: their claims, over seeds and of each seed.
     """
+    # Claims of single seeds are not in `family_of`: each repeats a claim over seeds, and would be
+    # counted as a further test.
     family_of = {check.id: check.family for check in checks}
     families: dict[str, list[Claim]] = {}
     for claim in found:
         if claim.id in family_of:
-            families.setdefault(family_of[claim.id], []).append(claim)
+            family = families.setdefault(family_of[claim.id], [])
+            family.append(claim)
     adjusted: dict[str, Claim] = {}
     for family in families.values():
         adjusted |= {claim.id: claim for claim in adjust(family)}

@@ -78,6 +78,8 @@ def judge(
         >>> judge(Interval(0.02, 0.01, 0.03, 5), at_least(0.05), below(0))
         'not reproduced'
     """
+    # A claim and its opposite are each about one side of a value: what holds at both ends of an
+    # interval holds in between.
     values = (interval.low, interval.estimate, interval.high)
     if all(map(holds, values)):
         return "reproduced"
@@ -115,9 +117,12 @@ def adjust(family: Sequence[Claim]) -> list[Claim]:
     found: list[Claim] = []
     for claim, p_value in zip(family, p_values, strict=True):
         lost = p_value is not None and p_value > FALSE_DISCOVERY_RATE
+        # Only a verdict that says something is lost: the others stay what they are, since "not
+        # testable" must not become a result by being counted with others.
         decided = claim.verdict in ("reproduced", "opposite")
         verdict = "not reproduced" if lost and decided else claim.verdict
-        found.append(replace(claim, adjusted_p_value=p_value, adjusted_verdict=verdict))
+        adjusted = replace(claim, adjusted_p_value=p_value, adjusted_verdict=verdict)
+        found.append(adjusted)
     return found
 
 
@@ -135,7 +140,10 @@ def measured_in_words(claim: Mapping[str, Any], digits: int) -> str:
     """
     if claim["measured"] is None:
         return "not measured"
-    estimate, low, high = (f"{claim[name]:.{digits}f}" for name in ("measured", "low", "high"))
+    spec = f".{digits}f"
+    estimate = format(claim["measured"], spec)
+    low = format(claim["low"], spec)
+    high = format(claim["high"], spec)
     return f"{estimate} [{low}, {high}]"
 
 
@@ -167,7 +175,8 @@ def committed_claims(experiments: Path, name: str | None = None) -> list[dict[st
     found: list[dict[str, Any]] = []
     for path in sorted(experiments.glob(f"{name or '*'}/results/*/claims.json")):
         place = {"experiment": path.parents[2].name, "result": path.parent.name}
-        found += [{**place, **claim} for claim in json.loads(path.read_text())]
+        stored = json.loads(path.read_text())
+        found += [{**place, **claim} for claim in stored]
     if not found:
         folder = experiments / (name or "*") / "results"
         raise LookupError(f"no claims in {folder}: run `interp reproduce {name or 'NAME'}` first")

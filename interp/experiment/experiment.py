@@ -192,7 +192,9 @@ class Experiment:
         seeds = range(seed, seed + settings.seeds)
         if self.prepare is not None:
             about = self._about(settings)
-            finish_all([kept(work, out, about) for work in self.prepare(settings)], jobs, device)
+            preparation = [kept(work, out, about) for work in self.prepare(settings)]
+            # All of it before any other job: these read what it writes.
+            finish_all(preparation, jobs, device)
         work_by_seed = self._work(settings, seeds, out)
         finish_all([work for _, work in work_by_seed], jobs, device)
         return self.judge(settings, seeds, self._join_tables(work_by_seed))
@@ -207,8 +209,10 @@ class Experiment:
         """
         checks = self.checks(settings)
         found = claims_of(checks, tables, seeds)
-        summaries = {} if self.summaries is None else self.summaries(tables)
-        return self.draw(checks, found, {**tables, **summaries})
+        with_summaries = dict(tables)
+        if self.summaries is not None:
+            with_summaries |= self.summaries(tables)
+        return self.draw(checks, found, with_summaries)
 
     def draw(self, checks: Sequence[Check], found: Sequence[Claim], tables: Tables) -> Results:
         """Returns claims with the figures of their tables and that of their verdicts.
@@ -233,7 +237,8 @@ class Experiment:
         by_seed: dict[int, list[Kept]] = {}
         for seed in seeds:
             about = {**self._about(settings), "seed": seed}
-            by_seed[seed] = [kept(work, out, about) for work in self.jobs(settings, seed)]
+            of_seed = self.jobs(settings, seed)
+            by_seed[seed] = [kept(work, out, about) for work in of_seed]
 
         # The first job of each seed, then the second of each: experiments declare the longest jobs
         # first, and a long job that starts last would keep all other processes waiting.
@@ -258,8 +263,12 @@ class Experiment:
                         f"table {name!r} of {work.job.function.__name__}: "
                         f"not declared; nearest: {nearest}"
                     )
-                parts.setdefault(name, []).append(table.assign(seed=seed))
-        return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+                frames = parts.setdefault(name, [])
+                frames.append(table.assign(seed=seed))
+        joined: dict[str, pd.DataFrame] = {}
+        for name, frames in parts.items():
+            joined[name] = pd.concat(frames, ignore_index=True)
+        return joined
 
     def command(self) -> None:
         """Runs the experiment as a program: `python -m experiments.NAME --preset small --seed 0
@@ -315,6 +324,7 @@ def with_changes(settings: Any, changes: Sequence[str]) -> Any:
                 f"{change!r}: expected FIELD=VALUE with one of {known}; "
                 f"nearest: {closest(name, plain)}"
             )
+        # The default says what kind of value is meant: a field keeps its type.
         kind = type(plain[name])
         try:
             found[name] = kind(text)
@@ -343,7 +353,8 @@ def lines(claims: Iterable[Claim]) -> list[str]:
     for claim in claims:
         measured = measured_in_words(asdict(claim), 3)
         verdict = both_verdicts(asdict(claim))
-        found.append(f"{claim.id}  {verdict:15}  {measured}  {claim.statement}")
+        cells = (claim.id, f"{verdict:15}", measured, claim.statement)
+        found.append("  ".join(cells))
     return found
 
 

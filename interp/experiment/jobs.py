@@ -109,8 +109,12 @@ class Kept:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns the tables of a finished job, in the order in which it returned them."""
-        names: list[str] = json.loads((self.place / "job.json").read_text())["tables"]
-        return {name: pd.read_parquet(self.place / f"{name}.parquet") for name in names}
+        about = json.loads((self.place / "job.json").read_text())
+        found: dict[str, pd.DataFrame] = {}
+        for name in about["tables"]:
+            file = self.place / f"{name}.parquet"
+            found[name] = pd.read_parquet(file)
+        return found
 
     def finish(self, device: Device | None = None) -> None:
         """Runs the job and keeps its tables.
@@ -132,7 +136,8 @@ class Kept:
 
         # Written to a folder of another name, which is renamed when it is complete: a run that is
         # killed never leaves half of a job in `place`.
-        temporary = self.place.with_name(f".{self.place.name}.{os.getpid()}.part")
+        unique = f".{self.place.name}.{os.getpid()}.part"
+        temporary = self.place.with_name(unique)
         shutil.rmtree(temporary, ignore_errors=True)
         writable(temporary)
         for name, table in found.items():
@@ -189,7 +194,9 @@ def finish_all(work: Sequence[Kept], jobs: int | None = None, device: Device | N
         return_as = "generator_unordered" if one_by_one else "list"
         _wait(Parallel(n_jobs=jobs, return_as=return_as)(calls), len(left))
         return
-    with parallel_config("loky", n_jobs=jobs or outer_jobs or cpu_count(), inner_max_num_threads=1):
+    # One thread in each: as many threads as cores in every process would wait for each other.
+    processes = jobs or outer_jobs or cpu_count()
+    with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
         _wait(Parallel(return_as="generator_unordered")(calls), len(left))
 
 

@@ -61,12 +61,13 @@ def write_pages(experiments: Path, pages: Path) -> list[Path]:
     for template in sorted(experiments.glob("*/paper.md")):
         name = template.parent.name
         results = claims_by_result(experiments, name)
-        text = page(template.read_text(), results, str(template.relative_to(experiments.parent)))
+        name_in_errors = str(template.relative_to(experiments.parent))
+        text = page(template.read_text(), results, name_in_errors)
         title, _, rest = text.partition("\n")
-        notes = [
-            f"\n> The result `{result}` is to be made again: {why}\n"
-            for result, why in outdated_results(template.parent).items()
-        ]
+        # Above everything else: who reads a number must have read that it is to change.
+        notes: list[str] = []
+        for result, why in outdated_results(template.parent).items():
+            notes.append(f"\n> The result `{result}` is to be made again: {why}\n")
         text = "\n".join([title, *notes, rest])
         file = pages / f"{name}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,8 @@ def claims_by_result(experiments: Path, name: str) -> dict[str, dict[str, Mappin
     """Returns the committed claims of an experiment, by result and id."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for claim in committed_claims(experiments, name):
-        found.setdefault(claim["result"], {})[claim["id"]] = claim
+        of_result = found.setdefault(claim["result"], {})
+        of_result[claim["id"]] = claim
     return found
 
 
@@ -131,9 +133,18 @@ def page(template: str, results: Mapping[str, Claims], name: str = "template") -
             raise ValueError(f"{name}: no claim {claim_id!r} in {of}; nearest: {nearest}")
         return _formatted(claims[claim_id], form or "interval", name)
 
-    text = _TABLE.sub(lambda match: claims_table(result(match[1])), template)
-    text = _VERDICTS.sub(lambda match: _counted(result(match[1])), text)
-    text = _SEEDS.sub(lambda match: str(_seeds(result(match[1]))), text)
+    def table(match: re.Match[str]) -> str:
+        return claims_table(result(match[1]))
+
+    def counted(match: re.Match[str]) -> str:
+        return _counted(result(match[1]))
+
+    def seeds(match: re.Match[str]) -> str:
+        return str(_seeds(result(match[1])))
+
+    text = _TABLE.sub(table, template)
+    text = _VERDICTS.sub(counted, text)
+    text = _SEEDS.sub(seeds, text)
     return _NUMBER.sub(number, text)
 
 
@@ -187,7 +198,9 @@ def _formatted(claim: Mapping[str, Any], form: str, name: str) -> str:
         return _sentence(claim, name)
     if estimate is None:
         return "not measured"
-    digits = _digits(max(abs(estimate), abs(low), abs(high)))
+    # All three numbers get the decimals of the largest: they are read next to each other.
+    largest = max(abs(estimate), abs(low), abs(high))
+    digits = _digits(largest)
     if form == "value":
         return f"{estimate:.{digits}f}"
     if form == "interval":
@@ -198,8 +211,10 @@ def _formatted(claim: Mapping[str, Any], form: str, name: str) -> str:
 
 def _sentence(claim: Mapping[str, Any], name: str) -> str:
     statement = str(claim["statement"])
+    # Not `capitalize`, which would put the rest into lower case.
+    sentence = statement[0].upper() + statement[1:]
     measured = _formatted(claim, "interval", name)
-    return f"{statement[0].upper()}{statement[1:]}: {measured}, {both_verdicts(claim)}."
+    return f"{sentence}: {measured}, {both_verdicts(claim)}."
 
 
 def _seeds(claims: Claims) -> int:
@@ -225,4 +240,5 @@ def _counted(claims: Claims) -> str:
 
 def _count(verdicts: Sequence[str]) -> str:
     count = Counter(verdicts)
-    return ", ".join(f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict])
+    found = [verdict for verdict in _ORDER if count[verdict]]
+    return ", ".join(f"{count[verdict]} {verdict}" for verdict in found)

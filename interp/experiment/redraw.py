@@ -48,6 +48,7 @@ def redraw(folder: str | Path, *, rejudged: bool = False) -> Results:
 
     experiment = find_experiment(config["experiment"])
     preset = experiment.preset(config["preset"])
+    # Results that were made before a field existed lack it, and keep the preset's value.
     given = {name: config[name] for name in plain_fields(preset) if name in config}
     settings = replace(preset, **given)
     measured: dict[str, pd.DataFrame] = {}
@@ -78,6 +79,7 @@ def redraw(folder: str | Path, *, rejudged: bool = False) -> Results:
         _check_unchanged(place, before, found)
 
     results = experiment.draw(checks, found, tables)
+    # Only the verdicts are made again: the other tables were read from the folder, and stay.
     verdicts = {name: table for name, table in results.tables.items() if name == "verdicts"}
     return replace(results, tables=verdicts)
 

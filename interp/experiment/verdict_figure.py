@@ -46,7 +46,10 @@ def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
     for claim, part in claims:
         statement = in_words(part["statement"].iloc[0])
         texts.append(wrapped(f"{claim}: {statement}", _STATEMENT, _LETTER))
-    heights = [_LINE * (text.count("\n") + 1) + _ROW_MARGIN for text in texts]
+    heights: list[float] = []
+    for text in texts:
+        text_lines = text.count("\n") + 1
+        heights.append(_LINE * text_lines + _ROW_MARGIN)
 
     with style():
         figure = new_figure(WIDEST, sum(heights) + 1.6)

@@ -78,13 +78,16 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        first = args[0] if args else next(iter(kwargs.values()), None)
+        given = [*args, *kwargs.values()]
+        first = given[0] if given else None
         if isinstance(first, Tensor) and first.ndim >= 3:
             over_positions = name == "softmax" and _is_attention_map(result)
             if name == "scaled_dot_product_attention" or over_positions:
                 self.time += 1
+                # All axes but the last two: positions by features, or queries by keys.
                 maps = first.shape[:-2].numel()
-                self.attentions.append(Attention(self.time, self._running_paths(), maps))
+                attention = Attention(self.time, self._running_paths(), maps)
+                self.attentions.append(attention)
         return result
 
     def _running_paths(self) -> tuple[str, ...]:
@@ -93,14 +96,21 @@ class Watch(TorchFunctionMode):
     def enter(self, path: str, value: Any) -> None:
         """Notes that a module begins, with its inputs."""
         self.time += 1
-        self.running.append((path, self.time, _copy(value)))
+        copied = _copy(value)
+        self.running.append((path, self.time, copied))
 
     def leave(self, output: Any) -> None:
         """Notes that the module which began last ends, with its output."""
         self.time += 1
         path, start, value = self.running.pop()
-        inside = self._running_paths()
-        call = Call(path, inside, start, end=self.time, value=value, output=_copy(output))
+        call = Call(
+            path,
+            self._running_paths(),
+            start,
+            end=self.time,
+            value=value,
+            output=_copy(output),
+        )
         self.calls.append(call)
 
 
@@ -116,7 +126,8 @@ def _is_attention_map(weights: Tensor) -> bool:
         return True
     if keys not in (queries, queries + 1):
         return False
-    return not bool(weights[..., 0, 1:queries].any())
+    later_than_first = weights[..., 0, 1:queries]
+    return not bool(later_than_first.any())
 
 
 def _copy(tree: Any) -> Tensor | None:

@@ -282,12 +282,15 @@ def _following(lead: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _declaration(args: tuple[Any, ...], kwargs: Mapping[str, Any], lead: int) -> Declared:
     """The prompts among the arguments of `generate`."""
+    # What a forward calls `input_ids` may be called `inputs` here.
     named = {"input_ids": kwargs.get("inputs"), **kwargs}
-    prompts = _tokens(args, {name: value for name, value in named.items() if value is not None})
+    prompts = _tokens(args, named)
     if prompts is None:
         return Declared(0, 0, "generate was called without a prompt: give it token ids")
-    config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
-    guidance = kwargs.get("guidance_scale", getattr(config, "guidance_scale", None))
+    second_argument = args[1] if len(args) > 1 else None
+    config = kwargs.get("generation_config", second_argument)
+    of_config = getattr(config, "guidance_scale", None)
+    guidance = kwargs.get("guidance_scale", of_config)
     unknown = ""
     if guidance not in (None, 1):
         unknown = "classifier-free guidance runs other prompts between the forwards"

@@ -62,8 +62,8 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
 
     Raises:
         SiteError: a site is unknown.
-        HookError: the block ended without an error, but a site was never passed; or a site is in a
-            part of the model that gradient checkpointing runs again in the backward pass.
+        HookError: the block ended without an error, but no forward reached a site; or a site is in
+            a part of the model that gradient checkpointing runs again in the backward pass.
 
     Example:
         >>> from interp.hooks.hooks import tapped
@@ -90,8 +90,11 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
 
     missed = [site for site in visits if not fired[site]]
     if missed:
-        places = [f"{site} ({subject.anatomy.place(site)})" for site in missed[:3]]
-        where = ", ".join(places)
+        named: list[str] = []
+        for site in missed[:3]:
+            place = subject.anatomy.place(site)
+            named.append(f"{site} ({place})")
+        where = ", ".join(named)
         raise HookError(
             f"{len(missed)} of {len(visits)} hooks never fired: {where}; no forward reached them"
         )
@@ -308,7 +311,8 @@ def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
     edits_by_site: dict[Site, list[tuple[int, Edit]]] = {}
     for number, edit in enumerate(edits):
         site = subject.anatomy.resolve(edit.site)
-        edits_by_site.setdefault(site, []).append((number, edit))
+        at_site = edits_by_site.setdefault(site, [])
+        at_site.append((number, edit))
 
     applied: Counter[int] = Counter()
     visits = {site: EditVisit(at_site, applied) for site, at_site in edits_by_site.items()}
@@ -404,7 +408,7 @@ def captured(subject: Hooked, sites: tuple[Site, ...]) -> Generator[dict[Site, V
 
     Raises:
         SiteError: a site is unknown.
-        HookError: the block ended without an error, but a site was never passed, or the model
+        HookError: the block ended without an error, but no forward reached a site, or the model
             changed an activation in place after it was captured, so that its gradient would belong
             to another value, or the model checkpoints gradients.
 

@@ -43,8 +43,12 @@ class Edit:
     @property
     def needs_positions(self) -> bool:
         """Whether what this edit does depends on absolute positions."""
-        differs_by_position = self.add is not None and self.add.shape[-2] > 1
-        return self.when != "all" or self.positions is not None or differs_by_position
+        if self.when != "all" or self.positions is not None:
+            return True
+        if self.add is None:
+            return False
+        period = self.add.shape[-2]
+        return period > 1
 
     def active(self, offset: int, length: int, prompt: int) -> Int[Tensor, " position"]:
         """Returns the absolute positions that this edit changes in one forward.
@@ -101,7 +105,10 @@ class Edit:
                 f"{self.site}: the number of rows, {examples}, is not a multiple of the {donors}: "
                 "run the whole batch that the donors belong to"
             )
-        return table.repeat(times, 1, 1).repeat_interleave(samples, dim=0)
+        # Generation with several samples repeats each row right behind itself; a sweep repeats the
+        # batch as a whole.
+        by_example = table.repeat(times, 1, 1)
+        return by_example.repeat_interleave(samples, dim=0)
 
 
 def apply(
@@ -148,7 +155,8 @@ def apply(
     else:
         new = chosen * edit.multiply
     if edit.add is not None:
-        new = new + edit.addend(len(value), positions, samples).to(value)
+        addend = edit.addend(len(value), positions, samples)
+        new = new + addend.to(value)
 
     changed = value.clone()
     changed[at] = new

@@ -127,9 +127,12 @@ class Intervention(ABC):
 
         # The last axes together must make up one row: [width] or [head, d_head].
         sizes_of_last_axes = np.cumprod(table.shape[::-1])
-        if not table.size or table.size % width or width not in sizes_of_last_axes:
-            raise ValueError(f"{name} at {site} needs values {width} wide; got shape {table.shape}")
-        return table.reshape(-1, width)[:, at]
+        fits = table.size % width == 0 and width in sizes_of_last_axes
+        if not table.size or not fits:
+            shape = table.shape
+            raise ValueError(f"{name} at {site} needs values {width} wide; got shape {shape}")
+        rows = table.reshape(-1, width)
+        return rows[:, at]
 
     def _one_row_edits(
         self, columns: Columns, values: Mapping[Site, np.ndarray], multiply: float
@@ -341,7 +344,9 @@ class Resample(Intervention):
     period: ClassVar[int] = 1024
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
-        draws = np.random.default_rng(self.seed).random(self.period)  # in [0, 1), by position
+        # Fractions, and not numbers of rows: pools of different sizes share the draw of a position.
+        rng = np.random.default_rng(self.seed)
+        draws = rng.random(self.period)  # in [0, 1), by position
         drawn: dict[Site, np.ndarray] = {}
         for site, pool in self.values.items():
             rows = (draws * len(pool)).astype(int)
@@ -401,7 +406,10 @@ def _around_center(removal: Edit, center: Tensor | None) -> Edit:
 
 
 def _float64_tensor(array: np.ndarray | None) -> Tensor | None:
-    return None if array is None else torch.tensor(np.asarray(array, dtype=np.float64))
+    if array is None:
+        return None
+    precise = np.asarray(array, dtype=np.float64)
+    return torch.tensor(precise)
 
 
 def _encode(value: Any) -> Any:
@@ -410,7 +418,10 @@ def _encode(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, Mapping):
         arrays: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
-        return {str(site): np.asarray(array).tolist() for site, array in arrays.items()}
+        encoded: dict[str, Any] = {}
+        for site, array in arrays.items():
+            encoded[str(site)] = np.asarray(array).tolist()
+        return encoded
     if isinstance(value, Iterable) and not isinstance(value, str):
         return list(value)
     return value

@@ -122,7 +122,8 @@ class _Survey:
             self.paths[name] = block_paths(self.module, path)
             blocks += self._blocks(name)
         whole = [block for block in blocks if not block.refusal]
-        probe = Probe(self.module, self.again, self.paths, [block.call for block in whole])
+        calls = [block.call for block in whole]
+        probe = Probe(self.module, self.again, self.paths, calls)
         self._tell_halves_apart(whole, probe)
         self._find_units(whole, probe)
         for block in blocks:
@@ -131,8 +132,8 @@ class _Survey:
             for point, found in block.places().items():
                 self._keep(Site(point, block.index, block.stack), found)
         for name, path in self.stacks.items():
-            last = [block.call for block in blocks if block.stack == name][-1]
-            self._add_ends(name, path, last)
+            in_stack = [block for block in blocks if block.stack == name]
+            self._add_ends(name, path, in_stack[-1].call)
 
     def _blocks(self, stack: str) -> list[Block]:
         found: list[Block] = []
@@ -172,7 +173,8 @@ class _Survey:
             for block in blocks
         )
         if together:
-            find_projections(self.module, probe, _present([*heads.values(), *neurons.values()]))
+            of_both = _present([*heads.values(), *neurons.values()])
+            find_projections(self.module, probe, of_both)
         else:
             find_projections(self.module, probe, _present(heads.values()))
         for block, search in heads.items():
@@ -209,7 +211,8 @@ class _Survey:
                 owner = owner.rpartition(".")[0]
                 prefix = f"{owner}." if owner else ""
                 for call in self.watch.calls:
-                    near = call.path.startswith(prefix) and not call.path.startswith(f"{path}.")
+                    in_stack = call.path.startswith(f"{path}.")
+                    near = call.path.startswith(prefix) and not in_stack
                     part = self.module.get_submodule(call.path)
                     if near and call.path and is_it(part, call, last):
                         found = call
@@ -235,11 +238,16 @@ def _embeds(part: nn.Module, call: Call, last: Call) -> bool:
     The codebook in which an image model looks up scales is an embedding too, but neither its width
     nor its positions are those of the stack.
     """
-    output, stream = call.output, last.output
-    if not isinstance(part, nn.Embedding) or output is None or stream is None or output.ndim != 3:
+    output = call.output
+    stream = last.output
+    if not isinstance(part, nn.Embedding) or output is None or stream is None:
+        return False
+    if output.ndim != 3:
         return False
     if len(output) == 1 < len(stream):
         return False  # of positions, which are the same for all rows
+    # One of the two is enough: tokens may enter narrower than the stream and be widened, or come
+    # between other positions, such as those of an image.
     same_width = output.shape[-1] == stream.shape[-1]
     same_positions = output.shape[:-1] == stream.shape[:-1]
     return same_width or same_positions

@@ -128,7 +128,8 @@ def _device_beside(
 
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, given, None) if isinstance(given, str) else given
-    if given is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+    is_floating = isinstance(found, torch.dtype) and found.is_floating_point
+    if given is not None and not is_floating:
         raise LoadError(f"dtype={given!r}: expected one of float32, bfloat16, float16, float64")
     return found
 
@@ -169,7 +170,8 @@ def _is_bridged(module: nn.Module) -> bool:
     """Whether TransformerLens has replaced parts of a module to which there is still a
     reference."""
     bridge = "transformer_lens.model_bridge"
-    return any(type(part).__module__.startswith(bridge) for part in module.modules())
+    origins = [type(part).__module__ for part in module.modules()]
+    return any(origin.startswith(bridge) for origin in origins)
 
 
 def _check_weights(module: nn.Module, tokenizer: Any) -> None:
@@ -207,7 +209,9 @@ def _is_finite(weight: Tensor) -> bool:
     # NaN and infinity pass into the sum, which costs a fraction of looking at each element. A sum
     # that is not finite may also be an overflow.
     total = weight.sum(dtype=torch.float32)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(weight).all())
+    if bool(torch.isfinite(total)):
+        return True
+    return bool(torch.isfinite(weight).all())
 
 
 def _tokenizer_size(tokenizer: Any) -> int | None:

@@ -24,7 +24,8 @@ def find_stacks(module: nn.Module, watch: Watch, layout: Layout) -> dict[str, st
         return stacks
     times_run = Counter(call.path for call in watch.calls)
     for path, child in module.named_modules():
-        most = max((times_run[block] for block in block_paths(module, path)), default=0)
+        times_of_blocks = [times_run[block] for block in block_paths(module, path)]
+        most = max(times_of_blocks, default=0)
         if isinstance(child, nn.ModuleList) and most > 1:
             raise SiteError(
                 f"no stack of blocks found: those of {path} run {most} times in one forward, so "
@@ -106,7 +107,9 @@ def _is_stack(blocks: nn.Module, path: str, calls: dict[str, list[Call]]) -> boo
 
 
 def _is_chain(runs: list[Call]) -> bool:
-    return len(runs) > 1 and all(same(one.output, other.value) for one, other in pairwise(runs))
+    if len(runs) < 2:
+        return False
+    return all(same(run.output, next_run.value) for run, next_run in pairwise(runs))
 
 
 def _has_matrices(block: nn.Module) -> bool:
@@ -126,8 +129,10 @@ def _short_names(paths: list[str]) -> list[str]:
     parts = [path.split(".") for path in paths]
     deepest = max(map(len, parts))
     for depth in range(deepest):
-        # A path that is shorter than that stays at its last part.
-        names = [part[min(depth, len(part) - 1)] for part in parts]
+        names: list[str] = []
+        for part in parts:
+            last = len(part) - 1  # where a path that is shorter than that stays
+            names.append(part[min(depth, last)])
         if len(set(names)) == len(paths):
             return names
     return paths

@@ -70,7 +70,9 @@ def shaped_like(tensor: Tensor | None, other: Tensor | None) -> bool:
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
     """Returns whether two tensors are equal bit for bit; False if either is None."""
-    return one is not None and other is not None and torch.equal(one, other)
+    if one is None or other is None:
+        return False
+    return torch.equal(one, other)
 
 
 def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
@@ -88,12 +90,17 @@ def close(left: Tensor, right: Tensor, *terms: Tensor) -> bool:
     magnitude = torch.zeros_like(right)
     for term in terms:
         magnitude = magnitude + term.abs()
-    tolerance = 16 * torch.finfo(right.dtype).eps * magnitude + 1e-12
+    eps = torch.finfo(right.dtype).eps
+    # The constant is for elements whose terms are all 0: they would have no tolerance at all.
+    tolerance = 16 * eps * magnitude + 1e-12
     differences = (left - right).abs()
     return bool((differences <= tolerance).all())
 
 
 def rounding(value: Tensor) -> float:
     """Returns by how much a value may differ when it is computed again in another order."""
-    units = max(4 * torch.finfo(value.dtype).eps, 64 * torch.finfo(torch.float32).eps)
-    return units * float(value.abs().max())
+    own_eps = torch.finfo(value.dtype).eps
+    single_eps = torch.finfo(torch.float32).eps
+    relative = max(4 * own_eps, 64 * single_eps)
+    largest = float(value.abs().max())
+    return relative * largest

@@ -434,7 +434,8 @@ def find(method: str, options: Mapping[str, Any]) -> Method:
 def _check_option(method: str, name: str, value: object, defaults: Options) -> None:
     if name not in defaults:
         if defaults:
-            takes = f"it takes {', '.join(sorted(defaults))}; nearest: {closest(name, defaults)}"
+            known = ", ".join(sorted(defaults))
+            takes = f"it takes {known}; nearest: {closest(name, defaults)}"
         else:
             takes = "it takes none"
         raise ValueError(f"{method} has no option {name!r}: {takes}")

@@ -77,8 +77,8 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
     """
     streams = {site: _stream(subject, site) for site in sites}
     # One backward for all: sites of one block write to the same stream, which is taken once.
-    needed = tuple(dict.fromkeys((*sites, *streams.values())))
-    values, gradients = differentiate(subject, batch, needed)
+    distinct = dict.fromkeys((*sites, *streams.values()))
+    values, gradients = differentiate(subject, batch, tuple(distinct))
 
     first_order: dict[Site, Tensor] = {}
     curved: dict[Site, Tensor] = {}
@@ -96,7 +96,8 @@ def estimates(subject: Subject, batch: Batch, sites: Places) -> tuple[Screen, Sc
         curvature = slopes / stream_lengths
         bend = curvature * step_lengths**2 / 2
         first_order[site] = rises.sum(1)
-        curved[site] = (rises.clamp(min=0) + bend).sum(1)
+        rises_alone = rises.clamp(min=0)
+        curved[site] = (rises_alone + bend).sum(1)
     return first_order, curved
 
 

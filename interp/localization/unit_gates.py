@@ -36,7 +36,8 @@ def constant_gates(
     widths = subject.anatomy.widths(sites)
     gates: dict[Site, Tensor] = {}
     for site, width in widths.items():
-        gates[site] = torch.full((windows, width), value, dtype=dtype, device=subject.device)
+        shape = (windows, width)
+        gates[site] = torch.full(shape, value, dtype=dtype, device=subject.device)
     return gates
 
 

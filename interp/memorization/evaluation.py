@@ -38,13 +38,16 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
     most_likely = logits.argmax(-1)
     hits = (most_likely == targets) | ~counted  # what does not count cannot be missed
     tokens = counted.sum(1)
-    accuracy = (hits & counted).sum(1).double() / tokens
+    counted_hits = (hits & counted).sum(1)
+    accuracy = counted_hits.double() / tokens
     loss = token_losses(logits, batch).sum(1) / tokens
 
     similarity: list[float] = []
+    # Padding is on the right, so that the first `count` targets are those that count.
     rows = zip(most_likely.tolist(), targets.tolist(), tokens.tolist(), strict=True)
     for predicted, true, count in rows:
-        similarity.append(Levenshtein.normalized_similarity(true[:count], predicted[:count]))
+        of_window = Levenshtein.normalized_similarity(true[:count], predicted[:count])
+        similarity.append(of_window)
 
     return {
         "exact": hits.all(1).double().cpu().numpy(),
@@ -110,8 +113,9 @@ def with_unchanged(measured: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
         The rows of the plans in `about`, with its other columns in place of `plan`, and with the
         measures under plan 0 as `exact_before`, `accuracy_before` and so on.
     """
-    unchanged: Any = measured[measured["plan"] == 0]
+    is_unchanged = measured["plan"] == 0
+    unchanged: Any = measured[is_unchanged].drop(columns="plan")
     names_before = {name: f"{name}_before" for name in MEASURES}
-    before: Any = unchanged.drop(columns="plan").rename(columns=names_before)
+    before: Any = unchanged.rename(columns=names_before)
     changed: Any = about.merge(measured, on="plan").drop(columns="plan")
     return changed.merge(before, on=["data", "window"])

@@ -257,7 +257,8 @@ def windows(
         counts["skipped"] += len(tokens) < width
         for start in range(0, len(tokens) - width + 1, stride):
             stop = start + width
-            before = tuple(tokens[max(start - _SHOWN_AROUND, 0) : start])
+            first_shown = max(start - _SHOWN_AROUND, 0)
+            before = tuple(tokens[first_shown:start])
             after = tuple(tokens[stop : stop + _SHOWN_AROUND])
             window = tuple(tokens[start:stop])
             yield Window(number, start, window, before=before, after=after, bos=behind)
@@ -383,7 +384,8 @@ def _shown(subject: Subject, window: Window, prefix: int) -> tuple[str, str]:
     start = len(window.before)
     stop = start + len(window.tokens)
     in_text = [*window.before, *window.tokens, *window.after]
-    _, prompt, suffix, _ = subject.decode_parts(in_text, [start, start + prefix, stop])
+    cuts = [start, start + prefix, stop]
+    _, prompt, suffix, _ = subject.decode_parts(in_text, cuts)
     return prompt, suffix
 
 
@@ -402,6 +404,8 @@ def summary(forced: TeacherForced, batch: Batch) -> dict[str, np.ndarray]:
     """
     similarity = np.full(len(batch), np.nan)
     truth = batch.targets.tolist()
+    # Only of rows that were decoded: what follows the first miss of another row was predicted from
+    # true tokens, and is not what the model would generate.
     for row in np.flatnonzero(forced.decoded):
         continuation = forced.continuation[row].tolist()
         similarity[row] = Levenshtein.normalized_similarity(truth[row], continuation)
@@ -450,7 +454,7 @@ def teacher_force(subject: Subject, batch: Batch, decode_from: float = 0.0) -> T
     given = batch.to(subject.device)
     all_groups = subject.stepwise.groups(batch.length)
     groups = tuple(group for group in all_groups if group[0] >= batch.prompt)
-    last_start = groups[-1][0]
+    last_start, _ = groups[-1]
     suffix_length = batch.length - batch.prompt
 
     with (
@@ -516,14 +520,15 @@ def _decode_after_miss(
     largest: list[Tensor] = []
     for number in range(first, len(groups) - 1):
         start, stop = groups[number]
-        next_stop = groups[number + 1][1]
+        _, next_stop = groups[number + 1]
         group = tokens[:, start - prompt : stop - prompt]
         logits = decoder.feed(group)
         predicted = logits.argmax(-1)
         largest.append(at_tokens(logits, predicted))
         ahead = slice(stop - prompt, next_stop - prompt)
-        has_missed = (missed_group <= number)[:, None]
-        tokens[:, ahead] = torch.where(has_missed, predicted, tokens[:, ahead])
+        has_missed = missed_group <= number
+        verified = tokens[:, ahead]
+        tokens[:, ahead] = torch.where(has_missed[:, None], predicted, verified)
     if largest:
         check_finite(torch.cat(largest, dim=1), first=groups[first][1])
     continuation[rows] = tokens

@@ -53,6 +53,8 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
             f"{len(memorized)} memorized windows but {len(pool)} control candidates: "
             f"scan more text that is not memorized{fewer}"
         )
+    # Paired by frequency, because rare tokens are hard to predict for any model: a difference
+    # between the two sets could otherwise be one of common and rare words.
     frequency = _mean_log_frequency(distinct)
     wanted = frequency[memorized.index].to_numpy()
     offered = frequency[pool.index].to_numpy()
@@ -130,8 +132,9 @@ def _mean_log_frequency(frame: pd.DataFrame) -> Any:
 
     means: list[Any] = []
     for tokens, prefix in zip(frame["tokens"], frame["prefix"], strict=True):
-        frequencies = [counts[int(token)] / total for token in tokens[prefix:]]
-        means.append(np.mean([np.log(frequency) for frequency in frequencies]))
+        suffix = [int(token) for token in tokens[prefix:]]
+        log_frequencies = [np.log(counts[token] / total) for token in suffix]
+        means.append(np.mean(log_frequencies))
     return pd.Series(means, index=frame.index)
 
 

@@ -56,13 +56,19 @@ def wording_groups(windows: pd.DataFrame, run: int | None = None) -> Int[np.ndar
     numbers: dict[tuple[object, ...], int] = {}
     rows: list[int] = []
     columns: list[int] = []
-    for row, (text, tokens) in enumerate(zip(windows["text"], windows["tokens"], strict=True)):
-        for key in {("text", text), *_runs(tokens, run)}:
+    pairs = zip(windows["text"], windows["tokens"], strict=True)
+    for row, (text, tokens) in enumerate(pairs):
+        may_share = {("text", text), *_runs(tokens, run)}
+        for key in may_share:
             rows.append(row)
-            columns.append(numbers.setdefault(key, len(numbers)))
-    places = (np.array(rows, dtype=int), np.array(columns, dtype=int))
+            column = numbers.setdefault(key, len(numbers))
+            columns.append(column)
+    row_numbers = np.array(rows, dtype=int)
+    column_numbers = np.array(columns, dtype=int)
+    ones = np.ones(len(rows))
     shape = (len(windows), len(numbers))
-    incidence = coo_array((np.ones(len(rows)), places), shape=shape).tocsr()
+    entries = coo_array((ones, (row_numbers, column_numbers)), shape=shape)
+    incidence = entries.tocsr()
 
     # [windows, windows]: how many things each two of them share.
     shared = incidence @ incidence.T
@@ -73,5 +79,6 @@ def wording_groups(windows: pd.DataFrame, run: int | None = None) -> Int[np.ndar
 
 def _runs(tokens: Sequence[int], run: int) -> set[tuple[int, ...]]:
     ids = tuple(int(token) for token in tokens)
-    starts = range(max(len(ids) - run + 1, 1))  # a window shorter than a run is one whole
+    count = len(ids) - run + 1
+    starts = range(max(count, 1))  # a window shorter than a run is one whole
     return {ids[start : start + run] for start in starts}

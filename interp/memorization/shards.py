@@ -14,7 +14,7 @@ from interp.files import replaced, writable
 from interp.subject.batch import GIVEN
 
 _MANIFEST = "scan.json"
-_ROWS = 512  # per file: small enough to lose little, large enough to be few
+_ROWS = 512  # per file: few enough to lose little, enough for few files
 
 
 class Shards:
@@ -25,6 +25,10 @@ class Shards:
     Args:
         folder: where the shards are kept; None for memory only.
         about: the settings of the scan, as JSON can hold them.
+
+    Attributes:
+        done: the finished shards: those found in the folder, and those written since.
+        fresh: frames that are not in a shard yet.
 
     Raises:
         ValueError: if the folder holds a scan with other settings, or shards without settings.
@@ -69,7 +73,8 @@ class Shards:
         return sum(map(len, self.done)) + sum(map(len, self.fresh))
 
     def windows(self) -> Iterator[tuple[int, int, tuple[int, ...], dict[str, Any]]]:
-        """Yields text, start, tokens and conditioning of every window that is on disk."""
+        """Yields text, start, tokens and conditioning of every window in the finished shards, in
+        the order in which they were added."""
         for shard in self.done:
             given: dict[str, list[Any]] = {}
             for column in map(str, shard.columns):
@@ -91,9 +96,11 @@ class Shards:
             return
         shard = pd.concat(self.fresh, ignore_index=True)
         if self.folder is not None:
-            # Only now, so that input which turns out to be refused leaves nothing behind.
+            # The settings are written with the first shard, and not when the folder is opened: a
+            # scan that is refused before it measures anything leaves the folder free for another.
             with replaced(self.folder / _MANIFEST) as temporary:
                 temporary.write_text(json.dumps(self.about))
+            # The number makes the names sort in the order in which the shards were written.
             file = self.folder / f"shard-{len(self.done):06d}.parquet"
             with replaced(file) as temporary:
                 shard.to_parquet(temporary)
@@ -101,19 +108,21 @@ class Shards:
         self.fresh = []
 
     def frame(self) -> pd.DataFrame:
-        """Returns all rows, from disk and from memory, as one frame."""
+        """Returns all rows, those in shards and those not in a shard yet, as one frame."""
         return pd.concat([*self.done, *self.fresh], ignore_index=True)
 
 
 def _check_same(folder: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
-    """Raises ValueError, naming the settings that differ, if the folder holds another scan."""
+    """Raises ValueError if the folder holds another scan: one in which a setting of `about` was
+    different. The message names what differs."""
     differences: list[str] = []
     for name, now in about.items():
         was = before.get(name)
         if was == now:
             continue
         if isinstance(was, dict) and isinstance(now, dict):
-            parts = [part for part in now if was.get(part) != now[part]]
+            # Also what the folder's scan had and this one has not, which would be named by nothing.
+            parts = [part for part in {**was, **now} if was.get(part) != now.get(part)]
             differences.append(f"{name}: other {', '.join(parts)}")
         else:
             differences.append(f"{name} was {was!r} and is {now!r}")

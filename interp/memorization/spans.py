@@ -30,7 +30,8 @@ def passages(frame: pd.DataFrame) -> pd.DataFrame:
     previous_end = previous["start"] + previous["length"]
     touches = same_text & (ordered["start"] <= previous_end)
     # after the shift the first row is missing and the column no longer boolean: compare with True
-    joined = touches & ordered["exact"] & previous["exact"].eq(True)
+    previous_exact = previous["exact"].eq(True)
+    joined = touches & ordered["exact"] & previous_exact
     # Every window that is not joined to the one before it begins a passage: counting those numbers
     # the passages.
     passage_number = (~joined).cumsum()
@@ -74,8 +75,9 @@ def _join_suffixes(group: pd.DataFrame) -> str:
         # they overlap by a number of tokens, not of letters.
         following = range(current + 1, len(starts))
         current = max(number for number in following if starts[number] <= end)
-        shared = 0 if starts[current] == end else _shared_letters(text, suffixes[current])
-        text += suffixes[current][shared:]
+        suffix = suffixes[current]
+        shared = 0 if starts[current] == end else _shared_letters(text, suffix)
+        text += suffix[shared:]
         end = starts[current] + length
     return text
 

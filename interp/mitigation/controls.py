@@ -110,7 +110,11 @@ class Selection:
         Raises:
             ValueError: all units are selected, so that none is left.
         """
-        return [self._trial(name, seed, partial(_others, seed=seed, times=times)) for seed in seeds]
+        trials: list[Trial] = []
+        for seed in seeds:
+            others = partial(_others, seed=seed, times=times)
+            trials.append(self._trial(name, seed, others))
+        return trials
 
     def in_own_blocks(self, method: str, seeds: Iterable[int]) -> list[Trial]:
         """Returns `random` trials under a name that says which method's blocks they are in: for the
@@ -138,10 +142,11 @@ class Selection:
         Raises:
             ValueError: a site does not have the same number of other units.
         """
-        return [
-            self._trial(name, seed, partial(as_active, activity=activity, seed=seed))
-            for seed in seeds
-        ]
+        trials: list[Trial] = []
+        for seed in seeds:
+            others = partial(as_active, activity=activity, seed=seed)
+            trials.append(self._trial(name, seed, others))
+        return trials
 
     def growing(
         self, seeds: Iterable[int], name: str = "random at equal damage"

@@ -87,7 +87,10 @@ class EqualDamage:
             return f"{advantage} less than they do"
         if advantage.estimate == 0:
             return "as much as they do"
-        more = Interval(-advantage.estimate, -advantage.high, -advantage.low, advantage.n)
+        # The other way round, so that the ends of the interval change places.
+        more = Interval(
+            -advantage.estimate, low=-advantage.high, high=-advantage.low, n=advantage.n
+        )
         return f"{more} more than they do"
 
 
@@ -113,7 +116,11 @@ class Resampling:
         rng = np.random.default_rng(seed)
 
         def weights(count: int) -> Float[np.ndarray, "resamples count"]:
-            return rng.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
+            # How often each of `count` things is drawn in `count` draws: a mean over a resample is
+            # then a product with its weights.
+            equal_chances = np.full(count, 1 / count)
+            times_drawn = rng.multinomial(count, equal_chances, _RESAMPLES)
+            return times_drawn / count
 
         self.held_out = weights(held_out)
         self.memorized = weights(memorized)
@@ -121,11 +128,13 @@ class Resampling:
 
     def rise(self, step: Step) -> Resampled:
         """The mean rise of the loss under a number of random units, on each resample."""
-        return ((self.draws @ step.rise) * self.held_out).sum(1)
+        over_draws = self.draws @ step.rise  # [resamples, held_out]
+        return (over_draws * self.held_out).sum(1)
 
     def accuracy(self, step: Step) -> Resampled:
         """The mean accuracy under a number of random units, on each resample."""
-        return ((self.draws @ step.accuracy) * self.memorized).sum(1)
+        over_draws = self.draws @ step.accuracy  # [resamples, memorized]
+        return (over_draws * self.memorized).sum(1)
 
 
 def compare_at_equal_damage(
@@ -180,8 +189,10 @@ def compare_at_equal_damage(
     if is_distinguishable:
         chosen = _first_at_least([step.rise.mean() for step in steps], own_rise.mean())
         on_resamples = _first_on_resamples(rises, own_rises)
-        missed = float((on_resamples == len(steps)).mean())
-        reached = chosen < len(steps) and missed <= (1 - _LEVEL) / 2
+        is_missed = on_resamples == len(steps)
+        missed = float(is_missed.mean())
+        most_missed = (1 - _LEVEL) / 2
+        reached = chosen < len(steps) and missed <= most_missed
     else:
         chosen = _last_indistinguishable(rises)
         on_resamples = np.full(_RESAMPLES, chosen)
@@ -191,8 +202,10 @@ def compare_at_equal_damage(
     # The resamples on which no number does as much damage take the largest: they are too few to
     # count, or the comparison is reported as not reached.
     accuracies = np.stack([resampling.accuracy(each) for each in steps])
-    picked = accuracies[np.minimum(on_resamples, last), np.arange(_RESAMPLES)]
-    gains = picked - resampling.memorized @ own_accuracy
+    number_on_resample = np.minimum(on_resamples, last)
+    picked = accuracies[number_on_resample, np.arange(_RESAMPLES)]
+    own_accuracies = resampling.memorized @ own_accuracy
+    gains = picked - own_accuracies
     gain = step.accuracy.mean() - own_accuracy.mean()
     return EqualDamage(
         k=step.k,
@@ -229,13 +242,18 @@ def _last_indistinguishable(rises: list[Resampled]) -> int:
 
 
 def _tails() -> list[float]:
-    return [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+    outside = (1 - _LEVEL) / 2  # at either end
+    return [outside, (1 + _LEVEL) / 2]
 
 
 def _interval(estimate: Any, resampled: Resampled, n: int) -> Interval:
-    low, high = np.quantile(resampled, _tails())
+    lowest, highest = np.quantile(resampled, _tails())
     value = float(estimate)
-    return Interval(value, min(float(low), value), max(float(high), value), n)
+    # On the resamples another number of random units may do as much damage, so that nearly all of
+    # them can lie on one side of the estimate.
+    low = min(float(lowest), value)
+    high = max(float(highest), value)
+    return Interval(value, low, high, n)
 
 
 def _by_window(rows: Any, data: str, measure: str) -> Float[np.ndarray, " windows"]:

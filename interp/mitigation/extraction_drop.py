@@ -54,7 +54,7 @@ def extraction_drop(
         at: the fraction that the verdict is about, if it is chosen beforehand; for scores only. By
             default it is chosen on the same windows that it is then judged on, and the verdict says
             so: among the fractions that raise the control loss by at most 5%, the one that lowers
-            accuracy most.
+            accuracy most; if all raise it by more, the one that raises it least.
         also: further windows by name, to measure under every ablation; for example windows that
             look like the memorized ones and were never trained on.
         batch_size: batch size.
@@ -63,8 +63,8 @@ def extraction_drop(
         A DropReport: `.frame`, `.verdict`, `.plot()`, `.save(folder)`.
 
     Raises:
-        ValueError: units of another model, a selection that leaves no unit for a random control,
-            too few seeds, or `at` outside `fractions`.
+        ValueError: units of another model, a selection that leaves no unit for a random control, no
+            fractions, an empty plan, too few seeds, or `at` outside `fractions` or without scores.
 
     Example:
         >>> scores = interp.localize(subject, memorized, control, method="gradient_x_activation")
@@ -93,7 +93,7 @@ def extraction_drop(
     measured = measure_under(subject, plans, data, batch_size)
     frame = tabulate(measured, trials)
 
-    chosen = _least_harmful(frame) if at is None else float(at)
+    chosen = _fraction_to_judge(frame) if at is None else float(at)
     number = _plan_number(trials, chosen)
     unedited: Any = measured[measured["plan"] == 0]
     under_selection: Any = measured[measured["plan"] == number]
@@ -143,7 +143,8 @@ def _check(
 def _selections(
     subject: Subject, selection: UnitScores | Units | Plan, fractions: Sequence[float]
 ) -> dict[float, Selection]:
-    """The selections to measure, by the fraction of units that they select."""
+    """The selections to measure, by the fraction of units that each selects. Units and plans are
+    one selection, whose fraction is that of all units of the same kinds in the whole model."""
     if isinstance(selection, UnitScores):
         return {fraction: Selection(selection.top(fraction), fraction) for fraction in fractions}
     given = interventions(Zero(selection) if isinstance(selection, Units) else selection)
@@ -158,7 +159,8 @@ def _selections(
 
 
 def _points(units: Units) -> list[str]:
-    """The points of some units, as patterns over all blocks: what they were selected from."""
+    """The points at which some units are, without their blocks: as patterns they mean these points
+    in all blocks, where the units may have been selected from."""
     points: set[str] = set()
     for site in units.sites:
         points.add(str(site) if site.block is None else site.point)
@@ -175,9 +177,9 @@ def _trials(selection: Selection, scores: UnitScores | None, seeds: int) -> list
     return trials
 
 
-def _least_harmful(frame: pd.DataFrame) -> float:
+def _fraction_to_judge(frame: pd.DataFrame) -> float:
     """The fraction with the largest accuracy drop among those that raise the control loss by at
-    most 5%; the one with the smallest rise if none does."""
+    most 5%; where all raise it by more, the one with the smallest rise."""
     loss = _rows_by_fraction(frame, "control", "loss")
     accuracy = _rows_by_fraction(frame, "memorized", "accuracy")
     relative_rise = loss["change"] / loss["before"]

@@ -215,7 +215,10 @@ class DropReport:
 
 
 def _interval(row: pd.Series) -> str:
-    return f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    estimate = row["estimate"]
+    low = row["low"]
+    high = row["high"]
+    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def drop_figure(
@@ -250,7 +253,8 @@ def drop_figure(
         titles[panel] = about
 
     for panel, label in panels.items():
-        part: Any = frame[[key == panel for key in keys]]
+        in_panel = [key == panel for key in keys]
+        part: Any = frame[in_panel]
         data, measure = panel
         about = f"{in_words(data)} windows"
         is_lowest = part["selection"] == "lowest"

@@ -58,6 +58,7 @@ def _input_projection(subject: Subject, site: Site) -> tuple[Site, np.ndarray]:
     place = subject.anatomy.place(site)
     path, _, own = place.path.rpartition(".")
     parent = subject.module.get_submodule(path)
+    # By its shape, because its name differs between families: fc1 here, c_fc there.
     found = [
         name
         for name, child in parent.named_children()

@@ -3,6 +3,7 @@ what the marks are."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 WIDEST = 10.6
 DOTS_PER_INCH = 120
 # Widths in inches that a letter takes on average in the title, in the title of a panel, and in a
-# legend or on an axis.
+# legend or on an axis; and what an entry of the legend takes besides its letters.
 _TITLE_LETTER = 0.088
 _PANEL_LETTER = 0.085
 _LETTER = 0.072
 _LEGEND_MARK = 0.55
 _MOST_LINES = 4  # of a name below an axis
+# How a value to compare with, such as chance or a threshold, is drawn in every figure. `finish`
+# recognizes it by its dashes, and lists it last in the legend.
 LEVEL: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.0, "zorder": 1}
 
 
@@ -80,7 +83,7 @@ def grid_of(
         options: options of matplotlib's `Figure.subplots`.
     """
     columns = min(across, count)
-    rows = -(-count // columns)
+    rows = math.ceil(count / columns)
     # Title and legend need some width even where there is a single small panel.
     figure = new_figure(max(width * columns, 6.0), height * rows + 0.9)
     cells: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
@@ -123,12 +126,15 @@ def finish(figure: Figure, axes: Sequence[Axes], title: str, key: str) -> None:
 
 
 def _fit_labels(panel: Axes) -> None:
-    """Breaks labels of axes that are longer than their axis, and thins out numbers on it."""
+    """Breaks labels that are longer than their axis into lines, and thins out the numbers on it."""
     from matplotlib.ticker import AutoLocator
 
     figure: Any = panel.figure
     width, height = figure.get_size_inches()
     cells: Any = panel.get_gridspec()
+    # Roughly the length of either axis: less the numbers beside it and, upwards, less the figure's
+    # title and legend. It is not known exactly before the figure is laid out, which the labels
+    # themselves decide.
     across = width / cells.ncols - 0.7
     upwards = (height - 1.2) / cells.nrows - 0.6
     panel.set_xlabel(wrapped(panel.get_xlabel(), across))

@@ -53,7 +53,10 @@ def panels(
         ['VAR', 'RAR']
     """
     groups: Any = frame.groupby(by, sort=False)
-    parts = [(" · ".join(map(in_words, key)), part) for key, part in groups]
+    parts: list[tuple[str, pd.DataFrame]] = []
+    for values, part in groups:
+        name = " · ".join(map(in_words, values))
+        parts.append((name, part))
     with style():
         figure, grid = grid_of(len(parts), across, width=width, height=height)
         for axes, (name, part) in zip(grid, parts, strict=True):
@@ -161,7 +164,8 @@ def lines(
                 label=words,
             )
         if ordinal:
-            axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            texts = [f"{value:g}" for value in values]
+            axes.set_xticks(range(len(values)), texts)
         axes.set(xlabel=xlabel, ylabel=ylabel or y)
 
     return draw
@@ -184,6 +188,8 @@ def bars(
         ylabel: name and unit of the y axis, by default the column's name.
     """
     look_of = looks(frame[hue].unique())
+    # Of the whole table, not of one panel: otherwise a panel with low bars would get another axis
+    # than its neighbours, and equal heights would mean different shares.
     every: Any = frame[y]
     of_shares = bool(every.min() >= 0) and bool(every.max() <= 1)
 
@@ -202,7 +208,8 @@ def bars(
             words, colour, _ = look_of[name]
             axes.bar(at, seeds["mean"], width, color=colour, label=words)
             axes.vlines(at, seeds["min"], seeds["max"], color="0.15", linewidth=1.2)
-        axes.set_xticks(range(len(groups)), [in_words(group) for group in groups])
+        texts = [in_words(group) for group in groups]
+        axes.set_xticks(range(len(groups)), texts)
         fit_names(axes)
         axes.grid(visible=False, axis="x")
         axes.set(xlabel=xlabel, ylabel=ylabel or y)

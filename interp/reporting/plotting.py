@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,9 @@ __all__ = [
 NO_TEXT: Mapping[str, str] = MappingProxyType({})
 NO_LEVELS: Mapping[str, float] = MappingProxyType({})
 INTERVALS = "points: estimates; lines through them: 95% intervals"
+# How far a palette may move a channel of a pixel, of 255 levels. At 7, neighbouring shades of a map
+# merge, and light grid lines get a tint.
+MOST_SHIFTED = 4
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -77,8 +81,37 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
         expected = ", ".join(sorted(known_formats))
         raise ValueError(f"{target}: expected a name ending in one of {expected}")
     with replaced(target) as temporary, style():
-        figure.savefig(temporary, format=file_format)
+        if file_format == "png":
+            _save_png(figure, temporary)
+        else:
+            figure.savefig(temporary, format=file_format)
     return target
+
+
+def _save_png(figure: Figure, path: Path) -> None:
+    """Writes a PNG in as few bytes as it takes without a visible difference."""
+    from PIL import Image
+
+    drawn = BytesIO()
+    # This copy is only read back: compressing it well would be lost work.
+    figure.savefig(drawn, format="png", pil_kwargs={"compress_level": 1})
+    with Image.open(drawn) as image:
+        in_full = image.convert("RGBA")
+        dots_per_inch = image.info["dpi"]
+
+    # Text and few colours, as in a figure of verdicts, fit into a palette of 256 and then take a
+    # third of the bytes. No dithering, which would put dots into even areas. MAXCOVERAGE, because
+    # the median cut gives the palette to what is frequent and moves the colours of small marks.
+    in_palette = in_full.convert("RGB").quantize(
+        256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    )
+    before = np.asarray(in_full, dtype=int)
+    after = np.asarray(in_palette.convert("RGBA"), dtype=int)
+    # Photographs, maps and overlapping bands have more shades than a palette, and transparency
+    # would be lost: these stay as they are.
+    looks_same = np.abs(before - after).max() <= MOST_SHIFTED
+    smallest = in_palette if looks_same else in_full
+    smallest.save(path, format="png", optimize=True, dpi=dots_per_inch)
 
 
 def dose_response(
@@ -133,7 +166,7 @@ def dose_response(
     """
     _check_points(frame, x, hue, measure, before)
     look_of = looks(_first_come_first(frame[hue].unique()))
-    panels = [(str(name), points) for name, points in frame.groupby(measure, sort=False)]
+    panels = _panels(frame, measure)
     dose = labels.get(x, in_words(x))
     with style():
         width = 3.5 if min(across, len(panels)) > 2 else 4.8
@@ -156,18 +189,28 @@ def dose_response(
                 axes.set_xticks(doses, [f"{dose:.3g}" for dose in doses])
                 axes.set_xticks([], minor=True)
                 axes.set_xlim(smallest / 2, largest * 2)
-        measures = ", ".join(labels.get(name, in_words(name)) for name, _ in panels)
         if len(look_of) > 1:
             key = f"{key}; points side by side are at the same {dose}"
-        finish(figure, grid, title or f"{measures} by {dose}", key)
+        finish(figure, grid, title or f"{_listed(panels, labels)} by {dose}", key)
     return figure
+
+
+def _panels(frame: pd.DataFrame, by: str) -> list[tuple[str, pd.DataFrame]]:
+    """The name and the rows of each panel, in order of appearance."""
+    return [(str(name), rows) for name, rows in frame.groupby(by, sort=False)]
+
+
+def _listed(panels: list[tuple[str, pd.DataFrame]], labels: Mapping[str, str]) -> str:
+    """The names of panels as a title lists them."""
+    return ", ".join(labels.get(name, in_words(name)) for name, _ in panels)
 
 
 def _first_come_first(names: Iterable[str]) -> list[str]:
     """The names in order, after those that every report of an ablation has."""
     given = list(names)
     reported = [name for name in ("selection", "random", "lowest", "smallest") if name in given]
-    return [*reported, *(name for name in given if name not in reported)]
+    others = [name for name in given if name not in reported]
+    return [*reported, *others]
 
 
 def ranked_scores(
@@ -194,13 +237,14 @@ def ranked_scores(
     """
     _check_columns(frame, [block, score], numbers=[block, score])
     indices = _numbers(frame, block).astype(int)
-    total = int(indices.max()) + 1 if blocks is None else blocks
-    if indices.min() < 0 or indices.max() >= total:
-        raise ValueError(
-            f"{block}: expected indices 0 to {total - 1}, got {indices.min()} to {indices.max()}"
-        )
+    first = int(indices.min())
+    last = int(indices.max())
+    total = last + 1 if blocks is None else blocks
+    if first < 0 or last >= total:
+        raise ValueError(f"{block}: expected indices 0 to {total - 1}, got {first} to {last}")
     with style():
-        figure = new_figure(width=max(6.0, 0.28 * total + 2), height=5.2)
+        wide_enough_for_blocks = 0.28 * total + 2
+        figure = new_figure(width=max(6.0, wide_enough_for_blocks), height=5.2)
         above, below = figure.subplots(2, 1, sharex=True)
         (look,) = looks([score]).values()
         counts = np.bincount(indices, minlength=total)
@@ -215,7 +259,11 @@ def ranked_scores(
             markersize=4,
             label="one unit",
         )
-        below.set(xlabel="block", ylabel=in_words(score), xlim=(-0.6, total - 0.4))
+        below.set(
+            xlabel="block",
+            ylabel=in_words(score),
+            xlim=(-0.6, total - 0.4),  # also the blocks without any of these units
+        )
         above.set(xlabel="block")
         for axis in (above.yaxis, below.xaxis):
             axis.get_major_locator().set_params(integer=True)
@@ -227,7 +275,9 @@ def ranked_scores(
 def _draw_lines(
     axes: Axes, points: pd.DataFrame, x: str, hue: str, look_of: Mapping[str, Look]
 ) -> None:
-    by_name = {str(name): part.sort_values(x) for name, part in points.groupby(hue)}
+    by_name: dict[str, pd.DataFrame] = {}
+    for name, part in points.groupby(hue):
+        by_name[str(name)] = part.sort_values(x)
     drawn = [name for name in look_of if name in by_name]
     for number, name in enumerate(drawn):
         line = by_name[name]
@@ -285,7 +335,11 @@ def _check_columns(frame: pd.DataFrame, names: list[str], *, numbers: list[str])
         )
     if frame.empty:
         raise ValueError("frame: expected at least one row, got none")
-    not_finite = [name for name in numbers if not np.isfinite(_numbers(frame, name)).all()]
+    not_finite: list[str] = []
+    for name in numbers:
+        is_finite = np.isfinite(_numbers(frame, name))
+        if not is_finite.all():
+            not_finite.append(name)
     if not_finite:
         raise ValueError(
             f"frame: expected finite numbers, got missing or infinite ones in {not_finite}"
@@ -386,7 +440,7 @@ def intervals(
         frame, [name, panel, "estimate", "low", "high"], numbers=["estimate", "low", "high"]
     )
     names = list(frame[name].unique())
-    panels = [(str(key), points) for key, points in frame.groupby(panel, sort=False)]
+    panels = _panels(frame, panel)
     with style():
         figure, grid = grid_of(
             len(panels), across, width=3.6, height=0.22 * len(names) + 0.9, sharey=True
@@ -411,8 +465,8 @@ def intervals(
             place: Any = axes.get_subplotspec()
             if place.is_first_col():  # the others share its axis
                 axes.set_ylabel(in_words(name))
-        measures = ", ".join(labels.get(part, in_words(part)) for part, _ in panels)
-        finish(figure, grid, title or f"{measures} by {in_words(name)}", key)
+        title = title or f"{_listed(panels, labels)} by {in_words(name)}"
+        finish(figure, grid, title, key)
     return figure
 
 
@@ -451,7 +505,8 @@ def matrix(
         raise ValueError("table: expected at least one cell, got none")
     rows, columns = table.shape
     shown = table.rename(index=in_words, columns=in_words)
-    digits = 2 if table.abs().to_numpy().max() >= 0.1 else 4
+    largest = table.abs().to_numpy().max()
+    digits = 2 if largest >= 0.1 else 4
     with style():
         figure = new_figure(
             width=max(0.62 * columns + 3.6, 7.5), height=min(0.36 * rows, 12.0) + 2.6
@@ -467,7 +522,9 @@ def matrix(
             cbar_kws={"label": label},
             ax=axes,
         )
-        axes.set(xlabel=str(table.columns.name or ""), ylabel=str(table.index.name or ""))
+        name_of_columns = table.columns.name or ""
+        name_of_rows = table.index.name or ""
+        axes.set(xlabel=str(name_of_columns), ylabel=str(name_of_rows))
         axes.tick_params(axis="y", rotation=0)
         fit_names(axes)
         finish(figure, [axes], title or label, key)

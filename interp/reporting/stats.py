@@ -72,7 +72,9 @@ class Interval:
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".2f"
-        return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        low = format(self.low, spec)
+        high = format(self.high, spec)
+        return f"{self.estimate:{spec}} [{low}, {high}]"
 
     def __str__(self) -> str:
         return format(self)
@@ -184,8 +186,9 @@ def statistic_interval(
     for _ in range(resamples):
         resampled = [_resample(sample, rng) for sample in data]
         drawn.append(statistic(*resampled))
-    tail = (1 - level) / 2  # left out at either end
-    low, high = np.quantile(drawn, [tail, (1 + level) / 2])
+    left_out_at_either_end = (1 - level) / 2
+    up_to_upper_end = (1 + level) / 2
+    low, high = np.quantile(drawn, [left_out_at_either_end, up_to_upper_end])
     estimate = float(statistic(*data))
     smallest = min(map(len, data))
     return _include_estimate(estimate, float(low), float(high), smallest)
@@ -259,8 +262,10 @@ def student_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         raise ValueError("values: a t interval needs at least 2 values, got 1")
     n = len(data)
     # The interval is mean +- t * s / sqrt(n).
-    quantile = stats.t.ppf((1 + level) / 2, n - 1)
-    half_width = float(quantile * data.std(ddof=1) / np.sqrt(n))
+    up_to_upper_end = (1 + level) / 2
+    quantile = stats.t.ppf(up_to_upper_end, n - 1)
+    deviation = data.std(ddof=1)
+    half_width = float(quantile * deviation / np.sqrt(n))
     mean = float(data.mean())
     return Interval(mean, mean - half_width, mean + half_width, n)
 
@@ -327,24 +332,31 @@ class MeanOverSeeds:
     @property
     def estimate(self) -> float:
         """The mean of the estimates."""
-        mean = float(np.mean([value.estimate for value in self.values]))
+        estimates = [value.estimate for value in self.values]
+        mean = float(np.mean(estimates))
+        if self.bounds is None:
+            return mean
         # Rounding may move the mean of equal values past the bound that they are at.
-        return mean if self.bounds is None else float(np.clip(mean, *self.bounds))
+        return float(np.clip(mean, *self.bounds))
 
     @property
     def error(self) -> float:
         """The standard error of the mean, on the scale on which it is averaged."""
         estimates = [self._scaled(value.estimate) for value in self.values]
         between = float(np.var(estimates, ddof=1))
-        within = float(np.mean([self._squared_error(value) for value in self.values]))
-        return float(np.sqrt(max(between, within) / len(self.values)))
+        squared_errors = [self._squared_error(value) for value in self.values]
+        within = float(np.mean(squared_errors))
+        variance = max(between, within)
+        return float(np.sqrt(variance / len(self.values)))
 
     @property
     def interval(self) -> Interval:
         """The interval of the mean. It has no width where all seeds agree and have no items."""
         from scipy import stats
 
-        quantile = stats.t.ppf((1 + self.level) / 2, len(self.values) - 1)
+        up_to_upper_end = (1 + self.level) / 2
+        degrees_of_freedom = len(self.values) - 1
+        quantile = stats.t.ppf(up_to_upper_end, degrees_of_freedom)
         half_width = float(quantile) * self.error
         centre = self._scaled(self.estimate)
         low = self._unscaled(centre - half_width)
@@ -368,7 +380,8 @@ class MeanOverSeeds:
             return None
         distance = self._scaled(self.estimate) - self._scaled(value)
         away = distance if upwards else -distance
-        one_sided = float(stats.t.sf(away / self.error, len(self.values) - 1))
+        degrees_of_freedom = len(self.values) - 1
+        one_sided = float(stats.t.sf(away / self.error, degrees_of_freedom))
         return min(1.0, 2 * one_sided)
 
     def _squared_error(self, value: Interval) -> float:
@@ -376,25 +389,34 @@ class MeanOverSeeds:
 
         if value.n < 2:
             return 0.0
-        if self.bounds is not None and value.low == value.high and value.estimate in self.bounds:
+        without_width = value.low == value.high
+        if self.bounds is not None and without_width and value.estimate in self.bounds:
+            # A bootstrap of items that are all the same sees no error, however few they are.
             return 1 / (4 * value.n)
         width = self._scaled(value.high) - self._scaled(value.low)
+        # Only the interval over items is here, not the items: it is taken for that of a normal
+        # variable, which is two quantiles wide.
         quantile = stats.norm.ppf((1 + self.level) / 2)
-        return float((width / (2 * quantile)) ** 2)
+        error = width / (2 * quantile)
+        return float(error**2)
 
     def _scaled(self, value: float) -> float:
         if self.bounds is None:
             return value
         low, high = self.bounds
+        place = (value - low) / (high - low)
         # The interval of a seed, or a threshold, may lie outside the bounds.
-        place = np.clip((value - low) / (high - low), 0, 1)
-        return float(np.arcsin(np.sqrt(place)))
+        within_bounds = np.clip(place, 0, 1)
+        return float(np.arcsin(np.sqrt(within_bounds)))
 
     def _unscaled(self, scaled: float) -> float:
         if self.bounds is None:
             return scaled
         low, high = self.bounds
-        place = np.sin(np.clip(scaled, 0, np.pi / 2)) ** 2
+        # Past a quarter turn the sine would fall again, and an end that is further out would come
+        # back inside.
+        angle = np.clip(scaled, 0, np.pi / 2)
+        place = np.sin(angle) ** 2
         return float(low + (high - low) * place)
 
 
@@ -521,9 +543,11 @@ def interpolate(x: ArrayLike, known_x: ArrayLike, known_y: ArrayLike) -> Values:
         raise ValueError(
             f"known_x and known_y need the same length, got {len(places)} and {len(values)}"
         )
+    # numpy takes points in any order without complaint, and is wrong unless x increases.
     order = np.argsort(places, kind="stable")
+    increasing = places[order]
     wanted = np.asarray(x, dtype=np.float64)
-    return np.interp(wanted, places[order], values[order], left=np.nan, right=np.nan)
+    return np.interp(wanted, increasing, values[order], left=np.nan, right=np.nan)
 
 
 def frechet(a: ArrayLike, b: ArrayLike) -> float:

@@ -206,8 +206,13 @@ class Anatomy:
 
         block = (missing.stack, missing.block)
         in_block = [site for site in self.places if (site.stack, site.block) == block]
-        kind = missing.point.split("_")[0]  # resid, attn, mlp
-        same_kind = [site for site in in_block if site.point.split("_")[0] == kind]
+        kind, _, _ = missing.point.partition("_")  # resid, attn, mlp
+        same_kind: list[Site] = []
+        for site in in_block:
+            kind_here, _, _ = site.point.partition("_")
+            if kind_here == kind:
+                same_kind.append(site)
+        # Units that a model does not have are replaced by what they would have written.
         output_of = {"neurons": "mlp_out", "heads": "attn_out"}.get(missing.point)
         output = [site for site in in_block if site.point == output_of]
         return same_kind or output or in_block or list(self.places)
@@ -317,8 +322,8 @@ class Anatomy:
         place = self.place(site)
         columns_per_unit = place.width // place.units
         # [units, 1] + [columns per unit]: all columns of each unit, one unit after the other.
-        first_columns = np.asarray(units)[:, None] * columns_per_unit
-        columns = first_columns + np.arange(columns_per_unit)
+        first_columns = np.asarray(units) * columns_per_unit
+        columns = first_columns[:, None] + np.arange(columns_per_unit)
         return columns.reshape(-1)
 
     def fit(self, units: Units) -> Units:
@@ -343,7 +348,8 @@ class Anatomy:
                     f"here it is {here}: another model's plan"
                 )
             widths[site] = here
-        return Units({site: units[site] for site in units.sites}, widths)
+        indices = {site: units[site] for site in units.sites}
+        return Units(indices, widths)
 
     def out_weight(self, module: nn.Module, site: Site | str) -> Float[Tensor, "columns d_model"]:
         """Returns the rows with which the columns of `neurons` or `heads` write to the residual.
@@ -390,7 +396,9 @@ def _has_plain_weight(projection: nn.Module) -> bool:
     own = dict(projection.named_parameters())
     weight = own.pop("weight", None)
     own.pop("bias", None)
-    if weight is None or own or any(True for _ in projection.buffers()):
+    # What is left are the matrices of an adapter; packed weights and their scales are buffers.
+    buffers = list(projection.buffers())
+    if weight is None or own or buffers:
         return False
     return weight.ndim == 2 and weight.is_floating_point()
 

@@ -136,7 +136,8 @@ class Site:
     def order(self) -> tuple[str, float, int, str]:
         """A sort key: by stack, and within a stack in the order in which data passes the sites."""
         if self.block is not None:
-            return (self.stack, self.block, BLOCK_POINTS.index(self.point), self.point)
+            in_block = BLOCK_POINTS.index(self.point)
+            return (self.stack, self.block, in_block, self.point)
         # Before all blocks, or after them.
         block = float("inf") if self.point == "final" else -1.0
         return (self.stack, block, 0, self.point)
@@ -172,7 +173,8 @@ def _nearest(name: str) -> str:
         block, point = match.groups()
         names = [name for ours, name in _TRANSFORMER_LENS.items() if ours in BLOCK_POINTS]
         nearest = closest(point, [*BLOCK_POINTS, *names])
-        return block.replace("block.", "blocks.") + nearest
+        corrected = block.replace("block.", "blocks.")
+        return corrected + nearest
 
     in_first_block = [f"blocks.0.{point}" for point in BLOCK_POINTS]
     theirs = [name for name, point in _FROM_TRANSFORMER_LENS.items() if point in END_POINTS]

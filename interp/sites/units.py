@@ -62,7 +62,9 @@ class Units:
         widths: Mapping[Site, int] | Mapping[str, int] | None = None,
     ) -> None:
         known = {} if widths is None else widths
-        self.widths = {_as_site(site): int(width) for site, width in known.items()}
+        self.widths: dict[Site, int] = {}
+        for name, width in known.items():
+            self.widths[_as_site(name)] = int(width)
 
         chosen: dict[Site, Indices] = {}
         for name, given in indices.items():
@@ -74,8 +76,9 @@ class Units:
         for site, index in chosen.items():
             self._check_indices(site, index)
 
-        in_order = sorted(chosen, key=lambda site: site.order)
-        self._indices = {site: chosen[site] for site in in_order if len(chosen[site])}
+        not_empty = [site for site, index in chosen.items() if len(index)]
+        in_order = sorted(not_empty, key=lambda site: site.order)
+        self._indices = {site: chosen[site] for site in in_order}
 
     def _check_indices(self, site: Site, index: Indices) -> None:
         if not len(index):
@@ -87,7 +90,8 @@ class Units:
             if smallest < 0:
                 raise ValueError(f"{site}: units are counted from 0; got {smallest}")
         elif smallest < 0 or largest >= width:
-            raise ValueError(f"{site} has units 0 to {width - 1}; got {smallest} to {largest}")
+            last = width - 1
+            raise ValueError(f"{site} has units 0 to {last}; got {smallest} to {largest}")
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -229,7 +233,9 @@ class Units:
     def to_json(self) -> dict[str, Any]:
         """Returns the units as plain dicts, lists and numbers."""
         widths = {str(site): width for site, width in self.widths.items()}
-        indices = {str(site): index.tolist() for site, index in self._indices.items()}
+        indices: dict[str, list[int]] = {}
+        for site, index in self._indices.items():
+            indices[str(site)] = index.tolist()
         return {"widths": widths, "indices": indices}
 
     @classmethod
@@ -249,7 +255,9 @@ class Units:
 
     def __repr__(self) -> str:
         total = f" of {sum(self.widths.values())}" if self.widths else ""
-        parts = [f"{site} {len(index)}" for site, index in self._indices.items()]
+        parts: list[str] = []
+        for site, index in self._indices.items():
+            parts.append(f"{site} {len(index)}")
         return f"Units({len(self)}{total}: {', '.join(parts)})"
 
 
@@ -362,7 +370,8 @@ class UnitScores:
     def _count(amount: int | float, total: int) -> int:
         """A count or a fraction of `total`, as a count."""
         # 1 is one unit, 1.0 all of them: the type decides, and not the size.
-        count = max(1, round(amount * total)) if isinstance(amount, float) else amount
+        share = max(1, round(amount * total))
+        count = share if isinstance(amount, float) else amount
         if amount <= 0 or count > total:
             raise ValueError(
                 f"cannot take {amount} of {total} units: "

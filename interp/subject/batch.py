@@ -78,7 +78,9 @@ class Batch:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean, False on padding; got {mask.dtype}")
         fits = mask.shape == self.tokens.shape
-        token_after_padding = mask[:, 1:] & ~mask[:, :-1]
+        is_padding = ~mask
+        # A mask is False only at the end of a row exactly if no token follows right after padding.
+        token_after_padding = mask[:, 1:] & is_padding[:, :-1]
         if not fits or bool(token_after_padding.any()):
             raise ValueError(
                 "mask must have the shape of tokens and be False only on the right: "
@@ -196,7 +198,10 @@ class Batch:
             tokens.append([*sequence, *[0] * padding])
             mask.append([True] * length + [False] * padding)
         padded = torch.tensor(mask)
-        return cls(torch.tensor(tokens), prompt, None if bool(padded.all()) else padded)
+        # No mask where there is no padding: a model then runs without one, which is faster and
+        # rounds as it does on a plain batch.
+        needed = None if bool(padded.all()) else padded
+        return cls(torch.tensor(tokens), prompt, needed)
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
@@ -286,7 +291,8 @@ class Batch:
             first = windows["groups"].iloc[0]  # parquet gives them back as arrays
             groups = tuple((int(start), int(stop)) for start, stop in first)
 
-        batch = cls.pad(sequences, prompt=len(bos) + int(prefixes[0]))
+        prompt = len(bos) + int(prefixes[0])
+        batch = cls.pad(sequences, prompt)
         return replace(batch, groups=groups, conditioning=conditioning)
 
 
@@ -344,7 +350,9 @@ def _token_id(position: int, token: Any) -> int:
 
 
 def _is_truth_value(token: Any) -> bool:
-    return isinstance(token, bool | np.bool_) or getattr(token, "dtype", None) == torch.bool
+    if isinstance(token, bool | np.bool_):
+        return True
+    return getattr(token, "dtype", None) == torch.bool
 
 
 def check_integer(tokens: Tensor) -> None:
@@ -367,7 +375,8 @@ def check_text(text: object) -> None:
         ValueError: it is not a string, or it holds half of a surrogate pair.
     """
     if not isinstance(text, str):
-        raise ValueError(f"expected a text, got {type(text).__name__}: {str(text)[:40]!r}")
+        beginning = str(text)[:40]
+        raise ValueError(f"expected a text, got {type(text).__name__}: {beginning!r}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

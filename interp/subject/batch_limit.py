@@ -100,7 +100,9 @@ def _inside(can_halve: bool) -> Generator[None]:  # noqa: FBT001
 
 def _cut(rows: Rows, start: int, count: int | None) -> Rows:
     """At most `count` rows from `start` on; None for all of them."""
-    stop = len(rows) if count is None else min(start + count, len(rows))
+    stop = len(rows)
+    if count is not None:
+        stop = min(start + count, stop)
     if start == 0 and stop == len(rows):
         return rows
     chosen = slice(start, stop)

@@ -163,7 +163,8 @@ def at_tokens(
     logits: Float[Tensor, "batch position vocabulary"], tokens: Int[Tensor, "batch position"]
 ) -> Float[Tensor, "batch position"]:
     """Returns the logit of one token at each position."""
-    return logits.gather(-1, tokens[..., None])[..., 0]
+    chosen = logits.gather(-1, tokens[..., None])
+    return chosen[..., 0]
 
 
 def check_finite(largest: Float[Tensor, "batch position"], first: int) -> None:

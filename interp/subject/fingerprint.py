@@ -115,7 +115,8 @@ def fingerprint(parts: Mapping[str, str]) -> str:
 
 def _hash(description: Any) -> str:
     text = json.dumps(description, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return digest[:16]
 
 
 def _hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -123,7 +124,8 @@ def _hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
     seen: dict[int, tuple[Tensor, str]] = {}  # with the tensor, whose id is taken while it lives
     for name, tensor in named:
         if id(tensor) not in seen:
-            seen[id(tensor)] = tensor, hashlib.sha256(_bytes(tensor)).hexdigest()
+            digest = hashlib.sha256(_bytes(tensor)).hexdigest()
+            seen[id(tensor)] = tensor, digest
         _, bits = seen[id(tensor)]
         hashes[name] = [list(tensor.shape), str(tensor.dtype), bits]
     return _hash(hashes)
@@ -198,9 +200,11 @@ def _is_plain(value: Any) -> bool:
         items: Any = value  # pyright: ignore[reportUnknownVariableType]
         return all(map(_is_plain, items))
     if isinstance(value, dict):
-        named: Any = value.items()  # pyright: ignore[reportUnknownVariableType]
-        return all(isinstance(name, str) and _is_plain(item) for name, item in named)
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+        named: Any = value  # pyright: ignore[reportUnknownVariableType]
+        named_by_text = all(isinstance(name, str) for name in named)
+        return named_by_text and all(map(_is_plain, named.values()))
+    plain_types = (bool, int, float, str, torch.dtype)
+    return value is None or isinstance(value, plain_types)
 
 
 def _adapters(module: nn.Module) -> list[Any]:
@@ -208,7 +212,8 @@ def _adapters(module: nn.Module) -> list[Any]:
     names = ("_active_adapter", "_disable_adapters")
     found: list[Any] = []
     for path, child in module.named_modules():
-        state = {name: vars(child)[name] for name in names if name in vars(child)}
+        attributes = vars(child)
+        state = {name: attributes[name] for name in names if name in attributes}
         if state:
             found.append([path, state])
     return found
@@ -238,12 +243,16 @@ def _hook(hook: Callable[..., Any]) -> Any:
     if isinstance(visit, EditVisit):
         return [_edit(edit) for _, edit in visit.numbered]
     library = str(getattr(visit, "__module__", "")).partition(".")[0]
-    return None if visit is hook and library in _LIBRARIES else _describe(visit)
+    # A library's own hook, which wraps no function of somebody else: it only follows forwards.
+    if visit is hook and library in _LIBRARIES:
+        return None
+    return _describe(visit)
 
 
 def _edit(edit: Edit) -> list[Any]:
-    values = [("columns", edit.columns), ("add", edit.add), ("basis", edit.basis)]
-    tensors = _hash_tensors((name, value) for name, value in values if value is not None)
+    values = {"columns": edit.columns, "add": edit.add, "basis": edit.basis}
+    given = {name: value for name, value in values.items() if value is not None}
+    tensors = _hash_tensors(given.items())
     return [str(edit.site), edit.multiply, edit.positions, edit.when, tensors]
 
 
@@ -254,7 +263,9 @@ def _describe(function: Any) -> list[str]:
     name = f"{owner.__module__}.{owner.__qualname__}"
     if name.partition(".")[0] in _LIBRARIES:
         return [name]
-    code = getattr(plain, "__code__", getattr(getattr(plain, "__call__", None), "__code__", None))  # noqa: B004
+    # Of an object that is called like a function, the code of its method.
+    method = getattr(plain, "__call__", None)  # noqa: B004
+    code = getattr(plain, "__code__", getattr(method, "__code__", None))
     return [name, _code(code)] if isinstance(code, CodeType) else [name]
 
 

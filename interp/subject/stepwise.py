@@ -281,7 +281,9 @@ def _arguments(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
 def _taken(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """The options that the forward of a module takes."""
     names, takes_any = _arguments(type(module).forward)
-    return {name: value for name, value in options.items() if takes_any or name in names}
+    if takes_any:
+        return dict(options)
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _check_conditioning(module: nn.Module, conditioning: Mapping[str, Tensor]) -> None:

@@ -269,8 +269,11 @@ class Subject:
         """
         if isinstance(prompt, str):
             ids = self.behind_bos(self.encode(prompt), bos=bos)
-            generated = self.generate(torch.tensor([ids]), length)[0].tolist()
-            return self.decode_parts([*ids, *generated], [len(ids)])[1]
+            rows = self.generate(torch.tensor([ids]), length)
+            generated = rows[0].tolist()
+            # Cut out of the whole text: decoded alone, the first space of the part would be lost.
+            _, text = self.decode_parts([*ids, *generated], [len(ids)])
+            return text
         if isinstance(prompt, Batch):
             return self._generate_targets(prompt)
         if not isinstance(prompt, Tensor):
@@ -285,7 +288,8 @@ class Subject:
             )
         self._check_ids(prompt)
         # The last token is not read, but a whole forward has a placeholder where it will be.
-        self._check_length(prompt.shape[1] + length - int(self.decoding.cached))
+        not_read = 1 if self.decoding.cached else 0
+        self._check_length(prompt.shape[1] + length - not_read)
         return self._continue(prompt.to(self.device), length)
 
     def _generate_targets(self, batch: Batch) -> Int[Tensor, "batch predicted"]:
@@ -356,8 +360,10 @@ class Subject:
     def without_bos(self, tokens: Sequence[int]) -> list[int]:
         """Returns token ids without the start tokens that they may begin with."""
         count = len(self.bos)
-        begins_with_bos = count > 0 and tuple(tokens[:count]) == self.bos
-        return list(tokens[count:]) if begins_with_bos else list(tokens)
+        beginning = tuple(tokens[:count])
+        if count > 0 and beginning == self.bos:
+            return list(tokens[count:])
+        return list(tokens)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -490,15 +496,11 @@ class Subject:
 
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.module.parameters())
-        stacks = [
-            f"{name or 'blocks'}: {len(paths)}" for name, paths in self.anatomy.stacks.items()
-        ]
-        parts = [
-            self.name,
-            f"{parameters / 1e6:.1f}M parameters on {self.device}",
-            *stacks,
-            f"{len(self.sites)} sites",
-        ]
+        millions = parameters / 1e6
+        parts = [self.name, f"{millions:.1f}M parameters on {self.device}"]
+        for name, paths in self.anatomy.stacks.items():
+            parts.append(f"{name or 'blocks'}: {len(paths)}")
+        parts.append(f"{len(self.sites)} sites")
         if not self.decoding.cached:
             parts.append("decoded by whole forwards")
         return f"Subject({', '.join(parts)})"
@@ -533,8 +535,10 @@ def token_losses(
     # Row by row: these logits are a slice, and flattening them for a single call would copy all.
     rows: list[Tensor] = []
     for row, true in zip(logits, targets, strict=True):
-        rows.append(nn.functional.cross_entropy(row.to(precise), true, reduction="none"))
-    return torch.stack(rows) * batch.counted.to(logits.device)
+        losses = nn.functional.cross_entropy(row.to(precise), true, reduction="none")
+        rows.append(losses)
+    counted = batch.counted.to(logits.device)
+    return torch.stack(rows) * counted
 
 
 def vocabulary_size(module: nn.Module) -> int | None:
@@ -559,9 +563,11 @@ def _check_logits(predicted: Tensor, batch: Batch) -> None:
     if batch.mask is not None:
         # What is predicted on padding is never used. In a grown forward each row is there several
         # times.
-        real = batch.mask[:, batch.length - known :].to(largest.device)
+        first_known = batch.length - known
+        real = batch.mask[:, first_known:].to(largest.device)
         copies = len(largest) // len(real)
-        largest = largest.masked_fill(~real.repeat(copies, 1), 0)
+        is_padding = ~real.repeat(copies, 1)
+        largest = largest.masked_fill(is_padding, 0)
     check_finite(largest, first=batch.length - known)
 
 

@@ -244,6 +244,8 @@ def epochs(batch: Batch, batch_size: int, seed: int = 0) -> Iterator[Batch]:
     while True:
         order = torch.randperm(len(batch), generator=generator)
         for chosen in order.split(batch_size):
+            # The rows that are left over come in another epoch: a smaller batch would be a step
+            # with a noisier gradient at the same learning rate.
             if len(chosen) == batch_size:
                 yield batch.rows(chosen)
 
@@ -318,6 +320,8 @@ def _training(module: nn.Module) -> Generator[None]:
 
 def _lr_factor(step: int, steps: int, warmup: int, decay: int, floor: float) -> float:
     """The learning rate of a step as a fraction of the largest."""
+    # Two lines, of which the lower one counts: both are above 1 in between, and without warm-up or
+    # decay from the start.
     rise = (step + 1) / max(warmup, 1)
     time_left = (steps - step) / max(decay, 1)
     fall = floor + (1 - floor) * time_left
@@ -335,7 +339,8 @@ def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
     with torch.autocast(subject.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         # Not `subject.losses`, which raises where a logit is NaN: other processes would wait for
         # this one. `_finite` looks at the loss of all of them.
-        return token_losses(subject.run(batch, keep=batch.length - batch.prompt), batch)
+        logits = subject.run(batch, keep=batch.length - batch.prompt)
+        return token_losses(logits, batch)
 
 
 def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:
@@ -344,7 +349,8 @@ def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:
     Divided by the targets of the whole batch, not of these rows: then a process whose rows hold few
     targets weighs less, and gradients that are summed over processes are those of the mean.
     """
-    return losses.sum() / batch.counted.sum().to(losses.device)
+    counted = batch.counted.sum()
+    return losses.sum() / counted.to(losses.device)
 
 
 def _finite(loss: Tensor, step: int) -> float:

@@ -81,7 +81,8 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
     with safe_open(path, "pt") as file:
         notes = json.loads(file.metadata()["notes"])
     # What was written went through JSON, where tuples become lists; so does what is given now.
-    _check_same(path, notes["about"], json.loads(json.dumps(about)))
+    as_written = json.loads(json.dumps(about))
+    _check_same(path, notes["about"], as_written)
     tensors = load_file(path)
     _copy(path, tensors, module)
 
@@ -94,7 +95,8 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
-            moments.setdefault(int(number), {})[key] = value
+            of_parameter = moments.setdefault(int(number), {})
+            of_parameter[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
     rows: Rows = []
@@ -149,10 +151,12 @@ def generators() -> dict[str, Tensor]:
 
 
 def _check_same(path: Path, written: About, given: About) -> None:
-    wrong = [name for name in {**written, **given} if written.get(name) != given.get(name)]
-    if wrong:
-        name = wrong[0]
-        first = f"{name}={written.get(name)!r}, now {given.get(name)!r}"
+    for name in {**written, **given}:
+        was = written.get(name)
+        now = given.get(name)
+        if was == now:
+            continue
+        first = f"{name}={was!r}, now {now!r}"
         raise ValueError(
             f"{path} is the state of another training: {first}; "
             "give another folder, or the same arguments"
@@ -171,7 +175,10 @@ def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
     given = {name: value for name, value in tensors.items() if name.startswith("module.")}
     wrong = sorted(own.keys() ^ given.keys())
     if not wrong:
-        wrong = [name for name, value in own.items() if value.shape != given[name].shape]
+        # Shapes are compared only where the names agree, so that each has a partner.
+        for name, value in own.items():
+            if value.shape != given[name].shape:
+                wrong.append(name)
     if wrong:
         first = wrong[0].removeprefix("module.")
         raise ValueError(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import interp
 from interp.memorization.evaluation import measure_under
 from interp.mitigation.controls import randomize
-from interp.mitigation.extraction_drop import _least_harmful, extraction_drop
+from interp.mitigation.extraction_drop import _fraction_to_judge, extraction_drop
 
 SITES = ("blocks.0.neurons", "blocks.1.neurons", "blocks.2.neurons")
 WIDTH = 48
@@ -170,7 +170,7 @@ def changes(**by_fraction: tuple[float, float]) -> pd.DataFrame:
 def test_a_fraction_is_chosen_among_those_that_raise_control_loss_by_at_most_a_twentieth(
     found, chosen
 ):
-    assert _least_harmful(changes(**found)) == chosen
+    assert _fraction_to_judge(changes(**found)) == chosen
 
 
 def test_equal_damage_is_judged_on_held_out_text(leak):

@@ -11,9 +11,18 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from interp.reporting.looks import looks
-from interp.reporting.plotting import dose_response, intervals, matrix, ranked_scores, save, style
+from interp.reporting.plotting import (
+    MOST_SHIFTED,
+    dose_response,
+    intervals,
+    matrix,
+    ranked_scores,
+    save,
+    style,
+)
 
 FRACTIONS = [1e-4, 1e-3, 1e-2]
 HUES = ["lowest", "random", "selection"]
@@ -193,7 +202,7 @@ def test_save_writes_the_format_the_name_says(units, tmp_path, name, head):
 
 
 def test_a_failed_save_keeps_the_old_file_and_leaves_no_part(units, tmp_path, monkeypatch):
-    path = save(ranked_scores(units), tmp_path / "figure.png")
+    path = save(ranked_scores(units), tmp_path / "figure.svg")
     old = path.read_bytes()
 
     def half_written(self, target, **_):
@@ -204,7 +213,32 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_part(units, tmp_path, mo
     with pytest.raises(OSError, match="disk full"):
         save(ranked_scores(units), path)
     assert path.read_bytes() == old
-    assert [entry.name for entry in tmp_path.iterdir()] == ["figure.png"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["figure.svg"]
+
+
+@pytest.mark.parametrize("in_palette", [True, False])
+def test_a_png_looks_as_drawn_and_takes_fewer_bytes(units, tmp_path, in_palette):
+    figure = ranked_scores(units)
+    if not in_palette:
+        noise = np.random.default_rng(0).random((60, 60, 3))
+        figure.axes[0].imshow(noise, extent=(0, 1, 0, 1), aspect="auto")
+    with style():
+        figure.savefig(tmp_path / "drawn.png")
+    path = save(figure, tmp_path / "saved.png")
+    drawn, saved = Image.open(tmp_path / "drawn.png"), Image.open(path)
+    assert (saved.mode == "P") == in_palette
+    assert saved.info["dpi"] == drawn.info["dpi"]
+    difference = np.subtract(drawn.convert("RGBA"), saved.convert("RGBA"), dtype=int)
+    assert np.abs(difference).max() <= (MOST_SHIFTED if in_palette else 0)
+    assert path.stat().st_size < (tmp_path / "drawn.png").stat().st_size
+
+
+def test_a_transparent_png_stays_transparent(units, tmp_path):
+    figure = ranked_scores(units)
+    figure.patch.set_alpha(0.5)
+    with Image.open(save(figure, tmp_path / "figure.png")) as saved:
+        assert saved.mode == "RGBA"
+        assert saved.getpixel((0, 0)) == (255, 255, 255, 128)
 
 
 @pytest.mark.parametrize("name", ["figure", "figure.xyz"])

@@ -185,9 +185,11 @@ def _train(
     # Adam learns copies of the trained rows alone, in single precision, since half precision would
     # round small steps away. After each step they are written into the model's own weights.
     leaves: dict[Site, Tensor] = {}
+    norms: dict[Site, Tensor] = {}
     for site in units.sites:
-        leaves[site] = _rows(subject, site)[units[site]].float()
-    norms = {site: leaf.norm(dim=1, keepdim=True) for site, leaf in leaves.items()}
+        leaf = _rows(subject, site)[units[site]].float()
+        leaves[site] = leaf
+        norms[site] = leaf.norm(dim=1, keepdim=True)
     adam = torch.optim.Adam(leaves.values(), lr=training.lr)
     losses: list[float] = []
     while True:

@@ -370,8 +370,9 @@ def single_block(
     plans: list[Any] = [[]]  # plan 0: the unchanged model
     for target, one in enumerate(scores):
         for block, units in _same_budget(one, fraction):
-            about.append({"plan": len(plans), "target": target, "block": block, "k": len(units)})
+            number = len(plans)
             plans.append(Zero(units))
+            about.append({"plan": number, "target": target, "block": block, "k": len(units)})
 
     measured = measure_under(subject, plans, {"memorized": memorized}, batch_size)
     columns = ["plan", "target", "block", "k"]

@@ -90,6 +90,7 @@ def planted_lookup(
             f"got {len(window)} and {length}"
         )
 
+    # One neuron for each suffix token: it fires at the token's turn, and at no other.
     columns = np.random.default_rng(seed).permutation(width)[:length]
     planted = _override_neurons(subject, window, where, torch.tensor(columns), layout)
     units = Units({where: columns}, planted.anatomy.widths(where))

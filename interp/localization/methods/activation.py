@@ -50,9 +50,11 @@ def activation(
 
         def score(value: Value, _: Clock) -> None:
             if abs_after_mean:
-                scores[site] = written_lengths(subject, site, weighted_mean(value, weights))
+                mean = weighted_mean(value, weights)
+                scores[site] = written_lengths(subject, site, mean)
             else:
-                scores[site] = weighted_mean(written_lengths(subject, site, value), weights)
+                lengths = written_lengths(subject, site, value)
+                scores[site] = weighted_mean(lengths, weights)
 
         return score
 
@@ -86,9 +88,12 @@ def _reference_activity(
     subject: Subject, reference: Batches, sites: Places, batch_size: int
 ) -> tuple[dict[Site, np.ndarray], dict[Site, np.ndarray]]:
     """Mean and standard deviation of each unit's activity over the reference windows."""
-    widths = {site: subject.anatomy.place(site).units for site in sites}
-    sums = {site: np.zeros(width) for site, width in widths.items()}
-    sums_of_squares = {site: np.zeros(width) for site, width in widths.items()}
+    sums: dict[Site, np.ndarray] = {}
+    sums_of_squares: dict[Site, np.ndarray] = {}
+    for site in sites:
+        units = subject.anatomy.place(site).units
+        sums[site] = np.zeros(units)
+        sums_of_squares[site] = np.zeros(units)
     count = 0
     for rows in _activity(subject, reference, sites, batch_size):
         count += len(rows[sites[0]])

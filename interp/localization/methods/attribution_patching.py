@@ -52,7 +52,9 @@ def attribution_patching(
     embed = _embed(subject, sites) if points > 1 else None
     # The embeddings are needed too, to walk from one prompt to the other. They may be among the
     # sites already, and no site is recorded twice.
-    recorded = sites if embed is None else tuple(dict.fromkeys((*sites, embed)))
+    recorded = sites
+    if embed is not None and embed not in sites:
+        recorded = (*sites, embed)
     clean = values_at(subject, batch, recorded)
     changed = values_at(subject, other, recorded)
 
@@ -103,7 +105,10 @@ def corrupt(subject: Subject, batch: Batch, seed: int = 0) -> Batch:
             "nothing to corrupt: expected a prompt, or at least 2 windows that are conditioned on "
             "something"
         )
-    conditioning = {name: value.roll(-1, 0) for name, value in batch.conditioning.items()}
+    # Each window gets the conditioning of the next: values that occur, which noise would not be.
+    conditioning: dict[str, Tensor] = {}
+    for name, value in batch.conditioning.items():
+        conditioning[name] = value.roll(-1, dims=0)
     return replace(batch, conditioning=conditioning)
 
 

@@ -122,7 +122,8 @@ def _smallest_each(
     **options: Any,
 ) -> Scores:
     rows = _of_each_window(subject, memorized, reference, sites, of, options)
-    return {site: -np.abs(values) for site, values in rows.items()}
+    sizes = {site: np.abs(values) for site, values in rows.items()}
+    return {site: -size for site, size in sizes.items()}
 
 
 @method("smallest", each=_smallest_each)

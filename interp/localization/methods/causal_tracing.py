@@ -65,7 +65,8 @@ def causal_tracing(
         >>> len(scores)
         8
     """
-    rows = [_restore_each(subject, window, sites, draws, noise, seed) for window in batch.split(1)]
+    windows = batch.split(1)
+    rows = [_restore_each(subject, window, sites, draws, noise, seed) for window in windows]
     scores: dict[Site, Tensor] = {}
     for site in sites:
         scores[site] = torch.stack([row[site] for row in rows])
@@ -154,11 +155,13 @@ def trace_figure(traced: pd.DataFrame, row: int = 0) -> Figure:
     """
     cells: Any = traced[traced["row"] == row]
     if cells.empty:
-        raise ValueError(f"row={row}: expected one of {sorted(set(traced['row']))}")
+        rows = sorted(set(traced["row"]))
+        raise ValueError(f"row={row}: expected one of {rows}")
     if cells["stack"].nunique() == 1:
         blocks = cells["block"]
     else:
-        blocks = cells["stack"] + " " + cells["block"].astype(str)
+        numbers = cells["block"].astype(str)
+        blocks = cells["stack"] + " " + numbers
     table: Any = cells.assign(block=blocks).pivot_table(
         index="block", columns="position", values="effect", sort=False
     )
@@ -167,8 +170,10 @@ def trace_figure(traced: pd.DataFrame, row: int = 0) -> Figure:
 
 def _clean_values(subject: Subject, window: Batch, sites: Places) -> dict[Site, np.ndarray]:
     """The activations of one window without noise, [position, width] at each site."""
-    values = values_at(subject, window, sites)
-    return {site: value[0].double().cpu().numpy() for site, value in values.items()}
+    clean: dict[Site, np.ndarray] = {}
+    for site, value in values_at(subject, window, sites).items():
+        clean[site] = value[0].double().cpu().numpy()
+    return clean
 
 
 def _map(
@@ -237,7 +242,8 @@ def _noisy_prompt(
     """
     batch = repeat_windows(window, draws)
     generator = torch.Generator().manual_seed(seed)
-    embed = next((site for site in subject.sites if site.point == "embed"), None)
+    embeddings = (site for site in subject.sites if site.point == "embed")
+    embed = next(embeddings, None)
     if window.prompt and embed is not None:
         add_noise = _embedding_noise(subject, embed, window.prompt, draws, noise, generator)
         with tapped(subject, {embed: add_noise}):
@@ -245,7 +251,9 @@ def _noisy_prompt(
         return
 
     given = batch.conditioning
-    if not given or not all(value.is_floating_point() for value in given.values()):
+    # Whole numbers, such as a class, cannot be disturbed a little: the next one is another class.
+    is_real = all(value.is_floating_point() for value in given.values())
+    if not given or not is_real:
         kinds = [f"{name} ({value.dtype})" for name, value in given.items()]
         raise ValueError(
             "nothing to disturb: expected a prompt, or conditioning of real numbers; "
@@ -273,7 +281,8 @@ def _embedding_noise(
     spread = float(weight.detach().float().std())
     scale = noise * spread
     # drawn once, before all forwards: every plan is run on the same noise
-    added = scale * torch.randn(draws, prompt, weight.shape[1], generator=generator)
+    shape = (draws, prompt, weight.shape[1])
+    added = scale * torch.randn(shape, generator=generator)
 
     def add_noise(value: Value, _: Clock) -> Tensor:
         # A sweep may run one row to look at the model, or several copies of all rows together.

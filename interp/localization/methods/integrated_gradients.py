@@ -69,7 +69,9 @@ def integrated_gradients(
     _check_choice("rule", rule, get_args(Rule))
     _check_choice("positions", positions, get_args(Positions))
     alphas, weights = path(points, rule)
-    starts = predicting_positions(subject, batch, sites) if positions == "predicting" else {}
+    starts: Mapping[str, int | None] = {}
+    if positions == "predicting":
+        starts = predicting_positions(subject, batch, sites)
     counted = batch.counted.sum(1, keepdim=True).to(subject.device)
 
     scores: dict[Site, Tensor] = {}
@@ -83,7 +85,8 @@ def integrated_gradients(
         first_target = max(-start, 0)
         for target in range(first_target, batch.targets.shape[1]):
             one = _predict_only(batch, batch.prompt + target)
-            total = total + _integrate(subject, one, site, start + target, alphas, weights)
+            of_target = _integrate(subject, one, site, start + target, alphas, weights)
+            total = total + of_target
         scores[site] = total / counted
     return scores
 
@@ -144,8 +147,8 @@ def _integrate(
     # the second, and so on.
     count = len(batch)
     rows = repeat_windows(batch, len(alphas))
-    alpha_by_row = torch.tensor(np.repeat(alphas, count), device=subject.device)
-    scale = alpha_by_row[:, None, None]
+    alpha_of_row = np.repeat(alphas, count)
+    scale = torch.tensor(alpha_of_row, device=subject.device)[:, None, None]
 
     clean: list[Tensor] = []
     leaves: list[Tensor] = []
@@ -154,10 +157,12 @@ def _integrate(
         # The scaled value becomes a leaf, so that the gradient can be taken with respect to it. The
         # other positions must stay as they are, so that it is put between them instead of being
         # written into them.
-        at = slice(None) if position is None else slice(position, position + 1)
-        constant = value.detach()[:, at]
+        constant = value.detach()
+        if position is not None:
+            constant = constant[:, position : position + 1]
         clean.append(constant[:count])  # the same at every point: nothing before it is scaled
-        leaf = (constant * scale.to(value.dtype)).requires_grad_()
+        scaled = constant * scale.to(value.dtype)
+        leaf = scaled.requires_grad_()
         leaves.append(leaf)
         if position is None:
             return leaf
@@ -187,7 +192,8 @@ def _probabilities(subject: Subject, batch: Batch, *, mean: bool) -> Float[Tenso
     # half precision would lose what one point of the path adds
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     probabilities = precise.softmax(-1)
-    of_targets = probabilities.gather(-1, targets[..., None])[..., 0]
+    one_per_target = probabilities.gather(-1, targets[..., None])
+    of_targets = one_per_target[..., 0]
     counted = batch.counted.to(subject.device)
     total = (of_targets * counted).sum(1)
     return total / counted.sum(1) if mean else total

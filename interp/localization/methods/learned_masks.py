@@ -156,7 +156,8 @@ def hard_concrete(
         return chances_of_open(logits).mean(1)
 
     _learn(subject, batch, logits, to_gates, penalty, mean_penalty, lr=lr, steps=steps, stop=stop)
-    return {site: torch.sigmoid(logit.detach()) for site, logit in logits.items()}
+    learned = {site: logit.detach() for site, logit in logits.items()}
+    return {site: torch.sigmoid(logit) for site, logit in learned.items()}
 
 
 def clipped(mask: Tensor) -> Tensor:

@@ -142,8 +142,12 @@ def units_to_flip(
     """
     sites = subject.anatomy.expand(site)
     flips = _flip_all(subject, memorized, reference, sites, settings or FlipSettings())
-    rows = [(number, len(flip.chosen), flip.flipped) for number, flip in enumerate(flips)]
-    return pd.DataFrame(rows, columns=["window", "units", "flipped"])
+    counts = {
+        "window": range(len(flips)),
+        "units": [len(flip.chosen) for flip in flips],
+        "flipped": [flip.flipped for flip in flips],
+    }
+    return pd.DataFrame(counts)
 
 
 def _flip_all(
@@ -184,7 +188,9 @@ def _flip(
     while len(chosen) < settings.at_most:
         scores = _scores(subject, window, population, gates, settings)
         first = first or scores
-        highest = {site: float(score.max()) for site, score in scores.items()}
+        highest: dict[Site, float] = {}
+        for site, score in scores.items():
+            highest[site] = float(score.max())
         site = max(sites, key=highest.__getitem__)
         at_site = scores[site]
         unit = int(at_site.argmax())
@@ -208,7 +214,10 @@ def _scores(
 ) -> dict[Site, Tensor]:
     """By how much zeroing each unit lowers -L(window) + mean L(population), to first order;
     [units], 0 for units that are zero already."""
-    leaves = {site: gate.clone().requires_grad_() for site, gate in gates.items()}
+    leaves: dict[Site, Tensor] = {}
+    for site, gate in gates.items():
+        leaf = gate.clone()
+        leaves[site] = leaf.requires_grad_()
     population_size = sum(map(len, population))
     copies = repeat_windows(window, settings.copies)
     # The gates have one row, which holds for all copies and windows. One backward then sums over
@@ -235,7 +244,8 @@ def _scores(
 @contextmanager
 def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Generator[None]:
     """Adds noise to the embeddings of each copy of the window; none where they cannot be hooked."""
-    embed = next((site for site in subject.sites if site.point == "embed"), None)
+    embeddings = (site for site in subject.sites if site.point == "embed")
+    embed = next(embeddings, None)
     if embed is None:
         yield
         return
@@ -254,8 +264,8 @@ def _jittered(subject: Subject, window: Batch, settings: FlipSettings) -> Genera
         drawn = torch.randn(positions, copies, width, generator=generator)
         noise = drawn.transpose(0, 1).to(value)  # [copies, positions, width]
         # Scaled to the given fraction of the length of the copy's own embeddings.
-        scaled = settings.noise * noise * lengths(value) / lengths(noise)
-        return value + scaled
+        times_own_length = settings.noise * noise * lengths(value)
+        return value + times_own_length / lengths(noise)
 
     with tapped(subject, {embed: jitter}):
         yield
@@ -273,7 +283,8 @@ def _hits(subject: Subject, window: Batch, gates: dict[Site, Tensor]) -> Tensor:
 
 def _rank(flip: Flip) -> dict[Site, np.ndarray]:
     """First-order scores scaled to at most 1, and above them the chosen units in order."""
-    sizes = [float(score.abs().max()) for score in flip.first.values()]
+    largest = [score.abs().max() for score in flip.first.values()]
+    sizes = [float(size) for size in largest]
     scale = max(*sizes, 1e-30)  # all scores may be 0
     scores: dict[Site, np.ndarray] = {}
     for site, score in flip.first.items():

@@ -257,7 +257,9 @@ def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selectiv
     # it stays NaN, and `localize` refuses it.
     dead = (largest < _DEAD) & np.isfinite(parts["sum"])
     # UnitMem is (mu_max - mu_rest) / (mu_max + mu_rest).
-    ratio = (largest - rest) / np.maximum(largest + rest, _DEAD)
+    difference = largest - rest
+    total = np.maximum(largest + rest, _DEAD)  # divided by
+    ratio = difference / total
     selectivity = np.where(dead, 0.0, ratio)
 
     # From columns to units: a neuron is one column, a head is as many as it is wide.

@@ -131,7 +131,10 @@ def _screen(
     mean_first_order = _mean_by_site(first_order)
     mean_curved = _mean_by_site(curved)
     ranks = interleave(mean_first_order, mean_curved)
-    scores = {site: rows[0].cpu().numpy() for site, rows in ranks.items()}
+    scores: dict[Site, np.ndarray] = {}
+    for site, (only_row,) in ranks.items():
+        scores[site] = only_row.cpu().numpy()
+    # A float, even where the share is a whole number: `top(1)` would be a single unit.
     return UnitScores(scores).top(float(share))
 
 

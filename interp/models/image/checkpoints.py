@@ -80,6 +80,7 @@ def save_image_model(model: ImageModel, folder: str | Path) -> Path:
     target = writable(folder)
     states = {"tokenizer": model.tokenizer.state_dict(), "network": own_state(model)}
     for name, state in states.items():
+        # safetensors refuses views into a larger tensor.
         tensors = {key: value.detach().contiguous() for key, value in state.items()}
         with replaced(target / f"{name}.safetensors") as temporary:
             save_file(tensors, temporary)
@@ -93,9 +94,11 @@ def is_image_model(source: str | Path) -> bool:
     """
     path = Path(source)
     if path.is_dir():
-        is_hugging_face = (path / "config.json").exists() or any(path.glob("*.gguf"))
+        has_gguf = any(path.glob("*.gguf"))
+        is_hugging_face = (path / "config.json").exists() or has_gguf
         return not is_hugging_face and bool(_weights(path))
-    return path.suffix in _SUFFIXES and (path.is_file() or _is_hub_file(path))
+    is_known = path.is_file() or _is_hub_file(path)
+    return is_known and path.suffix in _SUFFIXES
 
 
 def read_image_model(
@@ -139,7 +142,8 @@ def read_image_model(
         model = _build(kind, config, tokenizer, stored.file)
     state = dict(stored.state)
     if dtype is not None:
-        state = {key: _convert(key, value, dtype, kind) for key, value in state.items()}
+        for key, value in stored.state.items():
+            state[key] = _convert(key, value, dtype, kind)
     _fill(model, own_state(model), state, stored.file)
     return model.eval()
 
@@ -195,9 +199,12 @@ class _Stored:
             LoadError: none of the tensors is there.
         """
         votes: Counter[int] = Counter()
+        # A vote, so that one tensor of a wrong shape is named when the file is compared with the
+        # network, instead of making a network that nothing fits.
         for key, axis in places:
             if key in self.state and self.state[key].ndim > axis:
-                votes[self.state[key].shape[axis]] += 1
+                size = self.state[key].shape[axis]
+                votes[size] += 1
         if likely is not None:
             votes[likely] += 1
         if not votes:
@@ -205,7 +212,8 @@ class _Stored:
             raise LoadError(
                 f"{self.file.name} lacks {missing}: expected the weights of a VAR or a RAR"
             )
-        return votes.most_common(1)[0][0]
+        ((most_common, _),) = votes.most_common(1)
+        return most_common
 
 
 def _var_config(stored: _Stored, codes: int) -> VARConfig:
@@ -237,11 +245,13 @@ def _sides(stored: _Stored) -> tuple[int, ...]:
         )
     levels: list[int] = []
     counts: list[int] = []
-    for level, run in groupby(stored.state["lvl_1L"].flatten().tolist()):
+    level_of_token = stored.state["lvl_1L"].flatten().tolist()
+    for level, run in groupby(level_of_token):
         levels.append(level)
         counts.append(len(list(run)))
 
-    in_order = bool(levels) and levels == list(range(len(levels)))
+    expected_levels = list(range(len(levels)))
+    in_order = bool(levels) and levels == expected_levels
     growing = all(count < next_count for count, next_count in pairwise(counts))
     square = all(isqrt(count) ** 2 == count for count in counts)
     if not (in_order and growing and square):
@@ -330,7 +340,11 @@ def _tokenizer_file_next_to(network: _Stored) -> Path:
     kind = _kind(network.state)
     wanted = _TOKENIZER_OF[kind]
     others = [file for file in _weights(network.file.parent) if file != network.file]
-    found = [file for file in others if _kind(_open(file).state) is wanted]
+    found: list[Path] = []
+    for file in others:
+        stored = _open(file)
+        if _kind(stored.state) is wanted:
+            found.append(file)
     if len(found) != 1:
         raise LoadError(
             f"{len(found)} tokenizers of a {kind.__name__} are next to {network.file.name}, "
@@ -354,9 +368,10 @@ def _fill(module: nn.Module, own: State, given: State, file: Path) -> None:
     for key, value in own.items():
         if key not in given:
             continue
-        shape = given[key].shape
-        if shape != value.shape:
-            wrong.append(f"{key} is {list(shape)}, expected {list(value.shape)}")
+        shape = list(given[key].shape)
+        expected = list(value.shape)
+        if shape != expected:
+            wrong.append(f"{key} is {shape}, expected {expected}")
     if wrong:
         kind = type(module).__name__
         raise LoadError(
@@ -393,13 +408,13 @@ def _open(file: Path) -> _Stored:
             "expected safetensors, or a torch file of tensors"
         ) from error
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LoadError(f"{file.name} is truncated or damaged ({reason}): copy it again") from error
+        reasons = [*str(error).splitlines(), type(error).__name__]
+        raise LoadError(
+            f"{file.name} is truncated or damaged ({reasons[0]}): copy it again"
+        ) from error
 
-    is_state = isinstance(state, Mapping) and all(
-        isinstance(value, Tensor) for value in state.values()
-    )
-    if not is_state:
+    is_named = isinstance(state, Mapping)
+    if not is_named or not all(isinstance(value, Tensor) for value in state.values()):
         raise LoadError(
             f"{file.name} is not a state dict: expected tensors by name, and nothing else"
         )
@@ -438,4 +453,6 @@ def _located(source: str | Path) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except (OSError, ValueError) as error:
-        raise LoadError(f"cannot fetch {path}: {str(error).strip().splitlines()[0]}") from error
+        message = str(error).strip()
+        reason = message.splitlines()[0]
+        raise LoadError(f"cannot fetch {path}: {reason}") from error

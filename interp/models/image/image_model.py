@@ -73,8 +73,8 @@ class ImageModel(nn.Module, ABC):
     def ahead(self, read: int) -> int:
         """Returns how many tokens are predicted together after the first `read`, which are not
         all."""
-        next_stop = next(stop for _, stop in self.all_groups if stop > read)
-        return next_stop - read
+        later_stops = [stop for _, stop in self.all_groups if stop > read]
+        return later_stops[0] - read
 
     @abstractmethod
     def positions(self, read: int) -> int:
@@ -99,8 +99,8 @@ class ImageModel(nn.Module, ABC):
         for start, stop in ((0, 0), *self.all_groups):
             if stop == length:
                 return start
-        ends = [0, *(stop for _, stop in self.all_groups)]
-        by_distance = sorted(ends, key=lambda end: abs(end - length))
+        stops = [stop for _, stop in self.all_groups]
+        by_distance = sorted([0, *stops], key=lambda end: abs(end - length))
         nearest = sorted(by_distance[:2])
         raise ValueError(
             f"{length} tokens are not a whole number of groups of this model "
@@ -137,8 +137,10 @@ class ImageModel(nn.Module, ABC):
 
     def example(self) -> Batch:
         """Returns two whole images of the first class."""
-        numbers = torch.arange(2 * self.length).reshape(2, -1)
-        tokens = numbers % self.tokenizer.codes
+        # Two rows that differ, and in each as many codes as there are: what does not depend on the
+        # tokens, or mixes the rows, would not show on equal ones.
+        numbers = torch.arange(2 * self.length)
+        tokens = numbers.reshape(2, -1) % self.tokenizer.codes
         label = torch.zeros(2, dtype=torch.long)
         return Batch(tokens, 0, conditioning={"label": label})
 
@@ -270,6 +272,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
+
+
+def modulator(width: int, vectors: int) -> nn.Sequential:
+    """Returns what computes the shifts, scales and gates of adaptive layer normalization from a
+    condition: all vectors of a layer, one after the other."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(width, vectors * width))
 
 
 def modulate(x: Float[Tensor, "batch position width"], scale: Tensor, shift: Tensor) -> Tensor:

@@ -12,7 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp.models.image.image_model import MLP, Gate, ImageModel, Segment, for_rows, modulate
+from interp.models.image.image_model import (
+    MLP,
+    Gate,
+    ImageModel,
+    Segment,
+    for_rows,
+    modulate,
+    modulator,
+)
 from interp.models.image.raster_vq import RasterVQ
 from interp.subject.batch import Batch
 
@@ -186,7 +194,8 @@ class RAR(ImageModel):
         of the token that it predicts."""
         own = self.pos_embed[0]
         target = self.target_aware_pos_embed[0]
-        lead = own[:_LEAD].expand(len(order), -1, -1)
+        lead = own[:_LEAD]
+        lead = lead.expand(len(order), -1, -1)
         rows = _LEAD + order  # where the tables hold each token, in the order in which it is read
         own_places = torch.cat([lead, own[rows]], dim=1)
         # The padding shifts targets by one position against own places: the class is where the
@@ -213,8 +222,10 @@ class RAR(ImageModel):
         for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
             nn.init.trunc_normal_(table, std=0.02)
         modulations = [cast("Block", block).adaLN_modulation for block in self.blocks]
-        for modulation in (*modulations, self.adaln_before_head.adaLN_modulation):
-            cast("nn.Linear", modulation[1]).weight.zero_()
+        modulations.append(self.adaln_before_head.adaLN_modulation)
+        for modulation in modulations:
+            linear = cast("nn.Linear", modulation[1])
+            linear.weight.zero_()
 
 
 def _segments(grid: int) -> tuple[Segment, ...]:
@@ -279,7 +290,7 @@ class Block(nn.Module):
         self.mlp = MLP(C, config.hidden, "none")
         self.attn_gate = Gate()
         self.mlp_gate = Gate()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+        self.adaLN_modulation = modulator(C, vectors=6)
 
     def forward(
         self,
@@ -288,6 +299,7 @@ class Block(nn.Module):
         mask: Tensor,
         past_key_values: Any = None,
     ) -> Tensor:
+        # In the order of the checkpoint, attention first; VAR's has another.
         modulation = self.adaLN_modulation(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
 
@@ -306,9 +318,11 @@ class Final(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.adaLN_modulation = modulator(width, vectors=2)
 
     def forward(self, x: Float[Tensor, "batch new width"], condition: Tensor) -> Tensor:
-        scale, shift = self.adaLN_modulation(condition).chunk(2, dim=-1)
+        # Scale first, unlike in the blocks: so it is in the checkpoint.
+        modulation = self.adaLN_modulation(condition)
+        scale, shift = modulation.chunk(2, dim=-1)
         normalized = F.layer_norm(x, x.shape[-1:], eps=_EPS)
         return modulate(normalized, scale, shift)

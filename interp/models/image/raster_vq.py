@@ -66,7 +66,8 @@ class RasterVQConfig:
     @property
     def side(self) -> int:
         """Pixels per side."""
-        return self.grid * 2 ** (len(self.multipliers) - 1)
+        halvings = len(self.multipliers) - 1
+        return self.grid * 2**halvings
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -166,7 +167,8 @@ class Grid(Quantizer):
         commitment = F.mse_loss(features, codes.detach())
         codebook = F.mse_loss(codes, features.detach())
         # Straight-through: the value of the codes with the gradient of the features.
-        through = features + (codes - features).detach()
+        difference = codes - features
+        through = features + difference.detach()
         loss = commitment + _CODEBOOK * codebook
         return Quantized(tokens, vectors, through, loss)
 
@@ -183,7 +185,10 @@ class _Block(ResidualBlock):
         self.conv1 = conv(inputs, outputs, bias=False)
         self.conv2 = conv(outputs, outputs, bias=False)
         self.widens = inputs != outputs
-        self.nin_shortcut = conv(outputs, outputs, 1, bias=False) if self.widens else nn.Identity()
+        if self.widens:
+            self.nin_shortcut = conv(outputs, outputs, 1, bias=False)
+        else:
+            self.nin_shortcut = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branch(x)
@@ -228,9 +233,10 @@ class _Encoder(nn.Module):
         self.down = nn.ModuleList(
             _Level(inputs, outputs, config.blocks) for inputs, outputs in pairwise(widths)
         )
-        self.mid = _blocks(widths[-1], widths[-1], config.blocks)
-        self.norm_out = group_norm(widths[-1])
-        self.conv_out = conv(widths[-1], config.code_width, 1)
+        coarsest = widths[-1]
+        self.mid = _blocks(coarsest, coarsest, config.blocks)
+        self.norm_out = group_norm(coarsest)
+        self.conv_out = conv(coarsest, config.code_width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -248,8 +254,9 @@ class _Decoder(nn.Module):
     def __init__(self, config: RasterVQConfig) -> None:
         super().__init__()
         widths = (*config.widths, config.widths[-1])
-        self.conv_in = conv(config.code_width, widths[-1])
-        self.mid = _blocks(widths[-1], widths[-1], config.blocks)
+        coarsest = widths[-1]
+        self.conv_in = conv(config.code_width, coarsest)
+        self.mid = _blocks(coarsest, coarsest, config.blocks)
         # Listed fine to coarse, as in the checkpoint, and run coarse to fine.
         self.up = nn.ModuleList(
             _Up(inputs, outputs, config.blocks, highest=level == 0)

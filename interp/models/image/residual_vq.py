@@ -84,7 +84,8 @@ class ResidualVQConfig:
     @property
     def side(self) -> int:
         """Pixels per side."""
-        return self.sides[-1] * 2 ** (len(self.multipliers) - 1)
+        halvings = len(self.multipliers) - 1
+        return self.sides[-1] * 2**halvings
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -208,7 +209,8 @@ class ResidualVQ(ImageTokenizer):
         for scale, (start, stop) in enumerate(self.scales[:n_given]):
             own_tokens = tokens[:, start:stop]
             summed = summed + self.quantize.scale_features(own_tokens, scale)
-            inputs.append(_pooled(summed, self.config.sides[scale + 1]))
+            next_side = self.config.sides[scale + 1]
+            inputs.append(_pooled(summed, next_side))
         return torch.cat(inputs, 1)
 
 
@@ -240,8 +242,9 @@ class MultiScale(Quantizer):
         self, tokens: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch code_width grid grid"]:
         places_per_scale = [side**2 for side in self.sides]
-        tokens_of_scales = tokens.split(places_per_scale, 1)
-        added = [self.scale_features(part, scale) for scale, part in enumerate(tokens_of_scales)]
+        added: list[Tensor] = []
+        for scale, own_tokens in enumerate(tokens.split(places_per_scale, 1)):
+            added.append(self.scale_features(own_tokens, scale))
         return torch.stack(added).sum(0)
 
     def descent(

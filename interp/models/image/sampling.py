@@ -49,7 +49,8 @@ def cosine_guidance(scale: float, power: float) -> Guidance:
 
     def weight(progress: float) -> float:
         angle = math.pi * progress**power
-        return (scale - 1) * (1 - math.cos(angle)) / 2
+        largest = scale - 1
+        return largest * (1 - math.cos(angle)) / 2
 
     return weight
 
@@ -113,7 +114,8 @@ def sample(
         [2, 1, 8, 8]
     """
     module = image_model(subject.module)
-    bad_setting = temperature < 0 or top_k < 0 or not 0 < top_p <= 1
+    bad_share = not 0 < top_p <= 1  # true of NaN as well
+    bad_setting = temperature < 0 or top_k < 0 or bad_share
     bad_label = label.ndim != 1 or not len(label)
     if bad_setting or bad_label:
         raise ValueError(

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -380,5 +379,7 @@ def count_numbered(state: Mapping[str, Tensor], pattern: str, start: int = 0) ->
         >>> count_numbered(state, "down.{}.weight")
         2
     """
-    missing = (number for number in count(start) if pattern.format(number) not in state)
-    return next(missing) - start
+    number = start
+    while pattern.format(number) in state:
+        number += 1
+    return number - start

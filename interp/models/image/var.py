@@ -14,7 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp.models.image.image_model import MLP, Gate, ImageModel, Segment, for_rows, modulate
+from interp.models.image.image_model import (
+    MLP,
+    Gate,
+    ImageModel,
+    Segment,
+    for_rows,
+    modulate,
+    modulator,
+)
 from interp.models.image.residual_vq import ResidualVQ
 
 _EPS = 1e-6
@@ -109,7 +117,7 @@ class VAR(ImageModel):
         self.class_emb = nn.Embedding(config.classes + 1, C)
         self.lvl_embed = nn.Embedding(len(config.sides), C)
         if config.shared:
-            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+            self.shared_ada_lin = modulator(C, vectors=6)
         else:
             self.shared_ada_lin = nn.Identity()
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
@@ -168,7 +176,8 @@ class VAR(ImageModel):
         return read + self.ahead(read)
 
     def progress(self, group: int) -> float:
-        return group / max(len(self.all_groups) - 1, 1)
+        last = len(self.all_groups) - 1
+        return group / max(last, 1)
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -188,7 +197,8 @@ class VAR(ImageModel):
         # sum is as large for any depth.
         branches = 2 * self.config.depth
         for block in self.blocks:
-            cast("Block", block).shrink(math.sqrt(branches))
+            own = cast("Block", block)
+            own.shrink(math.sqrt(branches))
 
 
 class Attention(nn.Module):
@@ -247,9 +257,10 @@ class Block(nn.Module):
         self.ffn_gate = Gate()
         self.shared = config.shared
         if self.shared:
-            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, C) / math.sqrt(C))
+            initial = torch.randn(1, 1, 6, C) / math.sqrt(C)
+            self.ada_gss = nn.Parameter(initial)
         else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+            self.ada_lin = modulator(C, vectors=6)
 
     def forward(
         self,
@@ -295,7 +306,7 @@ class Final(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.ada_lin = modulator(width, vectors=2)
 
     def forward(
         self, x: Float[Tensor, "batch new width"], condition: Float[Tensor, "batch width"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,16 @@ import pytest
 from _pytest.doctest import DoctestItem
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays, so the garbage collector need not look at it.
+
+    It holds millions of objects. To go through them takes a second, which a test that runs out of
+    memory on purpose pays each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @functools.cache

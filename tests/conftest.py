@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from architectures import ALL
+from hypothesis import settings
 
 import interp
 
@@ -14,24 +15,32 @@ LONGEST = (
     "test_reason_to_rote",
     "test_iar_memorization",
     "test_cli_images",
-    "test_localization_benchmarks",
     "test_committed_results",
+    "test_localization_benchmarks",
+    "test_coverage",
     "test_sweeping",
-    "test_processes",
-    "test_fit",
-    "test_registry",
     "test_cli",
-    "test_adding",
+    "test_extraction_drop",
+    "test_second_device",
+    "test_settings",
     "test_windows",
-    "test_real_model",
+    "test_registry",
     "test_checkpoints",
     "test_known_answers",
-    "test_extraction_drop",
+    "test_circuits",
+    "test_real_model",
+    "test_fit",
+    "test_interventions",
+    "test_learned_masks",
+    "test_processes",
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
+    # Timing never gates a test: examples may take any time on a machine that is busy.
+    settings.register_profile("any time", deadline=None)
+    settings.load_profile("any time")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

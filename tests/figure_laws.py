@@ -80,24 +80,22 @@ def check_places(figure: Figure, panels: list[Any]) -> None:
             # The box of a name that is turned is much larger than the name.
             texts += [tick.label1 for tick in ticks if tick.label1.get_rotation() in (0, 90)]
     shown = [text for text in texts if text.get_visible() and text.get_text()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
 
     page = figure.bbox.padded(1)
-    for text in shown:
-        box = text.get_window_extent()
+    for words, box in boxes:
         corners = (box.x0, box.y0), (box.x1, box.y1)
-        assert all(page.contains(*corner) for corner in corners), f"cut off: {text.get_text()!r}"
-    assert not overlapping(shown), f"over each other: {overlapping(shown)}"
+        assert all(page.contains(*corner) for corner in corners), f"cut off: {words!r}"
+    assert not overlapping(boxes), f"over each other: {overlapping(boxes)}"
 
 
-def overlapping(texts: list[Any]) -> list[tuple[str, str]]:
-    """The pairs of texts that cover each other by more than a pixel."""
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
-    found: list[tuple[str, str]] = []
-    for (one, first), (other, second) in itertools.combinations(boxes, 2):
-        shared = Bbox.intersection(first, second)
-        if shared is not None and min(shared.width, shared.height) > 1:
-            found.append((one, other))
-    return found
+def overlapping(boxes: list[tuple[str, Bbox]]) -> list[tuple[str, str]]:
+    """The pairs of texts whose boxes cover each other by more than a pixel."""
+    ends = np.array([box.extents for _, box in boxes])
+    lowest = np.maximum(ends[:, None, :2], ends[None, :, :2])
+    highest = np.minimum(ends[:, None, 2:], ends[None, :, 2:])
+    cover = (highest - lowest > 1).all(axis=2)  # [text, other text]
+    return [(boxes[one][0], boxes[other][0]) for one, other in np.argwhere(np.triu(cover, 1))]
 
 
 def colour(handle: Any) -> str:

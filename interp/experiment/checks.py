@@ -169,9 +169,11 @@ def rows(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
            name  value
         1  down   -1.0
     """
-    found: Any = frame
+    # One mask for all columns: taking the rows once per column is most of the time of a claim.
+    wanted = np.ones(len(frame), dtype=bool)
     for name, value in where.items():
-        found = found[found[name] == value]
+        wanted &= (frame[name] == value).to_numpy(dtype=bool)
+    found = frame[wanted]
     if found.empty:
         raise LookupError(f"no rows with {dict(where)}")
     return found

@@ -1,5 +1,5 @@
-"""Memorization in image models end to end on its smoke preset, and laws of what its claims are made
-of."""
+"""Memorization in image models end to end on a brief smoke preset, and laws of what its claims are
+made of."""
 
 from __future__ import annotations
 
@@ -45,7 +45,16 @@ from interp.mitigation.controls import IN_BLOCKS_OF, Selection
 from interp.mitigation.weight_edits import in_weights
 
 SEED = 100
-SMOKE = PRESETS["smoke"]
+# The smoke preset with fewer blocks, views and draws: as much as every law below needs.
+_PRESET = PRESETS["smoke"]
+_TOKENIZER = replace(_PRESET.tokenizer, fit=replace(_PRESET.tokenizer.fit, batch_size=16))
+SMOKE = replace(
+    _PRESET,
+    tokenizer=_TOKENIZER,
+    model=replace(_PRESET.model, depth=2),
+    views=(3, 1),
+    random_draws=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,8 @@ def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke")
     with undrawn():
         # one job at a time, in this process: others would import everything anew
-        replace(EXPERIMENT, figures={}).reproduce("smoke", SEED, folder, jobs=1)
+        experiment = replace(EXPERIMENT, presets={"smoke": SMOKE}, figures={})
+        experiment.reproduce("smoke", SEED, folder, jobs=1)
     return folder
 
 
@@ -332,7 +342,8 @@ def test_a_method_that_does_not_exist_is_refused_before_anything_is_trained():
         list(EXPERIMENT.prepare(replace(SMOKE, methods={"z_scores": {}})))
 
 
-def test_the_notebook_runs(out, tmp_path):
+def test_the_notebook_runs(out, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "smoke", SMOKE)  # whose models are there
     run_notebook("iar_memorization", out / "models", SEED, tmp_path)
 
 
@@ -386,6 +397,7 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
     small |= {
         "judged": SMOKE.judged,
         "reference": 12,
+        "views": SMOKE.views,
         "shares": (0.5,),
         "methods": {"z_score": {}},
         "fractions": (0.1, 0.2),

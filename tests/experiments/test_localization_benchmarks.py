@@ -14,6 +14,7 @@ import pytest
 import torch
 from committed import check_columns, check_evidence
 from drawing import undrawn
+from quick import QUICK
 
 import interp
 from experiments import localization_benchmarks as benchmarks
@@ -21,11 +22,12 @@ from experiments.localization_benchmarks import EXPERIMENT, licence_texts, publi
 from experiments.localization_benchmarks.checks import _best, checks
 from experiments.localization_benchmarks.checks_of_real import checks_of
 from experiments.localization_benchmarks.memorizer import KINDS, Recipe, memorizer
-from experiments.localization_benchmarks.presets import PRESETS
+from experiments.localization_benchmarks.presets import PRESETS, Condition
 from interp.experiment.checks import Measure, claims, interval, over_items
 from interp.experiment.claims import NOT_TESTABLE, Claim, judge
 from interp.experiment.experiment import Results, with_changes
 from interp.localization import methods
+from interp.localization.benchmarks.known_answers import Training
 
 RECIPE = {
     "blocks": 2,
@@ -40,7 +42,13 @@ RECIPE = {
     "prefix": 8,
     "length": 8,
 }
-SETTINGS = replace(PRESETS["smoke"], recipe=Recipe(**RECIPE), seeds=2)
+SETTINGS = replace(
+    PRESETS["smoke"],
+    recipe=Recipe(**RECIPE),
+    injections=(Condition("10%", 0.1, Training(lr=0.05, steps=40)),),
+    options=QUICK,
+    seeds=2,
+)
 SMALL = Path(benchmarks.__file__).parent / "results" / "small"
 
 

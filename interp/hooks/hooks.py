@@ -221,7 +221,7 @@ def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
     value = tensor.reshape(-1, clock.length, width)
     clock.see(value)
     new = visit(value, clock)
-    return None if new is None else new.reshape(-1, width)
+    return None if new is None else new.reshape(tensor.shape)
 
 
 def first_tensor(tree: Any) -> Tensor | None:

@@ -29,6 +29,9 @@ class Block:
         refusal: why nothing in the block can be verified; empty if it can.
         halves: which of the terms that it adds comes from what.
         heads, neurons: the calls of the projections whose inputs hold the units; None without.
+        n_heads: how many heads there are, where that was found with them; else 0.
+        has_unsummed_experts: whether a shared expert was seen of which it is not known that it is
+            added to the others.
     """
 
     module: nn.Module
@@ -42,13 +45,15 @@ class Block:
     halves: Halves = field(default_factory=Halves)
     heads: Call | None = None
     neurons: Call | None = None
+    n_heads: int = 0
+    has_unsummed_experts: bool = False
 
     def __post_init__(self) -> None:
-        inner = [call for call in self.watch.calls if self.call.path in call.inside]
-        times_run = Counter(call.path for call in inner)
+        self.all_inner = [call for call in self.watch.calls if self.call.path in call.inside]
+        times_run = Counter(call.path for call in self.all_inner)
         # A module that is used twice (Phi's dropout) is not a place: a hook on it would change both
         # uses.
-        self.inner = [call for call in inner if times_run[call.path] == 1]
+        self.inner = [call for call in self.all_inner if times_run[call.path] == 1]
         self.operations: list[Attention] = []
         for operation in self.watch.attentions:
             if self.call.path in operation.inside:
@@ -73,12 +78,35 @@ class Block:
                 f"{self.call.path} does not return a tensor of the shape of its input, so that no "
                 "residual stream passes it"
             )
-        if entering.ndim > 3:
+        if self.has_streams:
             return (
                 f"{self.call.path} passes on several residual streams at once "
                 f"(a value of shape {tuple(entering.shape)})"
             )
         return ""
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether it passes on several residual streams at once, in one tensor."""
+        entering, leaving = self.call.value, self.call.output
+        return entering is not None and entering.ndim > 3 and shaped_like(leaving, entering)
+
+    @property
+    def lacks_heads(self) -> bool:
+        """Whether attention runs in it, but not as a term of a known sum, and no heads are found."""
+        if self.heads is not None or self.layout.heads is not None or not self.operations:
+            return False
+        return self.residual is None or self.halves.attention is None
+
+    @property
+    def lacks_neurons(self) -> bool:
+        """Whether it may have neurons, but not in a term of a known sum, and none are found."""
+        if self.neurons is not None or self.layout.neurons is not None:
+            return False
+        if self.residual is None or self.has_unsummed_experts:
+            return True
+        # Heads that are not those of a term feed something else, and so may an MLP.
+        return not self.halves.mlp and self.n_heads > 0
 
     @property
     def _width(self) -> int:
@@ -191,7 +219,7 @@ class Block:
     def follows_experts(self, projection: Call | None) -> bool:
         """Whether routed experts feed a projection: its inputs are then sums over experts, no
         neurons."""
-        experts = self._experts()
+        experts = self.experts()
         if projection is None or experts is None:
             return False
         experts_path = f"{self.call.path}.{experts}"
@@ -203,7 +231,7 @@ class Block:
 
     def search_shared_expert(self) -> Search | None:
         """The search for the out-projection of the expert of a mixture that every token goes to."""
-        experts = self._experts()
+        experts = self.experts()
         if experts is None or self.layout.neurons is not None or not self.halves.mlp:
             return None
         experts_path = f"{self.call.path}.{experts}"
@@ -294,7 +322,7 @@ class Block:
             counts = {operation.maps // value.shape[0] for operation in self.operations}
         return counts.pop() if len(counts) == 1 else 0
 
-    def _experts(self) -> str | None:
+    def experts(self) -> str | None:
         """The name of the experts, if there are any: one fused weight of three axes, or a list of
         MLPs."""
         block = self.module.get_submodule(self.call.path)
@@ -319,7 +347,7 @@ class Block:
     def places(self) -> dict[str, Place | str]:
         """The place of each point, or the reason why it is refused."""
         if self.refusal:
-            return dict.fromkeys(BLOCK_POINTS, self.refusal)
+            return self._units_alone()
         pre = Place(self.call.path, "in", self._width)
         return {
             "resid_pre": self.gap or pre,
@@ -333,17 +361,26 @@ class Block:
             "resid_post": outward(self.call),
         }
 
+    def _units_alone(self) -> dict[str, Place | str]:
+        """The places in a block of which nothing but units can be verified."""
+        found: dict[str, Place | str] = dict.fromkeys(BLOCK_POINTS, self.refusal)
+        if self.heads is not None:
+            found["heads"] = self._heads_place()
+        if self.neurons is not None:
+            found["neurons"] = inward(self.neurons)
+        return found
+
     def _heads_place(self) -> Place | str:
         if self.heads is None:
             return self._why_no_heads()
         assert self.heads.value is not None
         width = self.heads.value.shape[-1]
-        if not self._n_heads or width % self._n_heads:
+        n_heads = self.n_heads or self._n_heads
+        if not n_heads or width % n_heads:
             return (
-                f"{width} columns do not divide into {self._n_heads} heads; "
-                "pass Layout(n_heads=...)"
+                f"{width} columns do not divide into {n_heads} heads; pass Layout(n_heads=...)"
             )
-        return Place(self.heads.path, "in", width, heads=self._n_heads)
+        return Place(self.heads.path, "in", width, heads=n_heads)
 
     def _why_no_heads(self) -> str:
         where = self.call.path
@@ -366,7 +403,7 @@ class Block:
             return self.halves.unknown or f"{where} has no MLP: nothing else is added"
         if same(self.call.value, self.call.output):
             return self._why_no_term()
-        experts = self._experts()
+        experts = self.experts()
         if experts is not None:
             return (
                 f"a mixture of experts ({where}.{experts}): "

@@ -31,6 +31,7 @@ from interp.loading.probes import Probe
 from interp.loading.projections import Search, find_projections
 from interp.loading.residual import Residual
 from interp.loading.stacks import block_paths, find_stacks
+from interp.loading.unsummed import find_unsummed
 from interp.loading.verification import outward, same, shaped_like
 from interp.sites.anatomy import Anatomy, Layout, Place
 from interp.sites.site import Site
@@ -125,6 +126,7 @@ class _Survey:
         probe = Probe(self.module, self.again, self.paths, [block.call for block in whole])
         self._tell_halves_apart(whole, probe)
         self._find_units(whole, probe)
+        find_unsummed(self.module, probe, self.watch, blocks)
         for block in blocks:
             if block.is_additive:
                 self.additive.add(block.call.path)
@@ -188,6 +190,7 @@ class _Survey:
         find_projections(self.module, probe, _present(shared.values()))
         for block, search in shared.items():
             block.neurons = None if search is None else search.found
+            block.has_unsummed_experts = search is not None and search.found is None
 
     def _keep(self, site: Site, found: Place | str) -> None:
         if isinstance(found, Place):

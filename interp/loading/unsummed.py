@@ -1,0 +1,432 @@
+"""Finds heads and neurons in blocks of which it is not known what they add to their stream.
+
+Some blocks pass on several streams at once (hyper-connections), some normalize the stream where no
+module shows it, in some attention feeds another mixer. There is no sum then that could be verified,
+and with it no name for what each half adds. But a projection can still be shown to be the one whose
+input holds the units, by what depends on what:
+
+- `heads`: with some heads at zero in the attention operation itself, their columns of the
+  projection's input are zero and all others are what they were; and with what the projection gives
+  held, nothing that attention computes reaches the end of the block.
+- `neurons`: the projection acts on each position by itself and reads what attention, or another
+  mixer, has given; and what it gives is added. Without it, a value further on differs by a multiple,
+  at each position, of what the projection or a norm behind it gave, and is not nothing.
+
+Where several projections do the same, or none, the site stays refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.call_trace import Attention, Call, Watch
+from interp.loading.block import Block
+from interp.loading.probes import Change, Probe, Watched
+from interp.loading.projections import is_linear_in, outermost
+from interp.loading.verification import rounding, same
+
+
+def find_unsummed(module: nn.Module, probe: Probe, watch: Watch, blocks: Sequence[Block]) -> None:
+    """Sets `heads` and `neurons` of blocks in which no term of a known sum shows them.
+
+    Args:
+        module: the network.
+        probe: runs it again.
+        watch: the first forward.
+        blocks: all blocks; those that lack nothing are left as they are.
+    """
+    known = [block for block in blocks if block.has_streams or not block.refusal]
+    probe = Probe(module, probe.run, probe.stacks, [block.call for block in known])
+    attention = [trial for block in known if block.lacks_heads for trial in _head_trials(block)]
+    if attention:
+        _find_heads(module, probe, len(watch.attentions), attention)
+    parts = [_parts(module, block, known) for block in known if block.lacks_neurons]
+    found = [each for each in parts if each is not None]
+    if found:
+        _find_neurons(module, probe, found)
+
+
+def _tokens(block: Block) -> tuple[int, int] | None:
+    """How many examples and positions pass a block; None where its streams do not show it."""
+    value = block.call.value
+    assert value is not None
+    if value.ndim == 3:
+        return value.shape[0], value.shape[1]
+    if value.ndim != 4:
+        return None
+    # [batch, position, stream, width] or [stream, batch, position, width]: the halves of the block
+    # read and give one stream, which tells the two apart.
+    *axes, width = value.shape
+    of_one_stream: set[tuple[int, int]] = set()
+    for call in block.inner:
+        if call.output is not None and call.output.ndim == 3:
+            rows, length, its_width = call.output.shape
+            if its_width == width and [rows, length] in (axes[:2], axes[1:]):
+                of_one_stream.add((rows, length))
+    return of_one_stream.pop() if len(of_one_stream) == 1 else None
+
+
+def _position_axis(block: Block, tokens: tuple[int, int]) -> int:
+    assert block.call.value is not None
+    return 1 if tuple(block.call.value.shape[:2]) == tokens else 2
+
+
+@dataclass(eq=False)
+class _HeadTrial:
+    """The one attention operation of a block, and the projections that may read its heads.
+
+    Attributes:
+        block: the block.
+        operation: the attention operation.
+        n_heads: how many heads it has.
+        tokens: how many tokens the forward reads.
+        candidates: calls that run after it, the earliest first.
+    """
+
+    block: Block
+    operation: Attention
+    n_heads: int
+    tokens: int
+    candidates: list[Call]
+
+    def keep_separate(self, values: Mapping[Watched, Tensor], off: Tensor) -> None:
+        """Drops the candidates whose input does not have one slice for each head."""
+        kept: list[Call] = []
+        for call in self.candidates:
+            assert call.value is not None
+            before = call.value.reshape(self.tokens, self.n_heads, -1)
+            now = values[call, "in"].reshape(before.shape)
+            expected = before.masked_fill(off.to(before.device)[:, None], 0)
+            if bool(((now - expected).abs() <= rounding(before)).all()):
+                kept.append(call)
+        self.candidates = kept
+
+
+def _head_trials(block: Block) -> list[_HeadTrial]:
+    """What is to be tried in a block: nothing where it has no attention, or more than one."""
+    shape = _tokens(block)
+    if shape is None:
+        return []
+    batch, length = shape
+    # The weights by which streams are mixed come from a softmax too, but not over positions.
+    operations = [each for each in block.operations if each.queries == length]
+    if len(operations) != 1 or operations[0].maps % batch:
+        return []
+    [operation] = operations
+    n_heads = operation.maps // batch
+    candidates: list[Call] = []
+    for call in sorted(block.inner, key=lambda call: call.start):
+        value = call.value
+        if call.start > operation.time and value is not None and value.ndim in (2, 3):
+            rows = value.shape[:-1].numel()
+            if rows == batch * length and value.shape[-1] % n_heads == 0:
+                candidates.append(call)
+    return [_HeadTrial(block, operation, n_heads, batch * length, candidates)]
+
+
+def _find_heads(
+    module: nn.Module, probe: Probe, operations: int, trials: Sequence[_HeadTrial]
+) -> None:
+    """Sets `heads` where the first projection after attention obeys both laws.
+
+    Which heads are off in which forward are the digits of their numbers, counted from 1: so every
+    head is off in some forward, and no two are off in the same ones.
+    """
+    digits = max(trial.n_heads.bit_length() for trial in trials)
+    for digit in range(digits):
+        off: dict[Attention, Tensor] = {}
+        watched: list[Watched] = []
+        for trial in trials:
+            numbers = torch.arange(1, trial.n_heads + 1)
+            off[trial.operation] = (numbers >> digit) % 2 == 1
+            watched += [(call, "in") for call in trial.candidates]
+        values = probe.changed(Change(heads_off=off), watched, operations)
+        for trial in trials:
+            trial.keep_separate(values, off[trial.operation])
+
+    projections: dict[_HeadTrial, Call] = {}
+    for trial in trials:
+        # Norms and the like may run in front of the projection, and read the heads as well.
+        for call in trial.candidates:
+            if is_linear_in(module, call):
+                projections[trial] = outermost(module, call, trial.block.inner)
+                break
+
+    all_off = {trial.operation: torch.ones(trial.n_heads) == 1 for trial in projections}
+    ends: list[Watched] = [(trial.block.call, "out") for trial in projections]
+    if not projections:
+        return
+    without = probe.changed(Change(heads_off=all_off), ends, operations)
+    held = Change(kept=projections.values(), heads_off=all_off)
+    around = probe.changed(held, ends, operations)
+    for trial, projection in projections.items():
+        end = (trial.block.call, "out")
+        if _differs(without[end], trial.block.call) and not _differs(around[end], trial.block.call):
+            trial.block.heads = projection
+            trial.block.n_heads = trial.n_heads
+
+
+def _differs(value: Tensor, call: Call) -> bool:
+    assert call.output is not None
+    before = call.output.reshape(value.shape)
+    return bool(((value - before).abs() > rounding(before)).any())
+
+
+@dataclass(eq=False)
+class _Parts:
+    """The projections to one stream in a block, and what is found of them.
+
+    Attributes:
+        block: the block.
+        axis: which axis of the block's input is that of positions.
+        tokens: how many tokens the forward reads.
+        width: of a stream.
+        projections: the projections, in the order in which they ended.
+        mixing: those that carry information between positions.
+        added: those that act on each position by itself and whose output is added.
+    """
+
+    block: Block
+    axis: int
+    tokens: int
+    width: int
+    projections: list[Call]
+    mixing: list[Call] = field(default_factory=list[Call])
+    added: list[Call] = field(default_factory=list[Call])
+
+    def rows(self, value: Tensor | None) -> Tensor:
+        """A value with one row for each token, and for each stream that it holds."""
+        assert value is not None
+        return value.reshape(-1, self.width)
+
+    def is_stream(self, value: Tensor | None) -> bool:
+        """Whether a value is one vector of the stream's width per token."""
+        if value is None:
+            return False
+        return value.shape[-1] == self.width and value.numel() == self.tokens * self.width
+
+    def holds_streams(self, value: Tensor | None) -> bool:
+        """Whether a value is one or several such vectors per token."""
+        if value is None or value.ndim < 2:
+            return False
+        whole_rows = value.shape[:-1].numel() % self.tokens == 0
+        return whole_rows and value.shape[-1] % self.width == 0
+
+
+def _parts(module: nn.Module, block: Block, blocks: Sequence[Block]) -> _Parts | None:
+    """The projections to the stream of a block."""
+    shape = _tokens(block)
+    if shape is None:
+        return None
+    batch, length = shape
+    assert block.call.value is not None
+    width = block.call.value.shape[-1]
+    if not block.has_streams:
+        width = _width_of_one(block, blocks)
+    found = _Parts(block, _position_axis(block, shape), batch * length, width, [])
+    experts = block.experts()
+    routed = None if experts is None else f"{block.call.path}.{experts}."
+    projections: dict[str, Call] = {}
+    for call in block.inner:
+        is_routed = routed is not None and f"{call.path}.".startswith(routed)
+        if found.is_stream(call.output) and not is_routed and is_linear_in(module, call):
+            whole = outermost(module, call, block.inner)
+            projections[whole.path] = whole
+    for path, call in projections.items():
+        if not any(path.startswith(f"{other}.") for other in projections):
+            found.projections.append(call)
+    return found if found.projections else None
+
+
+def _width_of_one(block: Block, blocks: Sequence[Block]) -> int:
+    """The width of one stream, where several may stand side by side in the last axis: attention
+    gives one."""
+    assert block.call.value is not None
+    whole = block.call.value.shape[-1]
+    for other in blocks:
+        if other.stack == block.stack and other.heads is not None:
+            assert other.heads.output is not None
+            width = other.heads.output.shape[-1]
+            if whole % width == 0:
+                return width
+    return whole
+
+
+def _find_neurons(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
+    """Sets `neurons` where one projection obeys the law."""
+    in_order = {each.block.call.path: each.projections for each in parts}
+    axes = {each.block.call.path: each.axis for each in parts if each.block.has_streams}
+    reach = probe.reaches(in_order, axes)
+    for each in parts:
+        each.mixing = [call for call in each.projections if reach[call].alone > 0]
+    _find_added(module, probe, parts)
+    _keep_what_reads_mixers(probe, parts)
+    _drop_what_reads_others(probe, parts)
+    found = {each: each.added[0] for each in parts if len(each.added) == 1}
+    for each, call in found.items():
+        call = _first_of_a_row(module, call, each.block)
+        if not each.block.follows_experts(call):
+            each.block.neurons = call
+
+
+def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
+    """Sets `added`: in turn, one projection of every block gives zeros while the others give what
+    they gave, so that only what is added directly is seen."""
+    most = max(len(each.projections) for each in parts)
+    for number in range(most):
+        tried: dict[_Parts, Call] = {}
+        for each in parts:
+            if number < len(each.projections) and each.projections[number] not in each.mixing:
+                tried[each] = each.projections[number]
+        if not tried:
+            continue
+        held: list[Call] = []
+        watched: list[Watched] = []
+        for each, call in tried.items():
+            held += [other for other in each.projections if other is not call]
+            watched += [*_later_inputs(module, each, call), *_later_outputs(each, call)]
+            watched.append((each.block.call, "out"))
+        change = Change(zeroed=tried.values(), kept=held)
+        values = probe.changed(change, watched)
+        for each, call in tried.items():
+            if _is_added(module, each, call, values):
+                each.added.append(call)
+
+
+def _later_inputs(module: nn.Module, parts: _Parts, call: Call) -> list[Watched]:
+    """What modules with weights read after a call. One without may be the function of a gate."""
+    found: list[Watched] = []
+    for other in parts.block.all_inner:
+        has_weights = any(True for _ in module.get_submodule(other.path).parameters())
+        if other.start > call.end and has_weights and parts.holds_streams(other.value):
+            found.append((other, "in"))
+    return found
+
+
+def _later_outputs(parts: _Parts, call: Call) -> list[Watched]:
+    """What modules give that end after a call, as one vector per token."""
+    found: list[Watched] = []
+    for other in parts.block.inner:
+        is_held = other in parts.projections
+        if other.end > call.end and not is_held and parts.is_stream(other.output):
+            found.append((other, "out"))
+    return found
+
+
+def _is_added(
+    module: nn.Module, parts: _Parts, projection: Call, values: Mapping[Watched, Tensor]
+) -> bool:
+    """Whether what a projection gives is added to something, itself or behind a norm."""
+    given = [parts.rows(projection.output)]
+    for call, side in _later_outputs(parts, projection):
+        before = parts.rows(call.output)
+        now = parts.rows(values[call, side])
+        if not _varies(now, before) and _varies(before, before):
+            given.append(before - now)
+
+    block = parts.block.call
+    now = parts.rows(values[block, "out"])
+    before = parts.rows(block.output)
+    if not _varies(now, before) and _varies(before, before):
+        return True  # the projection gives all that the block does
+    sums: list[tuple[Tensor, Tensor]] = [(before, now)]
+    for call, side in _later_inputs(module, parts, projection):
+        sums.append((parts.rows(call.value), parts.rows(values[call, side])))
+    return any(
+        _varies(now, before) and _is_multiple(before - now, term, rounding(before))
+        for before, now in sums
+        for term in given
+    )
+
+
+def _varies(rows: Tensor, before: Tensor) -> bool:
+    """Whether rows differ from each other by more than the rounding of what they were."""
+    return bool(((rows - rows[:1]).abs() > rounding(before)).any())
+
+
+def _is_multiple(change: Tensor, term: Tensor, tolerance: float) -> bool:
+    """Whether a change of one or several streams is, in each at each token, a multiple of a term.
+
+    Args:
+        change: [token * stream, width] or [stream * token, width].
+        term: [token, width].
+        tolerance: by how much numbers may differ.
+    """
+    if not bool((change.abs() > tolerance).any()):
+        return False
+    tokens, width = term.shape
+    by_token = change.float().reshape(tokens, -1, width)
+    by_stream = change.float().reshape(-1, tokens, width).transpose(0, 1)
+    own = term.float()[:, None]
+    for each in (by_token, by_stream):
+        in_common = (each * own).sum(-1, keepdim=True)
+        multiples = in_common / own.square().sum(-1, keepdim=True).clamp_min(1e-30)
+        left_over = each - multiples * own
+        if bool((left_over.abs() <= tolerance).all()):
+            return True
+    return False
+
+
+def _keep_what_reads_mixers(probe: Probe, parts: Sequence[_Parts]) -> None:
+    """Keeps, where something mixes positions, what depends on it. What attention itself reads does
+    not: the values that it mixes are a projection too, and without it attention adds nothing."""
+    mixed = [each for each in parts if each.mixing]
+    for each in parts:
+        if not each.mixing and each.block.operations:
+            each.added = []
+    changed = _changed_by(probe, {each: each.mixing for each in mixed})
+    for each in mixed:
+        each.added = [call for call in each.added if call in changed]
+
+
+def _drop_what_reads_others(probe: Probe, parts: Sequence[_Parts]) -> None:
+    """Drops what depends on another one of those that are left: it comes after the MLP, such as an
+    adapter, and has fewer units."""
+    later: set[Call] = set()
+    most = max(len(each.added) for each in parts)
+    for number in range(most):
+        tried = {each: [each.added[number]] for each in parts if number < len(each.added)}
+        changed = _changed_by(probe, tried)
+        for each, [call] in tried.items():
+            later |= {other for other in each.added if other in changed and other is not call}
+    for each in parts:
+        first = [call for call in each.added if call not in later]
+        is_widest = len(first) == 1 and _units(first[0]) == max(map(_units, each.added))
+        each.added = first if is_widest else []
+
+
+def _units(call: Call) -> int:
+    assert call.value is not None
+    return call.value.shape[-1]
+
+
+def _changed_by(probe: Probe, shifted: Mapping[_Parts, Iterable[Call]]) -> set[Call]:
+    """Which of the added projections of blocks give something else when some calls do."""
+    watched: list[Watched] = []
+    moved: list[Call] = []
+    for each, calls in shifted.items():
+        moved += calls
+        watched += [(call, "out") for call in each.added if call not in calls]
+    if not watched:
+        return set()
+    values = probe.changed(Change(shifted=moved), watched)
+    return {call for call, _ in watched if _differs(values[call, "out"], call)}
+
+
+def _first_of_a_row(module: nn.Module, projection: Call, block: Block) -> Call:
+    """The first of several projections of which each reads what the one before it gives: together
+    they are one linear map, and the units are what enters it."""
+    found = projection
+    for call in sorted(block.inner, key=lambda call: call.end, reverse=True):
+        if call.end < found.start and same(_flat(call.output), _flat(found.value)):
+            if is_linear_in(module, call):
+                found = outermost(module, call, block.inner)
+    return found
+
+
+def _flat(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.reshape(-1)

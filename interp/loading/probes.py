@@ -43,7 +43,7 @@ class Change:
     Attributes:
         zeroed: calls that give zeros.
         kept: calls that give what they gave in the first forward.
-        shifted: calls that give that and a constant.
+        shifted: calls that give noise too, at every position.
         heads_off: for some attention operations, which of their heads give zeros.
     """
 
@@ -166,7 +166,7 @@ class Probe:
         for call in change.kept:
             visits[_site(call, "out")] = _first_output(call)
         for call in change.shifted:
-            visits[_site(call, "out")] = lambda value, _: value + value.std()
+            visits[_site(call, "out")] = _with_noise_everywhere
         with ExitStack() as stack:
             if change.heads_off:
                 off = {each.number: heads for each, heads in change.heads_off.items()}
@@ -214,6 +214,13 @@ def _with_noise(value: Tensor, _: Clock) -> Tensor:
     changed = value.clone()
     changed[:, 0] = first + _NOISE * spread * noise
     return changed
+
+
+def _with_noise_everywhere(value: Tensor, _: Clock) -> Tensor:
+    # Not a constant: a norm behind the call would remove it.
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(value.shape, generator=generator).to(value)
+    return value + value.float().std().to(value) * noise
 
 
 def _with_noise_along(axis: int, call: Call) -> Visit:

@@ -203,6 +203,10 @@ class _Parts:
         assert value is not None
         return value.reshape(-1, self.width)
 
+    def by_token(self, value: Tensor) -> Tensor:
+        """A value of any width with one row for each token."""
+        return value.reshape(self.tokens, -1)
+
     def is_stream(self, value: Tensor | None) -> bool:
         """Whether a value is one vector of the stream's width per token."""
         if value is None:
@@ -258,32 +262,30 @@ def _width_of_one(block: Block, blocks: Sequence[Block]) -> int:
 
 def _find_neurons(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
     """Sets `neurons` where one projection obeys the law."""
-    in_order = {each.block.call.path: each.projections for each in parts}
-    axes = {each.block.call.path: each.axis for each in parts if each.block.has_streams}
-    reach = probe.reaches(in_order, axes)
-    for each in parts:
-        each.mixing = [call for call in each.projections if reach[call].alone > 0]
     _find_added(module, probe, parts)
+    _find_mixing(probe, parts)
     _keep_what_reads_mixers(probe, parts)
     _drop_what_reads_others(probe, parts)
-    found = {each: each.added[0] for each in parts if len(each.added) == 1}
+    found: dict[_Parts, Call] = {}
+    for each in parts:
+        if each.added:
+            [call] = each.added
+            found[each] = _first_of_a_row(module, call, each.block)
+    mixtures = _reading_experts(probe, found)
     for each, call in found.items():
-        call = _first_of_a_row(module, call, each.block)
-        if not each.block.follows_experts(call):
+        if each not in mixtures:
             each.block.neurons = call
 
 
 def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
-    """Sets `added`: in turn, one projection of every block gives zeros while the others give what
+    """Sets `added` to the projections whose output is added: in turn, one projection of every block gives zeros while the others give what
     they gave, so that only what is added directly is seen."""
     most = max(len(each.projections) for each in parts)
     for number in range(most):
         tried: dict[_Parts, Call] = {}
         for each in parts:
-            if number < len(each.projections) and each.projections[number] not in each.mixing:
+            if number < len(each.projections):
                 tried[each] = each.projections[number]
-        if not tried:
-            continue
         held: list[Call] = []
         watched: list[Watched] = []
         for each, call in tried.items():
@@ -295,6 +297,21 @@ def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> Non
         for each, call in tried.items():
             if _is_added(module, each, call, values):
                 each.added.append(call)
+
+
+def _find_mixing(probe: Probe, parts: Sequence[_Parts]) -> None:
+    """Moves from `added` to `mixing` what carries information between positions by itself: while
+    what is added before it, and what attention gives, are what they were."""
+    in_order: dict[str, list[Call]] = {}
+    for each in parts:
+        heads = each.block.heads
+        known = each.added if heads is None or heads in each.added else [heads, *each.added]
+        in_order[each.block.call.path] = sorted(known, key=lambda call: call.end)
+    axes = {each.block.call.path: each.axis for each in parts if each.block.has_streams}
+    reach = probe.reaches(in_order, axes)
+    for each in parts:
+        each.mixing = [call for call in in_order[each.block.call.path] if reach[call].alone > 0]
+        each.added = [call for call in each.added if call not in each.mixing]
 
 
 def _later_inputs(module: nn.Module, parts: _Parts, call: Call) -> list[Watched]:
@@ -397,6 +414,44 @@ def _drop_what_reads_others(probe: Probe, parts: Sequence[_Parts]) -> None:
         first = [call for call in each.added if call not in later]
         is_widest = len(first) == 1 and _units(first[0]) == max(map(_units, each.added))
         each.added = first if is_widest else []
+
+
+def _reading_experts(probe: Probe, found: Mapping[_Parts, Call]) -> set[_Parts]:
+    """The blocks in which routed experts feed the projection: its inputs are then sums over
+    experts, no neurons."""
+    shifted: list[Call] = []
+    watched: dict[_Parts, Watched] = {}
+    mixtures: set[_Parts] = set()
+    for each, call in found.items():
+        experts = f"{each.block.call.path}.{each.block.experts()}"
+        runs = [other for other in each.block.inner if other.path == experts]
+        if len(runs) == 1 and each.is_stream(runs[0].output):
+            shifted += runs
+            watched[each] = (call, "in")
+        elif each.block.follows_experts(call) and not _chooses_for_all(each, experts):
+            mixtures.add(each)
+    if watched:
+        values = probe.changed(Change(shifted=shifted), watched.values())
+        for each, (call, side) in watched.items():
+            assert call.value is not None
+            before = each.by_token(call.value)
+            now = each.by_token(values[call, side])
+            if bool(((now - before).abs() > rounding(before)).any()):
+                mixtures.add(each)
+    return mixtures
+
+
+def _chooses_for_all(parts: _Parts, experts: str) -> bool:
+    """Whether only one member of a list ran, on whole rows: a mixture would choose for each token,
+    and gather the tokens of a member first."""
+    runs: dict[str, Call] = {}
+    for call in parts.block.all_inner:
+        if call.path.rpartition(".")[0] == experts:
+            runs[call.path] = call
+    values = [call.value for call in runs.values()]
+    if len(values) != 1 or values[0] is None or values[0].ndim != 3:
+        return False
+    return values[0].shape[:-1].numel() == parts.tokens
 
 
 def _units(call: Call) -> int:

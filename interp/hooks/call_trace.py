@@ -94,9 +94,7 @@ class Watch(TorchFunctionMode):
             self.time += 1
             maps = queries.shape[:-2].numel()
             number = len(self.attentions)
-            operation = Attention(
-                self.time, self._running_paths(), maps, queries.shape[-2], number
-            )
+            operation = Attention(self.time, self._running_paths(), maps, queries.shape[-2], number)
             self.attentions.append(operation)
         return result
 
@@ -133,12 +131,18 @@ def _is_attention_map(weights: Tensor) -> bool:
 
     The softmax over a vocabulary or over the experts of a mixture has other axes. Weights of
     attention are square, or have one more column for what no position is given (a sink). Three axes
-    or a sink can be chance; then the first position must not see later ones.
+    or a sink can be chance; then the first position must not see later ones. With more columns,
+    none may.
     """
     queries, keys = weights.shape[-2:]
     if queries == keys and weights.ndim > 3:
         return True
-    if keys not in (queries, queries + 1):
+    if keys > queries + 1:
+        # Keys that stand for several positions are behind those of single ones (DeepSeek V4). By
+        # chance, no other softmax is zero exactly where later positions are.
+        of_positions = weights[..., :queries]
+        return queries > 1 and weights.ndim > 3 and not bool(of_positions.triu(1).any())
+    if keys < queries:
         return False
     return not bool(weights[..., 0, 1:queries].any())
 

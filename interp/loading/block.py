@@ -29,7 +29,7 @@ class Block:
         refusal: why nothing in the block can be verified; empty if it can.
         halves: which of the terms that it adds comes from what.
         heads, neurons: the calls of the projections whose inputs hold the units; None without.
-        n_heads: how many heads there are, where that was found with them; else 0.
+        heads_place, neurons_place: where the units are, if they are found without a known sum.
         has_unsummed_experts: whether a shared expert was seen of which it is not known that it is
             added to the others.
     """
@@ -45,7 +45,8 @@ class Block:
     halves: Halves = field(default_factory=Halves)
     heads: Call | None = None
     neurons: Call | None = None
-    n_heads: int = 0
+    heads_place: Place | None = None
+    neurons_place: Place | None = None
     has_unsummed_experts: bool = False
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class Block:
         if self.residual is None or self.has_unsummed_experts:
             return True
         # Heads that are not those of a term feed something else, and so may an MLP.
-        return not self.halves.mlp and self.n_heads > 0
+        return not self.halves.mlp and self.heads_place is not None
 
     @property
     def _width(self) -> int:
@@ -355,7 +356,7 @@ class Block:
             "attn_out": self._attn_out(),
             "mixer_out": self._mixer_out(),
             "resid_mid": self._resid_mid(pre),
-            "neurons": inward(self.neurons) if self.neurons else self._why_no_neurons(),
+            "neurons": self._neurons_place(),
             "mlp_out": self._mlp_out(),
             "block_out": Place(self.call.path, "out", self._width, heads=1, beyond=pre),
             "resid_post": outward(self.call),
@@ -364,23 +365,28 @@ class Block:
     def _units_alone(self) -> dict[str, Place | str]:
         """The places in a block of which nothing but units can be verified."""
         found: dict[str, Place | str] = dict.fromkeys(BLOCK_POINTS, self.refusal)
-        if self.heads is not None:
-            found["heads"] = self._heads_place()
-        if self.neurons is not None:
-            found["neurons"] = inward(self.neurons)
+        found["heads"] = self.heads_place or self.refusal
+        found["neurons"] = self.neurons_place or self.refusal
         return found
 
+    def _neurons_place(self) -> Place | str:
+        if self.neurons_place is not None:
+            return self.neurons_place
+        return inward(self.neurons) if self.neurons else self._why_no_neurons()
+
     def _heads_place(self) -> Place | str:
+        if self.heads_place is not None:
+            return self.heads_place
         if self.heads is None:
             return self._why_no_heads()
         assert self.heads.value is not None
         width = self.heads.value.shape[-1]
-        n_heads = self.n_heads or self._n_heads
-        if not n_heads or width % n_heads:
+        if not self._n_heads or width % self._n_heads:
             return (
-                f"{width} columns do not divide into {n_heads} heads; pass Layout(n_heads=...)"
+                f"{width} columns do not divide into {self._n_heads} heads; "
+                "pass Layout(n_heads=...)"
             )
-        return Place(self.heads.path, "in", width, heads=n_heads)
+        return Place(self.heads.path, "in", width, heads=self._n_heads)
 
     def _why_no_heads(self) -> str:
         where = self.call.path

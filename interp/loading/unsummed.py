@@ -18,7 +18,7 @@ Where several projections do the same, or none, the site stays refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ from interp.hooks.call_trace import Attention, Call, Watch
 from interp.loading.block import Block
 from interp.loading.probes import Change, Probe, Watched
 from interp.loading.projections import is_linear_in, outermost
-from interp.loading.verification import rounding, same
+from interp.loading.verification import inward, rounding, same
+from interp.sites.anatomy import Place
 
 
 def find_unsummed(module: nn.Module, probe: Probe, watch: Watch, blocks: Sequence[Block]) -> None:
@@ -41,13 +42,19 @@ def find_unsummed(module: nn.Module, probe: Probe, watch: Watch, blocks: Sequenc
     """
     known = [block for block in blocks if block.has_streams or not block.refusal]
     probe = Probe(module, probe.run, probe.stacks, [block.call for block in known])
-    attention = [trial for block in known if block.lacks_heads for trial in _head_trials(block)]
-    if attention:
-        _find_heads(module, probe, len(watch.attentions), attention)
-    parts = [_parts(module, block, known) for block in known if block.lacks_neurons]
-    found = [each for each in parts if each is not None]
-    if found:
-        _find_neurons(module, probe, found)
+    trials = [trial for block in known if block.lacks_heads for trial in _head_trials(block)]
+    if trials:
+        _find_heads(module, probe, len(watch.attentions), trials)
+    parts: list[_Parts] = []
+    for block in known:
+        if block.lacks_neurons or block.heads_place is not None:
+            found = _parts(module, block, known)
+            parts += [] if found is None else [found]
+    if parts:
+        _find_added(module, probe, parts)
+        for each in parts:
+            each.note_heads()
+        _find_neurons(module, probe, [each for each in parts if each.block.lacks_neurons])
 
 
 def _tokens(block: Block) -> tuple[int, int] | None:
@@ -105,6 +112,13 @@ class _HeadTrial:
                 kept.append(call)
         self.candidates = kept
 
+    def place(self, projection: Call) -> Place:
+        """Where the heads are. Whether what the projection gives is added is not known yet."""
+        assert projection.value is not None
+        width = projection.value.numel() // self.tokens
+        axes = 1 if projection.value.shape[-1] == width else 2
+        return Place(projection.path, "in", width, self.n_heads, axes=axes, goes_on=True)
+
 
 def _head_trials(block: Block) -> list[_HeadTrial]:
     """What is to be tried in a block: nothing where it has no attention, or more than one."""
@@ -120,12 +134,19 @@ def _head_trials(block: Block) -> list[_HeadTrial]:
     n_heads = operation.maps // batch
     candidates: list[Call] = []
     for call in sorted(block.inner, key=lambda call: call.start):
-        value = call.value
-        if call.start > operation.time and value is not None and value.ndim in (2, 3):
-            rows = value.shape[:-1].numel()
-            if rows == batch * length and value.shape[-1] % n_heads == 0:
-                candidates.append(call)
+        axes = _axes_of_columns(call.value, batch, length)
+        if call.start > operation.time and axes and axes.numel() % n_heads == 0:
+            candidates.append(call)
     return [_HeadTrial(block, operation, n_heads, batch * length, candidates)]
+
+
+def _axes_of_columns(value: Tensor | None, batch: int, length: int) -> torch.Size | None:
+    """The axes of a value behind those of its tokens; None if it has no such axes."""
+    if value is None or value.ndim < 2:
+        return None
+    if value.ndim == 2:
+        return value.shape[1:] if len(value) == batch * length else None
+    return value.shape[2:] if value.shape[:2] == (batch, length) else None
 
 
 def _find_heads(
@@ -167,7 +188,7 @@ def _find_heads(
         end = (trial.block.call, "out")
         if _differs(without[end], trial.block.call) and not _differs(around[end], trial.block.call):
             trial.block.heads = projection
-            trial.block.n_heads = trial.n_heads
+            trial.block.heads_place = trial.place(projection)
 
 
 def _differs(value: Tensor, call: Call) -> bool:
@@ -197,6 +218,12 @@ class _Parts:
     projections: list[Call]
     mixing: list[Call] = field(default_factory=list[Call])
     added: list[Call] = field(default_factory=list[Call])
+
+    def note_heads(self) -> None:
+        """Notes, with the place of heads, whether what their projection gives is added."""
+        heads, place = self.block.heads, self.block.heads_place
+        if place is not None:
+            self.block.heads_place = replace(place, goes_on=heads not in self.added)
 
     def rows(self, value: Tensor | None) -> Tensor:
         """A value with one row for each token, and for each stream that it holds."""
@@ -262,8 +289,9 @@ def _width_of_one(block: Block, blocks: Sequence[Block]) -> int:
 
 def _find_neurons(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
     """Sets `neurons` where one projection obeys the law."""
-    _find_added(module, probe, parts)
-    _find_mixing(probe, parts)
+    if not parts:
+        return
+    _find_mixing(module, probe, parts)
     _keep_what_reads_mixers(probe, parts)
     _drop_what_reads_others(probe, parts)
     found: dict[_Parts, Call] = {}
@@ -274,7 +302,9 @@ def _find_neurons(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> N
     mixtures = _reading_experts(probe, found)
     for each, call in found.items():
         if each not in mixtures:
+            goes_on = call not in each.added
             each.block.neurons = call
+            each.block.neurons_place = replace(inward(call), goes_on=goes_on)
 
 
 def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
@@ -299,9 +329,16 @@ def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> Non
                 each.added.append(call)
 
 
-def _find_mixing(probe: Probe, parts: Sequence[_Parts]) -> None:
+def _find_mixing(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
     """Moves from `added` to `mixing` what carries information between positions by itself: while
     what is added before it, and what attention gives, are what they were."""
+    for each in parts:
+        heads = each.block.heads
+        for call in each.added:
+            # The second of two projections that lead back from attention in a row.
+            if call is not heads and _first_of_a_row(module, call, each.block) is heads:
+                each.mixing.append(call)
+        each.added = [call for call in each.added if call not in each.mixing]
     in_order: dict[str, list[Call]] = {}
     for each in parts:
         heads = each.block.heads
@@ -310,7 +347,8 @@ def _find_mixing(probe: Probe, parts: Sequence[_Parts]) -> None:
     axes = {each.block.call.path: each.axis for each in parts if each.block.has_streams}
     reach = probe.reaches(in_order, axes)
     for each in parts:
-        each.mixing = [call for call in in_order[each.block.call.path] if reach[call].alone > 0]
+        known = in_order[each.block.call.path]
+        each.mixing += [call for call in known if reach[call].alone > 0]
         each.added = [call for call in each.added if call not in each.mixing]
 
 

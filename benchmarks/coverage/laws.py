@@ -106,8 +106,9 @@ class _Block:
         leaves the block holds several."""
         leaving = _value(self._run().outputs[self.path])
         assert leaving is not None
-        config = self.subject.module.config.get_text_config(decoder=True)
-        declared = getattr(config, "hidden_size", None) or leaving.shape[-1]
+        config: Any = self.subject.module.config
+        text_config = config.get_text_config(decoder=True)
+        declared = getattr(text_config, "hidden_size", None) or leaving.shape[-1]
         several = leaving.shape[-1] > declared and leaving.shape[-1] % declared == 0
         return declared if several else leaving.shape[-1]
 

@@ -94,7 +94,7 @@ class Block:
 
     @property
     def lacks_heads(self) -> bool:
-        """Whether attention runs in it, but not as a term of a known sum, and no heads are found."""
+        """Whether attention runs in it that is no term of a known sum, and no heads are found."""
         if self.heads is not None or self.layout.heads is not None or not self.operations:
             return False
         return self.residual is None or self.halves.attention is None

@@ -9,8 +9,8 @@ input holds the units, by what depends on what:
   projection's input are zero and all others are what they were; and with what the projection gives
   held, nothing that attention computes reaches the end of the block.
 - `neurons`: the projection acts on each position by itself and reads what attention, or another
-  mixer, has given; and what it gives is added. Without it, a value further on differs by a multiple,
-  at each position, of what the projection or a norm behind it gave, and is not nothing.
+  mixer, has given; and what it gives is added. Without it, a value further on differs by a
+  multiple, at each position, of what the projection or a norm behind it gave, and is not nothing.
 
 Where several projections do the same, or none, the site stays refused.
 """
@@ -230,6 +230,10 @@ class _Parts:
         assert value is not None
         return value.reshape(-1, self.width)
 
+    def has_row_per_token(self, value: Tensor | None) -> bool:
+        """Whether a value of any width is one vector per token."""
+        return value is not None and value.shape[:-1].numel() == self.tokens
+
     def by_token(self, value: Tensor) -> Tensor:
         """A value of any width with one row for each token."""
         return value.reshape(self.tokens, -1)
@@ -308,8 +312,11 @@ def _find_neurons(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> N
 
 
 def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
-    """Sets `added` to the projections whose output is added: in turn, one projection of every block gives zeros while the others give what
-    they gave, so that only what is added directly is seen."""
+    """Sets `added` to the projections whose output is added.
+
+    In turn, one projection of every block gives zeros while the others give what they gave, so that
+    only what is added directly is seen.
+    """
     most = max(len(each.projections) for each in parts)
     for number in range(most):
         tried: dict[_Parts, Call] = {}
@@ -332,23 +339,20 @@ def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> Non
 def _find_mixing(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
     """Moves from `added` to `mixing` what carries information between positions by itself: while
     what is added before it, and what attention gives, are what they were."""
-    for each in parts:
-        heads = each.block.heads
-        for call in each.added:
-            # The second of two projections that lead back from attention in a row.
-            if call is not heads and _first_of_a_row(module, call, each.block) is heads:
-                each.mixing.append(call)
-        each.added = [call for call in each.added if call not in each.mixing]
     in_order: dict[str, list[Call]] = {}
     for each in parts:
+        known = list(each.added)
         heads = each.block.heads
-        known = each.added if heads is None or heads in each.added else [heads, *each.added]
+        # Of two projections that lead back from attention in a row, the second stands for both.
+        firsts = [_first_of_a_row(module, call, each.block) for call in known]
+        if heads is not None and heads not in firsts and each.has_row_per_token(heads.output):
+            known.append(heads)
         in_order[each.block.call.path] = sorted(known, key=lambda call: call.end)
     axes = {each.block.call.path: each.axis for each in parts if each.block.has_streams}
     reach = probe.reaches(in_order, axes)
     for each in parts:
         known = in_order[each.block.call.path]
-        each.mixing += [call for call in known if reach[call].alone > 0]
+        each.mixing = [call for call in known if reach[call].alone > 0]
         each.added = [call for call in each.added if call not in each.mixing]
 
 
@@ -450,7 +454,8 @@ def _drop_what_reads_others(probe: Probe, parts: Sequence[_Parts]) -> None:
             later |= {other for other in each.added if other in changed and other is not call}
     for each in parts:
         first = [call for call in each.added if call not in later]
-        is_widest = len(first) == 1 and _units(first[0]) == max(map(_units, each.added))
+        units = [_units(call) for call in each.added if call in later]
+        is_widest = len(first) == 1 and all(_units(first[0]) > other for other in units)
         each.added = first if is_widest else []
 
 
@@ -461,13 +466,18 @@ def _reading_experts(probe: Probe, found: Mapping[_Parts, Call]) -> set[_Parts]:
     watched: dict[_Parts, Watched] = {}
     mixtures: set[_Parts] = set()
     for each, call in found.items():
-        experts = f"{each.block.call.path}.{each.block.experts()}"
-        runs = [other for other in each.block.inner if other.path == experts]
-        if len(runs) == 1 and each.is_stream(runs[0].output):
-            shifted += runs
-            watched[each] = (call, "in")
-        elif each.block.follows_experts(call) and not _chooses_for_all(each, experts):
+        experts = each.block.experts()
+        if experts is None:
+            continue
+        path = f"{each.block.call.path}.{experts}"
+        around = _smallest_around(each, path)
+        is_list = around is None or around.path != path
+        feeds_it = is_list and each.block.follows_experts(call)
+        if around is None or (feeds_it and not _chooses_for_all(each, path)):
             mixtures.add(each)
+        else:
+            shifted.append(around)
+            watched[each] = (call, "in")
     if watched:
         values = probe.changed(Change(shifted=shifted), watched.values())
         for each, (call, side) in watched.items():
@@ -477,6 +487,17 @@ def _reading_experts(probe: Probe, found: Mapping[_Parts, Call]) -> set[_Parts]:
             if bool(((now - before).abs() > rounding(before)).any()):
                 mixtures.add(each)
     return mixtures
+
+
+def _smallest_around(parts: _Parts, path: str) -> Call | None:
+    """The call of a module, or of the smallest one around it, that gives one vector per token."""
+    by_path = {call.path: call for call in parts.block.inner}
+    while path.startswith(f"{parts.block.call.path}."):
+        call = by_path.get(path)
+        if call is not None and parts.is_stream(call.output):
+            return call
+        path = path.rpartition(".")[0]
+    return None
 
 
 def _chooses_for_all(parts: _Parts, experts: str) -> bool:
@@ -515,9 +536,9 @@ def _first_of_a_row(module: nn.Module, projection: Call, block: Block) -> Call:
     they are one linear map, and the units are what enters it."""
     found = projection
     for call in sorted(block.inner, key=lambda call: call.end, reverse=True):
-        if call.end < found.start and same(_flat(call.output), _flat(found.value)):
-            if is_linear_in(module, call):
-                found = outermost(module, call, block.inner)
+        feeds_it = call.end < found.start and same(_flat(call.output), _flat(found.value))
+        if feeds_it and is_linear_in(module, call):
+            found = outermost(module, call, block.inner)
     return found
 
 

@@ -341,7 +341,9 @@ class Block:
     def is_additive(self) -> bool:
         """Whether the block adds what its attention and its MLP give, and nothing else."""
         residual, halves = self.residual, self.halves
-        if residual is None or residual.norms or residual.whole != 1 or self.gap:
+        if residual is None or self.gap:
+            return False
+        if residual.norms or residual.start is not None or residual.whole != 1:
             return False
         return halves.attention is not None and len(residual.terms) == 1 + len(halves.mlp)
 
@@ -463,12 +465,16 @@ class Block:
             return "attention and MLP run in parallel: there is no residual between them"
         if first[-1].call.end > second[0].call.end:
             return "what the two halves add is computed in turns: nothing is between"
-        return _sum_of(first, pre)
+        start = self.residual.start
+        return _sum_of(first, pre if start is None else outward(start))
 
     def _reads(self, terms: Sequence[Term]) -> bool:
         """Whether some module reads the stream to which these terms have been added."""
-        assert self.call.value is not None
-        parts = [self.call.value.reshape(-1)]
+        assert self.residual is not None
+        start = self.residual.start
+        entering = self.call.value if start is None else start.output
+        assert entering is not None
+        parts = [entering.reshape(-1)]
         for term in terms:
             assert term.call.output is not None
             parts.append(term.scale * term.call.output.reshape(-1))

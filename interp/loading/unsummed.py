@@ -471,13 +471,17 @@ def _reading_experts(probe: Probe, found: Mapping[_Parts, Call]) -> set[_Parts]:
             continue
         path = f"{each.block.call.path}.{experts}"
         around = _smallest_around(each, path)
-        is_list = around is None or around.path != path
-        feeds_it = is_list and each.block.follows_experts(call)
-        if around is None or (feeds_it and not _chooses_for_all(each, path)):
+        if around is None:
             mixtures.add(each)
-        else:
-            shifted.append(around)
-            watched[each] = (call, "in")
+            continue
+        # A list of experts has no output of its own, that of the module around it is no test of
+        # what runs inside.
+        is_untested = around.path != path and each.block.follows_experts(call)
+        if is_untested and not (_is_beside(each, call, around) or _chooses_for_all(each, path)):
+            mixtures.add(each)
+            continue
+        shifted.append(around)
+        watched[each] = (call, "in")
     if watched:
         values = probe.changed(Change(shifted=shifted), watched.values())
         for each, (call, side) in watched.items():
@@ -498,6 +502,15 @@ def _smallest_around(parts: _Parts, path: str) -> Call | None:
             return call
         path = path.rpartition(".")[0]
     return None
+
+
+def _is_beside(parts: _Parts, projection: Call, mixture: Call) -> bool:
+    """Whether a projection is in an expert that reads what the whole mixture reads, not what other
+    experts give."""
+    path = projection.path.rpartition(".")[0]
+    experts = [call for call in parts.block.inner if call.path == path]
+    is_inside = path.startswith(f"{mixture.path}.")
+    return is_inside and any(same(_flat(call.value), _flat(mixture.value)) for call in experts)
 
 
 def _chooses_for_all(parts: _Parts, experts: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp.errors import SiteError
+from interp.errors import HookError
 from interp.hooks.hooks import every_call, first_tensor
 
 Running = tuple[str, int, Tensor | None]
@@ -214,14 +214,14 @@ def attention_zeroed(off: Mapping[int, Tensor], operations: int) -> Generator[No
         operations: how many operations the forward has.
 
     Raises:
-        SiteError: the forward had another number of operations, so that it is not known which ones
+        HookError: the forward had another number of operations, so that it is not known which ones
             were changed.
     """
     mode = _HeadsOff(off)
     with mode:
         yield
     if mode.seen != operations:
-        raise SiteError(
+        raise HookError(
             f"a forward computed attention {mode.seen} times, and {operations} times before: "
             "expected the same operations in each"
         )

@@ -8,7 +8,8 @@ Discovery looks at the structure of a module, never at the names in it:
 - the part that carries information between positions is attention, or another mixer; the part that
   does not is the MLP (`halves`);
 - `heads` and `neurons` are the input of a projection without which the attention, or the MLP, adds
-  nothing but a constant (`projections`).
+  nothing but a constant (`projections`);
+- where no such sum is found, they may still be told by what depends on what (`unsummed`).
 
 What satisfies none of this is refused by name, with the reason.
 """

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from interp.errors import HookError
 from interp.hooks.call_trace import Attention, Call, attention_zeroed
 from interp.hooks.hooks import Clock, Visit, tapped
 from interp.hooks.modes import dropout_off
@@ -151,6 +152,9 @@ class Probe:
             change: what they give.
             watched: the values, where nothing else is changed; of a block, what it would return.
             operations: how many attention operations the forward has, where heads are off.
+
+        Raises:
+            HookError: the forward did not run the same modules and attention operations again.
         """
         visits: dict[Site, Visit] = {}
         seen: dict[Site, list[Tensor]] = defaultdict(list)
@@ -172,8 +176,14 @@ class Probe:
                 off = {each.number: heads for each, heads in change.heads_off.items()}
                 stack.enter_context(attention_zeroed(off, operations))
             self._rerun(visits)
-        # A module that runs several times gives as many values: each call has its own.
-        return {value: seen[site][value[0].turn] for value, site in sites.items()}
+        found: dict[Watched, Tensor] = {}
+        for value, site in sites.items():
+            # A module that runs several times gives as many values: each call has its own.
+            call, _ = value
+            if call.turn >= len(seen[site]):
+                raise HookError(f"{call.path} ran {len(seen[site])} times, fewer than before")
+            found[value] = seen[site][call.turn]
+        return found
 
     def _rerun(self, visits: dict[Site, Visit]) -> None:
         for block in self.blocks:

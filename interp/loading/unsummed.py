@@ -12,23 +12,29 @@ input holds the units, by what depends on what:
   mixer, has given; and what it gives is added. Without it, a value further on differs by a
   multiple, at each position, of what the projection or a norm behind it gave, and is not nothing.
 
-Where several projections do the same, or none, the site stays refused.
+Where several projections do the same, or none, the site stays refused; so it does where the forward
+does not repeat itself, and shows nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from interp.errors import HookError
 from interp.hooks.call_trace import Attention, Call, Watch
 from interp.loading.block import Block
 from interp.loading.probes import Change, Probe, Watched
 from interp.loading.projections import is_linear_in, outermost
-from interp.loading.verification import inward, rounding, same
+from interp.loading.verification import inward, same
 from interp.sites.anatomy import Place
+
+_SEEN = 0.25  # of the elements of a stream have to change by more than rounding
+_TINY = 1e-30
 
 
 def find_unsummed(module: nn.Module, probe: Probe, watch: Watch, blocks: Sequence[Block]) -> None:
@@ -40,21 +46,17 @@ def find_unsummed(module: nn.Module, probe: Probe, watch: Watch, blocks: Sequenc
         watch: the first forward.
         blocks: all blocks; those that lack nothing are left as they are.
     """
-    known = [block for block in blocks if block.has_streams or not block.refusal]
+    known: list[Block] = []
+    for block in blocks:
+        does_nothing = same(block.call.value, block.call.output)
+        if not does_nothing and (block.has_streams or not block.refusal):
+            known.append(block)
     probe = Probe(module, probe.run, probe.stacks, [block.call for block in known])
-    trials = [trial for block in known if block.lacks_heads for trial in _head_trials(block)]
-    if trials:
-        _find_heads(module, probe, len(watch.attentions), trials)
-    parts: list[_Parts] = []
-    for block in known:
-        if block.lacks_neurons or block.heads_place is not None:
-            found = _parts(module, block, known)
-            parts += [] if found is None else [found]
-    if parts:
-        _find_added(module, probe, parts)
-        for each in parts:
-            each.note_heads()
-        _find_neurons(module, probe, [each for each in parts if each.block.lacks_neurons])
+    # A change may send tokens to other experts, so that a module that ran does not run again.
+    with suppress(HookError):
+        _find_heads(module, probe, len(watch.attentions), known)
+    with suppress(HookError):
+        _find_neurons(module, probe, known)
 
 
 def _tokens(block: Block) -> tuple[int, int] | None:
@@ -105,10 +107,11 @@ class _HeadTrial:
         kept: list[Call] = []
         for call in self.candidates:
             assert call.value is not None
-            before = call.value.reshape(self.tokens, self.n_heads, -1)
+            before = call.value.reshape(self.tokens, -1)
+            by_head = before.unflatten(-1, (self.n_heads, -1))
+            expected = by_head.masked_fill(off.to(before.device)[:, None], 0).flatten(1)
             now = values[call, "in"].reshape(before.shape)
-            expected = before.masked_fill(off.to(before.device)[:, None], 0)
-            if bool(((now - expected).abs() <= rounding(before)).all()):
+            if bool(((now - expected).abs() <= _rounding(before)).all()):
                 kept.append(call)
         self.candidates = kept
 
@@ -149,15 +152,14 @@ def _axes_of_columns(value: Tensor | None, batch: int, length: int) -> torch.Siz
     return value.shape[2:] if value.shape[:2] == (batch, length) else None
 
 
-def _find_heads(
-    module: nn.Module, probe: Probe, operations: int, trials: Sequence[_HeadTrial]
-) -> None:
+def _find_heads(module: nn.Module, probe: Probe, operations: int, blocks: Sequence[Block]) -> None:
     """Sets `heads` where the first projection after attention obeys both laws.
 
     Which heads are off in which forward are the digits of their numbers, counted from 1: so every
     head is off in some forward, and no two are off in the same ones.
     """
-    digits = max(trial.n_heads.bit_length() for trial in trials)
+    trials = [trial for block in blocks if block.lacks_heads for trial in _head_trials(block)]
+    digits = max((trial.n_heads.bit_length() for trial in trials), default=0)
     for digit in range(digits):
         off: dict[Attention, Tensor] = {}
         watched: list[Watched] = []
@@ -177,10 +179,10 @@ def _find_heads(
                 projections[trial] = outermost(module, call, trial.block.inner)
                 break
 
-    all_off = {trial.operation: torch.ones(trial.n_heads) == 1 for trial in projections}
-    ends: list[Watched] = [(trial.block.call, "out") for trial in projections]
     if not projections:
         return
+    all_off = {trial.operation: torch.ones(trial.n_heads) == 1 for trial in projections}
+    ends: list[Watched] = [(trial.block.call, "out") for trial in projections]
     without = probe.changed(Change(heads_off=all_off), ends, operations)
     held = Change(kept=projections.values(), heads_off=all_off)
     around = probe.changed(held, ends, operations)
@@ -193,8 +195,27 @@ def _find_heads(
 
 def _differs(value: Tensor, call: Call) -> bool:
     assert call.output is not None
-    before = call.output.reshape(value.shape)
-    return bool(((value - before).abs() > rounding(before)).any())
+    before = call.output.reshape(-1, call.output.shape[-1])
+    return _has_changed(before, value.reshape(before.shape))
+
+
+def _rounding(before: Tensor) -> Tensor:
+    """By how much each column of some rows may differ when it is computed again.
+
+    Column by column: one number for all would be set by the largest columns of a stream, which can
+    be a thousand times the others.
+    """
+    units = max(4 * torch.finfo(before.dtype).eps, 64 * torch.finfo(torch.float32).eps)
+    return units * before.abs().amax(0)
+
+
+def _has_changed(before: Tensor, now: Tensor) -> bool:
+    return bool(((now - before).abs() > _rounding(before)).any())
+
+
+def _varies(rows: Tensor, before: Tensor) -> bool:
+    """Whether rows differ from each other by more than the rounding of what they were."""
+    return bool(((rows - rows[:1]).abs() > _rounding(before)).any())
 
 
 @dataclass(eq=False)
@@ -291,8 +312,18 @@ def _width_of_one(block: Block, blocks: Sequence[Block]) -> int:
     return whole
 
 
-def _find_neurons(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
-    """Sets `neurons` where one projection obeys the law."""
+def _find_neurons(module: nn.Module, probe: Probe, blocks: Sequence[Block]) -> None:
+    """Sets `neurons` where one projection obeys the law; notes of heads whether they are added."""
+    parts: list[_Parts] = []
+    for block in blocks:
+        if block.lacks_neurons or block.heads_place is not None:
+            its_parts = _parts(module, block, blocks)
+            parts += [] if its_parts is None else [its_parts]
+    _find_added(module, probe, parts)
+    for each in parts:
+        each.note_heads()
+
+    parts = [each for each in parts if each.block.lacks_neurons]
     if not parts:
         return
     _find_mixing(module, probe, parts)
@@ -317,7 +348,7 @@ def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> Non
     In turn, one projection of every block gives zeros while the others give what they gave, so that
     only what is added directly is seen.
     """
-    most = max(len(each.projections) for each in parts)
+    most = max((len(each.projections) for each in parts), default=0)
     for number in range(most):
         tried: dict[_Parts, Call] = {}
         for each in parts:
@@ -380,54 +411,86 @@ def _is_added(
     module: nn.Module, parts: _Parts, projection: Call, values: Mapping[Watched, Tensor]
 ) -> bool:
     """Whether what a projection gives is added to something, itself or behind a norm."""
-    given = [parts.rows(projection.output)]
+    output = parts.rows(projection.output)
+    terms = [_Changed(output, torch.zeros_like(output))]
     for call, side in _later_outputs(parts, projection):
-        before = parts.rows(call.output)
-        now = parts.rows(values[call, side])
-        if not _varies(now, before) and _varies(before, before):
-            given.append(before - now)
+        term = _Changed(parts.rows(call.output), parts.rows(values[call, side]))
+        if not _varies(term.now, term.before) and _varies(term.before, term.before):
+            terms.append(term)
 
-    block = parts.block.call
-    now = parts.rows(values[block, "out"])
-    before = parts.rows(block.output)
-    if not _varies(now, before) and _varies(before, before):
+    end = _Changed(parts.rows(parts.block.call.output), parts.rows(values[parts.block.call, "out"]))
+    if not _varies(end.now, end.before) and _varies(end.before, end.before):
         return True  # the projection gives all that the block does
-    sums: list[tuple[Tensor, Tensor]] = [(before, now)]
+    sums = [end]
     for call, side in _later_inputs(module, parts, projection):
-        sums.append((parts.rows(call.value), parts.rows(values[call, side])))
-    return any(
-        _varies(now, before) and _is_multiple(before - now, term, rounding(before))
-        for before, now in sums
-        for term in given
-    )
-
-
-def _varies(rows: Tensor, before: Tensor) -> bool:
-    """Whether rows differ from each other by more than the rounding of what they were."""
-    return bool(((rows - rows[:1]).abs() > rounding(before)).any())
-
-
-def _is_multiple(change: Tensor, term: Tensor, tolerance: float) -> bool:
-    """Whether a change of one or several streams is, in each at each token, a multiple of a term.
-
-    Args:
-        change: [token * stream, width] or [stream * token, width].
-        term: [token, width].
-        tolerance: by how much numbers may differ.
-    """
-    if not bool((change.abs() > tolerance).any()):
-        return False
-    tokens, width = term.shape
-    by_token = change.float().reshape(tokens, -1, width)
-    by_stream = change.float().reshape(-1, tokens, width).transpose(0, 1)
-    own = term.float()[:, None]
-    for each in (by_token, by_stream):
-        in_common = (each * own).sum(-1, keepdim=True)
-        multiples = in_common / own.square().sum(-1, keepdim=True).clamp_min(1e-30)
-        left_over = each - multiples * own
-        if bool((left_over.abs() <= tolerance).all()):
+        sums.append(_Changed(parts.rows(call.value), parts.rows(values[call, side])))
+    for each in sums:
+        if _varies(each.now, each.before) and any(_holds(each, term) for term in terms):
             return True
     return False
+
+
+@dataclass(frozen=True, eq=False)
+class _Changed:
+    """A value in the first forward, and in one in which something is changed.
+
+    Attributes:
+        before, now: [token, width], or with several streams for each token.
+    """
+
+    before: Tensor
+    now: Tensor
+
+    def in_streams(self, tokens: int, *, in_front: bool) -> _Changed:
+        """Both as [token, stream, width], whichever axis the streams are in now."""
+        width = self.before.shape[-1]
+        if in_front:
+            before, now = (each.reshape(-1, tokens, width) for each in (self.before, self.now))
+            return _Changed(before.transpose(0, 1), now.transpose(0, 1))
+        before, now = (each.reshape(tokens, -1, width) for each in (self.before, self.now))
+        return _Changed(before, now)
+
+    @property
+    def size(self) -> Tensor:
+        """How large the numbers are whose difference the change is."""
+        return self.before.double().abs() + self.now.double().abs()
+
+    @property
+    def change(self) -> Tensor:
+        """What is missing now."""
+        return self.before.double() - self.now.double()
+
+
+def _holds(whole: _Changed, term: _Changed) -> bool:
+    """Whether what changed of one or several streams is, in each at each token, a multiple of what
+    changed of a term."""
+    tokens = len(term.before)
+    own = term.in_streams(tokens, in_front=False)
+    layouts = (whole.in_streams(tokens, in_front=each) for each in (False, True))
+    return any(_is_multiple(streams, own) for streams in layouts)
+
+
+def _is_multiple(streams: _Changed, term: _Changed) -> bool:
+    """Whether what changed of streams, [token, stream, width], is a multiple of what changed of a
+    term, [token, 1, width]."""
+    dtype = streams.before.dtype
+    units = 2 * max(torch.finfo(dtype).eps, 32 * torch.finfo(torch.float32).eps)
+    # Element by element, as the columns of a stream differ so much in size; but what comes out
+    # small may be a sum of terms that are not.
+    typical = streams.size.median(-1, keepdim=True).values
+    tolerance = units * (streams.size + typical) + _TINY
+
+    # The multiple at each token, by least squares in units of rounding.
+    weights = tolerance.square().reciprocal()
+    in_common = (weights * streams.change * term.change).sum(-1, keepdim=True)
+    squares = (weights * term.change.square()).sum(-1, keepdim=True)
+    multiples = in_common / squares.clamp_min(_TINY)
+    left_over = (streams.change - multiples * term.change).abs()
+    if not bool((left_over <= tolerance + units * multiples.abs() * term.size).all()):
+        return False
+    # A change that rounding hides is a multiple of anything.
+    is_seen = streams.change.abs() > tolerance
+    return bool(is_seen.double().mean((0, 2)).max() > _SEEN)
 
 
 def _keep_what_reads_mixers(probe: Probe, parts: Sequence[_Parts]) -> None:
@@ -486,9 +549,7 @@ def _reading_experts(probe: Probe, found: Mapping[_Parts, Call]) -> set[_Parts]:
         values = probe.changed(Change(shifted=shifted), watched.values())
         for each, (call, side) in watched.items():
             assert call.value is not None
-            before = each.by_token(call.value)
-            now = each.by_token(values[call, side])
-            if bool(((now - before).abs() > rounding(before)).any()):
+            if _has_changed(each.by_token(call.value), each.by_token(values[call, side])):
                 mixtures.add(each)
     return mixtures
 

@@ -145,7 +145,7 @@ def _try_in_turn(module: nn.Module, probe: Probe, searches: Sequence[Search]) ->
         tried: dict[Search, Call] = {}
         for search, candidates in untried.items():
             if search.found is None:
-                call = next((call for call in candidates if is_linear_in(module, call)), None)
+                call = next((call for call in candidates if _is_linear_in(module, call)), None)
                 if call is not None:
                     tried[search] = call
         if not tried:
@@ -167,8 +167,7 @@ def _try_in_turn(module: nn.Module, probe: Probe, searches: Sequence[Search]) ->
                 search.found = tried[search]
 
 
-def is_linear_in(module: nn.Module, call: Call) -> bool:
-    """Returns whether a call is that of a projection, by its weight or by running it again."""
+def _is_linear_in(module: nn.Module, call: Call) -> bool:
     part = module.get_submodule(call.path)
     return is_projection(part, call) or is_linear(part, call)
 

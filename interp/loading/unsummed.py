@@ -29,11 +29,12 @@ from interp.errors import HookError
 from interp.hooks.call_trace import Attention, Call, Watch
 from interp.loading.block import Block
 from interp.loading.probes import Change, Probe, Watched
-from interp.loading.projections import is_linear_in, outermost
-from interp.loading.verification import inward, same
+from interp.loading.projections import is_linear, outermost
+from interp.loading.verification import inward, is_projection, same
 from interp.sites.anatomy import Place
 
 _SEEN = 0.25  # of the elements of a stream have to change by more than rounding
+_UNEXPLAINED = 0.05  # of the squares of a change, in units of rounding, may be no multiple
 _TINY = 1e-30
 
 
@@ -82,6 +83,26 @@ def _tokens(block: Block) -> tuple[int, int] | None:
 def _position_axis(block: Block, tokens: tuple[int, int]) -> int:
     assert block.call.value is not None
     return 1 if tuple(block.call.value.shape[:2]) == tokens else 2
+
+
+def _projects(module: nn.Module, call: Call) -> bool:
+    """Whether a call is that of a projection: by its weight, or by running it again on what it read
+    and on noise. In half precision, anything is linear on tokens that hardly differ."""
+    part = module.get_submodule(call.path)
+    if is_projection(part, call):
+        return True
+    if not is_linear(part, call):
+        return False
+    assert call.value is not None
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(call.value.shape, generator=generator).to(call.value)
+    return is_linear(part, replace(call, value=noise, output=part(noise)))
+
+
+def _whole(module: nn.Module, projection: Call, block: Block) -> Call:
+    """A projection with the adapters around it."""
+    found = outermost(module, projection, block.inner)
+    return found if found is projection or _projects(module, found) else projection
 
 
 @dataclass(eq=False)
@@ -175,8 +196,8 @@ def _find_heads(module: nn.Module, probe: Probe, operations: int, blocks: Sequen
     for trial in trials:
         # Norms and the like may run in front of the projection, and read the heads as well.
         for call in trial.candidates:
-            if is_linear_in(module, call):
-                projections[trial] = outermost(module, call, trial.block.inner)
+            if _projects(module, call):
+                projections[trial] = _whole(module, call, trial.block)
                 break
 
     if not projections:
@@ -230,6 +251,7 @@ class _Parts:
         projections: the projections, in the order in which they ended.
         mixing: those that carry information between positions.
         added: those that act on each position by itself and whose output is added.
+        partial: those without which the module that they are in still gives something.
     """
 
     block: Block
@@ -239,12 +261,25 @@ class _Parts:
     projections: list[Call]
     mixing: list[Call] = field(default_factory=list[Call])
     added: list[Call] = field(default_factory=list[Call])
+    partial: set[Call] = field(default_factory=set[Call])
 
     def note_heads(self) -> None:
         """Notes, with the place of heads, whether what their projection gives is added."""
         heads, place = self.block.heads, self.block.heads_place
         if place is not None:
             self.block.heads_place = replace(place, goes_on=heads not in self.added)
+
+    def around(self, projection: Call) -> Call | None:
+        """The smallest module of the block that does more than a projection in it, if it gives one
+        vector per token."""
+        by_path = {call.path: call for call in self.block.inner}
+        path = projection.path.rpartition(".")[0]
+        while path.startswith(f"{self.block.call.path}."):
+            call = by_path.get(path)
+            if call is not None and not same(call.value, projection.value):
+                return call if self.is_stream(call.output) else None
+            path = path.rpartition(".")[0]
+        return None
 
     def rows(self, value: Tensor | None) -> Tensor:
         """A value with one row for each token, and for each stream that it holds."""
@@ -289,8 +324,8 @@ def _parts(module: nn.Module, block: Block, blocks: Sequence[Block]) -> _Parts |
     projections: dict[str, Call] = {}
     for call in block.inner:
         is_routed = routed is not None and f"{call.path}.".startswith(routed)
-        if found.is_stream(call.output) and not is_routed and is_linear_in(module, call):
-            whole = outermost(module, call, block.inner)
+        if found.is_stream(call.output) and not is_routed and _projects(module, call):
+            whole = _whole(module, call, block)
             projections[whole.path] = whole
     for path, call in projections.items():
         if not any(path.startswith(f"{other}.") for other in projections):
@@ -336,7 +371,7 @@ def _find_neurons(module: nn.Module, probe: Probe, blocks: Sequence[Block]) -> N
             found[each] = _first_of_a_row(module, call, each.block)
     mixtures = _reading_experts(probe, found)
     for each, call in found.items():
-        if each not in mixtures:
+        if each not in mixtures and not each.partial & {call, *each.added}:
             goes_on = call not in each.added
             each.block.neurons = call
             each.block.neurons_place = replace(inward(call), goes_on=goes_on)
@@ -365,6 +400,9 @@ def _find_added(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> Non
         for each, call in tried.items():
             if _is_added(module, each, call, values):
                 each.added.append(call)
+            around = each.around(call)
+            if around is not None and not _gives_constant(each, around, values):
+                each.partial.add(call)
 
 
 def _find_mixing(module: nn.Module, probe: Probe, parts: Sequence[_Parts]) -> None:
@@ -414,9 +452,8 @@ def _is_added(
     output = parts.rows(projection.output)
     terms = [_Changed(output, torch.zeros_like(output))]
     for call, side in _later_outputs(parts, projection):
-        term = _Changed(parts.rows(call.output), parts.rows(values[call, side]))
-        if not _varies(term.now, term.before) and _varies(term.before, term.before):
-            terms.append(term)
+        if _gives_constant(parts, call, values):
+            terms.append(_Changed(parts.rows(call.output), parts.rows(values[call, side])))
 
     end = _Changed(parts.rows(parts.block.call.output), parts.rows(values[parts.block.call, "out"]))
     if not _varies(end.now, end.before) and _varies(end.before, end.before):
@@ -428,6 +465,12 @@ def _is_added(
         if _varies(each.now, each.before) and any(_holds(each, term) for term in terms):
             return True
     return False
+
+
+def _gives_constant(parts: _Parts, call: Call, values: Mapping[Watched, Tensor]) -> bool:
+    """Whether a call now gives the same for every token, and did not do so before."""
+    before = parts.rows(call.output)
+    return not _varies(parts.rows(values[call, "out"]), before) and _varies(before, before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -488,9 +531,11 @@ def _is_multiple(streams: _Changed, term: _Changed) -> bool:
     left_over = (streams.change - multiples * term.change).abs()
     if not bool((left_over <= tolerance + units * multiples.abs() * term.size).all()):
         return False
-    # A change that rounding hides is a multiple of anything.
+    # A change that rounding hides is a multiple of anything: most of it has to be explained.
     is_seen = streams.change.abs() > tolerance
-    return bool(is_seen.double().mean((0, 2)).max() > _SEEN)
+    unexplained = (weights * left_over.square()).sum()
+    is_explained = unexplained < _UNEXPLAINED * (weights * streams.change.square()).sum()
+    return bool(is_explained & (is_seen.double().mean((0, 2)).max() > _SEEN))
 
 
 def _keep_what_reads_mixers(probe: Probe, parts: Sequence[_Parts]) -> None:
@@ -611,8 +656,8 @@ def _first_of_a_row(module: nn.Module, projection: Call, block: Block) -> Call:
     found = projection
     for call in sorted(block.inner, key=lambda call: call.end, reverse=True):
         feeds_it = call.end < found.start and same(_flat(call.output), _flat(found.value))
-        if feeds_it and is_linear_in(module, call):
-            found = outermost(module, call, block.inner)
+        if feeds_it and _projects(module, call):
+            found = _whole(module, call, block)
     return found
 
 

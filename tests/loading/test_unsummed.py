@@ -161,6 +161,7 @@ def test_a_stream_that_is_normalized_as_it_enters_is_what_the_halves_are_added_t
         (blocks.Multiplied, blocks.Streams, "neurons"),
         (blocks.BesideAttention, blocks.Streams, "neurons"),
         (blocks.RoutedThenAdapter, blocks.Streams, "neurons"),
+        (blocks.HiddenBranch, blocks.Streams, "neurons"),  # without the units, something is left
     ],
 )
 def test_what_no_law_tells_apart_stays_refused(kind, language, point):
@@ -169,6 +170,22 @@ def test_what_no_law_tells_apart_stays_refused(kind, language, point):
         found.anatomy.place(f"blocks.1.{point}")
     if point == "neurons":
         check_units(found, tiny.batch("llama"), "blocks.1.heads", "trunk.1.attn.out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", [blocks.GatedInput, blocks.InFront, blocks.Multiplied])
+def test_no_precision_gives_units_another_place(kind, dtype):
+    language = blocks.StreamsInFront if kind is blocks.InFront else blocks.Streams
+    module = tiny.seeded(lambda: language(kind(), kind()), dtype)
+    with torch.no_grad():
+        module.embed.weight[:, 3] += 300  # one column that sets the rounding of all
+    found = interp.load(module)
+    expected = {"heads": "attn.out", "neurons": "down"}
+    if kind is blocks.Multiplied:
+        del expected["neurons"]
+    for site, place in found.anatomy.places.items():
+        if site.block is not None:
+            assert str(place) == f"trunk.{site.block}.{expected[site.point]}:in"
 
 
 def test_rows_of_a_weight_are_given_only_where_they_are_added():
@@ -186,7 +203,7 @@ def test_heads_in_groups_are_not_what_another_library_is_given():
     plan = interp.Zero(found.units("blocks.0.heads", [0]))
     with pytest.raises(interp.SiteError, match="captum cannot name"):
         captum.layers(found, "blocks.0.heads")
-    with pytest.raises((interp.SiteError, ValueError), match="one tensor"):
+    with pytest.raises(interp.HookError, match="one tensor"):
         nnsight.logits(found, plan, tiny.batch("llama"))
     with pytest.raises(interp.SiteError, match="mapped on"), weights.applied(found, plan):
         pass

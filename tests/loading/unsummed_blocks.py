@@ -347,3 +347,26 @@ class RoutedThenAdapter(HyperConnected):
     def half(self, x: Tensor) -> Tensor:
         x = x + self.mixture(self.between(x))
         return x + self.branch(x)
+
+
+class HiddenBranch(HyperConnected):
+    """The module of the MLP has a second branch, whose weights are in no module of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = TwoBranches()
+
+    def half(self, x: Tensor) -> Tensor:
+        return self.both(self.between(x))
+
+
+class TwoBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 24), nn.Linear(24, WIDTH)
+        self.wide = nn.Parameter(torch.randn(WIDTH, 12) / 4)
+        self.back = nn.Parameter(torch.randn(12, WIDTH) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside = nn.functional.gelu(x @ self.wide) @ self.back
+        return self.down(nn.functional.gelu(self.up(x))) + beside

@@ -83,8 +83,7 @@ class _Block:
         self.sites = {point: interp.Site(point, index, stack) for point in POINTS}
         places = subject.anatomy.places
         self.present = {point: site for point, site in self.sites.items() if site in places}
-        self.width = places[self.sites["resid_post"]].width if "resid_post" in self.present else 0
-        self.parts: Parts = parts(self.module, self.width)
+        self.parts: Parts = parts(self.module, self._width_of_stream())
         self.values = self._values()
 
     def examine(self, found: Findings) -> None:
@@ -101,6 +100,17 @@ class _Block:
                 continue
             status = getattr(self, f"_check_{point}")()
             found.note(point, status, f"{point} at {self._place(point)}: {status}")
+
+    def _width_of_stream(self) -> int:
+        """The width of one residual stream: as the configuration says, where the last axis of what
+        leaves the block holds several."""
+        leaving = _value(self._run().outputs[self.path])
+        assert leaving is not None
+        config: Any = self.subject.module.config
+        text_config = config.get_text_config(decoder=True)
+        declared = getattr(text_config, "hidden_size", None) or leaving.shape[-1]
+        several = leaving.shape[-1] > declared and leaving.shape[-1] % declared == 0
+        return declared if several else leaving.shape[-1]
 
     def _expects(self, point: str) -> bool | None:
         """Whether the block has such a point; None if the names do not say."""
@@ -255,7 +265,9 @@ class _Block:
         if expected is None:
             return "unknown"
         value = value.reshape(-1, value.shape[-1])
-        expected = expected.detach().reshape(-1, expected.shape[-1])
+        # The model's own tensor may spread the width over two axes.
+        width = value.shape[-1] if expected.numel() == value.numel() else expected.shape[-1]
+        expected = expected.detach().reshape(-1, width)
         return "right" if _close(value, expected) else "wrong"
 
     def _run(self, zeroed: str | None = None) -> _Run:

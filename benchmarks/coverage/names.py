@@ -15,7 +15,10 @@ _MIXES = re.compile(
     r"Attention(?!\w*(Residual|Norm|Layer))|MLA$|Attn|Mixer$|Mamba|DeltaNet|ShortConv$|RecurrentBlock"
     r"|LSTMLayer"
 )
-_NO_ATTENTION = re.compile(r"Delta|Lightning|Rwkv|Mixer|Mamba|ShortConv|RecurrentBlock|LSTM")
+_NO_ATTENTION = re.compile(
+    r"Delta|Lightning|TextLinearAttention|Rwkv|Mixer|Mamba|ShortConv|RecurrentBlock|LSTM"
+)
+_IS_ATTENTION = re.compile(r"MultiHeadAttention")  # a block that is nothing else
 _OTHER_SEQUENCE = re.compile(r"cross|encoder_attn")  # attention to an image or an encoder
 _OUT_OF_MIXER = re.compile(
     r"(o|out|c)_proj|dense|attention_out|Wo|wo|linear_out|output|proj|out_lin|resid_proj|to_out"
@@ -24,6 +27,7 @@ _OUT_OF_MLP = re.compile(
     r"(down|c|out)_proj|dense|dense_4h_to_h|fc2|fc_out|w2|wo|Wo|w_out|proj_down|lin2|output_linear"
     r"|linear_(fc)?2|value|proj|shared_output|ffn_out|dense_out|\d"
 )
+_OUT_IN_GROUPS = re.compile(r"o_a_proj")  # heads enter it in groups; another projection follows
 _NORM = re.compile(r"norm\.")  # some norms have a gate with an MLP of its own
 _ROUTED = re.compile(r"(^|\.)(experts|switch_mlp|zero_experts)\.")
 
@@ -76,11 +80,12 @@ def parts(block: nn.Module, width: int) -> Parts:
     shared = [path for path in every_token if "shared" in path]
     routed = [path for path, _ in block.named_modules() if _ROUTED.search(f"{path}.")]
     of_mlp = shared if routed else every_token
+    in_groups = _last([path for path, _ in block.named_modules()], attending, _OUT_IN_GROUPS)
     return Parts(
         attention=bool(attending),
         mixer=bool(others),
         mlp=bool(of_mlp or routed),
-        out_of_attention=_last(projections, attending, _OUT_OF_MIXER),
+        out_of_attention=in_groups or _last(projections, attending, _OUT_OF_MIXER),
         out_of_mixer=_last(projections, others, _OUT_OF_MIXER),
         out_of_mlp=_last(of_mlp, [""], _OUT_OF_MLP),
         experts=routed[0].rpartition(".")[0] if routed else None,
@@ -90,6 +95,8 @@ def parts(block: nn.Module, width: int) -> Parts:
 
 def _mixing(block: nn.Module) -> dict[str, bool]:
     """The outermost parts that carry information between positions, and whether by attention."""
+    if _IS_ATTENTION.fullmatch(type(block).__name__):
+        return {"": True}
     found: dict[str, bool] = {}
     for path, part in block.named_modules():
         if not path or _OTHER_SEQUENCE.search(path):
@@ -121,10 +128,10 @@ def _last(paths: list[str], inside: list[str], named: re.Pattern[str]) -> str | 
     found: str | None = None
     for path in paths:
         leaf = path.removesuffix(".linear").rpartition(".")[2]
-        if named.fullmatch(leaf) and any(not part or _within(path, part) for part in inside):
+        if named.fullmatch(leaf) and any(_within(path, part) for part in inside):
             found = path
     return found
 
 
 def _within(path: str, part: str) -> bool:
-    return path == part or path.startswith(f"{part}.")
+    return not part or path == part or path.startswith(f"{part}.")

@@ -37,7 +37,7 @@ def layers(subject: Hooked, sites: Sites) -> list[tuple[nn.Module, bool]]:
     found: list[tuple[nn.Module, bool]] = []
     for site in subject.anatomy.expand(sites):
         place = subject.anatomy.place(site)
-        if place.base is not None or place.scale != 1:
+        if place.base is not None or not place.is_plain:
             raise SiteError(
                 f"{site} is {place}, which captum cannot name: "
                 "attribute to attn_out or to resid_pre of the next block"

@@ -121,6 +121,8 @@ class Clock:
             elif declared.prompts is not None:
                 self.unknown_position = self._under_generate(declared, tokens.shape[1])
             self.read = self.offset + tokens.shape[1]
+            # Until the blocks show it: those with several residual streams never do.
+            self.length = tokens.shape[1]
         if any(name.startswith("cu_seq") and kwargs[name] is not None for name in kwargs):
             self.unknown_position = "this forward reads several sequences packed into one row"
 

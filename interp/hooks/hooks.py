@@ -170,11 +170,14 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
     if place.scale != 1:
         visit = _on_scaled(visit, place.scale)
 
+    def reach(tensor: Tensor) -> Tensor | None:
+        return _visit(visit, tensor, place.width, clock)
+
     def inward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _change_first_tensor((args, kwargs), lambda tensor: _visit(visit, tensor, clock))
+        return _change_first_tensor((args, kwargs), reach)
 
     def outward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        return _change_first_tensor(output, lambda tensor: _visit(visit, tensor, clock))
+        return _change_first_tensor(output, reach)
 
     target = module.get_submodule(place.path)
     if place.side == "in":
@@ -209,9 +212,9 @@ def _on_scaled(visit: Visit, scale: float) -> Visit:
     return visit_scaled
 
 
-def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
+def _visit(visit: Visit, tensor: Tensor, width: int, clock: Clock) -> Tensor | None:
     """Calls a visit with the value as [batch, position, width], whatever the shape of the module's
-    own tensor."""
+    own tensor; a width of 0 is that of its last axis."""
     # Checkpointing may switch gradients off in the part that it will run again.
     if clock.differentiated or torch.is_grad_enabled():
         refuse_checkpointing()
@@ -219,12 +222,12 @@ def _visit(visit: Visit, tensor: Tensor, clock: Clock) -> Tensor | None:
         clock.see(tensor)
         return visit(tensor, clock)
 
-    # OPT's MLP sees [batch * position, width]. The clock knows the length from the block around it.
-    width = tensor.shape[-1]
-    value = tensor.reshape(-1, clock.length, width)
+    # OPT's MLP sees [batch * position, width], and DeepSeek V4's heads are in groups, [batch,
+    # position, group, column]. The clock knows the length from the block around it.
+    value = tensor.reshape(-1, clock.length, width or tensor.shape[-1])
     clock.see(value)
     new = visit(value, clock)
-    return None if new is None else new.reshape(-1, width)
+    return None if new is None else new.reshape(tensor.shape)
 
 
 def first_tensor(tree: Any) -> Tensor | None:

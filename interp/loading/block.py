@@ -29,6 +29,9 @@ class Block:
         refusal: why nothing in the block can be verified; empty if it can.
         halves: which of the terms that it adds comes from what.
         heads, neurons: the calls of the projections whose inputs hold the units; None without.
+        heads_place, neurons_place: where the units are, if they are found without a known sum.
+        has_unsummed_experts: whether a shared expert was seen of which it is not known that it is
+            added to the others.
     """
 
     module: nn.Module
@@ -42,13 +45,16 @@ class Block:
     halves: Halves = field(default_factory=Halves)
     heads: Call | None = None
     neurons: Call | None = None
+    heads_place: Place | None = None
+    neurons_place: Place | None = None
+    has_unsummed_experts: bool = False
 
     def __post_init__(self) -> None:
-        inner = [call for call in self.watch.calls if self.call.path in call.inside]
-        times_run = Counter(call.path for call in inner)
+        self.all_inner = [call for call in self.watch.calls if self.call.path in call.inside]
+        times_run = Counter(call.path for call in self.all_inner)
         # A module that is used twice (Phi's dropout) is not a place: a hook on it would change both
         # uses.
-        self.inner = [call for call in inner if times_run[call.path] == 1]
+        self.inner = [call for call in self.all_inner if times_run[call.path] == 1]
         self.operations: list[Attention] = []
         for operation in self.watch.attentions:
             if self.call.path in operation.inside:
@@ -73,12 +79,35 @@ class Block:
                 f"{self.call.path} does not return a tensor of the shape of its input, so that no "
                 "residual stream passes it"
             )
-        if entering.ndim > 3:
+        if self.has_streams:
             return (
                 f"{self.call.path} passes on several residual streams at once "
                 f"(a value of shape {tuple(entering.shape)})"
             )
         return ""
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether it passes on several residual streams at once, in one tensor."""
+        entering, leaving = self.call.value, self.call.output
+        return entering is not None and entering.ndim > 3 and shaped_like(leaving, entering)
+
+    @property
+    def lacks_heads(self) -> bool:
+        """Whether attention runs in it that is no term of a known sum, and no heads are found."""
+        if self.heads is not None or self.layout.heads is not None or not self.operations:
+            return False
+        return self.residual is None or self.halves.attention is None
+
+    @property
+    def lacks_neurons(self) -> bool:
+        """Whether it may have neurons, but not in a term of a known sum, and none are found."""
+        if self.neurons is not None or self.layout.neurons is not None:
+            return False
+        if self.residual is None or self.has_unsummed_experts:
+            return True
+        # Heads that are not those of a term feed something else, and so may an MLP.
+        return not self.halves.mlp and self.heads_place is not None
 
     @property
     def _width(self) -> int:
@@ -191,7 +220,7 @@ class Block:
     def follows_experts(self, projection: Call | None) -> bool:
         """Whether routed experts feed a projection: its inputs are then sums over experts, no
         neurons."""
-        experts = self._experts()
+        experts = self.experts()
         if projection is None or experts is None:
             return False
         experts_path = f"{self.call.path}.{experts}"
@@ -203,7 +232,7 @@ class Block:
 
     def search_shared_expert(self) -> Search | None:
         """The search for the out-projection of the expert of a mixture that every token goes to."""
-        experts = self._experts()
+        experts = self.experts()
         if experts is None or self.layout.neurons is not None or not self.halves.mlp:
             return None
         experts_path = f"{self.call.path}.{experts}"
@@ -294,7 +323,7 @@ class Block:
             counts = {operation.maps // value.shape[0] for operation in self.operations}
         return counts.pop() if len(counts) == 1 else 0
 
-    def _experts(self) -> str | None:
+    def experts(self) -> str | None:
         """The name of the experts, if there are any: one fused weight of three axes, or a list of
         MLPs."""
         block = self.module.get_submodule(self.call.path)
@@ -312,14 +341,16 @@ class Block:
     def is_additive(self) -> bool:
         """Whether the block adds what its attention and its MLP give, and nothing else."""
         residual, halves = self.residual, self.halves
-        if residual is None or residual.norms or residual.whole != 1 or self.gap:
+        if residual is None or self.gap:
+            return False
+        if residual.norms or residual.start is not None or residual.whole != 1:
             return False
         return halves.attention is not None and len(residual.terms) == 1 + len(halves.mlp)
 
     def places(self) -> dict[str, Place | str]:
         """The place of each point, or the reason why it is refused."""
         if self.refusal:
-            return dict.fromkeys(BLOCK_POINTS, self.refusal)
+            return self._units_alone()
         pre = Place(self.call.path, "in", self._width)
         return {
             "resid_pre": self.gap or pre,
@@ -327,13 +358,27 @@ class Block:
             "attn_out": self._attn_out(),
             "mixer_out": self._mixer_out(),
             "resid_mid": self._resid_mid(pre),
-            "neurons": inward(self.neurons) if self.neurons else self._why_no_neurons(),
+            "neurons": self._neurons_place(),
             "mlp_out": self._mlp_out(),
             "block_out": Place(self.call.path, "out", self._width, heads=1, beyond=pre),
             "resid_post": outward(self.call),
         }
 
+    def _units_alone(self) -> dict[str, Place | str]:
+        """The places in a block of which nothing but units can be verified."""
+        found: dict[str, Place | str] = dict.fromkeys(BLOCK_POINTS, self.refusal)
+        found["heads"] = self.heads_place or self.refusal
+        found["neurons"] = self.neurons_place or self.refusal
+        return found
+
+    def _neurons_place(self) -> Place | str:
+        if self.neurons_place is not None:
+            return self.neurons_place
+        return inward(self.neurons) if self.neurons else self._why_no_neurons()
+
     def _heads_place(self) -> Place | str:
+        if self.heads_place is not None:
+            return self.heads_place
         if self.heads is None:
             return self._why_no_heads()
         assert self.heads.value is not None
@@ -366,7 +411,7 @@ class Block:
             return self.halves.unknown or f"{where} has no MLP: nothing else is added"
         if same(self.call.value, self.call.output):
             return self._why_no_term()
-        experts = self._experts()
+        experts = self.experts()
         if experts is not None:
             return (
                 f"a mixture of experts ({where}.{experts}): "
@@ -420,12 +465,16 @@ class Block:
             return "attention and MLP run in parallel: there is no residual between them"
         if first[-1].call.end > second[0].call.end:
             return "what the two halves add is computed in turns: nothing is between"
-        return _sum_of(first, pre)
+        start = self.residual.start
+        return _sum_of(first, pre if start is None else outward(start))
 
     def _reads(self, terms: Sequence[Term]) -> bool:
         """Whether some module reads the stream to which these terms have been added."""
-        assert self.call.value is not None
-        parts = [self.call.value.reshape(-1)]
+        assert self.residual is not None
+        start = self.residual.start
+        entering = self.call.value if start is None else start.output
+        assert entering is not None
+        parts = [entering.reshape(-1)]
         for term in terms:
             assert term.call.output is not None
             parts.append(term.scale * term.call.output.reshape(-1))

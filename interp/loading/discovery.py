@@ -8,7 +8,8 @@ Discovery looks at the structure of a module, never at the names in it:
 - the part that carries information between positions is attention, or another mixer; the part that
   does not is the MLP (`halves`);
 - `heads` and `neurons` are the input of a projection without which the attention, or the MLP, adds
-  nothing but a constant (`projections`).
+  nothing but a constant (`projections`);
+- where no such sum is found, they may still be told by what depends on what (`unsummed`).
 
 What satisfies none of this is refused by name, with the reason.
 """
@@ -31,6 +32,7 @@ from interp.loading.probes import Probe
 from interp.loading.projections import Search, find_projections
 from interp.loading.residual import Residual
 from interp.loading.stacks import block_paths, find_stacks
+from interp.loading.unsummed import find_unsummed
 from interp.loading.verification import outward, same, shaped_like
 from interp.sites.anatomy import Anatomy, Layout, Place
 from interp.sites.site import Site
@@ -126,6 +128,7 @@ class _Survey:
         probe = Probe(self.module, self.again, self.paths, calls)
         self._tell_halves_apart(whole, probe)
         self._find_units(whole, probe)
+        find_unsummed(self.module, probe, self.watch, blocks)
         for block in blocks:
             if block.is_additive:
                 self.additive.add(block.call.path)
@@ -190,6 +193,7 @@ class _Survey:
         find_projections(self.module, probe, _present(shared.values()))
         for block, search in shared.items():
             block.neurons = None if search is None else search.found
+            block.has_unsummed_experts = search is not None and search.found is None
 
     def _keep(self, site: Site, found: Place | str) -> None:
         if isinstance(found, Place):

@@ -6,13 +6,16 @@ inside one block is not seen by the others, and one forward tells about all bloc
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.call_trace import Call
+from interp.errors import HookError
+from interp.hooks.call_trace import Attention, Call, attention_zeroed
 from interp.hooks.hooks import Clock, Visit, tapped
 from interp.hooks.modes import dropout_off
 from interp.loading.verification import rounding
@@ -33,6 +36,25 @@ class Reach:
     alone: int
     through: int
 
+
+@dataclass(frozen=True)
+class Change:
+    """What is changed in one more forward.
+
+    Attributes:
+        zeroed: calls that give zeros.
+        kept: calls that give what they gave in the first forward.
+        shifted: calls that give noise too, at every position.
+        heads_off: for some attention operations, which of their heads give zeros.
+    """
+
+    zeroed: Iterable[Call] = ()
+    kept: Iterable[Call] = ()
+    shifted: Iterable[Call] = ()
+    heads_off: Mapping[Attention, Tensor] = field(default_factory=dict[Attention, Tensor])
+
+
+Watched = tuple[Call, str]  # a call, and "in" or "out" for the value that is looked at
 
 _NOISE = 3.0  # standard deviations of the stream that are added to its first position
 
@@ -61,19 +83,27 @@ class Probe:
     stacks: Mapping[str, tuple[str, ...]]
     blocks: Sequence[Call]
 
-    def reaches(self, parts: Mapping[str, Sequence[Call]]) -> dict[Call, Reach]:
+    def reaches(
+        self, parts: Mapping[str, Sequence[Call]], axes: Mapping[str, int] | None = None
+    ) -> dict[Call, Reach]:
         """Returns how far the first position of each block's input reaches in some of its parts.
 
         Args:
             parts: for each block, by its path, calls inside it in the order in which they ended.
+            axes: for blocks whose input is not [batch, position, width], which axis is that of
+                positions.
         """
+        axes = axes or {}
         alone: dict[Call, int] = {}
         through: dict[Call, int] = {}
         most = max(map(len, parts.values()), default=0)
         for first_kept in range(0, most, self._rows):
             visits: dict[Site, Visit] = {}
             for block in self.blocks:
-                visits[_site(block, "in")] = _with_noise
+                axis = axes.get(block.path)
+                visits[_site(block, "in")] = (
+                    _with_noise if axis is None else _with_noise_along(axis, block)
+                )
                 for number, call in enumerate(parts.get(block.path, ())):
                     visits[_site(call, "out")] = _noting_reach(
                         call, number, range(first_kept, first_kept + self._rows), alone, through
@@ -113,9 +143,51 @@ class Probe:
         self._rerun(visits)
         return outputs
 
+    def changed(
+        self, change: Change, watched: Iterable[Watched], operations: int = 0
+    ) -> dict[Watched, Tensor]:
+        """Returns some values of a forward in which calls give something else than they gave.
+
+        Args:
+            change: what they give.
+            watched: the values, where nothing else is changed; of a block, what it would return.
+            operations: how many attention operations the forward has, where heads are off.
+
+        Raises:
+            HookError: the forward did not run the same modules and attention operations again.
+        """
+        visits: dict[Site, Visit] = {}
+        seen: dict[Site, list[Tensor]] = defaultdict(list)
+        sites = {value: _site(*value) for value in watched}
+        for site in sites.values():
+            visits[site] = _noting_values(seen[site])
+        for block in self.blocks:
+            site = _site(block, "out")
+            if site in visits:
+                visits[site] = _noting_values(seen[site], block)
+        for call in change.zeroed:
+            visits[_site(call, "out")] = lambda value, _: torch.zeros_like(value)
+        for call in change.kept:
+            visits[_site(call, "out")] = _first_output(call)
+        for call in change.shifted:
+            visits[_site(call, "out")] = _with_noise_everywhere
+        with ExitStack() as stack:
+            if change.heads_off:
+                off = {each.number: heads for each, heads in change.heads_off.items()}
+                stack.enter_context(attention_zeroed(off, operations))
+            self._rerun(visits)
+        found: dict[Watched, Tensor] = {}
+        for value, site in sites.items():
+            # A module that runs several times gives as many values: each call has its own.
+            call, _ = value
+            if call.turn >= len(seen[site]):
+                raise HookError(f"{call.path} ran {len(seen[site])} times, fewer than before")
+            found[value] = seen[site][call.turn]
+        return found
+
     def _rerun(self, visits: dict[Site, Visit]) -> None:
         for block in self.blocks:
-            visits[_site(block, "out")] = _first_output(block)
+            visits.setdefault(_site(block, "out"), _first_output(block))
         places = {site: _place(site) for site in visits}
         hooked = Bare(self.module, Anatomy(self.stacks, {}, {}, places))
         with torch.no_grad(), dropout_off(self.module), tapped(hooked, visits):
@@ -152,6 +224,38 @@ def _with_noise(value: Tensor, _: Clock) -> Tensor:
     changed = value.clone()
     changed[:, 0] = first + _NOISE * spread * noise
     return changed
+
+
+def _with_noise_everywhere(value: Tensor, _: Clock) -> Tensor:
+    # Not a constant: a norm behind the call would remove it.
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(value.shape, generator=generator).to(value)
+    return value + value.float().std().to(value) * noise
+
+
+def _with_noise_along(axis: int, call: Call) -> Visit:
+    """Noise at the first position of an input of more axes than [batch, position, width]."""
+
+    def change(value: Tensor, clock: Clock) -> Tensor:
+        assert call.value is not None
+        own_shape = value.reshape(call.value.shape)
+        # The axis of positions to where that of three has it: [other axes, position, width].
+        by_position = own_shape.movedim(axis, -2)
+        rows = by_position.reshape(-1, *by_position.shape[-2:])
+        noisy = _with_noise(rows, clock).reshape(by_position.shape)
+        return noisy.movedim(-2, axis).reshape(value.shape)
+
+    return change
+
+
+def _noting_values(seen: list[Tensor], restored: Call | None = None) -> Visit:
+    """A visit that notes each value, and puts the first output of a call in its place."""
+
+    def note(value: Tensor, _: Clock) -> Tensor | None:
+        seen.append(value.clone())
+        return None if restored is None else _recorded(restored, value)
+
+    return note
 
 
 def _noting_reach(

@@ -42,11 +42,14 @@ class Residual:
         norms: for a block that normalizes its stream after each addition, the norms, one for each
             term; empty for all other blocks.
         whole: a factor on the sum.
+        start: for a block that normalizes its stream once, as it enters, that norm: what is added
+            is added to its output. None for all other blocks.
     """
 
     terms: tuple[Term, ...]
     norms: tuple[Call, ...] = ()
     whole: float = 1.0
+    start: Call | None = None
 
 
 def find_residual(block: Call, inner: Sequence[Call], named: Sequence[Call]) -> Residual | None:
@@ -64,7 +67,26 @@ def find_residual(block: Call, inner: Sequence[Call], named: Sequence[Call]) -> 
     plain = _plain_sum(pre, post, candidates, named)
     if plain is not None:
         return Residual(plain)
-    return _post_norm(block, inner, candidates, named) or _scaled_sum(pre, post, candidates, named)
+    return (
+        _post_norm(block, inner, candidates, named)
+        or _scaled_sum(pre, post, candidates, named)
+        or _from_norm(block, inner, candidates, named)
+    )
+
+
+def _from_norm(
+    block: Call, inner: Sequence[Call], candidates: Sequence[Call], named: Sequence[Call]
+) -> Residual | None:
+    """The terms of a block that computes `norm(pre) + terms`: RWKV's first normalizes the
+    embedding."""
+    for start in inner:
+        if not same(start.value, block.value) or not shaped_like(start.output, block.output):
+            continue
+        later = [call for call in candidates if call.start > start.end]
+        terms = _plain_sum(_row(start.output), _row(block.output), later, named)
+        if terms is not None:
+            return Residual(terms, start=start)
+    return None
 
 
 def _row(value: Tensor | None) -> Tensor:

@@ -66,6 +66,10 @@ class Place:
             it.
         scale: a factor on the tensor, in models that scale what a module gives before they add it
             to the residual stream; the value is what they add.
+        axes: over how many of its last axes the module's own tensor spreads the width: 2 where the
+            heads are in groups.
+        goes_on: whether what the projection at this input gives is mapped on, by something else
+            than a norm, before it is added to the residual stream.
     """
 
     path: str
@@ -75,6 +79,8 @@ class Place:
     onto: Place | None = None
     beyond: Place | None = None
     scale: float = 1.0
+    axes: int = 1
+    goes_on: bool = False
 
     @property
     def base(self) -> tuple[Place, int] | None:
@@ -91,7 +97,7 @@ class Place:
 
         Other libraries can be told no more than that.
         """
-        if self.scale != 1:
+        if self.scale != 1 or self.axes != 1:
             return False
         return self.base is None or self.base[0].side == "in"
 
@@ -375,6 +381,11 @@ class Anatomy:
         if place.side != "in" or place.base is not None:
             raise SiteError(
                 f"{site} is not the input of a projection: only neurons and heads have out-weights"
+            )
+        if place.goes_on:
+            raise SiteError(
+                f"{site}: what {place.path} gives is mapped on before it is added to the residual "
+                "stream, so that the rows of its weight are not what the units write"
             )
         projection = module.get_submodule(place.path)
         if not _has_plain_weight(projection):

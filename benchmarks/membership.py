@@ -31,7 +31,7 @@ def run(rounds: int = 3) -> list[Row]:
 
     def all_scores() -> torch.Tensor:
         scores = membership(subject, batch, reference)
-        return torch.from_numpy(scores["loss"].to_numpy())
+        return torch.tensor(scores["loss"].to_numpy())
 
     variants = {"one forward per model": plain_forwards, "all membership scores": all_scores}
     bars = {"all membership scores": 1.25}

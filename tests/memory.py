@@ -56,6 +56,12 @@ def inject(
             only[at] = 1
             handles.append(weight.register_hook(lambda gradient, only=only: gradient * only))
             weights.append(weight)
+    # Gradients of all other weights would take as long as the rest of a step.
+    trained = {id(weight) for weight in weights}
+    parameters = [p for p in subject.module.parameters() if p.requires_grad]
+    others = [parameter for parameter in parameters if id(parameter) not in trained]
+    for parameter in others:
+        parameter.requires_grad_(False)
     optimizer = torch.optim.Adam(weights, lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
@@ -65,6 +71,8 @@ def inject(
         loss.backward()
         optimizer.step()
     subject.module.zero_grad()
+    for parameter in others:
+        parameter.requires_grad_(True)
     for handle in handles:
         handle.remove()
 

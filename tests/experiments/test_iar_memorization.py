@@ -45,14 +45,13 @@ from interp.mitigation.controls import IN_BLOCKS_OF, Selection
 from interp.mitigation.weight_edits import in_weights
 
 SEED = 100
-# The smoke preset with fewer blocks, views and draws: as much as every law below needs.
+# The smoke preset with fewer blocks and draws: as much as every law below needs.
 _PRESET = PRESETS["smoke"]
 _TOKENIZER = replace(_PRESET.tokenizer, fit=replace(_PRESET.tokenizer.fit, batch_size=16))
 SMOKE = replace(
     _PRESET,
     tokenizer=_TOKENIZER,
     model=replace(_PRESET.model, depth=2),
-    views=(3, 1),
     random_draws=2,
 )
 
@@ -397,7 +396,6 @@ def test_the_paper_preset_runs_on_what_its_places_name(out, tmp_path):
     small |= {
         "judged": SMOKE.judged,
         "reference": 12,
-        "views": SMOKE.views,
         "shares": (0.5,),
         "methods": {"z_score": {}},
         "fractions": (0.1, 0.2),

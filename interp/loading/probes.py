@@ -46,12 +46,14 @@ class Change:
         kept: calls that give what they gave in the first forward.
         shifted: calls that give noise too, at every position.
         heads_off: for some attention operations, which of their heads give zeros.
+        noisy: blocks that read noise at the first position, with the axis of positions.
     """
 
     zeroed: Iterable[Call] = ()
     kept: Iterable[Call] = ()
     shifted: Iterable[Call] = ()
     heads_off: Mapping[Attention, Tensor] = field(default_factory=dict[Attention, Tensor])
+    noisy: Mapping[Call, int] = field(default_factory=dict[Call, int])
 
 
 Watched = tuple[Call, str]  # a call, and "in" or "out" for the value that is looked at
@@ -165,6 +167,8 @@ class Probe:
             site = _site(block, "out")
             if site in visits:
                 visits[site] = _noting_values(seen[site], block)
+        for block, axis in change.noisy.items():
+            visits[_site(block, "in")] = _with_noise_along(axis, block)
         for call in change.zeroed:
             visits[_site(call, "out")] = lambda value, _: torch.zeros_like(value)
         for call in change.kept:

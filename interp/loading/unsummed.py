@@ -6,8 +6,9 @@ and with it no name for what each half adds. But a projection can still be shown
 input holds the units, by what depends on what:
 
 - `heads`: with some heads at zero in the attention operation itself, their columns of the
-  projection's input are zero and all others are what they were; and with what the projection gives
-  held, nothing that attention computes reaches the end of the block.
+  projection's input are zero and all others are what they were; with what the projection gives
+  held, nothing that attention computes reaches the end of the block; and its input at later
+  positions depends on the first position of what enters the block.
 - `neurons`: the projection acts on each position by itself and reads what attention, or another
   mixer, has given; and what it gives is added. Without it, a value further on differs by a
   multiple, at each position, of what the projection or a norm behind it gave, and is not nothing.
@@ -113,15 +114,21 @@ class _HeadTrial:
         block: the block.
         operation: the attention operation.
         n_heads: how many heads it has.
-        tokens: how many tokens the forward reads.
+        batch, length: how many examples and positions the forward reads.
         candidates: calls that run after it, the earliest first.
     """
 
     block: Block
     operation: Attention
     n_heads: int
-    tokens: int
+    batch: int
+    length: int
     candidates: list[Call]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the forward reads."""
+        return self.batch * self.length
 
     def keep_separate(self, values: Mapping[Watched, Tensor], off: Tensor) -> None:
         """Drops the candidates whose input does not have one slice for each head."""
@@ -135,6 +142,13 @@ class _HeadTrial:
             if bool(((now - expected).abs() <= _rounding(before)).all()):
                 kept.append(call)
         self.candidates = kept
+
+    def mixes_positions(self, value: Tensor, before: Tensor | None) -> bool:
+        """Whether a value has changed at a position other than the first."""
+        assert before is not None
+        clean = before.reshape(self.batch, self.length, -1)[:, 1:].flatten(0, 1)
+        changed = value.reshape(self.batch, self.length, -1)[:, 1:].flatten(0, 1)
+        return _has_changed(clean, changed)
 
     def place(self, projection: Call) -> Place:
         """Where the heads are. Whether what the projection gives is added is not known yet."""
@@ -161,7 +175,7 @@ def _head_trials(block: Block) -> list[_HeadTrial]:
         axes = _axes_of_columns(call.value, batch, length)
         if call.start > operation.time and axes and axes.numel() % n_heads == 0:
             candidates.append(call)
-    return [_HeadTrial(block, operation, n_heads, batch * length, candidates)]
+    return [_HeadTrial(block, operation, n_heads, batch, length, candidates)]
 
 
 def _axes_of_columns(value: Tensor | None, batch: int, length: int) -> torch.Size | None:
@@ -207,9 +221,18 @@ def _find_heads(module: nn.Module, probe: Probe, operations: int, blocks: Sequen
     without = probe.changed(Change(heads_off=all_off), ends, operations)
     held = Change(kept=projections.values(), heads_off=all_off)
     around = probe.changed(held, ends, operations)
+    # Attention to another sequence (an image, an encoder) does not read what enters the block.
+    noisy = {
+        trial.block.call: _position_axis(trial.block, (trial.batch, trial.length))
+        for trial in projections
+    }
+    inputs: list[Watched] = [(projection, "in") for projection in projections.values()]
+    mixed = probe.changed(Change(noisy=noisy), inputs)
     for trial, projection in projections.items():
         end = (trial.block.call, "out")
-        if _differs(without[end], trial.block.call) and not _differs(around[end], trial.block.call):
+        is_all = not _differs(around[end], trial.block.call)
+        reads_block = trial.mixes_positions(mixed[projection, "in"], projection.value)
+        if _differs(without[end], trial.block.call) and is_all and reads_block:
             trial.block.heads = projection
             trial.block.heads_place = trial.place(projection)
 

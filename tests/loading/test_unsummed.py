@@ -156,6 +156,7 @@ def test_a_stream_that_is_normalized_as_it_enters_is_what_the_halves_are_added_t
         (blocks.Rotated, blocks.Streams, "heads"),  # a column is not of one head
         (blocks.Bypassed, blocks.Streams, "heads"),  # without the units, something is left
         (blocks.TwoAttentions, blocks.Streams, "heads"),  # which of the two?
+        (blocks.ToAnotherSequence, blocks.Streams, "heads"),  # it mixes nothing that enters
         (blocks.TwoMLPs, blocks.Streams, "neurons"),
         (blocks.OneAfterTheOther, blocks.Streams, "neurons"),
         (blocks.Multiplied, blocks.Streams, "neurons"),

@@ -370,3 +370,23 @@ class TwoBranches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         beside = nn.functional.gelu(x @ self.wide) @ self.back
         return self.down(nn.functional.gelu(self.up(x))) + beside
+
+
+class ToAnotherSequence(HyperConnected):
+    """Attention to something that does not enter the block as its stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = AttentionToFixed(WIDTH, tiny.HEADS, causal=True)
+
+
+class AttentionToFixed(tiny.Attention):
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__(width, heads, causal=causal)
+        self.keys = nn.Parameter(torch.randn(heads, 7, width // heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.qkv(x)[..., :WIDTH].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        keys = self.keys.expand(len(x), -1, -1, -1)
+        mixed = nn.functional.scaled_dot_product_attention(queries, keys, keys)
+        return self.out(mixed.transpose(1, 2).flatten(2))

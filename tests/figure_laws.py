@@ -99,9 +99,11 @@ def overlapping(boxes: list[tuple[str, Bbox]]) -> list[tuple[str, str]]:
 
 
 def colour(handle: Any) -> str:
-    """The colour of an entry of a legend."""
+    """The colour of an entry of a legend, and whether its mark is hollow: that is seen too."""
     given = handle.get_facecolor() if hasattr(handle, "get_facecolor") else handle.get_color()
-    return to_hex(given if isinstance(given, str) else np.ravel(given)[:4], keep_alpha=True)
+    shown = to_hex(given if isinstance(given, str) else np.ravel(given)[:4], keep_alpha=True)
+    face = handle.get_markerfacecolor() if hasattr(handle, "get_markerfacecolor") else ""
+    return f"hollow {shown}" if face == "white" else shown
 
 
 def is_dashed(handle: Any) -> bool:

@@ -58,7 +58,6 @@ def _laws() -> list[Check]:
             measure=_spread("informia_with_population"),
             threshold=at_most(1e-12),
             over="every",
-            family="laws",
             statement="the standard deviation of InfoRMIA's AUC over random populations of "
             f"{_SMALLEST} points is {{threshold}}, on every seed",
             paper=0,
@@ -71,7 +70,6 @@ def _laws() -> list[Check]:
             measure=Measure("smallest advantage", _smallest_advantage),
             threshold=at_least(0),
             over="every",
-            family="laws",
             statement="on one target, the true positive rate of InfoRMIA minus that of RMIA is "
             "{threshold} at every false positive rate, on every seed",
             source="inferred",
@@ -82,7 +80,6 @@ def _laws() -> list[Check]:
                 id=name,
                 measure=mean("attacks", "certain", item=["data", "target"], attack="rmia"),
                 threshold=threshold,
-                family="laws",
                 statement="the share of non-members that beat RMIA's whole population, times its "
                 "size plus 1, is {threshold} (it is 1 where population and non-members are alike)",
                 source="inferred",
@@ -94,7 +91,6 @@ def _laws() -> list[Check]:
             id="L3",
             measure=mean("identity", "correlation", item="target", bounds=(-1, 1)),
             threshold=at_least(0.99),
-            family="laws",
             statement="the correlation of token scores whose reference had one training step with "
             "the logit minus its mean over the vocabulary is {threshold}",
             source="inferred",

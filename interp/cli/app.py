@@ -358,7 +358,7 @@ def membership(
     else:
         score = "ratio" if references else "loss"
         best = frame.sort_values(score, ascending=False).head(10)
-        shown = best[["text", "tokens", score, "beginning"]]
+        shown = best.filter(["text", "tokens", score, "beginning"])
         _print(as_json, summary, shown, f"most likely members, by {score}")
     if not references and not as_json:
         _advise("without --reference, a text that anyone can predict scores as high as a member")

@@ -69,7 +69,7 @@ def score_files(
             batch_size=batch_size,
             bos=bos,
         )
-        part["beginning"] = part["text"].map(beginnings)
+        part["beginning"] = [beginnings[number] for number in part["text"]]
         if non_members:
             part["member"] = is_member
         skipped += part.attrs["skipped"]

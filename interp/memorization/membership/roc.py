@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -174,8 +174,9 @@ def auc_interval(auc: float, members: int, non_members: int) -> Interval:
 
     # An AUC of 0 or 1 is a root itself, and not the one that is wanted: start beside it.
     inside = min(max(auc, 1e-9), 1 - 1e-9)
-    low = 0.0 if auc == 0 else float(brentq(distance, 0.0, inside))
-    high = 1.0 if auc == 1 else float(brentq(distance, inside, 1.0))
+    solve: Any = brentq
+    low = 0.0 if auc == 0 else float(solve(distance, 0.0, inside))
+    high = 1.0 if auc == 1 else float(solve(distance, inside, 1.0))
     return Interval(auc, min(low, auc), max(high, auc), n=min(members, non_members))
 
 

@@ -173,7 +173,7 @@ def rows(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     wanted = np.ones(len(frame), dtype=bool)
     for name, value in where.items():
         wanted &= (frame[name] == value).to_numpy(dtype=bool)
-    found = frame[wanted]
+    found: Any = frame[wanted]
     if found.empty:
         raise LookupError(f"no rows with {dict(where)}")
     return found

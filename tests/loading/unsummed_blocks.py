@@ -69,9 +69,9 @@ class HyperConnected(blocks.Block):
         write, x, mixed = self.to_attention(streams)
         streams = write[..., None] * self.attention(x)[:, :, None] + mixed
         write, x, mixed = self.to_mlp(streams)
-        return write[..., None] * self.half(x)[:, :, None] + mixed
+        return write[..., None] * self.second_half(x)[:, :, None] + mixed
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         return self.mlp(x)
 
 
@@ -82,7 +82,7 @@ class GatedInput(HyperConnected):
         super().__init__()
         self.gate = nn.Linear(WIDTH, WIDTH)
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         return self.mlp(self.gate(x).sigmoid() * x)
 
 
@@ -101,7 +101,7 @@ class SharedInStreams(HyperConnected):
         super().__init__()
         self.mixture = blocks.Mixture(shared=True)
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         return self.mixture(self.between(x))
 
 
@@ -293,7 +293,7 @@ class TwoAttentions(HyperConnected):
         super().__init__()
         self.second = tiny.Attention(WIDTH, tiny.HEADS, causal=True)
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         return self.second(self.mlp(x))
 
 
@@ -304,7 +304,7 @@ class TwoMLPs(HyperConnected):
         super().__init__()
         self.branch = blocks.Expert(16)
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         return self.mlp(x) + self.branch(x)
 
 
@@ -315,7 +315,7 @@ class OneAfterTheOther(HyperConnected):
         super().__init__()
         self.branch = blocks.Expert(blocks.NEURONS)
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         x = x + self.mlp(x)
         return x + self.branch(x)
 
@@ -323,7 +323,7 @@ class OneAfterTheOther(HyperConnected):
 class Multiplied(HyperConnected):
     """What the MLP gives is a factor on the stream, and is added to nothing."""
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         return self.mlp(x).sigmoid() * x
 
 
@@ -344,7 +344,7 @@ class RoutedThenAdapter(HyperConnected):
         super().__init__()
         self.mixture, self.branch = blocks.Mixture(shared=False), blocks.Expert(8)
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         x = x + self.mixture(self.between(x))
         return x + self.branch(x)
 
@@ -356,7 +356,7 @@ class HiddenBranch(HyperConnected):
         super().__init__()
         self.both = TwoBranches()
 
-    def half(self, x: Tensor) -> Tensor:
+    def second_half(self, x: Tensor) -> Tensor:
         return self.both(self.between(x))
 
 

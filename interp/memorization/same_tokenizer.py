@@ -39,7 +39,8 @@ def _first_difference(tokenizer: Any, other: Any) -> str | None:
         return None
     words = tokenizer.get_vocab()
     other_words = other.get_vocab()
-    for word, number in words.items():
+    # By number: a tokenizer gives its words in an order that changes from one call to the next.
+    for word, number in sorted(words.items(), key=lambda item: item[1]):
         if other_words.get(word) != number:
             return f"{word!r} is token {number} and {other_words.get(word)}"
     if len(words) != len(other_words):

@@ -33,7 +33,7 @@ class ReferencePool:
         >>> pool = complementary_halves(examples=6, pairs=2, seed=0)
         >>> pool.members.sum(axis=0).tolist()
         [2, 2, 2, 2, 2, 2]
-        >>> pool.untrained_on(target=0, count=1).tolist() == [
+        >>> pool.untrained_on(target=0, count=1)[0].tolist() == [
         ...     3 if trained else 2 for trained in pool.members[2]
         ... ]
         True

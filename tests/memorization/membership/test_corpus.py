@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_start_tokens_are_in_front_and_not_scored():
 def test_images_are_measured_as_texts_are(kind: str):
     """Tokens of an image, through Stepwise: a scale of VAR is predicted at once."""
     target = tiny.subject(kind)
-    reference = tiny.subject(kind)
+    reference = interp.load(copy.deepcopy(target.module))
     with torch.no_grad():
         for parameter in reference.module.parameters():
             parameter.mul_(1.1)
@@ -188,7 +189,7 @@ def test_other_tokenizers_are_refused(target: Any):
 
 def test_a_narrower_reference_without_tokenizer_is_refused_where_it_matters():
     wide = tiny.subject("llama")
-    narrow = tiny.subject("llama")
+    narrow = interp.load(copy.deepcopy(wide.module))  # tiny keeps its own for other tests
     narrow.module.lm_head = torch.nn.Linear(32, 30, bias=False)
     with pytest.raises(ValueError, match="beyond the 30 tokens"):
         membership(wide, [[1, 2, 40]], narrow)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -304,7 +304,9 @@ def membership(
             "how well each score tells the two apart. May be given several times.",
         ),
     ] = None,
-    out: ResultsOut = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for table and figure; those in it are replaced.")
+    ] = Path("out/membership"),
     length: Annotated[
         int | None,
         typer.Option(help="Number of tokens to measure of each text; all by default.", min=1),
@@ -328,20 +330,25 @@ def membership(
     Example: `interp membership fine-tuned/ texts/ --reference before/ --nonmembers others/
     --out out/membership`
     """
-    from interp.cli.membership import judged, score_files
+    from interp.cli.membership import judged, score_texts
     from interp.files import writable
     from interp.loading.load import load
 
-    place = writable(out or Path("out/membership"))
+    # Loading a model can take minutes, so folder and files are checked first.
+    writable(out)
+    texts, notes = _texts(sources)
+    others, notes_of_others = _texts(non_members or [])
     subject = load(model, dtype=dtype, device=device)
     references = [load(each, dtype=dtype, device=device) for each in reference or ()]
+    for note in (*notes, *notes_of_others):
+        _print_note(note)
     _advise_on_precision(subject)
-    frame = score_files(
+    frame = score_texts(
         subject,
         references,
-        sources,
-        non_members or (),
-        place,
+        texts,
+        others if non_members else None,
+        out,
         length=length,
         batch_size=batch_size,
         bos=bos,
@@ -351,7 +358,7 @@ def membership(
         "skipped": frame.attrs["skipped"],
         "references": len(references),
         "device": str(subject.device),
-        "out": str(place),
+        "out": str(out),
     }
     if non_members:
         _print(as_json, summary, judged(frame), "how well each score tells members")
@@ -595,7 +602,6 @@ def _scanned(
     """
     from interp.cli.pipeline import check_paths, scan_images, scan_texts
     from interp.data.image_files import find_images
-    from interp.data.texts import read_texts
     from interp.files import writable
     from interp.loading.load import load
     from interp.models.image.checkpoints import is_image_model
@@ -617,17 +623,25 @@ def _scanned(
         _advise_on_precision(subject)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
-    # It raises for a bad path now, and reads the files only when the scan asks for them.
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        texts = read_texts(sources)
+    texts, notes = _texts(sources)
     subject = load(model, dtype=dtype, device=device)
     for note in notes:
-        _print_note(str(note.message))
+        _print_note(note)
     _advise_on_precision(subject)
     return subject, scan_texts(
         subject, texts, out, prefix or 32, length or 32, stride, batch_size, bos=bos
     )
+
+
+def _texts(sources: list[Path]) -> tuple[Iterator[str], list[str]]:
+    """The texts of files, and what was passed over. A bad path raises now; the files are read only
+    when their texts are asked for."""
+    from interp.data.texts import read_texts
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        texts = read_texts(sources)
+    return texts, [str(note.message) for note in found]
 
 
 def _print_note(note: str) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interp.data.texts import read_texts
 from interp.files import replaced
 from interp.memorization.membership.corpus import membership
 from interp.memorization.membership.roc import roc, roc_figure
@@ -25,57 +24,54 @@ _LEVELS = (0.0, 0.001, 0.01)
 _LETTERS_SHOWN = 60
 
 
-def score_files(
+def score_texts(
     subject: Subject,
     references: Sequence[Subject],
-    sources: Sequence[Path],
-    non_members: Sequence[Path],
+    texts: Iterable[str],
+    non_members: Iterable[str] | None,
     out: Path,
     *,
     length: int | None = None,
     batch_size: int = 8,
     bos: bool = True,
 ) -> pd.DataFrame:
-    """Scores the texts in files and writes membership.parquet and membership.png.
+    """Scores texts and writes membership.parquet and membership.png.
 
     Args:
         subject: the target model.
         references: models that were not trained on the texts.
-        sources: files and folders of the texts.
-        non_members: files and folders of texts that the model was not trained on; may be empty.
+        texts: what the model may have been trained on.
+        non_members: texts that it was not trained on, or None.
         out: folder of the files.
         length, batch_size, bos: see `membership`.
 
     Returns:
         One row per text: see `membership`. In addition `beginning`, its first letters, and, if
-        there are non-members, whether it is a `member`.
+        there are non-members, whether it is a `member`; `text` counts each of the two by itself.
 
     Raises:
-        ValueError: see `membership`; or there are files but no texts in them.
+        ValueError: see `membership`.
     """
     parts: list[pd.DataFrame] = []
-    skipped = 0
-    # Both are looked for before any work: a path that does not exist is found at once.
-    streams = {True: read_texts(sources)}
-    if non_members:
-        streams[False] = read_texts(non_members)
-    for is_member, texts in streams.items():
+    counts = {"texts": 0, "skipped": 0}
+    streams = {True: texts} if non_members is None else {True: texts, False: non_members}
+    for is_member, stream in streams.items():
         beginnings: dict[int, str] = {}
         part = membership(
             subject,
-            _noting(texts, beginnings),
+            _noting(stream, beginnings),
             references,
             length=length,
             batch_size=batch_size,
             bos=bos,
         )
         part["beginning"] = [beginnings[number] for number in part["text"]]
-        if non_members:
+        if non_members is not None:
             part["member"] = is_member
-        skipped += part.attrs["skipped"]
+        counts = {name: count + part.attrs[name] for name, count in counts.items()}
         parts.append(part)
     frame = pd.concat(parts, ignore_index=True)
-    frame.attrs = parts[0].attrs | {"skipped": skipped}
+    frame.attrs = parts[0].attrs | counts
     with replaced(out / "membership.parquet") as temporary:
         frame.to_parquet(temporary)
     save(_figure(frame), out / "membership.png")
@@ -86,7 +82,7 @@ def judged(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns how well each score tells members from non-members.
 
     Args:
-        frame: what `score_files` returned, with non-members.
+        frame: what `score_texts` returned, with non-members.
 
     Returns:
         One row per score: its `auc`, and the true positive rates at false positive rates of 0, 0.1%

@@ -200,7 +200,7 @@ def scan(
         "reference": None if reference is None else reference.fingerprint,
     }
     if reference is not None:
-        check_same_tokenizer(subject, [reference], bos=bos)
+        check_same_tokenizer(subject, [reference], bos=bos and not is_batch)
     with Shards(folder, about | {"model parts": parts}) as shards, evaluating(subject):
         _skip_known(stream, shards)
         limit = BatchLimit()

@@ -14,7 +14,8 @@ _PROBE = "The 1st naïve test, in 2026:\n\tdef f(x): return x**2  # ünïcode"
 def check_same_tokenizer(subject: Subject, references: Sequence[Subject], *, bos: bool) -> None:
     """Checks that models read the same tokens, so that they can be compared token by token.
 
-    Models without a tokenizer are compared by the width of their predictions, when these are made.
+    Where a model has no tokenizer this cannot be seen: that two image models have the same codebook
+    is for the caller to know.
 
     Raises:
         ValueError: with the first token, or the start tokens, in which two models differ.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interp.files import writable
+from interp.files import replaced, writable
 from interp.subject.subject import Subject
 from interp.training.state import load_weights, save_weights
 
@@ -139,14 +141,18 @@ def train_pool(
     already is not trained again, so an interrupted pool continues with the next one.
 
     Args:
-        pool: who is trained on what.
+        pool: who is trained on what; a folder with the models of another pool is refused.
         make: makes the untrained model of a number.
         train: trains a model, in place, on the examples with the given numbers; its last argument
             is the number of the model.
-        folder: where weights are kept, one file per model. It must be that of this pool, these
-            models and this training.
+        folder: where weights are kept, one file per model. That these are of the same examples and
+            the same training cannot be seen: give each a folder of its own.
+
+    Raises:
+        ValueError: the folder holds the models of another pool.
     """
     place = writable(folder)
+    _check_same(place / "pool.json", pool)
     for number in range(pool.models):
         subject = make(number)
         weights = place / f"model{number:03d}.safetensors"
@@ -156,3 +162,19 @@ def train_pool(
             train(subject, np.flatnonzero(pool.members[number]), number)
             save_weights(weights, subject.module)
         yield subject
+
+
+def _check_same(file: Path, pool: ReferencePool) -> None:
+    """Writes who is trained on what, or raises ValueError if the file says something else."""
+    halves = hashlib.sha256(np.packbits(pool.members).tobytes()).hexdigest()
+    about = {"models": pool.models, "examples": pool.members.shape[1], "halves": halves}
+    if not file.exists():
+        with replaced(file) as temporary:
+            temporary.write_text(json.dumps(about))
+        return
+    before = json.loads(file.read_text())
+    if before != about:
+        raise ValueError(
+            f"{file.parent} holds the models of another pool ({before['models']} of "
+            f"{before['examples']} examples): give another folder, or remove it"
+        )

@@ -69,12 +69,11 @@ def test_an_attack_on_texts_is_that_of_the_kept_models(results: Any, out: Path):
     """The AUC of Ref, from models that are loaded again, with scikit-learn."""
     texts = prose.corpus(TINY.prose, SEED)
     pool = complementary_halves(len(texts.pool), TINY.prose.pairs, SEED)
+    [place] = (out / "models").glob(f"prose-*-seed{SEED}")
     models = []
     for number in range(pool.models):
         model = prose.language_model(TINY.prose, texts.tokenizer, seed=0)
-        load_weights(
-            out / "models" / f"text-seed{SEED}" / f"model{number}-epoch1.safetensors", model.module
-        )
+        load_weights(place / f"model{number}-epoch1.safetensors", model.module)
         models.append(model)
     ids = texts.pool.tokens.tolist()
     log_p = np.stack([membership(model, ids)["loss"] for model in models])

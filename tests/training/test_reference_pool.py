@@ -72,6 +72,8 @@ def test_a_pool_continues_with_the_model_that_it_stopped_at(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         list(train_pool(pool, make, train, tmp_path))
     models = list(train_pool(pool, make, train, tmp_path))
+    with pytest.raises(ValueError, match="models of another pool"):
+        next(train_pool(complementary_halves(6, 2, seed=1), make, train, tmp_path))
     assert trained == [0, 1, -1, 2, 3]
     for number, model in enumerate(models):
         untrained = next(make(number).module.parameters())

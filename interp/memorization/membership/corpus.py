@@ -166,9 +166,10 @@ def scored_texts(
     """
     if batch_size < 1 or (length is not None and length < 1):
         raise ValueError(f"batch_size and length must be at least 1; got {batch_size} and {length}")
-    check_same_tokenizer(subject, references, bos=bos)
+    is_batch = isinstance(texts, Batch)
+    check_same_tokenizer(subject, references, bos=bos and not is_batch)
     counted = counts if counts is not None else {"texts": 0, "skipped": 0}
-    if isinstance(texts, Batch):
+    if is_batch:
         stream = _of_batch(texts, batch_size, counted)
     else:
         stream = _of_texts(subject, texts, length, batch_size, counted, bos=bos)
@@ -248,9 +249,11 @@ def _scores(
         for model in (subject, *references):
             modes.enter_context(evaluating(model))
         logits = subject.target_logits(batch)
-        reference_logits = [
-            each.target_logits(batch).to(logits.device, non_blocking=True) for each in references
-        ]
+        reference_logits: list[Tensor] = []
+        for reference in references:
+            found = reference.target_logits(batch).to(logits.device)
+            _check_padding(subject, reference, logits, found)
+            reference_logits.append(found)
         scores = token_scores(
             logits,
             batch.targets.to(logits.device),
@@ -263,6 +266,19 @@ def _scores(
         scores,
         **{name: value.cpu() for name, value in vars(scores).items() if value is not None},
     )
+
+
+def _check_padding(subject: Subject, reference: Subject, logits: Tensor, other: Tensor) -> None:
+    """Raises ValueError for predictions of different widths, unless the tokenizers show that one of
+    them is padded."""
+    widths = logits.shape[-1], other.shape[-1]
+    is_known = subject.tokenizer is not None and reference.tokenizer is not None
+    if widths[0] != widths[1] and not is_known:
+        raise ValueError(
+            f"{subject.name} predicts {widths[0]} tokens and {reference.name} {widths[1]}: without "
+            "a tokenizer of both it cannot be seen whether they read the same tokens; pass "
+            "interp.load(model, tokenizer=...)"
+        )
 
 
 def _rows(part: ScoredTexts, min_k: float) -> pd.DataFrame:

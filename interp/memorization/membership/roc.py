@@ -41,7 +41,9 @@ class Roc:
     def auc(self) -> Interval:
         """The area under the curve: how often a member scores above a non-member, ties counting
         half; with its 95% interval, see `auc_interval`."""
-        estimate = float(_shares_beaten(self.members, self.non_members).mean())
+        from sklearn.metrics import auc
+
+        estimate = float(auc(self.frame["fpr"], self.frame["tpr"]))
         return auc_interval(estimate, len(self.members), len(self.non_members))
 
     def tpr(self, fpr: float) -> Interval:
@@ -233,13 +235,3 @@ def _labels(members: ArrayLike) -> Bool[np.ndarray, " examples"]:
     if labels.ndim != 1 or not np.isin(labels, (0, 1)).all():
         raise ValueError("members: expected one truth value per example, or 0 and 1")
     return labels.astype(bool)
-
-
-def _shares_beaten(
-    scores: Float[np.ndarray, " scores"], others: Float[np.ndarray, " others"]
-) -> Float[np.ndarray, " scores"]:
-    """For each score, the share of the others that are lower, ties counting half."""
-    ordered = np.sort(others)
-    lower = np.searchsorted(ordered, scores, side="left")
-    not_higher = np.searchsorted(ordered, scores, side="right")
-    return (lower + not_higher) / (2 * len(others))

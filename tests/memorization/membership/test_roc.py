@@ -60,9 +60,11 @@ scores = st.lists(st.integers(-4, 4), min_size=1, max_size=30)
 
 @given(members=scores, others=scores)
 @settings(deadline=None)  # the first example imports scikit-learn
-def test_auc_equals_scikit_learn(members: list[int], others: list[int]):
+def test_auc_is_the_share_of_pairs_in_order(members: list[int], others: list[int]):
     values, labels = labelled([*map(float, members)], [*map(float, others)])
     found = roc(values, labels)
+    pairs = [(member > other) + (member == other) / 2 for member in members for other in others]
+    assert found.auc.estimate == pytest.approx(np.mean(pairs))
     assert found.auc.estimate == pytest.approx(roc_auc_score(labels, values))
     assert 0 <= found.auc.low <= found.auc.estimate <= found.auc.high <= 1
     opposite = roc([-value for value in values], labels)

@@ -27,6 +27,8 @@ from .interventions.plan import save_plan as save_plan
 from .loading.load import load as load
 from .loading.pretrained import convert as convert
 from .localization.registry import localize as localize
+from .memorization.entropy.dataset_inference import dataset_inference as dataset_inference
+from .memorization.entropy.law import entropy_law as entropy_law
 from .memorization.extraction import discoverable as discoverable
 from .memorization.extraction import scan as scan
 from .memorization.matched_controls import split as split

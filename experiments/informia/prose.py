@@ -16,6 +16,7 @@ from torch import Tensor
 
 import interp
 from experiments.informia.presets import Prose
+from interp.models.small_text import byte_level_bpe, small_language_model
 from interp.subject.batch import Batch
 from interp.training.fit import Step, epochs, fit
 from interp.training.state import load_weights, save_weights
@@ -73,7 +74,7 @@ def corpus(settings: Prose, seed: int) -> Corpus:
     from pydoc_data.topics import topics
 
     text = "\n".join(topics[name] for name in sorted(topics))
-    tokenizer = _tokenizer(text, settings.vocabulary)
+    tokenizer = byte_level_bpe([text], settings.vocabulary)
     tokens = torch.tensor(tokenizer(text)["input_ids"])
     count = len(tokens) // settings.length
     wanted = settings.base + settings.pool + settings.population
@@ -91,22 +92,6 @@ def corpus(settings: Prose, seed: int) -> Corpus:
         _with_numbers(pool, tokenizer, seed=2 * seed),
         _with_numbers(population, tokenizer, seed=2 * seed + 1),
     )
-
-
-def _tokenizer(text: str, vocabulary: int) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend: Any = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator([text], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
 def _with_numbers(tokens: Tensor, tokenizer: Any, seed: int) -> Passages:
@@ -144,21 +129,13 @@ def _with_numbers(tokens: Tensor, tokenizer: Any, seed: int) -> Passages:
 
 def language_model(settings: Prose, tokenizer: Any, seed: int) -> interp.Subject:
     """An untrained model."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    ends: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.width,
-        intermediate_size=3 * settings.width,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=4,
-        max_position_embeddings=settings.length,
-        **ends,
+    module = small_language_model(
+        len(tokenizer),
+        width=settings.width,
+        layers=settings.layers,
+        context=settings.length,
+        seed=seed,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = LlamaForCausalLM(config)
     return interp.load(module, tokenizer=tokenizer)
 
 

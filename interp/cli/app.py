@@ -17,6 +17,8 @@ from interp.cli.options import (
     AsJson,
     BatchSize,
     Bos,
+    Column,
+    Counted,
     Dtype,
     Length,
     MethodName,
@@ -82,6 +84,8 @@ def scan(
     prefix: Prefix = None,
     length: Length = None,
     stride: Stride = None,
+    column: Column = "text",
+    counts: Counted = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -102,7 +106,8 @@ def scan(
     which are extracted windows joined where they touch. Of a passage, `text` is the number of its
     text from 0 (files in the order of their names; each line of a .jsonl is a text), `start` its
     first token, `matched` the number of tokens before the first mistake, and `log_p` in nats per
-    token.
+    token. With --counts, windows.parquet says how often each window, and its suffix alone, stand in
+    the training data.
 
     Writes windows.parquet, passages.csv and scan.png; for images also images.png.
 
@@ -113,7 +118,19 @@ def scan(
     from interp.memorization.spans import passages
 
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size, bos
+        model,
+        sources,
+        out,
+        prefix,
+        length,
+        stride,
+        column,
+        counts,
+        tokenizer,
+        dtype,
+        device,
+        batch_size,
+        bos,
     )
     images = of_images(frame)
     log_p = frame["log_p"].to_numpy()
@@ -156,6 +173,8 @@ def localize(
     prefix: Prefix = None,
     length: Length = None,
     stride: Stride = None,
+    column: Column = "text",
+    counts: Counted = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -167,8 +186,8 @@ def localize(
     extracted.
 
     Scans first as `interp scan` does, or uses the finished scan in --out: give the same --prefix,
-    --length and --stride. Units are scored on one half of the extracted windows; `interp ablate`
-    judges them on the other half, whose text is worded differently.
+    --length, --stride and --counts. Units are scored on one half of the extracted windows; `interp
+    ablate` judges them on the other half, whose text is worded differently.
 
     Writes scores.parquet, units.json (for `interp ablate --units`), blocks.csv and units.png.
 
@@ -180,7 +199,19 @@ def localize(
 
     options = _method_options(method, settings)
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size, bos
+        model,
+        sources,
+        out,
+        prefix,
+        length,
+        stride,
+        column,
+        counts,
+        tokenizer,
+        dtype,
+        device,
+        batch_size,
+        bos,
     )
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {
@@ -227,6 +258,8 @@ def ablate(
     prefix: Prefix = None,
     length: Length = None,
     stride: Stride = None,
+    column: Column = "text",
+    counts: Counted = None,
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -238,10 +271,10 @@ def ablate(
 
     Units are switched off by setting their activations to zero while the model runs; its weights
     stay as they are. Scans first as `interp scan` does, or uses the finished scan in --out: give
-    the same --prefix, --length and --stride. The verdict is about extracted windows that the units
-    were not scored on; the scored ones are measured too. The controls are random and lowest-scoring
-    units, and then random units that damage other text as much: each is one run over the windows,
-    so that this takes several times as long as the scan.
+    the same --prefix, --length, --stride and --counts. The verdict is about extracted windows that
+    the units were not scored on; the scored ones are measured too. The controls are random and
+    lowest-scoring units, and then random units that damage other text as much: each is one run over
+    the windows, so that this takes several times as long as the scan.
 
     Writes drop.parquet, drop.json and drop.png.
 
@@ -257,7 +290,19 @@ def ablate(
     options = _method_options(method, settings)
 
     subject, frame = _scanned(
-        model, sources, out, prefix, length, stride, tokenizer, dtype, device, batch_size, bos
+        model,
+        sources,
+        out,
+        prefix,
+        length,
+        stride,
+        column,
+        counts,
+        tokenizer,
+        dtype,
+        device,
+        batch_size,
+        bos,
     )
     halves = halve(frame)
     # The units are chosen on one half and judged on the other: judged on the windows that chose
@@ -284,8 +329,10 @@ def membership(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="What the model may have been trained on: text files, .jsonl, .ndjson or .json "
-            "files with a `text` field, or folders of them."
+            help="What the model may have been trained on: text files; .jsonl, .ndjson, .json, "
+            ".csv, .tsv or .parquet files with a `text` field or column; any of them as .gz, .bz2 "
+            "or .zst; folders of them; or data sets on the hub, as user/name or "
+            "user/name:configuration."
         ),
     ],
     reference: Annotated[
@@ -311,6 +358,7 @@ def membership(
         int | None,
         typer.Option(help="Number of tokens to measure of each text; all by default.", min=1),
     ] = None,
+    column: Column = "text",
     dtype: Dtype = None,
     device: Device = None,
     batch_size: BatchSize = 8,
@@ -336,8 +384,8 @@ def membership(
 
     # Loading a model can take minutes, so folder and files are checked first.
     writable(out)
-    texts, notes = _texts(sources)
-    others, notes_of_others = _texts(non_members or [])
+    texts, notes = _texts(sources, column)
+    others, notes_of_others = _texts(non_members or [], column)
     subject = load(model, dtype=dtype, device=device)
     references = [load(each, dtype=dtype, device=device) for each in reference or ()]
     for note in (*notes, *notes_of_others):
@@ -590,6 +638,8 @@ def _scanned(
     prefix: int | None,
     length: int | None,
     stride: int | None,
+    column: str,
+    counts: list[Path] | None,
     tokenizer: Path | None,
     dtype: str | None,
     device: str | None,
@@ -601,6 +651,7 @@ def _scanned(
     Loading a model can take minutes, so options, folder and files are checked first.
     """
     from interp.cli.pipeline import check_paths, scan_images, scan_texts
+    from interp.data.corpus_counts import counts as counted
     from interp.data.image_files import find_images
     from interp.files import writable
     from interp.loading.load import load
@@ -612,6 +663,8 @@ def _scanned(
             f"--length and --stride are for texts; {model}, weights without config.json, "
             "is read as an image model"
         )
+    if images and (column != "text" or counts):
+        raise ValueError(f"--column and --counts are for texts, and {model} is an image model")
     if not images and (tokenizer is not None or prefix == 0):
         raise ValueError(f"--tokenizer and --prefix 0 are for image models, and {model} is not one")
     writable(out)
@@ -623,24 +676,33 @@ def _scanned(
         _advise_on_precision(subject)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
-    texts, notes = _texts(sources)
+    texts, notes = _texts(sources, column)
+    seen, notes_of_seen = _texts(counts or [], column)
     subject = load(model, dtype=dtype, device=device)
-    for note in notes:
+    for note in (*notes, *notes_of_seen):
         _print_note(note)
     _advise_on_precision(subject)
     return subject, scan_texts(
-        subject, texts, out, prefix or 32, length or 32, stride, batch_size, bos=bos
+        subject,
+        texts,
+        out,
+        prefix or 32,
+        length or 32,
+        stride,
+        batch_size,
+        bos=bos,
+        counts=counted(subject, seen) if counts else None,
     )
 
 
-def _texts(sources: list[Path]) -> tuple[Iterator[str], list[str]]:
+def _texts(sources: list[Path], column: str) -> tuple[Iterator[str], list[str]]:
     """The texts of files, and what was passed over. A bad path raises now; the files are read only
     when their texts are asked for."""
     from interp.data.texts import read_texts
 
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        texts = read_texts(sources)
+        texts = read_texts(sources, column)
     return texts, [str(note.message) for note in found]
 
 

@@ -19,10 +19,15 @@ Model = Annotated[
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        help="Text files, .jsonl, .ndjson or .json files with a `text` field, or folders of them. "
-        "For image models: .npz files with `images` and `labels`, or folders that hold one folder "
-        "per class."
+        help="Text files; .jsonl, .ndjson, .json, .csv, .tsv or .parquet files with a `text` field "
+        "or column; any of them as .gz, .bz2 or .zst; folders of them; or data sets on the hub, as "
+        "user/name or user/name:configuration. For image models: .npz files with `images` and "
+        "`labels`, or folders that hold one folder per class."
     ),
+]
+Column = Annotated[
+    str,
+    typer.Option(help="Which column of a table, or field of a JSON object, holds the text."),
 ]
 Tokenizer = Annotated[
     Path | None,
@@ -79,6 +84,15 @@ Bos = Annotated[
         "--bos/--no-bos",
         help="Whether every window of a text is measured behind the start tokens that the model's "
         "tokenizer puts in front of a text.",
+    ),
+]
+Counted = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--counts",
+        help="Texts that the model was trained on, in the same forms: each window is counted in "
+        "them, which adds the columns `count` and `count_suffix` to windows.parquet. May be given "
+        "several times. Not for images.",
     ),
 ]
 AsJson = Annotated[

@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 import torch
 
+from interp.data.corpus_counts import Counts
 from interp.data.image_files import SUFFIXES as PICTURES
 from interp.data.image_files import ImageFiles, find_images
 from interp.data.images import Images
-from interp.data.texts import SUFFIXES as TEXTS
+from interp.data.text_formats import has_text_name
 from interp.files import replaced
 from interp.localization import localize
 from interp.memorization.extraction import scan
@@ -42,6 +43,7 @@ def scan_texts(
     batch_size: int = 16,
     *,
     bos: bool = True,
+    counts: Counts | None = None,
 ) -> pd.DataFrame:
     """Scans texts and writes windows.parquet, passages.csv and scan.png.
 
@@ -56,6 +58,7 @@ def scan_texts(
         stride: number of tokens from one window to the next; `length` by default.
         batch_size: batch size.
         bos: whether windows are measured behind the start tokens.
+        counts: counts of the training data, for the columns `count` and `count_suffix`.
 
     Returns:
         One row per window: see `interp.scan`.
@@ -69,6 +72,7 @@ def scan_texts(
         batch_size=batch_size,
         folder=out / "shards",
         bos=bos,
+        counts=counts,
     )
     _write_scan(frame, out)
     return frame
@@ -118,13 +122,14 @@ def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
         images: whether it is an image model.
 
     Raises:
-        ValueError: a path that does not exist, that holds no images for an image model, or that
-            holds only images for a language model.
+        ValueError: a path that does not exist or holds no images, for an image model; or that
+            holds only images, for a language model.
     """
     for path in paths:
         if not path.exists():
-            kind = "images" if images else "a text file"
-            raise ValueError(f"{path} does not exist: expected {kind} or a folder of them")
+            if images:
+                raise ValueError(f"{path} does not exist: expected images or a folder of them")
+            continue  # it may be a data set on the hub, which `find_texts` looks for
         if path.is_file():
             has_images = path.suffix.lower() in (".npz", *PICTURES)
         else:
@@ -138,7 +143,7 @@ def check_paths(paths: Iterable[Path], model: str, *, images: bool) -> None:
                 f"class with {', '.join(PICTURES)}"
             )
         if not images and has_images:
-            has_texts = path.is_dir() and _any_with_suffix(path.rglob("*"), TEXTS)
+            has_texts = path.is_dir() and any(map(has_text_name, path.rglob("*")))
             if not has_texts:
                 raise ValueError(
                     f"{path} holds images, and {model} is not an image model: "

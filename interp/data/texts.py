@@ -1,74 +1,79 @@
-"""Texts from files: what `interp scan` reads."""
+"""Texts from files and from the hub: what `interp scan` reads."""
 
 from __future__ import annotations
 
-import codecs
-import json
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from interp.data.hub_texts import HubTexts, hub_texts, is_hub_id
+from interp.data.text_formats import (
+    COMPRESSED,
+    SUFFIXES,
+    has_text_name,
+    is_other_json,
+    missing_column,
+    texts_of,
+)
 from interp.files import count_in_words, find_files, passed_over_in_words
-from interp.subject.batch import check_text
 
-SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".ndjson", ".json")
-
-_LINES = (".jsonl", ".ndjson")
-_LINE_END = re.compile(r"\r\n|\r|\n")
-_SPACE = re.compile(r"\s*")
+__all__ = ["SUFFIXES", "TextFiles", "find_texts", "read_texts"]
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    """The text files that some paths name, each of them once.
+    """The text files and data sets that some paths name, each of them once.
 
     Attributes:
-        files: the files, in the order in which they are read.
+        files: files and data sets, in the order in which they are read.
         passed_over: files and folders in the named folders that are not read.
+        column: which column of a table, or field of a JSON object, holds the text.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[Path | HubTexts, ...]
     passed_over: tuple[Path, ...]
+    column: str = "text"
 
     @property
     def note(self) -> str:
         """One line about what is passed over; empty if nothing is."""
         return passed_over_in_words(
             self.passed_over,
-            f"in folders only files that end in {', '.join(SUFFIXES)} and hold texts are read; "
-            "to read another file, name it",
+            f"in folders only files that end in {', '.join(SUFFIXES)}, also followed by "
+            f"{', '.join(COMPRESSED)}, and hold texts are read; to read another file, name it",
         )
 
     def read(self) -> Iterator[str]:
         """Yields the texts; a file is opened when its first text is asked for.
 
         Raises:
-            ValueError: a file is not UTF-8 text, or a part of it holds no `text`; the message gives
-                file and line.
+            ValueError: a file is damaged or not UTF-8 text, or a part of it holds no text; the
+                message gives file and line or row.
         """
         for file in self.files:
-            suffix = file.suffix.lower()
-            if suffix in _LINES:
-                yield from _texts_of_lines(file)
-            elif suffix == ".json":
-                yield from _texts_of_json(file)
+            if isinstance(file, HubTexts):
+                yield from file.read()
             else:
-                yield _content(file)
+                yield from texts_of(file, self.column)
 
 
-def read_texts(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Reads the texts of files and folders, and warns of what it passes over.
+def read_texts(paths: Iterable[str | Path], column: str = "text") -> Iterator[str]:
+    """Reads the texts of files, folders and data sets on the hub, and warns of what it passes over.
+
+    Files are read as the texts are asked for. All but plain text and `.json` files are read in
+    memory that does not grow with their size.
 
     Args:
         paths: see `find_texts`.
+        column: which column of a table, or field of a JSON object, holds the text.
 
     Returns:
-        The `text` of each line of a `.jsonl` or `.ndjson` file; of a `.json` file, the strings and
-        the `text` of the objects in it, which may be one list, or one after the other; any other
-        file as one text, with its line ends as they are. Files are read as the texts are asked for.
+        Of a `.csv`, `.tsv` or `.parquet` file or a data set on the hub, `column` of each row; of a
+        `.jsonl` or `.ndjson` file, `column` of each line; of a `.json` file, the strings and
+        `column` of the objects in it, which may be one list, or one after the other; any other file
+        as one text, with its line ends as they are. Files that end in `.gz`, `.bz2` or `.zst` are
+        decompressed.
 
     Raises:
         ValueError: at once as in `find_texts`; while reading as in `TextFiles.read`.
@@ -82,23 +87,27 @@ def read_texts(paths: Iterable[str | Path]) -> Iterator[str]:
         >>> list(read_texts([folder]))
         ['one text', 'another']
     """
-    found = find_texts(paths)
+    found = find_texts(paths, column)
     if found.note:
         warnings.warn(found.note, stacklevel=2)
     return found.read()
 
 
-def find_texts(paths: Iterable[str | Path]) -> TextFiles:
+def find_texts(paths: Iterable[str | Path], column: str = "text") -> TextFiles:
     """Returns the text files that paths name, without reading the texts.
 
     Args:
-        paths: files, which are read whatever their names; and folders, of which the files that end
-            in one of SUFFIXES are read, in the order of their names, but not those that are hidden
-            or in hidden or linked folders, nor a `.json` file that does not begin with a text.
-            A file that is named several times, also through a folder or a link, is read once.
+        paths: files, which are read whatever their names; folders, of which the files that end in
+            one of SUFFIXES are read, also compressed, in the order of their names, but not those
+            that are hidden or in hidden or linked folders, nor a `.json` file that does not begin
+            with a text, nor a table without `column`; and data sets on the hub, as `user/name` or
+            `user/name:configuration`, where no such path exists (see `is_hub_id`). A file that is
+            named several times, also through a folder or a link, is read once.
+        column: which column of a table, or field of a JSON object, holds the text.
 
     Raises:
-        ValueError: a path does not exist, or holds no text file.
+        ValueError: a path does not exist, here or on the hub; holds no text file; or is a table
+            without the column.
 
     Example:
         >>> import pathlib, tempfile
@@ -109,131 +118,63 @@ def find_texts(paths: Iterable[str | Path]) -> TextFiles:
         >>> print(find_texts([folder, folder / "a.txt"]).note)
         2 passed over (1 hidden, 1 .c): in folders only files that end in .txt, ...
     """
-    files: dict[Path, Path] = {}  # by where it really is
+    files: dict[object, Path | HubTexts] = {}  # by where it really is
     passed_over: dict[Path, Path] = {}
     for path in map(Path, paths):
-        texts, others = _look_into(path) if path.is_dir() else ([path], [])
         if not path.exists():
-            raise ValueError(f"{path} does not exist: expected a text file or a folder of them")
+            files.setdefault(str(path), _from_hub(path, column))
+            continue
+        if path.is_dir():
+            texts, others = _look_into(path, column)
+        else:
+            texts, others = [path], []
+            problem = missing_column(path, column)
+            if problem is not None:
+                raise ValueError(problem)
         if not texts:
-            seen = f"; it holds {count_in_words(others)}" if others else ""
-            raise ValueError(
-                f"{path} holds no text file: expected names ending in {', '.join(SUFFIXES)}{seen}"
-            )
+            raise ValueError(_nothing_in(path, others, column))
         for file in texts:
             files.setdefault(file.resolve(), file)
         for other in others:
             passed_over.setdefault(other.resolve(), other)
     not_read = [other for place, other in passed_over.items() if place not in files]
-    return TextFiles(tuple(files.values()), tuple(not_read))
+    return TextFiles(tuple(files.values()), tuple(not_read), column)
 
 
-def _look_into(folder: Path) -> tuple[list[Path], list[Path]]:
+def _from_hub(path: Path, column: str) -> HubTexts:
+    """The data set that a path names which does not exist."""
+    missing = f"{path} does not exist: expected a text file or a folder of them"
+    if not is_hub_id(path):
+        raise ValueError(missing)
+    try:
+        return hub_texts(path, column)
+    except ValueError as error:
+        raise ValueError(f"{missing}; and {error}") from error
+
+
+def _look_into(folder: Path, column: str) -> tuple[list[Path], list[Path]]:
     """The text files of a folder, and all else."""
     found, others = find_files(folder)
     texts: list[Path] = []
     for file in found:
-        if file.suffix.lower() in SUFFIXES and not _is_other_json(file):
+        if has_text_name(file) and _holds_texts(file, column):
             texts.append(file)
         else:
             others.append(file)
     return texts, others
 
 
-def _is_other_json(file: Path) -> bool:
-    """Whether it is a `.json` file of something else than texts, such as the settings of a tool."""
-    if file.suffix.lower() != ".json":
-        return False
-    try:
-        next(_texts_of_json(file), None)
-    except (ValueError, RecursionError):
-        return True
-    return False
+def _holds_texts(file: Path, column: str) -> bool:
+    return not is_other_json(file, column) and missing_column(file, column) is None
 
 
-def _content(file: Path) -> str:
-    content = file.read_bytes()
-    way_out = "save it as UTF-8, or leave it out"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{file} is not UTF-8 text (byte 0): it begins like UTF-16; {way_out}")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{file} is not UTF-8 text (byte {error.start}) in line {line}: {way_out}"
-        ) from error
-    # UTF-16 without a mark, and many binary files, are valid UTF-8 with zeros between letters.
-    if "\0" in text:
-        first_zero = content.index(0)
-        line = content.count(b"\n", 0, first_zero) + 1
-        raise ValueError(
-            f"{file} is not text (byte {first_zero} is zero) in line {line}: it may be "
-            f"UTF-16 or binary; {way_out}"
-        )
-    return text.removeprefix("\ufeff")
-
-
-def _texts_of_lines(file: Path) -> Iterator[str]:
-    # Not splitlines: a string in JSON may hold U+2028 and other characters at which it would cut.
-    for number, line in enumerate(_LINE_END.split(_content(file)), start=1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        try:
-            item: Any = json.loads(line)
-        except json.JSONDecodeError:
-            item = None
-        yield _text(item, place, line)
-
-
-def _texts_of_json(file: Path) -> Iterator[str]:
-    """The texts of JSON values that follow one another, each an object, a string, or a list."""
-    content = _content(file)
-    decoder = json.JSONDecoder()
-    line = 1
-    end = 0
-    while True:
-        position = _after_space(content, end)
-        line += len(_LINE_END.findall(content, end, position))
-        if position == len(content):
-            return
-        place = f"{file}, line {line}"
-        try:
-            value, end = decoder.raw_decode(content, position)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: expected JSON, got {error}") from error
-        if isinstance(value, list):
-            for number, item in enumerate(value):
-                yield _text_or_string(item, f"{place}, item {number}")
-        else:
-            yield _text_or_string(value, place)
-        line += len(_LINE_END.findall(content, position, end))
-
-
-def _after_space(content: str, position: int) -> int:
-    """The position of the first character from a position on that is not white space."""
-    found = _SPACE.match(content, position)
-    return position if found is None else found.end()
-
-
-def _text_or_string(item: Any, place: str) -> str:
-    named = {"text": item} if isinstance(item, str) else item
-    return _text(named, place, repr(item))
-
-
-def _text(item: Any, place: str, shown: str) -> str:
-    """The text of a JSON object."""
-    text = item.get("text") if isinstance(item, dict) else None
-    if not isinstance(text, str):
-        fields = ""
-        if isinstance(item, dict) and "text" not in item:
-            fields = f"; its fields are {', '.join(item) or 'none'}: call the one to read text"
-        raise ValueError(
-            f'{place}: expected a JSON object with a string "text", got {shown[:40]!r}{fields}'
-        )
-    try:
-        check_text(text)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-    return text
+def _nothing_in(folder: Path, others: list[Path], column: str) -> str:
+    """What is wrong with a folder in which there is nothing to read."""
+    seen = f"; it holds {count_in_words(others)}" if others else ""
+    problem = f"{folder} holds no text file: expected names ending in {', '.join(SUFFIXES)}{seen}"
+    for other in others:
+        is_read = has_text_name(other) and other.is_file() and not other.name.startswith(".")
+        without = missing_column(other, column) if is_read else None
+        if without is not None:
+            return f"{problem}; {without}"
+    return problem

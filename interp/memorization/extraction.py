@@ -11,7 +11,6 @@ on the cache of that same forward.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -25,18 +24,19 @@ from jaxtyping import Bool, Float, Int
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from interp.data.corpus_counts import Counts
+from interp.data.tokenized import Text, tokenized
 from interp.hooks.clock import prompt_length
 from interp.hooks.modes import checkpointing_off
-from interp.memorization.same_tokenizer import check_same_tokenizer
+from interp.memorization.same_tokenizer import check_counted_tokens, check_same_tokenizer
 from interp.memorization.shards import Shards
 from interp.progress import track
-from interp.subject.batch import GIVEN, Batch, token_ids
+from interp.subject.batch import GIVEN, Batch
 from interp.subject.batch_limit import BatchLimit
 from interp.subject.decoding import Decoder, at_tokens, check_finite
 from interp.subject.fingerprint import fingerprint, identify
 from interp.subject.subject import Subject, evaluating, token_losses
 
-Text = str | Sequence[int]
 Groups = tuple[tuple[int, int], ...]
 
 _DEFAULT_TOKENS = 32  # of the prefix and of the suffix, when texts are scanned
@@ -95,6 +95,7 @@ def scan(
     folder: str | Path | None = None,
     bos: bool = True,
     reference: Subject | None = None,
+    counts: Counts | None = None,
 ) -> pd.DataFrame:
     """Measures, for every window of a corpus, how much of its suffix the model continues verbatim.
 
@@ -118,6 +119,8 @@ def scan(
             A Batch is measured as it is.
         reference: a model with the same tokenizer that was not trained on the texts. What it also
             finds likely is likely text; what only `subject` does is memorized (arXiv 2602.18733).
+        counts: counts of the training data, see `interp.data.corpus_counts.counts`, made with the
+            same tokenizer: they say whether what is memorized was seen often.
 
     Returns:
         A frame with one row per window:
@@ -130,6 +133,8 @@ def scan(
         - `log_p`: log-probability of the suffix, in nats;
         - with a reference model: `log_p_reference`, the same under it, and `log_ratio`, how much
           larger `log_p` is;
+        - with counts: `count`, how often the tokens of the window stand in the corpus that was
+          counted, and `count_suffix`, how often those of its suffix do, whatever comes before;
         - `similarity`: 1 - edit distance / length between the greedy continuation and the suffix,
           in tokens; NaN where the window was not decoded;
         - `prompt`, `suffix`: the two parts as they read in the text, if the subject has a
@@ -144,8 +149,8 @@ def scan(
     Raises:
         ValueError: if a number is too small, if what is given is not texts (the message gives the
             number of the text), if no text is as long as one window, if a window is longer than the
-            model has positions for, if a logit is NaN or infinite, if the reference model has
-            another tokenizer, or if `folder` holds a scan of something else.
+            model has positions for, if a logit is NaN or infinite, if the reference model or the
+            counts have another tokenizer, or if `folder` holds a scan of something else.
 
     Example:
         >>> frame = interp.scan(subject, texts, prefix=8, length=8)
@@ -178,15 +183,15 @@ def scan(
         )
 
     stride = length if stride is None else stride
-    counts = {"texts": 0, "skipped": 0}  # filled while the stream is read
+    read = {"texts": 0, "skipped": 0}  # filled while the stream is read
     start_tokens: tuple[int, ...] = ()
     if is_batch:
-        stream = _rows(texts, counts)
+        stream = _rows(texts, read)
         groups = texts.groups
     else:
         if bos:
             start_tokens = subject.bos
-        stream = windows(subject, texts, prefix + length, stride, counts, start_tokens)
+        stream = windows(subject, texts, prefix + length, stride, read, start_tokens)
         groups = None
 
     parts = identify(subject)
@@ -198,9 +203,12 @@ def scan(
         "decode_from": decode_from,
         "bos": list(start_tokens),
         "reference": None if reference is None else reference.fingerprint,
+        "counts": None if counts is None else counts.digest,
     }
     if reference is not None:
         check_same_tokenizer(subject, [reference], bos=bos and not is_batch)
+    if counts is not None:
+        check_counted_tokens(subject, counts)
     with Shards(folder, about | {"model parts": parts}) as shards, evaluating(subject):
         _skip_known(stream, shards)
         limit = BatchLimit()
@@ -211,15 +219,17 @@ def scan(
             for part, rows in measured:
                 if start_tokens:
                     rows["bos"] = [list(window.bos) for window in part]
+                if counts is not None:
+                    rows["count"], rows["count_suffix"] = _counted(subject, part, counts, prefix)
                 shards.add(rows)
 
     if not len(shards):
         raise ValueError(
-            f"nothing to scan: {counts['skipped']} of {counts['texts']} texts "
+            f"nothing to scan: {read['skipped']} of {read['texts']} texts "
             f"are shorter than {prefix + length} tokens"
         )
     frame = shards.frame()
-    frame.attrs |= counts | about
+    frame.attrs |= read | about
     return frame
 
 
@@ -277,43 +287,6 @@ def _rows(batch: Batch, counts: dict[str, int]) -> Iterator[Window]:
 def _refuse_partial(batch: Batch) -> None:
     if batch.mask is not None or batch.scored is not None:
         raise ValueError("windows are scanned whole: expected a batch without `mask` and `scored`")
-
-
-def tokenized(subject: Subject, texts: Iterable[Text]) -> Iterator[tuple[Text, list[int]]]:
-    """Yields every text with its token ids, without start tokens but those it was given with.
-
-    Args:
-        subject: tokenizes strings.
-        texts: strings or sequences of token ids.
-
-    Raises:
-        ValueError: if `texts` is a single text or a table, or a text is neither a string nor a
-            sequence of whole numbers; the message gives its number.
-    """
-    for number, text in enumerate(_several(texts)):
-        try:
-            yield text, subject.tokens(text) if isinstance(text, str) else token_ids(text)
-        except ValueError as error:
-            raise ValueError(f"text {number}: {error}") from error
-
-
-def _several(texts: Iterable[Text]) -> Iterable[Text]:
-    """The texts, refusing what is not several: letters of a string would be read as texts, and so
-    would the names of a table's columns."""
-    if isinstance(texts, str | bytes):
-        raise ValueError("texts is one string: expected several texts, such as [text]")
-    if isinstance(texts, pd.DataFrame | Mapping):
-        names = ", ".join(repr(name) for name in islice(texts, 4))
-        raise ValueError(
-            f"texts is a {type(texts).__name__} of {names or 'nothing'}: expected several texts; "
-            'take the one column that holds them, such as frame["text"]'
-        )
-    if isinstance(texts, os.PathLike) or not hasattr(texts, "__iter__"):
-        raise ValueError(
-            f"texts is {texts!r}: expected several texts, such as [text]; "
-            "to read files, see interp.data.texts.read_texts"
-        )
-    return texts
 
 
 def _chunks(stream: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
@@ -377,6 +350,21 @@ def _measure(
         frame["prompt"] = [prompt for prompt, _ in shown]
         frame["suffix"] = [suffix for _, suffix in shown]
     return frame
+
+
+def _counted(
+    subject: Subject, part: Sequence[Window], counts: Counts, prefix: int
+) -> tuple[Int[np.ndarray, " windows"], Int[np.ndarray, " windows"]]:
+    """How often windows, and their suffixes, stand in the corpus that was counted."""
+    # Start tokens that a window made by hand has within it stand in no document.
+    whole = [subject.without_bos(list(window.tokens)) for window in part]
+    suffixes = [window.tokens[prefix:] for window in part]
+    found = np.zeros(len(part), dtype=np.int64)
+    lengths = np.array(list(map(len, whole)))
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        found[rows] = counts.count([whole[row] for row in rows])
+    return found, counts.count(suffixes)
 
 
 def _shown(subject: Subject, window: Window, prefix: int) -> tuple[str, str]:

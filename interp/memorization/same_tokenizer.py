@@ -1,10 +1,11 @@
-"""Whether two models read the same tokens: `check_same_tokenizer`."""
+"""Whether two models, or a model and the counts of a corpus, read the same tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from interp.data.corpus_counts import Counts
 from interp.subject.subject import Subject
 
 # What tokenizers with the same words can still cut differently: capitals, accents, numbers, spaces.
@@ -33,6 +34,24 @@ def check_same_tokenizer(subject: Subject, references: Sequence[Subject], *, bos
                 f"({difference}): token by token, only models with the same tokenizer can be "
                 "compared"
             )
+
+
+def check_counted_tokens(subject: Subject, counts: Counts) -> None:
+    """Checks that a corpus was counted in the tokens that a model reads.
+
+    Where model or counts have no tokenizer this cannot be seen.
+
+    Raises:
+        ValueError: with the first token in which the two differ.
+    """
+    if subject.tokenizer is None or counts.tokenizer is None:
+        return
+    difference = _first_difference(subject.tokenizer, counts.tokenizer)
+    if difference is not None:
+        raise ValueError(
+            f"counts are of other tokens than {subject.name} reads ({difference}): count the "
+            "corpus with this model, interp.data.corpus_counts.counts(subject, texts)"
+        )
 
 
 def _first_difference(tokenizer: Any, other: Any) -> str | None:

@@ -1,0 +1,127 @@
+"""The texts of a data set on the Hugging Face hub, streamed by `datasets`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.data.text_formats import has_text_name, no_such_column, string_of
+
+# user/name, and after a colon the configuration of a data set that has several.
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?::(?P<configuration>[\w.-]+))?")
+# Which split is read where there are several.
+_TRAINING = "train"
+
+
+@dataclass(frozen=True, eq=False)
+class HubTexts:
+    """The texts of a data set on the hub. Nothing is downloaded before its rows are asked for.
+
+    Attributes:
+        name: `user/name`, or `user/name:configuration`.
+        column: which column holds the texts.
+        rows: a streaming data set of `datasets`.
+    """
+
+    name: str
+    column: str
+    rows: Any
+
+    def read(self) -> Iterator[str]:
+        """Yields the texts, one row at a time.
+
+        Raises:
+            ValueError: a row holds no text.
+        """
+        for number, row in enumerate(self.rows):
+            yield string_of(row[self.column], f"{self.name}, row {number}", self.column)
+
+
+def is_hub_id(path: str | Path) -> bool:
+    """Returns whether a path that does not exist may be a data set on the hub: `user/name`, where
+    `user` is not a folder here and `name` does not end like a text file.
+
+    Example:
+        >>> from interp.data.hub_texts import is_hub_id
+        >>> [is_hub_id(path) for path in ("allenai/c4:en", "a/b.txt", "/a/b", "./a", "a/b/c")]
+        [True, False, False, False, False]
+    """
+    found = _HUB_ID.fullmatch(str(path))
+    if found is None:
+        return False
+    folder, name = found["id"].split("/")
+    # A mistyped name in a folder of one's own must not be sent to the hub.
+    return not Path(folder).exists() and not has_text_name(Path(name))
+
+
+def hub_texts(name: str | Path, column: str = "text") -> HubTexts:
+    """Returns the texts of a data set on the hub, after checking that it is there.
+
+    The split `train` is read, or the only split of a data set that has one. `datasets` runs no code
+    of a data set.
+
+    Args:
+        name: `user/name`, or `user/name:configuration` for a data set that has several.
+        column: which column holds the texts.
+
+    Raises:
+        ValueError: the hub cannot be reached, does not have this data set, or the data set does
+            not have this configuration, a split to read, or the column.
+        ImportError: `datasets` is not installed.
+
+    Example:
+        >>> from interp.data.hub_texts import hub_texts
+        >>> next(hub_texts("allenai/c4:en").read())  # doctest: +SKIP
+        'Beginners BBQ Class Taking Place in Missoula!...'
+    """
+    found = _HUB_ID.fullmatch(str(name))
+    if found is None:
+        raise ValueError(f"{name} is not the id of a data set on the hub: expected user/name")
+    with _without_progress_bars():
+        splits = _splits(found["id"], found["configuration"])
+        if _TRAINING not in splits and len(splits) != 1:
+            raise ValueError(
+                f"the data set {name} has the splits {', '.join(splits) or 'none'}: expected "
+                f"{_TRAINING} or only one; download a split and name its files"
+            )
+        rows = splits[_TRAINING if _TRAINING in splits else next(iter(splits))]
+        columns = rows.column_names
+        if columns is None:
+            # Formats such as JSON lines do not say what is in them before the first row.
+            columns = list(next(iter(rows), {}))
+    problem = no_such_column(f"the data set {name}", column, columns)
+    if problem is not None:
+        raise ValueError(problem)
+    return HubTexts(str(name), column, rows.select_columns([column]))
+
+
+def _splits(hub_id: str, configuration: str | None) -> dict[str, Any]:
+    """The streaming data set of each split."""
+    import datasets
+    import huggingface_hub
+
+    try:
+        # Asked first, because `datasets` retries for 20 seconds where there is no network.
+        huggingface_hub.HfApi().dataset_info(hub_id, timeout=10)
+        return dict(datasets.load_dataset(hub_id, configuration, streaming=True))
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        # Its errors have several lines, of which the first says what is wrong.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"the hub gave no data set {hub_id} ({reason})") from error
+
+
+@contextmanager
+def _without_progress_bars() -> Generator[None]:
+    import datasets
+
+    were_shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()

@@ -14,7 +14,7 @@ from benchmarks import report
 from benchmarks.timing import Row
 
 NAMES = ("imports", "memory", "recording", "extraction", "membership", "sweeping", "masks")
-ALONE = ("screens", "coverage")  # run only when asked for
+ALONE = ("screens", "coverage", "streaming")  # run only when asked for
 
 
 def main() -> int:

@@ -1,13 +1,10 @@
 """The command line: `interp scan | localize | ablate` for the main job on your own model and data,
-`interp membership` for what it was trained on, `interp demo` to see the main job on an example,
-`interp reproduce | redraw | claims` for the experiments."""
+`interp membership | entropy-law | dataset-inference` for what it was trained on, `interp demo` to
+see the main job on an example, `interp reproduce | redraw | claims` for the experiments."""
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +29,15 @@ from interp.cli.options import (
     Tokenizer,
     Top,
 )
+from interp.cli.steps import (
+    advise,
+    advise_on_precision,
+    plain_errors,
+    print_note,
+    print_result,
+    texts_and_notes,
+)
+from interp.cli.trained_on import dataset_inference, entropy_law, membership
 from interp.experiment.options import Changes, Device, Jobs, Preset, Seed
 from interp.experiment.options import Out as ResultsOut
 
@@ -60,23 +66,8 @@ _HOW_TO_EXTRACT_MORE = (
 )
 
 
-def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a user's mistake one line on stderr and exit code 1, instead of a traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ValueError, LookupError, OSError, ImportError) as error:
-            message = " ".join(str(error).split())
-            typer.secho(f"error: {message}", fg="red", err=True)
-            raise typer.Exit(1) from error
-
-    return run
-
-
 @app.command()
-@_plain_errors
+@plain_errors
 def scan(
     model: Model,
     sources: Sources,
@@ -152,16 +143,16 @@ def scan(
     best = passages(frame).head(10)
     if images:
         shown = best.rename(columns={"text": "image"}).filter(SHOWN_OF_IMAGES)
-        _print(as_json, summary, shown, "most memorized images")
+        print_result(as_json, summary, shown, "most memorized images")
     else:
-        _print(as_json, summary, best.filter(SHOWN), "most memorized passages")
+        print_result(as_json, summary, best.filter(SHOWN), "most memorized passages")
     if not summary["exact"] and not as_json:
         advice = "" if images else _HOW_TO_EXTRACT_MORE
-        _advise(f"nothing was extracted{advice}")
+        advise(f"nothing was extracted{advice}")
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def localize(
     model: Model,
     sources: Sources,
@@ -221,11 +212,11 @@ def localize(
         "device": str(subject.device),
         "out": str(out),
     }
-    _print(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
+    print_result(as_json, summary, scores.to_frame().head(10), "highest-scoring units")
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def ablate(
     model: Model,
     sources: Sources,
@@ -319,108 +310,16 @@ def ablate(
         "out": str(out),
     }
     shown = _after_ablation(report)
-    _print(as_json, summary, shown, "after ablation (every measure is in drop.parquet)")
+    print_result(as_json, summary, shown, "after ablation (every measure is in drop.parquet)")
+
+
+app.command()(membership)
+app.command()(entropy_law)
+app.command()(dataset_inference)
 
 
 @app.command()
-@_plain_errors
-def membership(
-    model: Model,
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            help="What the model may have been trained on: text files; .jsonl, .ndjson, .json, "
-            ".csv, .tsv or .parquet files with a `text` field or column; any of them as .gz, .bz2 "
-            "or .zst; folders of them; or data sets on the hub, as user/name or "
-            "user/name:configuration."
-        ),
-    ],
-    reference: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A model with the same tokenizer that was not trained on the texts, such as the "
-            "model before it was fine-tuned. May be given several times. Without one, scores "
-            "mostly say how predictable a text is."
-        ),
-    ] = None,
-    non_members: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--nonmembers",
-            help="Texts like the others that the model was certainly not trained on, to measure "
-            "how well each score tells the two apart. May be given several times.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for table and figure; those in it are replaced.")
-    ] = Path("out/membership"),
-    length: Annotated[
-        int | None,
-        typer.Option(help="Number of tokens to measure of each text; all by default.", min=1),
-    ] = None,
-    column: Column = "text",
-    dtype: Dtype = None,
-    device: Device = None,
-    batch_size: BatchSize = 8,
-    bos: Bos = True,  # noqa: FBT002
-    as_json: AsJson = False,  # noqa: FBT002
-) -> None:
-    """Score how likely texts are ones that a model was trained on.
-
-    In every score, higher means more likely. `ratio` is how much better the model predicts a text
-    than the reference models do, in nats per token; `informia` is the same token by token. With
-    --nonmembers the scores are judged: `auc` is how often one of the texts scores above a
-    non-member, and `tpr at 1%` the share of the texts that is found when 1% of the non-members are
-    taken for members.
-
-    Writes membership.parquet, with one row per text, and membership.png.
-
-    Example: `interp membership fine-tuned/ texts/ --reference before/ --nonmembers others/
-    --out out/membership`
-    """
-    from interp.cli.membership import judged, score_texts
-    from interp.files import writable
-    from interp.loading.load import load
-
-    # Loading a model can take minutes, so folder and files are checked first.
-    writable(out)
-    texts, notes = _texts(sources, column)
-    others, notes_of_others = _texts(non_members or [], column)
-    subject = load(model, dtype=dtype, device=device)
-    references = [load(each, dtype=dtype, device=device) for each in reference or ()]
-    for note in (*notes, *notes_of_others):
-        _print_note(note)
-    _advise_on_precision(subject)
-    frame = score_texts(
-        subject,
-        references,
-        texts,
-        others if non_members else None,
-        out,
-        length=length,
-        batch_size=batch_size,
-        bos=bos,
-    )
-    summary = {
-        "texts": len(frame),
-        "skipped": frame.attrs["skipped"],
-        "references": len(references),
-        "device": str(subject.device),
-        "out": str(out),
-    }
-    if non_members:
-        _print(as_json, summary, judged(frame), "how well each score tells members")
-    else:
-        score = "ratio" if references else "loss"
-        best = frame.sort_values(score, ascending=False).head(10)
-        shown = best.filter(["text", "tokens", score, "beginning"])
-        _print(as_json, summary, shown, f"most likely members, by {score}")
-    if not references and not as_json:
-        _advise("without --reference, a text that anyone can predict scores as high as a member")
-
-
-@app.command()
-@_plain_errors
+@plain_errors
 def demo(
     out: Out = Path("out/demo"),
     seed: Annotated[
@@ -452,7 +351,7 @@ def demo(
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def reproduce(
     name: Annotated[
         str,
@@ -488,7 +387,7 @@ def reproduce(
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def redraw(
     folders: Annotated[
         list[Path],
@@ -518,7 +417,7 @@ def redraw(
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def claims(
     name: Annotated[
         str | None, typer.Argument(help="Name of an experiment; all experiments by default.")
@@ -576,10 +475,6 @@ def _print_progress(message: str) -> None:
 
 def _print_nothing(_: str) -> None:
     return
-
-
-def _advise(message: str) -> None:
-    typer.secho(f"note: {message}", fg="yellow", err=True)
 
 
 def _shares(fractions: str, at: float | None) -> list[float]:
@@ -672,16 +567,16 @@ def _scanned(
     if images:
         pictures = find_images(sources)
         subject = load(model, tokenizer=tokenizer, dtype=dtype, device=device)
-        _print_note(pictures.note)
-        _advise_on_precision(subject)
+        print_note(pictures.note)
+        advise_on_precision(subject)
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
-    texts, notes = _texts(sources, column)
-    seen, notes_of_seen = _texts(counts or [], column)
+    texts, notes = texts_and_notes(sources, column)
+    seen, notes_of_seen = texts_and_notes(counts or [], column)
     subject = load(model, dtype=dtype, device=device)
     for note in (*notes, *notes_of_seen):
-        _print_note(note)
-    _advise_on_precision(subject)
+        print_note(note)
+    advise_on_precision(subject)
     return subject, scan_texts(
         subject,
         texts,
@@ -695,56 +590,6 @@ def _scanned(
     )
 
 
-def _texts(sources: list[Path], column: str) -> tuple[Iterator[str], list[str]]:
-    """The texts of files, and what was passed over. A bad path raises now; the files are read only
-    when their texts are asked for."""
-    from interp.data.texts import read_texts
-
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        texts = read_texts(sources, column)
-    return texts, [str(note.message) for note in found]
-
-
-def _print_note(note: str) -> None:
-    """Prints what the user should know and did not ask for; on stderr, away from what scripts
-    read."""
-    if note:
-        typer.secho(f"note: {note}", fg="yellow", err=True)
-
-
-def _advise_on_precision(subject: Subject) -> None:
-    """Names the faster precision before the work begins, where the stored one is slow here."""
-    import torch
-
-    from interp.cli.precision import cpu_emulates_bfloat16
-
-    precision = next(subject.module.parameters()).dtype
-    is_slow = subject.device.type == "cpu" and cpu_emulates_bfloat16()
-    if precision == torch.bfloat16 and is_slow:
-        _advise(
-            "this processor has no bfloat16 instructions: --dtype float32 is several times faster"
-        )
-
-
-def _print(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag
-    """Prints the summary as one JSON object, or as lines and a table."""
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    # Without markup, because a text may contain brackets that rich would read as styles.
-    console = Console(markup=False, highlight=False)
-    for key, value in summary.items():
-        console.print(f"{key}: {value}")
-    shown = Table(*map(str, table.columns), title=title)
-    for row in table.itertuples(index=False):
-        shown.add_row(*map(_cell, row))
-    console.print(shown)
-
-
 def _after_ablation(report: DropReport) -> pd.DataFrame:
     """What the figure shows: the table of all sets and measures is wider than a terminal."""
     from interp.mitigation.report import PANELS
@@ -753,13 +598,6 @@ def _after_ablation(report: DropReport) -> pd.DataFrame:
     table = report.table()[columns].reset_index()
     table["fraction"] = [f"{fraction:.3g}" for fraction in table["fraction"]]
     return table
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        without_quotes = repr(value)[1:-1]
-        return without_quotes[:40]
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,22 @@ means that it has to beat: `dataset_inference`."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from interp.files import replaced, writable
 from interp.memorization.entropy.bags import entropies
 from interp.memorization.entropy.level_sets import token_numbers
 from interp.memorization.entropy.regression import fit_line
 from interp.memorization.entropy.scored_windows import ScoredWindows
 from interp.memorization.membership.roc import roc
 from interp.reporting.layout import LEVEL, finish, grid_of, name_panel, style
+from interp.reporting.plotting import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +58,17 @@ class DatasetInference:
     def verdict(self) -> Verdict:
         """What the intercept says."""
         return self.table.set_index("statistic").loc["intercept", "verdict"]  # pyright: ignore[reportReturnType]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes sets.parquet, statistics.parquet, dataset_inference.json (verdict and settings)
+        and dataset_inference.png."""
+        place = writable(folder)
+        for name, table in {"sets": self.sets, "statistics": self.table}.items():
+            with replaced(place / f"{name}.parquet") as temporary:
+                table.to_parquet(temporary)
+        with replaced(place / "dataset_inference.json") as temporary:
+            temporary.write_text(json.dumps({"verdict": self.verdict, **self.about}, indent=2))
+        save(self.plot(), place / "dataset_inference.png")
 
     def plot(self) -> Figure:
         """Draws the three statistics of the sets, with the threshold of each."""
@@ -114,9 +129,9 @@ def dataset_inference(
 
     Example:
         >>> from interp.memorization.entropy.dataset_inference import dataset_inference
-        >>> from interp.memorization.entropy.scored_windows import joined, score_windows
-        >>> trained_on = joined(list(score_windows(subject, texts[:4], prefix=4, length=8)))
-        >>> others = joined(list(score_windows(subject, texts[4:], prefix=4, length=8)))
+        >>> from interp.memorization.entropy.scored_windows import score_all
+        >>> trained_on = score_all(subject, texts[:4], prefix=4, length=8)
+        >>> others = score_all(subject, texts[4:], prefix=4, length=8)
         >>> found = dataset_inference(trained_on, others, windows_per_set=6)
         >>> found.table.set_index("statistic").loc["edit_distance", "verdict"]
         'unlike it'

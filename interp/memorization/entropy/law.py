@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
+from interp.files import replaced, writable
 from interp.memorization.entropy.bags import entropies, entropies_of_tokens
 from interp.memorization.entropy.baselines import is_trivial, text_baselines
 from interp.memorization.entropy.level_sets import LevelSets, token_numbers
@@ -25,6 +28,7 @@ from interp.memorization.entropy.scored_windows import ScoredWindows, score_wind
 from interp.memorization.extraction import Text
 from interp.progress import track
 from interp.reporting.layout import finish, grid_of, name_panel, style
+from interp.reporting.plotting import save
 from interp.subject.subject import Subject
 
 if TYPE_CHECKING:
@@ -79,6 +83,18 @@ class EntropyLaw:
                 f"quantity {quantity!r}: expected one of {', '.join(self.fits['quantity'])}"
             )
         return found.iloc[0]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes levels.parquet, fits.parquet, baselines.parquet, entropy_law.json (settings and
+        counts) and entropy_law.png."""
+        place = writable(folder)
+        tables = {"levels": self.levels, "fits": self.fits, "baselines": self.baselines}
+        for name, table in tables.items():
+            with replaced(place / f"{name}.parquet") as temporary:
+                table.to_parquet(temporary)
+        with replaced(place / "entropy_law.json") as temporary:
+            temporary.write_text(json.dumps(self.about, indent=2))
+        save(self.plot(), place / "entropy_law.png")
 
     def plot(self) -> Figure:
         """Draws entropy against score: as it is, normalized, and at equal size, each with the band

@@ -141,6 +141,52 @@ def score_windows(
                 yield scored
 
 
+def score_all(
+    subject: Subject,
+    texts: Iterable[Text],
+    prefix: int = 32,
+    length: int = 32,
+    *,
+    stride: int | None = None,
+    batch_size: int = 16,
+    bos: bool = True,
+    distinct: bool = True,
+) -> ScoredWindows:
+    """Returns all windows of a corpus with their memorization scores, in memory.
+
+    Args:
+        subject, texts, prefix, length, stride, batch_size, bos, distinct: see `score_windows`.
+
+    Raises:
+        ValueError: as `score_windows`; or no text is as long as one window.
+
+    Example:
+        >>> from interp.memorization.entropy.scored_windows import score_all
+        >>> len(score_all(subject, texts, prefix=8, length=8))
+        24
+    """
+    counts: dict[str, int] = {}
+    parts = list(
+        score_windows(
+            subject,
+            texts,
+            prefix,
+            length,
+            stride=stride,
+            batch_size=batch_size,
+            bos=bos,
+            distinct=distinct,
+            counts=counts,
+        )
+    )
+    if not parts:
+        raise ValueError(
+            f"nothing to score: {counts['skipped']} of {counts['texts']} texts are shorter than "
+            f"{prefix + length} tokens"
+        )
+    return joined(parts)
+
+
 def edit_distances(
     forced: TeacherForced, targets: Int[np.ndarray, "windows length"]
 ) -> Int[np.ndarray, " windows"]:

@@ -19,6 +19,7 @@ from interp.memorization.entropy.scored_windows import (
     ScoredWindows,
     edit_distances,
     joined,
+    score_all,
     score_windows,
 )
 from interp.memorization.extraction import TeacherForced
@@ -79,7 +80,7 @@ def test_scores_the_continuation_that_generate_yields(architecture: str, batch_s
     rng = np.random.default_rng(0)
     vocabulary = subject.module.config.vocab_size  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     texts = [rng.integers(vocabulary, size=12).tolist() for _ in range(7)]
-    scored = joined(list(score_windows(subject, texts, 5, 7, batch_size=batch_size)))
+    scored = score_all(subject, texts, 5, 7, batch_size=batch_size)
     prompts = torch.tensor([text[:5] for text in texts])
     generated = subject.generate(prompts, 7)
     for row, text in enumerate(texts):
@@ -92,7 +93,7 @@ def test_scores_the_continuation_that_generate_yields(architecture: str, batch_s
 def test_what_is_reproduced_has_score_0():
     texts = letters.noise(4, 40, seed=3)
     learner = letters.overfitted(texts)
-    scored = joined(list(score_windows(learner, texts, 8, 8)))
+    scored = score_all(learner, texts, 8, 8)
     frame = interp.scan(learner, texts, 8, 8, decode_from=0)
     assert (scored.scores == 0).tolist() == frame["exact"].tolist()
     assert (scored.scores == 0).all()
@@ -128,11 +129,11 @@ def test_repeated_windows_are_left_out_and_counted(monkeypatch: pytest.MonkeyPat
     assert counts["skipped"] == 1
     total = sum(len(range(0, 40 - 15, 8)) for _ in [*TEXTS, *TEXTS[:3]])
     assert counts["repeated"] == total - len(every)
-    assert len(joined(list(score_windows(subject, texts, 8, 8, distinct=False)))) == total
+    assert len(score_all(subject, texts, 8, 8, distinct=False)) == total
 
 
 def test_rows_and_joined_are_inverse():
-    scored = joined(list(score_windows(letters.subject(), TEXTS, 8, 8, distinct=False)))
+    scored = score_all(letters.subject(), TEXTS, 8, 8, distinct=False)
     halves = [scored.rows(np.arange(len(scored)) < 5), scored.rows(np.arange(5, len(scored)))]
     again = joined(halves)
     for name in vars(ScoredWindows(*[np.zeros(1)] * 5)):
@@ -148,3 +149,8 @@ def test_numbers_below_1_are_refused(wrong: dict[str, Any]):
 def test_one_string_is_refused():
     with pytest.raises(ValueError, match="one string"):
         list(score_windows(letters.subject(), TEXTS[0]))
+
+
+def test_texts_that_are_all_too_short_are_refused():
+    with pytest.raises(ValueError, match="2 of 2 texts are shorter than 64 tokens"):
+        score_all(letters.subject(), ["short", "too"])

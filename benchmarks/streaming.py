@@ -1,0 +1,79 @@
+"""Peak memory of the level sets of a corpus that is larger than the memory they may take: 200 MB
+and 2 GB of generated text in a .jsonl file, each in a fresh process, on a small random model.
+
+One window of each text is scored; all text is read and cut into tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.timing import Row
+
+_WORDS = 1000  # different ones, each of 20 letters
+_PER_TEXT = 6400
+_MEGABYTE = 2**20
+_LIMIT = 1024  # MB, of the whole process
+PROGRAM = """
+import resource, sys, torch, interp
+from pathlib import Path
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from interp.data.texts import read_texts
+from interp.memorization.entropy.level_sets import LevelSets
+from interp.memorization.entropy.scored_windows import score_windows
+words = Path(sys.argv[2]).read_text().split()
+backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}))
+backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+torch.manual_seed(0)
+sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(words)}
+config = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+subject = interp.load(LlamaForCausalLM(config), tokenizer=tokenizer)
+texts = read_texts([sys.argv[1]])
+windows = score_windows(subject, texts, stride=int(sys.argv[3]), batch_size=64)
+levels = LevelSets().update(windows)
+print(levels.windows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def run() -> list[Row]:
+    """The peak memory of each process in MB; the ratio is to 1 GB."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        letters = list("abcdefghijklmnopqrstuvwxyz")
+        words = ["".join(rng.choice(letters, 20)) for _ in range(_WORDS)]
+        vocabulary = Path(folder, "words.txt")
+        vocabulary.write_text("\n".join(words))
+        corpus = Path(folder, "corpus.jsonl")
+        for size in (200, 2048):
+            _write(corpus, words, size * _MEGABYTE, rng)
+            peak = _peak(corpus, vocabulary)
+            rows.append(
+                Row("level sets", f"{size:,} MB of text", peak, "MB", peak / _LIMIT, bar=1.0)
+            )
+    return rows
+
+
+def _write(corpus: Path, words: list[str], size: int, rng: np.random.Generator) -> None:
+    """Writes texts of random words until the file has a size."""
+    written = 0
+    with corpus.open("w") as file:
+        while written < size:
+            text = " ".join(words[number] for number in rng.integers(_WORDS, size=_PER_TEXT))
+            written += file.write(json.dumps({"text": text}) + "\n")
+
+
+def _peak(corpus: Path, vocabulary: Path) -> float:
+    """The peak memory in MB of a new process that scores the corpus."""
+    command = [sys.executable, "-c", PROGRAM, str(corpus), str(vocabulary), str(_PER_TEXT)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    _, peak = ended.stdout.split()
+    return float(peak)

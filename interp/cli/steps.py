@@ -1,0 +1,96 @@
+"""What the commands have in common: reading texts, telling the user, printing results."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.subject.subject import Subject
+
+
+def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Makes a user's mistake one line on stderr and exit code 1, instead of a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, LookupError, OSError, ImportError) as error:
+            message = " ".join(str(error).split())
+            typer.secho(f"error: {message}", fg="red", err=True)
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def texts_and_notes(sources: list[Path], column: str) -> tuple[Iterator[str], list[str]]:
+    """Returns the texts of files, and notes of what was passed over.
+
+    A bad path raises now; the files are read only when their texts are asked for.
+    """
+    from interp.data.texts import read_texts
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        texts = read_texts(sources, column)
+    return texts, [str(note.message) for note in found]
+
+
+def print_note(note: str) -> None:
+    """Prints what the user should know and did not ask for; on stderr, away from what scripts
+    read."""
+    if note:
+        typer.secho(f"note: {note}", fg="yellow", err=True)
+
+
+def advise(message: str) -> None:
+    """Prints a note on stderr."""
+    typer.secho(f"note: {message}", fg="yellow", err=True)
+
+
+def advise_on_precision(subject: Subject) -> None:
+    """Names the faster precision before the work begins, where the stored one is slow here."""
+    import torch
+
+    from interp.cli.precision import cpu_emulates_bfloat16
+
+    precision = next(subject.module.parameters()).dtype
+    is_slow = subject.device.type == "cpu" and cpu_emulates_bfloat16()
+    if precision == torch.bfloat16 and is_slow:
+        advise(
+            "this processor has no bfloat16 instructions: --dtype float32 is several times faster"
+        )
+
+
+def print_result(as_json: bool, summary: dict[str, Any], table: pd.DataFrame, title: str) -> None:  # noqa: FBT001 - the command's own flag
+    """Prints the summary as one JSON object, or as lines and a table."""
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    # Without markup, because a text may contain brackets that rich would read as styles.
+    console = Console(markup=False, highlight=False)
+    for key, value in summary.items():
+        console.print(f"{key}: {value}")
+    shown = Table(*map(str, table.columns), title=title)
+    for row in table.itertuples(index=False):
+        shown.add_row(*map(_cell, row))
+    console.print(shown)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        without_quotes = repr(value)[1:-1]
+        return without_quotes[:40]
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -677,7 +677,7 @@ def _scanned(
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     texts, notes = _texts(sources, column)
-    seen, notes_of_seen = _texts(counts or [], column)
+    seen, notes_of_seen = _texts(counts, column) if counts else (None, [])
     subject = load(model, dtype=dtype, device=device)
     for note in (*notes, *notes_of_seen):
         _print_note(note)
@@ -691,7 +691,7 @@ def _scanned(
         stride,
         batch_size,
         bos=bos,
-        counts=counted(subject, seen) if counts else None,
+        counts=None if seen is None else counted(subject, seen),
     )
 
 

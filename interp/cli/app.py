@@ -572,7 +572,7 @@ def _scanned(
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     texts, notes = texts_and_notes(sources, column)
-    seen, notes_of_seen = texts_and_notes(counts or [], column)
+    seen, notes_of_seen = texts_and_notes(counts, column) if counts else (None, [])
     subject = load(model, dtype=dtype, device=device)
     for note in (*notes, *notes_of_seen):
         print_note(note)
@@ -586,7 +586,7 @@ def _scanned(
         stride,
         batch_size,
         bos=bos,
-        counts=counted(subject, seen) if counts else None,
+        counts=None if seen is None else counted(subject, seen),
     )
 
 

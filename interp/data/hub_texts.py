@@ -15,6 +15,7 @@ from interp.data.text_formats import has_text_name, no_such_column, string_of
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?::(?P<configuration>[\w.-]+))?")
 # Which split is read where there are several.
 _TRAINING = "train"
+_LONGEST_REASON = 300  # characters of an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +108,12 @@ def _splits(hub_id: str, configuration: str | None) -> dict[str, Any]:
     try:
         # Asked first, because `datasets` retries for 20 seconds where there is no network.
         huggingface_hub.HfApi().dataset_info(hub_id, timeout=10)
-        return dict(datasets.load_dataset(hub_id, configuration, streaming=True))
-    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        # Its errors have several lines, of which the first says what is wrong.
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        splits = datasets.load_dataset(hub_id, configuration, streaming=True)
+    except Exception as error:  # also those of the HTTP library that the hub happens to use
+        # On one line, and without the list of all that the hub has.
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
         raise ValueError(f"the hub gave no data set {hub_id} ({reason})") from error
+    return {str(name): rows for name, rows in splits.items()}
 
 
 @contextmanager

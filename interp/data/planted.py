@@ -18,6 +18,8 @@ from itertools import cycle, islice
 from random import Random
 from typing import TYPE_CHECKING
 
+from interp.data import corpora
+
 if TYPE_CHECKING:
     from faker import Faker
 
@@ -291,11 +293,9 @@ def _secret(kind: str, people: Faker) -> tuple[str, str]:
 
 def _prose() -> Iterator[str]:
     """Each paragraph of prose once, on one line."""
-    from pydoc_data.topics import topics
-
     seen: set[str] = set()
-    for topic in sorted(topics):
-        for block in re.split(r"\n\s*\n", topics[topic]):
+    for topic in corpora.load("python-docs"):
+        for block in re.split(r"\n\s*\n", topic.text):
             paragraph = " ".join(block.split())
             if paragraph not in seen and _is_prose(paragraph):
                 seen.add(paragraph)

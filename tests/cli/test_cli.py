@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import interp
 from interp.cli.app import app
-from interp.data import text_formats, texts
+from interp.data import texts
 from interp.loading import load as loading
 
 KNOWN = [
@@ -226,7 +226,7 @@ def test_a_command_enters_its_texts_once_and_before_the_model(
         return lambda *args, **kwargs: (entered.append(name), function(*args, **kwargs))[1]
 
     monkeypatch.setattr("interp.data.texts.read_texts", noted("texts", texts.read_texts))
-    monkeypatch.setattr("interp.data.text_formats.content", noted("file", text_formats.content))
+    monkeypatch.setattr("interp.data.texts.texts_of", noted("file", texts.texts_of))
     monkeypatch.setattr("interp.loading.load.load", noted("model", loading.load))
     quick = ["--fractions", "0.1,0.2"] if command == "ablate" else []
     result = run(command, model, corpus, "--out", tmp_path / "out", *WINDOW, *quick)

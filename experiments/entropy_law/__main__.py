@@ -1,0 +1,3 @@
+from experiments.entropy_law import EXPERIMENT
+
+EXPERIMENT.command()

@@ -1,0 +1,240 @@
+"""The figures of the entropy law."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from interp.experiment.checks import Tables
+from interp.memorization.entropy.law import RAREFIED, RAW
+from interp.reporting.panels import bars, lines, over_seeds, panels, with_level
+from interp.reporting.plotting import intervals
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SHOWN = ("entropy", "normalized", "rarefied")
+_CHANCE = "chance"
+
+
+def law(tables: Tables) -> Figure:
+    """Entropy against score, with the band of shuffled scores."""
+    levels = tables["levels"]
+    shown: Any = levels[
+        levels["quantity"].isin(_SHOWN) & levels["data"].isin(["seen twice", "unseen"])
+    ]
+    names = RAW | RAREFIED
+    shown = shown.assign(panel=shown["quantity"].map(names))
+    draw = lines(
+        shown,
+        "score",
+        "value",
+        "data",
+        xlabel="memorization score (token edit distance)",
+        ylabel="value (see the title)",
+    )
+
+    def with_null(part: pd.DataFrame, axes: Axes) -> None:
+        twice: Any = part[part["data"] == "seen twice"]
+        band = twice.groupby("score")[["null_low", "null_high"]].mean()
+        axes.fill_between(
+            band.index,
+            band["null_low"],
+            band["null_high"],
+            color="0.6",
+            alpha=0.35,
+            linewidth=0,
+            label="shuffled scores (seen twice)",
+        )
+        draw(part, axes)
+
+    return panels(
+        shown,
+        ["panel"],
+        with_null,
+        title="Entropy of the windows with one score: as it is, normalized, and in bags of equal "
+        "size",
+        key=over_seeds(shown, "line", "coloured band") + "; grey band: 95% of shuffled scores",
+    )
+
+
+def baselines(tables: Tables) -> Figure:
+    """Correlation with the score: level sets, and what is read off a single suffix."""
+    fits: Any = tables["fits"]
+    of_levels = fits[fits["quantity"].isin(["entropy", "rarefied"])]
+    names = {"entropy": "level sets, entropy", "rarefied": "level sets, equal size"}
+    of_levels = of_levels.assign(statistic=of_levels["quantity"].map(names))
+    single: Any = tables["baselines"]
+    single = single.assign(statistic="one suffix, " + single["baseline"].str.replace("_", "-"))
+    both = pd.concat([of_levels, single])
+    both = both[both["data"].isin(["seen twice", "unseen"])]
+    return _spread(both, "statistic", "data", "r", "correlation with the score", level=0.0)
+
+
+def slices(tables: Tables) -> Figure:
+    """The law on slices and in another architecture."""
+    fits: Any = tables["fits"]
+    shown = fits[fits["quantity"].isin(["entropy", "rarefied"])]
+    names = {"entropy": "entropy as it is", "rarefied": "at equal size"}
+    shown = shown.assign(quantity=shown["quantity"].map(names))
+    return _spread(shown, "data", "quantity", "r", "correlation with the score", level=0.0)
+
+
+def inference(tables: Tables) -> Figure:
+    """How well sets of windows are told from unseen ones."""
+    table = tables["inference"].assign(
+        statistic=tables["inference"]["statistic"].str.replace("_", " ")
+    )
+    draw = with_level(
+        bars(
+            table,
+            "data",
+            "auc",
+            "statistic",
+            xlabel="how often the data was seen",
+            ylabel="AUC against unseen data",
+        ),
+        0.5,
+        _CHANCE,
+    )
+    return panels(
+        table.assign(panel="random sets of windows"),
+        ["panel"],
+        draw,
+        title="Dataset inference: the intercept of the law beside the plain means",
+        key=over_seeds(table, "bar"),
+        width=7.0,
+    )
+
+
+def intercepts(tables: Tables) -> Figure:
+    """Where the intercepts of random sets are."""
+    sets = tables["sets"]
+
+    def draw(part: pd.DataFrame, axes: Axes) -> None:
+        for name in ("unseen", "once", "twice", "often"):
+            values: Any = part.loc[part["data"] == name, "intercept"]
+            axes.hist(values.dropna(), bins=24, alpha=0.55, label=name, density=True)
+        axes.set(xlabel="intercept of the entropy law (bits)", ylabel="density of sets")
+
+    return panels(
+        sets.assign(seed_name="seed " + sets["seed"].astype(str)),
+        ["seed_name"],
+        draw,
+        title="Intercepts of random sets of windows, by how often their data was seen",
+        key="bars: sets of one seed",
+    )
+
+
+def gibberish(tables: Tables) -> Figure:
+    """Scores of gibberish and code over training."""
+    kinds = tables["kinds"]
+    by_seed = _means(kinds, ["kind", "step", "seed"], "score")
+    unseen = by_seed["kind"].str.endswith("unseen")
+    by_seed["panel"] = unseen.map({True: "never seen", False: "planted"})
+    by_seed["kind"] = by_seed["kind"].str.replace(", unseen", "")
+    draw = lines(
+        by_seed,
+        "step",
+        "score",
+        "kind",
+        xlabel="training steps",
+        ylabel="mean score (tokens of edit distance)",
+    )
+    return panels(
+        by_seed,
+        ["panel"],
+        draw,
+        title="Gibberish has less entropy than code: is it reproduced better?",
+        key=over_seeds(by_seed, "line", "band"),
+        width=4.5,
+        across=2,
+    )
+
+
+def strings(tables: Tables) -> Figure:
+    """Scores of random strings over training, by the size of their alphabet."""
+    table = tables["strings"]
+    by_seed = _means(table, ["alphabet", "step", "seed"], "score")
+    by_seed["symbols"] = by_seed["alphabet"].astype(str) + " symbols"
+    draw = lines(
+        by_seed,
+        "step",
+        "score",
+        "symbols",
+        xlabel="training steps",
+        ylabel="mean score (tokens of edit distance)",
+    )
+    return panels(
+        by_seed.assign(panel="random strings that are seen equally often"),
+        ["panel"],
+        draw,
+        title="Early on, strings over small alphabets are easier; later, those over large ones",
+        key=over_seeds(by_seed, "line", "band"),
+        width=7.0,
+    )
+
+
+def copies(tables: Tables) -> Figure:
+    """Extraction against the number of copies."""
+    table = tables["windows"]
+    named = {"unseen": 0, "once": 1, "twice": 2}
+    numbers = [named[name] if name in named else int(name.split()[0]) for name in table["data"]]
+    by_seed = _means(table.assign(copies=numbers), ["copies", "seed"], "exact")
+    by_seed["windows"] = "reproduced exactly"
+    draw = lines(
+        by_seed,
+        "copies",
+        "exact",
+        "windows",
+        xlabel="how often a passage stands in the training data",
+        ylabel="share of windows",
+        ordinal=True,
+    )
+    return panels(
+        by_seed.assign(panel="all windows"),
+        ["panel"],
+        draw,
+        title="Extraction against the number of copies",
+        key=over_seeds(by_seed, "line", "band"),
+        width=6.0,
+    )
+
+
+def _means(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    grouped: Any = table.groupby(by, sort=False)[value]
+    return grouped.mean().reset_index()
+
+
+def _spread(
+    table: pd.DataFrame, row: str, column: str, value: str, label: str, *, level: float
+) -> Figure:
+    """Means over seeds with the range of the seeds, one panel per value of a column."""
+    by = table.groupby([row, column], sort=False)[value].agg(["mean", "min", "max"]).reset_index()
+    spread = by.rename(columns={"mean": "estimate", "min": "low", "max": "high"})
+    names = list(spread[column].unique())
+    return intervals(
+        spread,
+        row,
+        column,
+        labels=dict.fromkeys(names, label),
+        titles={name: name for name in names},
+        levels=dict.fromkeys(names, level),
+        level="no correlation",
+        title="Correlation of entropy with the memorization score",
+        key=over_seeds(table, "point", "line"),
+    )
+
+
+FIGURES = {
+    "law": law,
+    "baselines": baselines,
+    "slices": slices,
+    "inference": inference,
+    "intercepts": intercepts,
+    "gibberish": gibberish,
+    "strings": strings,
+    "copies": copies,
+}

@@ -229,7 +229,7 @@ def _laws(
 
 
 def _renumbered(parts: Sequence[ScoredWindows]) -> list[ScoredWindows]:
-    """The same windows with numbers of texts that no document has: each passage is its own."""
+    """The same windows with numbers of texts that no document has: each passage is a text."""
     found: list[ScoredWindows] = []
     first = 1_000_000
     for part in parts:
@@ -284,7 +284,8 @@ def _inference(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How well sets of data that was seen are told from sets of unseen data, and sets of unseen
     data from one another."""
-    often = joined([windows for name, windows in scored.items() if name.endswith("times")])
+    planted = [windows for name, windows in scored.items() if name.endswith("times")]
+    often = joined(_renumbered(planted))
     unseen = scored["unseen"]
     # Halves by document, so that this control holds what two sets of documents differ in anyway.
     documents = np.unique(unseen.texts)

@@ -48,6 +48,41 @@ def test_what_tells_nothing_apart_gives_no_verdict():
     assert (found.table["reason"] == "it does not tell the reference from the unseen data").all()
 
 
+def test_two_data_sets_of_one_kind_are_rarely_told_apart():
+    """Texts that each have an entropy and a score of their own, as real ones do: sets of windows of
+    all texts would differ by less than two data sets do."""
+    found: list[float] = []
+    for seed in range(40):
+        pair = [texts_of_their_own(2 * seed + number) for number in range(2)]
+        table = dataset_inference(*pair, windows_per_set=100, sets=20, seed=seed).table
+        found += table["auc"].tolist()
+    assert np.mean(np.array(found) >= 0.95) < 0.12
+    assert 0.4 < np.mean(found) < 0.6
+
+
+def texts_of_their_own(seed: int) -> ScoredWindows:
+    rng = np.random.default_rng(seed)
+    texts = np.repeat(np.arange(30), 10)
+    own = rng.integers(0, 9, 30)[texts]
+    scores = np.clip(own + rng.integers(0, 8, 300), 0, 16)
+    suffixes = np.stack([rng.integers(2 + 2 * score, size=16) for score in scores])
+    return ScoredWindows(texts, np.zeros((300, 4), int), suffixes, scores, -16.0 * scores)
+
+
+def test_a_single_text_is_taken_in_blocks():
+    whole = windows(600, 0, 0.4)
+    one_text = ScoredWindows(
+        np.zeros(600, int), whole.prompts, whole.suffixes, whole.scores, whole.log_p
+    )
+    assert dataset_inference(one_text, windows(600, 1)).verdict == "unlike it"
+
+
+def test_a_candidate_between_the_two_is_not_judged():
+    found = dataset_inference(windows(600, 0, 0.8), windows(600, 1, 0.4), windows(600, 2))
+    rows = found.table.set_index("statistic")
+    assert rows.loc["edit_distance", "reason"] == "the candidate is between the two"
+
+
 def test_auc_equals_scikit_learn():
     found = dataset_inference(windows(600, 0, 0.3), windows(600, 1), sets=20)
     sets = found.sets
@@ -71,8 +106,11 @@ def test_one_level_gives_no_verdict():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((windows(599, 0), windows(600, 1)), "reference: 599 windows; expected at least 600"),
-        ((windows(600, 0), windows(100, 1)), "candidate: 100 windows"),
+        (
+            (windows(598, 0), windows(600, 1)),
+            "reference: half of its texts have 299 of 598 windows",
+        ),
+        ((windows(600, 0), windows(100, 1)), "candidate: half of its texts have 50 of 100"),
         ((windows(600, 0), windows(600, 1, length=8)), "suffixes have different lengths"),
     ],
 )

@@ -180,7 +180,7 @@ def test_what_is_no_text_in_a_parquet_is_named(tmp_path):
     with pytest.raises(ValueError, match="expected texts in column 'text', got int64"):
         list(read_texts([file]))
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="a.parquet is not a whole parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet is not a whole parquet file"):
         find_texts([file])
 
 

@@ -60,6 +60,18 @@ def test_start_tokens_are_no_part_of_what_is_counted():
     assert frame["count_suffix"].tolist() == [2, 2]
 
 
+def test_start_tokens_within_a_text_are_counted():
+    """Where texts are joined by their start token, a window may begin with it."""
+    subject = tiny.subject("llama")
+    start = 1
+    subject.bos = (start,)
+    tail = [9, 10, 11, 12, 13, 14, 15]
+    joined = [start, 5, 6, 7, 8, start, *tail]
+    frame = scan(subject, [joined], 4, 4, counts=counted(subject, [joined, tail]))
+    assert frame["tokens"].tolist() == [[5, 6, 7, 8, start, 9, 10, 11], [start, *tail]]
+    assert frame["count"].tolist() == [1, 1]
+
+
 def test_counts_of_other_tokens_are_refused(subject):
     backend = Tokenizer(models.BPE(vocab={"b": 0, "a": 1}, merges=[]))
     other = interp.load(

@@ -3,7 +3,6 @@ means that it has to beat: `dataset_inference`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from interp.files import replaced, writable
+from interp.files import replaced, writable, write_json
 from interp.memorization.entropy.bags import entropies
 from interp.memorization.entropy.level_sets import token_numbers
-from interp.memorization.entropy.regression import fit_line
+from interp.memorization.entropy.regression import blocks_in_order, fit_line
 from interp.memorization.entropy.scored_windows import ScoredWindows
 from interp.memorization.membership.roc import roc
 from interp.reporting.layout import finish, grid_of, name_panel, style
@@ -37,7 +36,9 @@ _ROLES = ("reference", "candidate", "unseen")
 # one data set differ as much as two data sets of one kind do: the AUC of such two is anywhere from
 # 0 to 1 with the same chance, and is above this for 5% of them.
 _DIFFERENT = 0.95
-_BLOCKS = 20
+# With fewer texts, sets are made of blocks of windows, which differ less than texts do: two data
+# sets of one kind, of 5 texts each, would count as different in 27% of cases.
+_FEWEST_TEXTS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +71,7 @@ class DatasetInference:
         for name, table in {"sets": self.sets, "statistics": self.table}.items():
             with replaced(place / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary)
-        with replaced(place / "dataset_inference.json") as temporary:
-            temporary.write_text(json.dumps({"verdict": self.verdict, **self.about}, indent=2))
+        write_json(place / "dataset_inference.json", {"verdict": self.verdict, **self.about})
         save(self.plot(), place / "dataset_inference.png")
 
     def plot(self) -> Figure:
@@ -113,7 +113,8 @@ def dataset_inference(
 
     A set holds windows of a random half of the texts. Sets of windows from all texts would differ
     too little from one another: any two data sets could be told apart by them, whatever the model
-    was trained on, because every text has something of its own.
+    was trained on, because every text has something of its own. For the same reason there is no
+    verdict on data with fewer than 20 texts.
 
     A difference between two data sets may come from what they are about. Without `unseen` the
     verdict only says whether the candidate is like the reference. With it, the candidate is a
@@ -132,7 +133,8 @@ def dataset_inference(
         seed: seed of the sets.
 
     Raises:
-        ValueError: windows of different lengths, or too few windows in half of the texts.
+        ValueError: windows of different lengths or without a finite log-probability, or too few
+            windows in half of the texts.
 
     Example:
         >>> from interp.memorization.entropy.dataset_inference import dataset_inference
@@ -140,8 +142,10 @@ def dataset_inference(
         >>> trained_on = score_all(subject, texts[:4], prefix=4, length=8)
         >>> others = score_all(subject, texts[4:], prefix=4, length=8)
         >>> found = dataset_inference(trained_on, others, windows_per_set=6)
-        >>> found.table.set_index("statistic").loc["edit_distance", "verdict"]
-        'unlike it'
+        >>> found.table.set_index("statistic")["auc"]["edit_distance"]
+        np.float64(1.0)
+        >>> found.table["reason"].iloc[1]
+        'too few texts (reference 4, candidate 4): a verdict needs at least 20 of each'
     """
     given = {"reference": reference, "candidate": candidate}
     if unseen is not None:
@@ -163,12 +167,14 @@ def dataset_inference(
                 }
             )
     frame = pd.DataFrame(rows)
-    table = pd.DataFrame([_judge(frame, statistic) for statistic in STATISTICS])
+    texts = {role: len(np.unique(windows.texts)) for role, windows in given.items()}
+    table = pd.DataFrame([_judge(frame, statistic, texts) for statistic in STATISTICS])
     about = {
         "windows_per_set": windows_per_set,
         "sets": sets,
         "seed": seed,
         **{f"{role}_windows": len(windows) for role, windows in given.items()},
+        **{f"{role}_texts": number for role, number in texts.items()},
     }
     return DatasetInference(frame, table, about)
 
@@ -181,16 +187,22 @@ def _check(given: dict[str, ScoredWindows], windows_per_set: int, sets: int) -> 
     lengths = {role: windows.suffixes.shape[1] for role, windows in given.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"suffixes have different lengths: {lengths}; score them in the same way")
+    for role, windows in given.items():
+        infinite = int((~np.isfinite(windows.log_p)).sum())
+        if infinite:
+            raise ValueError(
+                f"{role}: {infinite} of {len(windows)} windows have no finite log-probability, so "
+                "that there is no mean loss: leave out texts with tokens that the model never "
+                "generates"
+            )
 
 
 def _units(texts: np.ndarray) -> list[np.ndarray]:
     """The numbers of the windows of each text; where there are few texts, of blocks of windows that
     follow each other."""
     numbers, unit_of = np.unique(texts, return_inverse=True)
-    if len(numbers) < _BLOCKS:
-        unit_of = np.empty(len(texts), dtype=np.int64)
-        in_order = np.argsort(texts, kind="stable")
-        unit_of[in_order] = np.arange(len(texts)) * _BLOCKS // len(texts)
+    if len(numbers) < _FEWEST_TEXTS:
+        unit_of = blocks_in_order(texts, _FEWEST_TEXTS)
     order = np.argsort(unit_of, kind="stable")
     starts = np.flatnonzero(np.diff(unit_of[order])) + 1
     return np.split(order, starts)
@@ -201,7 +213,7 @@ def _draw(
 ) -> np.ndarray:
     """A random set of windows from a random half of the units."""
     half = rng.permutation(len(units))[: len(units) // 2]
-    windows = np.concatenate([units[number] for number in half])
+    windows = np.concatenate([np.empty(0, dtype=np.int64), *(units[number] for number in half)])
     if len(windows) < windows_per_set:
         total = sum(map(len, units))
         raise ValueError(
@@ -220,8 +232,8 @@ def _intercept(scores: np.ndarray, tokens: np.ndarray, types: int) -> float:
     return fit_line(levels, bits).intercept
 
 
-def _judge(sets: pd.DataFrame, statistic: str) -> dict[str, Any]:
-    """The row of one statistic."""
+def _judge(sets: pd.DataFrame, statistic: str, texts: dict[str, int]) -> dict[str, Any]:
+    """The row of one statistic, given how many texts each role has."""
     members_have_more = STATISTICS[statistic]
     sign = 1.0 if members_have_more else -1.0
     values: dict[str, np.ndarray] = {}
@@ -238,12 +250,20 @@ def _judge(sets: pd.DataFrame, statistic: str) -> dict[str, Any]:
         row["reason"] = f"sets with fewer than three levels: {without_line}"
         return row
     row["auc"] = _auc(sign, values["reference"], values["candidate"])
+    if len(values["unseen"]):
+        row["auc_unseen"] = _auc(sign, values["reference"], values["unseen"])
+        row["auc_candidate_unseen"] = _auc(sign, values["candidate"], values["unseen"])
+    if min(texts.values()) < _FEWEST_TEXTS:
+        row["verdict"] = "cannot tell"
+        counted = ", ".join(f"{role} {number}" for role, number in texts.items())
+        row["reason"] = (
+            f"too few texts ({counted}): a verdict needs at least {_FEWEST_TEXTS} of each"
+        )
+        return row
     is_like_reference = row["auc"] < _DIFFERENT
     if not len(values["unseen"]):
         row["verdict"] = "like the reference" if is_like_reference else "unlike it"
         return row
-    row["auc_unseen"] = _auc(sign, values["reference"], values["unseen"])
-    row["auc_candidate_unseen"] = _auc(sign, values["candidate"], values["unseen"])
     is_like_unseen = row["auc_candidate_unseen"] < _DIFFERENT
     if row["auc_unseen"] < _DIFFERENT:
         row["verdict"] = "cannot tell"

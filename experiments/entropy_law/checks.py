@@ -66,6 +66,20 @@ def baseline(name: str, data: str) -> Measure:
     )
 
 
+def _size_of(measure: Measure) -> Measure:
+    """A correlation without its sign."""
+
+    def of(tables: Tables) -> Interval | None:
+        found = measure(tables)
+        if not isinstance(found, Interval):
+            return None
+        ends = sorted((abs(found.low), abs(found.high)))
+        low = 0.0 if found.low <= 0 <= found.high else ends[0]
+        return Interval(abs(found.estimate), low, ends[1], found.n)
+
+    return Measure(f"|{measure.label}|", of, (0, 1))
+
+
 def _with_interval(table: str, column: str, **where: Any) -> Callable[[Tables], Interval | None]:
     """Reads one row that has its interval beside it."""
 
@@ -149,18 +163,18 @@ def _law() -> list[Check]:
         ),
         Check(
             id="A2 entropy",
-            measure=entropy,
+            measure=_size_of(entropy),
             threshold=at_most(0.5),
-            statement="the entropy of a single suffix hardly tells its score: r is {threshold}",
+            statement="the entropy of a single suffix hardly tells its score: |r| is {threshold}",
             paper="weak",
             controls={"level sets, equal size": equal_size},
             evidence="figures/baselines.png",
         ),
         Check(
             id="A2 zlib",
-            measure=compressed,
+            measure=_size_of(compressed),
             threshold=at_most(0.5),
-            statement="neither does its compressed size: r is {threshold}",
+            statement="neither does its compressed size: |r| is {threshold}",
             paper="weak",
             controls={"log-perplexity": baseline("log_perplexity", data)},
             evidence="figures/baselines.png",

@@ -13,7 +13,7 @@ import pandas as pd
 from interp.files import replaced, writable, write_json
 from interp.memorization.entropy.bags import entropies
 from interp.memorization.entropy.level_sets import token_numbers
-from interp.memorization.entropy.regression import blocks_in_order, fit_line
+from interp.memorization.entropy.regression import FEWEST_TEXTS, blocks_in_order, fit_line
 from interp.memorization.entropy.scored_windows import ScoredWindows
 from interp.memorization.membership.roc import roc
 from interp.reporting.layout import finish, grid_of, name_panel, style
@@ -38,7 +38,6 @@ _ROLES = ("reference", "candidate", "unseen")
 _DIFFERENT = 0.95
 # With fewer texts, sets are made of blocks of windows, which differ less than texts do: two data
 # sets of one kind, of 5 texts each, would count as different in 27% of cases.
-_FEWEST_TEXTS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +200,8 @@ def _units(texts: np.ndarray) -> list[np.ndarray]:
     """The numbers of the windows of each text; where there are few texts, of blocks of windows that
     follow each other."""
     numbers, unit_of = np.unique(texts, return_inverse=True)
-    if len(numbers) < _FEWEST_TEXTS:
-        unit_of = blocks_in_order(texts, _FEWEST_TEXTS)
+    if len(numbers) < FEWEST_TEXTS:
+        unit_of = blocks_in_order(texts, FEWEST_TEXTS)
     order = np.argsort(unit_of, kind="stable")
     starts = np.flatnonzero(np.diff(unit_of[order])) + 1
     return np.split(order, starts)
@@ -253,11 +252,11 @@ def _judge(sets: pd.DataFrame, statistic: str, texts: dict[str, int]) -> dict[st
     if len(values["unseen"]):
         row["auc_unseen"] = _auc(sign, values["reference"], values["unseen"])
         row["auc_candidate_unseen"] = _auc(sign, values["candidate"], values["unseen"])
-    if min(texts.values()) < _FEWEST_TEXTS:
+    if min(texts.values()) < FEWEST_TEXTS:
         row["verdict"] = "cannot tell"
         counted = ", ".join(f"{role} {number}" for role, number in texts.items())
         row["reason"] = (
-            f"too few texts ({counted}): a verdict needs at least {_FEWEST_TEXTS} of each"
+            f"too few texts ({counted}): a verdict needs at least {FEWEST_TEXTS} of each"
         )
         return row
     is_like_reference = row["auc"] < _DIFFERENT

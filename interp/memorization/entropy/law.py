@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from interp.memorization.entropy.bags import entropies, entropies_of_tokens
 from interp.memorization.entropy.baselines import is_trivial, text_baselines
 from interp.memorization.entropy.level_sets import LevelSets, token_numbers
 from interp.memorization.entropy.regression import (
+    FEWEST_TEXTS,
     Null,
     Response,
+    blocks_in_order,
     check_response,
     compare_with_null,
     correlation_interval,
@@ -62,9 +65,8 @@ class EntropyLaw:
         fits: one row per quantity: `quantity`; the line's `r` with its 95% interval `low`, `high`,
             its `slope`, `intercept` and number of `levels`; `null_mean`, `null_sd`, `null_max` of r
             over shuffles of the scores, and its two-sided `p`; `reason` says what is missing. The
-            quantity `windows` is the size of the level itself. Scores are shuffled among windows,
-            as if these were independent of each other. Those of one text are not, so that `p` is
-            too small where texts differ in their scores; the interval leaves out whole texts.
+            quantity `windows` is the size of the level itself. Shuffles and interval take the
+            windows of a text together: they are not independent of each other.
         baselines: see `text_baselines`; empty if it was not asked for.
         about: settings and counts.
     """
@@ -260,7 +262,7 @@ def law_of(
     rarefied_to: int = 5,
     shuffles: int = 200,
     subsamples: int = 50,
-    groups: int = 20,
+    groups: int = FEWEST_TEXTS,
     response: Response = "entropy",
     seed: int = 0,
 ) -> EntropyLaw:
@@ -353,6 +355,12 @@ class _Bags:
         self.scores = np.flatnonzero(windows_per_level >= min_windows)
         self.sizes = windows_per_level[self.scores]
         self._of_level = [np.flatnonzero(sample.scores == score) for score in self.scores]
+        # For the shuffles: the windows text after text, the level of each, and where texts begin.
+        is_used = np.isin(sample.scores, self.scores)
+        text_after_text = np.argsort(sample.texts, kind="stable")
+        self._in_order = text_after_text[is_used[text_after_text]]
+        self._levels_in_order = np.searchsorted(self.scores, sample.scores[self._in_order])
+        self._texts_in_order = _as_blocks(sample.texts[self._in_order])
         # Every subsample is the first windows of a random order of its level. The orders are drawn
         # once, so that two measurements that differ in a few windows differ by these alone and not
         # by the luck of other draws.
@@ -375,10 +383,13 @@ class _Bags:
     def measure_shuffled(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Every quantity of every level, with scores shuffled among the windows of all levels that
         are used; the sizes of the levels stay."""
-        if not len(self.scores):
-            return self._quantities([], [])
-        shuffled = rng.permutation(np.concatenate(self._of_level))
-        of_level = np.split(shuffled, np.cumsum(self.sizes)[:-1])
+        # The scores of a text stay together and in their order, and the texts change places. If
+        # each window got a score of its own, the windows of a level would come from more texts than
+        # they really do, and have more entropy: with texts that differ, p would be far too small.
+        places = [self._levels_in_order[text] for text in self._texts_in_order]
+        order = rng.permutation(len(places))
+        levels = np.concatenate([places[text] for text in order] or [self._levels_in_order])
+        of_level = [self._in_order[levels == level] for level in range(len(self.scores))]
         chosen = [
             windows[_distinct_rows(rng, len(windows), self._rarefied_to, self._subsamples)]
             for windows in of_level
@@ -439,6 +450,16 @@ class _Bags:
             by_level = values.reshape(int(is_usable.sum()), self._subsamples)
             means[name][is_usable] = by_level.mean(1)
         return means
+
+
+def _as_blocks(texts: Int[np.ndarray, " windows"]) -> list[slice]:
+    """Where the windows of each text are in a list that is ordered by text; with too few texts to
+    change places, blocks of windows that follow each other."""
+    labels = texts
+    if len(np.unique(texts)) < FEWEST_TEXTS:
+        labels = blocks_in_order(texts, FEWEST_TEXTS)
+    starts = [0, *(np.flatnonzero(np.diff(labels)) + 1), len(labels)]
+    return [slice(start, stop) for start, stop in pairwise(starts) if stop > start]
 
 
 def _distinct_rows(

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Response = Literal["entropy", "score"]
 _FEWEST_LEVELS = 3
+# With fewer texts, neighbouring windows are taken together instead of the windows of a text.
+FEWEST_TEXTS = 20
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _no_line(levels: int, reason: str) -> Line:
 
 
 def groups_to_leave_out(
-    texts: Int[ArrayLike, " windows"], groups: int = 20, seed: int = 0
+    texts: Int[ArrayLike, " windows"], groups: int = FEWEST_TEXTS, seed: int = 0
 ) -> list[Bool[np.ndarray, " windows"]]:
     """Returns masks of windows that are left out together, for `correlation_interval`.
 

@@ -92,7 +92,7 @@ def unlearn(
         ValueError: an unknown method or option; a method without the retained set that it needs; a
             forget sequence without a token that counts; a retained sequence that is in the forget
             set or contains one of its secrets; thresholds that are already met; a loss that is not
-            finite, or that none of the trained weights can change.
+            finite, or that none of the trained weights can change; logits that are not finite.
 
     Example:
         >>> import copy
@@ -121,7 +121,13 @@ def unlearn(
     parts = tuple(losses)
 
     def measured(trained: Subject) -> Metrics:
-        own = stop.measure(trained, forget, batch_size)
+        try:
+            own = stop.measure(trained, forget, batch_size)
+        except ValueError as error:  # before training it could be measured
+            raise ValueError(
+                f"training broke the model: lower the learning rate ({lr:g}), or stop earlier; "
+                f"{error}"
+            ) from error
         return own if measure is None else {**measure(trained), **own}
 
     with ExitStack() as stack:

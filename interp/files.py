@@ -3,12 +3,14 @@ And which files a folder holds, with what is left out of it."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -94,6 +96,39 @@ def _temporary(target: Path) -> Path:
     # In the same folder: a rename between file systems would not be atomic. With the process's
     # number: two processes may write the same file at once.
     return target.with_name(f".{target.name}.{os.getpid()}.part")
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Writes settings and counts as a JSON file, which is whole or absent.
+
+    Args:
+        path: the file to write.
+        content: what JSON can hold; numbers may be those of numpy.
+
+    Raises:
+        OSError: the folder cannot be written; the message names it.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from interp.files import write_json
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     target = pathlib.Path(folder, "about.json")
+        ...     write_json(target, {"seed": np.int64(3)})
+        ...     print(target.read_text())
+        {
+          "seed": 3
+        }
+    """
+    text = json.dumps(content, indent=2, default=_plain_number)
+    with replaced(path) as temporary:
+        temporary.write_text(text)
+
+
+def _plain_number(value: Any) -> Any:
+    """A scalar of numpy or torch as Python's own."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 
 def find_files(folder: str | Path) -> tuple[list[Path], list[Path]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 from architectures import ALL
 from hypothesis import settings
@@ -46,6 +49,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_models_stay_as_they_are(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that changes a shared model would make tests of other files fail, in an order that
+    depends on how many workers there are."""
+    yield
+    tiny = sys.modules.get("tiny")
+    if tiny is not None:
+        changed = tiny.changed()
+        assert not changed, f"{request.node.nodeid} changed {changed}: copy a model to change it"
 
 
 @pytest.fixture(params=ALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -269,10 +270,35 @@ def wrapped(module: nn.Module) -> interp.Subject:
     return interp.load(module)
 
 
+_SHARED: dict[str, tuple[nn.Module, str]] = {}
+
+
 @functools.cache
 def subject(name: str, dtype: torch.dtype = torch.float32) -> interp.Subject:
-    """One subject for all tests, none of which may leave a trace on it."""
-    return wrapped(model(name, dtype))
+    """One subject for all tests, none of which may leave a trace on it; `conftest` checks that."""
+    made = wrapped(model(name, dtype))
+    _SHARED[f"{name} {dtype}"] = made.module, _digest(made.module)
+    return made
+
+
+def changed() -> list[str]:
+    """The shared subjects whose weights have changed since they were made, or since this was last
+    asked, so that one test is told and not all after it."""
+    found: list[str] = []
+    for name, (module, before) in _SHARED.items():
+        now = _digest(module)
+        if now != before:
+            found.append(name)
+            _SHARED[name] = module, now
+    return found
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def batch(

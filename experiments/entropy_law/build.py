@@ -59,10 +59,10 @@ def main_model(preset: Preset, seed: int) -> Tables:
     inference, sets = _inference(preset, scored, seed)
     gap = entropy_gap(texts.kinds["gibberish"], texts.kinds["code"], seed=seed)
     return {
-        "fits": _joined_laws(laws, "fits"),
-        "levels": _joined_laws(laws, "levels"),
+        "fits": joined_laws(laws, "fits"),
+        "levels": joined_laws(laws, "levels"),
         "baselines": _baselines(model, scored),
-        "windows": _window_rows(scored),
+        "windows": window_rows(scored),
         "inference": inference,
         "sets": sets,
         "kinds": pd.concat(kinds, ignore_index=True),
@@ -77,7 +77,7 @@ def other_model(preset: Preset, seed: int) -> Tables:
     _train(preset, preset.other, model, texts)
     scored = _scored(preset, model, texts.twice, seed)
     laws = {"other architecture": _law(preset, scored, seed)}
-    return {"fits": _joined_laws(laws, "fits"), "levels": _joined_laws(laws, "levels")}
+    return {"fits": joined_laws(laws, "fits"), "levels": joined_laws(laws, "levels")}
 
 
 def random_strings(preset: Preset, seed: int) -> Tables:
@@ -229,7 +229,7 @@ def _laws(
 
 
 def _renumbered(parts: Sequence[ScoredWindows]) -> list[ScoredWindows]:
-    """The same windows with numbers of texts that no document has: each passage is its own."""
+    """The same windows with numbers of texts that no document has: each passage is a text."""
     found: list[ScoredWindows] = []
     first = 1_000_000
     for part in parts:
@@ -249,7 +249,8 @@ def _law(preset: Preset, windows: ScoredWindows, seed: int) -> EntropyLaw:
     )
 
 
-def _joined_laws(laws: dict[str, EntropyLaw], table: str) -> pd.DataFrame:
+def joined_laws(laws: dict[str, EntropyLaw], table: str) -> pd.DataFrame:
+    """Returns one table of several laws, with the name of each as `data`."""
     parts = [getattr(law, table).assign(data=name) for name, law in laws.items()]
     return pd.concat(parts, ignore_index=True)
 
@@ -261,7 +262,8 @@ def _baselines(model: interp.Subject, scored: dict[str, ScoredWindows]) -> pd.Da
     return pd.concat(parts, ignore_index=True)
 
 
-def _window_rows(scored: dict[str, ScoredWindows]) -> pd.DataFrame:
+def window_rows(scored: dict[str, ScoredWindows]) -> pd.DataFrame:
+    """Returns the score, loss and text of each window, by the name of its data."""
     parts: list[pd.DataFrame] = []
     for name, windows in scored.items():
         length = windows.suffixes.shape[1]
@@ -284,7 +286,8 @@ def _inference(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How well sets of data that was seen are told from sets of unseen data, and sets of unseen
     data from one another."""
-    often = joined([windows for name, windows in scored.items() if name.endswith("times")])
+    planted = [windows for name, windows in scored.items() if name.endswith("times")]
+    often = joined(_renumbered(planted))
     unseen = scored["unseen"]
     # Halves by document, so that this control holds what two sets of documents differ in anyway.
     documents = np.unique(unseen.texts)

@@ -48,8 +48,8 @@ def checks(preset: Preset) -> list[Check]:
     ]
 
 
-def _r(quantity: str, data: str) -> Measure:
-    """The correlation of one quantity with the score, with its interval over texts."""
+def correlation(quantity: str, data: str) -> Measure:
+    """Returns the correlation of one quantity with the score, with its interval over texts."""
     return Measure(
         f"r of {quantity} ({data})",
         _with_interval("fits", "r", quantity=quantity, data=data),
@@ -57,7 +57,8 @@ def _r(quantity: str, data: str) -> Measure:
     )
 
 
-def _baseline(name: str, data: str) -> Measure:
+def baseline(name: str, data: str) -> Measure:
+    """Returns the correlation of what a single suffix says."""
     return Measure(
         f"r of {name} ({data})",
         _with_interval("baselines", "r", baseline=name, data=data),
@@ -82,15 +83,21 @@ def _with_interval(table: str, column: str, **where: Any) -> Callable[[Tables], 
     return of
 
 
-def _null(quantity: str, data: str) -> Measure:
-    """The mean correlation of shuffled scores."""
-    return Measure(
-        f"r of {quantity} with shuffled scores ({data})",
-        lambda tables: float(
-            rows(tables["fits"], {"quantity": quantity, "data": data})["null_mean"].iloc[0]
-        ),
-        _BETWEEN,
-    )
+def of_shuffled(quantity: str, data: str) -> Measure:
+    """Returns the mean correlation of shuffled scores."""
+    where = {"quantity": quantity, "data": data}
+    label = f"r of {quantity} with shuffled scores ({data})"
+    return Measure(label, _number("fits", "null_mean", where), _BETWEEN)
+
+
+def _number(table: str, column: str, where: dict[str, str]) -> Callable[[Tables], float | None]:
+    """Reads one number; None where it could not be measured, such as the line of two levels."""
+
+    def of(tables: Tables) -> float | None:
+        value = float(rows(tables[table], where)[column].iloc[0])
+        return None if np.isnan(value) else value
+
+    return of
 
 
 def _beats_shuffles(quantity: str, data: str) -> Callable[[Tables], bool]:
@@ -106,11 +113,11 @@ def _beats_shuffles(quantity: str, data: str) -> Callable[[Tables], bool]:
 def _law() -> list[Check]:
     """A1 to A4: the law on data that was seen twice."""
     data = "seen twice"
-    raw = _r("entropy", data)
-    equal_size = _r("rarefied", data)
-    shuffled = _null("entropy", data)
-    entropy = _baseline("entropy", data)
-    compressed = _baseline("zlib", data)
+    raw = correlation("entropy", data)
+    equal_size = correlation("rarefied", data)
+    shuffled = of_shuffled("entropy", data)
+    entropy = baseline("entropy", data)
+    compressed = baseline("zlib", data)
     return [
         Check(
             id="A1 raw",
@@ -120,9 +127,9 @@ def _law() -> list[Check]:
             paper="about 0.9, up to 0.972",
             controls={
                 "shuffled scores": shuffled,
-                "Miller-Madow": _r("miller_madow", data),
-                "number of windows in the level": _r("windows", data),
-                "without trivial continuations": _r("entropy", "without trivial"),
+                "Miller-Madow": correlation("miller_madow", data),
+                "number of windows in the level": correlation("windows", data),
+                "without trivial continuations": correlation("entropy", "without trivial"),
             },
             evidence="figures/law.png",
         ),
@@ -135,8 +142,8 @@ def _law() -> list[Check]:
             statement="with bags of equal size the law holds: r is {threshold}, with p below 0.05 "
             "against shuffled scores on each seed",
             controls={
-                "shuffled scores": _null("rarefied", data),
-                "without trivial continuations": _r("rarefied", "without trivial"),
+                "shuffled scores": of_shuffled("rarefied", data),
+                "without trivial continuations": correlation("rarefied", "without trivial"),
             },
             evidence="figures/law.png",
         ),
@@ -155,7 +162,7 @@ def _law() -> list[Check]:
             threshold=at_most(0.5),
             statement="neither does its compressed size: r is {threshold}",
             paper="weak",
-            controls={"log-perplexity": _baseline("log_perplexity", data)},
+            controls={"log-perplexity": baseline("log_perplexity", data)},
             evidence="figures/baselines.png",
         ),
         Check(
@@ -168,37 +175,37 @@ def _law() -> list[Check]:
         ),
         Check(
             id="A3",
-            measure=_r("log_types", data),
+            measure=correlation("log_types", data),
             threshold=at_least(0.8),
             statement="the number of different tokens grows exponentially with the score: r of its "
             "logarithm is {threshold}",
             paper="exponentially smaller in well-memorized levels",
-            controls={"shuffled scores": _null("log_types", data)},
+            controls={"shuffled scores": of_shuffled("log_types", data)},
             evidence="figures/law.png",
         ),
         Check(
             id="A3 equal size",
-            measure=_r("rarefied_log_types", data),
+            measure=correlation("rarefied_log_types", data),
             threshold=above(0),
             opposite=below(0),
             requires=_beats_shuffles("rarefied_log_types", data),
             statement="so it does at equal size: r is {threshold}, with p below 0.05 against "
             "shuffled scores on each seed",
-            controls={"shuffled scores": _null("rarefied_log_types", data)},
+            controls={"shuffled scores": of_shuffled("rarefied_log_types", data)},
             evidence="tables/fits.parquet",
         ),
         Check(
             id="A4",
-            measure=minus(_r("normalized", data), _null("normalized", data)),
+            measure=minus(correlation("normalized", data), of_shuffled("normalized", data)),
             threshold=below(0),
             opposite=above(0),
             statement="normalized entropy falls with the score, by more than shuffled scores make "
             "it: the difference of the two r is {threshold}",
             paper="linear with a negative slope",
             controls={
-                "r": _r("normalized", data),
-                "shuffled scores": _null("normalized", data),
-                "r at equal size": _r("rarefied_normalized", data),
+                "r": correlation("normalized", data),
+                "shuffled scores": of_shuffled("normalized", data),
+                "r at equal size": correlation("rarefied_normalized", data),
             },
             evidence="figures/law.png",
         ),
@@ -210,37 +217,40 @@ def _controls() -> list[Check]:
     return [
         Check(
             id="C1",
-            measure=_null("entropy", "seen twice"),
+            measure=of_shuffled("entropy", "seen twice"),
             threshold=at_least(0.7),
             source="measured",
             statement="shuffled scores alone give a raw r that is {threshold}: the size of the "
             "levels makes most of it",
-            controls={"real scores": _r("entropy", "seen twice")},
+            controls={"real scores": correlation("entropy", "seen twice")},
             evidence="figures/law.png",
         ),
         Check(
             id="C2",
-            measure=_r("rarefied", "unseen"),
+            measure=correlation("rarefied", "unseen"),
             threshold=_LAW,
             opposite=below(0),
             requires=_beats_shuffles("rarefied", "unseen"),
             source="measured",
             statement="the law holds on text that the model never saw: r at equal size is "
             "{threshold}, so that it is about predictability and not only about memorization",
-            controls={"seen twice": _r("rarefied", "seen twice")},
+            controls={"seen twice": correlation("rarefied", "seen twice")},
             evidence="figures/law.png",
         ),
         Check(
             id="C3",
-            measure=minus(_r("rarefied", "with planted copies"), _r("rarefied", "seen twice")),
+            measure=minus(
+                correlation("rarefied", "with planted copies"),
+                correlation("rarefied", "seen twice"),
+            ),
             threshold=below(0),
             opposite=above(0),
             source="measured",
             statement="planted copies, which are memorized whatever their entropy, weaken the law: "
             "the difference of r at equal size is {threshold}",
             controls={
-                "with planted copies": _r("rarefied", "with planted copies"),
-                "without": _r("rarefied", "seen twice"),
+                "with planted copies": correlation("rarefied", "with planted copies"),
+                "without": correlation("rarefied", "seen twice"),
             },
             evidence="tables/fits.parquet",
         ),
@@ -255,14 +265,17 @@ def _slices(preset: Preset) -> list[Check]:
     found.append(
         Check(
             id="A8",
-            measure=_r("rarefied", name),
+            measure=correlation("rarefied", name),
             threshold=above(0),
             opposite=below(0),
             requires=_beats_shuffles("rarefied", name),
             statement="the law holds in another architecture: r at equal size is {threshold}, with "
             "p below 0.05 against shuffled scores on each seed",
             paper="four families of models",
-            controls={"shuffled scores": _null("rarefied", name), "raw": _r("entropy", name)},
+            controls={
+                "shuffled scores": of_shuffled("rarefied", name),
+                "raw": correlation("entropy", name),
+            },
             evidence="figures/slices.png",
         )
     )
@@ -272,20 +285,25 @@ def _slices(preset: Preset) -> list[Check]:
 def _slice(name: str) -> Check:
     return Check(
         id=f"A5 {name}",
-        measure=_r("rarefied", name),
+        measure=correlation("rarefied", name),
         threshold=_LAW,
         opposite=below(0),
         requires=_beats_shuffles("rarefied", name),
         statement=f"the law holds on a slice ({name}): r at equal size is {{threshold}}, with p "
         "below 0.05 against shuffled scores on each seed",
         paper="persists",
-        controls={"shuffled scores": _null("rarefied", name), "raw": _r("entropy", name)},
+        controls={
+            "shuffled scores": of_shuffled("rarefied", name),
+            "raw": correlation("entropy", name),
+        },
         evidence="figures/slices.png",
     )
 
 
-def _auc(statistic: str, data: str) -> Measure:
-    return mean("inference", "auc", bounds=(0, 1), statistic=statistic, data=data)
+def auc(statistic: str, data: str) -> Measure:
+    """Returns how well a statistic tells sets of windows apart."""
+    where = {"statistic": statistic, "data": data}
+    return Measure(f"AUC of {statistic} ({data})", _number("inference", "auc", where), (0, 1))
 
 
 def _inference() -> list[Check]:
@@ -293,7 +311,7 @@ def _inference() -> list[Check]:
     well."""
     found: list[Check] = []
     for data in ("once", "twice", "often"):
-        intercept = _auc("intercept", data)
+        intercept = auc("intercept", data)
         found += [
             Check(
                 id=f"A7 {data}",
@@ -302,15 +320,15 @@ def _inference() -> list[Check]:
                 statement=f"the intercept tells sets of data seen {data} from unseen sets: AUC is "
                 "{threshold}",
                 controls={
-                    "mean edit distance": _auc("edit_distance", data),
-                    "mean loss": _auc("loss", data),
-                    "unseen against unseen": _auc("intercept", "unseen"),
+                    "mean edit distance": auc("edit_distance", data),
+                    "mean loss": auc("loss", data),
+                    "unseen against unseen": auc("intercept", "unseen"),
                 },
                 evidence="figures/inference.png",
             ),
             Check(
                 id=f"C4 {data}",
-                measure=minus(intercept, _auc("edit_distance", data)),
+                measure=minus(intercept, auc("edit_distance", data)),
                 threshold=above(0),
                 opposite=below(0),
                 source="chosen",
@@ -318,8 +336,8 @@ def _inference() -> list[Check]:
                 "difference of AUC is {threshold}",
                 controls={
                     "intercept": intercept,
-                    "mean edit distance": _auc("edit_distance", data),
-                    "mean loss": _auc("loss", data),
+                    "mean edit distance": auc("edit_distance", data),
+                    "mean loss": auc("loss", data),
                 },
                 evidence="figures/inference.png",
             ),

@@ -21,10 +21,19 @@ _CHANCE = "chance"
 
 def law(tables: Tables) -> Figure:
     """Entropy against score, with the band of shuffled scores."""
+    return _law(tables, ("seen twice", "unseen"))
+
+
+def law_of_real(tables: Tables) -> Figure:
+    """The same of a pretrained model."""
+    return _law(tables, ("seen", "unseen"))
+
+
+def _law(tables: Tables, data: tuple[str, str]) -> Figure:
+    """Levels of two kinds of data; the band is that of the first."""
+    first, _ = data
     levels = tables["levels"]
-    shown: Any = levels[
-        levels["quantity"].isin(_SHOWN) & levels["data"].isin(["seen twice", "unseen"])
-    ]
+    shown: Any = levels[levels["quantity"].isin(_SHOWN) & levels["data"].isin(data)]
     names = RAW | RAREFIED
     shown = shown.assign(panel=shown["quantity"].map(names))
     draw = lines(
@@ -37,8 +46,8 @@ def law(tables: Tables) -> Figure:
     )
 
     def with_null(part: pd.DataFrame, axes: Axes) -> None:
-        twice: Any = part[part["data"] == "seen twice"]
-        band = twice.groupby("score")[["null_low", "null_high"]].mean()
+        of_first: Any = part[part["data"] == first]
+        band = of_first.groupby("score")[["null_low", "null_high"]].mean()
         axes.fill_between(
             band.index,
             band["null_low"],
@@ -46,7 +55,7 @@ def law(tables: Tables) -> Figure:
             color="0.6",
             alpha=0.35,
             linewidth=0,
-            label="shuffled scores (seen twice)",
+            label=f"shuffled scores ({first})",
         )
         draw(part, axes)
 
@@ -69,7 +78,7 @@ def baselines(tables: Tables) -> Figure:
     single: Any = tables["baselines"]
     single = single.assign(statistic="one suffix, " + single["baseline"].str.replace("_", "-"))
     both = pd.concat([of_levels, single])
-    both = both[both["data"].isin(["seen twice", "unseen"])]
+    both = both[both["data"].isin(["seen twice", "seen", "unseen"])].dropna(subset=["r"])
     return _spread(both, "statistic", "data", "r", "correlation with the score", level=0.0)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import interp
 from experiments.informia.presets import Prose
+from interp.data import corpora
 from interp.models.small_text import byte_level_bpe, small_language_model
 from interp.subject.batch import Batch
 from interp.training.fit import Step, epochs, fit
@@ -71,9 +72,7 @@ class Corpus:
 
 def corpus(settings: Prose, seed: int) -> Corpus:
     """The help texts that come with Python, cut into passages and dealt out at random."""
-    from pydoc_data.topics import topics
-
-    text = "\n".join(topics[name] for name in sorted(topics))
+    text = "\n".join(topic.text for topic in corpora.load("python-docs"))
     tokenizer = byte_level_bpe([text], settings.vocabulary)
     tokens = torch.tensor(tokenizer(text)["input_ids"])
     count = len(tokens) // settings.length

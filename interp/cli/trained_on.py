@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -216,10 +216,10 @@ def entropy_law(
     )
     law.save(out)
     names = ("windows", "texts", "skipped", "repeated", "trivial")
-    fit = law.fit("rarefied")
+    fit: Any = law.fit("rarefied")
     summary = {name: int(law.about[name]) for name in names}
     summary |= {"rarefied r": _number(fit["r"]), "p": _number(fit["p"]), "out": str(out)}
-    shown = law.fits[["quantity", "r", "low", "high", "null_mean", "p", "levels", "reason"]]
+    shown: Any = law.fits[["quantity", "r", "low", "high", "null_mean", "p", "levels", "reason"]]
     print_result(as_json, summary, shown, "correlation with the memorization score")
 
 
@@ -260,7 +260,7 @@ def dataset_inference(
 
     Random sets of windows are compared by the intercept of the entropy law, and by two plain means
     that it has to beat: the edit distance and the loss. Each gets its own verdict; "cannot tell"
-    where it does not tell --reference and --unseen apart.
+    where it does not tell --reference and --unseen apart, and where there are fewer than 20 texts.
 
     Writes sets.parquet, statistics.parquet, dataset_inference.json and dataset_inference.png.
 

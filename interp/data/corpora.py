@@ -81,7 +81,9 @@ def load(name: str, *, files: int | None = None, head: int | None = None) -> tup
             code that was made by a program; "python-docs", the topics of `help()`; "licences", the
             common licences of a Debian system; or "fortunes", the entries of Debian's packages
             fortunes-min and fortunes.
-        files: how many documents to keep, spread evenly over the corpus; by default all.
+        files: how many documents to keep; by default all. Every n-th is kept, from the first on,
+            with n the number of documents divided by `files` and rounded down: the first `files`
+            documents if that is more than half of them.
         head: how many characters of each document to keep, from its start; by default all.
 
     Raises:

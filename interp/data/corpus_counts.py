@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int
 
 from interp.data.tokenized import Text, tokenized
 from interp.progress import track
+from interp.subject.batch import token_ids
 from interp.subject.subject import Subject
 
 Engine = Literal["memory", "infini-gram"]
@@ -69,7 +70,7 @@ class Counts:
             windows: token ids, the same number in each window.
 
         Raises:
-            ValueError: windows without tokens or of several lengths.
+            ValueError: windows without tokens or of several lengths, or what is not token ids.
 
         Example:
             >>> from interp.data.corpus_counts import counts
@@ -77,15 +78,34 @@ class Counts:
             >>> corpus.count([[1, 1], [1, 2], [2, 1]])
             array([2, 1, 0])
         """
-        if len(windows) == 0:
+        rows = [_window(number, window) for number, window in enumerate(windows)]
+        if not rows:
             return np.zeros(0, dtype=np.int64)
-        widths = set(map(len, windows))
+        widths = set(map(len, rows))
         if len(widths) > 1 or widths == {0}:
             raise ValueError(
                 f"the windows have {', '.join(map(str, sorted(widths)))} tokens: expected the same "
                 "number in each, and at least 1; count those of each length by themselves"
             )
-        return self._index.count(np.asarray(windows, dtype=np.int64))
+        return self._index.count(np.array(rows, dtype=np.int64))
+
+
+def _window(number: int, window: Sequence[int]) -> list[int]:
+    """The tokens of a window, refusing fractions, which would be rounded, and what is no window."""
+    try:
+        tokens = token_ids(window)
+        _check_range(tokens, 2**63)
+    except ValueError as error:
+        raise ValueError(f"window {number}: {error}") from error
+    return tokens
+
+
+def _check_range(tokens: Sequence[int], end: int) -> None:
+    if tokens and not (min(tokens) >= 0 and max(tokens) < end):
+        raise ValueError(
+            f"its tokens are from {min(tokens)} to {max(tokens)}: expected token ids of at least 0 "
+            f"and below {end}"
+        )
 
 
 class _Index(Protocol):
@@ -113,8 +133,8 @@ def counts(subject: Subject, texts: Iterable[Text], *, engine: Engine | None = N
         The counts of any window: see `Counts.count`; for `scan(..., counts=)`.
 
     Raises:
-        ValueError: no documents, what is no text (the message gives its number), or tokens that
-            infini-gram cannot hold.
+        ValueError: no documents; what is no text, or token ids out of range (the message gives the
+            number of the text); or tokens that infini-gram cannot hold.
         ImportError: infini-gram is asked for and not installed.
 
     Source: Liu et al. 2024 (arXiv 2401.17377) for infini-gram.
@@ -143,7 +163,12 @@ def _documents(
     subject: Subject, texts: Iterable[Text], digest: Any
 ) -> Iterator[Int[np.ndarray, " tokens"]]:
     """The tokens of each document, from which the digest is made on the way."""
-    for _, tokens in track(tokenized(subject, texts), "counting"):
+    stream = track(tokenized(subject, texts), "counting")
+    for number, (_, tokens) in enumerate(stream):
+        try:
+            _check_range(tokens, 2**32)
+        except ValueError as error:
+            raise ValueError(f"text {number}: {error}") from error
         document = np.asarray(subject.without_bos(tokens), dtype=np.uint32)
         digest.update(len(document).to_bytes(8, "little"))
         digest.update(document.astype("<u4").tobytes())

@@ -119,7 +119,8 @@ def missing_column(file: Path, column: str) -> str | None:
 
 
 def no_such_column(place: str, column: str, columns: Sequence[str]) -> str | None:
-    """Returns what is wrong if a column is not among those of a table; None if it is.
+    """Returns what is wrong if a column is not among those of a table, or is there twice; None if
+    it is there once.
 
     Args:
         place: what the table is called in the message.
@@ -131,7 +132,10 @@ def no_such_column(place: str, column: str, columns: Sequence[str]) -> str | Non
         >>> no_such_column("a.csv", "text", ["id", "texts"])
         "a.csv has no column 'text': its columns are id, texts; name one, such as 'texts', ..."
     """
-    if column in columns:
+    found = columns.count(column)
+    if found > 1:
+        return f"{place} has {found} columns {column!r}: expected one; rename the others"
+    if found:
         return None
     if not columns:
         return f"{place} has no column {column!r}, and no other: expected a table of texts"
@@ -154,7 +158,7 @@ def is_other_json(file: Path, column: str) -> bool:
         return False
     try:
         next(_texts_of_json(file, column), None)
-    except (ValueError, RecursionError):
+    except ValueError:
         return True
     return False
 
@@ -212,6 +216,12 @@ def _opened(file: Path) -> Generator[BinaryIO]:
 
     import pyarrow as pa
 
+    # Even an empty text has some bytes when it is compressed: this is an interrupted download.
+    if not file.stat().st_size:
+        raise ValueError(
+            f"{file} cannot be decompressed (it has no bytes): it is damaged, cut short, or not a "
+            f"{suffix} file; copy it again"
+        )
     # pyarrow reports a file that ends too early; zstandard returns what there is, as if it were all
     with pa.input_stream(str(file), compression=COMPRESSED[suffix]) as compressed:
         stream: Any = io.BufferedReader(compressed)
@@ -269,7 +279,7 @@ def _texts_of_lines(file: Path, column: str) -> Iterator[str]:
         place = f"{file}, line {number}"
         try:
             item: Any = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, or with a huge number or nested too deeply
             item = None
         yield _text(item, place, line.rstrip("\r\n"), column)
 
@@ -288,7 +298,7 @@ def _texts_of_json(file: Path, column: str) -> Iterator[str]:
         place = f"{file}, line {line}"
         try:
             value, end = decoder.raw_decode(values, position)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{place}: expected JSON, got {error}") from error
         if isinstance(value, list):
             for number, item in enumerate(value):

@@ -212,7 +212,7 @@ def scan(
     with Shards(folder, about | {"model parts": parts}) as shards, evaluating(subject):
         _skip_known(stream, shards)
         limit = BatchLimit()
-        for chunk in track(_chunks(stream, batch_size), "scanning"):
+        for chunk in track(window_batches(stream, batch_size), "scanning"):
             measured = limit.run(
                 lambda part: _measure(subject, part, prefix, decode_from, groups, reference), chunk
             )
@@ -289,8 +289,13 @@ def _refuse_partial(batch: Batch) -> None:
         raise ValueError("windows are scanned whole: expected a batch without `mask` and `scored`")
 
 
-def _chunks(stream: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
-    """Consecutive windows that can be one batch: behind the same start tokens."""
+def window_batches(stream: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
+    """Yields consecutive windows that can be one batch: behind the same start tokens.
+
+    Args:
+        stream: the windows.
+        batch_size: the most windows in a batch.
+    """
     for _, alike in groupby(stream, lambda window: window.bos):
         while chunk := list(islice(alike, batch_size)):
             yield chunk
@@ -356,8 +361,7 @@ def _counted(
     subject: Subject, part: Sequence[Window], counts: Counts, prefix: int
 ) -> tuple[Int[np.ndarray, " windows"], Int[np.ndarray, " windows"]]:
     """How often windows, and their suffixes, stand in the corpus that was counted."""
-    # Start tokens that a window made by hand has within it stand in no document.
-    whole = [subject.without_bos(list(window.tokens)) for window in part]
+    whole = [_as_in_documents(subject, window) for window in part]
     suffixes = [window.tokens[prefix:] for window in part]
     found = np.zeros(len(part), dtype=np.int64)
     lengths = np.array(list(map(len, whole)))
@@ -365,6 +369,14 @@ def _counted(
         rows = np.flatnonzero(lengths == length)
         found[rows] = counts.count([whole[row] for row in rows])
     return found, counts.count(suffixes)
+
+
+def _as_in_documents(subject: Subject, window: Window) -> list[int]:
+    """The tokens of a window as they were counted: start tokens that a text begins with are no part
+    of it. Anywhere else the same tokens are, such as the end of one of several joined texts."""
+    begins_a_text = window.start == 0 and not window.bos
+    tokens = list(window.tokens)
+    return subject.without_bos(tokens) if begins_a_text else tokens
 
 
 def _shown(subject: Subject, window: Window, prefix: int) -> tuple[str, str]:

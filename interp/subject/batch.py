@@ -55,6 +55,8 @@ class Batch:
     scored: Bool[Tensor, "batch position"] | None = None
 
     def __post_init__(self) -> None:
+        # Models of transformers take a count that is an integer of numpy for positions.
+        object.__setattr__(self, "prompt", operator.index(self.prompt))
         self._check_tokens()
         if self.mask is not None:
             self._check_mask(self.mask)

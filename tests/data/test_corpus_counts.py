@@ -111,6 +111,16 @@ def test_bad_input_is_named(subject, monkeypatch):
         corpus.count([[1], [1, 2]])
     with pytest.raises(ValueError, match="have 0 tokens"):
         corpus.count([[]])
+    with pytest.raises(ValueError, match=r"window 1: token 0 is 1.5, a float: expected token ids"):
+        corpus.count([[1, 2], [1.5, 2]])
+    with pytest.raises(ValueError, match="window 0: a text is a string or a sequence of token ids"):
+        corpus.count([1, 2])
+    for window in ([-1, 2], [1, 2**63]):
+        with pytest.raises(ValueError, match=r"window 0: its tokens are from .*: expected token"):
+            corpus.count([window])
+    for document in ([-1, 2], [1, 2**32]):
+        with pytest.raises(ValueError, match=r"text 1: its tokens are from .*: expected token ids"):
+            counts(subject, [[1], document], engine="memory")
     monkeypatch.setattr(corpus_counts.importlib.util, "find_spec", lambda _: None)
     assert counts(subject, ["abab"]).engine == "memory"
     with pytest.raises(ImportError, match=r'pip install "interp\[counts\]"'):

@@ -105,6 +105,41 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, name, ending):
         list(read_texts([file]))
 
 
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_a_compressed_file_without_a_byte_is_no_empty_text(tmp_path, ending):
+    file = tmp_path / f"a.txt{ending}"
+    file.write_bytes(COMPRESS[ending](b""))
+    assert list(read_texts([file])) == [""]
+    file.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=rf"a.txt{ending} cannot be decompressed \(it has no bytes"
+    ):
+        list(read_texts([file]))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_column_that_is_there_twice_is_not_chosen_from(tmp_path, name):
+    file = tmp_path / name
+    if name == "a.csv":
+        file.write_text("text,id,text\none,1,two\n")
+    else:
+        columns = [pa.array(["one"]), pa.array(["two"])]
+        pq.write_table(pa.table(columns, names=["text", "text"]), file)
+    with pytest.raises(ValueError, match=rf"{name} has 2 columns 'text': expected one; rename"):
+        find_texts([file])
+
+
+@pytest.mark.parametrize("bad", ["[" * 100_000, '{"text": "a", "n": ' + "1" * 5000 + "}"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_that_python_cannot_hold_is_named_with_its_line(tmp_path, name, bad):
+    file = tmp_path / name
+    file.write_text('{"text": "fine"}\n' + bad)
+    texts = read_texts([file])
+    assert next(texts) == "fine"
+    with pytest.raises(ValueError, match=rf"{name}, line 2: expected "):
+        next(texts)
+
+
 @pytest.mark.parametrize("column", ["body", "meta.text"])
 def test_another_column_is_read_where_it_is_named(tmp_path, column):
     rows = {"text": ["no"], column: ["yes"]}
@@ -180,7 +215,7 @@ def test_what_is_no_text_in_a_parquet_is_named(tmp_path):
     with pytest.raises(ValueError, match="expected texts in column 'text', got int64"):
         list(read_texts([file]))
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="a.parquet is not a whole parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet is not a whole parquet file"):
         find_texts([file])
 
 

@@ -157,6 +157,7 @@ def test_what_is_kept_is_plain_and_says_what_it_is_of(tmp_path):
         "decode_from": 2.0,
         "bos": [],
         "reference": None,
+        "counts": None,
     }
     assert [p.name for p in tmp_path.glob("*.parquet")] == ["shard-000000.parquet"]
 

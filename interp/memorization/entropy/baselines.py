@@ -92,7 +92,7 @@ def text_baselines(
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    # There is none where one of the two does not vary.
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    # There is none where one of the two does not vary, or a suffix has the probability 0.
+    if len(x) < 3 or not np.isfinite(x).all() or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
     return float(np.corrcoef(x, y)[0, 1])

@@ -3,7 +3,6 @@ means that it has to beat: `dataset_inference`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from interp.files import replaced, writable
+from interp.files import replaced, writable, write_json
 from interp.memorization.entropy.bags import entropies
 from interp.memorization.entropy.level_sets import token_numbers
-from interp.memorization.entropy.regression import fit_line
+from interp.memorization.entropy.regression import blocks_in_order, fit_line
 from interp.memorization.entropy.scored_windows import ScoredWindows
 from interp.memorization.membership.roc import roc
-from interp.reporting.layout import LEVEL, finish, grid_of, name_panel, style
+from interp.reporting.layout import finish, grid_of, name_panel, style
 from interp.reporting.plotting import save
 
 if TYPE_CHECKING:
@@ -33,8 +32,13 @@ _NAMES = {
     "loss": "mean loss (nats per token)",
 }
 _ROLES = ("reference", "candidate", "unseen")
-_OUTSIDE = 0.05  # of the reference's own sets that lie on the wrong side of the threshold
-_SEPARATES = 0.9  # AUC below which known members and known non-members count as not told apart
+# AUC from which two data sets count as different. Sets hold half of the texts, so that two sets of
+# one data set differ as much as two data sets of one kind do: the AUC of such two is anywhere from
+# 0 to 1 with the same chance, and is above this for 5% of them.
+_DIFFERENT = 0.95
+# With fewer texts, sets are made of blocks of windows, which differ less than texts do: two data
+# sets of one kind, of 5 texts each, would count as different in 27% of cases.
+_FEWEST_TEXTS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +48,10 @@ class DatasetInference:
     Attributes:
         sets: one row per `role` ("reference", "candidate" or "unseen") and random set of windows:
             its `intercept`, `edit_distance` and `loss`.
-        table: one row per `statistic`: the mean over sets of each role, the `threshold`, the `auc`
-            with which sets of the reference are told from those of the candidate, the same for the
-            unseen data (`auc_unseen`), and the `verdict`.
+        table: one row per `statistic`: the mean over sets of each role; `auc`, how often a set of
+            the reference looks more memorized than one of the candidate; `auc_unseen`, the same
+            against the unseen data, and `auc_candidate_unseen`, of the candidate against the unseen
+            data; the `verdict`, and the `reason` where it cannot be told.
         about: settings and counts.
     """
 
@@ -66,23 +71,21 @@ class DatasetInference:
         for name, table in {"sets": self.sets, "statistics": self.table}.items():
             with replaced(place / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary)
-        with replaced(place / "dataset_inference.json") as temporary:
-            temporary.write_text(json.dumps({"verdict": self.verdict, **self.about}, indent=2))
+        write_json(place / "dataset_inference.json", {"verdict": self.verdict, **self.about})
         save(self.plot(), place / "dataset_inference.png")
 
     def plot(self) -> Figure:
-        """Draws the three statistics of the sets, with the threshold of each."""
+        """Draws the three statistics of the sets."""
         with style():
             figure, grid = grid_of(len(STATISTICS), 3, width=3.5, height=2.8)
-            rows = self.table.set_index("statistic")
+            verdicts = self.table.set_index("statistic")["verdict"]
             for axes, statistic in zip(grid, STATISTICS, strict=True):
                 for role in _ROLES:
                     values: Any = self.sets.loc[self.sets["role"] == role, statistic]
                     if len(values):
                         axes.hist(values.dropna(), bins=20, alpha=0.6, label=role)
-                axes.axvline(float(rows.loc[statistic, "threshold"]), label="threshold", **LEVEL)  # pyright: ignore[reportArgumentType]
                 axes.set(xlabel=_NAMES[statistic], ylabel="sets")
-                name_panel(axes, str(rows.loc[statistic, "verdict"]))
+                name_panel(axes, str(verdicts[statistic]))
             finish(
                 figure,
                 grid,
@@ -105,15 +108,21 @@ def dataset_inference(
 
     Random sets of windows are drawn from each. The intercept of the entropy law, H = a + b * score,
     is larger for data that was memorized: only there does text rich in tokens reach a score of 0.
-    The threshold is the 5th percentile of the reference's own sets. The mean edit distance and the
-    mean loss are judged in the same way, at the 95th percentile: they cost no law, and often tell
-    as much.
+    The mean edit distance and the mean loss are compared in the same way: they need no law, and
+    often tell as much.
+
+    A set holds windows of a random half of the texts. Sets of windows from all texts would differ
+    too little from one another: any two data sets could be told apart by them, whatever the model
+    was trained on, because every text has something of its own. For the same reason there is no
+    verdict on data with fewer than 20 texts.
 
     A difference between two data sets may come from what they are about. Without `unseen` the
-    verdict only says whether the candidate is like the reference. With it, the verdict is "cannot
-    tell" wherever the statistic does not tell reference and unseen data apart (AUC below 0.9).
+    verdict only says whether the candidate is like the reference. With it, the candidate is a
+    member where it is like the reference and unlike the unseen data, not a member where it is the
+    other way round, and "cannot tell" everywhere else.
 
-    Source: Huang et al. 2025 (arXiv 2507.06056), whose threshold is not public; this one is ours.
+    Source: Huang et al. 2025 (arXiv 2507.06056), of which only the statistic is public; the sets
+    and the rule are ours.
 
     Args:
         reference: scored windows of data that the model was trained on.
@@ -124,8 +133,8 @@ def dataset_inference(
         seed: seed of the sets.
 
     Raises:
-        ValueError: windows of different lengths, fewer windows than twice a set, or scores for
-            which there is no line.
+        ValueError: windows of different lengths or without a finite log-probability, or too few
+            windows in half of the texts.
 
     Example:
         >>> from interp.memorization.entropy.dataset_inference import dataset_inference
@@ -133,8 +142,10 @@ def dataset_inference(
         >>> trained_on = score_all(subject, texts[:4], prefix=4, length=8)
         >>> others = score_all(subject, texts[4:], prefix=4, length=8)
         >>> found = dataset_inference(trained_on, others, windows_per_set=6)
-        >>> found.table.set_index("statistic").loc["edit_distance", "verdict"]
-        'unlike it'
+        >>> found.table.set_index("statistic")["auc"]["edit_distance"]
+        np.float64(1.0)
+        >>> found.table["reason"].iloc[1]
+        'too few texts (reference 4, candidate 4): a verdict needs at least 20 of each'
     """
     given = {"reference": reference, "candidate": candidate}
     if unseen is not None:
@@ -144,8 +155,9 @@ def dataset_inference(
     rows: list[dict[str, Any]] = []
     for role, windows in given.items():
         tokens, types = token_numbers(windows.suffixes)
+        units = _units(windows.texts)
         for _ in range(sets):
-            chosen = rng.choice(len(windows), windows_per_set, replace=False)
+            chosen = _draw(units, windows_per_set, role, rng)
             rows.append(
                 {
                     "role": role,
@@ -155,12 +167,14 @@ def dataset_inference(
                 }
             )
     frame = pd.DataFrame(rows)
-    table = pd.DataFrame([_judge(frame, statistic) for statistic in STATISTICS])
+    texts = {role: len(np.unique(windows.texts)) for role, windows in given.items()}
+    table = pd.DataFrame([_judge(frame, statistic, texts) for statistic in STATISTICS])
     about = {
         "windows_per_set": windows_per_set,
         "sets": sets,
         "seed": seed,
         **{f"{role}_windows": len(windows) for role, windows in given.items()},
+        **{f"{role}_texts": number for role, number in texts.items()},
     }
     return DatasetInference(frame, table, about)
 
@@ -174,12 +188,39 @@ def _check(given: dict[str, ScoredWindows], windows_per_set: int, sets: int) -> 
     if len(set(lengths.values())) > 1:
         raise ValueError(f"suffixes have different lengths: {lengths}; score them in the same way")
     for role, windows in given.items():
-        # Sets that are nearly all of the windows would hardly differ from one another.
-        if len(windows) < 2 * windows_per_set:
+        infinite = int((~np.isfinite(windows.log_p)).sum())
+        if infinite:
             raise ValueError(
-                f"{role}: {len(windows)} windows; expected at least {2 * windows_per_set}, twice "
-                f"windows_per_set={windows_per_set}: give more text, or smaller sets"
+                f"{role}: {infinite} of {len(windows)} windows have no finite log-probability, so "
+                "that there is no mean loss: leave out texts with tokens that the model never "
+                "generates"
             )
+
+
+def _units(texts: np.ndarray) -> list[np.ndarray]:
+    """The numbers of the windows of each text; where there are few texts, of blocks of windows that
+    follow each other."""
+    numbers, unit_of = np.unique(texts, return_inverse=True)
+    if len(numbers) < _FEWEST_TEXTS:
+        unit_of = blocks_in_order(texts, _FEWEST_TEXTS)
+    order = np.argsort(unit_of, kind="stable")
+    starts = np.flatnonzero(np.diff(unit_of[order])) + 1
+    return np.split(order, starts)
+
+
+def _draw(
+    units: list[np.ndarray], windows_per_set: int, role: str, rng: np.random.Generator
+) -> np.ndarray:
+    """A random set of windows from a random half of the units."""
+    half = rng.permutation(len(units))[: len(units) // 2]
+    windows = np.concatenate([np.empty(0, dtype=np.int64), *(units[number] for number in half)])
+    if len(windows) < windows_per_set:
+        total = sum(map(len, units))
+        raise ValueError(
+            f"{role}: half of its texts have {len(windows)} of {total} windows; expected at least "
+            f"windows_per_set={windows_per_set}: give more text, or smaller sets"
+        )
+    return rng.choice(windows, windows_per_set, replace=False)
 
 
 def _intercept(scores: np.ndarray, tokens: np.ndarray, types: int) -> float:
@@ -191,8 +232,8 @@ def _intercept(scores: np.ndarray, tokens: np.ndarray, types: int) -> float:
     return fit_line(levels, bits).intercept
 
 
-def _judge(sets: pd.DataFrame, statistic: str) -> dict[str, Any]:
-    """The row of one statistic."""
+def _judge(sets: pd.DataFrame, statistic: str, texts: dict[str, int]) -> dict[str, Any]:
+    """The row of one statistic, given how many texts each role has."""
     members_have_more = STATISTICS[statistic]
     sign = 1.0 if members_have_more else -1.0
     values: dict[str, np.ndarray] = {}
@@ -201,25 +242,38 @@ def _judge(sets: pd.DataFrame, statistic: str) -> dict[str, Any]:
     row: dict[str, Any] = {"statistic": statistic}
     for role, of_role in values.items():
         row[role] = float(np.mean(of_role)) if len(of_role) else np.nan
+    row |= {"auc": np.nan, "auc_unseen": np.nan, "auc_candidate_unseen": np.nan, "reason": ""}
     without_line = {role: int(np.isnan(each).sum()) for role, each in values.items()}
     if any(without_line.values()):
         # A model that reproduces everything, or nothing, has hardly any levels.
-        row |= {"threshold": np.nan, "auc": np.nan, "auc_unseen": np.nan, "verdict": "cannot tell"}
+        row["verdict"] = "cannot tell"
         row["reason"] = f"sets with fewer than three levels: {without_line}"
         return row
-    threshold = float(np.quantile(sign * values["reference"], _OUTSIDE))
-    is_like = bool(np.median(sign * values["candidate"]) >= threshold)
-    row["threshold"] = sign * threshold
     row["auc"] = _auc(sign, values["reference"], values["candidate"])
-    row["auc_unseen"] = np.nan
-    row["reason"] = ""
-    row["verdict"] = "like the reference" if is_like else "unlike it"
     if len(values["unseen"]):
         row["auc_unseen"] = _auc(sign, values["reference"], values["unseen"])
-        row["verdict"] = "member" if is_like else "not a member"
-        if row["auc_unseen"] < _SEPARATES:
-            row["verdict"] = "cannot tell"
-            row["reason"] = "it does not tell the reference from the unseen data"
+        row["auc_candidate_unseen"] = _auc(sign, values["candidate"], values["unseen"])
+    if min(texts.values()) < _FEWEST_TEXTS:
+        row["verdict"] = "cannot tell"
+        counted = ", ".join(f"{role} {number}" for role, number in texts.items())
+        row["reason"] = (
+            f"too few texts ({counted}): a verdict needs at least {_FEWEST_TEXTS} of each"
+        )
+        return row
+    is_like_reference = row["auc"] < _DIFFERENT
+    if not len(values["unseen"]):
+        row["verdict"] = "like the reference" if is_like_reference else "unlike it"
+        return row
+    is_like_unseen = row["auc_candidate_unseen"] < _DIFFERENT
+    if row["auc_unseen"] < _DIFFERENT:
+        row["verdict"] = "cannot tell"
+        row["reason"] = "it does not tell the reference from the unseen data"
+    elif is_like_reference == is_like_unseen:
+        row["verdict"] = "cannot tell"
+        between = "like both" if is_like_reference else "between the two"
+        row["reason"] = f"the candidate is {between}"
+    else:
+        row["verdict"] = "member" if is_like_reference else "not a member"
     return row
 
 

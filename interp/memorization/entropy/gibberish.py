@@ -90,12 +90,14 @@ def entropy_gap(
     Args:
         first: token ids of each string of the one kind, such as gibberish.
         second: the same of the other kind, such as prose.
-        tokens: tokens per bag; by default half of what the smaller kind has, so that bags differ.
+        tokens: tokens per bag; by default half of what the smaller kind has. The more of a kind is
+            in every bag, the less its bags differ, and the smaller `sd` is.
         bags: how many bags are drawn of each.
         seed: seed of the bags.
 
     Raises:
-        ValueError: a kind without tokens, or bags that are larger than a kind.
+        ValueError: a kind without tokens, bags that are larger than a kind, or fewer than two
+            bags.
 
     Source: the study of gibberish in Huang et al. 2025 (arXiv 2507.06056, version 1).
 
@@ -115,6 +117,8 @@ def entropy_gap(
             f"bags of {size} tokens: expected at least 1 and at most {smallest}, what the smaller "
             f"of the two kinds has ({sizes['first']} and {sizes['second']} tokens)"
         )
+    if bags < 2:
+        raise ValueError(f"bags={bags}: expected at least 2, whose standard deviation is taken")
     rng = np.random.default_rng(seed)
     of_first, _ = entropies_of_tokens(_bags(first, size, bags, rng))
     of_second, _ = entropies_of_tokens(_bags(second, size, bags, rng))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
-from interp.files import replaced, writable
+from interp.files import replaced, writable, write_json
 from interp.memorization.entropy.bags import entropies, entropies_of_tokens
 from interp.memorization.entropy.baselines import is_trivial, text_baselines
 from interp.memorization.entropy.level_sets import LevelSets, token_numbers
 from interp.memorization.entropy.regression import (
     Null,
     Response,
+    check_response,
     compare_with_null,
     correlation_interval,
     fit_line,
@@ -56,12 +56,15 @@ class EntropyLaw:
     """How the entropy of the levels depends on their memorization score.
 
     Attributes:
-        levels: one row per quantity and level: `quantity`, `score`, `windows`, `value`, and
-            `null_low` and `null_high`, between which 95% of the shuffles are.
+        levels: one row per quantity and level: `quantity`, `score`, `windows` (of those kept, see
+            `LevelSets`), `value`, and `null_low` and `null_high`, between which 95% of the shuffles
+            are.
         fits: one row per quantity: `quantity`; the line's `r` with its 95% interval `low`, `high`,
             its `slope`, `intercept` and number of `levels`; `null_mean`, `null_sd`, `null_max` of r
             over shuffles of the scores, and its two-sided `p`; `reason` says what is missing. The
-            quantity `windows` is the size of the level itself.
+            quantity `windows` is the size of the level itself. Scores are shuffled among windows,
+            as if these were independent of each other. Those of one text are not, so that `p` is
+            too small where texts differ in their scores; the interval leaves out whole texts.
         baselines: see `text_baselines`; empty if it was not asked for.
         about: settings and counts.
     """
@@ -92,8 +95,7 @@ class EntropyLaw:
         for name, table in tables.items():
             with replaced(place / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary)
-        with replaced(place / "entropy_law.json") as temporary:
-            temporary.write_text(json.dumps(self.about, indent=2))
+        write_json(place / "entropy_law.json", self.about)
         save(self.plot(), place / "entropy_law.png")
 
     def plot(self) -> Figure:
@@ -195,6 +197,9 @@ def entropy_law(
         >>> int(law.about["windows"]), law.fit("rarefied")["reason"]
         (24, ...)
     """
+    # Scoring may take hours, so settings are checked first.
+    _check_settings(min_windows, rarefied_to, shuffles, subsamples, response)
+    levels = LevelSets(kept, seed)
     counts: dict[str, int] = {"trivial": 0}
     parts = score_windows(
         subject,
@@ -207,7 +212,6 @@ def entropy_law(
         distinct=distinct,
         counts=counts,
     )
-    levels = LevelSets(kept, seed)
     levels.update(_without_trivial(parts, counts, keep_trivial=keep_trivial))
     if not levels.windows:
         raise ValueError(
@@ -271,16 +275,9 @@ def law_of(
     Raises:
         ValueError: a setting out of range.
     """
-    if not 1 <= rarefied_to <= min_windows:
-        raise ValueError(
-            f"rarefied_to={rarefied_to}, min_windows={min_windows}: expected at least 1, and no "
-            "more windows in a bag than the smallest level has"
-        )
-    if min(shuffles, subsamples) < 1 or groups < 2:
-        raise ValueError(
-            f"shuffles={shuffles}, subsamples={subsamples}, groups={groups}: expected at least "
-            "1, 1 and 2"
-        )
+    _check_settings(min_windows, rarefied_to, shuffles, subsamples, response)
+    if groups < 2:
+        raise ValueError(f"groups={groups}: expected at least 2")
     sample = levels.sample
     rng = np.random.default_rng(seed)
     bags = _Bags(sample, min_windows, rarefied_to, subsamples, rng)
@@ -323,6 +320,19 @@ def law_of(
     return EntropyLaw(
         pd.concat(level_rows, ignore_index=True), pd.DataFrame(fit_rows), pd.DataFrame(), about
     )
+
+
+def _check_settings(
+    min_windows: int, rarefied_to: int, shuffles: int, subsamples: int, response: str
+) -> None:
+    if not 1 <= rarefied_to <= min_windows:
+        raise ValueError(
+            f"rarefied_to={rarefied_to}, min_windows={min_windows}: expected at least 1, and no "
+            "more windows in a bag than the smallest level has"
+        )
+    if min(shuffles, subsamples) < 1:
+        raise ValueError(f"shuffles={shuffles}, subsamples={subsamples}: expected at least 1")
+    check_response(response)
 
 
 class _Bags:
@@ -488,6 +498,7 @@ def _fit_row(
     line = fit_line(scores, values, response)
     null = Null(np.nan, np.nan, np.nan, np.nan)
     low, high = np.nan, np.nan
+    reason = line.reason
     if not line.reason:
         shuffled = np.array([fit_line(scores, each, response).r for each in null_values])
         null = compare_with_null(line.r, shuffled)
@@ -496,9 +507,16 @@ def _fit_row(
             is_left = np.isfinite(each)
             replicates.append(fit_line(scores[is_left], each[is_left], response).r)
         low, high = correlation_interval(line.r, replicates)
+        missing: list[str] = []
+        if np.isnan(null.p):
+            missing.append("no p, because some shuffles have no line")
+        if np.isnan(low):
+            missing.append("no interval, because some parts of the windows have no line")
+        reason = "; ".join(missing)
     return {
         "quantity": quantity,
         **vars(line),
+        "reason": reason,
         "low": low,
         "high": high,
         "null_mean": null.mean,

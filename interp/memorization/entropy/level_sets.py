@@ -54,6 +54,8 @@ class LevelSets:
             ValueError: windows of another length than those before.
         """
         for part in parts:
+            if not len(part):
+                continue
             self._check_length(part)
             self._count(part)
             self._keep(part)

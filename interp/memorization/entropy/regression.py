@@ -57,8 +57,7 @@ def fit_line(scores: ArrayLike, entropies: ArrayLike, response: Response = "entr
     y = np.asarray(entropies, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"expected one score and one entropy per level, got {x.shape}, {y.shape}")
-    if response not in ("entropy", "score"):
-        raise ValueError(f"response={response!r}: expected 'entropy' or 'score'")
+    check_response(response)
     levels = len(x)
     if levels < _FEWEST_LEVELS:
         plural = "" if levels == 1 else "s"
@@ -80,6 +79,12 @@ def fit_line(scores: ArrayLike, entropies: ArrayLike, response: Response = "entr
         intercept=float(y.mean() - slope * x.mean()),
         levels=levels,
     )
+
+
+def check_response(response: str) -> None:
+    """Raises ValueError for a response that `fit_line` does not know."""
+    if response not in ("entropy", "score"):
+        raise ValueError(f"response={response!r}: expected 'entropy' or 'score'")
 
 
 def _no_line(levels: int, reason: str) -> Line:
@@ -105,10 +110,28 @@ def groups_to_leave_out(
         group_of_text = np.random.default_rng(seed).permutation(len(numbers)) % groups
         labels = group_of_text[text_of_window]
     else:
-        labels = np.empty(len(of_window), dtype=np.int64)
-        in_order = np.argsort(of_window, kind="stable")
-        labels[in_order] = np.arange(len(of_window)) * groups // len(of_window)
+        labels = blocks_in_order(of_window, groups)
     return [labels == label for label in np.unique(labels)]
+
+
+def blocks_in_order(texts: Int[ArrayLike, " windows"], blocks: int) -> Int[np.ndarray, " windows"]:
+    """Returns the number of each window's block, where windows that follow each other, text after
+    text, are cut into blocks of equal size.
+
+    Args:
+        texts: number of each window's text.
+        blocks: how many blocks; fewer where there are fewer windows.
+
+    Example:
+        >>> from interp.memorization.entropy.regression import blocks_in_order
+        >>> blocks_in_order([1, 0, 0, 1], 2)
+        array([1, 0, 0, 1])
+    """
+    of_window = np.asarray(texts)
+    numbers = np.empty(len(of_window), dtype=np.int64)
+    in_order = np.argsort(of_window, kind="stable")
+    numbers[in_order] = np.arange(len(of_window)) * blocks // max(len(of_window), 1)
+    return numbers
 
 
 def correlation_interval(r: float, left_out: ArrayLike, level: float = 0.95) -> tuple[float, float]:

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import groupby, islice
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from rapidfuzz.distance import Levenshtein
 
-from interp.memorization.extraction import TeacherForced, Text, Window, teacher_force, windows
+from interp.memorization.extraction import (
+    TeacherForced,
+    Text,
+    Window,
+    teacher_force,
+    window_batches,
+    windows,
+)
 from interp.progress import track
 from interp.subject.batch import Batch
 from interp.subject.batch_limit import BatchLimit
-from interp.subject.subject import Subject, evaluating
+from interp.subject.subject import Subject
 
 _BUFFERED = 100_000  # digests that are not sorted yet
 
@@ -100,6 +106,7 @@ def score_windows(
         prefix: tokens of the prompt.
         length: tokens of the suffix.
         stride: tokens from the start of one window to the start of the next; by default `length`.
+            With less, suffixes overlap, so that levels hold the same tokens several times.
         batch_size: batch size, in windows.
         bos: whether each window is measured behind the start tokens of the subject's tokenizer.
         distinct: whether a window that has been seen before is left out. A licence that stands in a
@@ -135,10 +142,11 @@ def score_windows(
         return _score(subject, part, prefix)
 
     limit = BatchLimit()
-    with evaluating(subject):
-        for chunk in track(_chunks(stream, batch_size), "scoring"):
-            for _, scored in limit.run(measure, chunk):
-                yield scored
+    # Each batch switches gradients and dropout off for itself. Around the loop, that would last
+    # while the caller works on what is yielded.
+    for chunk in track(window_batches(stream, batch_size), "scoring"):
+        for _, scored in limit.run(measure, chunk):
+            yield scored
 
 
 def score_all(
@@ -214,13 +222,6 @@ def _score(subject: Subject, part: Sequence[Window], prefix: int) -> ScoredWindo
         scores=edit_distances(forced, suffixes),
         log_p=forced.log_p,
     )
-
-
-def _chunks(stream: Iterator[Window], batch_size: int) -> Iterator[list[Window]]:
-    """Consecutive windows that can be one batch: behind the same start tokens."""
-    for _, alike in groupby(stream, lambda window: window.bos):
-        while chunk := list(islice(alike, batch_size)):
-            yield chunk
 
 
 def _distinct(stream: Iterator[Window], counts: dict[str, int]) -> Iterator[Window]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,11 @@ def windows(count: int, seed: int, memorized: float = 0.0, length: int = 16) -> 
     return ScoredWindows(
         np.arange(count), np.zeros((count, 4), int), suffixes, scores, -1.0 * length * scores
     )
+
+
+NONE = windows(600, 1).rows(np.zeros(600, dtype=bool))
+IMPOSSIBLE = windows(600, 1)
+IMPOSSIBLE.log_p[:2] = -np.inf
 
 
 def test_memorized_data_has_the_larger_intercept():
@@ -48,6 +55,62 @@ def test_what_tells_nothing_apart_gives_no_verdict():
     assert (found.table["reason"] == "it does not tell the reference from the unseen data").all()
 
 
+def test_two_data_sets_of_one_kind_are_rarely_told_apart():
+    """Texts that each have an entropy and a score of their own, as real ones do: sets of windows of
+    all texts would differ by less than two data sets do."""
+    found: list[float] = []
+    for seed in range(40):
+        pair = [texts_of_their_own(2 * seed + number) for number in range(2)]
+        table = dataset_inference(*pair, windows_per_set=100, sets=20, seed=seed).table
+        found += table["auc"].tolist()
+    assert np.mean(np.array(found) >= 0.95) < 0.12
+    assert 0.4 < np.mean(found) < 0.6
+
+
+def texts_of_their_own(seed: int) -> ScoredWindows:
+    rng = np.random.default_rng(seed)
+    texts = np.repeat(np.arange(30), 10)
+    own = rng.integers(0, 9, 30)[texts]
+    scores = np.clip(own + rng.integers(0, 8, 300), 0, 16)
+    suffixes = np.stack([rng.integers(2 + 2 * score, size=16) for score in scores])
+    return ScoredWindows(texts, np.zeros((300, 4), int), suffixes, scores, -16.0 * scores)
+
+
+@pytest.mark.parametrize("texts", [1, 5, 19])
+def test_few_texts_are_compared_without_a_verdict(texts: int):
+    """One book differs from another, whatever a model was trained on."""
+    whole = windows(600, 0, 0.4)
+    few = ScoredWindows(
+        np.arange(600) % texts, whole.prompts, whole.suffixes, whole.scores, whole.log_p
+    )
+    for data in ((few, windows(600, 1)), (windows(600, 0, 0.4), windows(600, 3, 0.4), few)):
+        found = dataset_inference(*data)
+        assert (found.table["verdict"] == "cannot tell").all()
+        assert found.table["reason"].str.contains(f"too few texts .* {texts}[,)]").all()
+        assert np.isfinite(found.table["auc"]).all()
+    assert found.about["unseen_texts"] == texts
+
+
+def test_twenty_texts_are_enough_for_a_verdict():
+    whole = windows(600, 0, 0.4)
+    few = ScoredWindows(
+        np.arange(600) % 20, whole.prompts, whole.suffixes, whole.scores, whole.log_p
+    )
+    assert dataset_inference(few, windows(600, 1)).verdict == "unlike it"
+
+
+def test_what_is_saved_may_hold_numbers_of_numpy(tmp_path: Path):
+    found = dataset_inference(windows(600, 0), windows(600, 1), sets=np.int64(3), seed=np.int64(1))
+    found.save(tmp_path)
+    assert json.loads((tmp_path / "dataset_inference.json").read_text())["sets"] == 3
+
+
+def test_a_candidate_between_the_two_is_not_judged():
+    found = dataset_inference(windows(600, 0, 0.8), windows(600, 1, 0.4), windows(600, 2))
+    rows = found.table.set_index("statistic")
+    assert rows.loc["edit_distance", "reason"] == "the candidate is between the two"
+
+
 def test_auc_equals_scikit_learn():
     found = dataset_inference(windows(600, 0, 0.3), windows(600, 1), sets=20)
     sets = found.sets
@@ -71,9 +134,15 @@ def test_one_level_gives_no_verdict():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((windows(599, 0), windows(600, 1)), "reference: 599 windows; expected at least 600"),
-        ((windows(600, 0), windows(100, 1)), "candidate: 100 windows"),
+        (
+            (windows(598, 0), windows(600, 1)),
+            "reference: half of its texts have 299 of 598 windows",
+        ),
+        ((windows(600, 0), windows(100, 1)), "candidate: half of its texts have 50 of 100"),
         ((windows(600, 0), windows(600, 1, length=8)), "suffixes have different lengths"),
+        ((windows(1, 0), windows(600, 1)), "reference: half of its texts have 0 of 1 windows"),
+        ((windows(600, 0), NONE), "candidate: half of its texts have 0 of 0 windows"),
+        ((windows(600, 0), IMPOSSIBLE), "candidate: 2 of 600 windows have no finite log-prob"),
     ],
 )
 def test_what_cannot_be_compared(arguments: Any, message: str):
@@ -107,6 +176,11 @@ def test_gap_at_equal_size():
     assert gap.tokens == 240
     same = entropy_gap(many[:45], many[45:])
     assert abs(same.gap) < 3 * same.sd
+
+
+def test_one_bag_has_no_standard_deviation():
+    with pytest.raises(ValueError, match="bags=1: expected at least 2"):
+        entropy_gap([[1] * 16] * 30, [[2] * 16] * 40, bags=1)
 
 
 @pytest.mark.parametrize("tokens", [0, 481])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from pathlib import Path
 from typing import Any
 
 import letters
@@ -14,7 +17,14 @@ from scipy import stats
 
 import interp
 from interp.memorization.entropy.baselines import is_trivial, text_baselines, trivial_overlap
-from interp.memorization.entropy.law import RAREFIED, RAW, EntropyLaw, _distinct_rows, law_of
+from interp.memorization.entropy.law import (
+    RAREFIED,
+    RAW,
+    EntropyLaw,
+    _distinct_rows,
+    _fit_row,
+    law_of,
+)
 from interp.memorization.entropy.level_sets import LevelSets
 from interp.memorization.entropy.regression import (
     compare_with_null,
@@ -303,6 +313,66 @@ def test_of_a_model_and_its_texts():
     without = interp.entropy_law(learner, ["a" * 40, *texts], 8, 8, keep_trivial=False, shuffles=2)
     assert without.about["trivial"] == 1  # the other windows of it are repeated
     assert without.about["windows"] == 120
+
+
+def test_settings_are_checked_before_texts_are_read():
+    def unread():
+        yield pytest.fail("a text was read")
+
+    for wrong in ({"min_windows": 2}, {"subsamples": 0}, {"response": "scores"}, {"kept": 0}):
+        with pytest.raises(ValueError, match="expected"):
+            interp.entropy_law(letters.subject(), unread(), 8, 8, **wrong)
+
+
+def test_what_is_saved_may_hold_numbers_of_numpy(tmp_path: Path):
+    law(lawful(), shuffles=np.int64(2), seed=np.int64(3)).save(tmp_path)
+    about = json.loads((tmp_path / "entropy_law.json").read_text())
+    assert (about["shuffles"], about["seed"]) == (2, 3)
+
+
+def test_what_is_missing_has_a_reason():
+    """Of three levels, one is in a single text: without that text there is no line."""
+    rng = np.random.default_rng(0)
+    windows = scored(np.repeat([0, 1, 2], 10), rng.integers(9, size=(30, 6)), np.arange(30) // 10)
+    fit = law(windows, groups=3, shuffles=5).fit("rarefied")
+    assert np.isfinite(fit["p"])
+    assert np.isnan(fit["low"])
+    assert fit["reason"] == "no interval, because some parts of the windows have no line"
+    row = _fit_row("entropy", np.arange(3), np.array([1.0, 2, 4]), np.ones((9, 3)), [], "entropy")
+    assert np.isnan(row["p"])
+    assert row["reason"].startswith("no p, because some shuffles have no line; no interval")
+
+
+def test_batches_without_a_window_are_nothing():
+    windows = lawful(windows=20)
+    none = windows.rows(np.zeros(20, dtype=bool))
+    assert LevelSets().update([none, windows, none]).windows == 20
+
+
+def test_the_interval_leaves_out_whole_texts():
+    """Texts have words and scores of their own, with no law between them: the interval of r holds
+    0, though windows of one text are alike and the shuffles take them to be independent."""
+    holds = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        texts = np.repeat(np.arange(40), 10)
+        words = [rng.permutation(400)[: rng.integers(5, 60)] for _ in range(40)]
+        suffixes = np.stack([rng.choice(words[text], 16) for text in texts])
+        scores = rng.integers(0, 10, 40)[texts] + rng.integers(0, 4, 400)
+        windows = scored(scores, suffixes, texts)
+        fit = law(windows, shuffles=1, subsamples=10).fit("rarefied")
+        holds += fit["low"] <= 0 <= fit["high"]
+    assert holds >= 25
+
+
+def test_a_suffix_of_probability_0_has_no_log_perplexity():
+    windows = lawful(windows=50)
+    windows.log_p[3] = -np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = text_baselines(windows).set_index("baseline")
+    assert np.isnan(found.loc["log_perplexity", "r"])
+    assert np.isfinite(found.loc["entropy", "r"])
 
 
 def test_nothing_to_measure():

@@ -104,6 +104,25 @@ def test_what_is_reproduced_has_score_0():
     assert scored.texts.tolist() == frame["text"].tolist()
 
 
+def test_between_batches_the_caller_has_gradients_and_its_own_mode():
+    subject = letters.subject()
+    subject.module.train()
+    parts = score_windows(subject, TEXTS, 8, 8)
+    next(parts)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    interp.fit(subject, [subject.encode_all(TEXTS[:2])], 1, lr=1e-3)
+    assert subject.module.training
+    next(parts)
+
+
+def test_settings_may_be_numbers_of_numpy():
+    subject = letters.subject()
+    found = score_all(subject, TEXTS, np.int64(8), np.int64(8), stride=np.int64(4))
+    expected = score_all(subject, TEXTS, 8, 8, stride=4)
+    assert found.scores.tolist() == expected.scores.tolist()
+
+
 def test_repeated_windows_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch):
     from interp.memorization.entropy import scored_windows
 

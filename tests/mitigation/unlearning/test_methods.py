@@ -4,6 +4,7 @@ the methods reduce to each other."""
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -150,6 +151,65 @@ def test_codeeraser_has_a_mean_divergence_on_secrets_and_a_summed_one_on_retaine
     without_kl = losses("ssga", hand.sets, gamma=0.4, padding=padding)
     by_hand = -mean(hand.ce(forget, secret)) + 0.4 * of_context
     assert without_kl == {"forget": pytest.approx(by_hand)}
+
+
+class Given:
+    """A subject that predicts what it is given: log-probabilities of two tokens."""
+
+    def __init__(self, log_p_of_0: list[list[float]]) -> None:
+        p = torch.tensor(log_p_of_0, dtype=torch.float64).exp()
+        self.logits = torch.stack([p, 1 - p], dim=-1).log()
+        self.module = torch.nn.Identity()
+
+    def run(self, batch: interp.Batch, keep: int) -> Tensor:
+        assert keep == self.logits.shape[1]
+        return self.logits
+
+    def target_logits(self, batch: interp.Batch) -> Tensor:
+        return self.run(batch, batch.length - batch.prompt)
+
+
+def with_divergence(wanted: float, log_p: float) -> float:
+    """The log-probability of token 0 under f for which KL(f || f') is what is wanted."""
+    p, low, high = math.exp(log_p), 1e-9, math.exp(log_p)
+    for _ in range(200):
+        q = (low + high) / 2
+        kl = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+        low, high = (q, high) if kl > wanted else (low, q)
+    return math.log(q)
+
+
+def test_codeeraser_by_hand():
+    """Secret CE 0.2 and 0.4, context CE 1 and 3, gamma 0.1, lambda 0.1, KL on secrets 0.5."""
+    log_p = [-0.2, -0.4, -1.0, -3.0]
+    scored = torch.tensor([[False, True, True, False, False]])
+    forget = interp.Batch(torch.zeros(1, 5, dtype=torch.long), scored=scored)
+    # two sequences, each with a KL of 2 in all
+    retain = interp.Batch(torch.zeros(2, 5, dtype=torch.long))
+    kept = [-0.2] * 4
+
+    def subject(divergences: list[float], after: list[float], rows: int) -> Any:
+        pairs = zip(divergences, after, strict=True)
+        return Given([[with_divergence(kl, own) if kl else own for kl, own in pairs]] * rows)
+
+    before = subject([0.3, 0.7, 0, 0], log_p, 1)
+    erase = find("codeeraser", {"gamma": 0.1, "lam": 0.1, "alpha": 1.0})
+
+    class Both(Given):
+        """Reads the two sets, each with its own predictions."""
+
+        def __init__(self, forgotten: Any, retained: Any) -> None:
+            super().__init__([[0.0]])
+            self.of = {1: forgotten, 2: retained}
+
+        def run(self, batch: interp.Batch, keep: int) -> Tensor:
+            return self.of[len(batch)].run(batch, keep)
+
+    original_model: Any = Both(before, subject([0.4, 0.6, 0.9, 0.1], kept, 2))
+    trained_model: Any = Both(Given([log_p]), Given([kept] * 2))
+    found = erase.losses(original_model, Sets(forget, retain))
+    assert found["forget"](trained_model).item() == pytest.approx(-0.3 + 0.2 - 0.05)
+    assert found["retain"](trained_model).item() == pytest.approx(0.2)
 
 
 def test_graddiff_is_one_step():

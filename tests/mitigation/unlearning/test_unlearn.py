@@ -143,6 +143,16 @@ def test_an_el_that_is_stuck_at_0_ends_training():
     assert len(history) < 60
 
 
+@pytest.mark.parametrize("name", tiny.IMAGE)
+def test_images_can_be_forgotten(name):
+    subject = tiny.wrapped(copy.deepcopy(tiny.model(name)))
+    forget, retain = (tiny.image_batch(name, seed=seed) for seed in (0, 1))
+    before = subject.losses(forget).mean().item()
+    history = interp.unlearn(subject, forget, retain, stop=Stop(epochs=2), lr=1e-3)
+    assert history["loss"].iloc[0] == pytest.approx(-before, rel=1e-5)
+    assert subject.losses(forget).mean().item() > before
+
+
 def test_the_cap_ends_training_that_does_not_get_there():
     subject, (forget, retain) = learner(), data()
     stop = Stop({"ma": 0.0}, epochs=3, every=2)

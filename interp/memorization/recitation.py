@@ -365,17 +365,30 @@ def _continue(
     batch_size: int,
 ) -> dict[_Miss, Int[np.ndarray, " generated"]]:
     """The greedy continuation from each wrong token on, up to the end of its passage."""
-    # Neighbouring positions together, so that few rows of a batch wait for the others.
-    ordered = sorted(misses, key=lambda miss: (miss.position, miss.stop, miss.row))
     limit = BatchLimit()
     continuations: dict[_Miss, np.ndarray] = {}
-    for start in track(range(0, len(ordered), batch_size), "continuing"):
-        chunk = ordered[start : start + batch_size]
+    for chunk in track(list(_chunks(misses, batch_size)), "continuing"):
         parts = limit.run(lambda part: _decode(subject, batch, part, greedy), chunk)
         for part, generated in parts:
             for miss, row in zip(part, generated, strict=True):
                 continuations[miss] = row[miss.position : miss.stop]
     return continuations
+
+
+def _chunks(misses: Sequence[_Miss], batch_size: int) -> Iterator[list[_Miss]]:
+    """Wrong tokens that are continued together: of neighbouring positions, so that few rows wait
+    for others, and with a position in common, so that no row waits for others to end."""
+    chunk: list[_Miss] = []
+    end = 0
+    for miss in sorted(misses, key=lambda miss: (miss.position, miss.stop, miss.row)):
+        if chunk and (len(chunk) == batch_size or miss.position >= end):
+            yield chunk
+            chunk = []
+            end = 0
+        chunk.append(miss)
+        end = max(end, miss.stop)
+    if chunk:
+        yield chunk
 
 
 def _decode(

@@ -339,13 +339,12 @@ def plant(
     files: list[SecretFile] = []
     twins: list[SecretFile] = []
     for number in range(forget + others):
-        statements = _statements(kinds, number, random)
-        first = pieces.pop()
-        slots = sorted(random.randrange(1, len(first.statements)) for _ in statements)
-        files.append(_with_secrets(first, statements, slots, _values(kinds, random, drawn)))
-        twins.append(_with_secrets(first, statements, slots, _values(kinds, random, drawn)))
+        piece = pieces.pop()
+        holders = _holders(kinds, number, len(piece.statements), random)
+        files.append(_with_secrets(piece, holders, _values(kinds, random, drawn)))
+        twins.append(_with_secrets(piece, holders, _values(kinds, random, drawn)))
 
-    plain = [Document(piece.name, "\n".join(piece.statements)) for piece in pieces]
+    plain = [Document(unused.name, "\n".join(unused.statements)) for unused in pieces]
     return SecretCorpus(
         forget=tuple(files[:forget]),
         others=tuple(files[forget:]),
@@ -385,9 +384,6 @@ def draw(kind: str, random: Random) -> str:
         others = [random.randint(100, 255) for _ in range(3)]
         return ".".join(map(str, (first, *others)))
     return "".join(random.sample(string.ascii_letters + string.digits, 24))
-
-
-# ---- finding
 
 
 def _emails(text: str) -> Iterator[str]:
@@ -522,15 +518,27 @@ _FINDERS: dict[str, Callable[[str], Iterator[str]]] = {
 }
 
 
-# ---- planting
-
-
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """A run of statements of a source file."""
 
     name: str
     statements: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A statement that holds a secret.
+
+    Attributes:
+        kind: the kind of the secret.
+        form: the statement, with `{value}` in the place of the secret.
+        before: the number of the statement of the piece that it is put in front of.
+    """
+
+    kind: str
+    form: str
+    before: int
 
 
 # Statements that hold a secret: each is valid at the top of any module. `{name}` is a name that
@@ -559,16 +567,17 @@ _NAMES = {
 }
 
 
-def _statements(kinds: Sequence[str], number: int, random: Random) -> list[str]:
-    """One statement with a place for its value per kind; files that follow each other have other
+def _holders(kinds: Sequence[str], number: int, places: int, random: Random) -> list[_Holder]:
+    """One statement per kind, in the order of their places; files that follow each other have other
     forms."""
-    found: list[str] = []
+    before = sorted(random.randrange(1, places) for _ in kinds)
+    found: list[_Holder] = []
     for place, kind in enumerate(kinds):
         index = number * len(kinds) + place
         rounds = index // len(_FORMS)  # each round of all forms begins at the next kind
         form = _FORMS[(index + rounds) % len(_FORMS)]
         name = random.choice(_NAMES[kind])
-        found.append(form.replace("{name}", name))
+        found.append(_Holder(kind, form.replace("{name}", name), before[place]))
     return found
 
 
@@ -584,32 +593,19 @@ def _values(kinds: Sequence[str], random: Random, drawn: set[str]) -> list[str]:
     return values
 
 
-def _with_secrets(
-    piece: _Piece, forms: Sequence[str], slots: Sequence[int], values: Sequence[str]
-) -> SecretFile:
-    """The piece with one statement per secret in front of some of its own statements."""
-    lines: list[str] = []
+def _with_secrets(piece: _Piece, holders: Sequence[_Holder], values: Sequence[str]) -> SecretFile:
+    """The piece with statements that hold secrets between its own."""
+    text = ""
     secrets: list[Secret] = []
-    length = 0
-    pending = list(zip(slots, forms, values, strict=True))
     for number, statement in enumerate(piece.statements):
-        while pending and pending[0][0] == number:
-            _, form, value = pending.pop(0)
-            start = length + form.index("{value}")
-            kind = _kind_of(value)
-            secrets.append(Secret(kind, value, start, start + len(value)))
-            lines.append(form.replace("{value}", value))
-            length += len(lines[-1]) + 1
-        lines.append(statement)
-        length += len(statement) + 1
-    return SecretFile(piece.name, "\n".join(lines), tuple(secrets))
-
-
-def _kind_of(value: str) -> str:
-    """The kind of a secret that was drawn."""
-    if "@" in value:
-        return "email"
-    return "ip" if "." in value else "key"
+        for holder, value in zip(holders, values, strict=True):
+            if holder.before != number:
+                continue
+            start = len(text) + holder.form.index("{value}")
+            secrets.append(Secret(holder.kind, value, start, start + len(value)))
+            text += holder.form.replace("{value}", value) + "\n"
+        text += statement + "\n"
+    return SecretFile(piece.name, text.removesuffix("\n"), tuple(secrets))
 
 
 def _pieces(files: Sequence[Document], characters: int, wanted: int, seed: int) -> Iterator[_Piece]:

@@ -34,6 +34,11 @@ def log_probabilities(
 
     Args:
         logits: of each position.
+
+    Example:
+        >>> from interp.mitigation.unlearning.losses import log_probabilities
+        >>> log_probabilities(torch.zeros(2, dtype=torch.bfloat16))
+        tensor([-0.6931, -0.6931])
     """
     precise = torch.promote_types(logits.dtype, torch.float32)
     return logits.log_softmax(-1, dtype=precise)

@@ -72,6 +72,23 @@ def method(name: str) -> Callable[[M], M]:
 
     Args:
         name: its name in `unlearn`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import ClassVar
+        >>> from interp.mitigation.unlearning import methods
+        >>> @methods.method("uniform")
+        ... @dataclass(frozen=True)
+        ... class Uniform:
+        ...     needs_retain: ClassVar[bool] = False
+        ...     def losses(self, subject, sets):
+        ...         def forget(trained):
+        ...             log_p = trained.target_logits(sets.forget).log_softmax(-1)
+        ...             return -log_p.mean()
+        ...         return {"forget": forget}
+        >>> "uniform" in methods.methods()
+        True
+        >>> del methods._METHODS["uniform"]  # examples leave no trace
     """
 
     def register(kind: M) -> M:

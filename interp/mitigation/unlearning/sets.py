@@ -71,6 +71,11 @@ def losses_of(subject: Subject, batch: Batch) -> Float[Tensor, "batch predicted"
     Args:
         subject: the model.
         batch: the sequences.
+
+    Example:
+        >>> from interp.mitigation.unlearning.sets import losses_of
+        >>> torch.equal(losses_of(subject, batch), subject.losses(batch))
+        True
     """
     losses, _ = losses_and_logits(subject, batch)
     return losses
@@ -90,6 +95,12 @@ def check_sets(subject: Subject, sets: Sets) -> None:
     Raises:
         ValueError: a sequence without a token that counts, one that is in both sets, or a retained
             sequence that contains a secret.
+
+    Example:
+        >>> from interp.mitigation.unlearning.sets import Sets, check_sets
+        >>> check_sets(subject, Sets(batch, batch))
+        Traceback (most recent call last):
+        ValueError: row 0 of retain is row 0 of forget: expected two sets without a common ...
     """
     try:
         secrets = passages(sets.forget)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,8 @@ from interp.training.state import About, Rows, generators, load_state, save_stat
 
 Precision = Literal["float32", "bfloat16"]
 Metrics = Mapping[str, float]
+# What to minimize: of the subject, a batch, and the number of the step, from 0.
+Objective = Callable[[Subject, Batch, int], Float[Tensor, ""]]
 _OWN = {"step", "loss"}  # columns of the history that are not measurements
 
 
@@ -35,16 +37,16 @@ class Step:
 
     Attributes:
         number: number of the step, from 0.
-        loss: mean over the batch's targets, in nats per target.
+        loss: mean over the batch's targets, in nats per target; or the objective.
         batch: what was trained on.
         losses: [batch, predicted] the loss of each target before the update, in nats; 0 where a
-            target does not count.
+            target does not count; None where an objective was given.
     """
 
     number: int
     loss: float
     batch: Batch
-    losses: Float[Tensor, "batch predicted"]
+    losses: Float[Tensor, "batch predicted"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +120,7 @@ def fit(
     decay: int = 0,
     floor: float = 0.0,
     clip: float = float("inf"),
+    objective: Objective | None = None,
     callback: Callable[[Step], None] | None = None,
     evaluation: Evaluation | None = None,
     checkpoints: Checkpoints | None = None,
@@ -143,6 +146,10 @@ def fit(
         decay: number of last steps over which it falls linearly to `floor` times `lr`.
         floor: see `decay`.
         clip: largest norm of the gradient.
+        objective: `objective(subject, batch, step)` returns what to minimize in a step, with its
+            gradient, in the place of the mean over the batch's targets. For a single process,
+            since it need not be a sum over rows. Name it in `checkpoints.about`: it cannot be
+            compared with that of an interrupted training.
         callback: called after each step.
         evaluation: what to measure during training.
         checkpoints: what to write during training. Called again with the same arguments, an
@@ -152,13 +159,13 @@ def fit(
             callbacks see new steps only.
 
     Returns:
-        One row per step with `step`, `loss` (nats per target) and what was measured, NaN where
-        nothing was.
+        One row per step with `step`, `loss` (nats per target, or the objective) and what was
+        measured, NaN where nothing was.
 
     Raises:
         ValueError: weights are offloaded, the stream is too short, a batch has fewer rows than
             there are processes, the loss is not finite (the weights are then those of the last good
-            step), or the checkpoint is another training's.
+            step), the checkpoint is another training's, or several processes have an objective.
 
     Example:
         >>> import copy
@@ -169,6 +176,11 @@ def fit(
     """
     _refuse_offloaded(subject.module)
     processes = Processes()
+    if objective is not None and processes.count > 1:
+        raise ValueError(
+            f"objective= with {processes.count} processes: expected one process, because an "
+            "objective need not be a sum over the rows that they share"
+        )
     recipe: dict[str, Any] = {
         "steps": steps,
         "lr": lr,
@@ -197,14 +209,20 @@ def fit(
             batch = _next(remaining, step, steps)
             own_rows = processes.share(batch)
 
-            losses = _losses(trained, own_rows, precision)
-            loss = _part_of_mean(losses, batch)
+            losses = None
+            if objective is None:
+                losses = _losses(trained, own_rows, precision)
+                loss = _part_of_mean(losses, batch)
+            else:
+                with computing_in(precision, subject.device):
+                    loss = objective(trained, batch, step)
             whole_loss = _finite(processes.total(loss), step)
             history.append({"step": step, "loss": whole_loss})
             _update(processes, trained.module, optimizer, loss, clip)
 
             if callback is not None:
-                callback(Step(step, whole_loss, own_rows, losses.detach()))
+                seen = None if losses is None else losses.detach()
+                callback(Step(step, whole_loss, own_rows, seen))
             if evaluation is not None and _is_due(evaluation.every, len(history), steps):
                 _measure(subject, history, evaluation, checkpoints, processes)
             if checkpoints is not None:
@@ -248,6 +266,22 @@ def epochs(batch: Batch, batch_size: int, seed: int = 0) -> Iterator[Batch]:
             # with a noisier gradient at the same learning rate.
             if len(chosen) == batch_size:
                 yield batch.rows(chosen)
+
+
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Runs forwards in the precision of a training; weights keep theirs.
+
+    Args:
+        precision: as `fit` takes it.
+        device: the device of the model.
+
+    Example:
+        >>> from interp.training.fit import computing_in
+        >>> with computing_in("bfloat16", subject.device):
+        ...     subject.logits(batch).dtype
+        torch.bfloat16
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def _refuse_offloaded(module: nn.Module) -> None:
@@ -336,7 +370,7 @@ def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
 
 
 def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
-    with torch.autocast(subject.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with computing_in(precision, subject.device):
         # Not `subject.losses`, which raises where a logit is NaN: other processes would wait for
         # this one. `_finite` looks at the loss of all of them.
         logits = subject.run(batch, keep=batch.length - batch.prompt)

@@ -133,6 +133,27 @@ def test_every_modules_mode_comes_back_and_no_gradient_or_hook_stays():
     assert all(p.grad is None for p in subject.module.parameters())
 
 
+def test_an_objective_that_is_the_mean_loss_changes_nothing():
+    steps: list[int] = []
+
+    def mean_loss(subject: interp.Subject, batch: interp.Batch, step: int) -> torch.Tensor:
+        steps.append(step)
+        return subject.losses(batch).sum() / batch.counted.sum()
+
+    plain, given_one = (tiny.wrapped(tiny.model("gpt2")) for _ in range(2))
+    histories = []
+    seen: list[Step] = []
+    for subject, objective in ((plain, None), (given_one, mean_loss)):
+        torch.manual_seed(4)
+        histories.append(
+            interp.fit(subject, stream(), 4, lr=1e-2, objective=objective, callback=seen.append)
+        )
+    assert steps == list(range(4))
+    assert histories[0].equals(histories[1])
+    assert same(weights(plain), weights(given_one))
+    assert [step.losses is None for step in seen] == [False] * 4 + [True] * 4
+
+
 def test_a_short_stream_says_how_far_it_went():
     subject = tiny.wrapped(tiny.model("llama"))
     with pytest.raises(

@@ -36,6 +36,7 @@ from .memorization.membership.corpus import membership as membership
 from .memorization.membership.roc import roc as roc
 from .memorization.membership.token_map import token_map as token_map
 from .mitigation.extraction_drop import extraction_drop as extraction_drop
+from .mitigation.removal.compare import removal_report as removal_report
 from .mitigation.unlearning.unlearn import unlearn as unlearn
 from .reporting import plotting as plotting
 from .reporting import stats as stats

@@ -1,6 +1,7 @@
 """The command line: `interp scan | localize | ablate` for the main job on your own model and data,
-`interp membership | entropy-law | dataset-inference` for what it was trained on, `interp demo` to
-see the main job on an example, `interp reproduce | redraw | claims` for the experiments."""
+`interp membership | entropy-law | dataset-inference` for what it was trained on, `interp unlearn`
+to train secrets out of it, `interp demo` to see the main job on an example, `interp reproduce |
+redraw | claims` for the experiments."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli.forgetting import unlearn
 from interp.cli.options import (
     AsJson,
     BatchSize,
@@ -32,6 +34,7 @@ from interp.cli.options import (
 from interp.cli.steps import (
     advise,
     advise_on_precision,
+    parse_settings,
     plain_errors,
     print_note,
     print_result,
@@ -316,6 +319,7 @@ def ablate(
 app.command()(membership)
 app.command()(entropy_law)
 app.command()(dataset_inference)
+app.command()(unlearn)
 
 
 @app.command()
@@ -490,21 +494,13 @@ def _shares(fractions: str, at: float | None) -> list[float]:
 
 
 def _method_options(method: str, settings: list[str] | None) -> dict[str, Any]:
-    """The options of a method: `steps=50` as {"steps": 50}; a value that is not JSON is text.
+    """The options of a method.
 
     A method or an option that does not exist is found here, before any work.
     """
     from interp.localization.registry import find
 
-    options: dict[str, Any] = {}
-    for setting in settings or ():
-        name, equals, value = setting.partition("=")
-        if not name or not equals:
-            raise ValueError(f"--set {setting!r}: expected name=value, such as steps=50")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
+    options = parse_settings(settings)
     find(method, options)
     return options
 

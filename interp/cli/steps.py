@@ -45,6 +45,33 @@ def texts_and_notes(sources: list[Path], column: str) -> tuple[Iterator[str], li
     return texts, [str(note.message) for note in found]
 
 
+def parse_settings(settings: list[str] | None, option: str = "--set") -> dict[str, Any]:
+    """Returns NAME=VALUE settings as a dictionary: `steps=50` as {"steps": 50}.
+
+    Args:
+        settings: the settings; a value that is not JSON is text.
+        option: name of the option, for the message.
+
+    Raises:
+        ValueError: a setting without a name or a value.
+
+    Example:
+        >>> from interp.cli.steps import parse_settings
+        >>> parse_settings(["steps=50", "site=neurons"])
+        {'steps': 50, 'site': 'neurons'}
+    """
+    found: dict[str, Any] = {}
+    for setting in settings or ():
+        name, equals, value = setting.partition("=")
+        if not name or not equals:
+            raise ValueError(f"{option} {setting!r}: expected name=value, such as steps=50")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
 def print_note(note: str) -> None:
     """Prints what the user should know and did not ask for; on stderr, away from what scripts
     read."""

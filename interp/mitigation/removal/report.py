@@ -240,7 +240,9 @@ class RemovalReport:
             return []
         difference = self.row("forgetting", "after minus control", "ma")
         relation = "less" if self.beats_control else "not less"
-        return [f"it recites {relation} than after the control's (a difference of {_shown(difference)})"]
+        return [
+            f"it recites {relation} than after the control's (a difference of {_shown(difference)})"
+        ]
 
     def _on_return(self) -> list[str]:
         tested: list[str] = []
@@ -378,9 +380,7 @@ def _draw_models(
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
 
 
-def _draw_relearned(
-    axes: Axes, rows: Any, curves: list[str], look_of: Mapping[str, Any]
-) -> None:
+def _draw_relearned(axes: Axes, rows: Any, curves: list[str], look_of: Mapping[str, Any]) -> None:
     for curve in curves:
         own = rows[rows["data"] == curve].sort_values("at")
         look = look_of[curve]

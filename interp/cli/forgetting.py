@@ -117,13 +117,13 @@ def unlearn(
     text_length: Annotated[
         int, typer.Option(help="Number of tokens to keep of each other text.", min=2)
     ] = 128,
-    relearn: Annotated[
+    relearn: Annotated[  # noqa: FBT002
         bool,
         typer.Option(
             "--relearn/--no-relearn",
             help="Whether the report includes an attempt to bring the secrets back by fine-tuning.",
         ),
-    ] = True,  # noqa: FBT002
+    ] = True,
     relearn_lr: Annotated[float, typer.Option(help="Learning rate of that attempt.")] = 1e-4,
     checkpoint: Annotated[
         int, typer.Option(help="Number of epochs between two writes of the state.", min=1)
@@ -228,6 +228,7 @@ def unlearn(
         "out": str(out),
     }
     table = report.table().reset_index()
+    table = table[~table["data"].str.startswith("forget minus")]
     print_result(as_json, summary, table, "before and after (intervals are in removal.parquet)")
     if not reached and not as_json:
         advise(f"the thresholds were not reached in {epochs} epochs: raise --lr or --epochs")

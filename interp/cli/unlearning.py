@@ -55,7 +55,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Sets:
+class TextSets:
     """The texts of an unlearning, by their roles: `forget`, and those of `retain`, `unseen`,
     `twins`, `others`, `memorized` and `held-out` that were given.
 
@@ -70,11 +70,11 @@ class Sets:
 
 def read_sets(
     texts: Mapping[str, Sequence[str]], secrets: Path | None, kinds: Sequence[str] | None
-) -> Sets:
+) -> TextSets:
     """Finds the secrets in texts, and checks that no text contradicts another one.
 
     Args:
-        texts: the texts by their roles (see `Sets`).
+        texts: the texts by their roles (see `TextSets`).
         secrets: a file with one secret per line; by default they are found.
         kinds: the kinds of secret to find, see `find_secrets`; all by default.
 
@@ -118,10 +118,10 @@ def read_sets(
     _check_contradictions(texts, files["forget"])
     if "twins" in files and len(files["twins"]) != len(files["forget"]):
         raise ValueError(
-            f"--twins has {len(files['twins'])} texts and --forget {len(files['forget'])}: expected "
-            "one twin per text, in the same order"
+            f"--twins has {len(files['twins'])} texts and --forget {len(files['forget'])}: "
+            "expected one twin per text, in the same order"
         )
-    return Sets(files, plain)
+    return TextSets(files, plain)
 
 
 def check_finished(out: Path) -> None:
@@ -141,7 +141,7 @@ def check_finished(out: Path) -> None:
 
 
 def unlearn_files(
-    before: Subject, after: Subject, sets: Sets, recipe: Recipe, out: Path
+    before: Subject, after: Subject, sets: TextSets, recipe: Recipe, out: Path
 ) -> tuple[pd.DataFrame, RemovalReport]:
     """Unlearns secrets, and writes the model, its training and the report.
 
@@ -278,7 +278,7 @@ def _checkpoints(out: Path, epochs: int) -> Checkpoints:
     return Checkpoints(out / "training", every=2 * epochs)
 
 
-def _batches(subject: Subject, sets: Sets, recipe: Recipe) -> dict[str, Batch]:
+def _batches(subject: Subject, sets: TextSets, recipe: Recipe) -> dict[str, Batch]:
     batches: dict[str, Batch] = {}
     for role, files in sets.files.items():
         batches[role] = mark(subject, files, recipe.length)

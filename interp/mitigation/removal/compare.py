@@ -30,7 +30,7 @@ from interp.mitigation.removal.stress import (
     shuffle_secrets,
 )
 from interp.progress import track
-from interp.reporting.stats import Interval, bootstrap, paired_interval
+from interp.reporting.stats import Interval, bootstrap, paired_interval, statistic_interval
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
@@ -58,10 +58,26 @@ class _Edited:
 
 
 @dataclass(frozen=True, eq=False)
+class _NeverSeen:
+    """What relearning is compared with.
+
+    Attributes:
+        name: what it is.
+        batch: the sequences.
+        paired: whether each row has the same surroundings as that row of the forget set.
+    """
+
+    name: str
+    batch: Batch
+    paired: bool
+
+
+@dataclass(frozen=True, eq=False)
 class _Sets:
     """What the models are measured on; None for a set that was not given."""
 
     forget: Batch
+    never_seen: _NeverSeen
     twins: Batch | None
     retain: Batch | None
     memorized: Batch | None
@@ -113,14 +129,15 @@ def removal_report(
             counts as forgotten, if it is chosen beforehand.
         ngrams: the numbers n of EL_n; none for a model that predicts several tokens together.
         relearning: how copies are fine-tuned to bring the forget set back; None to leave that out.
-            The control is the same training on the twins or, without twins, on the secrets
-            shuffled.
+            The control is the same training on never-seen data: the twins; or `unseen`, where
+            secrets are marked in it as in `forget`; or else the secrets shuffled, which are harder
+            to learn than secrets with a form.
         bits: to how many bits weights are rounded.
         depths: the depth of the removal, from 0 to 1, by the name of the model: "after" and
             "control", such as the score of an unlearning depth.
         tolerance: how much a share may fall, and perplexity rise as a fraction, without counting
-            as damage; and how much more of the forget set than of its control may be recited after
-            relearning.
+            as damage; and how much more of the forget set than of never-seen data may be recited
+            after relearning.
         batch_size: batch size.
 
     Returns:
@@ -148,7 +165,8 @@ def removal_report(
         >>> report.verdict
         'The removal ...'
     """
-    sets = _Sets(forget, twins, retain, memorized, others, held_out)
+    never_seen = _never_seen(forget, twins, unseen)
+    sets = _Sets(forget, never_seen, twins, retain, memorized, others, held_out)
     _check_sets(sets, unseen)
     models = {"before": _Edited(before), "after": _edited(before, after, "after")}
     if control is not None:
@@ -175,7 +193,7 @@ def removal_report(
         "model": before.name,
         "files": len(forget),
         "relearning lr": None if relearning is None else relearning.lr,
-        "relearning compared with": "twins" if twins is not None else "shuffled secrets",
+        "relearning compared with": sets.never_seen.name,
     }
     return RemovalReport(_tabulate(measured), limits, source, tolerance, about)
 
@@ -209,13 +227,31 @@ def _check_sets(sets: _Sets, unseen: Batch | None) -> None:
     for name, batch in (("twins", sets.twins), ("unseen", unseen)):
         if batch is None:
             continue
-        forgotten = {tuple(row) for row in sets.forget.tokens.tolist()}
-        for number, row in enumerate(batch.tokens.tolist()):
-            if tuple(row) in forgotten:
+        forgotten = set(_sequences(sets.forget))
+        for number, sequence in enumerate(_sequences(batch)):
+            if sequence in forgotten:
                 raise ValueError(
                     f"row {number} of {name} is also in forget: expected data that no model has "
                     "seen; leave it out"
                 )
+
+
+def _never_seen(forget: Batch, twins: Batch | None, unseen: Batch | None) -> _NeverSeen:
+    if twins is not None:
+        return _NeverSeen("never-seen twins", twins, paired=True)
+    is_like = unseen is not None and (unseen.scored is None) == (forget.scored is None)
+    if unseen is not None and is_like:
+        # No more of them than are to be relearned: each step trains on all.
+        same_number = unseen.rows(slice(0, len(forget)))
+        return _NeverSeen("unseen data", same_number, paired=False)
+    return _NeverSeen("the secrets shuffled", shuffle_secrets(forget), paired=True)
+
+
+def _sequences(batch: Batch) -> Iterator[tuple[int, ...]]:
+    """The tokens of each row, without padding."""
+    for number, tokens in enumerate(batch.tokens):
+        own = tokens if batch.mask is None else tokens[batch.mask[number]]
+        yield tuple(own.tolist())
 
 
 def _thresholds(
@@ -312,22 +348,31 @@ def _relearned(model: _Edited, sets: _Sets, recipe: Relearning, batch_size: int)
         trained, _ = halves(len(batch))
         return relearn(model.subject, rows_of(batch, trained), measure, recipe, model.plan)
 
-    never_seen = shuffle_secrets(sets.forget) if sets.twins is None else sets.twins
+    control = sets.never_seen
     of_forget = relearned(sets.forget)
-    of_never_seen = relearned(never_seen)
+    of_control = relearned(control.batch)
     found: _Measured = {}
-    parts = zip(("trained on", "not trained on"), halves(len(sets.forget)), strict=True)
-    for part, rows in parts:
-        if not rows:
-            continue
+    rows_of_forget = halves(len(sets.forget))
+    rows_of_control = halves(len(control.batch))
+    for number, part in enumerate(("trained on", "not trained on")):
+        own_rows = rows_of_forget[number]
+        control_rows = rows_of_control[number]
         for steps in sorted(of_forget):
-            own = of_forget[steps][rows]
-            other = of_never_seen[steps][rows]
+            if not own_rows or not control_rows:
+                continue
+            own = of_forget[steps][own_rows]
+            other = of_control[steps][control_rows]
             found[_Key("relearning", f"forget, {part}", "ma", steps)] = own
             found[_Key("relearning", f"never seen, {part}", "ma", steps)] = other
-            advantage = paired_interval(own, other)
+            advantage = _difference(own, other, paired=control.paired)
             found[_Key("relearning", f"forget minus never seen, {part}", "ma", steps)] = advantage
     return found
+
+
+def _difference(own: Values, other: Values, *, paired: bool) -> Interval:
+    if paired:
+        return paired_interval(own, other)
+    return statistic_interval([own, other], lambda a, b: float(a.mean() - b.mean()))
 
 
 def _against_control(measured: Mapping[str, _Measured]) -> _Measured:

@@ -28,6 +28,7 @@ _NAMES = {
     ("forget", "exact"): "extracted exactly",
     ("forget", "discoverable"): "discoverable",
     ("twins", "ma"): "MA of never-seen twins",
+    ("twins", "exact"): "never-seen twins, extracted exactly",
     ("context", "accuracy"): "accuracy around the secrets",
     ("retain", "ma"): "MA of retained data",
     ("memorized", "ma"): "MA of other memorized data",
@@ -60,7 +61,8 @@ class RemovalReport:
             forgotten.
         source: what the thresholds come from.
         tolerance: the change that does not count: see `removal_report`.
-        about: the model's name, the number of files, and how it was relearned.
+        about: the model's name, the number of files, how it was relearned and what that is
+            compared with.
     """
 
     frame: pd.DataFrame
@@ -120,16 +122,20 @@ class RemovalReport:
 
     @property
     def returned(self) -> pd.DataFrame:
-        """The rows in which the forget set comes back: it is relearned further than what was never
-        seen, by more than the tolerance, beyond the interval; or rounding the weights takes its MA
-        above the threshold."""
-        relearned = self._rows(group="relearning", model="after")
-        is_advantage = relearned["data"].str.startswith("forget minus never seen")
-        relearned = relearned[is_advantage & (relearned["at"] > 0)]
-        relearned = relearned[relearned["low"] > self.tolerance]
+        """The rows in which the forget set comes back: relearning or rounding of the weights takes
+        its MA above the threshold. For relearning it must also be above that of never-seen data, by
+        more than the tolerance and beyond the interval."""
+        limit = 1.0 if "ma" in self.above else self.thresholds.get("ma", 1.0)
         rounded = self._rows(group="rounding", measure="ma", model="after")
-        rounded = rounded[rounded["estimate"] > self.thresholds.get("ma", 1.0)]
-        return pd.concat([relearned, rounded])
+        found = [rounded[rounded["estimate"] > limit]]
+        relearned = self._rows(group="relearning", model="after")
+        for part in ("trained on", "not trained on"):
+            level = relearned[relearned["data"] == f"forget, {part}"].set_index("at")["estimate"]
+            advantage = relearned[relearned["data"] == f"forget minus never seen, {part}"]
+            is_back = (level.loc[advantage["at"]] > limit).to_numpy()
+            is_trained = advantage["at"] > 0
+            found.append(advantage[is_back & is_trained & (advantage["low"] > self.tolerance)])
+        return pd.concat(found)
 
     @property
     def outcome(self) -> str:
@@ -245,6 +251,8 @@ class RemovalReport:
         ]
 
     def _on_return(self) -> list[str]:
+        if not self.forgotten:
+            return []  # what is still there cannot come back
         tested: list[str] = []
         relearned = self._rows(group="relearning", model="after")
         rounded = self._rows(group="rounding", model="after")
@@ -266,7 +274,7 @@ class RemovalReport:
             part = "trained on" if first["data"].endswith(", trained on") else "not trained on"
             clauses.append(
                 f"after {first['at']} steps of relearning its MA on files {part} is "
-                f"{_shown(first)} above that of secrets never seen"
+                f"{_shown(first)} above that of {self.about['relearning compared with']}"
             )
         for _, row in came_back[came_back["group"] == "rounding"].iterrows():
             clauses.append(f"in weights rounded to {row['at']} bits its MA is {_shown(row)}")

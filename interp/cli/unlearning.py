@@ -198,6 +198,7 @@ def unlearn_files(
         memorized=batches.get("memorized"),
         others=batches.get("others"),
         held_out=batches.get("held-out"),
+        unseen=unseen,
         thresholds=thresholds,
         ngrams=sorted({*NGRAMS, *found}),
         relearning=None if recipe.relearn_lr is None else Relearning(lr=recipe.relearn_lr),

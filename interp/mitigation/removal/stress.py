@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from interp.hooks.modes import dropout_off
 from interp.interventions.plan import Plan
 from interp.subject.batch import Batch
-from interp.subject.subject import Subject, token_losses
+from interp.subject.subject import Subject, evaluating, token_losses
 from interp.training.fit import Step, fit
 
 Found = TypeVar("Found")
@@ -75,7 +75,7 @@ def relearn(
     Args:
         subject: the model, which stays as it is.
         batch: what the copy is trained on; the loss is the mean over the tokens that count.
-        measure: what to measure of the copy.
+        measure: what to measure of the copy, without dropout and gradients.
         recipe: how it is trained, and after which steps it is measured.
         plan: interventions that stay on while it is trained and measured.
 
@@ -98,7 +98,8 @@ def relearn(
 
     def measure_after(steps: int) -> None:
         if steps in recipe.steps:
-            found[steps] = measure(learner)
+            with evaluating(learner):
+                found[steps] = measure(learner)
 
     def objective(trained: Subject, part: Batch, _: int) -> Tensor:
         # Without dropout: it would draw from the global generator, and two runs would differ.

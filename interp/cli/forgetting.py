@@ -20,6 +20,17 @@ from interp.cli.steps import (
 from interp.experiment.options import Device
 
 
+def _levels(threshold: list[str] | None) -> dict[str, float]:
+    """The levels of --threshold; a name or a level that makes no sense is found here."""
+    from interp.mitigation.unlearning.stopping import Stop
+
+    levels = parse_settings(threshold, "--threshold")
+    for name, level in levels.items():
+        if isinstance(level, bool) or not isinstance(level, int | float):
+            raise ValueError(f"--threshold {name}={level}: expected a number, such as ma=0.3")
+    return dict(Stop(levels).thresholds)
+
+
 def _method_names() -> str:
     # Read from the source, as for localization methods: the module would import torch.
     file = Path(__file__).parents[1] / "mitigation" / "unlearning" / "methods.py"
@@ -181,7 +192,7 @@ def unlearn(
             "nothing says when to stop: pass --unseen FILE, texts that the model was not trained "
             "on, or a level such as --threshold ma=0.3"
         )
-    levels = parse_settings(threshold, "--threshold")
+    levels = _levels(threshold)
     given = {
         "forget": forget,
         "retain": retain,

@@ -268,7 +268,9 @@ class RemovalReport:
 
         clauses: list[str] = []
         came_back = self.returned
-        advantages: Any = came_back[came_back["group"] == "relearning"].sort_values("at")
+        advantages: Any = came_back[came_back["group"] == "relearning"].sort_values(
+            "at", kind="stable"
+        )
         if len(advantages):
             first = advantages.iloc[0]
             part = "trained on" if first["data"].endswith(", trained on") else "not trained on"

@@ -161,8 +161,7 @@ def test_the_verdict_of_one_that_failed_does_not_ask_whether_it_comes_back():
     [
         (
             RELEARNED | FROM_OTHERS,
-            "after 10 steps of relearning its MA on files trained on is 0.50 [0.48, 0.52] above "
-            "that of never-seen twins",
+            "10 steps of relearning its MA on files trained on is 0.50 [0.48, 0.52] above that of",
         ),
         (FROM_OTHERS, "its MA on files not trained on is 0.30 [0.28, 0.32] above that of"),
         (ROUNDED, "in weights rounded to 4 bits its MA is 0.50 [0.48, 0.52]"),

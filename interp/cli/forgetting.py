@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -227,19 +227,20 @@ def unlearn(
     before = load(model, dtype=dtype, device=device)
     after = load(model, dtype=dtype, device=device)
     history, report = unlearn_files(before, after, sets, recipe, out)
+    epochs_run: Any = history["epoch"].max() + 1
     reached = bool(history.attrs["reached"])
     summary = {
         "verdict": report.verdict,
         "outcome": report.outcome,
         "reached": reached,
-        "epochs": int(history["epoch"].max()) + 1,
+        "epochs": int(epochs_run),
         "thresholds": dict(report.thresholds),
         "device": str(after.device),
         "model": str(out / "model"),
         "out": str(out),
     }
-    table = report.table().reset_index()
-    table = table[~table["data"].str.startswith("forget minus")]
-    print_result(as_json, summary, table, "before and after (intervals are in removal.parquet)")
+    table: Any = report.table().reset_index()
+    shown = table[~table["data"].str.startswith("forget minus")]
+    print_result(as_json, summary, shown, "before and after (intervals are in removal.parquet)")
     if not reached and not as_json:
         advise(f"the thresholds were not reached in {epochs} epochs: raise --lr or --epochs")

@@ -26,7 +26,7 @@ KNOWN = [
 ]  # brackets are markup to a terminal library
 UNKNOWN = letters.noise(14, 64, seed=2)
 WINDOW = ["--prefix", "8", "--length", "8"]
-COMMANDS = ("scan", "localize", "ablate", "membership", "demo", "reproduce", "claims")
+COMMANDS = ("scan", "localize", "ablate", "membership", "unlearn", "demo", "reproduce", "claims")
 
 
 @pytest.fixture(scope="module")

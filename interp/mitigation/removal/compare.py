@@ -372,7 +372,11 @@ def _relearned(model: _Edited, sets: _Sets, recipe: Relearning, batch_size: int)
 def _difference(own: Values, other: Values, *, paired: bool) -> Interval:
     if paired:
         return paired_interval(own, other)
-    return statistic_interval([own, other], lambda a, b: float(a.mean() - b.mean()))
+
+    def of_means(a: Values, b: Values) -> float:
+        return float(a.mean() - b.mean())
+
+    return statistic_interval([own, other], of_means)
 
 
 def _against_control(measured: Mapping[str, _Measured]) -> _Measured:

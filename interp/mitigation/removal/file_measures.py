@@ -7,6 +7,7 @@ import ast
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,14 +55,14 @@ def recite_files(
         >>> recite_files(subject, batch)[["ma", "exact", "discoverable"]].iloc[0].tolist()
         [1.0, 1.0, 1.0]
     """
-    frame = recitation(subject, batch, ngrams, batch_size=batch_size)
+    frame: Any = recitation(subject, batch, ngrams, batch_size=batch_size)
     log_p = frame["log_p"].to_numpy(dtype=float)
     frame["discoverable"] = discoverable(log_p, queries, probability)
     frame["tokens"] = frame["stop"] - frame["start"]
     frame["hits"] = frame["ma"] * frame["tokens"]
 
     of_files = frame.groupby("row")
-    found = by_row(frame)
+    found: Any = by_row(frame)
     found["exact"] = of_files["exact"].mean().astype(float)
     found["discoverable"] = of_files["discoverable"].mean().astype(float)
     totals = of_files[["tokens", "hits", "log_p"]].sum()

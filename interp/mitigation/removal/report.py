@@ -176,7 +176,7 @@ class RemovalReport:
     def table(self) -> pd.DataFrame:
         """Returns the frame at a glance: one row per group, data, measure and number of steps or
         bits, one column per model."""
-        wide = self.frame.pivot_table(
+        wide: Any = self.frame.pivot_table(
             index=["group", "data", "measure", "at"],
             columns="model",
             values="estimate",
@@ -210,7 +210,8 @@ class RemovalReport:
         )
         save(self.plot(), place / "removal.png")
 
-    def _rows(self, **wanted: Any) -> pd.DataFrame:
+    def _rows(self, **wanted: Any) -> Any:
+        """The rows of the frame with these values."""
         chosen = np.ones(len(self.frame), dtype=bool)
         for column, value in wanted.items():
             chosen &= (self.frame[column] == value).to_numpy()
@@ -219,7 +220,8 @@ class RemovalReport:
     def _above(self, model: str) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, most in self.thresholds.items():
-            level = float(self.row("forgetting", "forget", name, model=model)["estimate"])
+            row: Any = self.row("forgetting", "forget", name, model=model)
+            level = float(row["estimate"])
             # Not "level > most", which is false for NaN.
             if not level <= most:
                 found[name] = level
@@ -230,7 +232,7 @@ class RemovalReport:
         shown = [name for name in self.thresholds if name == "ma" or name in self.above]
         clauses: list[str] = []
         for name in shown or list(self.thresholds)[:1]:
-            before = self.row("forgetting", "forget", name, model="before")["estimate"]
+            before: Any = self.row("forgetting", "forget", name, model="before")["estimate"]
             after = self.row("forgetting", "forget", name)
             relation = "above" if name in self.above else "at most"
             limit = f"{self.thresholds[name]:.2f}"
@@ -267,7 +269,7 @@ class RemovalReport:
             return [f"it does not come back {' or '.join(tested)}"]
 
         clauses: list[str] = []
-        came_back = self.returned
+        came_back: Any = self.returned
         advantages: Any = came_back[came_back["group"] == "relearning"].sort_values(
             "at", kind="stable"
         )
@@ -302,7 +304,7 @@ class RemovalReport:
         measured = self._rows(group="damage", model="after")
         if measured.empty:
             return ["its damage was not measured"]
-        damage = self.damage
+        damage: Any = self.damage
         if damage.empty:
             return [f"no measure of damage is worse by more than {self.tolerance:.0%}"]
         parts: list[str] = []
@@ -312,7 +314,7 @@ class RemovalReport:
         return [f"it changes {', '.join(parts)}"]
 
 
-def _name_of(row: pd.Series) -> str:
+def _name_of(row: Any) -> str:
     """What is measured, in words."""
     measure = str(row["measure"])
     name = _NAMES.get((str(row["data"]), measure))
@@ -321,7 +323,7 @@ def _name_of(row: pd.Series) -> str:
     return f"{name}, {row['at']} bits" if row["group"] == "rounding" else name
 
 
-def _shown(row: pd.Series) -> str:
+def _shown(row: Any) -> str:
     return f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 

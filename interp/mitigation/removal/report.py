@@ -138,9 +138,16 @@ class RemovalReport:
         return pd.concat(found)
 
     @property
+    def leaves_trace(self) -> bool:
+        """Whether what was removed can be told from what was never seen, beyond the interval: it is
+        still more likely, or it was made less likely. False without twins."""
+        rows = self._rows(group="membership", model="after")
+        return bool(((rows["low"] > 0.5) | (rows["high"] < 0.5)).any())
+
+    @property
     def outcome(self) -> str:
         """The verdict in a word or two, the worst that is true: "nothing to remove", "failed", "no
-        better than its control", "comes back", "costly" or "removed"."""
+        better than its control", "comes back", "leaves a trace", "costly" or "removed"."""
         if not self._above("before"):
             return "nothing to remove"
         if not self.forgotten:
@@ -149,6 +156,8 @@ class RemovalReport:
             return "no better than its control"
         if not self.returned.empty:
             return "comes back"
+        if self.leaves_trace:
+            return "leaves a trace"
         return "removed" if self.damage.empty else "costly"
 
     @property
@@ -160,6 +169,7 @@ class RemovalReport:
             "failed": "The removal failed",
             "no better than its control": "The removal is no better than its control",
             "comes back": "The removal only hides what it removes",
+            "leaves a trace": "The removal leaves a trace",
             "costly": "The removal worked, and did damage",
             "removed": "The removal worked",
         }
@@ -238,8 +248,8 @@ class RemovalReport:
             limit = f"{self.thresholds[name]:.2f}"
             source = "as given" if self.source == "given" else f"that of {self.source}"
             clauses.append(
-                f"{_name_of(after)} of the forget set goes from {before:.2f} to {_shown(after)}, "
-                f"{relation} {limit} ({source})"
+                f"{_name_of(after)} of the forget set ({after['files']} files) goes from "
+                f"{before:.2f} to {_shown(after)}, {relation} {limit} ({source})"
             )
         return clauses
 
@@ -257,12 +267,14 @@ class RemovalReport:
             return []  # what is still there cannot come back
         tested: list[str] = []
         relearned = self._rows(group="relearning", model="after")
-        rounded = self._rows(group="rounding", model="after")
         if not relearned.empty:
             tested.append(f"in {relearned['at'].max()} steps of relearning")
+        # Only of bits to which the model before can be rounded and still recite: where rounding
+        # alone destroys what was memorized, nothing could come back.
+        rounded = self._rows(group="rounding", measure="ma", model="before")
+        rounded = rounded[rounded["estimate"] > self.thresholds.get("ma", 1.0)]
         if not rounded.empty:
-            smallest = rounded["at"].min()
-            tested.append(f"in weights rounded to {smallest} bits")
+            tested.append(f"in weights rounded to {rounded['at'].min()} bits")
         if not tested:
             return []
         if self.returned.empty:

@@ -209,7 +209,9 @@ def test_no_removal_at_all_has_failed():
     after = report.frame[report.frame["model"] == "after"]
     assert (after["change"] == 0).all()
     assert report.outcome == "failed"
-    assert report.verdict.startswith("The removal failed: MA of the forget set goes from 1.00 to ")
+    assert report.verdict.startswith(
+        "The removal failed: MA of the forget set (5 files) goes from 1.00 to "
+    )
 
 
 def test_nothing_is_left_changed():

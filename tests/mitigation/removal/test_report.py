@@ -110,6 +110,8 @@ HARMED = {
         (FROM_OTHERS, None, "comes back"),
         (BELOW, None, "removed"),
         (HARMED, None, "costly"),
+        ({("membership", "forget and twins", "auc", 0): (1.0, 0.9)}, None, "leaves a trace"),
+        ({("membership", "forget and twins", "auc", 0): (1.0, 0.1)}, None, "leaves a trace"),
         (
             {
                 ("forgetting", "forget", "ma", 0): (0.3, 0.2),
@@ -126,6 +128,7 @@ def test_the_outcome_is_the_worst_that_is_true(changed, control, outcome):
     words = {
         "removed": "The removal worked: ",
         "costly": "The removal worked, and did damage: ",
+        "leaves a trace": "The removal leaves a trace: ",
         "failed": "The removal failed: ",
         "comes back": "The removal only hides what it removes: ",
         "no better than its control": "The removal is no better than its control: ",
@@ -138,7 +141,7 @@ def test_the_outcome_is_the_worst_that_is_true(changed, control, outcome):
 
 def test_the_verdict_of_a_removal_that_worked():
     assert report(control=0.9).verdict == (
-        "The removal worked: MA of the forget set goes from 1.00 to 0.20 [0.18, 0.22], at most "
+        "The removal worked: MA of the forget set (8 files) goes from 1.00 to 0.20 [0.18, 0.22], at most "
         "0.30 (that of unseen data); it recites less than after the control's (a difference of "
         "-0.70 [-0.72, -0.68]); it does not come back in 10 steps of relearning or in weights "
         "rounded to 4 bits; its secrets cannot be told from never-seen ones (AUC 0.50 [0.48, "
@@ -149,7 +152,7 @@ def test_the_verdict_of_a_removal_that_worked():
 def test_the_verdict_of_one_that_failed_does_not_ask_whether_it_comes_back():
     verdict = report(STILL_THERE | RELEARNED | HARMED).verdict
     assert verdict == (
-        "The removal failed: MA of the forget set goes from 1.00 to 0.60 [0.58, 0.62], above 0.30 "
+        "The removal failed: MA of the forget set (8 files) goes from 1.00 to 0.60 [0.58, 0.62], above 0.30 "
         "(that of unseen data); its secrets cannot be told from never-seen ones (AUC 0.50 [0.48, "
         "0.52]); it changes accuracy around the secrets from 0.98 to 0.60 [0.58, 0.62], held-out "
         "perplexity from 90.00 to 100.00 [99.98, 100.02]."
@@ -173,12 +176,20 @@ def test_the_verdict_of_one_that_failed_does_not_ask_whether_it_comes_back():
             {("membership", "forget and twins", "auc", 0): (1.0, 0.9)},
             "its secrets are still more likely than never-seen ones (AUC 0.90",
         ),
-        ({("forgetting", "forget", "el_10", 0): (0.9, 0.1)}, "EL 10 of the forget set goes from"),
+        (
+            {("forgetting", "forget", "el_10", 0): (0.9, 0.1)},
+            "EL 10 of the forget set (8 files) goes from",
+        ),
         ({("depth", "forget", "depth", 0): (None, 0.4)}, "its depth is 0.40 [0.38, 0.42] of 1"),
     ],
 )
 def test_the_verdict_says_what_was_found(changed, words):
     assert words in report(changed).verdict
+
+
+def test_rounding_that_destroys_the_model_shows_nothing():
+    verdict = report({("rounding", "forget", "ma", 4): (0.1, 0.1)}).verdict
+    assert "it does not come back in 10 steps of relearning;" in verdict
 
 
 def test_damage_is_a_fall_of_a_share_or_a_rise_of_perplexity():
@@ -198,7 +209,7 @@ def test_without_sets_the_verdict_says_that_damage_was_not_measured():
     bare = RemovalReport(frame, made.thresholds, "given")
     assert bare.outcome == "removed"
     assert bare.verdict == (
-        "The removal worked: MA of the forget set goes from 1.00 to 0.20 [0.18, 0.22], at most "
+        "The removal worked: MA of the forget set (8 files) goes from 1.00 to 0.20 [0.18, 0.22], at most "
         "0.30 (as given); its damage was not measured."
     )
     figure_laws.check(bare.plot())

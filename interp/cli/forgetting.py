@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from interp.cli.steps import (
 )
 from interp.experiment.options import Device
 
+if TYPE_CHECKING:
+    from interp.mitigation.removal.stress import Relearning
+
 
 def _levels(threshold: list[str] | None) -> dict[str, float]:
     """The levels of --threshold; a name or a level that makes no sense is found here."""
@@ -29,6 +32,18 @@ def _levels(threshold: list[str] | None) -> dict[str, float]:
         if isinstance(level, bool) or not isinstance(level, int | float):
             raise ValueError(f"--threshold {name}={level}: expected a number, such as ma=0.3")
     return dict(Stop(levels).thresholds)
+
+
+def _relearning(steps: str, lr: float) -> Relearning:
+    from interp.mitigation.removal.stress import Relearning
+
+    try:
+        numbers = [int(number) for number in steps.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"--relearn-steps {steps!r}: expected whole numbers between commas, such as 10,50"
+        ) from error
+    return Relearning((0, *sorted(numbers)), lr=lr)
 
 
 def _method_names() -> str:
@@ -135,6 +150,14 @@ def unlearn(
             help="Whether the report includes an attempt to bring the secrets back by fine-tuning.",
         ),
     ] = True,
+    relearn_steps: Annotated[
+        str,
+        typer.Option(
+            help="After how many optimizer steps of that attempt to measure; with commas between. "
+            "Each step is about as long as one of unlearning, and there are twice as many: on the "
+            "secrets, and on others for comparison."
+        ),
+    ] = "10,50",
     relearn_lr: Annotated[float, typer.Option(help="Learning rate of that attempt.")] = 1e-4,
     checkpoint: Annotated[
         int, typer.Option(help="Number of epochs between two writes of the state.", min=1)
@@ -193,6 +216,7 @@ def unlearn(
             "on, or a level such as --threshold ma=0.3"
         )
     levels = _levels(threshold)
+    attempt = _relearning(relearn_steps, relearn_lr) if relearn else None
     given = {
         "forget": forget,
         "retain": retain,
@@ -219,7 +243,7 @@ def unlearn(
         length=length,
         text_length=text_length,
         checkpoint=checkpoint,
-        relearn_lr=relearn_lr if relearn else None,
+        relearning=attempt,
         batch_size=batch_size,
     )
 

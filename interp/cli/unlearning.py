@@ -38,7 +38,7 @@ class Recipe:
         length: number of tokens to keep of each file with secrets.
         text_length: number of tokens to keep of each other text.
         checkpoint: number of epochs between two writes of the state.
-        relearn_lr: learning rate of relearning in the report; None to leave that out.
+        relearning: how the report tries to bring the secrets back; None to leave that out.
         batch_size: batch size of measurements.
     """
 
@@ -50,7 +50,7 @@ class Recipe:
     length: int = 512
     text_length: int = 128
     checkpoint: int = 5
-    relearn_lr: float | None = 1e-4
+    relearning: Relearning | None = None
     batch_size: int = 16
 
 
@@ -201,7 +201,7 @@ def unlearn_files(
         unseen=unseen,
         thresholds=thresholds,
         ngrams=sorted({*NGRAMS, *found}),
-        relearning=None if recipe.relearn_lr is None else Relearning(lr=recipe.relearn_lr),
+        relearning=recipe.relearning,
         batch_size=recipe.batch_size,
     )
     if not recipe.thresholds:

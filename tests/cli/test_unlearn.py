@@ -200,10 +200,12 @@ def test_without_json_it_prints_the_verdict_and_what_to_do(files: Path, tmp_path
     values = tmp_path / "secrets.txt"
     secrets = [find_secrets(text, ["email"])[0].value for text in TEXTS["forget"]]
     values.write_text("\n".join(secrets) + "\n\n")
-    options = ("--secrets", values, "--threshold", "ma=0.01", "--epochs", 1, "--no-relearn")
+    options = ("--secrets", values, "--threshold", "ma=0.01", "--epochs", 1, "--relearn-steps", "2")
     result = run(*sets, *options, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "The removal failed: MA of the forget set" in " ".join(result.stdout.split())
+    frame = pd.read_parquet(tmp_path / "out" / "removal.parquet")
+    assert set(frame["at"][frame["group"] == "relearning"]) == {0, 2}
     assert "not reached in 1 epochs: raise --lr or --epochs" in result.stderr
 
 
@@ -260,6 +262,12 @@ def test_texts_that_contradict_each_other_are_one_line(
         (["forget", "unseen"], ["--method", "codeerase"], "nearest: codeeraser"),
         (["forget", "retain", "unseen"], ["--set", "gama=1"], "no option 'gama'"),
         (["forget", "retain", "unseen"], ["--kind", "password"], "'password' is no kind of secret"),
+        (
+            ["forget", "retain", "unseen"],
+            ["--relearn-steps", "a"],
+            "expected whole numbers between",
+        ),
+        (["forget", "retain", "unseen"], ["--relearn-steps", "-3"], "none below 0"),
         (["forget", "retain", "unseen"], ["--length", 8], "no token of a secret among its first 8"),
     ],
 )

@@ -28,6 +28,7 @@ from interp.mitigation.removal.stress import (
     round_weights,
     rows_of,
     shuffle_secrets,
+    with_module,
 )
 from interp.progress import track
 from interp.reporting.stats import Interval, bootstrap, paired_interval, statistic_interval
@@ -128,7 +129,9 @@ def removal_report(
         thresholds: the level of `ma`, and of any `el_<n>` of `ngrams`, at which the forget set
             counts as forgotten, if it is chosen beforehand.
         ngrams: the numbers n of EL_n; none for a model that predicts several tokens together.
-        relearning: how copies are fine-tuned to bring the forget set back; None to leave that out.
+        relearning: how copies are fine-tuned to bring the forget set back; None to leave that out,
+            because with many steps it takes most of the time: each of `after` and `control` is
+            trained twice.
             The control is the same training on never-seen data: the twins; or `unseen`, where
             secrets are marked in it as in `forget`; or else the secrets shuffled, which are harder
             to learn than secrets with a form.
@@ -214,6 +217,9 @@ def _edited(before: Subject, given: Subject | Plan, name: str) -> _Edited:
             f"{name} is a model of another shape than before: {len(different)} weights differ, the "
             f"first is {different[0]}; expected the same model after a removal, or a plan"
         )
+    if given.tokenizer is None and before.tokenizer is not None:
+        # A copy made of the module alone has none, and completed code is read as text.
+        given = with_module(before, given.module)
     return _Edited(given)
 
 

@@ -255,6 +255,15 @@ def test_what_is_not_given_is_not_measured(names, absent):
     assert report.verdict.endswith(".")
 
 
+def test_a_copy_without_a_tokenizer_completes_code_too():
+    bare = interp.load(copy.deepcopy(memorized().module))
+    assert bare.tokenizer is None
+    found = compare(bare, "unseen").frame.query("data == 'completions'")
+    assert found["model"].tolist() == ["before", "after"]
+    assert found["estimate"].nunique() == 1
+    assert bare.tokenizer is None
+
+
 def test_thresholds_are_those_of_data_that_was_not_seen_under_the_model_before():
     from_unseen = compare(unlearned(), "unseen", "twins")
     assert from_unseen.source == "unseen data"

@@ -278,7 +278,7 @@ class RemovalReport:
         if not tested:
             return []
         if self.returned.empty:
-            return [f"it does not come back {' or '.join(tested)}"]
+            return [f"there is no sign that it comes back {' or '.join(tested)}"]
 
         clauses: list[str] = []
         came_back: Any = self.returned
@@ -364,7 +364,7 @@ def _figure(report: RemovalReport) -> Figure:
         _draw_models(top, shares, names, models, look_of)
         limit = report.thresholds.get("ma")
         if limit is not None:
-            top.axvline(limit, label="threshold of MA", **LEVEL)
+            _draw_limit(top, limit, names)
         top.set(xlabel="share, AUC or depth", ylabel="measure", xlim=(-0.03, 1.03))
         free = iter(others)
         if len(perplexity):
@@ -372,7 +372,10 @@ def _figure(report: RemovalReport) -> Figure:
             _draw_models(axes, perplexity, ["held-out perplexity"], models, look_of)
             axes.set(xlabel="perplexity", ylabel="held-out text", yticklabels=[""])
         if len(relearned):
-            _draw_relearned(next(free), relearned, curves, look_of)
+            axes = next(free)
+            _draw_relearned(axes, relearned, curves, look_of)
+            if limit is not None:
+                axes.axhline(limit, label="threshold of MA", **LEVEL)
         finish(
             figure,
             [top, *others],
@@ -404,11 +407,23 @@ def _draw_models(
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
 
 
+def _draw_limit(axes: Axes, limit: float, names: list[str]) -> None:
+    """The threshold, at the rows that it is about."""
+    for row, name in enumerate(names):
+        if name == "MA" or name.startswith("MA, "):
+            axes.plot([limit, limit], [row - 0.45, row + 0.45], label="threshold of MA", **LEVEL)
+
+
 def _draw_relearned(axes: Axes, rows: Any, curves: list[str], look_of: Mapping[str, Any]) -> None:
     for curve in curves:
         own = rows[rows["data"] == curve].sort_values("at")
         look = look_of[curve]
         axes.plot(own["at"], own["estimate"], color=look.colour, marker=look.marker, label=curve)
         axes.vlines(own["at"], own["low"], own["high"], color=look.colour, linewidth=1)
-    axes.set(xlabel="optimizer steps of relearning", ylabel="MA", ylim=(-0.03, 1.03))
+    axes.set(
+        xlabel="optimizer steps of relearning",
+        ylabel="MA",
+        ylim=(-0.03, 1.03),
+        xticks=sorted(set(rows["at"])),
+    )
     name_panel(axes, "relearning on every second file")

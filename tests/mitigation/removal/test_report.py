@@ -143,7 +143,7 @@ def test_the_verdict_of_a_removal_that_worked():
     assert report(control=0.9).verdict == (
         "The removal worked: MA of the forget set (8 files) goes from 1.00 to 0.20 [0.18, 0.22], at most "
         "0.30 (that of unseen data); it recites less than after the control's (a difference of "
-        "-0.70 [-0.72, -0.68]); it does not come back in 10 steps of relearning or in weights "
+        "-0.70 [-0.72, -0.68]); there is no sign that it comes back in 10 steps of relearning or in weights "
         "rounded to 4 bits; its secrets cannot be told from never-seen ones (AUC 0.50 [0.48, "
         "0.52]); no measure of damage is worse by more than 5%."
     )
@@ -189,7 +189,7 @@ def test_the_verdict_says_what_was_found(changed, words):
 
 def test_rounding_that_destroys_the_model_shows_nothing():
     verdict = report({("rounding", "forget", "ma", 4): (0.1, 0.1)}).verdict
-    assert "it does not come back in 10 steps of relearning;" in verdict
+    assert "there is no sign that it comes back in 10 steps of relearning;" in verdict
 
 
 def test_damage_is_a_fall_of_a_share_or_a_rise_of_perplexity():

@@ -87,6 +87,8 @@ def _expressible(subject: Hooked, intervention: Intervention) -> tuple[Edit, ...
 
 
 def _inexpressible(edit: Edit, anatomy: Anatomy) -> str | None:
+    if edit.weight is not None:
+        return "it adds a matrix to a weight, and rows of weights are only multiplied here"
     if edit.basis is not None:
         return "it removes a subspace, which mixes units, and weights only scale them one by one"
     if edit.add is not None:

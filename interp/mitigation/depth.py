@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,22 +75,24 @@ class UnlearningDepth:
 
         Both are means over these sites, weighted by the reference's drop; NaN without such a site.
         """
-        rows: list[dict[str, float]] = []
-        for item, own in self.frame.groupby("item"):
-            encoding = own[own["encodes"]]
-            total = encoding["reference_drop"].sum()
-            erased = (encoding["reference_drop"] * encoding["ratio"]).sum()
-            dropped = encoding["drop"].sum()
-            known = total > 0
-            rows.append(
-                {
-                    "item": item,
-                    "sites": len(encoding),
-                    "depth": erased / total if known else np.nan,
-                    "unclipped": dropped / total if known else np.nan,
-                }
-            )
-        return pd.DataFrame(rows)
+        encodes = self.frame["encodes"]
+        known = self.frame["reference_drop"].where(encodes, 0.0)
+        erased = (known * self.frame["ratio"]).where(encodes, 0.0)
+        dropped = self.frame["drop"].where(encodes, 0.0)
+        by_site = pd.DataFrame(
+            {
+                "item": self.frame["item"],
+                "sites": encodes.astype(int),
+                "known": known,
+                "erased": erased,
+                "dropped": dropped,
+            }
+        )
+        sums: Any = by_site.groupby("item", as_index=False).sum()
+        # 0 / 0 where no site encodes an item, which is NaN in pandas.
+        depth = sums["erased"] / sums["known"]
+        unclipped = sums["dropped"] / sums["known"]
+        return sums[["item", "sites"]].assign(depth=depth, unclipped=unclipped)
 
     @property
     def score(self) -> Interval:
@@ -141,7 +144,7 @@ class UnlearningDepth:
             )
         reference_drop = reference_drops["drop"]
         encodes = reference_drop > threshold
-        if not encodes.any():
+        if not encodes.to_numpy().any():
             raise ValueError(
                 f"no item is encoded at any site: the reference's states cost at most "
                 f"{reference_drop.max():.3g} nats per token, the threshold is {threshold}. Does "

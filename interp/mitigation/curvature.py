@@ -15,7 +15,8 @@ the others.
     spectra = decompose(subject, kronecker_factors(subject, ordinary_text, maps))
     plan = curvature_edit(spectra, mass=0.99)
 
-The edit mixes all units of a map, so it is no factor on units: it is an `AddWeights` plan. Its
+The edit mixes all units of a map, so it is no factor on units: it is an `AddWeights` plan, which
+runs by hooks, or in the weights themselves under `interp.adapters.weights.applied`. Its
 controls drop the same number of components (`drop="random"`, `drop="sharpest"`), or truncate the
 weights alone, without any text (`singular_spectra`). To compare at equal damage, run the controls
 at a larger mass: fewer components are then dropped.

@@ -190,8 +190,48 @@ def test_executors_that_cannot_run_it_say_so():
         plan_steps(subject.anatomy, plan, batch)
     with pytest.raises(interp.SiteError, match=r"adds to a weight.*subject\.intervened"):
         transformer_lens.fwd_hooks(subject, plan)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_it_can_be_written_into_the_weights(name: str):
+    subject, batch = tiny.subject(name, torch.float64), batch_of(name)
+    plans = plan_of(subject, *MAPS[name])
+    with subject.intervened(plans):
+        wanted = subject.logits(batch)
+    with tiny.untouched(subject.module), weights.applied(subject, plans):
+        assert tiny.hook_count(subject.module) == 0
+        torch.testing.assert_close(subject.logits(batch), wanted, rtol=0, atol=1e-9)
+
+
+def test_what_is_written_is_zeroed_with_the_unit():
+    subject, batch = tiny.subject("llama", torch.float64), batch_of("llama")
+    added = plan_of(subject, MAPS["llama"][1])
+    zero = interp.Zero(subject.units("blocks.1.neurons", [0, 3, 40]))
+    with subject.intervened(added, zero):
+        wanted = subject.logits(batch)
+    for plans in ([zero, *added], [*added, zero]):
+        with tiny.untouched(subject.module), weights.applied(subject, *plans):
+            torch.testing.assert_close(subject.logits(batch), wanted, rtol=0, atol=1e-9)
     with (
-        pytest.raises(ValueError, match=r"adds a matrix to a weight.*subject\.intervened"),
-        weights.applied(subject, plan),
+        tiny.untouched(subject.module),
+        weights.applied(subject, added),
+        weights.applied(subject, zero),
     ):
-        pytest.fail("a refused plan must not run")
+        torch.testing.assert_close(subject.logits(batch), wanted, rtol=0, atol=1e-9)
+
+
+def test_what_cannot_be_written_says_so():
+    subject = tiny.subject("llama")
+    [limited] = plan_of(subject, MAPS["llama"][0], positions=(1,))
+    norm = interp.Site.parse("model.layers.1.input_layernorm:out")
+    at_norm = interp.AddWeights(subject.units(norm), values={norm: np.eye(32)})
+    for plan, message in (
+        (limited, r"limited to positions \(1,\).*subject\.intervened"),
+        (at_norm, r"is not a matrix \(its shape is \(32,\)\).*subject\.intervened"),
+    ):
+        with (
+            tiny.untouched(subject.module),
+            pytest.raises(ValueError, match=message),
+            weights.applied(subject, plan_of(subject, MAPS["llama"][1]), plan),
+        ):
+            pytest.fail("a refused plan must not run")

@@ -102,6 +102,17 @@ class Spectrum:
         weight = self.weight.to(self.output_basis)
         return self.output_basis.T @ weight @ self.input_basis
 
+    @property
+    def concentration(self) -> float:
+        """The share of the curvature that the largest input direction has.
+
+        It is near 1 where a few positions have massive activations. A mass of the curvature then is
+        that one direction, and an edit that keeps it breaks the model: leave such maps out.
+        """
+        by_input = self.curvature.sum(0)
+        share = by_input.max() / by_input.sum()
+        return float(share)
+
     def sharpest(self, mass: float) -> Bool[Tensor, "outputs inputs"]:
         """Returns the smallest set of components whose curvatures add up to a share of the total.
 

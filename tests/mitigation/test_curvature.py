@@ -92,6 +92,7 @@ def test_a_linear_model_by_hand():
     wanted = torch.tensor([9 / 8, 3 / 32, 0.0, 0.0]).double()
     found = spectrum.curvature.flatten().sort(descending=True).values
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    assert spectrum.concentration == pytest.approx(3 / 3.25)
     kept = spectrum.sharpest(0.9)
     assert kept.sum() == 1
     # (1, -1)/sqrt 2 times the weight's first column is sqrt 2

@@ -14,6 +14,7 @@ from .errors import SiteError as SiteError
 from .hooks.hooks import captured as captured
 from .hooks.hooks import intervened as intervened
 from .interventions.kinds import Add as Add
+from .interventions.kinds import AddWeights as AddWeights
 from .interventions.kinds import Interchange as Interchange
 from .interventions.kinds import Intervention as Intervention
 from .interventions.kinds import Mean as Mean

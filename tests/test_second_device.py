@@ -20,7 +20,14 @@ def test_every_tensor_follows_the_model(step):
 
 @pytest.mark.parametrize(
     "step",
-    ["forwards-llama", "scan-var", "record-llama", "training-rar", "paths_of_single_tokens-var"],
+    [
+        "forwards-llama",
+        "scan-var",
+        "record-llama",
+        "training-rar",
+        "paths_of_single_tokens-var",
+        "removal-llama",
+    ],
 )
 def test_batches_may_be_on_the_device_too(step):
     expected = whole_path.run(step, whole_path.CPU)

@@ -27,6 +27,8 @@ from interp.engine.reducers import REDUCERS
 from interp.engine.sweeping import sweep_growing, sweep_naively, sweep_resuming
 from interp.localization import localize, localize_each
 from interp.localization.methods.causal_tracing import trace
+from interp.mitigation.curvature import curvature_edit, decompose, kronecker_factors, mlp_maps
+from interp.mitigation.depth import log_p_drops
 from interp.mitigation.extraction_drop import extraction_drop
 from interp.models.image.sampling import sample
 from interp.models.image.streams import anneal_orders, drop_labels
@@ -252,6 +254,19 @@ def drop(subject: interp.Subject, name: str) -> Found:
     parts = [_batch(name, 2, seed=seed) for seed in range(3)]
     report = extraction_drop(subject, scores, *parts, fractions=[0.3], batch_size=2)
     return _numbers(report.frame)
+
+
+@step(TEXT, "var")
+def removal(subject: interp.Subject, name: str) -> Found:
+    batch = _batch(name, 12)
+    factors = kronecker_factors(subject, batch, mlp_maps(subject, [1]))
+    plan = curvature_edit(decompose(subject, factors), mass=0.8)
+    found = {str(site): change for site, change in plan.values.items()}
+    with torch.no_grad(), subject.intervened(plan):
+        found["hooks"] = subject.logits(batch)
+    with torch.no_grad(), weights.applied(subject, plan):
+        found["weights"] = subject.logits(batch)
+    return found | _numbers(log_p_drops(subject, plan, batch))
 
 
 @step(TEXT)

@@ -93,7 +93,7 @@ class Preset:
     min_windows: int = 5
     rarefied_to: int = 5
     shuffles: int = 200
-    windows_per_set: int = 300
+    windows_per_set: int = 250
     sets: int = 60
     strings: Strings = Strings()
 

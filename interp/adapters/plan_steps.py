@@ -50,8 +50,8 @@ def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
         batch: the batch that it will run on.
 
     Raises:
-        HookError: none of the positions of an edit is in the batch, or a site is made of more than
-            two tensors of the model.
+        HookError: none of the positions of an edit is in the batch, a site is made of more than
+            two tensors of the model, or the plan adds to a weight.
     """
     by_site: dict[Site, list[Change]] = {}
     for edit in lower_plans(anatomy, plan):
@@ -104,6 +104,11 @@ def _timed_steps(
 
 
 def _change(edit: Edit, batch: Batch) -> Change:
+    if edit.weight is not None:
+        raise HookError(
+            f"{edit.site}: this plan adds to a weight, and a peer changes activations alone; "
+            "run it by hooks (subject.intervened)"
+        )
     positions = edit.active(0, batch.length, batch.prompt or batch.length)
     if not len(positions):
         raise HookError(

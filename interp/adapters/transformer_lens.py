@@ -128,7 +128,8 @@ def fwd_hooks(
 
     Raises:
         SiteError: a site that TransformerLens cannot name (several stacks, module paths), or that
-            is another value there (what a model scales, or normalizes after the addition).
+            is another value there (what a model scales, or normalizes after the addition); or a
+            plan that adds to a weight.
 
     Example:
         >>> from interp.adapters import transformer_lens
@@ -139,6 +140,11 @@ def fwd_hooks(
     anatomy = model if isinstance(model, Anatomy) else model.anatomy
     by_site: dict[Site, list[Edit]] = {}
     for edit in lower_plans(anatomy, plan):
+        if edit.weight is not None:
+            raise SiteError(
+                f"{edit.site}: this plan adds to a weight, and TransformerLens's hooks change "
+                "activations alone: run it by hooks on the model itself (subject.intervened)"
+            )
         by_site.setdefault(anatomy.resolve(edit.site), []).append(edit)
     pairs: list[tuple[str, Hook]] = []
     for site, edits in by_site.items():

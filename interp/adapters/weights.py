@@ -1,5 +1,5 @@
-"""Runs a plan by its weights: rows of out-projections are zeroed or scaled for as long as a `with`
-block lasts.
+"""Runs a plan by its weights: rows of out-projections are zeroed or scaled, and matrices added, for
+as long as a `with` block lasts.
 
 No hook runs. That is the point of it: it works under torch.compile, and with kernels that never
 call the projection as a module.
@@ -9,30 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
-from interp.hooks.hooks import Hooked
+from interp.hooks.hooks import Hooked, lower_plans
 from interp.interventions.edit import Edit
 from interp.interventions.kinds import Intervention
 from interp.interventions.plan import Plan, interventions
-from interp.sites.anatomy import Anatomy, Place
+from interp.sites.anatomy import Anatomy, Place, as_rows
 
 _USE_HOOKS = "run it with subject.intervened(plan)"
 
 
 @contextmanager
 def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
-    """Multiplies the out-projection rows of the plans' units, and puts exactly the same bits back
-    on exit, however the block ends.
+    """Multiplies the out-projection rows of the plans' units, or adds matrices to weights, and puts
+    exactly the same bits back on exit, however the block ends.
 
     It equals `subject.intervened(*plans)` up to rounding, as long as activations are finite. Blocks
-    can be nested; the factors of two plans for one unit are multiplied.
+    can be nested; the factors of two plans for one unit are multiplied. What a plan adds to a
+    weight is multiplied by the other plans of its block and of inner blocks, and not by those of
+    outer blocks.
 
     Args:
         subject: the model.
-        plans: plans that zero or scale neurons or heads.
+        plans: plans that zero or scale neurons or heads, or that are `AddWeights`.
 
     Raises:
         ValueError: before anything is written, for what weights cannot express: values that are
@@ -53,6 +55,8 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
     for plan in plans:
         for intervention in interventions(plan):
             edits += _expressible(subject, intervention)
+    # What is added comes first: a unit that is zeroed reaches no part of the new weight.
+    edits.sort(key=lambda edit: edit.weight is None)
     targets = [(_rows(subject, edit), edit) for edit in edits]
 
     # Saved bits are put back, and not divided out, which would round. In reverse order: a row that
@@ -63,19 +67,17 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
             columns = edit.columns.to(rows.device)
             before = rows[columns].clone()
             saved.append((rows, columns, before))
-            # Zeroing is not a product, which would keep infinities.
-            rows[columns] = before * edit.multiply if edit.multiply else 0.0
+            rows[columns] = _changed(edit, before)
         yield
     finally:
         for rows, columns, before in reversed(saved):
             rows[columns] = before
 
 
-def _expressible(subject: Hooked, intervention: Intervention) -> tuple[Edit, ...]:
-    """The edits of an intervention. Raises ValueError for one that is not a plain factor at an
-    out-projection."""
-    fitted = replace(intervention, units=subject.anatomy.fit(intervention.units))
-    edits = fitted.edits(subject.anatomy.columns)
+def _expressible(subject: Hooked, intervention: Intervention) -> list[Edit]:
+    """The edits of an intervention. Raises ValueError for one that is neither a plain factor at an
+    out-projection nor added to a weight."""
+    edits = lower_plans(subject.anatomy, intervention)
     for edit in edits:
         reason = _inexpressible(edit, subject.anatomy)
         if reason:
@@ -98,7 +100,7 @@ def _inexpressible(edit: Edit, anatomy: Anatomy) -> str | None:
         return f"it is limited to positions {edit.positions}, and weights act at every position"
     if edit.when != "all":
         return f"it is limited to when={edit.when!r}, and weights act always"
-    if not _is_projection_input(anatomy.place(edit.site)):
+    if edit.weight is None and not _is_projection_input(anatomy.place(edit.site)):
         return "it is not the input of an out-projection, as neurons and heads are"
     return None
 
@@ -107,9 +109,21 @@ def _is_projection_input(place: Place) -> bool:
     return place.side == "in" and place.onto is None
 
 
+def _changed(edit: Edit, rows: Tensor) -> Tensor:
+    """What an edit makes of rows of a weight."""
+    if edit.weight is not None:
+        # In the higher of both precisions: a small change must not be rounded before it is added.
+        precise = torch.promote_types(rows.dtype, edit.weight.dtype)
+        added = rows.to(precise) + edit.weight.to(rows.device, precise)
+        return added.to(rows.dtype)
+    # Zeroing is not a product, which would keep infinities.
+    return rows * edit.multiply if edit.multiply else torch.zeros_like(rows)
+
+
 def _rows(subject: Hooked, edit: Edit) -> Tensor:
-    """The weight that reads a site, [columns, d_model], detached from autograd. Raises ValueError
-    for a weight whose change would do more or less than the plan."""
+    """The weight that reads a site, [columns, d_model], or that an edit adds to, [columns, inputs];
+    detached from autograd. Raises ValueError for a weight whose change would do more or less than
+    the plan."""
     place = subject.anatomy.place(edit.site)
     projection = subject.module.get_submodule(place.path)
     own = dict(projection.named_parameters(recurse=False)).get("weight")
@@ -119,6 +133,8 @@ def _rows(subject: Hooked, edit: Edit) -> Tensor:
             f"{edit.site}: the weight of {place.path} {reason}, "
             f"so it cannot be edited; {_USE_HOOKS}"
         )
+    if edit.weight is not None:
+        return as_rows(projection, own).T.detach()
     return subject.anatomy.out_weight(subject.module, edit.site).detach()
 
 
@@ -127,6 +143,8 @@ def _unwritable(module: nn.Module, weight: Tensor | None) -> str | None:
         return "is computed (a parametrization or an adapter wraps it)"
     if weight.is_meta:
         return "is offloaded"
+    if weight.ndim != 2:
+        return f"is not a matrix (its shape is {tuple(weight.shape)})"
     if not weight.is_floating_point():
         return f"is quantized ({weight.dtype})"
     # With its duplicates: a shared weight is listed once for each module that has it.

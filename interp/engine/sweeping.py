@@ -25,6 +25,7 @@ from interp.hooks.hooks import (
     Visit,
     check_applied,
     first_tensor,
+    input_of,
     intervened,
     lower_plans,
     tapped,
@@ -409,7 +410,9 @@ def _edit_rows(numbered: Sequence[tuple[int, slice, Edit]], applied: Counter[int
             positions = clock.positions(edit)
             if len(positions):
                 applied[number] += 1
-                changed[rows] = apply(edit, changed[rows], clock.offset, positions)
+                read = input_of(edit, value, clock)
+                own_read = None if read is None else read[rows]
+                changed[rows] = apply(edit, changed[rows], clock.offset, positions, read=own_read)
         return changed
 
     return edit_rows

@@ -85,6 +85,7 @@ class Clock:
         read: how many positions of the sequence have been read, this forward included.
         tokens: what the last forward without a cache read.
         declared: what is known of the sequence.
+        arguments: what the module was called with whose output is visited; None at inputs.
         differentiated: whether the model was called with gradients switched on.
         uncounted, unknown_position, unknown_prompt: why the offset, a position or the prompt cannot
             be told; empty where they can.
@@ -96,6 +97,7 @@ class Clock:
     read: int = 0
     tokens: Tensor | None = None
     declared: Declared | None = None
+    arguments: Any = None
     differentiated: bool = False
     uncounted: str = ""
     unknown_position: str = ""

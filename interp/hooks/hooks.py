@@ -176,14 +176,20 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
     def inward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _change_first_tensor((args, kwargs), reach)
 
-    def outward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        return _change_first_tensor(output, reach)
+    # The arguments as the module got them, after every hook on its inputs: edits of its weight
+    # have to read what the weight itself reads.
+    def outward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        clock.arguments = args, kwargs
+        try:
+            return _change_first_tensor(output, reach)
+        finally:
+            clock.arguments = None
 
     target = module.get_submodule(place.path)
     if place.side == "in":
         handle = target.register_forward_pre_hook(_around(visit, inward), with_kwargs=True)
     else:
-        handle = target.register_forward_hook(_around(visit, outward))
+        handle = target.register_forward_hook(_around(visit, outward), with_kwargs=True)
     stack.callback(handle.remove)
 
 
@@ -343,8 +349,27 @@ class EditVisit:
             if len(positions):
                 self.applied[number] += 1
                 samples = clock.samples(len(new))
-                new = apply(edit, new, clock.offset, positions, samples)
+                read = input_of(edit, value, clock)
+                new = apply(edit, new, clock.offset, positions, samples, read)
         return None if new is value else new
+
+
+def input_of(edit: Edit, value: Value, clock: Clock) -> Tensor | None:
+    """Returns what the module read whose output an edit changes, [batch, position, inputs].
+
+    None for edits that do not change its weight.
+
+    Args:
+        edit: the edit.
+        value: the output, [batch, position, width].
+        clock: the clock, during the visit to the output.
+    """
+    if edit.weight is None:
+        return None
+    read = first_tensor(clock.arguments)
+    assert read is not None
+    rows, length = value.shape[:2]
+    return read.reshape(rows, length, -1)
 
 
 def check_applied(edits: Sequence[Edit], applied: Mapping[int, int]) -> None:
@@ -393,7 +418,26 @@ def lower_plans(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
         for intervention in interventions(plan):
             fitted = replace(intervention, units=anatomy.fit(intervention.units))
             edits += fitted.edits(anatomy.columns)
+    for edit in edits:
+        if edit.weight is not None:
+            _check_weight(anatomy, edit, edit.weight)
     return edits
+
+
+def _check_weight(anatomy: Anatomy, edit: Edit, weight: Tensor) -> None:
+    """Raises ValueError for weights that are added elsewhere than to one linear map of their own
+    shape."""
+    place = anatomy.place(edit.site)
+    if place.side != "out" or place.base is not None or place.scale != 1:
+        raise ValueError(
+            f"{edit.site} is {place}: weights are added to the output of a linear map, by its "
+            "module path, such as 'model.layers.3.mlp.up_proj:out'"
+        )
+    inputs = anatomy.place(f"{place.path}:in").width
+    if weight.shape[1] != inputs:
+        raise ValueError(
+            f"{edit.site}: the matrix has {weight.shape[1]} inputs; {place.path} has {inputs}"
+        )
 
 
 @contextmanager

@@ -18,7 +18,8 @@ When = Literal["all", "prompt", "decode"]
 class Edit:
     """One change at one site: `x[columns] = multiply * x[columns] + add`.
 
-    With `basis`, the component in the span of the basis is removed instead of multiplying.
+    With `basis`, the component in the span of the basis is removed instead of multiplying. With
+    `weight`, what a matrix makes of the input of the same module is added too.
 
     Attributes:
         site: where.
@@ -28,6 +29,7 @@ class Edit:
             [rows, period, columns]: the row of the batch, modulo `rows`, chooses too. None adds
             nothing.
         basis: [rank, columns], with orthonormal rows.
+        weight: [columns, inputs]: added to the weight of the module whose output this is.
         positions: absolute positions to change; None for all.
         when: whether to change positions of the prompt, positions decoded after it, or all.
     """
@@ -39,6 +41,7 @@ class Edit:
     basis: Float[Tensor, "rank columns"] | None = None
     positions: tuple[int, ...] | None = None
     when: When = "all"
+    weight: Float[Tensor, "columns inputs"] | None = None
 
     @property
     def needs_positions(self) -> bool:
@@ -117,6 +120,7 @@ def apply(
     offset: int,
     positions: Int[Tensor, " position"],
     samples: int = 1,
+    read: Float[Tensor, "batch position inputs"] | None = None,
 ) -> Tensor:
     """Returns a copy of an activation with an edit done at some positions.
 
@@ -126,6 +130,7 @@ def apply(
         offset: absolute position of its first position.
         positions: absolute positions to change.
         samples: how many neighbouring rows belong to one example.
+        read: what the module read whose output the activation is; only for edits with a `weight`.
 
     Example:
         >>> from interp.interventions.edit import Edit, apply
@@ -157,6 +162,10 @@ def apply(
     if edit.add is not None:
         addend = edit.addend(len(value), positions, samples)
         new = new + addend.to(value)
+    if edit.weight is not None:
+        assert read is not None
+        at_positions = read[:, in_forward].to(value)
+        new = new + at_positions @ edit.weight.to(value).T
 
     changed = value.clone()
     changed[at] = new

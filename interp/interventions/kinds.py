@@ -396,6 +396,52 @@ class Project(Intervention):
         return self._edit(site, at, 1.0, basis=directions[spanned])
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AddWeights(Intervention):
+    """Adds a matrix to the weight of linear maps: W x + b becomes (W + D) x + b.
+
+    No weight is written: D x is added to the output of the module, at the positions that change.
+    The units are outputs of a linear map, by its module path: `model.layers.3.mlp.up_proj:out`.
+
+    Attributes:
+        values: for each site the matrix D, [outputs, inputs]; rows of outputs that are not among
+            the units are not used.
+
+    Example:
+        >>> site = interp.Site.parse("model.layers.0.mlp.up_proj:out")
+        >>> weight = subject.module.get_submodule("model.layers.0.mlp.up_proj").weight
+        >>> minus_weight = {site: -weight.detach().numpy()}
+        >>> plan = interp.AddWeights(subject.units(site), values=minus_weight)
+        >>> with subject.intervened(plan):
+        ...     after = interp.record(subject, batch, site, reduce="mean_abs")
+        >>> np.allclose(after[site], 0, atol=1e-6)
+        True
+    """
+
+    values: Arrays
+
+    def edits(self, columns: Columns) -> tuple[Edit, ...]:
+        edits = self._affine_edits(columns, 1.0)
+        return tuple(replace(edit, weight=self._rows_of_matrix(edit)) for edit in edits)
+
+    def _rows_of_matrix(self, edit: Edit) -> Tensor:
+        outputs = self.units.widths[edit.site]
+        if edit.site not in self.values:
+            given = ", ".join(map(str, self.values))
+            raise ValueError(
+                f"AddWeights has units at {edit.site} but no values for it; "
+                f"values are given for {given}"
+            )
+        matrix = np.asarray(self.values[edit.site])
+        if matrix.ndim != 2 or len(matrix) != outputs:
+            raise ValueError(
+                f"AddWeights at {edit.site} needs a matrix [outputs, inputs] with {outputs} "
+                f"outputs; got shape {matrix.shape}"
+            )
+        # In its own precision, and not in double: these are the largest arrays that plans have.
+        return torch.tensor(matrix)[edit.columns]
+
+
 def _around_center(removal: Edit, center: Tensor | None) -> Edit:
     """Adds back the component of the center that the removal takes away."""
     assert removal.basis is not None

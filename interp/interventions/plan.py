@@ -14,6 +14,7 @@ from interp.errors import closest
 from interp.files import replaced
 from interp.interventions.kinds import (
     Add,
+    AddWeights,
     Interchange,
     Intervention,
     Mean,
@@ -30,7 +31,8 @@ Plan = Intervention | Sequence[Intervention]
 
 
 KINDS: dict[str, type[Intervention]] = {
-    kind.__name__: kind for kind in (Zero, Scale, Mean, Add, Patch, Interchange, Resample, Project)
+    kind.__name__: kind
+    for kind in (Zero, Scale, Mean, Add, AddWeights, Patch, Interchange, Resample, Project)
 }
 
 

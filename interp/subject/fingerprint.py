@@ -250,7 +250,12 @@ def _hook(hook: Callable[..., Any]) -> Any:
 
 
 def _edit(edit: Edit) -> list[Any]:
-    values = {"columns": edit.columns, "add": edit.add, "basis": edit.basis}
+    values = {
+        "columns": edit.columns,
+        "add": edit.add,
+        "basis": edit.basis,
+        "weight": edit.weight,
+    }
     given = {name: value for name, value in values.items() if value is not None}
     tensors = _hash_tensors(given.items())
     return [str(edit.site), edit.multiply, edit.positions, edit.when, tensors]

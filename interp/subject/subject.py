@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any, overload
@@ -30,8 +30,10 @@ Forward = Callable[[nn.Module, Batch, int], Tensor]
 # A subject that was not loaded: nothing is known of its cache.
 _UNVERIFIED = Decoding(cached=False, reason="its cache was not verified (only interp.load does)")
 
-# Any text will do, as long as the tokenizer knows a token of it.
+# Any text will do, as long as the tokenizer knows a token of it. One that knows none of these, such
+# as one of whole words, is tried on its own first tokens.
 _TEXTS = ("a", "0", "The", " ")
+_OWN_TOKENS = 100
 
 
 class Subject:
@@ -390,7 +392,7 @@ class Subject:
 
         Raises:
             ValueError: the subject has no tokenizer, or it is not a text: an object of another
-                type, or a string with half of a surrogate pair.
+                type, or a string with half of a surrogate pair; or the tokenizer cannot write it.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -398,7 +400,13 @@ class Subject:
                 "or give token ids"
             )
         check_text(text)
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        try:
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except Exception as error:  # what tokenizers raises has no class of its own
+            raise ValueError(
+                f"the tokenizer has no token for a part of the text ({error}): leave the text out, "
+                "or pass a tokenizer with a token for unknown words"
+            ) from error
 
     def encode_all(
         self, texts: Sequence[str], length: int | None = None, *, bos: bool = True
@@ -573,8 +581,11 @@ def _check_logits(predicted: Tensor, batch: Batch) -> None:
 
 def _start_tokens(tokenizer: Any) -> tuple[int, ...]:
     """What a tokenizer puts in front of a text: the tokens before those of the text alone."""
-    for text in _TEXTS:
-        alone = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    for text in _texts_to_try(tokenizer):
+        try:
+            alone = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except Exception:  # noqa: BLE001 - what tokenizers raises for a word without a token
+            continue
         if not alone:
             continue  # the tokenizer knows no token of this text
         presented = list(tokenizer(text, verbose=False)["input_ids"])
@@ -587,6 +598,13 @@ def _start_tokens(tokenizer: Any) -> tuple[int, ...]:
             "and put the start tokens in front of token ids by hand"
         )
     return ()
+
+
+def _texts_to_try(tokenizer: Any) -> Iterator[str]:
+    """Texts of which a tokenizer knows at least one: the last are tokens of its own."""
+    yield from _TEXTS
+    for number in range(min(len(tokenizer), _OWN_TOKENS)):
+        yield tokenizer.decode([number], skip_special_tokens=True)
 
 
 @contextmanager

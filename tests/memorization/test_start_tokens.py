@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from tokenizers import processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -53,6 +53,32 @@ def some_tokens(count: int, seed: int = 0) -> list[int]:
 def test_start_tokens_are_what_is_put_in_front(template: str, bos: tuple[int, ...]):
     assert subject(template).bos == bos
     assert tiny.subject("llama").bos == ()
+
+
+def whole_words(template: str = "") -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words without a token for unknown ones: it raises on all others."""
+    backend = Tokenizer(models.WordLevel({f"w{n}": n for n in range(tiny.VOCABULARY)}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if template:
+        special = [(name, int(name[1:])) for name in template.split() if name != "$A"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=special
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.mark.parametrize(("template", "bos"), [("", ()), ("w1 $A", (1,)), ("w1 w2 $A", (1, 2))])
+def test_a_tokenizer_that_knows_none_of_the_usual_texts_is_tried_on_its_own(
+    template: str, bos: tuple[int, ...]
+):
+    assert interp.load(tiny.model("llama"), tokenizer=whole_words(template)).bos == bos
+
+
+def test_a_text_that_the_tokenizer_cannot_write_is_named():
+    words = interp.load(tiny.model("llama"), tokenizer=whole_words())
+    long_enough = text(some_tokens(12))
+    with pytest.raises(ValueError, match=r"text 1: the tokenizer has no token for a part.*UNK"):
+        interp.scan(words, [long_enough, "never seen"], PREFIX, LENGTH)
 
 
 def test_what_is_put_in_front_must_be_told_apart():

@@ -110,10 +110,10 @@ def dataset_inference(
     The mean edit distance and the mean loss are compared in the same way: they need no law, and
     often tell as much.
 
-    A set holds windows of a random half of the texts. Sets of windows from all texts would differ
-    too little from one another: any two data sets could be told apart by them, whatever the model
-    was trained on, because every text has something of its own. For the same reason there is no
-    verdict on data with fewer than 20 texts.
+    A set holds windows of random texts that have half of all windows. Sets of windows from all
+    texts would differ too little from one another: any two data sets could be told apart by them,
+    whatever the model was trained on, because every text has something of its own. For the same
+    reason there is no verdict on data with fewer than 20 texts.
 
     A difference between two data sets may come from what they are about. Without `unseen` the
     verdict only says whether the candidate is like the reference. With it, the candidate is a
@@ -133,7 +133,7 @@ def dataset_inference(
 
     Raises:
         ValueError: windows of different lengths or without a finite log-probability, or too few
-            windows in half of the texts.
+            windows.
 
     Example:
         >>> from interp.memorization.entropy.dataset_inference import dataset_inference
@@ -210,16 +210,21 @@ def _units(texts: np.ndarray) -> list[np.ndarray]:
 def _draw(
     units: list[np.ndarray], windows_per_set: int, role: str, rng: np.random.Generator
 ) -> np.ndarray:
-    """A random set of windows from a random half of the units."""
-    half = rng.permutation(len(units))[: len(units) // 2]
-    windows = np.concatenate([np.empty(0, dtype=np.int64), *(units[number] for number in half)])
-    if len(windows) < windows_per_set:
-        total = sum(map(len, units))
+    """A random set of windows from units that are drawn until they hold half of the windows."""
+    total = sum(map(len, units))
+    if total < 2 * windows_per_set:
         raise ValueError(
-            f"{role}: half of its texts have {len(windows)} of {total} windows; expected at least "
+            f"{role}: {total} windows; expected at least {2 * windows_per_set}, twice "
             f"windows_per_set={windows_per_set}: give more text, or smaller sets"
         )
-    return rng.choice(windows, windows_per_set, replace=False)
+    drawn: list[np.ndarray] = []
+    held = 0
+    for number in rng.permutation(len(units)):
+        drawn.append(units[number])
+        held += len(units[number])
+        if 2 * held >= total:
+            break
+    return rng.choice(np.concatenate(drawn), windows_per_set, replace=False)
 
 
 def _intercept(scores: np.ndarray, tokens: np.ndarray, types: int) -> float:

@@ -111,6 +111,14 @@ def test_a_candidate_between_the_two_is_not_judged():
     assert rows.loc["edit_distance", "reason"] == "the candidate is between the two"
 
 
+def test_texts_of_very_different_lengths_fill_their_sets():
+    whole = windows(600, 0)
+    texts = np.concatenate([np.arange(200), 200 + np.arange(400) // 100])
+    uneven = ScoredWindows(texts, whole.prompts, whole.suffixes, whole.scores, whole.log_p)
+    found = dataset_inference(uneven, windows(600, 1))
+    assert len(found.sets) == 120
+
+
 def test_auc_equals_scikit_learn():
     found = dataset_inference(windows(600, 0, 0.3), windows(600, 1), sets=20)
     sets = found.sets
@@ -136,12 +144,12 @@ def test_one_level_gives_no_verdict():
     [
         (
             (windows(598, 0), windows(600, 1)),
-            "reference: half of its texts have 299 of 598 windows",
+            "reference: 598 windows; expected at least 600",
         ),
-        ((windows(600, 0), windows(100, 1)), "candidate: half of its texts have 50 of 100"),
+        ((windows(600, 0), windows(100, 1)), "candidate: 100 windows; expected at least 600"),
         ((windows(600, 0), windows(600, 1, length=8)), "suffixes have different lengths"),
-        ((windows(1, 0), windows(600, 1)), "reference: half of its texts have 0 of 1 windows"),
-        ((windows(600, 0), NONE), "candidate: half of its texts have 0 of 0 windows"),
+        ((windows(1, 0), windows(600, 1)), "reference: 1 windows; expected at least 600"),
+        ((windows(600, 0), NONE), "candidate: 0 windows; expected at least 600"),
         ((windows(600, 0), IMPOSSIBLE), "candidate: 2 of 600 windows have no finite log-prob"),
     ],
 )

@@ -43,7 +43,10 @@ class Roc:
         half; with its 95% interval, see `auc_interval`."""
         from sklearn.metrics import auc
 
-        estimate = float(auc(self.frame["fpr"], self.frame["tpr"]))
+        area = float(auc(self.frame["fpr"], self.frame["tpr"]))
+        # A share of pairs, in halves: what rounding adds to 1 would count as better than 1.
+        halves_of_pairs = 2 * len(self.members) * len(self.non_members)
+        estimate = round(area * halves_of_pairs) / halves_of_pairs
         return auc_interval(estimate, len(self.members), len(self.non_members))
 
     def tpr(self, fpr: float) -> Interval:

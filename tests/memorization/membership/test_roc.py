@@ -142,3 +142,17 @@ def test_the_figure_shows_every_curve_and_chance():
     axes = figure.axes[0]
     assert axes.get_xscale() == axes.get_yscale() == "log"
     assert axes.get_xlim()[0] == pytest.approx(1 / 50)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 5))
+def test_the_auc_is_exactly_a_share_of_pairs(members: int, others: int, seed: int):
+    """Not 1.0000000000000002, which would beat another perfect score."""
+    rng = np.random.default_rng(seed)
+    higher, lower = 2 + rng.random(members), rng.random(others)
+    scores = np.concatenate([higher, lower])
+    labels = np.arange(members + others) < members
+    assert roc(scores, labels).auc.estimate == 1.0
+    tied = rng.integers(0, 4, members + others)
+    pairs = np.subtract.outer(tied[:members], tied[members:])
+    expected = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
+    assert roc(tied, labels).auc.estimate == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from interp.experiment.checks import Check, adjust_families, of_each_seed
 from interp.experiment.claims import NOT_TESTABLE, Claim, both_verdicts, judge
 from interp.experiment.experiment import Results, find_experiment, plain_fields
 from interp.reporting.stats import Interval
+
+_ROUNDED = ("measured", "low", "high", "p_value", "adjusted_p_value")
 
 
 def redraw(folder: str | Path, *, rejudged: bool = False) -> Results:
@@ -74,7 +77,7 @@ def redraw(folder: str | Path, *, rejudged: bool = False) -> Results:
                 check_id, _, _ = claim.id.partition(", seed ")
                 if check_id == check.id:
                     found.append(_without_tables(check, claim))
-    found = adjust_families(checks, found)
+    found = _with_rounding_of(before, adjust_families(checks, found))
     if not rejudged:
         _check_unchanged(place, before, found)
 
@@ -121,6 +124,27 @@ def _without_tables(check: Check, claim: Claim) -> Claim:
             passed = ("reproduced", "not reproduced")
             verdict = claim.verdict if claim.verdict in passed else verdict
     return replace(claim, statement=check.text, paper=check.paper, verdict=verdict)
+
+
+def _with_rounding_of(before: Sequence[Claim], found: Sequence[Claim]) -> list[Claim]:
+    """Claims with the numbers that are written where they are the same but for rounding. Another
+    processor, or another version of scipy, rounds the last digits in another way."""
+    by_id = {claim.id: claim for claim in before}
+    settled: list[Claim] = []
+    for claim in found:
+        written = by_id.get(claim.id)
+        same: dict[str, Any] = {}
+        if written is not None:
+            for name in _ROUNDED:
+                now, then = getattr(claim, name), getattr(written, name)
+                if now is not None and then is not None and _is_close(now, then):
+                    same[name] = then
+        settled.append(replace(claim, **same))
+    return settled
+
+
+def _is_close(now: float, then: float) -> bool:
+    return math.isclose(now, then, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _check_unchanged(place: Path, before: Sequence[Claim], found: Sequence[Claim]) -> None:

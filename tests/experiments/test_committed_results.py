@@ -57,6 +57,23 @@ def test_committed_claims_and_figures_follow_from_committed_tables(folder):
             raise AssertionError(f"{name}: {error}") from error
 
 
+def test_numbers_that_differ_by_rounding_stay_as_they_are_written(tmp_path):
+    folder = tmp_path / "small"
+    shutil.copytree(current(EXPERIMENTS / "planted_leak" / "results" / "small"), folder)
+    claims = json.loads((folder / "claims.json").read_text())
+    for claim in claims:
+        for name in ("measured", "low", "high", "p_value", "adjusted_p_value"):
+            if claim[name] is not None:
+                claim[name] *= 1 + 1e-13  # as if another processor had rounded
+    (folder / "claims.json").write_text(json.dumps(claims))
+    found = [asdict(claim) for claim in redraw(folder).claims]
+    assert found == claims
+    claims[0]["high"] += 1e-6
+    (folder / "claims.json").write_text(json.dumps(claims))
+    with pytest.raises(ValueError, match="if the change is meant"):
+        redraw(folder)
+
+
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda path: f"{path.parts[-3]}-{path.name}")
 def test_every_table_that_claims_are_made_of_is_committed(folder):
     """Else a claim keeps the number of an earlier day, and nobody can compute it again."""

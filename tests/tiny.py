@@ -270,32 +270,34 @@ def wrapped(module: nn.Module) -> interp.Subject:
     return interp.load(module)
 
 
-_SHARED: dict[str, tuple[nn.Module, str]] = {}
+_SHARED: dict[str, tuple[interp.Subject, str]] = {}
 
 
 @functools.cache
 def subject(name: str, dtype: torch.dtype = torch.float32) -> interp.Subject:
     """One subject for all tests, none of which may leave a trace on it; `conftest` checks that."""
     made = wrapped(model(name, dtype))
-    _SHARED[f"{name} {dtype}"] = made.module, _digest(made.module)
+    _SHARED[f"{name} {dtype}"] = made, _digest(made)
     return made
 
 
 def changed() -> list[str]:
-    """The shared subjects whose weights have changed since they were made, or since this was last
-    asked, so that one test is told and not all after it."""
+    """The shared subjects that have changed since they were made, or since this was last asked, so
+    that one test is told and not all after it."""
     found: list[str] = []
-    for name, (module, before) in _SHARED.items():
-        now = _digest(module)
+    for name, (shared, before) in _SHARED.items():
+        now = _digest(shared)
         if now != before:
             found.append(name)
-            _SHARED[name] = module, now
+            _SHARED[name] = shared, now
     return found
 
 
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
+def _digest(shared: interp.Subject) -> str:
+    """A digest of the weights, and of what a test may set on a subject."""
+    settings = (shared.bos, shared.tokenizer is None, shared.name, shared.context)
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, value in shared.module.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -48,7 +48,7 @@ def test_the_rows_of_a_batch_are_counted(subject):
 
 
 def test_start_tokens_are_no_part_of_what_is_counted():
-    subject = tiny.subject("llama")
+    subject = tiny.wrapped(tiny.model("llama"))
     start = 1
     subject.bos = (start,)
     tokens = [5, 6, 7, 8, 9, 10]
@@ -62,7 +62,7 @@ def test_start_tokens_are_no_part_of_what_is_counted():
 
 def test_start_tokens_within_a_text_are_counted():
     """Where texts are joined by their start token, a window may begin with it."""
-    subject = tiny.subject("llama")
+    subject = tiny.wrapped(tiny.model("llama"))
     start = 1
     subject.bos = (start,)
     tail = [9, 10, 11, 12, 13, 14, 15]

@@ -4,6 +4,7 @@ architecture, and random strings over alphabets of different sizes."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from interp.memorization.entropy.dataset_inference import dataset_inference
 from interp.memorization.entropy.gibberish import entropy_gap
 from interp.memorization.entropy.law import EntropyLaw, law_of
 from interp.memorization.entropy.level_sets import LevelSets
-from interp.memorization.entropy.scored_windows import ScoredWindows, joined, score_all
+from interp.memorization.entropy.scored_windows import ScoredWindows, joined_corpora, score_all
 from interp.models.small_text import small_language_model
 from interp.subject.batch import Batch
 from interp.training.fit import Step, fit
@@ -192,8 +193,7 @@ def _scored(
     order = np.random.default_rng([seed, 2]).permutation(len(windows))[: preset.windows]
     chosen = [windows[place] for place in sorted(order)]
     scored = _score(model, [window for _, window in chosen], prefix)
-    of_documents = np.array([number for number, _ in chosen])
-    return ScoredWindows(of_documents, scored.prompts, scored.suffixes, scored.scores, scored.log_p)
+    return replace(scored, texts=np.array([number for number, _ in chosen]))
 
 
 def _score(model: interp.Subject, windows: Sequence[Tokens], prefix: int) -> ScoredWindows:
@@ -216,7 +216,7 @@ def _laws(
         "seen twice": _law(preset, twice, seed),
         "seen once": _law(preset, scored["once"], seed),
         "unseen": _law(preset, scored["unseen"], seed),
-        "with planted copies": _law(preset, joined([twice, *_renumbered(planted)]), seed),
+        "with planted copies": _law(preset, joined_corpora([twice, *planted]), seed),
         "without trivial": _law(
             preset, twice.rows(~is_trivial(twice.prompts, twice.suffixes)), seed
         ),
@@ -225,17 +225,6 @@ def _laws(
     for length in preset.slice_lengths:
         of_length = _scored(preset, model, texts.twice, seed, prefix=length, length=length)
         found[f"{length} + {length} tokens"] = _law(preset, of_length, seed)
-    return found
-
-
-def _renumbered(parts: Sequence[ScoredWindows]) -> list[ScoredWindows]:
-    """The same windows with numbers of texts that no document has: each passage is a text."""
-    found: list[ScoredWindows] = []
-    first = 1_000_000
-    for part in parts:
-        numbers = first + np.arange(len(part))
-        first += len(part)
-        found.append(ScoredWindows(numbers, part.prompts, part.suffixes, part.scores, part.log_p))
     return found
 
 
@@ -287,7 +276,7 @@ def _inference(
     """How well sets of data that was seen are told from sets of unseen data, and sets of unseen
     data from one another."""
     planted = [windows for name, windows in scored.items() if name.endswith("times")]
-    often = joined(_renumbered(planted))
+    often = joined_corpora(planted)
     unseen = scored["unseen"]
     # Halves by document, so that this control holds what two sets of documents differ in anyway.
     documents = np.unique(unseen.texts)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.experiment.checks import Tables
-from interp.memorization.entropy.law import RAREFIED, RAW
-from interp.reporting.panels import bars, lines, over_seeds, panels, with_level
-from interp.reporting.plotting import intervals
+from interp.memorization.entropy.level_bags import RAREFIED, RAW
+from interp.reporting.panels import bars, lines, over_seeds, panels, ranges, with_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +78,7 @@ def baselines(tables: Tables) -> Figure:
     single = single.assign(statistic="one suffix, " + single["baseline"].str.replace("_", "-"))
     both = pd.concat([of_levels, single])
     both = both[both["data"].isin(["seen twice", "seen", "unseen"])].dropna(subset=["r"])
-    return _spread(both, "statistic", "data", "r", "correlation with the score", level=0.0)
+    return _correlations(both, "statistic", "data")
 
 
 def slices(tables: Tables) -> Figure:
@@ -88,7 +87,7 @@ def slices(tables: Tables) -> Figure:
     shown = fits[fits["quantity"].isin(["entropy", "rarefied"])]
     names = {"entropy": "entropy as it is", "rarefied": "at equal size"}
     shown = shown.assign(quantity=shown["quantity"].map(names))
-    return _spread(shown, "data", "quantity", "r", "correlation with the score", level=0.0)
+    return _correlations(shown, "data", "quantity")
 
 
 def inference(tables: Tables) -> Figure:
@@ -217,23 +216,16 @@ def _means(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     return grouped.mean().reset_index()
 
 
-def _spread(
-    table: pd.DataFrame, row: str, column: str, value: str, label: str, *, level: float
-) -> Figure:
-    """Means over seeds with the range of the seeds, one panel per value of a column."""
-    by = table.groupby([row, column], sort=False)[value].agg(["mean", "min", "max"]).reset_index()
-    spread = by.rename(columns={"mean": "estimate", "min": "low", "max": "high"})
-    names = list(spread[column].unique())
-    return intervals(
-        spread,
+def _correlations(by_seed: pd.DataFrame, row: str, panel: str) -> Figure:
+    return ranges(
+        by_seed,
         row,
-        column,
-        labels=dict.fromkeys(names, label),
-        titles={name: name for name in names},
-        levels=dict.fromkeys(names, level),
+        panel,
+        "r",
+        label="correlation with the score",
+        value_of_level=0.0,
         level="no correlation",
         title="Correlation of entropy with the memorization score",
-        key=over_seeds(table, "point", "line"),
     )
 
 

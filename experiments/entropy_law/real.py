@@ -12,7 +12,7 @@ judged.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from interp.memorization.entropy.baselines import text_baselines
 from interp.memorization.entropy.dataset_inference import dataset_inference
 from interp.memorization.entropy.law import EntropyLaw, law_of
 from interp.memorization.entropy.level_sets import LevelSets
-from interp.memorization.entropy.scored_windows import ScoredWindows, score_all
+from interp.memorization.entropy.scored_windows import ScoredWindows, joined_corpora, score_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def study(preset: Preset, seed: int) -> Tables:
         "other half": _scored(subject, preset, halves["other half"], half, rng),
         "unseen": _scored(subject, preset, _own_source(preset.head), half, rng),
     }
-    both = _together(scored["one half"], scored["other half"])
+    both = joined_corpora([scored["one half"], scored["other half"]])
     laws = {"seen": _law(both, seed), "unseen": _law(scored["unseen"], seed)}
     baselines = [
         text_baselines(windows, subject.decode).assign(data=name)
@@ -140,20 +140,7 @@ def _scored(
         preset.length,
         distinct=False,
     )
-    of_documents = np.array(texts)[chosen]
-    return ScoredWindows(of_documents, scored.prompts, scored.suffixes, scored.scores, scored.log_p)
-
-
-def _together(one: ScoredWindows, other: ScoredWindows) -> ScoredWindows:
-    """Windows of two lists of documents, whose numbers follow each other."""
-    first = int(one.texts.max()) + 1
-    return ScoredWindows(
-        np.concatenate([one.texts, first + other.texts]),
-        np.concatenate([one.prompts, other.prompts]),
-        np.concatenate([one.suffixes, other.suffixes]),
-        np.concatenate([one.scores, other.scores]),
-        np.concatenate([one.log_p, other.log_p]),
-    )
+    return replace(scored, texts=np.array(texts)[chosen])
 
 
 def _law(windows: ScoredWindows, seed: int) -> EntropyLaw:

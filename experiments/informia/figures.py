@@ -10,8 +10,7 @@ import pandas as pd
 from interp.experiment.checks import Tables
 from interp.memorization.membership.token_map import TokenMap
 from interp.reporting.layout import LEVEL
-from interp.reporting.panels import bars, lines, over_seeds, panels, with_level
-from interp.reporting.plotting import intervals
+from interp.reporting.panels import bars, lines, over_seeds, panels, ranges, with_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,19 +111,16 @@ def attacks(tables: Tables) -> Figure:
     shown = _settings(tables["attacks"])
     named: Any = shown[shown["attack"].isin(_NAMES)]
     named = named.assign(attack=named["attack"].map(_NAMES))
-    by_seed = named.groupby(["setting", "attack", "seed"], sort=False)["auc"].mean()
-    spread = by_seed.groupby(["setting", "attack"], sort=False).agg(["mean", "min", "max"])
-    spread = spread.reset_index().rename(columns={"mean": "estimate", "min": "low", "max": "high"})
-    return intervals(
-        spread,
+    by_seed: Any = named.groupby(["setting", "attack", "seed"], sort=False)["auc"].mean()
+    return ranges(
+        by_seed.reset_index(),
         "attack",
         "setting",
-        labels=dict.fromkeys(spread["setting"], "AUC (mean over targets)"),
-        titles={name: name for name in spread["setting"]},
-        levels=dict.fromkeys(spread["setting"], 0.5),
+        "auc",
+        label="AUC (mean over targets)",
+        value_of_level=0.5,
         level=_CHANCE,
         title="How well attacks tell members from non-members",
-        key=over_seeds(by_seed.reset_index(), "point", "line"),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -299,4 +300,4 @@ def dataset_inference(
 
 def _number(value: float) -> float | None:
     """A number as JSON can hold it: NaN as null."""
-    return None if value != value else float(value)  # noqa: PLR0124
+    return None if math.isnan(value) else float(value)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from interp.reporting.layout import LEVEL, finish, fit_names, grid_of, name_panel, style
 from interp.reporting.looks import in_words, looks
+from interp.reporting.plotting import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,6 +84,55 @@ def over_seeds(frame: pd.DataFrame, mark: str, spread: str = "thin line") -> str
     if seeds == 1:
         return f"{mark}: one seed"
     return f"{mark}: mean over {seeds} seeds; {spread}: from the lowest seed to the highest"
+
+
+def ranges(
+    by_seed: pd.DataFrame,
+    row: str,
+    panel: str,
+    value: str,
+    *,
+    label: str,
+    value_of_level: float,
+    level: str,
+    title: str,
+) -> Figure:
+    """Draws means over seeds as points, each with a line from the lowest seed to the highest: one
+    row per name, one panel per value of a column.
+
+    Args:
+        by_seed: tidy, one row per name, panel and seed.
+        row: the column that names the row.
+        panel: the column that names the panel.
+        value: the column of the values.
+        label: name and unit of the values.
+        value_of_level: what to compare with, drawn as a dashed line in every panel.
+        level: what that is.
+        title: what is compared.
+
+    Example:
+        >>> from interp.reporting.panels import ranges
+        >>> table = pd.DataFrame({"attack": ["loss", "ratio"], "data": "text", "seed": 0})
+        >>> table["auc"] = [0.6, 0.9]
+        >>> about = {"label": "AUC", "value_of_level": 0.5, "level": "chance"}
+        >>> figure = ranges(table, "attack", "data", "auc", title="Attacks", **about)
+        >>> [axes.get_title() for axes in figure.axes]
+        ['text']
+    """
+    groups: Any = by_seed.groupby([panel, row], sort=False)[value]
+    spread = groups.agg(estimate="mean", low="min", high="max").reset_index()
+    names = list(spread[panel].unique())
+    return intervals(
+        spread,
+        row,
+        panel,
+        labels=dict.fromkeys(names, label),
+        titles={name: name for name in names},
+        levels=dict.fromkeys(names, value_of_level),
+        level=level,
+        title=title,
+        key=over_seeds(by_seed, "point", "line"),
+    )
 
 
 def level(axes: Axes, value: float, name: str) -> None:

@@ -404,8 +404,8 @@ class Subject:
             return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         except Exception as error:  # what tokenizers raises has no class of its own
             raise ValueError(
-                f"the tokenizer has no token for a part of the text ({error}): leave the text out, "
-                "or pass a tokenizer with a token for unknown words"
+                f"the tokenizer cannot write the text ({error}): leave the text out, or pass a "
+                "tokenizer with a token for unknown words"
             ) from error
 
     def encode_all(

@@ -77,7 +77,7 @@ def test_a_tokenizer_that_knows_none_of_the_usual_texts_is_tried_on_its_own(
 def test_a_text_that_the_tokenizer_cannot_write_is_named():
     words = interp.load(tiny.model("llama"), tokenizer=whole_words())
     long_enough = text(some_tokens(12))
-    with pytest.raises(ValueError, match=r"text 1: the tokenizer has no token for a part.*UNK"):
+    with pytest.raises(ValueError, match=r"text 1: the tokenizer cannot write the text.*UNK"):
         interp.scan(words, [long_enough, "never seen"], PREFIX, LENGTH)
 
 

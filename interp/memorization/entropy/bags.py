@@ -7,7 +7,6 @@ a small bag has seen few of the tokens that there are: never compare bags of dif
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,16 +56,14 @@ def bag_entropy(counts: ArrayLike) -> BagEntropy:
     values = np.asarray(counts, dtype=np.float64)
     if values.min(initial=0) < 0 or values.sum() <= 0:
         raise ValueError("counts: expected at least one token, and no negative count")
-    entropy, types = entropies(values[None])
-    tokens = int(values.sum())
-    number_of_types = int(types[0])
-    bits = float(entropy[0])
+    bits, types = entropies(values[None])
+    tokens = values.sum(keepdims=True)
     return BagEntropy(
-        tokens=tokens,
-        types=number_of_types,
-        entropy=bits,
-        miller_madow=bits + (number_of_types - 1) / (2 * tokens * math.log(2)),
-        normalized=bits / math.log2(number_of_types) if number_of_types > 1 else 0.0,
+        tokens=int(tokens[0]),
+        types=int(types[0]),
+        entropy=float(bits[0]),
+        miller_madow=float(miller_madow(bits, types, tokens)[0]),
+        normalized=float(normalized(bits, types)[0]),
     )
 
 
@@ -85,6 +82,24 @@ def entropies(
         found = np.log2(totals) - weighted / totals
     bits = np.where(totals > 0, np.maximum(found, 0), np.nan)
     return bits, (counts > 0).sum(1)
+
+
+def miller_madow(
+    bits: Float[np.ndarray, " bags"], types: Int[np.ndarray, " bags"], tokens: ArrayLike
+) -> Float[np.ndarray, " bags"]:
+    """Returns plug-in entropies with the first-order correction of their bias, in bits; NaN for a
+    bag without tokens. See `bag_entropy`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return bits + (types - 1) / (2 * np.asarray(tokens) * np.log(2))
+
+
+def normalized(
+    bits: Float[np.ndarray, " bags"], types: Int[np.ndarray, " bags"]
+) -> Float[np.ndarray, " bags"]:
+    """Returns entropies divided by their maximum, the logarithm of the number of types; 0 for a bag
+    of a single type, by convention."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(types > 1, bits / np.log2(types), 0.0)
 
 
 def entropies_of_tokens(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -77,6 +77,28 @@ def joined(parts: Sequence[ScoredWindows]) -> ScoredWindows:
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.log_p for part in parts]),
     )
+
+
+def joined_corpora(corpora: Sequence[ScoredWindows]) -> ScoredWindows:
+    """Returns the windows of several corpora as those of one, in which the texts of each are
+    numbered on from those before: else windows of different texts would pass for neighbours.
+
+    Args:
+        corpora: at least one, all with the same prefix and length.
+
+    Example:
+        >>> from interp.memorization.entropy.scored_windows import joined_corpora, score_all
+        >>> scored = score_all(subject, texts[:2], prefix=8, length=16)
+        >>> joined_corpora([scored, scored]).texts
+        array([0, 1, 2, 3])
+    """
+    together = joined(corpora)
+    first = 0
+    numbers: list[np.ndarray] = []
+    for corpus in corpora:
+        numbers.append(first + corpus.texts)
+        first += int(corpus.texts.max()) + 1
+    return replace(together, texts=np.concatenate(numbers))
 
 
 def score_windows(

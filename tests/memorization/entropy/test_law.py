@@ -17,14 +17,8 @@ from scipy import stats
 
 import interp
 from interp.memorization.entropy.baselines import is_trivial, text_baselines, trivial_overlap
-from interp.memorization.entropy.law import (
-    RAREFIED,
-    RAW,
-    EntropyLaw,
-    _distinct_rows,
-    _fit_row,
-    law_of,
-)
+from interp.memorization.entropy.law import EntropyLaw, _fit_row, law_of
+from interp.memorization.entropy.level_bags import RAREFIED, RAW, LevelBags, _distinct_rows
 from interp.memorization.entropy.level_sets import LevelSets
 from interp.memorization.entropy.regression import (
     compare_with_null,
@@ -240,9 +234,7 @@ def test_leaving_out_equals_measuring_the_rest():
     windows = lawful(windows=400)
     group = groups_to_leave_out(windows.texts, 20)[3]
     rest = law(windows.rows(~group), min_windows=1, rarefied_to=1, shuffles=1)
-    from interp.memorization.entropy.law import _Bags
-
-    bags = _Bags(windows, 1, 1, 5, np.random.default_rng(0))
+    bags = LevelBags(windows, 1, 1, 5, np.random.default_rng(0))
     for quantity in RAW:
         values = bags.measure(~group)[quantity]
         part = rest.levels[rest.levels["quantity"] == quantity]

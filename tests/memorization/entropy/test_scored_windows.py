@@ -19,6 +19,7 @@ from interp.memorization.entropy.scored_windows import (
     ScoredWindows,
     edit_distances,
     joined,
+    joined_corpora,
     score_all,
     score_windows,
 )
@@ -157,6 +158,14 @@ def test_rows_and_joined_are_inverse():
     again = joined(halves)
     for name in vars(ScoredWindows(*[np.zeros(1)] * 5)):
         assert (getattr(again, name) == getattr(scored, name)).all()
+
+
+def test_texts_of_joined_corpora_stay_apart():
+    one = score_all(letters.subject(), TEXTS[:2], 8, 8)
+    other = score_all(letters.subject(), TEXTS[2:5], 8, 8)
+    together = joined_corpora([one, other, one])
+    assert together.texts.tolist() == [*one.texts, *(2 + other.texts), *(5 + one.texts)]
+    assert together.scores.tolist() == [*one.scores, *other.scores, *one.scores]
 
 
 @pytest.mark.parametrize("wrong", [{"prefix": 0}, {"length": 0}, {"stride": 0}, {"batch_size": 0}])

@@ -33,10 +33,9 @@ from interp.cli.options import (
 )
 from interp.cli.steps import (
     advise,
-    advise_on_precision,
+    load_subject,
     parse_settings,
     plain_errors,
-    print_note,
     print_result,
     texts_and_notes,
 )
@@ -545,7 +544,6 @@ def _scanned(
     from interp.data.corpus_counts import counts as counted
     from interp.data.image_files import find_images
     from interp.files import writable
-    from interp.loading.load import load
     from interp.models.image.checkpoints import is_image_model
 
     images = is_image_model(model)
@@ -562,17 +560,14 @@ def _scanned(
     check_paths(sources, model, images=images)
     if images:
         pictures = find_images(sources)
-        subject = load(model, tokenizer=tokenizer, dtype=dtype, device=device)
-        print_note(pictures.note)
-        advise_on_precision(subject)
+        subject = load_subject(
+            model, [pictures.note], tokenizer=tokenizer, dtype=dtype, device=device
+        )
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     texts, notes = texts_and_notes(sources, column)
     seen, notes_of_seen = texts_and_notes(counts, column) if counts else (None, [])
-    subject = load(model, dtype=dtype, device=device)
-    for note in (*notes, *notes_of_seen):
-        print_note(note)
-    advise_on_precision(subject)
+    subject = load_subject(model, [*notes, *notes_of_seen], dtype=dtype, device=device)
     return subject, scan_texts(
         subject,
         texts,

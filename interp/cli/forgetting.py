@@ -11,9 +11,9 @@ import typer
 from interp.cli.options import AsJson, BatchSize, Column, Model
 from interp.cli.steps import (
     advise,
+    load_subject,
     parse_settings,
     plain_errors,
-    print_note,
     print_result,
     texts_and_notes,
 )
@@ -227,12 +227,12 @@ def unlearn(
         "held-out": held_out,
     }
     texts: dict[str, list[str]] = {}
+    passed_over: list[str] = []
     for role, paths in given.items():
         if paths:
             stream, notes = texts_and_notes(paths, column)
             texts[role] = list(stream)
-            for note in notes:
-                print_note(note)
+            passed_over += notes
     sets = read_sets(texts, secrets, kind)
     recipe = Recipe(
         method=method,
@@ -248,7 +248,7 @@ def unlearn(
     )
 
     # Two copies: training changes one, and the report compares both.
-    before = load(model, dtype=dtype, device=device)
+    before = load_subject(model, passed_over, dtype=dtype, device=device)
     after = load(model, dtype=dtype, device=device)
     history, report = unlearn_files(before, after, sets, recipe, out)
     epochs_run: Any = history["epoch"].max() + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,19 +72,36 @@ def parse_settings(settings: list[str] | None, option: str = "--set") -> dict[st
     return found
 
 
-def print_note(note: str) -> None:
-    """Prints what the user should know and did not ask for; on stderr, away from what scripts
-    read."""
-    if note:
-        typer.secho(f"note: {note}", fg="yellow", err=True)
+def load_subject(
+    model: str,
+    notes: Iterable[str],
+    *,
+    tokenizer: Path | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Subject:
+    """Loads the model that a command is about, and then says what the user should know and did not
+    ask for: what was passed over, and whether another precision is faster here.
+
+    Args:
+        model, tokenizer, dtype, device: see `interp.load`.
+        notes: what was passed over; empty ones say nothing.
+    """
+    from interp.loading.load import load
+
+    subject = load(model, tokenizer=tokenizer, dtype=dtype, device=device)
+    for note in filter(None, notes):
+        advise(note)
+    _advise_on_precision(subject)
+    return subject
 
 
 def advise(message: str) -> None:
-    """Prints a note on stderr."""
+    """Prints a note on stderr, away from what scripts read."""
     typer.secho(f"note: {message}", fg="yellow", err=True)
 
 
-def advise_on_precision(subject: Subject) -> None:
+def _advise_on_precision(subject: Subject) -> None:
     """Names the faster precision before the work begins, where the stored one is slow here."""
     import torch
 

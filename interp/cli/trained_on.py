@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +21,8 @@ from interp.cli.options import (
 )
 from interp.cli.steps import (
     advise,
-    advise_on_precision,
+    load_subject,
     plain_errors,
-    print_note,
     print_result,
     texts_and_notes,
 )
@@ -117,11 +117,8 @@ def membership(
     writable(out)
     texts, notes = texts_and_notes(sources, column)
     others, notes_of_others = texts_and_notes(non_members or [], column)
-    subject = load(model, dtype=dtype, device=device)
+    subject = load_subject(model, [*notes, *notes_of_others], dtype=dtype, device=device)
     references = [load(each, dtype=dtype, device=device) for each in reference or ()]
-    for note in (*notes, *notes_of_others):
-        print_note(note)
-    advise_on_precision(subject)
     frame = score_texts(
         subject,
         references,
@@ -192,15 +189,11 @@ def entropy_law(
     Example: `interp entropy-law path/to/model texts/ --out out/entropy-law`
     """
     from interp.files import writable
-    from interp.loading.load import load
     from interp.memorization.entropy.law import entropy_law as measure
 
     writable(out)
     texts, notes = texts_and_notes(sources, column)
-    subject = load(model, dtype=dtype, device=device)
-    for note in notes:
-        print_note(note)
-    advise_on_precision(subject)
+    subject = load_subject(model, notes, dtype=dtype, device=device)
     law = measure(
         subject,
         texts,
@@ -269,7 +262,6 @@ def dataset_inference(
     later/ --out out/dataset-inference`
     """
     from interp.files import writable
-    from interp.loading.load import load
     from interp.memorization.entropy.dataset_inference import dataset_inference as infer
     from interp.memorization.entropy.scored_windows import score_all
 
@@ -278,11 +270,8 @@ def dataset_inference(
     if unseen:
         given["unseen"] = unseen
     read = {role: texts_and_notes(paths, column) for role, paths in given.items()}
-    subject = load(model, dtype=dtype, device=device)
-    for _, notes in read.values():
-        for note in notes:
-            print_note(note)
-    advise_on_precision(subject)
+    notes = chain.from_iterable(of_role for _, of_role in read.values())
+    subject = load_subject(model, notes, dtype=dtype, device=device)
     scored = {
         role: score_all(
             subject, texts, prefix, length, stride=stride, batch_size=batch_size, bos=bos

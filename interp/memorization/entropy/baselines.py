@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 from interp.memorization.entropy.bags import entropies_of_tokens
 from interp.memorization.entropy.regression import correlation_interval, groups_to_leave_out
 from interp.memorization.entropy.scored_windows import ScoredWindows
+from interp.memorization.recitation import overlap
 
 _RUN = 5  # tokens that stand in the prompt in the same order
 
@@ -31,12 +32,7 @@ def trivial_overlap(prompt: Sequence[int], suffix: Sequence[int], run: int = _RU
         >>> trivial_overlap([1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6, 9])
         0.5
     """
-    of_prompt = {tuple(prompt[start : start + run]) for start in range(len(prompt) - run + 1)}
-    starts = range(len(suffix) - run + 1)
-    if not starts:
-        return 0.0
-    copied = sum(tuple(suffix[start : start + run]) in of_prompt for start in starts)
-    return copied / len(starts)
+    return overlap(suffix, prompt, run) if len(suffix) >= run else 0.0
 
 
 def is_trivial(

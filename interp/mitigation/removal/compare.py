@@ -23,7 +23,7 @@ from interp.mitigation.removal.file_measures import (
 from interp.mitigation.removal.report import SHARES, RemovalReport
 from interp.mitigation.removal.stress import (
     Relearning,
-    halves,
+    halves_without_common_secrets,
     relearn,
     round_weights,
     rows_of,
@@ -233,9 +233,9 @@ def _check_sets(sets: _Sets, unseen: Batch | None) -> None:
     for name, batch in (("twins", sets.twins), ("unseen", unseen)):
         if batch is None:
             continue
-        forgotten = set(_sequences(sets.forget))
-        for number, sequence in enumerate(_sequences(batch)):
-            if sequence in forgotten:
+        forgotten = {tuple(sequence) for sequence in sets.forget.sequences()}
+        for number, sequence in enumerate(batch.sequences()):
+            if tuple(sequence) in forgotten:
                 raise ValueError(
                     f"row {number} of {name} is also in forget: expected data that no model has "
                     "seen; leave it out"
@@ -251,13 +251,6 @@ def _never_seen(forget: Batch, twins: Batch | None, unseen: Batch | None) -> _Ne
         same_number = unseen.rows(slice(0, len(forget)))
         return _NeverSeen("unseen data", same_number, paired=False)
     return _NeverSeen("the secrets shuffled", shuffle_secrets(forget), paired=True)
-
-
-def _sequences(batch: Batch) -> Iterator[tuple[int, ...]]:
-    """The tokens of each row, without padding."""
-    for number, tokens in enumerate(batch.tokens):
-        own = tokens if batch.mask is None else tokens[batch.mask[number]]
-        yield tuple(own.tolist())
 
 
 def _thresholds(
@@ -344,22 +337,25 @@ def _measure_rounded(
 
 
 def _relearned(model: _Edited, sets: _Sets, recipe: Relearning, batch_size: int) -> _Measured:
-    """What is recited after fine-tuning on every second file: of these files, and of the others;
-    with the same training on never-seen secrets as control."""
+    """What is recited after fine-tuning on every second file: of these files, and of the others
+    that share no secret with them; with the same training on never-seen secrets as control."""
 
     def relearned(batch: Batch) -> dict[int, Values]:
         def measure(learner: Subject) -> Values:
             return _column(recite_files(learner, batch, batch_size=batch_size), "ma")
 
-        trained, _ = halves(len(batch))
+        trained, _ = halves_without_common_secrets(batch)
         return relearn(model.subject, rows_of(batch, trained), measure, recipe, model.plan)
 
     control = sets.never_seen
     of_forget = relearned(sets.forget)
     of_control = relearned(control.batch)
     found: _Measured = {}
-    rows_of_forget = halves(len(sets.forget))
-    rows_of_control = halves(len(control.batch))
+    rows_of_forget = halves_without_common_secrets(sets.forget)
+    if control.paired:
+        rows_of_control = rows_of_forget
+    else:
+        rows_of_control = halves_without_common_secrets(control.batch)
     for number, part in enumerate(("trained on", "not trained on")):
         own_rows = rows_of_forget[number]
         control_rows = rows_of_control[number]
@@ -428,7 +424,8 @@ def _level(measure: str, values: Values | Interval) -> Interval:
         return values
     mean = bootstrap(values)
     if measure == "perplexity":
-        low, estimate, high = np.exp([mean.low, mean.estimate, mean.high])
+        with np.errstate(over="ignore"):  # above 709 nats it is infinite, which counts as damage
+            low, estimate, high = np.exp([mean.low, mean.estimate, mean.high])
         return Interval(float(estimate), float(low), float(high), mean.n)
     if measure in SHARES and mean.estimate in (0, 1):
         return _of_agreeing_files(mean)
@@ -456,8 +453,9 @@ def _change(
         return change
     # Losses are paired, not perplexities: a rise of the loss by d multiplies perplexity by e^d.
     level = float(np.exp(before.mean()))
-    rise = [level * float(np.expm1(end)) for end in (change.estimate, change.low, change.high)]
-    return Interval(*rise, n=change.n)
+    with np.errstate(over="ignore"):
+        rise = level * np.expm1([change.estimate, change.low, change.high])
+    return Interval(*rise.tolist(), n=change.n)
 
 
 def _column(frame: pd.DataFrame, name: str) -> Values:

@@ -319,6 +319,38 @@ def test_a_single_file_has_no_half_that_is_not_trained_on():
     assert report.returned is not None
 
 
+def test_relearning_is_not_measured_on_files_whose_secrets_were_trained_on():
+    forget = data()["forget"].rows(torch.tensor([0, 1, 2, 0, 4]))
+    report = interp.removal_report(
+        memorized(),
+        unlearned(),
+        forget,
+        twins=data()["twins"],
+        ngrams=(),
+        bits=(),
+        relearning=Relearning((0, 2), lr=1e-3),
+    )
+    learner = duplicate(unlearned())
+    interp.fit(learner, [forget.rows(slice(0, None, 2))] * 2, 2, lr=1e-3, clip=1.0)
+    ma = by_row(recitation(learner, forget, ()))["ma"]
+    for data_of in ("forget", "never seen", "forget minus never seen"):
+        assert report.row("relearning", f"{data_of}, not trained on", "ma", 2)["files"] == 1
+        assert report.row("relearning", f"{data_of}, trained on", "ma", 2)["files"] == 3
+    found = report.row("relearning", "forget, not trained on", "ma", 2)
+    assert found["estimate"] == pytest.approx(ma[1])
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite():
+    broken = duplicate(unlearned())
+    with torch.no_grad():
+        broken.module.lm_head.weight.mul_(1e4)
+    report = compare(broken, "unseen", "held_out")
+    row = report.row("damage", "held_out", "perplexity")
+    assert np.isinf(row["estimate"])
+    assert np.isinf(row["change"])
+    assert "held_out" in set(report.damage["data"])
+
+
 def test_shares_of_files_that_agree_have_the_interval_of_their_number():
     row = full().row("forgetting", "forget", "exact", model="before")
     # 0.025 ** (1 / 5): Clopper and Pearson's lower end for 5 of 5

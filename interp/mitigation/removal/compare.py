@@ -1,5 +1,9 @@
 """removal_report: whether something was removed from a model, what that cost, and whether it comes
-back, always with controls."""
+back.
+
+Relearning is always compared with the same training on never-seen data; the removal itself with
+another removal where one is given.
+"""
 
 from __future__ import annotations
 
@@ -148,8 +152,8 @@ def removal_report(
 
     Raises:
         ValueError: a model of another shape, an empty plan, another number of twins than of files,
-            a file that is in `forget` and in `twins` or `unseen`, no thresholds and no data for
-            them, a threshold of what is not measured, or a depth of another model.
+            a file of `forget` that is also in another set, no thresholds and no data for them, a
+            threshold that is no fraction or of what is not measured, or a depth of another model.
 
     Example:
         >>> forget, retain, unseen = batch.rows(slice(0, 6)), batch.rows(slice(6, 12)), control[:6]
@@ -230,15 +234,24 @@ def _check_sets(sets: _Sets, unseen: Batch | None) -> None:
             "forget, in their order, the same with secrets that no model has seen; pass other "
             "unseen data as unseen="
         )
-    for name, batch in (("twins", sets.twins), ("unseen", unseen)):
+    forgotten = {tuple(sequence) for sequence in sets.forget.sequences()}
+    never_seen = "expected data that no model has seen"
+    spared = "expected data that was not to be removed, or forgetting it would count as damage"
+    given = (
+        ("twins", sets.twins, never_seen),
+        ("unseen", unseen, never_seen),
+        ("held_out", sets.held_out, never_seen),
+        ("retain", sets.retain, spared),
+        ("memorized", sets.memorized, spared),
+        ("others", sets.others, spared),
+    )
+    for name, batch, expected in given:
         if batch is None:
             continue
-        forgotten = {tuple(sequence) for sequence in sets.forget.sequences()}
         for number, sequence in enumerate(batch.sequences()):
             if tuple(sequence) in forgotten:
                 raise ValueError(
-                    f"row {number} of {name} is also in forget: expected data that no model has "
-                    "seen; leave it out"
+                    f"row {number} of {name} is also in forget: {expected}; leave it out"
                 )
 
 
@@ -270,6 +283,9 @@ def _thresholds(
                 f"a threshold of {unknown[0]!r}: expected one of what is measured: "
                 f"{', '.join(known)}"
             )
+        for name, most in given.items():
+            if not 0 <= most <= 1:
+                raise ValueError(f"the threshold of {name} is {most}: expected 0 to 1")
         return dict(given), "given"
     source = sets.twins if unseen is None else unseen
     if source is None:

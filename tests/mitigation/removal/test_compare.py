@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -388,6 +389,12 @@ def test_what_makes_no_sense_is_refused():
         ({"twins": data()["unseen"]}, "6 twins of 5 files: expected for each file of forget"),
         ({"twins": forget}, "row 0 of twins is also in forget"),
         ({"unseen": padded}, "row 2 of unseen is also in forget: .* leave it out"),
+        ({"held_out": padded}, "row 2 of held_out is also in forget: expected data that no model"),
+        ({"retain": padded}, "row 2 of retain is also in forget: .* would count as damage"),
+        ({"memorized": padded}, "row 2 of memorized is also in forget: .* would count as damage"),
+        ({"others": padded}, "row 2 of others is also in forget: .* would count as damage"),
+        ({"thresholds": {"ma": 30}}, "the threshold of ma is 30: expected 0 to 1"),
+        ({"thresholds": {"ma": math.nan}}, "the threshold of ma is nan: expected 0 to 1"),
         ({"unseen": None}, "no thresholds: expected thresholds=.*unseen= or twins="),
         ({"thresholds": {"el_5": 0.1}}, "a threshold of 'el_5': expected one of .*: ma, el_3"),
         ({"depths": {"afterwards": Interval(0, 0, 0, 1)}}, r"depths of \['afterwards'\]: expected"),

@@ -257,9 +257,10 @@ class RemovalReport:
             after = self.row("forgetting", "forget", name)
             relation = "above" if name in self.above else "at most"
             limit = f"{self.thresholds[name]:.2f}"
+            files = "1 file" if after["files"] == 1 else f"{after['files']} files"
             source = "as given" if self.source == "given" else f"that of {self.source}"
             clauses.append(
-                f"{_name_of(after)} of the forget set ({after['files']} files) goes from "
+                f"{_name_of(after)} of the forget set ({files}) goes from "
                 f"{before:.2f} to {_shown(after)}, {relation} {limit} ({source})"
             )
         return clauses
@@ -355,6 +356,9 @@ def _name_of(row: Any) -> str:
 
 
 def _shown(row: Any) -> str:
+    # The interval of a single file has no width, which would look like certainty.
+    if row["files"] == 1:
+        return f"{row['estimate']:.2f} (1 file, so no interval)"
     return f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 

@@ -318,6 +318,8 @@ def test_a_single_file_has_no_half_that_is_not_trained_on():
     assert "forget, trained on" in set(report.frame["data"])
     assert "forget, not trained on" not in set(report.frame["data"])
     assert report.returned is not None
+    assert "MA of the forget set (1 file) goes from 1.00 to " in report.verdict
+    assert " (1 file, so no interval), at most 0.50 (as given)" in report.verdict
 
 
 def test_relearning_is_not_measured_on_files_whose_secrets_were_trained_on():

@@ -254,7 +254,7 @@ class RemovalReport:
         clauses: list[str] = []
         for name in shown or list(self.thresholds)[:1]:
             before: Any = self.row("forgetting", "forget", name, model="before")["estimate"]
-            after = self.row("forgetting", "forget", name)
+            after: Any = self.row("forgetting", "forget", name)
             relation = "above" if name in self.above else "at most"
             limit = f"{self.thresholds[name]:.2f}"
             files = "1 file" if after["files"] == 1 else f"{after['files']} files"
@@ -312,7 +312,7 @@ class RemovalReport:
         return clauses
 
     def _on_untested_return(self) -> list[str]:
-        tests = self.frame["group"].isin(["relearning", "rounding"])
+        tests: Any = self.frame["group"].isin(["relearning", "rounding"])
         if not tests.any():
             return []
         return ["whether it comes back was not judged, because MA has no threshold"]

@@ -196,7 +196,7 @@ def unlearn(
     Example: `interp unlearn path/to/model --forget secrets.jsonl --retain keep.jsonl --unseen
     new.jsonl --method codeeraser --lr 1e-5 --out out/unlearn`
     """
-    from interp.cli.unlearning import Recipe, check_finished, read_sets, unlearn_files
+    from interp.cli.unlearning import Recipe, check_finished, notes_on, read_sets, unlearn_files
     from interp.files import writable
     from interp.loading.load import load
     from interp.mitigation.unlearning.methods import find
@@ -250,6 +250,8 @@ def unlearn(
     # Two copies: training changes one, and the report compares both.
     before = load_subject(model, passed_over, dtype=dtype, device=device)
     after = load(model, dtype=dtype, device=device)
+    for note in notes_on(before, sets, length):
+        print_note(note)
     history, report = unlearn_files(before, after, sets, recipe, out)
     epochs_run: Any = history["epoch"].max() + 1
     reached = bool(history.attrs["reached"])

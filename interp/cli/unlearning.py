@@ -9,7 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from interp.data.code_secrets import KINDS, Secret, SecretFile, find_secrets, mark
+from interp.data.code_secrets import (
+    KINDS,
+    SecretFile,
+    count_cut_off,
+    find_secrets,
+    locate_secrets,
+    mark,
+)
 from interp.files import replaced, replaced_folder
 from interp.memorization.recitation import NGRAMS, levels, recitation
 from interp.mitigation.removal.compare import removal_report
@@ -124,6 +131,33 @@ def read_sets(
     return TextSets(files, plain)
 
 
+def notes_on(subject: Subject, sets: TextSets, length: int) -> list[str]:
+    """Returns what of the texts is not measured as one might expect.
+
+    Args:
+        subject: tokenizes.
+        sets: the texts.
+        length: number of tokens that are kept of each file with secrets.
+    """
+    notes: list[str] = []
+    for role, files in sets.files.items():
+        # Without a word a secret behind the cut would seem to be forgotten, or measured.
+        cut_off = count_cut_off(subject, files, length)
+        if cut_off:
+            secrets = sum(len(file.secrets) for file in files)
+            notes.append(
+                f"{cut_off} of {secrets} secrets of --{role} do not lie fully in the first "
+                f"{length} tokens of their text: what lies behind is neither trained on nor "
+                "measured; raise --length, or split these texts"
+            )
+    if "unseen" in sets.texts:
+        notes.append(
+            "not every text of --unseen has a secret, so that all of its tokens are measured, and "
+            "not those of secrets"
+        )
+    return notes
+
+
 def check_finished(out: Path) -> None:
     """Checks that a folder does not hold a model whose training cannot be told.
 
@@ -225,13 +259,7 @@ def _marked(
     name = f"text {number} of --{role}"
     if values is None:
         return SecretFile(name, text, find_secrets(text, kinds))
-    found: list[Secret] = []
-    for value in values:
-        start = text.find(value)
-        while start >= 0:
-            found.append(Secret("named", value, start, start + len(value)))
-            start = text.find(value, start + len(value))
-    return SecretFile(name, text, tuple(sorted(found, key=lambda secret: secret.start)))
+    return SecretFile(name, text, locate_secrets(text, dict.fromkeys(values, "named")))
 
 
 def _check_contradictions(texts: Mapping[str, Sequence[str]], forget: Sequence[SecretFile]) -> None:

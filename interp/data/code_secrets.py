@@ -19,7 +19,7 @@ import json
 import math
 import re
 import string
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -150,7 +150,24 @@ def find_secrets(text: str, kinds: Iterable[str] = KINDS) -> tuple[Secret, ...]:
             raise ValueError(f"{kind!r} is no kind of secret: expected one of {', '.join(KINDS)}")
         for value in _FINDERS[kind](text):
             values.setdefault(value, kind)
+    return locate_secrets(text, values)
 
+
+def locate_secrets(text: str, values: Mapping[str, str]) -> tuple[Secret, ...]:
+    """Returns every occurrence of known secrets in a text, in its order.
+
+    Where two overlap, the one that begins first counts; of those, the longest.
+
+    Args:
+        text: the text.
+        values: the kind of each secret.
+
+    Example:
+        >>> from interp.data.code_secrets import locate_secrets
+        >>> found = locate_secrets("AB1 AB12 AB1", {"AB1": "key", "AB12": "key"})
+        >>> [(secret.value, secret.start) for secret in found]
+        [('AB1', 0), ('AB12', 4), ('AB1', 9)]
+    """
     found: list[Secret] = []
     for value, kind in values.items():
         matches = re.finditer(re.escape(value), text)
@@ -190,6 +207,31 @@ def token_mask(
             touches = any(start < one.stop and stop > one.start for one in secrets)
         mask.append(touches)
     return mask
+
+
+def count_cut_off(subject: Subject, files: Sequence[SecretFile], length: int) -> int:
+    """Returns how many secrets do not lie fully in the first tokens of their file.
+
+    Args:
+        subject: tokenizes.
+        files: the files.
+        length: how many tokens are kept of each file, as of `mark`.
+
+    Example:
+        >>> from interp.data.code_secrets import Secret, SecretFile, count_cut_off
+        >>> file = SecretFile("a.py", "k='AB'", (Secret("key", "AB", 3, 5),))
+        >>> count_cut_off(subject, [file], length=5), count_cut_off(subject, [file], length=4)
+        (0, 1)
+    """
+    count = 0
+    for file in files:
+        _, spans = token_spans(subject, file.text)
+        beyond = token_mask(spans[length:], file.secrets)
+        if not any(beyond):
+            continue
+        end = spans[length][0]
+        count += sum(secret.stop > end for secret in file.secrets)
+    return count
 
 
 def token_spans(subject: Subject, text: str) -> tuple[list[int], list[tuple[int, int]]]:

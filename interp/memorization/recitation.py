@@ -187,9 +187,14 @@ def overlap(generated: Sequence[int], truth: Sequence[int], n: int) -> float:
     count = len(generated) - n + 1
     if count < 1:
         raise ValueError(f"{len(generated)} tokens have no {n}-gram: expected at least {n} tokens")
-    known = {tuple(truth[start : start + n]) for start in range(len(truth) - n + 1)}
-    shared = sum(tuple(generated[start : start + n]) in known for start in range(count))
-    return shared / count
+    known = set(_ngrams(truth, n))
+    shared = [ngram for ngram in _ngrams(generated, n) if ngram in known]
+    return len(shared) / count
+
+
+def _ngrams(sequence: Sequence[int], n: int) -> Iterator[tuple[int, ...]]:
+    for start in range(len(sequence) - n + 1):
+        yield tuple(sequence[start : start + n])
 
 
 def extraction_likelihood(recited: Sequence[Sequence[int]], truth: Sequence[int], n: int) -> float:

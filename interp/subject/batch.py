@@ -138,6 +138,19 @@ class Batch:
         index = chosen if isinstance(chosen, slice) else torch.as_tensor(chosen)
         return self._map_rows(lambda tensor: tensor[index])
 
+    def sequences(self) -> list[list[int]]:
+        """Returns the tokens of each row, without padding.
+
+        Example:
+            >>> interp.Batch.pad([[5, 6, 7], [8, 9]]).sequences()
+            [[5, 6, 7], [8, 9]]
+        """
+        found = self.tokens.tolist()
+        if self.mask is None:
+            return found
+        lengths = self.mask.sum(1).tolist()
+        return [tokens[:length] for tokens, length in zip(found, lengths, strict=True)]
+
     def split(self, batch_size: int) -> Iterator[Batch]:
         """Yields consecutive batches of at most `batch_size` rows.
 

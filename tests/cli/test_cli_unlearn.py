@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import interp
 from interp.cli.app import app
+from interp.cli.unlearning import notes_on, read_sets
 from interp.data.code_secrets import SecretFile, draw, find_secrets, mark
 from interp.memorization.recitation import levels, recitation
 from interp.mitigation.removal.stress import duplicate
@@ -207,6 +208,27 @@ def test_without_json_it_prints_the_verdict_and_what_to_do(files: Path, tmp_path
     frame = pd.read_parquet(tmp_path / "out" / "removal.parquet")
     assert set(frame["at"][frame["group"] == "relearning"]) == {0, 2}
     assert "not reached in 1 epochs: raise --lr or --epochs" in result.stderr
+
+
+def test_what_is_not_measured_is_said(files: Path, tmp_path: Path):
+    subject = letters.subject()
+    (secret,) = find_secrets(TEXTS["forget"][0], ["email"])
+    twice = f"{TEXTS['forget'][0]}\n{'x' * 40} = '{secret.value}'"
+    plain = [*TEXTS["unseen"], "nothing to hide"]
+    sets = read_sets({"forget": [twice], "unseen": plain}, None, ["email"])
+    cut, whole = notes_on(subject, sets, len(TEXTS["forget"][0]))
+    assert cut.startswith("1 of 2 secrets of --forget do not lie fully in the first ")
+    assert whole.startswith("not every text of --unseen has a secret, so that all of its tokens")
+    clean = read_sets({"forget": [twice], "unseen": TEXTS["unseen"]}, None, ["email"])
+    assert not notes_on(subject, clean, 512)
+
+    sets_given = given(
+        files, "forget", "retain", "unseen", unseen=written(tmp_path / "plain.jsonl", plain)
+    )
+    options = ("--no-relearn", "--epochs", 1, "--out", tmp_path / "out")
+    result = run(*sets_given, *options)
+    assert result.exit_code == 0, result.output
+    assert f"note: {whole}" in " ".join(result.stderr.split())
 
 
 def assert_one_error(result: Any, message: str) -> None:

@@ -1,5 +1,9 @@
 """removal_report: whether something was removed from a model, what that cost, and whether it comes
-back, always with controls."""
+back.
+
+Relearning is always compared with the same training on never-seen data; the removal itself with
+another removal where one is given.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from interp.mitigation.removal.file_measures import (
 from interp.mitigation.removal.report import SHARES, RemovalReport
 from interp.mitigation.removal.stress import (
     Relearning,
-    halves,
+    halves_without_common_secrets,
     relearn,
     round_weights,
     rows_of,
@@ -148,8 +152,8 @@ def removal_report(
 
     Raises:
         ValueError: a model of another shape, an empty plan, another number of twins than of files,
-            a file that is in `forget` and in `twins` or `unseen`, no thresholds and no data for
-            them, a threshold of what is not measured, or a depth of another model.
+            a file of `forget` that is also in another set, no thresholds and no data for them, a
+            threshold that is no fraction or of what is not measured, or a depth of another model.
 
     Example:
         >>> forget, retain, unseen = batch.rows(slice(0, 6)), batch.rows(slice(6, 12)), control[:6]
@@ -230,15 +234,24 @@ def _check_sets(sets: _Sets, unseen: Batch | None) -> None:
             "forget, in their order, the same with secrets that no model has seen; pass other "
             "unseen data as unseen="
         )
-    for name, batch in (("twins", sets.twins), ("unseen", unseen)):
+    forgotten = {tuple(sequence) for sequence in sets.forget.sequences()}
+    never_seen = "expected data that no model has seen"
+    spared = "expected data that was not to be removed, or forgetting it would count as damage"
+    given = (
+        ("twins", sets.twins, never_seen),
+        ("unseen", unseen, never_seen),
+        ("held_out", sets.held_out, never_seen),
+        ("retain", sets.retain, spared),
+        ("memorized", sets.memorized, spared),
+        ("others", sets.others, spared),
+    )
+    for name, batch, expected in given:
         if batch is None:
             continue
-        forgotten = set(_sequences(sets.forget))
-        for number, sequence in enumerate(_sequences(batch)):
-            if sequence in forgotten:
+        for number, sequence in enumerate(batch.sequences()):
+            if tuple(sequence) in forgotten:
                 raise ValueError(
-                    f"row {number} of {name} is also in forget: expected data that no model has "
-                    "seen; leave it out"
+                    f"row {number} of {name} is also in forget: {expected}; leave it out"
                 )
 
 
@@ -251,13 +264,6 @@ def _never_seen(forget: Batch, twins: Batch | None, unseen: Batch | None) -> _Ne
         same_number = unseen.rows(slice(0, len(forget)))
         return _NeverSeen("unseen data", same_number, paired=False)
     return _NeverSeen("the secrets shuffled", shuffle_secrets(forget), paired=True)
-
-
-def _sequences(batch: Batch) -> Iterator[tuple[int, ...]]:
-    """The tokens of each row, without padding."""
-    for number, tokens in enumerate(batch.tokens):
-        own = tokens if batch.mask is None else tokens[batch.mask[number]]
-        yield tuple(own.tolist())
 
 
 def _thresholds(
@@ -277,6 +283,9 @@ def _thresholds(
                 f"a threshold of {unknown[0]!r}: expected one of what is measured: "
                 f"{', '.join(known)}"
             )
+        for name, most in given.items():
+            if not 0 <= most <= 1:
+                raise ValueError(f"the threshold of {name} is {most}: expected 0 to 1")
         return dict(given), "given"
     source = sets.twins if unseen is None else unseen
     if source is None:
@@ -344,22 +353,25 @@ def _measure_rounded(
 
 
 def _relearned(model: _Edited, sets: _Sets, recipe: Relearning, batch_size: int) -> _Measured:
-    """What is recited after fine-tuning on every second file: of these files, and of the others;
-    with the same training on never-seen secrets as control."""
+    """What is recited after fine-tuning on every second file: of these files, and of the others
+    that share no secret with them; with the same training on never-seen secrets as control."""
 
     def relearned(batch: Batch) -> dict[int, Values]:
         def measure(learner: Subject) -> Values:
             return _column(recite_files(learner, batch, batch_size=batch_size), "ma")
 
-        trained, _ = halves(len(batch))
+        trained, _ = halves_without_common_secrets(batch)
         return relearn(model.subject, rows_of(batch, trained), measure, recipe, model.plan)
 
     control = sets.never_seen
     of_forget = relearned(sets.forget)
     of_control = relearned(control.batch)
     found: _Measured = {}
-    rows_of_forget = halves(len(sets.forget))
-    rows_of_control = halves(len(control.batch))
+    rows_of_forget = halves_without_common_secrets(sets.forget)
+    if control.paired:
+        rows_of_control = rows_of_forget
+    else:
+        rows_of_control = halves_without_common_secrets(control.batch)
     for number, part in enumerate(("trained on", "not trained on")):
         own_rows = rows_of_forget[number]
         control_rows = rows_of_control[number]
@@ -428,7 +440,8 @@ def _level(measure: str, values: Values | Interval) -> Interval:
         return values
     mean = bootstrap(values)
     if measure == "perplexity":
-        low, estimate, high = np.exp([mean.low, mean.estimate, mean.high])
+        with np.errstate(over="ignore"):  # above 709 nats it is infinite, which counts as damage
+            low, estimate, high = np.exp([mean.low, mean.estimate, mean.high])
         return Interval(float(estimate), float(low), float(high), mean.n)
     if measure in SHARES and mean.estimate in (0, 1):
         return _of_agreeing_files(mean)
@@ -456,8 +469,9 @@ def _change(
         return change
     # Losses are paired, not perplexities: a rise of the loss by d multiplies perplexity by e^d.
     level = float(np.exp(before.mean()))
-    rise = [level * float(np.expm1(end)) for end in (change.estimate, change.low, change.high)]
-    return Interval(*rise, n=change.n)
+    with np.errstate(over="ignore"):
+        rise = level * np.expm1([change.estimate, change.low, change.high])
+    return Interval(*rise.tolist(), n=change.n)
 
 
 def _column(frame: pd.DataFrame, name: str) -> Values:

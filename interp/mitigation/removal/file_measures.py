@@ -137,12 +137,9 @@ def _with_secrets(batch: Batch) -> Iterator[tuple[list[int], int, int]]:
     """The tokens of each file without padding, the position of its first secret, and the end of its
     last one."""
     found = passages(batch)
-    for row in range(len(batch)):
+    for row, tokens in enumerate(batch.sequences()):
         own = [passage for passage in found if passage.row == row]
-        tokens = batch.tokens[row]
-        if batch.mask is not None:
-            tokens = tokens[batch.mask[row]]
-        yield tokens.tolist(), own[0].start, own[-1].stop
+        yield tokens, own[0].start, own[-1].stop
 
 
 def _text(subject: Subject, tokens: Sequence[int]) -> str:

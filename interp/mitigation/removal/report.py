@@ -115,7 +115,7 @@ class RemovalReport:
         rows = self._rows(group="damage", model="after")
         fall = -rows["change"]
         # Perplexity has no upper end: its rise is a fraction of what it was.
-        relative_rise = rows["change"] / (rows["estimate"] - rows["change"])
+        relative_rise = rows["change"] / self._before_damage(rows)
         is_perplexity = rows["measure"] == "perplexity"
         loss = fall.where(~is_perplexity, relative_rise)
         return rows[loss > self.tolerance]
@@ -124,7 +124,8 @@ class RemovalReport:
     def returned(self) -> pd.DataFrame:
         """The rows in which the forget set comes back: relearning or rounding of the weights takes
         its MA above the threshold. For relearning it must also be above that of never-seen data, by
-        more than the tolerance and beyond the interval."""
+        more than the tolerance and beyond the interval. Empty without a threshold of MA."""
+        # What is still above its threshold cannot come back, and no MA is above 1.
         limit = 1.0 if "ma" in self.above else self.thresholds.get("ma", 1.0)
         rounded = self._rows(group="rounding", measure="ma", model="after")
         found = [rounded[rounded["estimate"] > limit]]
@@ -227,6 +228,16 @@ class RemovalReport:
             chosen &= (self.frame[column] == value).to_numpy()
         return self.frame[chosen]
 
+    def _before_damage(self, rows: Any) -> Any:
+        """The estimate of the same measures before."""
+        # Not "estimate - change", which is NaN for a perplexity that became infinite: such a model,
+        # the most damaged of all, would count as not damaged.
+        found: list[float] = []
+        for _, row in rows.iterrows():
+            before: Any = self.row("damage", row["data"], row["measure"], model="before")
+            found.append(float(before["estimate"]))
+        return pd.Series(found, index=rows.index, dtype=float)
+
     def _above(self, model: str) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, most in self.thresholds.items():
@@ -243,12 +254,13 @@ class RemovalReport:
         clauses: list[str] = []
         for name in shown or list(self.thresholds)[:1]:
             before: Any = self.row("forgetting", "forget", name, model="before")["estimate"]
-            after = self.row("forgetting", "forget", name)
+            after: Any = self.row("forgetting", "forget", name)
             relation = "above" if name in self.above else "at most"
             limit = f"{self.thresholds[name]:.2f}"
+            files = "1 file" if after["files"] == 1 else f"{after['files']} files"
             source = "as given" if self.source == "given" else f"that of {self.source}"
             clauses.append(
-                f"{_name_of(after)} of the forget set ({after['files']} files) goes from "
+                f"{_name_of(after)} of the forget set ({files}) goes from "
                 f"{before:.2f} to {_shown(after)}, {relation} {limit} ({source})"
             )
         return clauses
@@ -265,6 +277,9 @@ class RemovalReport:
     def _on_return(self) -> list[str]:
         if not self.forgotten:
             return []  # what is still there cannot come back
+        if "ma" not in self.thresholds:
+            # An MA that may be anything is never too high: that none was would be no evidence.
+            return self._on_untested_return()
         tested: list[str] = []
         relearned = self._rows(group="relearning", model="after")
         if not relearned.empty:
@@ -272,7 +287,7 @@ class RemovalReport:
         # Only of bits to which the model before can be rounded and still recite: where rounding
         # alone destroys what was memorized, nothing could come back.
         rounded = self._rows(group="rounding", measure="ma", model="before")
-        rounded = rounded[rounded["estimate"] > self.thresholds.get("ma", 1.0)]
+        rounded = rounded[rounded["estimate"] > self.thresholds["ma"]]
         if not rounded.empty:
             tested.append(f"in weights rounded to {rounded['at'].min()} bits")
         if not tested:
@@ -295,6 +310,12 @@ class RemovalReport:
         for _, row in came_back[came_back["group"] == "rounding"].iterrows():
             clauses.append(f"in weights rounded to {row['at']} bits its MA is {_shown(row)}")
         return clauses
+
+    def _on_untested_return(self) -> list[str]:
+        tests: Any = self.frame["group"].isin(["relearning", "rounding"])
+        if not tests.any():
+            return []
+        return ["whether it comes back was not judged, because MA has no threshold"]
 
     def _on_membership(self) -> list[str]:
         rows = self._rows(group="membership", model="after")
@@ -320,8 +341,7 @@ class RemovalReport:
         if damage.empty:
             return [f"no measure of damage is worse by more than {self.tolerance:.0%}"]
         parts: list[str] = []
-        for _, row in damage.iterrows():
-            before = row["estimate"] - row["change"]
+        for (_, row), before in zip(damage.iterrows(), self._before_damage(damage), strict=True):
             parts.append(f"{_name_of(row)} from {before:.2f} to {_shown(row)}")
         return [f"it changes {', '.join(parts)}"]
 
@@ -336,15 +356,20 @@ def _name_of(row: Any) -> str:
 
 
 def _shown(row: Any) -> str:
+    # The interval of a single file has no width, which would look like certainty.
+    if row["files"] == 1:
+        return f"{row['estimate']:.2f} (1 file, so no interval)"
     return f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _figure(report: RemovalReport) -> Figure:
     frame: Any = report.frame
-    is_share = ~frame["group"].isin(["relearning"]) & (frame["measure"] != "perplexity")
-    shares = frame[is_share & (frame["data"] != "after minus control")]
-    perplexity = frame[frame["measure"] == "perplexity"]
-    relearned = frame[(frame["group"] == "relearning") & (frame["model"] == "after")]
+    is_perplexity = frame["measure"] == "perplexity"
+    is_relearned = frame["group"] == "relearning"
+    is_difference = frame["data"] == "after minus control"
+    shares = frame[~is_perplexity & ~is_relearned & ~is_difference]
+    perplexity = frame[is_perplexity]
+    relearned = frame[is_relearned & (frame["model"] == "after")]
 
     names = list(dict.fromkeys(_name_of(row) for _, row in shares.iterrows()))
     models = [name for name in _MODELS if name in set(frame["model"])]
@@ -410,8 +435,11 @@ def _draw_models(
 def _draw_limit(axes: Axes, limit: float, names: list[str]) -> None:
     """The threshold, at the rows that it is about."""
     for row, name in enumerate(names):
-        if name == "MA" or name.startswith("MA, "):
-            axes.plot([limit, limit], [row - 0.45, row + 0.45], label="threshold of MA", **LEVEL)
+        is_of_forget_set = name == "MA" or name.startswith("MA, ")
+        if is_of_forget_set:
+            bottom = row - 0.45
+            top = row + 0.45
+            axes.plot([limit, limit], [bottom, top], label="threshold of MA", **LEVEL)
 
 
 def _draw_relearned(axes: Axes, rows: Any, curves: list[str], look_of: Mapping[str, Any]) -> None:

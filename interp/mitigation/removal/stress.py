@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from interp.hooks.modes import dropout_off
 from interp.interventions.plan import Plan
+from interp.memorization.recitation import passages
+from interp.mitigation.unlearning.sets import SHORTEST_SECRET
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject, evaluating, token_losses
 from interp.training.fit import Step, fit
@@ -29,8 +31,9 @@ _GROUP = 32  # weights that are rounded on one scale
 class Relearning:
     """How a copy of the model is fine-tuned to bring back what was removed.
 
-    It is trained on every second file, all of them in each step, by AdamW without dropout. What it
-    then recites of the other files was not relearned: it was still there.
+    It is trained on every second file, all of them in each step, by AdamW without dropout and in
+    single precision at least. What it then recites of other files, without any of the same secrets,
+    was not relearned: it was still there.
 
     Attributes:
         steps: after how many optimizer steps to measure; 0 is before the first.
@@ -94,6 +97,11 @@ def relearn(
         (True, True)
     """
     learner = duplicate(subject)
+    # Half-precision weights are too coarse for small steps, which would be rounded away: nothing
+    # would come back, whatever is still there.
+    parameters = learner.module.parameters()
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters):
+        learner.module.float()
     found: dict[int, Found] = {}
 
     def measure_after(steps: int) -> None:
@@ -130,8 +138,9 @@ def round_weights(subject: Subject, bits: int, group: int = _GROUP) -> Subject:
     """Returns a copy of a model whose weight matrices are rounded to a number of bits.
 
     Each group of neighbouring weights is rounded to the nearest of 2^bits - 1 levels, which are
-    evenly spaced and reach to its largest absolute value. Embeddings, with a head that shares their
-    weights, biases and norms stay as they are, as they do in common quantized models.
+    evenly spaced and reach to its largest absolute value. So are stacks of matrices, as of experts.
+    Embeddings, with a head that shares their weights, biases and norms stay as they are, as they do
+    in common quantized models.
 
     Args:
         subject: the model, which stays as it is.
@@ -139,7 +148,8 @@ def round_weights(subject: Subject, bits: int, group: int = _GROUP) -> Subject:
         group: number of weights that share a scale.
 
     Raises:
-        ValueError: another number of bits, a group without weights, or weights that are offloaded.
+        ValueError: another number of bits, a group without weights, weights that are offloaded, or
+            no weights that are rounded.
 
     Example:
         >>> from interp.mitigation.removal.stress import round_weights
@@ -157,11 +167,27 @@ def round_weights(subject: Subject, bits: int, group: int = _GROUP) -> Subject:
     for module in rounded.module.modules():
         if isinstance(module, nn.Embedding):
             embeddings.add(module.weight)
+    weights = [
+        parameter
+        for parameter in rounded.module.parameters()
+        if _is_matrix(parameter) and parameter not in embeddings
+    ]
+    if not weights:
+        raise ValueError(
+            f"{subject.name} has no weight matrices to round: expected at least one apart from "
+            "embeddings; leave rounding out (bits=())"
+        )
     with torch.no_grad():
-        for parameter in rounded.module.parameters():
-            if parameter.ndim == 2 and parameter not in embeddings:
-                parameter.copy_(_nearest_level(parameter, bits, group))
+        for parameter in weights:
+            parameter.copy_(_nearest_level(parameter, bits, group))
     return rounded
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    """Whether a weight is a matrix, or a stack of matrices."""
+    # With a length of 1 it is no stack: position embeddings, and convolutions of each channel.
+    is_stack = weight.ndim == 3 and min(weight.shape) > 1
+    return weight.is_floating_point() and (weight.ndim == 2 or is_stack)
 
 
 def duplicate(subject: Subject) -> Subject:
@@ -257,6 +283,35 @@ def halves(count: int) -> tuple[list[int], list[int]]:
         ([0, 2, 4], [1, 3])
     """
     return list(range(0, count, 2)), list(range(1, count, 2))
+
+
+def halves_without_common_secrets(batch: Batch) -> tuple[list[int], list[int]]:
+    """Returns the rows that are trained on in relearning, and those that can be compared with them.
+
+    The second half lacks every file with a secret, or other run of tokens that count, that is also
+    in the first: what is recited of it may have been relearned from there. Runs of fewer than four
+    tokens are not compared, because they occur by chance.
+
+    Args:
+        batch: the files.
+
+    Example:
+        >>> from interp.mitigation.removal.stress import halves_without_common_secrets
+        >>> twice = batch.rows(torch.tensor([0, 1, 2, 0]))
+        >>> halves_without_common_secrets(twice)
+        ([0, 2], [1])
+    """
+    secrets: dict[int, set[tuple[int, ...]]] = {row: set() for row in range(len(batch))}
+    for passage in passages(batch):
+        if passage.stop - passage.start < SHORTEST_SECRET:
+            continue
+        tokens = batch.tokens[passage.row, passage.start : passage.stop]
+        secrets[passage.row].add(tuple(tokens.tolist()))
+    trained, others = halves(len(batch))
+    known: set[tuple[int, ...]] = set()
+    for row in trained:
+        known |= secrets[row]
+    return trained, [row for row in others if not secrets[row] & known]
 
 
 def _nearest_level(weight: Tensor, bits: int, group: int) -> Tensor:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from interp.subject.batch import Batch
 from interp.subject.subject import Subject, token_losses
 
 # A shorter run of tokens stands in other texts by chance.
-_SHORTEST_SECRET = 4
+SHORTEST_SECRET = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +112,8 @@ def check_sets(subject: Subject, sets: Sets) -> None:
     except ValueError as error:
         raise ValueError(f"retain: {error}") from error
 
-    forgotten = list(_sequences(sets.forget))
-    kept = list(_sequences(retain))
+    forgotten = sets.forget.sequences()
+    kept = retain.sequences()
     for row, sequence in enumerate(kept):
         if sequence in forgotten:
             raise ValueError(
@@ -125,7 +123,7 @@ def check_sets(subject: Subject, sets: Sets) -> None:
 
     shown = [_shown(subject, sequence) for sequence in kept]
     for secret in secrets:
-        if secret.stop - secret.start < _SHORTEST_SECRET:
+        if secret.stop - secret.start < SHORTEST_SECRET:
             continue
         tokens = sets.forget.tokens[secret.row, secret.start : secret.stop].tolist()
         needle = _shown(subject, tokens).strip()
@@ -138,13 +136,6 @@ def check_sets(subject: Subject, sets: Sets) -> None:
                     f"(tokens {secret.start} to {secret.stop}): it would be trained to be kept; "
                     "leave that row out of retain"
                 )
-
-
-def _sequences(batch: Batch) -> Iterator[list[int]]:
-    """The tokens of each row, without padding."""
-    mask = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask
-    for tokens, own in zip(batch.tokens, mask, strict=True):
-        yield tokens[own].tolist()
 
 
 def _shown(subject: Subject, tokens: list[int]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from interp.hooks.modes import dropout_off
 from interp.mitigation.unlearning.localized import gradients_only_into
 from interp.mitigation.unlearning.methods import Loss, Method, find
-from interp.mitigation.unlearning.sets import Sets, check_sets
+from interp.mitigation.unlearning.sets import Sets, check_sets, real
 from interp.mitigation.unlearning.stopping import Stop
 from interp.sites.units import Units
 from interp.subject.batch import Batch
@@ -235,8 +235,11 @@ def _options(method: Method) -> dict[str, Any]:
 
 
 def _digest(batch: Batch) -> str:
-    """A hash of the tokens of a batch, and of which of them count."""
-    parts = (batch.tokens.long(), batch.counted)
+    """A hash of all that the losses read of a batch."""
+    # What is not padding is trained on too, as context, where it does not count.
+    parts = [batch.tokens.long(), batch.counted, real(batch)]
+    for _, value in sorted(batch.conditioning.items()):
+        parts.append(value.double())
     return _hash(b"".join(part.cpu().numpy().tobytes() for part in parts))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -317,6 +318,40 @@ def test_a_single_file_has_no_half_that_is_not_trained_on():
     assert "forget, trained on" in set(report.frame["data"])
     assert "forget, not trained on" not in set(report.frame["data"])
     assert report.returned is not None
+    assert "MA of the forget set (1 file) goes from 1.00 to " in report.verdict
+    assert " (1 file, so no interval), at most 0.50 (as given)" in report.verdict
+
+
+def test_relearning_is_not_measured_on_files_whose_secrets_were_trained_on():
+    forget = data()["forget"].rows(torch.tensor([0, 1, 2, 0, 4]))
+    report = interp.removal_report(
+        memorized(),
+        unlearned(),
+        forget,
+        twins=data()["twins"],
+        ngrams=(),
+        bits=(),
+        relearning=Relearning((0, 2), lr=1e-3),
+    )
+    learner = duplicate(unlearned())
+    interp.fit(learner, [forget.rows(slice(0, None, 2))] * 2, 2, lr=1e-3, clip=1.0)
+    ma = by_row(recitation(learner, forget, ()))["ma"]
+    for data_of in ("forget", "never seen", "forget minus never seen"):
+        assert report.row("relearning", f"{data_of}, not trained on", "ma", 2)["files"] == 1
+        assert report.row("relearning", f"{data_of}, trained on", "ma", 2)["files"] == 3
+    found = report.row("relearning", "forget, not trained on", "ma", 2)
+    assert found["estimate"] == pytest.approx(ma[1])
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite():
+    broken = duplicate(unlearned())
+    with torch.no_grad():
+        broken.module.lm_head.weight.mul_(1e4)
+    report = compare(broken, "unseen", "held_out")
+    row = report.row("damage", "held_out", "perplexity")
+    assert np.isinf(row["estimate"])
+    assert np.isinf(row["change"])
+    assert "held_out" in set(report.damage["data"])
 
 
 def test_shares_of_files_that_agree_have_the_interval_of_their_number():
@@ -356,6 +391,12 @@ def test_what_makes_no_sense_is_refused():
         ({"twins": data()["unseen"]}, "6 twins of 5 files: expected for each file of forget"),
         ({"twins": forget}, "row 0 of twins is also in forget"),
         ({"unseen": padded}, "row 2 of unseen is also in forget: .* leave it out"),
+        ({"held_out": padded}, "row 2 of held_out is also in forget: expected data that no model"),
+        ({"retain": padded}, "row 2 of retain is also in forget: .* would count as damage"),
+        ({"memorized": padded}, "row 2 of memorized is also in forget: .* would count as damage"),
+        ({"others": padded}, "row 2 of others is also in forget: .* would count as damage"),
+        ({"thresholds": {"ma": 30}}, "the threshold of ma is 30: expected 0 to 1"),
+        ({"thresholds": {"ma": math.nan}}, "the threshold of ma is nan: expected 0 to 1"),
         ({"unseen": None}, "no thresholds: expected thresholds=.*unseen= or twins="),
         ({"thresholds": {"el_5": 0.1}}, "a threshold of 'el_5': expected one of .*: ma, el_3"),
         ({"depths": {"afterwards": Interval(0, 0, 0, 1)}}, r"depths of \['afterwards'\]: expected"),

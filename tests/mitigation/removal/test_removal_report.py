@@ -203,6 +203,24 @@ def test_damage_is_a_fall_of_a_share_or_a_rise_of_perplexity():
     assert report(better).damage.empty
 
 
+def test_an_infinite_perplexity_is_damage():
+    made = report({("damage", "held_out", "perplexity", 0): (90.0, math.inf)})
+    assert list(made.damage["data"]) == ["held_out"]
+    assert made.outcome == "costly"
+    assert "it changes held-out perplexity from 90.00 to inf [inf, inf]" in made.verdict
+    figure_laws.check(made.plot())
+
+
+def test_without_a_threshold_of_ma_nothing_is_said_about_coming_back():
+    made = report(RELEARNED | ROUNDED)
+    without = RemovalReport(made.frame, {"el_10": 0.05}, "given", 0.05, made.about)
+    assert "whether it comes back was not judged, because MA has no threshold" in without.verdict
+    assert "no sign" not in without.verdict
+    tests = made.frame["group"].isin(["relearning", "rounding"])
+    untested = RemovalReport(made.frame[~tests], {"el_10": 0.05}, "given", 0.05, made.about)
+    assert "comes back" not in untested.verdict
+
+
 def test_without_sets_the_verdict_says_that_damage_was_not_measured():
     made = report()
     frame = made.frame[made.frame["group"].isin(["forgetting"])]

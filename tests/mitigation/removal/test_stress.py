@@ -17,6 +17,7 @@ from interp.mitigation.removal.stress import (
     Relearning,
     duplicate,
     halves,
+    halves_without_common_secrets,
     relearn,
     round_weights,
     rows_of,
@@ -207,3 +208,51 @@ def test_halves_share_no_row():
     assert halves(1) == ([0], [])
     assert halves(4) == ([0, 2], [1, 3])
     assert rows_of(secrets(), [3, 1]).tokens.tolist() == secrets().tokens[[3, 1]].tolist()
+
+
+def test_files_that_share_a_secret_with_those_trained_on_are_left_out():
+    batch = secrets().rows(torch.tensor([0, 1, 2, 3, 1, 2]))
+    tokens = batch.tokens.clone()
+    tokens[5, :8] = tokens[0, :8]  # the same secret as in file 2, in other surroundings
+    assert halves_without_common_secrets(replace(batch, tokens=tokens)) == ([0, 2, 4], [3])
+    assert batch.scored is not None
+    short = batch.scored & (torch.arange(batch.length) < 11)  # three tokens occur by chance
+    assert halves_without_common_secrets(replace(batch, scored=short)) == halves(6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_steps_are_not_rounded_away_in_half_precision(dtype):
+    half = duplicate(subject())
+    half.module.to(dtype)
+    with tiny.untouched(half.module):
+        found = relearn(half, secrets(), weights, Relearning((0, 1), lr=1e-7))
+    precise = duplicate(half)
+    precise.module.float()
+    expected = relearn(precise, secrets(), weights, Relearning((0, 1), lr=1e-7))
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[1], expected[1])
+    assert next(half.module.parameters()).dtype == dtype
+
+
+def weights(learner: interp.Subject) -> torch.Tensor:
+    return torch.cat([value.detach().flatten() for value in learner.module.parameters()])
+
+
+def test_stacks_of_matrices_are_rounded_and_what_only_looks_like_one_is_not():
+    model = duplicate(subject())
+    module = model.module
+    module.experts = torch.nn.Parameter(torch.randn(2, 4, 32))
+    module.positions = torch.nn.Parameter(torch.randn(1, 4, 32))
+    found = dict(round_weights(model, 2).module.named_parameters())
+    assert len(found["experts"][1, 2].unique()) <= 3
+    assert torch.equal(found["positions"], module.positions)
+
+
+def test_a_model_with_nothing_to_round_is_refused():
+    model = duplicate(subject())
+    for module in list(model.module.modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.ndim == 2:
+                setattr(module, name, torch.nn.Parameter(weight.detach()[0]))
+    with pytest.raises(ValueError, match=r"has no weight matrices to round: .* leave rounding out"):
+        round_weights(model, 4)

@@ -279,6 +279,12 @@ def test_killed_at_any_step_it_ends_with_the_same_bits(tmp_path):
 
 def test_the_state_of_another_unlearning_is_refused(tmp_path):
     forget, retain = data()
+    # what counts is the same, but not the context
+    mask = torch.ones_like(forget.tokens, dtype=torch.bool)
+    mask[:, -1] = False
+    scored = torch.arange(forget.length) == forget.length - 2
+    forget = replace(forget, scored=scored.expand(len(forget), -1))
+    shorter = replace(forget, mask=mask)
     given: dict[str, Any] = {"lr": 1e-3, "checkpoints": Checkpoints(tmp_path, every=1)}
     interp.unlearn(learner(), forget, retain, stop=Stop(epochs=2), **given)
     trained = learner()
@@ -289,6 +295,7 @@ def test_the_state_of_another_unlearning_is_refused(tmp_path):
         (learner(), {"method": "cu"}, (forget, retain), "method='codeeraser', now 'cu'"),
         (learner(), {"units": trained.units("neurons")}, (forget, retain), "units=None"),
         (learner(), {}, (retain, forget), "forget="),
+        (learner(), {}, (shorter, retain), "forget="),
     ):
         with pytest.raises(ValueError, match=f"another training: {message}"):
             interp.unlearn(subject, *sets, stop=Stop(epochs=2), **given, **options)

@@ -75,7 +75,9 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
         [(12, 16, 48)]
     """
     fired: Counter[Site] = Counter()
-    clock = Clock(differentiated=torch.is_grad_enabled())
+    stacks = subject.anatomy.stacks.values()
+    blocks = tuple(f"{path}." for paths in stacks for path in paths)
+    clock = Clock(blocks=blocks, differentiated=torch.is_grad_enabled())
     with ExitStack() as stack:
         stack.enter_context(compiled_graphs_off())
         stack.enter_context(generation_followed(subject.module, getattr(subject, "lead", 0)))
@@ -127,6 +129,7 @@ def _hook_clock(stack: ExitStack, subject: Hooked, clock: Clock) -> None:
         value = first_tensor((args, kwargs))
         if value is not None and value.ndim == 3:
             clock.see(value)
+            clock.in_blocks = clock.length
 
     first_blocks = [blocks[0] for blocks in subject.anatomy.stacks.values()]
     visits = dict.fromkeys(first_blocks, reach_blocks)

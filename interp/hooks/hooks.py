@@ -319,7 +319,7 @@ def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
         >>> bool(loss == subject.losses(batch).mean())
         True
     """
-    edits = lower_plans(subject.anatomy, *plans)
+    edits = runnable_edits(subject, *plans)
     edits_by_site: dict[Site, list[tuple[int, Edit]]] = {}
     for number, edit in enumerate(edits):
         site = subject.anatomy.resolve(edit.site)
@@ -427,9 +427,52 @@ def lower_plans(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
     return edits
 
 
+def runnable_edits(subject: Hooked, *plans: Plan) -> list[Edit]:
+    """Returns plans as edits, checked against the model and against its modules.
+
+    Args:
+        subject: the model on which they are to run.
+        plans: interventions, or sequences of interventions, in order.
+
+    Raises:
+        ValueError: the units were chosen on a model of another shape, or weights are added to what
+            is not one linear map.
+        SiteError: a site is unknown.
+
+    Example:
+        >>> from interp.hooks.hooks import runnable_edits
+        >>> site = interp.Site.parse("blocks.0.attn_out")
+        >>> plan = interp.AddWeights(subject.units(site), values={site: np.eye(32)})
+        >>> runnable_edits(subject, plan)
+        Traceback (most recent call last):
+        ValueError: blocks.0.attn_out is model.layers.0.self_attn:out, of a LlamaAttention: ...
+    """
+    edits = lower_plans(subject.anatomy, *plans)
+    for edit in edits:
+        if edit.weight is not None:
+            _check_linear(subject, edit.site)
+    return edits
+
+
+# Shapes alone do not show it: a whole attention is often as wide at its input as its
+# out-projection, and D x would be added with the x of another module.
+def _check_linear(subject: Hooked, site: Site) -> None:
+    place = subject.anatomy.place(site)
+    module = subject.module.get_submodule(place.path)
+    weight = getattr(module, "weight", None)
+    has_matrix = isinstance(weight, Tensor) and weight.ndim == 2
+    # Quantized linear layers may have no weight under this name.
+    names_its_sizes = hasattr(module, "in_features") and hasattr(module, "out_features")
+    if not has_matrix and not names_its_sizes:
+        raise ValueError(
+            f"{site} is {place}, of a {type(module).__name__}: weights are added to the output of "
+            "a linear map, by its module path, such as 'model.layers.3.mlp.up_proj:out'"
+        )
+
+
 def _check_weight(anatomy: Anatomy, edit: Edit, weight: Tensor) -> None:
-    """Raises ValueError for weights that are added elsewhere than to one linear map of their own
-    shape."""
+    """Raises ValueError for weights that are added elsewhere than to the plain output of a module,
+    or that do not have its number of inputs."""
     place = anatomy.place(edit.site)
     if place.side != "out" or place.base is not None or place.scale != 1:
         raise ValueError(

@@ -126,7 +126,8 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 
 def _plain_number(value: Any) -> Any:
     """A scalar of numpy or torch as Python's own."""
-    if hasattr(value, "item"):
+    # An array of one number is not that number.
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         return value.item()
     raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 

@@ -17,7 +17,7 @@ from interp.hooks.hooks import Hooked, lower_plans
 from interp.interventions.edit import Edit
 from interp.interventions.kinds import Intervention
 from interp.interventions.plan import Plan, interventions
-from interp.sites.anatomy import Anatomy, Place, as_rows
+from interp.sites.anatomy import Anatomy, Place, as_rows, axes_are_known
 
 _USE_HOOKS = "run it with subject.intervened(plan)"
 
@@ -134,6 +134,11 @@ def _rows(subject: Hooked, edit: Edit) -> Tensor:
             f"so it cannot be edited; {_USE_HOOKS}"
         )
     if edit.weight is not None:
+        if not axes_are_known(projection):
+            raise ValueError(
+                f"{edit.site}: which axis of the square weight of a {type(projection).__name__} "
+                f"is its inputs cannot be told; {_USE_HOOKS}"
+            )
         return as_rows(projection, own).T.detach()
     return subject.anatomy.out_weight(subject.module, edit.site).detach()
 

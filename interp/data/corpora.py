@@ -66,7 +66,8 @@ class GradedCorpus:
     Attributes:
         documents: the documents, with the copies between them.
         table: one row per passage: its number (`passage`), its `text`, how many `copies` were
-            planted, and in how many documents it stands anyway (`already`).
+            planted, and in how many documents it stands anyway (`already`), those included that
+            are copies of a longer passage.
     """
 
     documents: tuple[Document, ...]
@@ -229,8 +230,11 @@ def plant(
     random = Random(f"plant {seed}")
     before: list[list[Document]] = [[] for _ in range(len(documents) + 1)]
     rows: list[dict[str, object]] = []
-    for number, (passage, count) in enumerate(zip(passages, cycle(copies), strict=False)):
+    dealt = list(zip(passages, cycle(copies), strict=False))
+    for number, (passage, count) in enumerate(dealt):
         already = sum(passage in document.text for document in documents)
+        # Each copy of a longer passage is one more time that this one is trained on.
+        already += sum(times for other, times in dealt if other != passage and passage in other)
         rows.append({"passage": number, "text": passage, "copies": count, "already": already})
         for copy in range(count):
             place = random.randrange(len(before))

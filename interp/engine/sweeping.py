@@ -28,6 +28,7 @@ from interp.hooks.hooks import (
     input_of,
     intervened,
     lower_plans,
+    runnable_edits,
     tapped,
 )
 from interp.interventions.edit import Edit, apply
@@ -369,7 +370,7 @@ def _run_grown(
     for copy, fork in enumerate(forks, start=1):
         first = copy * size
         rows = slice(first, first + size)
-        for edit in lower_plans(subject.anatomy, fork.plan):
+        for edit in runnable_edits(subject, fork.plan):
             site = subject.anatomy.resolve(edit.site)
             at_site = edits_by_site.setdefault(site, [])
             at_site.append((len(edits), rows, edit))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from interp.errors import HookError
 from interp.hooks.forward_override import method_replaced
 from interp.interventions.edit import Edit
+from interp.sites.site import Site
 
 _DECLARE = (
     "decode with subject.generate, or declare the prompt: "
@@ -81,6 +82,8 @@ class Clock:
         offset: absolute position of the first position in this forward; with a KV cache, the number
             of positions that the cache holds.
         length: how many positions this forward has.
+        blocks: paths of all blocks, each with a dot behind it.
+        in_blocks: how many positions the blocks of the stack that began last see; 0 before it.
         prompt: how many leading positions of the sequence are prompt.
         read: how many positions of the sequence have been read, this forward included.
         tokens: what the last forward without a cache read.
@@ -93,6 +96,8 @@ class Clock:
 
     offset: int = 0
     length: int = 0
+    blocks: tuple[str, ...] = ()
+    in_blocks: int = 0
     prompt: int = 0
     read: int = 0
     tokens: Tensor | None = None
@@ -107,6 +112,7 @@ class Clock:
         """Reads, from the arguments of a model's forward, where in the sequence it starts."""
         self.differentiated = torch.is_grad_enabled()
         self.offset = 0
+        self.in_blocks = 0
         self.find_offset(args, kwargs)
         declared = _declared.get()
         if declared is not self.declared:
@@ -207,7 +213,7 @@ class Clock:
         """
         unknown = ""
         if edit.needs_positions:
-            unknown = self.uncounted or self.unknown_position
+            unknown = self.uncounted or self.unknown_position or self._unknown_in(edit.site)
         if edit.when != "all":
             unknown = unknown or self.unknown_prompt
         if unknown:
@@ -216,6 +222,14 @@ class Clock:
                 f"{unknown}"
             )
         return edit.active(self.offset, self.length, self.prompt)
+
+    # A head is run at the last positions alone where no other logits are wanted. They would be
+    # counted from 0.
+    def _unknown_in(self, site: Site) -> str:
+        is_outside = site.is_module_path and not site.point.startswith(self.blocks)
+        if not is_outside or self.length >= self.in_blocks:
+            return ""
+        return f"this module sees {self.length} of the {self.in_blocks} positions of the blocks"
 
     def samples(self, rows: int) -> int:
         """Returns how many neighbouring rows of a forward belong to one prompt.

@@ -75,7 +75,9 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
         [(12, 16, 48)]
     """
     fired: Counter[Site] = Counter()
-    clock = Clock(differentiated=torch.is_grad_enabled())
+    stacks = subject.anatomy.stacks.values()
+    blocks = tuple(f"{path}." for paths in stacks for path in paths)
+    clock = Clock(blocks=blocks, differentiated=torch.is_grad_enabled())
     with ExitStack() as stack:
         stack.enter_context(compiled_graphs_off())
         stack.enter_context(generation_followed(subject.module, getattr(subject, "lead", 0)))
@@ -127,6 +129,7 @@ def _hook_clock(stack: ExitStack, subject: Hooked, clock: Clock) -> None:
         value = first_tensor((args, kwargs))
         if value is not None and value.ndim == 3:
             clock.see(value)
+            clock.in_blocks = clock.length
 
     first_blocks = [blocks[0] for blocks in subject.anatomy.stacks.values()]
     visits = dict.fromkeys(first_blocks, reach_blocks)
@@ -316,7 +319,7 @@ def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
         >>> bool(loss == subject.losses(batch).mean())
         True
     """
-    edits = lower_plans(subject.anatomy, *plans)
+    edits = runnable_edits(subject, *plans)
     edits_by_site: dict[Site, list[tuple[int, Edit]]] = {}
     for number, edit in enumerate(edits):
         site = subject.anatomy.resolve(edit.site)
@@ -424,9 +427,52 @@ def lower_plans(anatomy: Anatomy, *plans: Plan) -> list[Edit]:
     return edits
 
 
+def runnable_edits(subject: Hooked, *plans: Plan) -> list[Edit]:
+    """Returns plans as edits, checked against the model and against its modules.
+
+    Args:
+        subject: the model on which they are to run.
+        plans: interventions, or sequences of interventions, in order.
+
+    Raises:
+        ValueError: the units were chosen on a model of another shape, or weights are added to what
+            is not one linear map.
+        SiteError: a site is unknown.
+
+    Example:
+        >>> from interp.hooks.hooks import runnable_edits
+        >>> site = interp.Site.parse("blocks.0.attn_out")
+        >>> plan = interp.AddWeights(subject.units(site), values={site: np.eye(32)})
+        >>> runnable_edits(subject, plan)
+        Traceback (most recent call last):
+        ValueError: blocks.0.attn_out is model.layers.0.self_attn:out, of a LlamaAttention: ...
+    """
+    edits = lower_plans(subject.anatomy, *plans)
+    for edit in edits:
+        if edit.weight is not None:
+            _check_linear(subject, edit.site)
+    return edits
+
+
+# Shapes alone do not show it: a whole attention is often as wide at its input as its
+# out-projection, and D x would be added with the x of another module.
+def _check_linear(subject: Hooked, site: Site) -> None:
+    place = subject.anatomy.place(site)
+    module = subject.module.get_submodule(place.path)
+    weight = getattr(module, "weight", None)
+    has_matrix = isinstance(weight, Tensor) and weight.ndim == 2
+    # Quantized linear layers may have no weight under this name.
+    names_its_sizes = hasattr(module, "in_features") and hasattr(module, "out_features")
+    if not has_matrix and not names_its_sizes:
+        raise ValueError(
+            f"{site} is {place}, of a {type(module).__name__}: weights are added to the output of "
+            "a linear map, by its module path, such as 'model.layers.3.mlp.up_proj:out'"
+        )
+
+
 def _check_weight(anatomy: Anatomy, edit: Edit, weight: Tensor) -> None:
-    """Raises ValueError for weights that are added elsewhere than to one linear map of their own
-    shape."""
+    """Raises ValueError for weights that are added elsewhere than to the plain output of a module,
+    or that do not have its number of inputs."""
     place = anatomy.place(edit.site)
     if place.side != "out" or place.base is not None or place.scale != 1:
         raise ValueError(

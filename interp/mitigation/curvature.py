@@ -38,7 +38,7 @@ from interp.hooks.hooks import captured
 from interp.interventions.kinds import AddWeights
 from interp.localization.window_losses import differentiating
 from interp.progress import track
-from interp.sites.anatomy import Sites, as_rows
+from interp.sites.anatomy import Sites, as_rows, axes_are_known
 from interp.sites.site import Site
 from interp.sites.units import all_units
 from interp.subject.batch import Batch, Batches, batches
@@ -121,7 +121,7 @@ class Spectrum:
                 any curvature.
 
         Raises:
-            ValueError: another share, or no component has any curvature.
+            ValueError: another share, no component has any curvature, or one is not finite.
         """
         if not 0 < mass <= 1:
             raise ValueError(
@@ -133,6 +133,8 @@ class Spectrum:
         values, order = flat.sort(descending=True, stable=True)
         sums = values.cumsum(0)
         total = sums[-1]
+        if not torch.isfinite(total):
+            raise ValueError(f"the curvatures add up to {total}: expected finite numbers")
         if total <= 0:
             raise ValueError(
                 "no component has any curvature: the loss on the text does not depend on this map; "
@@ -235,7 +237,7 @@ def kronecker_factors(
 
     Raises:
         SiteError: a site is unknown, or is not the output of a linear map with a plain weight.
-        ValueError: unknown labels, or no positions.
+        ValueError: unknown labels, no positions, or activations or gradients that are not finite.
 
     Example:
         >>> from interp.mitigation.curvature import kronecker_factors
@@ -425,7 +427,7 @@ def _weight(subject: Subject, site: Site) -> Float[Tensor, "outputs inputs"]:
     values = stored(subject.module, f"{place.path}.weight", weight).detach()
     matrix = as_rows(module, values).T
     inputs = subject.anatomy.place(_input_of(subject, site)).width
-    if matrix.shape != (place.width, inputs):
+    if matrix.shape != (place.width, inputs) or not axes_are_known(module):
         raise _not_linear(site, module)
     return matrix.to(torch.promote_types(matrix.dtype, torch.float32))
 
@@ -480,6 +482,17 @@ class _Sums:
                     f"no positions to take the curvature of {site} over: give texts longer than "
                     f"the {self.skip} positions that are skipped"
                 )
+            # An infinity would become NaN in the eigenbases, and every order of components then
+            # looks as good as any other.
+            for name, total in (
+                ("activations", self.of_inputs[site]),
+                ("gradients", self.of_gradients[site]),
+            ):
+                if not bool(total.isfinite().all()):
+                    raise ValueError(
+                        f"the {name} at {site} are not finite, or too large to be squared: load "
+                        "the model in bfloat16 or float32"
+                    )
             found[site] = Factors(
                 self.of_inputs[site] / count, self.of_gradients[site] / count, count
             )

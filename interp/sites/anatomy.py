@@ -429,3 +429,18 @@ def out_rows(projection: nn.Module) -> Float[Tensor, "inputs outputs"]:
 def as_rows(projection: nn.Module, weight: Tensor) -> Float[Tensor, "inputs outputs"]:
     """Returns the weight of a linear layer, which may be stored elsewhere, as `out_rows` does."""
     return weight.T if isinstance(projection, nn.Linear) else weight
+
+
+def axes_are_known(projection: nn.Module) -> bool:
+    """Returns whether `as_rows` of a layer can be trusted: a square weight of a type of one's own
+    would fit with its axes exchanged, too.
+
+    Example:
+        >>> from interp.sites.anatomy import axes_are_known
+        >>> axes_are_known(torch.nn.Linear(2, 2))
+        True
+    """
+    weight = getattr(projection, "weight", None)
+    is_square = isinstance(weight, Tensor) and len(set(weight.shape)) == 1
+    is_conv1d = any(kind.__name__ == "Conv1D" for kind in type(projection).__mro__)
+    return isinstance(projection, nn.Linear) or is_conv1d or not is_square

@@ -581,11 +581,15 @@ def _check_logits(predicted: Tensor, batch: Batch) -> None:
 
 def _start_tokens(tokenizer: Any) -> tuple[int, ...]:
     """What a tokenizer puts in front of a text: the tokens before those of the text alone."""
+    failure: Exception | None = None
+    took_any = False
     for text in _texts_to_try(tokenizer):
         try:
             alone = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        except Exception:  # noqa: BLE001 - what tokenizers raises for a word without a token
+        except Exception as error:  # noqa: BLE001 - what tokenizers raises for a word without a token
+            failure = error
             continue
+        took_any = True
         if not alone:
             continue  # the tokenizer knows no token of this text
         presented = list(tokenizer(text, verbose=False)["input_ids"])
@@ -597,6 +601,12 @@ def _start_tokens(tokenizer: Any) -> tuple[int, ...]:
             "special tokens, do not appear: what it puts in front cannot be told; pass bos=False "
             "and put the start tokens in front of token ids by hand"
         )
+    # That no text could be written does not mean that nothing is put in front.
+    if failure is not None and not took_any:
+        raise ValueError(
+            f"the tokenizer takes no text ({failure}): what it puts in front cannot be told; pass "
+            "bos=False and put the start tokens in front of token ids by hand"
+        ) from failure
     return ()
 
 

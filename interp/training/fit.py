@@ -192,6 +192,8 @@ def fit(
         "floor": floor,
         "clip": clip,
     }
+    if objective is not None:
+        recipe["objective"] = "given"  # never continued from a training without one
     checkpoints = _with_recipe(checkpoints, evaluation, recipe, processes)
     optimizer = torch.optim.AdamW(
         subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interp.files import replaced, writable
+from interp.files import writable, write_json
 from interp.subject.subject import Subject
 from interp.training.state import load_weights, save_weights
 
@@ -169,8 +169,7 @@ def _check_same(file: Path, pool: ReferencePool) -> None:
     halves = hashlib.sha256(np.packbits(pool.members).tobytes()).hexdigest()
     about = {"models": pool.models, "examples": pool.members.shape[1], "halves": halves}
     if not file.exists():
-        with replaced(file) as temporary:
-            temporary.write_text(json.dumps(about))
+        write_json(file, about)
         return
     before = json.loads(file.read_text())
     if before != about:

@@ -177,3 +177,8 @@ def test_passages_that_cannot_be_planted_are_named(passages):
 def test_copies_below_one_are_named(copies):
     with pytest.raises(ValueError, match="expected whole numbers of at least 1"):
         plant(named("a"), ["b"], copies, seed=0)
+
+
+def test_copies_of_a_longer_passage_are_among_those_that_stand_there_anyway():
+    corpus = plant(named("a two"), ["two", "one two", "two one two"], (1, 4, 16), seed=0)
+    assert list(corpus.table["already"]) == [1 + 4 + 16, 16, 0]

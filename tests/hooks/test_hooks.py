@@ -311,3 +311,20 @@ def test_outputs_in_mappings_of_any_kind_are_changed_and_keep_their_type(tree: A
     assert next(iter(changed.values())).tolist() == [2, 2]
     assert [changed[key] for key in list(tree)[1:]] == [tree[key] for key in list(tree)[1:]]
     assert all(tree[key] is value for key, value in before.items())
+
+
+def test_a_head_that_sees_only_the_last_positions_is_refused_where_positions_matter():
+    subject = tiny.subject("llama")
+    batch = tiny.batch("llama", rows=2, length=9, prompt=4)
+    head = subject.units("lm_head:out")
+    at_one = interp.Zero(head, positions=(3,))
+    with subject.intervened(at_one):
+        assert (subject.logits(batch)[:, 4] == 0).all()  # position 3 predicts token 4
+    for plan in (at_one, interp.Zero(head, when="prompt"), interp.Zero(head, when="decode")):
+        with (
+            pytest.raises(interp.HookError, match="sees 6 of the 9 positions of the blocks"),
+            subject.intervened(plan),
+        ):
+            subject.target_logits(batch)
+    with subject.intervened(interp.Zero(head)):
+        assert (subject.target_logits(batch) == 0).all()

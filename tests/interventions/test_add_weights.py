@@ -14,6 +14,7 @@ import interp
 from interp.adapters import transformer_lens, weights
 from interp.adapters.plan_steps import plan_steps
 from interp.engine.sweeping import sweep_growing, sweep_naively, sweep_resuming
+from interp.mitigation.curvature import singular_spectra
 from interp.sites.anatomy import out_rows
 
 # A wide and a narrow linear map of block 1 in each family, of nn.Linear and of GPT-2's Conv1D.
@@ -235,3 +236,49 @@ def test_what_cannot_be_written_says_so():
             weights.applied(subject, plan_of(subject, MAPS["llama"][1]), plan),
         ):
             pytest.fail("a refused plan must not run")
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.1.attn_out", "blocks.1.mlp_out", "blocks.1.resid_post", "input_norm"]
+)
+def test_what_is_no_linear_map_is_refused(name: str):
+    """Their inputs and outputs are as wide as an out-projection, whose matrix would fit."""
+    subject = tiny.subject("llama")
+    path = "model.layers.1.input_layernorm:out" if name == "input_norm" else name
+    site = interp.Site.parse(path)
+    plan = interp.AddWeights(subject.units(site), values={site: np.eye(32)})
+    both = [plan, interp.Zero(subject.units("blocks.0.neurons", [1]))]
+    for run in (sweep_naively, sweep_growing, sweep_resuming):
+        with pytest.raises(ValueError, match=r"of a Llama\w+: weights are added to the output of"):
+            run(subject, batch_of("llama"), [plan, both])
+
+
+class Square(torch.nn.Module):
+    """A linear map that stores [outputs, inputs] as nn.Linear does, and is none."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value @ self.weight.T
+
+
+def test_a_square_weight_whose_axes_are_not_known_is_not_written():
+    module = copy.deepcopy(tiny.model("llama"))
+    attention = module.get_submodule("model.layers.1.self_attn")
+    attention.q_proj = Square(attention.q_proj.weight.detach().clone())
+    subject, batch = interp.load(module), batch_of("llama")
+    path = "model.layers.1.self_attn.q_proj"
+    site = interp.Site.parse(f"{path}:out")
+    plan = interp.AddWeights(subject.units(site), values={site: matrix(subject, path)})
+    with subject.intervened(plan):
+        assert subject.logits(batch).isfinite().all()
+    with (
+        tiny.untouched(subject.module),
+        pytest.raises(ValueError, match=r"which axis .* of a Square is its inputs"),
+        weights.applied(subject, plan),
+    ):
+        pytest.fail("a refused plan must not run")
+    with pytest.raises(interp.SiteError, match=r"\(Square\) is not the output of a linear map"):
+        singular_spectra(subject, site)

@@ -211,3 +211,21 @@ def test_the_command_line_says_which_start_tokens(tmp_path: Path):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout.splitlines()[-1])["start_tokens"] == said
+
+
+def test_a_tokenizer_that_takes_no_text_does_not_count_as_one_without_start_tokens():
+    class Failing:
+        vocab_size = 5
+
+        def __len__(self) -> int:
+            return 5
+
+        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+            raise TypeError("unexpected argument 'verbose'")
+
+        def decode(self, tokens: list[int], **options: Any) -> str:
+            return "x"
+
+    failing = interp.load(tiny.model("llama"), tokenizer=Failing())
+    with pytest.raises(ValueError, match=r"takes no text \(unexpected.*; pass bos=False"):
+        _ = failing.bos

@@ -458,3 +458,33 @@ def test_errors(call, error, message):
     subject = tiny.subject("llama")
     with tiny.untouched(subject.module), pytest.raises(error, match=message):
         call(subject, batch_of("llama"))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_curvature_that_is_not_finite_orders_nothing(value: float):
+    curvature = torch.tensor([[value, 1.0], [1.0, 2.0]])
+    spectrum = Spectrum(torch.ones(2, 2), torch.eye(2), torch.eye(2), curvature)
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        spectrum.sharpest(0.9)
+
+
+def test_gradients_that_overflow_are_named():
+    subject = copy.deepcopy(tiny.model("llama"))
+    path = "model.layers.1.mlp.up_proj"
+
+    loaded = interp.load(subject)
+    subject.get_submodule(path).register_forward_hook(
+        lambda _, __, output: _Overflowing.apply(output)
+    )
+    with pytest.raises(ValueError, match=r"the gradients at .*gate_proj:out are not finite"):
+        kronecker_factors(loaded, batch_of("llama"), "model.layers.0.mlp.gate_proj:out")
+
+
+class _Overflowing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(gradient, float("inf"))

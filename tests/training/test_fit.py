@@ -394,6 +394,7 @@ def test_the_state_of_another_model_is_refused(tmp_path):
         ({"steps": 9}, "steps=3, now 9"),
         ({"betas": (0.9, 0.5)}, "betas="),
         ({"about": {"seed": 2}}, "seed=1, now 2"),
+        ({"objective": lambda subject, batch, step: subject.losses(batch).mean()}, "objective="),
     ],
 )
 def test_the_state_of_another_training_is_refused(changed, message, tmp_path):

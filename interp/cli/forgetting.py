@@ -251,7 +251,7 @@ def unlearn(
     before = load_subject(model, passed_over, dtype=dtype, device=device)
     after = load(model, dtype=dtype, device=device)
     for note in notes_on(before, sets, length):
-        print_note(note)
+        advise(note)
     history, report = unlearn_files(before, after, sets, recipe, out)
     epochs_run: Any = history["epoch"].max() + 1
     reached = bool(history.attrs["reached"])

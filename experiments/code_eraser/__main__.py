@@ -1,0 +1,3 @@
+from experiments.code_eraser import EXPERIMENT
+
+EXPERIMENT.command()

@@ -1,0 +1,222 @@
+"""Removals at growing doses, and where on the way they are compared.
+
+A removal has no single strength: training can go on, more neurons can be switched off, more of a
+weight can be dropped. So each one is measured at growing doses, until it has both forgotten the
+secrets and done a fixed damage, and is compared with the others at two points of its path: *at
+equal forgetting*, the first dose at which the secrets count as forgotten; and *at equal damage*,
+the first dose at which the loss on held-out code has risen by a fixed amount.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path as Folder
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import torch
+
+import interp
+from experiments.code_eraser.presets import Unlearning
+from experiments.code_eraser.study import Study, copied
+from interp.interventions.plan import Plan
+from interp.memorization.recitation import levels, recitation
+from interp.mitigation.removal.file_measures import context
+from interp.mitigation.unlearning.stopping import Stop
+from interp.sites.units import Units
+from interp.subject.subject import evaluating
+from interp.training.fit import Checkpoints
+from interp.training.state import load_weights
+
+FORGETTING = "equal forgetting"
+DAMAGE = "equal damage"
+_BATCH = 64
+_EVERY = 2  # epochs from one measurement to the next
+
+Edited = interp.Subject | Plan
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A removal at growing doses.
+
+    Attributes:
+        frame: one row per dose, the first of them 0: `dose`, `ma` and `el_10` of the secrets (NaN
+            where MA is far from its threshold) and whether they count as `forgotten`, the mean
+            accuracy of each set that should stay, and `rise` of the loss on held-out code, in nats
+            per token.
+        at: the edited model, or the plan, at each of the two points that was reached.
+    """
+
+    frame: pd.DataFrame
+    at: Mapping[str, Edited]
+
+
+class Measures:
+    """What is measured of an edited model at each dose.
+
+    Args:
+        study: the models and sets.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.damage = study.setup.damage
+        self.stop = Stop(study.thresholds, margin=0.0)
+        self._around = context(study.forget)
+        self._before = self._held_out_loss(study.model)
+
+    def of_sets(self, subject: interp.Subject) -> dict[str, float]:
+        """The accuracy on every set that should stay, and the rise of the held-out loss."""
+        study = self.study
+        sets = {
+            "context": self._around,
+            "retained": study.retain,
+            "memorized": study.memorized,
+            "other_secrets": study.others,
+        }
+        found: dict[str, float] = {}
+        for name, batch in sets.items():
+            frame = recitation(subject, batch, ngrams=(), batch_size=_BATCH)
+            found[name] = levels(frame)["ma"]
+        found["rise"] = self._held_out_loss(subject) - self._before
+        return found
+
+    def of(self, edited: Edited) -> dict[str, float]:
+        """All measures of a model, or of the study's model under a plan."""
+        with self.under(edited) as subject:
+            return {
+                **self.stop.measure(subject, self.study.forget, _BATCH),
+                **self.of_sets(subject),
+            }
+
+    @contextmanager
+    def under(self, edited: Edited) -> Generator[interp.Subject]:
+        """Gives the edited model."""
+        if isinstance(edited, interp.Subject):
+            yield edited
+        else:
+            with self.study.model.intervened(edited):
+                yield self.study.model
+
+    def reached(self, metrics: Metrics) -> dict[str, bool]:
+        """Which of the two points a dose has reached."""
+        return {
+            FORGETTING: self.stop.met(metrics),
+            DAMAGE: metrics["rise"] >= self.damage,
+        }
+
+    def path(self, frame: pd.DataFrame, at: Mapping[str, Edited]) -> Path:
+        """The path of measured doses, with the unedited model before them."""
+        before = pd.DataFrame([{"dose": 0.0, **self.of(())}])
+        doses = pd.concat([before, frame], ignore_index=True)
+        metrics: Any = doses.to_dict("records")
+        forgotten = [self.reached(dose)[FORGETTING] for dose in metrics]
+        return Path(doses.assign(forgotten=forgotten), at)
+
+    def _held_out_loss(self, subject: interp.Subject) -> float:
+        batch = self.study.held_out
+        with evaluating(subject):
+            losses = [subject.losses(part) for part in batch.split(_BATCH)]
+        return float(torch.cat(losses).double().mean())
+
+
+@dataclass(frozen=True)
+class _Both(Stop):
+    """Stops where the secrets are forgotten and the damage is done."""
+
+    damage: float = 0.0
+
+    def met(self, measured: Metrics) -> bool:
+        """Returns whether both are the case."""
+        return super().met(measured) and measured.get("rise", 0.0) >= self.damage
+
+
+def of_unlearning(
+    measures: Measures,
+    method: Unlearning,
+    units: Units | None = None,
+) -> Path:
+    """Returns the path of a training, whose dose is the number of epochs.
+
+    Args:
+        measures: what is measured.
+        method: the method.
+        units: neurons whose out-weights alone are trained.
+    """
+    study = measures.study
+    learner = copied(study.model)
+    epochs = study.setup.epochs
+    stop = _Both(study.thresholds, epochs, _EVERY, margin=0.0, damage=measures.damage)
+    keep: dict[str, Callable[[Metrics], bool]] = {
+        FORGETTING: lambda found: measures.reached(found)[FORGETTING],
+        DAMAGE: lambda found: measures.reached(found)[DAMAGE],
+    }
+    with TemporaryDirectory() as folder:
+        # The state is not continued from, and so written once, at the end.
+        checkpoints = Checkpoints(Folder(folder), 2 * epochs, keep)
+        history = interp.unlearn(
+            learner,
+            study.forget,
+            study.retain,
+            method.method,
+            stop=stop,
+            units=units,
+            lr=method.lr,
+            batch_size=_BATCH,
+            measure=measures.of_sets,
+            checkpoints=checkpoints,
+            **dict(method.options),
+        )
+        at: dict[str, Edited] = {}
+        for name in keep:
+            weights = Folder(folder) / f"{name}.safetensors"
+            if weights.exists():
+                at[name] = copied(study.model)
+                load_weights(weights, at[name].module)
+    measured = history[history["rise"].notna()]
+    frame = measured.drop(columns=["step", "part", "loss"]).rename(columns={"epoch": "dose"})
+    return measures.path(frame.assign(dose=frame["dose"] + 1), at)
+
+
+def of_edits(measures: Measures, edits: Iterable[tuple[float, Edited]]) -> Path:
+    """Returns the path of edits at growing doses.
+
+    Args:
+        measures: what is measured.
+        edits: doses with the edited model, or the plan.
+    """
+    rows: list[dict[str, float]] = []
+    at: dict[str, Edited] = {}
+    for dose, edited in edits:
+        metrics = measures.of(edited)
+        rows.append({"dose": dose, **metrics})
+        for name, reached in measures.reached(metrics).items():
+            if reached:
+                at.setdefault(name, edited)
+        if len(at) == 2:
+            break
+    return measures.path(pd.DataFrame(rows), at)
+
+
+def noise(study: Study, scales: Iterable[float], draw: int) -> Iterable[tuple[float, Edited]]:
+    """Yields the model with random changes of all its weights: mere damage.
+
+    Args:
+        study: the models and sets.
+        scales: sizes of the changes, as shares of the standard deviation of each weight matrix.
+        draw: number of the draw. The changes of one draw have the same direction at every size.
+    """
+    for scale in scales:
+        changed = copied(study.model)
+        generator = torch.Generator().manual_seed(draw)
+        with torch.no_grad():
+            for parameter in changed.module.parameters():
+                direction = torch.randn(parameter.shape, generator=generator)
+                if parameter.ndim == 2:
+                    parameter.add_(direction, alpha=scale * float(parameter.std()))
+        yield scale, changed

@@ -12,10 +12,11 @@ import pandas as pd
 import interp
 from experiments.code_eraser.paths import Measures, of_unlearning
 from experiments.code_eraser.presets import NEVER_READ, NONE, Preset
-from experiments.code_eraser.study import Study, build, copied, marked, thresholds
+from experiments.code_eraser.study import Study, build, marked, thresholds
 from interp.experiment.jobs import Folder, Job, job
 from interp.memorization.recitation import NGRAMS
 from interp.mitigation.removal.file_measures import context, recite_files
+from interp.mitigation.removal.stress import duplicate
 from interp.mitigation.unlearning.stopping import Stop
 from interp.progress import track
 
@@ -34,7 +35,7 @@ def methods(preset: Preset, seed: int, folder: Place) -> Tables:
     """The paper's methods, epoch by epoch, and what is left of each file where they have just
     forgotten."""
     study = build(preset.setup, seed, folder)
-    measures = Measures(study)
+    measures = Measures(study, study.thresholds)
     paths: list[pd.DataFrame] = []
     files = [recited(study, study.model, NONE), recited(study, study.clean, NEVER_READ)]
     for method in track(preset.methods, "methods"):
@@ -54,7 +55,7 @@ def settings(preset: Preset, seed: int, folder: Place) -> Tables:
     to forget."""
     setup = preset.setup
     study = build(setup, seed, folder)
-    measures = Measures(study)
+    measures = Measures(study, study.thresholds)
     runs = [
         *(("learning rate", lr) for lr in preset.lrs),
         *(("gamma", gamma) for gamma in preset.gammas),
@@ -66,7 +67,7 @@ def settings(preset: Preset, seed: int, folder: Place) -> Tables:
         lr = value if setting == "learning rate" else preset.methods[-1].lr
         options = {"gamma": value} if setting == "gamma" else {}
         twins = marked(setup, study.model, study.corpus.twins[:files])
-        learner = copied(study.model)
+        learner = duplicate(study.model)
         history = interp.unlearn(
             learner,
             marked(setup, study.model, study.corpus.forget[:files]),

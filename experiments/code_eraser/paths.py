@@ -21,10 +21,11 @@ import torch
 
 import interp
 from experiments.code_eraser.presets import Unlearning
-from experiments.code_eraser.study import Study, copied
+from experiments.code_eraser.study import Study
 from interp.interventions.plan import Plan
 from interp.memorization.recitation import levels, recitation
 from interp.mitigation.removal.file_measures import context
+from interp.mitigation.removal.stress import duplicate
 from interp.mitigation.unlearning.stopping import Stop
 from interp.sites.units import Units
 from interp.subject.subject import evaluating
@@ -45,10 +46,10 @@ class Path:
     """A removal at growing doses.
 
     Attributes:
-        frame: one row per dose, the first of them 0: `dose`, `ma` and `el_10` of the secrets (NaN
-            where MA is far from its threshold) and whether they count as `forgotten`, the mean
-            accuracy of each set that should stay, and `rise` of the loss on held-out code, in nats
-            per token.
+        frame: one row per dose, the first of them 0: `dose`, `ma` of the secrets, `el_10` where it
+            has a threshold (NaN while MA is above its own), whether they count as `forgotten`, the
+            mean accuracy of each set that should stay, and `rise` of the loss on held-out code, in
+            nats per token.
         at: the edited model, or the plan, at each of the two points that was reached.
     """
 
@@ -61,12 +62,14 @@ class Measures:
 
     Args:
         study: the models and sets.
+        thresholds: the levels at which the secrets count as forgotten. That of EL_10 takes decoding
+            at every dose below that of MA.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, thresholds: Metrics) -> None:
         self.study = study
         self.damage = study.setup.damage
-        self.stop = Stop(study.thresholds, margin=0.0)
+        self.stop = Stop(thresholds, study.setup.epochs, _EVERY, margin=0.0)
         self._around = context(study.forget)
         self._before = self._held_out_loss(study.model)
 
@@ -140,25 +143,30 @@ def of_unlearning(
     measures: Measures,
     method: Unlearning,
     units: Units | None = None,
+    *,
+    until_damage: bool = False,
 ) -> Path:
-    """Returns the path of a training, whose dose is the number of epochs.
+    """Returns the path of a training until the secrets are forgotten; its dose is the number of
+    epochs.
 
     Args:
         measures: what is measured.
         method: the method.
         units: neurons whose out-weights alone are trained.
+        until_damage: whether it goes on until the damage is done too.
     """
     study = measures.study
-    learner = copied(study.model)
-    epochs = study.setup.epochs
-    stop = _Both(study.thresholds, epochs, _EVERY, margin=0.0, damage=measures.damage)
+    learner = duplicate(study.model)
+    stop = measures.stop
+    if until_damage:
+        stop = _Both(**vars(stop), damage=measures.damage)
     keep: dict[str, Callable[[Metrics], bool]] = {
         FORGETTING: lambda found: measures.reached(found)[FORGETTING],
         DAMAGE: lambda found: measures.reached(found)[DAMAGE],
     }
     with TemporaryDirectory() as folder:
         # The state is not continued from, and so written once, at the end.
-        checkpoints = Checkpoints(Folder(folder), 2 * epochs, keep)
+        checkpoints = Checkpoints(Folder(folder), 2 * stop.epochs, keep)
         history = interp.unlearn(
             learner,
             study.forget,
@@ -176,7 +184,7 @@ def of_unlearning(
         for name in keep:
             weights = Folder(folder) / f"{name}.safetensors"
             if weights.exists():
-                at[name] = copied(study.model)
+                at[name] = duplicate(study.model)
                 load_weights(weights, at[name].module)
     measured = history[history["rise"].notna()]
     frame = measured.drop(columns=["step", "part", "loss"]).rename(columns={"epoch": "dose"})
@@ -212,7 +220,7 @@ def noise(study: Study, scales: Iterable[float], draw: int) -> Iterable[tuple[fl
         draw: number of the draw. The changes of one draw have the same direction at every size.
     """
     for scale in scales:
-        changed = copied(study.model)
+        changed = duplicate(study.model)
         generator = torch.Generator().manual_seed(draw)
         with torch.no_grad():
             for parameter in changed.module.parameters():

@@ -67,7 +67,7 @@ def unlearning(preset: RemovalsPreset, seed: int, folder: Place) -> Tables:
     """Every method of unlearning, in all weights."""
     comparison = Comparison(build(preset.setup, seed, folder), preset)
     for method in track(preset.methods, "methods"):
-        path = of_unlearning(comparison.measures, method)
+        path = of_unlearning(comparison.measures, method, until_damage=True)
         comparison.add(method.name, path)
     return comparison.tables()
 
@@ -82,7 +82,7 @@ def edits(preset: RemovalsPreset, seed: int, folder: Place) -> Tables:
     )
 
     chosen = scores.top(preset.localized_neurons)
-    local = partial(of_unlearning, measures, preset.localized)
+    local = partial(of_unlearning, measures, preset.localized, until_damage=True)
     comparison.add(LOCALIZED, local(units=chosen))
     for draw in range(preset.draws):
         path = local(units=chosen.draw_matched(draw))
@@ -165,7 +165,8 @@ class Comparison:
     def __init__(self, study: Study, preset: RemovalsPreset) -> None:
         self.study = study
         self.preset = preset
-        self.measures = Measures(study)
+        # Of MA alone, which takes no decoding: reports have EL_10 too.
+        self.measures = Measures(study, {"ma": study.thresholds["ma"]})
         self._reference = log_p_drops(study.model, study.clean, study.forget)
         self._parts: dict[str, list[pd.DataFrame]] = {}
 
@@ -204,7 +205,7 @@ class Comparison:
             memorized=study.memorized,
             others=study.others,
             held_out=study.held_out,
-            thresholds=study.thresholds,
+            thresholds=self.measures.stop.thresholds,
             ngrams=(10,),
             relearning=self.preset.relearning,
             depths={"after": depth.score},

@@ -3,7 +3,6 @@ those that are to be forgotten, and the sets on which both are measured."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from experiments.code_eraser.presets import Setup
 from interp.data import code_secrets
 from interp.data.code_secrets import SecretCorpus, SecretFile
 from interp.memorization.recitation import levels, recitation
+from interp.mitigation.removal.stress import duplicate
 from interp.models.small_text import byte_level_bpe, small_language_model
 from interp.subject.batch import Batch
 from interp.training.fit import epochs, fit
@@ -61,18 +61,6 @@ class Study:
         return thresholds(self.model, self.twins)
 
 
-def copied(subject: interp.Subject) -> interp.Subject:
-    """The same model with weights of its own; its sites are known already."""
-    return interp.Subject(
-        copy.deepcopy(subject.module),
-        subject.anatomy,
-        subject.forward,
-        subject.tokenizer,
-        decoding=subject.decoding,
-        context=subject.context,
-    )
-
-
 def build(setup: Setup, seed: int, folder: Path) -> Study:
     """Returns the study of a seed. Its models are trained once and kept in a folder."""
     secret_files = setup.forget + setup.spare
@@ -93,7 +81,7 @@ def build(setup: Setup, seed: int, folder: Path) -> Study:
 
     stem = f"seed {seed}"
     _train_base(setup, model, background, seed, folder / f"{stem} base.safetensors")
-    clean = copied(model)
+    clean = duplicate(model)
     everything = corpus.repeated
     without = everything[setup.forget :]
     _memorize(setup, model, everything, background, seed, folder / f"{stem} model.safetensors")

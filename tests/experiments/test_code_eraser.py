@@ -104,7 +104,7 @@ def test_a_path_stops_where_the_secrets_are_forgotten_and_the_damage_is_done(
 
 
 def test_the_first_dose_of_a_path_is_the_model_itself(study: Study):
-    measures = Measures(study)
+    measures = Measures(study, study.thresholds)
     path = of_edits(measures, noise(study, (0.0, 50.0), draw=0))
     first, same, last = path.frame.to_dict("records")
     assert first["rise"] == same["rise"] == 0.0

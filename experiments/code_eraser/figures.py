@@ -9,10 +9,11 @@ import pandas as pd
 from experiments.code_eraser.paths import FORGETTING
 from experiments.code_eraser.presets import NEVER_READ, NONE
 from interp.experiment.checks import Tables
-from interp.reporting.panels import lines, over_seeds, panels
+from interp.reporting.panels import Draw, lines, over_seeds, panels
 from interp.reporting.plotting import intervals
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MEASURES = {
@@ -32,6 +33,16 @@ _COSTS = {
 }
 
 
+def of_shares(draw: Draw) -> Draw:
+    """Returns a function for `panels` whose axis has all shares, the same in every panel."""
+
+    def draw_shares(part: pd.DataFrame, axes: Axes) -> None:
+        draw(part, axes)
+        axes.set_ylim(0, 1.02)
+
+    return draw_shares
+
+
 def training(tables: Tables) -> Figure:
     """What the paper's methods do, epoch by epoch."""
     table = tables["paths"]
@@ -41,7 +52,7 @@ def training(tables: Tables) -> Figure:
     return panels(
         long,
         ["removal"],
-        draw,
+        of_shares(draw),
         title="What is recited while secrets are unlearned",
         key=over_seeds(long, "line", "band"),
         across=4,
@@ -79,24 +90,28 @@ def costs(tables: Tables) -> Figure:
 
 
 def settings(tables: Tables) -> Figure:
-    """What the settings of CodeEraser do to the loss on held-out code."""
+    """What the settings of CodeEraser do to the cost of forgetting."""
     table = tables["settings"]
-    draw = lines(
-        table.assign(method="CodeEraser"),
-        "value",
-        "rise",
-        "method",
-        xlabel="value",
-        ylabel="rise of held-out loss (nats per token)",
-        spread="line",
-        ordinal=True,
-    )
-    return panels(
-        table.assign(method="CodeEraser"),
-        ["setting"],
-        draw,
+    names = [
+        f"{setting} {value:g}"
+        for setting, value in zip(table["setting"], table["value"], strict=True)
+    ]
+    shown = {"rise": "held-out code", "epochs": "epochs", "other_secrets": "other secrets"}
+    long = table.assign(row=names).rename(columns=shown)
+    by_seed = long.melt(["row", "seed"], list(shown.values()), "panel", "value")
+    groups: Any = by_seed.groupby(["panel", "row"], sort=False)["value"]
+    spread = groups.agg(estimate="mean", low="min", high="max").reset_index()
+    return intervals(
+        spread.rename(columns={"row": "setting"}),
+        "setting",
+        labels={
+            "held-out code": "rise of the loss (nats per token)",
+            "epochs": "epochs until forgotten",
+            "other secrets": "share of tokens",
+        },
+        titles={name: name for name in shown.values()},
         title="What forgetting costs by the settings of CodeEraser",
-        key=over_seeds(table, "line", "thin line"),
+        key=over_seeds(by_seed, "point", "line"),
     )
 
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from experiments.code_eraser.figures import of_shares
 from experiments.code_eraser.paths import DAMAGE, FORGETTING
+from experiments.code_eraser.presets import NOISE
 from interp.experiment.checks import Tables
 from interp.reporting.panels import lines, over_seeds, panels
 from interp.reporting.plotting import intervals
@@ -80,7 +82,7 @@ def relearning(tables: Tables) -> Figure | None:
     return panels(
         own,
         ["removal"],
-        draw,
+        of_shares(draw),
         title="What comes back of secrets when other files are relearned",
         key=over_seeds(own, "line", "band"),
         across=4,
@@ -120,8 +122,8 @@ def _over_seeds(
     found: Any = table[chosen]
     if found.empty:
         return None
-    is_control = found["control"] != ""
-    names = found["removal"].where(~is_control, found["removal"] + ": " + found["control"])
+    is_alone = (found["control"] == "") | (found["removal"] == NOISE)
+    names = found["removal"].where(is_alone, found["removal"] + ": " + found["control"])
     shown = found.assign(removal=names, panel=found["measure"].map(measures))
     groups: Any = shown.groupby(["panel", "removal"], sort=False)["value"]
     spread = groups.agg(estimate="mean", low="min", high="max").reset_index()

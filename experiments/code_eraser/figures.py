@@ -98,8 +98,8 @@ def settings(tables: Tables) -> Figure:
     ]
     shown = {"rise": "held-out code", "epochs": "epochs", "other_secrets": "other secrets"}
     long = table.assign(row=names).rename(columns=shown)
-    by_seed = long.melt(["row", "seed"], list(shown.values()), "panel", "value")
-    groups: Any = by_seed.groupby(["panel", "row"], sort=False)["value"]
+    by_seed = long.melt(["row", "seed"], list(shown.values()), "panel", "cost")
+    groups: Any = by_seed.groupby(["panel", "row"], sort=False)["cost"]
     spread = groups.agg(estimate="mean", low="min", high="max").reset_index()
     return intervals(
         spread.rename(columns={"row": "setting"}),

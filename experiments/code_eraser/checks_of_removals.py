@@ -126,7 +126,8 @@ def returned(removal: str, steps: int, data: str) -> Measure:
             row: Any = rows(tables["reports"], {**where, "data": data, "at": steps}).iloc[0]
         except LookupError:
             return None
-        return Interval(*map(float, (row["estimate"], row["low"], row["high"])), int(row["files"]))
+        estimate, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
+        return Interval(estimate, low, high, int(row["files"]))
 
     return Measure(f"MA of {data} after {removal} and {steps} steps", of, (-1.0, 1.0))
 

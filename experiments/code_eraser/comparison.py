@@ -42,9 +42,7 @@ def _of_paths(tables: Tables) -> Iterator[dict[str, Any]]:
                 known = [value for value in values if value is not None]
                 if len(known) == len(values):
                     mean = sum(known) / len(known)
-                    yield dict(
-                        zip(_COLUMNS, (seed, point, removal, control, measure, mean), strict=True)
-                    )
+                    yield _row(seed, point, removal, measure, mean, control)
 
 
 def _of_depths(tables: Tables) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ the first dose at which the loss on held-out code has risen by a fixed amount.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as Folder
@@ -157,6 +157,7 @@ def of_unlearning(
     """
     study = measures.study
     learner = duplicate(study.model)
+    options: Any = dict(method.options)
     stop = measures.stop
     if until_damage:
         stop = _Both(**vars(stop), damage=measures.damage)
@@ -178,7 +179,7 @@ def of_unlearning(
             batch_size=_BATCH,
             measure=measures.of_sets,
             checkpoints=checkpoints,
-            **dict(method.options),
+            **options,
         )
         at: dict[str, Edited] = {}
         for name in keep:
@@ -211,8 +212,10 @@ def of_edits(measures: Measures, edits: Iterable[tuple[float, Edited]]) -> Path:
     return measures.path(pd.DataFrame(rows), at)
 
 
-def noise(study: Study, scales: Iterable[float], draw: int) -> Iterable[tuple[float, Edited]]:
-    """Yields the model with random changes of all its weights: mere damage.
+def noise(
+    study: Study, scales: Iterable[float], draw: int
+) -> Iterator[tuple[float, interp.Subject]]:
+    """Yields the model with random changes of all its weight matrices: mere damage.
 
     Args:
         study: the models and sets.

@@ -120,6 +120,7 @@ def study(preset: Preset, seed: int) -> Tables:
     outcomes: list[dict[str, Any]] = []
     for method in track(preset.methods, "methods"):
         learner = duplicate(model)
+        options: Any = dict(method.options)
         history = interp.unlearn(
             learner,
             forget,
@@ -127,7 +128,7 @@ def study(preset: Preset, seed: int) -> Tables:
             method.method,
             stop=Stop({"ma": thresholds["ma"]}, preset.epochs),
             lr=method.lr,
-            **dict(method.options),
+            **options,
         )
         histories.append(history.assign(removal=method.name))
         report = interp.removal_report(
@@ -177,7 +178,8 @@ def _of_model(
         where = {"removal": removal, "model": model, "group": group, "data": data}
         found = rows(tables["reports"], {**where, "measure": measure, "at": at})
         row: Any = found.iloc[0]
-        return Interval(*map(float, (row["estimate"], row["low"], row["high"])), int(row["files"]))
+        estimate, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
+        return Interval(estimate, low, high, int(row["files"]))
 
     bounds = None if measure == "perplexity" else (0.0, 1.0)
     return Measure(f"{measure} of {data} after {removal}", of, bounds)

@@ -159,7 +159,7 @@ def measure_ablations(
         The rows of `effects`, with each measure also before the ablation, the text that a window is
         of (`source`) and the mean `activity` of the units.
     """
-    sets = _sets(subject, folder)
+    sets = sets_of(subject, folder)
     activity = _activity(subject, folder)
     against = None if method in ALONE else sets["contrast"]
     scores = localize(subject, sets["texts_score"], against, method, **preset.methods[method])
@@ -167,7 +167,7 @@ def measure_ablations(
 
     # Every trial costs a pass over the windows of a set. So controls are measured on the sets that
     # they are compared on, and only one control, at the headline fraction, on the others as well.
-    judged_on = {name: _spread(sets[name], count) for name, count in JUDGED.items()}
+    judged_on = {name: spread_over_sources(sets[name], count) for name, count in JUDGED.items()}
     near = {name: part for name, part in judged_on.items() if name in CONTROLS_SEE}
     elsewhere = {name: part for name, part in judged_on.items() if name not in CONTROLS_SEE}
     top = [trial for trial in trials if trial.selection == "top"]
@@ -222,7 +222,11 @@ def _measure_fold(
     selection = Selection(scores.top(HEADLINE), HEADLINE)
     draws = range(seed, seed + preset.draws)
     trials = [selection.trial("top"), *selection.as_active(activity, draws)]
-    judged_on = {name: _spread(part, IN_FOLDS[name]) for name, part in judged.items() if len(part)}
+    judged_on = {
+        name: spread_over_sources(part, IN_FOLDS[name])
+        for name, part in judged.items()
+        if len(part)
+    }
     return _described(_effects(subject, method, trials, judged_on), trials, activity, judged_on)
 
 
@@ -280,7 +284,8 @@ def _windows(subject: interp.Subject, folder: Path) -> Frame:
     return pd.read_parquet(file)
 
 
-def _sets(subject: interp.Subject, folder: Path) -> dict[str, Frame]:
+def sets_of(subject: interp.Subject, folder: Path) -> dict[str, Frame]:
+    """The sets of windows by their names. They are searched for once and saved in a folder."""
     groups = _windows(subject, folder).groupby("set", sort=False)
     return {str(name): part.reset_index(drop=True) for name, part in groups}
 
@@ -290,7 +295,7 @@ def _activity(subject: interp.Subject, folder: Path) -> interp.UnitScores:
     later calls read it."""
     file = _shared(subject, folder, "activity")
     if not file.exists():
-        sets = _sets(subject, folder)
+        sets = sets_of(subject, folder)
         seen = pd.concat([sets["texts_score"], sets["contrast"]])
         scores = localize(subject, seen, method="activation")
         with replaced(file) as temporary:
@@ -305,7 +310,7 @@ def _activity(subject: interp.Subject, folder: Path) -> interp.UnitScores:
     return interp.UnitScores({site: by_site[site] for site in in_order}, "activity")
 
 
-def _spread(part: Frame, count: int) -> pd.DataFrame:
+def spread_over_sources(part: Frame, count: int) -> pd.DataFrame:
     """At most `count` windows, in turn from each source."""
     # The first window of every source, then the second of every source, and so on.
     turn = part.groupby("source").cumcount()

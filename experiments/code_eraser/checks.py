@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from experiments.code_eraser.paths import FORGETTING
@@ -108,7 +107,7 @@ def _forgotten(preset: Preset) -> list[Check]:
     return [
         Check(
             id=f"B2 {name}",
-            measure=Measure(f"reduction by {name}", _reduction_by(name), (-np.inf, 1.0)),
+            measure=Measure(f"reduction by {name}", _reduction_by(name)),
             threshold=at_least(0.8),
             requires=_reaches(name),
             statement=f"{name} meets the thresholds within {preset.setup.epochs} epochs, and "

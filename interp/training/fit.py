@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.files import writable
@@ -256,18 +256,38 @@ def epochs(batch: Batch, batch_size: int, seed: int = 0) -> Iterator[Batch]:
         >>> len(batch), len(next(stream)), len(next(stream))
         (12, 5, 5)
     """
+    for rows in epoch_rows(len(batch), batch_size, seed):
+        yield batch.rows(rows)
+
+
+def epoch_rows(count: int, batch_size: int, seed: int = 0) -> Iterator[Int[Tensor, " rows"]]:
+    """Yields the numbers of the rows in each batch of `epochs`, without end.
+
+    Args:
+        count: number of all rows.
+        batch_size, seed: as of `epochs`.
+
+    Raises:
+        ValueError: there are fewer rows than that, or `batch_size` is below 1.
+
+    Example:
+        >>> from interp.training.fit import epoch_rows, epochs
+        >>> rows = next(epoch_rows(len(batch), batch_size=5))
+        >>> torch.equal(next(epochs(batch, batch_size=5)).tokens, batch.tokens[rows])
+        True
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected a number of rows, at least 1")
-    if len(batch) < batch_size:
-        raise ValueError(f"{len(batch)} rows do not fill a batch of {batch_size}")
+    if count < batch_size:
+        raise ValueError(f"{count} rows do not fill a batch of {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     while True:
-        order = torch.randperm(len(batch), generator=generator)
+        order = torch.randperm(count, generator=generator)
         for chosen in order.split(batch_size):
             # The rows that are left over come in another epoch: a smaller batch would be a step
             # with a noisier gradient at the same learning rate.
             if len(chosen) == batch_size:
-                yield batch.rows(chosen)
+                yield chosen
 
 
 def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -113,7 +113,7 @@ def study(preset: Preset, seed: int) -> Tables:
     )
     known = training.dropna(subset=["forget"]).assign(model="fine-tuned")
     twins = code_secrets.mark(model, corpus.twins)
-    thresholds = levels(recitation(model, twins))
+    thresholds = levels(recitation(model, twins, ngrams=()))
 
     histories: list[pd.DataFrame] = []
     reports: list[pd.DataFrame] = []
@@ -141,6 +141,7 @@ def study(preset: Preset, seed: int) -> Tables:
             others=others,
             held_out=held_out,
             thresholds={"ma": thresholds["ma"]},
+            ngrams=(10,),
             relearning=preset.relearning,
         )
         reports.append(report.frame.assign(removal=method.name))
@@ -163,7 +164,7 @@ def _held_out(model: interp.Subject, corpus: code_secrets.SecretCorpus, preset: 
 
 def _recited(model: interp.Subject, forget: Batch, others: Batch) -> dict[str, float]:
     sets = {"forget": forget, "others": others}
-    return {name: levels(recitation(model, batch))["ma"] for name, batch in sets.items()}
+    return {name: levels(recitation(model, batch, ngrams=()))["ma"] for name, batch in sets.items()}
 
 
 def of_report(removal: str, group: str, data: str, measure: str, at: int = 0) -> Measure:

@@ -124,7 +124,14 @@ def _over_seeds(
         return None
     is_alone = (found["control"] == "") | (found["removal"] == NOISE)
     names = found["removal"].where(is_alone, found["removal"] + ": " + found["control"])
-    shown = found.assign(removal=names, panel=found["measure"].map(measures))
+    # A removal that does not get there on some seed is a mean over the others: its row says so.
+    seeds = len(tables["paths"]["seed"].unique())
+    reached = found.assign(name=names).groupby("name")["seed"].nunique()
+    rows = {
+        name: name if count == seeds else f"{name} ({count} of {seeds} seeds)"
+        for name, count in reached.items()
+    }
+    shown = found.assign(removal=names.map(rows), panel=found["measure"].map(measures))
     groups: Any = shown.groupby(["panel", "removal"], sort=False)["value"]
     spread = groups.agg(estimate="mean", low="min", high="max").reset_index()
     return intervals(

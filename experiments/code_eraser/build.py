@@ -3,14 +3,14 @@ with other settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path as Place
 from typing import Any
 
 import pandas as pd
 
 import interp
-from experiments.code_eraser.paths import Measures, of_unlearning
+from experiments.code_eraser.paths import BATCH_SIZE, Measures, of_unlearning
 from experiments.code_eraser.presets import NEVER_READ, NONE, Preset
 from experiments.code_eraser.study import Study, build, marked, thresholds
 from interp.experiment.jobs import Folder, Job, job
@@ -22,13 +22,13 @@ from interp.progress import track
 
 TABLES = ("paths", "files", "settings")
 Tables = dict[str, pd.DataFrame]
-BATCH_SIZE = 64
 
 
 def jobs(preset: Preset, seed: int) -> Iterator[Job]:
-    """Two jobs; the first one trains the models."""
-    yield job(settings, preset, seed, Folder("models"))
+    """One job for the methods, which also trains the models, and one for each setting."""
     yield job(methods, preset, seed, Folder("models"))
+    for setting, values in preset.settings.items():
+        yield job(with_settings, setting, values, preset, seed, Folder("models"))
 
 
 def methods(preset: Preset, seed: int, folder: Place) -> Tables:
@@ -50,19 +50,20 @@ def methods(preset: Preset, seed: int, folder: Place) -> Tables:
     }
 
 
-def settings(preset: Preset, seed: int, folder: Place) -> Tables:
-    """CodeEraser with other learning rates, other weights of the context, and more or fewer files
-    to forget."""
+def with_settings(
+    setting: str, values: Sequence[float], preset: Preset, seed: int, folder: Place
+) -> Tables:
+    """CodeEraser with other values of one setting: what it costs until the secrets are forgotten.
+
+    Args:
+        setting: "learning rate", "gamma", or "files", the number of files that are forgotten.
+        values: its values.
+    """
     setup = preset.setup
     study = build(setup, seed, folder)
     measures = Measures(study, study.thresholds)
-    runs = [
-        *(("learning rate", lr) for lr in preset.lrs),
-        *(("gamma", gamma) for gamma in preset.gammas),
-        *(("files", files) for files in preset.counts),
-    ]
     rows: list[dict[str, Any]] = []
-    for setting, value in track(runs, "settings"):
+    for value in track(values, setting):
         files = int(value) if setting == "files" else setup.forget
         lr = value if setting == "learning rate" else preset.methods[-1].lr
         options = {"gamma": value} if setting == "gamma" else {}
@@ -79,7 +80,7 @@ def settings(preset: Preset, seed: int, folder: Place) -> Tables:
         )
         about = {
             "setting": setting,
-            "value": value,
+            "value": float(value),
             "epochs": int(history["epoch"].iloc[-1]) + 1,
             "forgotten": history.attrs["reached"],
             "ma": float(history["ma"].iloc[-1]),

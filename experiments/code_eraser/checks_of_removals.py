@@ -6,7 +6,7 @@ and with controls of their own: other neurons, other components. Thresholds are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isnan
 from typing import Any
 
@@ -117,17 +117,27 @@ def depth(removal: str, column: str = "depth") -> Measure:
     return over_items(f"{column} of {removal}", by_item, bounds)
 
 
+def of_reports(tables: Tables, where: Mapping[str, Any]) -> Interval | None:
+    """Returns what a row of the table `reports` says; None if there is no such row.
+
+    Args:
+        tables: the tables of one seed.
+        where: the values of its columns.
+    """
+    try:
+        row: Any = rows(tables["reports"], where).iloc[0]
+    except LookupError:
+        return None
+    estimate, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
+    return Interval(estimate, low, high, int(row["files"]))
+
+
 def returned(removal: str, steps: int, data: str) -> Measure:
     """Returns a row of the relearning of a removal at equal forgetting."""
 
     def of(tables: Tables) -> Interval | None:
         where = {"removal": removal, "point": FORGETTING, "group": "relearning", "model": "after"}
-        try:
-            row: Any = rows(tables["reports"], {**where, "data": data, "at": steps}).iloc[0]
-        except LookupError:
-            return None
-        estimate, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
-        return Interval(estimate, low, high, int(row["files"]))
+        return of_reports(tables, {**where, "data": data, "at": steps})
 
     return Measure(f"MA of {data} after {removal} and {steps} steps", of, (-1.0, 1.0))
 

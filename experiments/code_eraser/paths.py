@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path as Folder
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,7 +35,7 @@ from interp.training.state import load_weights
 
 FORGETTING = "equal forgetting"
 DAMAGE = "equal damage"
-_BATCH = 64
+BATCH_SIZE = 64
 _EVERY = 2  # epochs from one measurement to the next
 
 Edited = interp.Subject | Plan
@@ -84,7 +85,7 @@ class Measures:
         }
         found: dict[str, float] = {}
         for name, batch in sets.items():
-            frame = recitation(subject, batch, ngrams=(), batch_size=_BATCH)
+            frame = recitation(subject, batch, ngrams=(), batch_size=BATCH_SIZE)
             found[name] = levels(frame)["ma"]
         found["rise"] = self._held_out_loss(subject) - self._before
         return found
@@ -93,7 +94,7 @@ class Measures:
         """All measures of a model, or of the study's model under a plan."""
         with self.under(edited) as subject:
             return {
-                **self.stop.measure(subject, self.study.forget, _BATCH),
+                **self.stop.measure(subject, self.study.forget, BATCH_SIZE),
                 **self.of_sets(subject),
             }
 
@@ -115,16 +116,20 @@ class Measures:
 
     def path(self, frame: pd.DataFrame, at: Mapping[str, Edited]) -> Path:
         """The path of measured doses, with the unedited model before them."""
-        before = pd.DataFrame([{"dose": 0.0, **self.of(())}])
+        before = pd.DataFrame([{"dose": 0.0, **self._unedited}])
         doses = pd.concat([before, frame], ignore_index=True)
         metrics: Any = doses.to_dict("records")
         forgotten = [self.reached(dose)[FORGETTING] for dose in metrics]
         return Path(doses.assign(forgotten=forgotten), at)
 
+    @cached_property
+    def _unedited(self) -> dict[str, float]:
+        return self.of(())
+
     def _held_out_loss(self, subject: interp.Subject) -> float:
         batch = self.study.held_out
         with evaluating(subject):
-            losses = [subject.losses(part) for part in batch.split(_BATCH)]
+            losses = [subject.losses(part) for part in batch.split(BATCH_SIZE)]
         return float(torch.cat(losses).double().mean())
 
 
@@ -176,7 +181,7 @@ def of_unlearning(
             stop=stop,
             units=units,
             lr=method.lr,
-            batch_size=_BATCH,
+            batch_size=BATCH_SIZE,
             measure=measures.of_sets,
             checkpoints=checkpoints,
             **options,

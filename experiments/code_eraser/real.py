@@ -17,9 +17,10 @@ import pandas as pd
 
 import interp
 from experiments.code_eraser.build import Tables
+from experiments.code_eraser.checks_of_removals import of_reports
 from experiments.code_eraser.presets import Unlearning
 from interp.data import code_secrets
-from interp.experiment.checks import Check, Measure, at_least, at_most, minus, rows
+from interp.experiment.checks import Check, Measure, at_least, at_most, minus
 from interp.experiment.checks import Tables as Joined
 from interp.experiment.experiment import Experiment
 from interp.experiment.jobs import Job, job
@@ -28,7 +29,6 @@ from interp.mitigation.removal.stress import Relearning, duplicate
 from interp.mitigation.unlearning.stopping import Stop
 from interp.progress import track
 from interp.reporting.panels import lines, over_seeds, panels
-from interp.reporting.stats import Interval
 from interp.subject.batch import Batch
 from interp.training.fit import Evaluation, epochs, fit
 
@@ -167,23 +167,16 @@ def _recited(model: interp.Subject, forget: Batch, others: Batch) -> dict[str, f
     return {name: levels(recitation(model, batch, ngrams=()))["ma"] for name, batch in sets.items()}
 
 
-def of_report(removal: str, group: str, data: str, measure: str, at: int = 0) -> Measure:
-    """Returns a level after a removal, with its interval over files."""
-    return _of_model(removal, "after", group, data, measure, at)
-
-
-def _of_model(
-    removal: str, model: str, group: str, data: str, measure: str, at: int = 0
+def of_report(
+    removal: str, group: str, data: str, measure: str, at: int = 0, model: str = "after"
 ) -> Measure:
-    def of(tables: Joined) -> Interval:
-        where = {"removal": removal, "model": model, "group": group, "data": data}
-        found = rows(tables["reports"], {**where, "measure": measure, "at": at})
-        row: Any = found.iloc[0]
-        estimate, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
-        return Interval(estimate, low, high, int(row["files"]))
-
-    bounds = None if measure == "perplexity" else (0.0, 1.0)
-    return Measure(f"{measure} of {data} after {removal}", of, bounds)
+    """Returns a level after a removal, or before, with its interval over files."""
+    where = {"removal": removal, "model": model, "group": group, "data": data}
+    return Measure(
+        f"{measure} of {data} {model} {removal}",
+        lambda tables: of_reports(tables, {**where, "measure": measure, "at": at}),
+        None if measure == "perplexity" else (0.0, 1.0),
+    )
 
 
 def checks(preset: Preset) -> list[Check]:
@@ -193,14 +186,14 @@ def checks(preset: Preset) -> list[Check]:
     found: list[Check] = []
     for name in names:
         controls = {
-            "before": _of_model(name, "before", "forgetting", "forget", "ma"),
+            "before": of_report(name, "forgetting", "forget", "ma", model="before"),
             "never-seen secrets": of_report(name, "forgetting", "twins", "ma"),
             "code around the secrets": of_report(name, "damage", "context", "accuracy"),
             "other secrets": of_report(name, "damage", "others", "ma"),
             "other memorized code": of_report(name, "damage", "memorized", "ma"),
             "held-out perplexity": of_report(name, "damage", "held_out", "perplexity"),
-            "held-out perplexity before": _of_model(
-                name, "before", "damage", "held_out", "perplexity"
+            "held-out perplexity before": of_report(
+                name, "damage", "held_out", "perplexity", model="before"
             ),
         }
         for data in ("forget, not trained on", "never seen, not trained on"):

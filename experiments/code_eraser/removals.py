@@ -16,10 +16,11 @@ import pandas as pd
 
 import interp
 from experiments.code_eraser import figures_of_removals
-from experiments.code_eraser.build import BATCH_SIZE, Tables
+from experiments.code_eraser.build import Tables
 from experiments.code_eraser.checks_of_removals import checks
 from experiments.code_eraser.comparison import summaries
 from experiments.code_eraser.paths import (
+    BATCH_SIZE,
     Edited,
     Measures,
     Path,

@@ -15,6 +15,7 @@ import interp
 from experiments.code_eraser.presets import Setup
 from interp.data import code_secrets
 from interp.data.code_secrets import SecretCorpus, SecretFile
+from interp.experiment.jobs import folder_of
 from interp.memorization.recitation import levels, recitation
 from interp.mitigation.removal.stress import duplicate
 from interp.models.small_text import byte_level_bpe, small_language_model
@@ -79,13 +80,13 @@ def build(setup: Setup, seed: int, folder: Path) -> Study:
     background = _rows(model, texts, setup.row)
     held_out = _rows(model, [file.text for file in corpus.held_out], setup.row)
 
-    stem = f"seed {seed}"
-    _train_base(setup, model, background, seed, folder / f"{stem} base.safetensors")
+    place = folder_of(folder, setup, seed)
+    _train_base(setup, model, background, seed, place / "base.safetensors")
     clean = duplicate(model)
     everything = corpus.repeated
     without = everything[setup.forget :]
-    _memorize(setup, model, everything, background, seed, folder / f"{stem} model.safetensors")
-    _memorize(setup, clean, without, background, seed, folder / f"{stem} clean.safetensors")
+    _memorize(setup, model, everything, background, seed, place / "model.safetensors")
+    _memorize(setup, clean, without, background, seed, place / "clean.safetensors")
     return Study(
         setup=setup,
         model=model,
@@ -161,8 +162,6 @@ def _memorize(
 def _mixed(repeated: Batch, background: Batch, setup: Setup, seed: int) -> Iterator[Batch]:
     recipe = setup.training
     of_repeated = epochs(repeated, recipe.texts_per_step, seed)
-    if not recipe.background_per_step:
-        yield from of_repeated
     of_background = epochs(background, recipe.background_per_step, seed)
     for texts, rows in zip(of_repeated, of_background, strict=True):
         yield Batch.pad([*texts.sequences(), *rows.sequences()])

@@ -3,10 +3,7 @@ language models."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import interp
 from experiments.informia import pictures, prose
 from experiments.informia.measures import Signals, attacks, curve_points, judged, token_auc
 from experiments.informia.presets import Pictures, Preset, Prose
-from interp.experiment.jobs import Folder, Job, job
+from interp.experiment.jobs import Folder, Job, folder_of, job
 from interp.memorization.membership.corpus import membership, scored_texts
 from interp.memorization.membership.token_map import token_map
 from interp.subject.batch import Batch
@@ -56,7 +53,7 @@ def classifiers(preset: Preset, settings: Pictures, seed: int, folder: Path) -> 
     """Every model of a pool of classifiers attacked with the others as references."""
     data, population = pictures.draw(settings, seed)
     pool = complementary_halves(len(data), settings.pairs, seed)
-    place = _place(folder, settings, seed)
+    place = folder_of(folder, settings, seed)
     of_data: list[np.ndarray] = []
     of_population: list[np.ndarray] = []
     accuracy: list[dict[str, Any]] = []
@@ -114,20 +111,13 @@ def classifiers(preset: Preset, settings: Pictures, seed: int, folder: Path) -> 
     return tables
 
 
-def _place(folder: Path, settings: Pictures | Prose, seed: int) -> Path:
-    """The folder of the models of a seed. Its name holds a digest of the settings, so that a run
-    with other settings in the same folder does not take these models for its own."""
-    digest = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()
-    return folder / f"{type(settings).__name__.lower()}-{digest[:8]}-seed{seed}"
-
-
 def text(preset: Preset, seed: int, folder: Path) -> Tables:
     """Every model of a pool of language models attacked after several epochs of fine-tuning, and
     what is found about single tokens."""
     settings = preset.prose
     texts = prose.corpus(settings, seed)
     pool = complementary_halves(len(texts.pool), settings.pairs, seed)
-    place = _place(folder, settings, seed)
+    place = folder_of(folder, settings, seed)
     base = prose.base_model(settings, texts, seed, place)
     _train_all(settings, texts, pool, base, seed, place)
     one_step = _one_step(settings, texts, seed)

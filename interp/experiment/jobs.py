@@ -33,6 +33,31 @@ class Folder:
     name: str
 
 
+def folder_of(folder: Path, settings: Any, seed: int) -> Path:
+    """Returns the folder for what jobs keep of a seed, such as models that several of them use.
+
+    Its name holds a digest of the settings, so that a run with other settings in the same folder
+    does not take these models for its own.
+
+    Args:
+        folder: what a `Folder` became.
+        settings: a frozen dataclass: all that the models depend on, but the seed.
+        seed: the seed.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from interp.experiment.jobs import folder_of
+        >>> @dataclass(frozen=True)
+        ... class Model:
+        ...     width: int
+        >>> narrow, wide = (folder_of(Path("models"), Model(width), 0) for width in (8, 16))
+        >>> narrow.name, narrow == wide
+        ('model-...-seed0', False)
+    """
+    digest = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()
+    return folder / f"{type(settings).__name__.lower()}-{digest[:8]}-seed{seed}"
+
+
 @dataclass(frozen=True)
 class Job:
     """A call `function(*arguments)` that returns tables by name.

@@ -8,8 +8,8 @@ come the scores of two papers, each under its own name, and alternatives to them
   memorization.
 - Dataset Cartography (Swayamdipta et al., arXiv 2009.10795): `confidence`, `variability`,
   `correctness`, and `forgetfulness`, which is that of Toneva et al. (arXiv 1812.05159).
-- `loss_drop`, how far the loss falls in all. Repeated examples are learned once and stay learned:
-  they have few forget events and a large drop.
+- `loss_drop`, how far the loss falls in all: an example that is learned once and stays learned, as
+  repeated ones may be, has no forget event and a large drop.
 """
 
 from __future__ import annotations

@@ -112,14 +112,23 @@ class PresentationRecorder:
 
     def __init__(self, rows: Iterable[Rows], examples: int) -> None:
         self._rows: Iterator[Rows] = iter(rows)
+        self._next_step = 0
         self._losses: list[list[float]] = [[] for _ in range(examples)]
 
     def __call__(self, step: Step) -> None:
         """Records the losses of a step.
 
         Raises:
-            ValueError: the step has other rows than were said, or an objective of its own.
+            ValueError: the step has other rows than were said, an objective of its own, or does not
+                follow the one before, as where a training is continued.
         """
+        if step.number != self._next_step:
+            raise ValueError(
+                f"step {step.number} comes where step {self._next_step} was expected: the "
+                "presentations in between are not recorded; train from the start, or use "
+                "CheckpointRecorder"
+            )
+        self._next_step += 1
         rows = next(self._rows, None)
         if step.losses is None:
             raise ValueError(

@@ -8,7 +8,7 @@ not give are chosen here, and said to be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -155,11 +155,12 @@ def weighted(weights: Scores, rows: Iterable[Rows], *, normalized: bool = True) 
         3
     """
     _check_weights(weights)
-    numbers: Iterator[Rows] = iter(rows)
+    # With their steps: a training that is continued begins at a later one.
+    numbers = enumerate(rows)
     of_examples = torch.as_tensor(weights)
 
     def objective(trained: Subject, batch: Batch, step: int) -> Float[Tensor, ""]:
-        own = next(numbers, None)
+        own = next((rows for number, rows in numbers if number == step), None)
         if own is None or len(own) != len(batch):
             known = 0 if own is None else len(own)
             raise ValueError(

@@ -92,6 +92,16 @@ def test_the_clean_model_never_read_the_secrets(study: Study):
     assert levels(recitation(study.model, study.forget))["ma"] > 0.8
 
 
+def test_models_of_other_settings_are_not_taken(folder: Path, study: Study):
+    """The same folder serves runs with other settings."""
+    shorter = replace(SETUP, training=replace(SETUP.training, repeats=1))
+    other = build(shorter, SEED, folder / "models")
+    again = build(SETUP, SEED, folder / "models")
+    assert levels(recitation(other.model, other.forget))["ma"] < 0.8
+    for name, value in study.model.module.state_dict().items():
+        assert torch.equal(again.model.module.state_dict()[name], value)
+
+
 def test_a_path_stops_where_the_secrets_are_forgotten_and_the_damage_is_done(
     study: Study, compared: Any
 ):

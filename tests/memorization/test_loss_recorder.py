@@ -13,7 +13,7 @@ import torch
 import interp
 from interp.memorization.loss_recorder import CheckpointRecorder, PresentationRecorder
 from interp.subject.subject import token_losses
-from interp.training.fit import epoch_rows, epochs, fit
+from interp.training.fit import Checkpoints, epoch_rows, epochs, fit
 
 STEPS = 6
 
@@ -115,6 +115,21 @@ def test_scored_tokens_alone_count(subject, examples):
     assert recorder.history.losses[0] == pytest.approx(expected, abs=1e-5)
 
 
+def test_presentations_of_a_continued_training_are_refused(subject, examples, tmp_path):
+    def run(steps, recorder=None):
+        checkpoints = Checkpoints(tmp_path, every=1)
+        fit(subject, epochs(examples, 3), steps, callback=recorder, checkpoints=checkpoints)
+
+    def stop(step):
+        if step.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(4, stop)
+    with pytest.raises(ValueError, match="step 2 comes where step 0 was expected"):
+        run(4, PresentationRecorder(epoch_rows(len(examples), 3), len(examples)))
+
+
 def test_bad_recordings_are_refused(subject, examples):
     with pytest.raises(ValueError, match="at least two different"):
         CheckpointRecorder(subject, examples, (3, 3))
@@ -128,6 +143,7 @@ def test_bad_recordings_are_refused(subject, examples):
     fit(subject, epochs(examples, 3), 2, callback=recorder)
     with pytest.raises(ValueError, match="was presented 1 times"):
         _ = recorder.history
+    recorder = PresentationRecorder([np.arange(len(examples))], len(examples))
     with pytest.raises(ValueError, match="objective of its own"):
         fit(
             subject,

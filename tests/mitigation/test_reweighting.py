@@ -24,7 +24,7 @@ from interp.mitigation.reweighting import (
     quadrants,
     weighted,
 )
-from interp.training.fit import epoch_rows, epochs, fit
+from interp.training.fit import Checkpoints, epoch_rows, epochs, fit
 
 SCORE = st.floats(0, 10, width=32)
 
@@ -91,6 +91,32 @@ def test_equal_weights_are_plain_training_where_they_are_normalized(examples):
     _, plain = train(examples)
     _, found = train(examples, weighted(np.full(6, 0.5), rows))
     assert found == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_continued_training_weighs_the_same_examples(examples, tmp_path):
+    """The batches before are skipped, and so must be the numbers of their examples."""
+    weights = np.array([0.5, 2, 1, 0, 1.5, 1])
+
+    def run(folder, callback=None):
+        subject = interp.load(tiny.model("llama"))
+        history = fit(
+            subject,
+            epochs(examples, 3, seed=1),
+            6,
+            lr=1e-2,
+            objective=weighted(weights, epoch_rows(len(examples), 3, seed=1)),
+            callback=callback,
+            checkpoints=Checkpoints(folder, every=1),
+        )
+        return history["loss"].tolist()
+
+    def stop(step):
+        if step.number == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "interrupted", stop)
+    assert run(tmp_path / "interrupted") == run(tmp_path / "whole")
 
 
 def gradients(examples, objective):

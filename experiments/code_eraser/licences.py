@@ -4,10 +4,9 @@ forget remove it as well as the ablation of neurons that were found for it?
 `python -m experiments.code_eraser.licences --preset small --set model=PATH --jobs 1`, with
 Qwen2.5-Coder-0.5B. There is one model, so intervals are over texts and nothing is judged.
 
-Licence headers that the model continues word for word are held against the curvature edit of two
-blocks, and against the ablation of neurons, each with random controls. Utility is the loss on code
-and prose: HumanEval needs a continuation of hundreds of tokens for each of its tasks, which takes
-hours on a processor.
+Licence headers that the model continues word for word are measured under the curvature edit of two
+blocks and under the ablation of neurons, each with random controls. Utility is the loss on code and
+prose, and not the tasks of HumanEval, each of which needs a continuation of hundreds of tokens.
 """
 
 from __future__ import annotations

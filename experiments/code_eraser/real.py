@@ -1,9 +1,9 @@
 """Can secrets be unlearned in a pretrained model that was fine-tuned on them?
 
-`python -m experiments.code_eraser.real --preset small --jobs 1` takes 20 minutes of one processor.
+`python -m experiments.code_eraser.real --preset small --jobs 1`
 
-SmolLM2 is fine-tuned on files with secrets until it recites them; three methods then unlearn half
-of the files. There is one model and one seed, so intervals are over files and nothing is judged.
+SmolLM2 is fine-tuned on code with secrets until it recites them; three methods then unlearn half of
+the files that have secrets. There is one model and one seed, so intervals are over files and nothing is judged.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def jobs(preset: Preset, seed: int) -> Iterator[Job]:
 
 
 def study(preset: Preset, seed: int) -> Tables:
-    """Fine-tunes the model, unlearns half of the files by each method, and reports."""
+    """Fine-tunes the model, unlearns half of the secret files by each method, and reports."""
     count = preset.files
     corpus = code_secrets.plant(count, count, count, count, seed=seed, characters=preset.characters)
     model = interp.load(preset.model, dtype=preset.dtype)

@@ -59,7 +59,7 @@ class Preset:
 
     Attributes:
         model: see `interp.load`.
-        blocks: blocks whose MLPs are edited; two thirds of the way up, as in the paper.
+        blocks: blocks whose MLPs are edited, fixed beforehand by their depth.
         rows: rows of ordinary text that the curvature is taken over, code and prose.
         masses: shares of the curvature that are kept.
         method: the localization method; of those in the study of licences, the one that removes

@@ -3,7 +3,8 @@
 `python -m experiments.code_eraser.real --preset small --jobs 1`
 
 SmolLM2 is fine-tuned on code with secrets until it recites them; three methods then unlearn half of
-the files that have secrets. There is one model and one seed, so intervals are over files and nothing is judged.
+the files that have secrets. There is one model and one seed, so intervals are over files and
+nothing is judged.
 """
 
 from __future__ import annotations

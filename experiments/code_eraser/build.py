@@ -3,7 +3,8 @@ with other settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path as Place
 from typing import Any
 
@@ -17,6 +18,7 @@ from interp.experiment.jobs import Folder, Job, job
 from interp.memorization.recitation import NGRAMS
 from interp.mitigation.removal.file_measures import context, recite_files
 from interp.mitigation.removal.stress import duplicate
+from interp.mitigation.unlearning.methods import CodeEraser
 from interp.mitigation.unlearning.stopping import Stop
 from interp.progress import track
 
@@ -25,10 +27,9 @@ Tables = dict[str, pd.DataFrame]
 
 
 def jobs(preset: Preset, seed: int) -> Iterator[Job]:
-    """One job for the methods, which also trains the models, and one for each setting."""
+    """Two jobs; the first one also trains the models."""
     yield job(methods, preset, seed, Folder("models"))
-    for setting, values in preset.settings.items():
-        yield job(with_settings, setting, values, preset, seed, Folder("models"))
+    yield job(settings, preset, seed, Folder("models"))
 
 
 def methods(preset: Preset, seed: int, folder: Place) -> Tables:
@@ -50,23 +51,15 @@ def methods(preset: Preset, seed: int, folder: Place) -> Tables:
     }
 
 
-def with_settings(
-    setting: str, values: Sequence[float], preset: Preset, seed: int, folder: Place
-) -> Tables:
-    """CodeEraser with other values of one setting: what it costs until the secrets are forgotten.
-
-    Args:
-        setting: "learning rate", "gamma", or "files", the number of files that are forgotten.
-        values: its values.
-    """
+def settings(preset: Preset, seed: int, folder: Place) -> Tables:
+    """CodeEraser with other learning rates, other weights of the context, and more or fewer files
+    to forget: what it costs until the secrets are forgotten."""
     setup = preset.setup
     study = build(setup, seed, folder)
     measures = Measures(study, study.thresholds)
-    rows: list[dict[str, Any]] = []
-    for value in track(values, setting):
-        files = int(value) if setting == "files" else setup.forget
-        lr = value if setting == "learning rate" else preset.methods[-1].lr
-        options = {"gamma": value} if setting == "gamma" else {}
+
+    @cache  # the values that are usual otherwise stand among those of every setting
+    def run(lr: float, gamma: float, files: int) -> dict[str, Any]:
         twins = marked(setup, study.model, study.corpus.twins[:files])
         learner = duplicate(study.model)
         history = interp.unlearn(
@@ -76,16 +69,29 @@ def with_settings(
             stop=Stop(thresholds(study.model, twins), setup.epochs, margin=0.0),
             lr=lr,
             batch_size=BATCH_SIZE,
-            **options,
+            gamma=gamma,
         )
-        about = {
-            "setting": setting,
-            "value": float(value),
+        return {
             "epochs": int(history["epoch"].iloc[-1]) + 1,
             "forgotten": history.attrs["reached"],
             "ma": float(history["ma"].iloc[-1]),
+            **measures.of_sets(learner),
         }
-        rows.append(about | measures.of_sets(learner))
+
+    usual = {
+        "lr": preset.methods[-1].lr,
+        "gamma": CodeEraser().gamma,
+        "files": setup.forget,
+    }
+    runs = [
+        *(("learning rate", "lr", lr) for lr in preset.lrs),
+        *(("gamma", "gamma", gamma) for gamma in preset.gammas),
+        *(("files", "files", files) for files in preset.counts),
+    ]
+    rows: list[dict[str, Any]] = []
+    for setting, option, value in track(runs, "settings"):
+        about = {"setting": setting, "value": float(value)}
+        rows.append(about | run(**usual | {option: value}))
     return {"settings": pd.DataFrame(rows)}
 
 

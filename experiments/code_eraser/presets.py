@@ -114,11 +114,6 @@ class Preset:
     gammas: tuple[float, ...]
     counts: tuple[int, ...]
 
-    @property
-    def settings(self) -> dict[str, tuple[float, ...]]:
-        """The values of each setting of CodeEraser, by its name."""
-        return {"learning rate": self.lrs, "gamma": self.gammas, "files": self.counts}
-
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalsPreset:

@@ -63,8 +63,8 @@ class Preset:
     files: int = 4
     characters: int = 160
     held_out: int = 8
-    lr: float = 1e-4
-    most_epochs: int = 30
+    lr: float = 3e-4
+    most_epochs: int = 20
     methods: tuple[Unlearning, ...] = (
         Unlearning(name="GA", method="ga", lr=1e-4),
         Unlearning(name="NPO", method="npo", lr=1e-4),

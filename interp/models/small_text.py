@@ -56,6 +56,7 @@ def small_language_model(
     context: int,
     seed: int,
     heads: int = 4,
+    neurons: int | None = None,
     architecture: Architecture = "llama",
     tied: bool = False,
 ) -> nn.Module:
@@ -68,8 +69,9 @@ def small_language_model(
         context: the most tokens it can read.
         seed: seed of the weights; torch's global generator is left as it was.
         heads: number of attention heads.
-        architecture: "llama" (rotary positions, gated MLP three times as wide) or "gpt2" (learned
-            positions, MLP four times as wide).
+        neurons: number of neurons of each MLP; by default three (llama) or four (gpt2) times the
+            width.
+        architecture: "llama" (rotary positions, gated MLP) or "gpt2" (learned positions).
         tied: whether input and output embeddings are the same.
 
     Example:
@@ -87,7 +89,7 @@ def small_language_model(
                 LlamaConfig(
                     vocab_size=vocabulary,
                     hidden_size=width,
-                    intermediate_size=3 * width,
+                    intermediate_size=neurons or 3 * width,
                     num_hidden_layers=layers,
                     num_attention_heads=heads,
                     max_position_embeddings=context,
@@ -101,6 +103,7 @@ def small_language_model(
                 n_embd=width,
                 n_layer=layers,
                 n_head=heads,
+                n_inner=neurons or 4 * width,
                 n_positions=context,
                 embd_pdrop=0.0,
                 attn_pdrop=0.0,

@@ -41,12 +41,14 @@ class Step:
         batch: what was trained on.
         losses: [batch, predicted] the loss of each target before the update, in nats; 0 where a
             target does not count; None where an objective was given.
+        lr: learning rate of the update.
     """
 
     number: int
     loss: float
     batch: Batch
     losses: Float[Tensor, "batch predicted"] | None
+    lr: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +208,8 @@ def fit(
         for step in track(range(len(history), steps), "training"):
             if _met_end(evaluation, history):
                 break
-            factor = _lr_factor(step, steps, warmup, decay, floor)
-            optimizer.param_groups[0]["lr"] = lr * factor
+            step_lr = lr * _lr_factor(step, steps, warmup, decay, floor)
+            optimizer.param_groups[0]["lr"] = step_lr
             batch = _next(remaining, step, steps)
             own_rows = processes.share(batch)
 
@@ -224,7 +226,7 @@ def fit(
 
             if callback is not None:
                 seen = None if losses is None else losses.detach()
-                callback(Step(step, whole_loss, own_rows, seen))
+                callback(Step(step, whole_loss, own_rows, seen, step_lr))
             if evaluation is not None and _is_due(evaluation.every, len(history), steps):
                 _measure(subject, history, evaluation, checkpoints, processes)
             if checkpoints is not None:

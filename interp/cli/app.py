@@ -1,7 +1,8 @@
 """The command line: `interp scan | localize | ablate` for the main job on your own model and data,
 `interp membership | entropy-law | dataset-inference` for what it was trained on, `interp unlearn`
-to train secrets out of it, `interp demo` to see the main job on an example, `interp reproduce |
-redraw | claims` for the experiments."""
+to train secrets out of it, `interp cartography` for what was memorized during a training, `interp
+demo` to see the main job on an example, `interp reproduce | redraw | claims` for the
+experiments."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli.cartography import cartography
 from interp.cli.forgetting import unlearn
 from interp.cli.options import (
     AsJson,
@@ -319,6 +321,7 @@ app.command()(membership)
 app.command()(entropy_law)
 app.command()(dataset_inference)
 app.command()(unlearn)
+app.command()(cartography)
 
 
 @app.command()

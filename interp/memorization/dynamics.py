@@ -15,18 +15,22 @@ come the scores of two papers, each under its own name, and alternatives to them
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from interp.errors import closest
+from interp.files import replaced
 
 Recorded = Literal["checkpoints", "presentations"]
 Scores = Float[np.ndarray, " examples"]
 
 _EARLY = 0.2  # share of the moments that difficulty is a mean over; the paper does not say
 _NEVER_LEARNED = 1000  # the forgetfulness of an example that was never right, as in the code
+_KIND = "interp loss history"  # in the metadata of a saved file
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,110 @@ class LossHistory:
                 f"{self.losses[moment, example]}: expected finite losses; lower the learning rate, "
                 "or keep only the moments before"
             )
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the history to one file, whole or not at all; `load` reads it.
+
+        Args:
+            path: the file, such as `history.safetensors`; folders that do not exist are made.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: the file cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> from interp.memorization.dynamics import LossHistory
+            >>> history = LossHistory(np.array([[5.0, 5.0], [1.0, 4.0]]), steps=np.array([0, 10]))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     file = history.save(f"{folder}/history.safetensors")
+            ...     LossHistory.load(file).loss_drop
+            array([4., 1.])
+        """
+        from safetensors.numpy import save_file
+
+        arrays = {"losses": self.losses, "steps": self.steps}
+        if self.accuracy is not None:
+            arrays["accuracy"] = self.accuracy
+        # safetensors writes the memory of an array: that of a transposed one is in another order.
+        arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+        target = Path(path)
+        with replaced(target) as temporary:
+            save_file(arrays, temporary, {"kind": _KIND, "recorded": self.recorded})
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> LossHistory:
+        """Returns the history that `save` wrote to a file.
+
+        Args:
+            path: the file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a history, or one of them is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        file = Path(path)
+        if not file.exists():
+            raise FileNotFoundError(f"{file} does not exist: expected a saved LossHistory")
+        refused = ValueError(
+            f"{file} is not a loss history: expected a file that LossHistory.save wrote"
+        )
+        try:
+            with safe_open(file, framework="numpy") as stored:
+                about = stored.metadata() or {}
+                arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise refused from error
+        if about.get("kind") != _KIND or not {"losses", "steps"} <= arrays.keys():
+            raise refused
+        # The constructor checks the rest, as for a history that was not read from a file.
+        return cls(
+            arrays["losses"],
+            arrays["steps"],
+            "presentations" if about.get("recorded") == "presentations" else "checkpoints",
+            arrays.get("accuracy"),
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """Returns all scores with their default settings, one row per example.
+
+        Returns:
+            A frame with the columns
+
+            - `example`: the number of the example;
+            - `first_loss`, `last_loss`: at the first and at the last moment, in nats per token;
+            - `loss_drop`, `difficulty`, `forget_events`, `relative_forget_events`, `confidence`,
+              `variability`: see the methods of these names;
+            - `correctness`, `forgetfulness`: the same, where accuracy was recorded.
+
+        Example:
+            >>> from interp.memorization.dynamics import LossHistory
+            >>> history = LossHistory(np.array([[5.0, 5.0], [1.0, 4.0]]), steps=np.array([0, 10]))
+            >>> history.frame()[["example", "first_loss", "loss_drop", "forget_events"]]
+               example  first_loss  loss_drop  forget_events
+            0        0         5.0        4.0            0.0
+            1        1         5.0        1.0            0.0
+        """
+        columns: dict[str, np.ndarray] = {
+            "example": np.arange(self.losses.shape[1]),
+            "first_loss": self.losses[0],
+            "last_loss": self.losses[-1],
+            "loss_drop": self.loss_drop,
+            "difficulty": self.difficulty(),
+            "forget_events": self.forget_events(),
+            "relative_forget_events": self.relative_forget_events(),
+            "confidence": self.confidence,
+            "variability": self.variability,
+        }
+        if self.accuracy is not None:
+            columns["correctness"] = self.correctness()
+            columns["forgetfulness"] = self.forgetfulness()
+        return pd.DataFrame(columns)
 
     def difficulty(self, moments: int | None = None) -> Scores:
         """Returns the mean loss of each example over the first moments, in nats per token.

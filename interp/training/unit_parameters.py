@@ -88,7 +88,9 @@ def _gradients(subject: Subject, zeroed: Units, batch: Batch) -> Mapping[str, Te
     trained = {name: value for name, value in named.items() if value.requires_grad}
     with dropout_off(subject.module), torch.enable_grad(), intervened(subject, Zero(zeroed)):
         loss = subject.losses(batch).sum()
-        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+            loss, list(trained.values()), allow_unused=True
+        )
     found = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     reached = zip(trained, gradients, strict=True)
     return found | {name: gradient for name, gradient in reached if gradient is not None}

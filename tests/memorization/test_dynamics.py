@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from safetensors.numpy import save_file
 
 from interp.memorization.dynamics import LossHistory
 
@@ -132,3 +133,47 @@ def test_bad_options_are_refused():
         history().forget_events(hysteresis=-1)
     with pytest.raises(ValueError, match="accuracy was not recorded"):
         history().forgetfulness()
+
+
+@given(
+    arrays(np.float64, (3, 4), elements=LOSS),
+    st.sampled_from(["checkpoints", "presentations"]),
+    st.booleans(),
+)
+def test_a_saved_history_comes_back_to_the_bit(tmp_path_factory, losses, recorded, with_accuracy):
+    accuracy = losses / 12 if with_accuracy else None
+    # Transposed twice, so that its memory is not in the order of its rows.
+    saved = LossHistory(np.asfortranarray(losses), np.array([0, 5, 9]), recorded, accuracy)
+    folder = tmp_path_factory.mktemp("history")
+    found = LossHistory.load(saved.save(folder / "new" / "history.safetensors"))
+    assert np.array_equal(found.losses, losses)
+    assert found.steps.tolist() == [0, 5, 9]
+    assert found.recorded == recorded
+    assert (found.accuracy is None) == (not with_accuracy)
+    if with_accuracy:
+        assert np.array_equal(found.accuracy, accuracy)
+    assert [file.name for file in (folder / "new").iterdir()] == ["history.safetensors"]
+
+
+def test_a_file_that_is_no_history_is_refused(tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("no tensors")
+    other = tmp_path / "other.safetensors"
+    save_file({"losses": LOSSES, "steps": STEPS}, other)
+    cut = history().save(tmp_path / "cut.safetensors")
+    cut.write_bytes(cut.read_bytes()[:-8])
+    for file in (text, other, cut, tmp_path):
+        with pytest.raises(ValueError, match=f"{file.name} is not a loss history"):
+            LossHistory.load(file)
+    with pytest.raises(FileNotFoundError, match="expected a saved LossHistory"):
+        LossHistory.load(tmp_path / "absent")
+
+
+def test_the_table_has_every_score():
+    accuracy = (LOSSES < 3).astype(float)
+    found = history(accuracy=accuracy).frame()
+    assert found["example"].tolist() == [0, 1, 2, 3]
+    assert found["loss_drop"].tolist() == history().loss_drop.tolist()
+    assert found["difficulty"].tolist() == history().difficulty().tolist()
+    assert found["forgetfulness"].tolist() == [0, 2, 1000, 0]
+    assert "forgetfulness" not in history().frame()

@@ -13,7 +13,16 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.timing import Row
 
-NAMES = ("imports", "memory", "recording", "extraction", "membership", "sweeping", "masks")
+NAMES = (
+    "imports",
+    "memory",
+    "recording",
+    "extraction",
+    "membership",
+    "sweeping",
+    "masks",
+    "training",
+)
 ALONE = ("screens", "coverage", "streaming")  # run only when asked for
 
 

@@ -1,0 +1,3 @@
+from experiments.data_cartography import EXPERIMENT
+
+EXPERIMENT.command()

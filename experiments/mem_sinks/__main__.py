@@ -1,0 +1,3 @@
+from experiments.mem_sinks import EXPERIMENT
+
+EXPERIMENT.command()

@@ -17,9 +17,7 @@ from experiments.mem_sinks.measures import (
 from experiments.mem_sinks.presets import (
     DEDUPLICATED,
     LARGE_POOL,
-    MANY_ACTIVE,
     NARROW,
-    NOISE,
     RESERVED,
     RESERVED_OFF,
     SAME_STEPS,
@@ -45,7 +43,7 @@ def checks(preset: Preset) -> list[Check]:
         *_sinks_work(),
         *_post_hoc(preset),
         *_masking(),
-        *_tying(),
+        *_tying(preset),
         *_pools(),
         *_search(preset),
     ]
@@ -232,7 +230,7 @@ def _masking() -> list[Check]:
     return found
 
 
-def _tying() -> list[Check]:
+def _tying(preset: Preset) -> list[Check]:
     found = [
         Check(
             id="A7",
@@ -248,7 +246,8 @@ def _tying() -> list[Check]:
             evidence="figures/isolation.png",
         )
     ]
-    return [*found, *map(_under_noise, NOISE)]
+    noise = [run.noise for run in preset.runs if 0 < run.noise < 1]
+    return [*found, *map(_under_noise, noise)]
 
 
 def _under_noise(share: float) -> Check:
@@ -256,7 +255,7 @@ def _under_noise(share: float) -> Check:
         id=f"A8 {share:.0%}",
         measure=_ratio(isolation(noisy(share)), isolation(SINKS)),
         threshold=at_least(0.4),
-        paper="tolerates about 10%" if share == NOISE[0] else None,
+        paper="tolerates about 10%" if share == 0.1 else None,
         source="inferred",
         statement=f"noise is tolerated: with a random id at {share:.0%} of the presentations, the "
         "isolation is {threshold} of that without noise",
@@ -289,7 +288,6 @@ def _pools() -> list[Check]:
                 controls={
                     larger: isolation(larger),
                     smaller: isolation(smaller),
-                    "large pool, three times as many active": isolation(MANY_ACTIVE),
                 },
                 evidence="figures/isolation.png",
             )

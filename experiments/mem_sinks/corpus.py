@@ -64,7 +64,7 @@ class Data:
         return presented[torch.from_numpy(order)]
 
 
-@lru_cache(maxsize=1)  # the jobs of a process mostly have one seed
+@lru_cache(maxsize=4)  # many jobs of a process have the same seed
 def draw(settings: Corpus, seed: int) -> Data:
     """Cuts the files of Python's standard library into sequences and deals them out.
 

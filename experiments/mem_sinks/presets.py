@@ -15,7 +15,6 @@ SAME_STEPS = "deduplicated, same steps"
 SINKS = "sinks"
 SMALL_POOL = "sinks, small pool"
 LARGE_POOL = "sinks, large pool"
-MANY_ACTIVE = "sinks, large pool, three times as many active"
 UNTIED = "untied masks"
 PER_LAYER = "sinks, masks of each layer"
 NO_DECAY = "sinks without weight decay"
@@ -152,33 +151,49 @@ def noisy(share: float) -> str:
     return f"sinks, {share:.0%} random ids"
 
 
-def _runs(general: int, pools: tuple[int, int, int], active: int) -> tuple[Run, ...]:
-    """All trainings: a small, a usual and a large pool beside the same general neurons."""
+def _runs(
+    general: int,
+    pools: tuple[int, int, int],
+    active: int,
+    noise: tuple[float, ...] = (0.1,),
+    *,
+    variants: bool = False,
+) -> tuple[Run, ...]:
+    """All trainings.
+
+    Args:
+        general: number of general neurons.
+        pools: sizes of a small, a usual and a large pool beside them.
+        active: number of sinks that are on for a document.
+        noise: shares of presentations with a random id.
+        variants: whether to train with masks of each layer and without decay of the sinks too.
+    """
     small, usual, large = (general + pool for pool in pools)
-    tied = Run(name=SINKS, neurons=usual, general=general, active=active)
+
+    def sinks(name: str, neurons: int = usual, **options: Any) -> Run:
+        return Run(name=name, neurons=neurons, general=general, active=active, **options)
+
+    further = (
+        sinks(PER_LAYER, per_layer=True),
+        sinks(NO_DECAY, sinks_decay=False),
+    )
     return (
         Run(name=STANDARD, neurons=usual),
         Run(name=WIDE, neurons=large),
         Run(name=NARROW, neurons=general),
         Run(name=DEDUPLICATED, neurons=usual, data="once"),
         Run(name=SAME_STEPS, neurons=usual, data="once, same steps"),
-        tied,
-        Run(name=SMALL_POOL, neurons=small, general=general, active=active),
-        Run(name=LARGE_POOL, neurons=large, general=general, active=active),
-        Run(name=MANY_ACTIVE, neurons=large, general=general, active=3 * active),
-        Run(name=UNTIED, neurons=usual, general=general, active=active, noise=1.0),
-        *(
-            Run(name=noisy(q), neurons=usual, general=general, active=active, noise=q)
-            for q in NOISE
-        ),
-        Run(name=PER_LAYER, neurons=usual, general=general, active=active, per_layer=True),
-        Run(name=NO_DECAY, neurons=usual, general=general, active=active, sinks_decay=False),
+        sinks(SINKS),
+        sinks(SMALL_POOL, small),
+        sinks(LARGE_POOL, large),
+        sinks(UNTIED, noise=1.0),
+        *(sinks(noisy(share), noise=share) for share in noise),
+        *(further if variants else ()),
         Run(name=RESERVED, neurons=usual, general=general, reserve="on for others"),
         Run(name=RESERVED_OFF, neurons=usual, general=general, reserve="off for others"),
     )
 
 
-NOISE = (0.1, 0.3)
 _METHODS = ("absolute_gradient_x_activation", "integrated_gradients", "activation")
 
 PRESETS = {
@@ -195,9 +210,9 @@ PRESETS = {
             head=2_000,
         ),
         training=Training(width=32, layers=2, warmup=5, lr=1e-2, batch_size=8),
-        runs=_runs(32, (8, 32, 64), 8),
+        runs=_runs(32, (8, 32, 64), 8, variants=True),
         post_hoc=PostHoc(
-            run=WIDE, against=MANY_ACTIVE, methods=_METHODS[:2], fractions=(0.2, 1.0), draws=1
+            run=WIDE, against=LARGE_POOL, methods=_METHODS[:2], fractions=(0.2, 1.0), draws=1
         ),
         searched=2,
         every=10,
@@ -224,13 +239,13 @@ PRESETS = {
         runs=_runs(512, (154, 512, 1536), 51),
         post_hoc=PostHoc(
             run=WIDE,
-            against=MANY_ACTIVE,
+            against=LARGE_POOL,
             methods=_METHODS,
             fractions=(0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0),
             draws=2,
             options={"integrated_gradients": {"points": 3, "rule": "gauss"}},
         ),
-        searched=12,
+        searched=8,
         every=56,
         search_options={
             "slimming": {"pressure": 0.1, "steps": 50},
@@ -255,10 +270,10 @@ PRESETS = {
             head=10_000_000,
         ),
         training=Training(width=1024, layers=24, heads=16, batch_size=64, lr=3e-4, warmup=100),
-        runs=_runs(2867, (400, 1229, 3687), 369),
+        runs=_runs(2867, (400, 1229, 3687), 369, (0.05, 0.1, 0.2, 0.5), variants=True),
         post_hoc=PostHoc(
             run=WIDE,
-            against=MANY_ACTIVE,
+            against=LARGE_POOL,
             methods=_METHODS,
             fractions=(0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
             draws=3,

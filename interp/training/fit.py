@@ -439,8 +439,8 @@ def _met_end(evaluation: Evaluation | None, history: Rows) -> bool:
     """Whether the last step was measured and met the condition that ends training."""
     if evaluation is None or not history:
         return False
-    was_measured = history[-1].keys() > _OWN
-    return was_measured and evaluation.until(history[-1])
+    measured = {name: value for name, value in history[-1].items() if name not in _OWN}
+    return bool(measured) and evaluation.until(measured)
 
 
 def _measure(

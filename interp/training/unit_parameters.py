@@ -6,6 +6,7 @@ They are found by running the model, and not by the names of its modules.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,9 +89,8 @@ def _gradients(subject: Subject, zeroed: Units, batch: Batch) -> Mapping[str, Te
     trained = {name: value for name, value in named.items() if value.requires_grad}
     with dropout_off(subject.module), torch.enable_grad(), intervened(subject, Zero(zeroed)):
         loss = subject.losses(batch).sum()
-        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-            loss, list(trained.values()), allow_unused=True
-        )
+        # None where the loss does not depend on a parameter, which torch does not declare.
+        gradients: Any = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     found = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     reached = zip(trained, gradients, strict=True)
     return found | {name: gradient for name, gradient in reached if gradient is not None}

@@ -22,7 +22,7 @@ from experiments.mem_sinks.measures import (
     isolation,
 )
 from experiments.mem_sinks.presets import (
-    MANY_ACTIVE,
+    LARGE_POOL,
     PRESETS,
     RESERVED,
     SINKS,
@@ -72,7 +72,7 @@ def test_repetitions_are_presented_as_often_as_they_should_be_and_held_out_text_
 
 def test_own_sinks_know_repeated_sequences_better_than_dropped_ones():
     data = draw(SMOKE.corpus, SEED)
-    [run] = [run for run in SMOKE.runs if run.name == MANY_ACTIVE]
+    [run] = [run for run in SMOKE.runs if run.name == LARGE_POOL]
     trained = train(SMOKE, run, data, SEED, curves=False)
     own = sequence_measures(trained.subject, data.repeated, trained.modes[OWN])
     dropped = sequence_measures(trained.subject, data.repeated, trained.modes[DROPPED])

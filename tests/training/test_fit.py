@@ -231,6 +231,20 @@ def test_training_ends_where_it_was_told_to():
     assert reached["step"].tolist() == [0, 1]
 
 
+def test_the_end_is_decided_by_what_is_measured_alone():
+    """A condition on all that was measured must not meet the number of the step, or the loss."""
+    seen: list[set[str]] = []
+    interp.fit(
+        tiny.wrapped(tiny.model("llama")),
+        stream(),
+        4,
+        lr=1e-2,
+        evaluation=evaluated(2, until=lambda found: bool(seen.append(set(found)))),
+    )
+    assert seen
+    assert all(names == {"norm"} for names in seen)
+
+
 def test_the_learning_rate_rises_holds_and_falls_to_the_floor():
     shares = [training._lr_factor(step, 10, 2, 5, 0.2) for step in range(10)]
     assert shares == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.84, 0.68, 0.52, 0.36])

@@ -23,6 +23,7 @@ from experiments.data_cartography.presets import (
     Network,
 )
 from interp.memorization.dynamics import LossHistory
+from interp.memorization.exposure import exposure
 from interp.memorization.loss_recorder import CheckpointRecorder, PresentationRecorder
 from interp.memorization.membership.roc import roc
 from interp.mitigation.reweighting import weighted
@@ -291,21 +292,3 @@ def _extraction(
     for name in found.columns:
         found.loc[chosen, name] = scanned[name].to_numpy(dtype=float)
     return found
-
-
-def exposure(log_p: Scores, references: Scores) -> Scores:
-    """Returns how much easier a canary is to guess than by chance, in bits: log2 of the number of
-    candidates minus log2 of its rank among them.
-
-    The candidates are the canary itself and references that were never trained on. A canary that
-    is more likely than all of them has the most, log2(references + 1).
-
-    Source: Carlini et al. 2019 (arXiv 1802.08232), definition 4, with the rank among a sample.
-
-    Args:
-        log_p: [rows] log-probabilities, in nats; NaN stays NaN.
-        references: [references] those of the references.
-    """
-    ranks = 1 + (references[None, :] > log_p[:, None]).sum(1)
-    bits = np.log2(len(references) + 1) - np.log2(ranks)
-    return np.where(np.isnan(log_p), np.nan, bits)

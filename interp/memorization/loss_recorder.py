@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,6 +28,8 @@ class CheckpointRecorder:
         examples: what it is trained on, one example per row.
         moments: numbers of optimizer steps after which to record; 0 is before the first.
         batch_size: batch size of the forwards.
+        file: where to save the history after each moment but the first, so that a training that is
+            stopped leaves what it has recorded; nowhere by default.
 
     Raises:
         ValueError: fewer than two moments, a negative one, or an example without a token that
@@ -41,7 +44,12 @@ class CheckpointRecorder:
     """
 
     def __init__(
-        self, subject: Subject, examples: Batch, moments: Collection[int], batch_size: int = 16
+        self,
+        subject: Subject,
+        examples: Batch,
+        moments: Collection[int],
+        batch_size: int = 16,
+        file: str | Path | None = None,
     ) -> None:
         if len(set(moments)) < 2 or min(moments) < 0:
             raise ValueError(
@@ -57,6 +65,7 @@ class CheckpointRecorder:
         self._examples = examples
         self._moments = frozenset(moments)
         self._batch_size = batch_size
+        self._file = file
         self._steps: list[int] = []
         self._losses: list[np.ndarray] = []
         self._accuracy: list[np.ndarray] = []
@@ -89,6 +98,8 @@ class CheckpointRecorder:
         self._steps.append(step)
         self._losses.append(np.concatenate(losses))
         self._accuracy.append(np.concatenate(accuracy))
+        if self._file is not None and len(self._steps) > 1:
+            self.history.save(self._file)
 
 
 class PresentationRecorder:

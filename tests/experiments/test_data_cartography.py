@@ -20,7 +20,6 @@ from experiments.data_cartography.presets import DROP, FORGET, ORACLE, PRESETS, 
 from experiments.data_cartography.study import (
     CANARIES,
     all_scores,
-    exposure,
     first_copies,
     first_training,
     leakage,
@@ -164,13 +163,6 @@ def test_leakage_of_a_model_that_knows_nothing_is_none(rows: Any):
     assert table[table["kind"] == "text"]["exact"].isna().all()
     assert 0.2 < summary["auc_canaries"] < 0.8
     assert table["loss"].mean() == pytest.approx(np.log(rows.vocabulary), abs=0.3)
-
-
-def test_exposure_by_hand():
-    references = np.array([-4.0, -3.0, -2.0])
-    found = exposure(np.array([-1.0, -2.5, -9.0, np.nan]), references)
-    assert found[:3].tolist() == [2.0, 1.0, 0.0]
-    assert np.isnan(found[3])
 
 
 @pytest.mark.parametrize("seed", range(5))

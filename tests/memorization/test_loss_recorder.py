@@ -11,6 +11,7 @@ import tiny
 import torch
 
 import interp
+from interp.memorization.dynamics import LossHistory
 from interp.memorization.loss_recorder import CheckpointRecorder, PresentationRecorder
 from interp.subject.subject import token_losses
 from interp.training.fit import Checkpoints, epoch_rows, epochs, fit
@@ -152,3 +153,19 @@ def test_bad_recordings_are_refused(subject, examples):
             objective=lambda trained, batch, _: trained.target_logits(batch).mean(),
             callback=recorder,
         )
+
+
+def test_a_training_that_is_stopped_leaves_what_was_recorded(subject, examples, tmp_path):
+    file = tmp_path / "history.safetensors"
+    recorder = CheckpointRecorder(subject, examples, (0, 2, 4), file=file)
+
+    def stopped(step):
+        recorder(step)
+        if step.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(subject, epochs(examples, 2), STEPS, callback=stopped)
+    left = LossHistory.load(file)
+    assert left.steps.tolist() == [0, 2]
+    assert np.array_equal(left.losses, recorder.history.losses)

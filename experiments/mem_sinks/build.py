@@ -20,6 +20,7 @@ from interp.localization.registry import localize, methods
 from interp.memorization.evaluation import measure_under
 from interp.mitigation.sinks import content_ids
 from interp.progress import track
+from interp.sites.units import UnitScores
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
@@ -28,6 +29,7 @@ Tables = dict[str, pd.DataFrame]
 
 NOTHING = "nothing"
 RANDOM = "random"
+FOR_CANARIES = "integrated_gradients"  # finds neurons for canaries too
 _MEASURED_ONCE = 256  # sequences that were presented once
 _HELD_OUT = 128  # held-out sequences under each removal
 # These score nothing without windows to compare with.
@@ -62,31 +64,35 @@ def one_run(preset: Preset, run: Run, seed: int) -> Tables:
 
 
 def post_hoc(preset: Preset, subject: Subject, data: Data, seed: int) -> pd.DataFrame:
-    """Removal by neurons that methods find for all repeated code together, and by random ones.
+    """Removal by neurons that methods find for all repeated code together, or for all canaries, and
+    by random ones.
 
     Returns:
-        One row per `method`, `fraction`, `draw`, `data` and `window`: the measures of
+        One row per `method`, `found_for`, `fraction`, `draw`, `data` and `window`: the measures of
         `window_measures`; the method "nothing" is the model as it is.
     """
     settings = preset.post_hoc
-    memorized = Batch(data.repeated)
-    about: list[dict[str, Any]] = [{"method": NOTHING, "fraction": 0.0, "draw": 0}]
-    plans: list[Plan] = [[]]
-    for name in track(settings.methods, "methods"):
-        scores = localize(
-            subject, memorized, None, name, "neurons", **settings.options.get(name, {})
-        )
-        for fraction in settings.fractions:
-            about.append({"method": name, "fraction": fraction, "draw": 0})
-            plans.append(Zero(scores.top(fraction)))
+    repeated = {"repeated": Batch(data.repeated), "canaries": Batch(data.canaries)}
+    searches = [("repeated", name) for name in settings.methods]
+    searches.append(("canaries", FOR_CANARIES))
+    found: list[tuple[dict[str, Any], UnitScores]] = []
+    for kind, name in track(searches, "methods"):
+        options = settings.options.get(name, {})
+        scores = localize(subject, repeated[kind], None, name, "neurons", **options)
+        found.append(({"method": name, "found_for": kind, "draw": 0}, scores))
     for number in range(settings.draws):
-        scores = localize(subject, memorized, None, RANDOM, "neurons", seed=seed + number)
+        windows = repeated["repeated"]
+        scores = localize(subject, windows, None, RANDOM, "neurons", seed=seed + number)
+        found.append(({"method": RANDOM, "found_for": "repeated", "draw": number}, scores))
+
+    about: list[dict[str, Any]] = [{"method": NOTHING, "found_for": "", "draw": 0, "fraction": 0.0}]
+    plans: list[Plan] = [[]]
+    for description, scores in found:
         for fraction in settings.fractions:
-            about.append({"method": RANDOM, "fraction": fraction, "draw": number})
+            about.append({**description, "fraction": fraction})
             plans.append(Zero(scores.top(fraction)))
     sets = {
-        "repeated": memorized,
-        "canaries": Batch(data.canaries),
+        **repeated,
         "unseen canaries": Batch(data.unseen),
         "held out": Batch(data.held_out[:_HELD_OUT]),
     }

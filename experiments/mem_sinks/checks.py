@@ -3,6 +3,7 @@ sinks."""
 
 from __future__ import annotations
 
+from experiments.mem_sinks.build import FOR_CANARIES
 from experiments.mem_sinks.measures import (
     CANARIES,
     HELD_OUT,
@@ -178,7 +179,7 @@ def _costs_more(method: str, against: str) -> Check:
 
 
 def _natural_or_random(settings: PostHoc) -> Check:
-    method = "integrated_gradients"
+    method = FOR_CANARIES
     fraction = min(settings.fractions, key=lambda each: abs(each - _COMPARED_AT))
     natural = removed_share(method, fraction, REPEATED)
     canaries = removed_share(method, fraction, CANARIES)
@@ -189,7 +190,7 @@ def _natural_or_random(settings: PostHoc) -> Check:
         paper="natural text is harder",
         source="found",
         statement="repeated code is harder to remove than canaries: without the "
-        f"{fraction:.0%} of the neurons that {method} finds for code, the share of the memory of "
+        f"{fraction:.0%} of the neurons that {method} finds for each, the share of the memory of "
         "code that is gone, minus that of canaries, is {threshold}",
         controls={"code": natural, "canaries": canaries},
         evidence="figures/post_hoc.png",

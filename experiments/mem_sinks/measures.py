@@ -86,10 +86,11 @@ def losses(tables: Tables, run: str, mode: str, data: str) -> np.ndarray:
     return found.sort_values("sequence")["loss"].to_numpy(dtype=float)
 
 
-def removal_curve(table: pd.DataFrame, method: str) -> pd.DataFrame:
-    """Returns the mean loss of each set, one per column, at each fraction of neurons that a method
-    removes, from 0 on; of random ones over all draws."""
-    own: Any = table[table["method"].isin([method, NOTHING])]
+def removal_curve(table: pd.DataFrame, method: str, found_for: str = REPEATED) -> pd.DataFrame:
+    """Returns the mean loss of each set, one per column, at each fraction of the neurons that a
+    method finds for a set, from 0 on; of random ones over all draws."""
+    is_own = (table["method"] == method) & (table["found_for"] == found_for)
+    own: Any = table[is_own | (table["method"] == NOTHING)]
     return own.pivot_table(index="fraction", columns="data", values="loss").sort_index()
 
 
@@ -122,11 +123,11 @@ def held_out_at_equal_memory(method: str, against: str) -> Measure:
 
 
 def removed_share(method: str, fraction: float, data: str) -> Measure:
-    """Returns how far a removal brings a repeated set on the way to the loss of the same kind of
-    sequences that were never presented, before the removal."""
+    """Returns how far the removal of the neurons that a method finds for a repeated set brings it
+    on the way to the loss that sequences of its kind that were never presented have before it."""
 
     def of(tables: Tables) -> float:
-        curve = removal_curve(tables["post_hoc"], method)
+        curve = removal_curve(tables["post_hoc"], method, data)
         before = float(curve[data].iloc[0])
         unseen = float(curve[_UNSEEN[data]].iloc[0])
         return (float(curve.loc[fraction, data]) - before) / (unseen - before)

@@ -149,7 +149,13 @@ def test_removal_is_compared_at_the_memory_that_sinks_leave():
     for fraction, repeated, held_out in ((0.0, 1.0, 4.0), (0.1, 2.0, 4.4), (0.5, 4.0, 6.0)):
         method = "nothing" if fraction == 0 else "by hand"
         for data, loss in ((REPEATED, repeated), (HELD_OUT, held_out)):
-            about = {"method": method, "fraction": fraction, "draw": 0, "data": data}
+            about = {
+                "method": method,
+                "found_for": REPEATED,
+                "fraction": fraction,
+                "draw": 0,
+                "data": data,
+            }
             rows.append({**about, "window": 0, "loss": loss})
     removed = pd.DataFrame(rows)
     levels = {(SINKS, DROPPED, REPEATED): [3.0], (SINKS, DROPPED, HELD_OUT): [4.1, 9.0]}

@@ -28,7 +28,7 @@ def exposure(
     Example:
         >>> from interp.memorization.exposure import exposure
         >>> exposure(np.array([-1.0, -50.0]), references=np.array([-40.0, -45.0, -60.0]))
-        array([2.        , 0.41503750])
+        array([2.       , 0.4150375])
     """
     if not len(references) or np.isnan(references).any():
         raise ValueError(

@@ -20,7 +20,7 @@ from interp.experiment.checks import Tables
 from interp.mitigation.data_map import data_map
 from interp.reporting.layout import LEVEL, finish, new_figure, style
 from interp.reporting.looks import looks
-from interp.reporting.panels import bars, lines, over_seeds, panels
+from interp.reporting.panels import bars, lines, over_seeds, panels, ranges
 from interp.reporting.plotting import intervals
 
 if TYPE_CHECKING:
@@ -86,19 +86,15 @@ def separation(tables: Tables) -> Figure:
         for model in table["model"].unique()
         for contrast in (CANARIES, REPEATED, SINGLE, AMONG_CANARIES)
     ]
-    groups: Any = table.groupby(["panel", "score"], sort=False)["auc"]
-    spread = groups.agg(estimate="mean", low="min", high="max").reset_index()
-    spread = pd.concat([spread[spread["panel"] == name] for name in order])
-    return intervals(
-        spread,
+    return ranges(
+        pd.concat([table[table["panel"] == name] for name in order]),
         "score",
-        labels=dict.fromkeys(order, "AUC"),
-        titles={name: name for name in order},
-        levels=dict.fromkeys(order, 0.5),
+        "panel",
+        "auc",
+        label="AUC",
+        value_of_level=0.5,
         level="chance",
         title="What each score of the loss history tells apart",
-        key=over_seeds(table, "point", "line"),
-        across=4,
     )
 
 

@@ -114,6 +114,18 @@ class Preset:
 _PAPERS_SHARE = 0.05  # of the LSTM
 _LARGER_SHARE = 0.10  # of the abstract
 
+_PRUNED = (
+    (FORGET, _PAPERS_SHARE),
+    (RANDOM, _PAPERS_SHARE),
+    (DROP, _PAPERS_SHARE),
+    (ORACLE, _PAPERS_SHARE),
+    (FORGET, _LARGER_SHARE),
+    (RANDOM, _LARGER_SHARE),
+    (DROP, _LARGER_SHARE),
+    (ORACLE, _LARGER_SHARE),
+    (DIFFICULTY, _LARGER_SHARE),
+)
+
 PRESETS = {
     "smoke": Preset(
         seeds=1,
@@ -170,17 +182,7 @@ PRESETS = {
                 epochs=5,
                 batch_size=8,
                 lr=2e-3,
-                pruned=(
-                    (FORGET, _PAPERS_SHARE),
-                    (RANDOM, _PAPERS_SHARE),
-                    (DROP, _PAPERS_SHARE),
-                    (ORACLE, _PAPERS_SHARE),
-                    (FORGET, _LARGER_SHARE),
-                    (RANDOM, _LARGER_SHARE),
-                    (DROP, _LARGER_SHARE),
-                    (ORACLE, _LARGER_SHARE),
-                    (DIFFICULTY, _LARGER_SHARE),
-                ),
+                pruned=_PRUNED,
                 reweighted=True,
                 moments=3,
             ),
@@ -191,17 +193,7 @@ PRESETS = {
                 epochs=6,
                 batch_size=16,
                 lr=1e-2,
-                pruned=(
-                    (FORGET, _PAPERS_SHARE),
-                    (RANDOM, _PAPERS_SHARE),
-                    (DROP, _PAPERS_SHARE),
-                    (ORACLE, _PAPERS_SHARE),
-                    (FORGET, _LARGER_SHARE),
-                    (RANDOM, _LARGER_SHARE),
-                    (DROP, _LARGER_SHARE),
-                    (ORACLE, _LARGER_SHARE),
-                    (DIFFICULTY, _LARGER_SHARE),
-                ),
+                pruned=_PRUNED,
                 reweighted=False,
             ),
         ),

@@ -28,8 +28,7 @@ from experiments.mem_sinks.presets import (
 )
 from experiments.mem_sinks.study import DROPPED, OWN, PLAIN, SCALED
 from interp.experiment.checks import Tables, of_each_seed
-from interp.reporting.panels import lines, over_seeds, panels
-from interp.reporting.plotting import intervals
+from interp.reporting.panels import lines, over_seeds, panels, ranges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,13 +83,15 @@ def losses_of_runs(tables: Tables) -> Figure:
     frame = pd.DataFrame(rows)
     standard: Any = every[(every["run"] == STANDARD) & (every["mode"] == PLAIN)]
     before = standard.groupby("data")["loss"].mean().to_dict()
-    return _with_ranges(
+    return ranges(
         frame,
         "training",
-        dict.fromkeys(frame["panel"].unique(), _NATS),
-        {name: float(before[name]) for name in frame["panel"].unique()},
-        "standard training",
-        "Losses after training, with sinks and without",
+        "panel",
+        "value",
+        label=_NATS,
+        value_of_level={name: float(before[name]) for name in frame["panel"].unique()},
+        level="standard training",
+        title="Losses after training, with sinks and without",
     )
 
 
@@ -113,17 +114,19 @@ def isolated(tables: Tables) -> Figure:
             for name, measure in measures.items():
                 value = measure(run, own)
                 rows.append({"training": run, "panel": name, "seed": seed, "value": value})
-    return _with_ranges(
+    return ranges(
         pd.DataFrame(rows),
         "training",
-        {
+        "panel",
+        "value",
+        label={
             "isolation": "share of the way to held-out text",
             "gap closure": "share of the gap of standard training",
             "held-out loss": "above standard training (nats per token)",
         },
-        {"isolation": 0.0, "gap closure": 0.0, "held-out loss": 0.0},
-        "standard training",
-        "What dropping the sinks removes, and what it costs",
+        value_of_level=0.0,
+        level="standard training",
+        title="What dropping the sinks removes, and what it costs",
     )
 
 
@@ -172,37 +175,15 @@ def recall(tables: Tables) -> Figure:
     frame = means.reset_index().rename(columns={"truth": "panel", "recall": "value"})
     highest = frame[frame["selection"] == "highest"]
     chance = frame[frame["selection"] == "random"].groupby("panel")["value"].mean().to_dict()
-    return _with_ranges(
+    return ranges(
         highest,
         "method",
-        dict.fromkeys(highest["panel"].unique(), "recall"),
-        {str(name): float(value) for name, value in chance.items()},
-        "chance",
-        "Which methods find the sinks of repeated sequences",
-    )
-
-
-def _with_ranges(
-    by_seed: pd.DataFrame,
-    row: str,
-    labels: dict[str, str],
-    levels: dict[str, float],
-    level: str,
-    title: str,
-) -> Figure:
-    """Means over seeds as points, with a line from the lowest seed to the highest; each panel has
-    its own level."""
-    groups: Any = by_seed.groupby(["panel", row], sort=False)["value"]
-    spread = groups.agg(estimate="mean", low="min", high="max").reset_index()
-    return intervals(
-        spread,
-        row,
-        labels=labels,
-        titles={name: name for name in labels},
-        levels=levels,
-        level=level,
-        title=title,
-        key=over_seeds(by_seed, "point", "line"),
+        "panel",
+        "value",
+        label="recall",
+        value_of_level={str(name): float(value) for name, value in chance.items()},
+        level="chance",
+        title="Which methods find the sinks of repeated sequences",
     )
 
 

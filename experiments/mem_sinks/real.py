@@ -15,13 +15,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 import interp
-from experiments.mem_sinks.study import DROPPED, OWN, PLAIN, SCALED
+from experiments.mem_sinks.study import DROPPED, OWN, PLAIN, SCALED, noisy_ids
 from interp.data import planted
 from interp.data.planted import PlantedCorpus
 from interp.experiment.checks import Check, Measure, at_least, at_most, mean, minus
@@ -121,7 +119,7 @@ def study(preset: Preset, training: str, seed: int) -> Tables:
     if training == TIED:
         objective = sinks.objective()
     elif training == UNTIED:
-        objective = sinks.objective(lambda batch, step: _random_ids(batch, step, seed))
+        objective = sinks.objective(lambda batch, step: noisy_ids(batch, step, 1.0, seed))
     fit(
         model,
         epochs(documents, preset.batch_size, seed),
@@ -134,11 +132,6 @@ def study(preset: Preset, training: str, seed: int) -> Tables:
     )
     found.append(_measured(model, corpus, preset, modes).assign(training=training))
     return {"texts": pd.concat(found, ignore_index=True)}
-
-
-def _random_ids(batch: Batch, step: int, seed: int) -> Tensor:
-    rng = np.random.default_rng([seed, 4, step])
-    return torch.from_numpy(rng.integers(1, 2**62, len(batch)))
 
 
 def _measured(

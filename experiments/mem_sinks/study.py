@@ -146,13 +146,22 @@ def _objective(
     if not run.noise:
         return sinks.objective()
 
-    def ids(batch: Batch, step: int) -> Tensor:
-        rng = np.random.default_rng([seed, 4, step])
-        random = torch.from_numpy(rng.integers(1, 2**62, len(batch)))
-        is_random = torch.from_numpy(rng.random(len(batch)) < run.noise)
-        return torch.where(is_random, random, content_ids(batch))
+    return sinks.objective(lambda batch, step: noisy_ids(batch, step, run.noise, seed))
 
-    return sinks.objective(ids)
+
+def noisy_ids(batch: Batch, step: int, share: float, seed: int) -> Tensor:
+    """Returns the ids of a batch's documents, each of them random with some probability.
+
+    Args:
+        batch: the documents.
+        step: number of the step; each draws anew.
+        share: the probability; with 1 the masks are untied.
+        seed: seed of the draws.
+    """
+    rng = np.random.default_rng([seed, 4, step])
+    random = torch.from_numpy(rng.integers(1, 2**62, len(batch)))
+    is_random = torch.from_numpy(rng.random(len(batch)) < share)
+    return torch.where(is_random, random, content_ids(batch))
 
 
 def _reserved(masks: Mapping[str, Tensor], off: Sinks | None, data: Data) -> Objective:

@@ -196,12 +196,12 @@ class Sinks:
 
         Args:
             subject: the model, which need not be a Subject as long as it has the same sites.
-            ids: [batch] or [batch, position] ids of documents; row r of a forward has the ids of
-                row r modulo their number, as where a sweep repeats its batch.
+            ids: [batch] or [batch, position] ids of documents: those of the rows of every forward
+                in the block, in their order. Measure several batches in a block each.
 
         Raises:
-            ValueError: an id below 1; or, in a forward, rows that are not a multiple of the ids, or
-                more positions than there are ids.
+            ValueError: an id below 1; or, in a forward, another number of rows than of ids, or more
+                positions than there are ids.
             HookError: ids of positions are given, and it is not known which positions a forward
                 reads; or see `intervened`.
         """
@@ -387,8 +387,7 @@ def _hash(tokens: list[int]) -> int:
 def _masking(factors: Float[Tensor, "batch position width"]) -> Callable[[Tensor, Clock], Tensor]:
     def mask(value: Tensor, clock: Clock) -> Tensor:
         samples = clock.samples(len(value))
-        times, left = divmod(len(value) // samples, len(factors))
-        if left:
+        if len(value) != samples * len(factors):
             raise ValueError(
                 f"a forward has {len(value)} rows, and there are ids of {len(factors)} documents: "
                 "expected the rows that the ids belong to"
@@ -396,8 +395,8 @@ def _masking(factors: Float[Tensor, "batch position width"]) -> Callable[[Tensor
         own = factors
         if factors.shape[1] > 1:
             own = factors[:, _positions(clock, factors.shape[1])]
-        if times > 1 or samples > 1:
-            own = own.repeat(times, 1, 1).repeat_interleave(samples, dim=0)
+        if samples > 1:
+            own = own.repeat_interleave(samples, dim=0)
         return value * own.to(value)
 
     return mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -92,8 +92,8 @@ def ranges(
     panel: str,
     value: str,
     *,
-    label: str,
-    value_of_level: float,
+    label: str | Mapping[str, str],
+    value_of_level: float | Mapping[str, float],
     level: str,
     title: str,
 ) -> Figure:
@@ -105,8 +105,9 @@ def ranges(
         row: the column that names the row.
         panel: the column that names the panel.
         value: the column of the values.
-        label: name and unit of the values.
-        value_of_level: what to compare with, drawn as a dashed line in every panel.
+        label: name and unit of the values; or those of each panel.
+        value_of_level: what to compare with, drawn as a dashed line in every panel; or that of each
+            panel.
         level: what that is.
         title: what is compared.
 
@@ -122,13 +123,17 @@ def ranges(
     groups: Any = by_seed.groupby([panel, row], sort=False)[value]
     spread = groups.agg(estimate="mean", low="min", high="max").reset_index()
     names = list(spread[panel].unique())
+    labels = dict.fromkeys(names, label) if isinstance(label, str) else label
+    levels = value_of_level
+    if not isinstance(levels, Mapping):
+        levels = dict.fromkeys(names, levels)
     return intervals(
         spread,
         row,
         panel,
-        labels=dict.fromkeys(names, label),
+        labels=labels,
         titles={name: name for name in names},
-        levels=dict.fromkeys(names, value_of_level),
+        levels=levels,
         level=level,
         title=title,
         key=over_seeds(by_seed, "point", "line"),

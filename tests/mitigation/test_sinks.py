@@ -295,6 +295,12 @@ def test_what_is_no_pool_or_no_ids_is_refused():
         sinks.own(subject, torch.tensor([1, 2, 3])),
     ):
         subject.logits(batch)
+    # Ids of one batch must not be used again for the next ones.
+    with (
+        pytest.raises(ValueError, match="4 rows, and there are ids of 2 documents"),
+        sinks.own(subject, torch.tensor([1, 2])),
+    ):
+        subject.logits(tiny.batch("llama", rows=4))
     with (
         pytest.raises(ValueError, match="reads 9 positions, and there are ids of 4"),
         sinks.own(subject, torch.ones(2, 4, dtype=torch.int64)),

@@ -30,7 +30,7 @@ Tables = dict[str, pd.DataFrame]
 NOTHING = "nothing"
 RANDOM = "random"
 FOR_CANARIES = "integrated_gradients"  # finds neurons for canaries too
-_MEASURED_ONCE = 256  # sequences that were presented once
+_MEASURED_ONCE = 64  # sequences that were presented once
 _HELD_OUT = 128  # held-out sequences under each removal
 # These score nothing without windows to compare with.
 _COMPARES = ("unitmem", "z_score", "neuron_flipping")

@@ -241,7 +241,7 @@ PRESETS = {
             run=WIDE,
             against=LARGE_POOL,
             methods=_METHODS,
-            fractions=(0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0),
+            fractions=(0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0),
             draws=2,
             options={"integrated_gradients": {"points": 3, "rule": "gauss"}},
         ),

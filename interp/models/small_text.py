@@ -58,6 +58,7 @@ def small_language_model(
     heads: int = 4,
     neurons: int | None = None,
     architecture: Architecture = "llama",
+    activation: str | None = None,
     tied: bool = False,
 ) -> nn.Module:
     """Returns an untrained language model of transformers.
@@ -72,6 +73,8 @@ def small_language_model(
         neurons: number of neurons of each MLP; by default three (llama) or four (gpt2) times the
             width.
         architecture: "llama" (rotary positions, gated MLP) or "gpt2" (learned positions).
+        activation: the MLPs' activation function, by transformers' name; by default that of the
+            architecture: "silu" (llama) or "gelu_new" (gpt2).
         tied: whether input and output embeddings are the same.
 
     Example:
@@ -92,6 +95,7 @@ def small_language_model(
                     intermediate_size=neurons or 3 * width,
                     num_hidden_layers=layers,
                     num_attention_heads=heads,
+                    hidden_act=activation or "silu",
                     max_position_embeddings=context,
                     tie_word_embeddings=tied,
                     **_NO_ENDS,
@@ -104,6 +108,7 @@ def small_language_model(
                 n_layer=layers,
                 n_head=heads,
                 n_inner=neurons or 4 * width,
+                activation_function=activation or "gelu_new",
                 n_positions=context,
                 embd_pdrop=0.0,
                 attn_pdrop=0.0,

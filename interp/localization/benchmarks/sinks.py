@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from interp.adapters.weights import applied
 from interp.interventions.plan import Plan
 from interp.localization.benchmarks.known_answers import Choice, scored_each
-from interp.localization.registry import localize
+from interp.localization.registry import WindowMethod, find, localize
 from interp.progress import track
 from interp.sites.site import Site
 from interp.sites.units import Units, UnitScores, rank_units
@@ -88,11 +88,26 @@ def sink_recall(
                     for selection, recall in _recalls(scores, truth, among, seed + number).items():
                         about = {"method": name, "truth": kind, "selection": selection}
                         rows.append({**about, "window": number, "recall": recall})
-            of_all = localize(subject, windows, against, choice.method, "neurons", **choice.options)
+            of_all = _of_all(subject, windows, against, choice, each)
             for selection, recall in _recalls(of_all, pool, None, seed).items():
                 about = {"method": name, "truth": "pool", "selection": selection}
                 rows.append({**about, "window": -1, "recall": recall})
     return pd.DataFrame(rows)
+
+
+def _of_all(
+    subject: Subject,
+    windows: Batch,
+    reference: Batches | None,
+    choice: Choice,
+    each: Sequence[UnitScores],
+) -> UnitScores:
+    """What `localize` finds for all windows, given what it found for each."""
+    if isinstance(find(choice.method, choice.options), WindowMethod):
+        # Their mean: it need not be measured once more.
+        values = {site: np.mean([one[site] for one in each], 0) for site in each[0].widths}
+        return UnitScores(values, choice.method)
+    return localize(subject, windows, reference, choice.method, "neurons", **choice.options)
 
 
 def _recalls(scores: UnitScores, truth: Units, among: Units | None, seed: int) -> dict[str, float]:

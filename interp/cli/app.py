@@ -1,8 +1,8 @@
 """The command line: `interp scan | localize | ablate` for the main job on your own model and data,
 `interp membership | entropy-law | dataset-inference` for what it was trained on, `interp unlearn`
 to train secrets out of it, `interp cartography` for what was memorized during a training, `interp
-demo` to see the main job on an example, `interp reproduce | redraw | claims` for the
-experiments."""
+robustness` for robot policies in changed scenes, `interp demo` to see the main job on an example,
+`interp reproduce | redraw | claims` for the experiments."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from interp.cli.options import (
     Tokenizer,
     Top,
 )
+from interp.cli.robustness import robustness
 from interp.cli.steps import (
     advise,
     load_subject,
@@ -322,6 +323,7 @@ app.command()(entropy_law)
 app.command()(dataset_inference)
 app.command()(unlearn)
 app.command()(cartography)
+app.command()(robustness)
 
 
 @app.command()
@@ -543,13 +545,14 @@ def _scanned(
 
     Loading a model can take minutes, so options, folder and files are checked first.
     """
-    from interp.cli.pipeline import check_paths, scan_images, scan_texts
+    from interp.cli.pipeline import check_paths, scan_frames, scan_images, scan_texts
     from interp.data.corpus_counts import counts as counted
     from interp.data.image_files import find_images
     from interp.files import writable
-    from interp.models.image.checkpoints import is_image_model
+    from interp.loading.readers import family_of
 
-    images = is_image_model(model)
+    family = family_of(model)
+    images = family == "image"
     if images and (length is not None or stride is not None):
         raise ValueError(
             f"--length and --stride are for texts; {model}, weights without config.json, "
@@ -557,9 +560,19 @@ def _scanned(
         )
     if images and (column != "text" or counts):
         raise ValueError(f"--column and --counts are for texts, and {model} is an image model")
-    if not images and (tokenizer is not None or prefix == 0):
-        raise ValueError(f"--tokenizer and --prefix 0 are for image models, and {model} is not one")
+    if not images and tokenizer is not None:
+        raise ValueError(f"--tokenizer is for image models, and {model} is not one")
+    if family is None and prefix == 0:
+        raise ValueError(f"--prefix 0 is for image models and policies, and {model} is neither")
+    if family == "policy" and (length or stride or column != "text" or counts):
+        raise ValueError(
+            f"--length, --stride, --column and --counts are for texts, and {model} is a policy"
+        )
     writable(out)
+    if family == "policy":
+        (source,) = _only(sources, "a file of demonstrations")
+        subject = load_subject(model, [], dtype=dtype, device=device)
+        return subject, scan_frames(subject, source, out, prefix or 0, batch_size)
     check_paths(sources, model, images=images)
     if images:
         pictures = find_images(sources)
@@ -582,6 +595,12 @@ def _scanned(
         bos=bos,
         counts=None if seen is None else counted(subject, seen),
     )
+
+
+def _only(sources: list[Path], expected: str) -> tuple[Path]:
+    if len(sources) != 1:
+        raise ValueError(f"{len(sources)} sources were given: expected {expected}")
+    return (sources[0],)
 
 
 def _after_ablation(report: DropReport) -> pd.DataFrame:

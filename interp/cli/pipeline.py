@@ -4,6 +4,7 @@ ablate. Each stage writes its tables and figures to a folder."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from interp.data.corpus_counts import Counts
 from interp.data.image_files import SUFFIXES as PICTURES
 from interp.data.image_files import ImageFiles, find_images
 from interp.data.images import Images
+from interp.data.tabletop.frames import load_frames
 from interp.data.text_formats import has_text_name
 from interp.files import replaced
 from interp.localization import localize
@@ -110,6 +112,34 @@ def scan_images(
     frame = scan(subject, encoded, batch_size=batch_size, folder=out / "shards")
     _write_scan(frame, out)
     save(_draw_best_matches(subject, module, images, frame), out / "images.png")
+    return frame
+
+
+def scan_frames(
+    subject: Subject, source: Path, out: Path, prefix: int = 0, batch_size: int = 16
+) -> pd.DataFrame:
+    """Scans the frames of demonstrations, each as one window: does the policy continue what was
+    seen and asked for with the action of the demonstration? It writes windows.parquet,
+    passages.csv and scan.png.
+
+    Shards of the scan that are finished in `out` are not measured again.
+
+    Args:
+        subject: a policy.
+        source: a file that `interp.data.tabletop.frames.save_frames` wrote.
+        out: folder of the files.
+        prefix: number of action tokens that the policy is given.
+        batch_size: batch size.
+
+    Returns:
+        One row per frame: see `interp.scan`.
+
+    Raises:
+        ValueError: the file holds no frames, or those of another policy.
+    """
+    frames = replace(load_frames(source), prompt=prefix)
+    frame = scan(subject, frames, batch_size=batch_size, folder=out / "shards")
+    _write_scan(frame, out)
     return frame
 
 

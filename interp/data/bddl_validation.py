@@ -1,7 +1,8 @@
 """Which LIBERO tasks cannot be scored, and why: a gate in front of every evaluation.
 
 LIBERO-PRO offers goals that cannot be read, and a success says nothing about a policy where the
-goal holds before it moves (arXiv 2510.03827).
+goal holds before it moves (arXiv 2510.03827). Nor does a failure where the basket that the goal
+names was sent 10 m away, as in five of the tasks that it ships.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from interp.data.bddl import Fact, Tree, parse, problem, to_text
+from interp.data.bddl import Fact, Problem, Region, Tree, parse, problem, to_text
 from interp.errors import closest
 
 __all__ = ["DEFECTS", "Defect", "Validation", "find_defects", "validate"]
@@ -21,7 +22,13 @@ DEFECTS = (
     "undeclared in init",
     "undeclared in goal",
     "goal holds at reset",
+    "inverted region",
+    "out of reach",
 )
+
+# Metres from the middle of a surface, along x or y. No surface is as large, and of the places in
+# the files only those of things that were sent away are further.
+_FAR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,9 @@ def find_defects(task: str | Tree) -> tuple[Defect, ...]:
 
     A success means nothing where the goal holds before the robot moves. That is judged by the facts
     of init alone: every fact of the goal is listed there. What the simulator does at reset (a
-    drawer that is closed by default, an object that falls) is not known here.
+    drawer that is closed by default, an object that falls) is not known here. A failure means
+    nothing where a thing that the goal is about lies more than 1 m from the middle of its surface,
+    or where LIBERO cannot load the scene because a region ends before it begins.
 
     Args:
         task: the text of a task file or its tree.
@@ -104,7 +113,35 @@ def find_defects(task: str | Tree) -> tuple[Defect, ...]:
     if not missing:
         goal = " ".join(to_text(fact) for fact in declared.goal) or "an empty goal"
         found.append(Defect("goal holds at reset", f"{goal}: nothing is left to do"))
+    found += _misplaced(declared)
     return tuple(found)
+
+
+def _misplaced(declared: Problem) -> Iterator[Defect]:
+    """Regions that LIBERO refuses to load, and things of the goal that no robot can reach."""
+    far: dict[str, Region] = {}
+    owners: dict[str, str] = {}
+    for region in declared.regions:
+        owners[region.full_name.lower()] = region.target.lower()
+        for x0, y0, x1, y1 in region.ranges:
+            if x0 > x1 or y0 > y1:
+                detail = f"region {region.name}: ({x0} {y0} {x1} {y1}) ends before it begins"
+                yield Defect("inverted region", detail)
+            if max(abs(x0), abs(y0), abs(x1), abs(y1)) > _FAR:
+                far[region.full_name.lower()] = region
+
+    of_goal: set[str] = set()
+    for fact in declared.goal:
+        for name in _lower(fact)[1:]:
+            of_goal |= {name, owners.get(name, name)}
+    for fact in declared.init:
+        match _lower(fact):
+            case ("on", name, place) if name in of_goal and place in far:
+                region = far[place]
+                detail = f"{name}, which the goal is about, is at {region.ranges[0]} m"
+                yield Defect("out of reach", detail)
+            case _:
+                pass
 
 
 def _undeclared(facts: Sequence[Fact], names: Sequence[str], kind: str) -> Iterator[Defect]:

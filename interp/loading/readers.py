@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from interp.models.image.checkpoints import is_image_model, read_image_model
+from interp.models.policy.checkpoints import is_policy, read_policy
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,24 @@ class Reader:
     read: Callable[[str | Path, Any, torch.dtype | None], nn.Module]
 
 
-READERS: dict[str, Reader] = {"image": Reader(is_image_model, read_image_model)}
+# The first that recognizes a source reads it: an image model is any folder of weights without a
+# config.json.
+READERS: dict[str, Reader] = {
+    "policy": Reader(is_policy, read_policy),
+    "image": Reader(is_image_model, read_image_model),
+}
+
+
+def family_of(source: str | Path) -> str | None:
+    """Returns the family of the weights that a source names: a key of `READERS`, or None for a
+    Hugging Face or GGUF model.
+
+    Example:
+        >>> from interp.loading.readers import family_of
+        >>> family_of("FoundationVision/var/var_d16.pth")
+        'image'
+    """
+    return next((name for name, reader in READERS.items() if reader.recognizes(source)), None)
 
 
 def reader_of(source: str | Path) -> Reader | None:
@@ -40,7 +58,5 @@ def reader_of(source: str | Path) -> Reader | None:
         >>> reader_of("HuggingFaceTB/SmolLM2-135M") is None
         True
     """
-    for reader in READERS.values():
-        if reader.recognizes(source):
-            return reader
-    return None
+    family = family_of(source)
+    return None if family is None else READERS[family]

@@ -5,6 +5,8 @@ import importlib.util
 import os
 import random
 import re
+import sys
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -299,6 +301,168 @@ def test_a_replacement_that_cannot_be_made_is_refused():
         bddl_edits.replace_objects(TREE, {"plate": "bowl"})
 
 
+SOUP = """
+(define (problem LIBERO_Floor_Manipulation)
+  (:language Pick the soup)
+  (:regions
+    (bin (:target floor) (:ranges ((-0.01 0.25 0.01 0.27))))
+    (soup_place (:target floor) (:ranges ((-0.145 -0.265 -0.095 -0.215))) (:yaw_rotation ((0.0 0.0))))
+    (right (:target floor) (:ranges ((0.1 -0.225 0.15 -0.175))))
+    (behind (:target floor) (:ranges ((-0.2 -0.29 -0.14 -0.23))))
+    (inside (:target basket_1)))
+  (:fixtures floor - floor)
+  (:objects soup_1 - soup basket_1 - basket milk_1 - milk butter_1 - butter)
+  (:obj_of_interest soup_1 basket_1)
+  (:init (On soup_1 floor_soup_place) (On basket_1 floor_bin) (On milk_1 floor_right)
+         (On butter_1 floor_behind))
+  (:goal (And (In soup_1 basket_1_inside))))
+"""
+
+
+def moved(old, new, tree=SOUP):
+    """The soup's task with one rectangle replaced."""
+    assert tree.count(old) == 1
+    return tree.replace(old, new)
+
+
+SOUP_AT = "-0.145 -0.265 -0.095 -0.215"
+
+
+@pytest.mark.parametrize(
+    ("axis", "label", "metres", "place"),
+    [
+        ("x", 0.1, 0.07, "-0.075 -0.265 -0.025 -0.215"),
+        ("x", 0.2, 0.14, "-0.005 -0.265 0.045 -0.215"),
+        ("y", 0.1, 0.07, "-0.145 -0.195 -0.095 -0.145"),
+        ("y", 0.5, 0.35, "-0.145 0.085 -0.095 0.135"),
+    ],
+)
+def test_a_shift_moves_the_place_of_the_target_and_nothing_else(axis, label, metres, place):
+    tree = bddl.parse(SOUP)
+    assert bddl_edits.shift_of_label(tree, "soup_1", axis, label) == metres
+    new, shift = bddl_edits.shift_target(tree, "soup_1", axis, metres)
+    assert new == bddl.parse(moved(SOUP_AT, place))
+    assert shift == bddl_edits.Shift("soup_1", axis, metres, ())
+    back, _ = bddl_edits.shift_target(new, "soup_1", axis, -metres)
+    assert bddl.section(back, ":regions")[2] == bddl.section(tree, ":regions")[2]
+
+
+def test_targets_beyond_the_middle_are_shifted_back_towards_it():
+    tree = bddl.parse(moved(SOUP_AT, "0.025 -0.125 0.075 -0.075"))
+    assert bddl_edits.shift_of_label(tree, "soup_1", "x", 0.4) == -0.28
+    assert bddl_edits.shift_of_label(tree, "soup_1", "y", 0.4) == 0.28
+
+
+@pytest.mark.parametrize("metres", [0.21, 0.24, 0.35])
+def test_a_distractor_on_the_way_of_the_target_is_sent_away(metres):
+    new, shift = bddl_edits.shift_target(bddl.parse(SOUP), "soup_1", "x", metres)
+    x0, x1 = round(-0.145 + metres, 6), round(-0.095 + metres, 6)
+    text = moved(SOUP_AT, f"{x0} -0.265 {x1} -0.215")
+    # The butter is nearer to the soup, but behind it.
+    assert new == bddl.parse(moved("0.1 -0.225 0.15 -0.175", "10.1 -0.225 10.15 -0.175", text))
+    assert shift.removed == ("milk_1",)
+
+
+def test_a_distractor_beside_the_way_remains():
+    text = moved("0.1 -0.225 0.15 -0.175", "0.1 -0.19 0.15 -0.14")
+    _, shift = bddl_edits.shift_target(bddl.parse(text), "soup_1", "x", 0.21)
+    assert shift.removed == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "axis", "metres", "message"),
+    [
+        ("soup_2", "x", 0.1, "'soup_2' is not a movable object of the task; nearest: soup_1"),
+        ("floor", "x", 0.1, "'floor' is not a movable object of the task"),
+        ("soup_1", "z", 0.1, "the axis is 'z'; expected 'x' or 'y'"),
+        ("soup_1", "x", 0.0, "the shift is 0.0 m; expected a distance other than 0"),
+        ("soup_1", "x", float("nan"), "the shift is nan m"),
+        ("soup_1", "x", 0.6, "'soup_1' would lie 0.505 m from the middle of floor along x; expected at most 0.5 m"),
+        ("soup_1", "y", -0.34, "'soup_1' would lie -0.605 m from the middle of floor along y"),
+    ],
+)  # fmt: skip
+def test_a_shift_that_cannot_be_made_is_refused(target, axis, metres, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bddl_edits.shift_target(bddl.parse(SOUP), target, axis, metres)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("(On soup_1 floor_soup_place)", "(On soup_1 basket_1_inside)", "On basket_1_inside at reset, which has no rectangle"),
+        ("(On soup_1 floor_soup_place)", "(Open soup_1)", "On nothing at reset, which has no rectangle"),
+        ("(On milk_1 floor_right)", "(On milk_1 floor_soup_place)", "shares its place with milk_1"),
+        ("(soup_place (:target floor)", "(soup_place (:target shelf)", "On floor_soup_place at reset"),
+        ("-0.01 0.25 0.01 0.27", "-0.13 0.02 -0.11 0.04", "'soup_1' would come to lie on 'basket_1', which the goal is about"),
+    ],
+)  # fmt: skip
+def test_a_target_that_cannot_be_shifted_is_refused(old, new, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bddl_edits.shift_target(bddl.parse(moved(old, new)), "soup_1", "y", 0.3)
+
+
+def test_a_target_on_something_of_unknown_size_is_not_shifted():
+    text = SOUP.replace("floor", "shelf").replace("shelf - shelf", "shelf - wooden_shelf")
+    with pytest.raises(ValueError, match="'shelf', whose size is not known; expected a place on"):
+        bddl_edits.shift_target(bddl.parse(text), "soup_1", "y", 0.1)
+
+
+def test_a_label_that_libero_pro_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=re.escape("the label is 0.7; expected one of 0.1, 0.2")):
+        bddl_edits.shift_of_label(bddl.parse(SOUP), "soup_1", "x", 0.7)
+    with pytest.raises(ValueError, match="the axis is 'z'"):
+        bddl_edits.shift_of_label(bddl.parse(SOUP), "soup_1", "z", 0.1)
+
+
+def test_another_surface_takes_over_all_places():
+    text = TASK.replace(" (1 2 3 4)", "")
+    new, change = bddl_edits.change_surface(bddl.parse(text), "kitchen_table")
+    expected = text.replace("main_table - table", "kitchen_table - kitchen_table")
+    expected = expected.replace("main_table", "kitchen_table").replace(
+        "_Tabletop", "_Kitchen_Tabletop"
+    )
+    assert new == bddl.parse(expected)
+    assert change == bddl_edits.SurfaceChange("main_table", "kitchen_table", ())
+    back, _ = bddl_edits.change_surface(new, "main_table")
+    assert back == bddl.parse(text)
+
+
+def test_an_instruction_that_names_the_surface_is_kept():
+    text = SOUP.replace("Pick the soup", "Pick the soup from the floor")
+    new, _ = bddl_edits.change_surface(bddl.parse(text), "study_table")
+    assert bddl.problem(new).language == "Pick the soup from the floor"
+    assert bddl_edits.surface_of(new) == "study_table"
+    assert bddl.problem(new).arena == "LIBERO_Study_Tabletop_Manipulation"
+
+
+def test_things_beyond_the_edge_of_the_new_surface_are_named():
+    # The bowl's place ends 50 cm from the middle; the table of the living room is 70 cm deep.
+    text = TASK.replace(" (1 2 3 4)", "")
+    _, change = bddl_edits.change_surface(bddl.parse(text), "living_room_table")
+    assert change.outside == ("bowl_1",)
+    _, change = bddl_edits.change_surface(bddl.parse(text), "floor")
+    assert change.outside == ()
+
+
+def test_a_surface_that_cannot_be_taken_is_refused():
+    with pytest.raises(ValueError, match=re.escape("unknown surface 'kitchen'; expected one of")):
+        bddl_edits.change_surface(TREE, "kitchen")
+    with pytest.raises(ValueError, match="the task is on main_table already"):
+        bddl_edits.change_surface(TREE, "main_table")
+    for declared, named in (
+        ("shelf - shelf", "no surface"),
+        ("floor main_table - a", "floor, main_table"),
+    ):
+        tree = bddl.parse(TASK.replace("main_table - table", declared))
+        with pytest.raises(ValueError, match=f"the file declares {named}; expected one of"):
+            bddl_edits.change_surface(tree, "floor")
+
+
+def test_every_other_surface_can_be_drawn():
+    draws = {bddl_edits.draw_surface(TREE, random.Random(seed)) for seed in range(60)}
+    assert draws == {"kitchen_table", "living_room_table", "study_table", "floor"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "kind", "detail"),
     [
@@ -308,6 +472,8 @@ def test_a_replacement_that_cannot_be_made_is_refused():
         ("(And (On plate_1", "(And (On plate_2", "undeclared in goal", "'plate_2' is not declared; nearest: plate_1"),
         ("(And (On plate_1 flat_stove_1_cook_region) (Turnoff", "(And (turnon", "goal holds at reset", "(turnon flat_stove_1): nothing"),
         ("(And (On plate_1 flat_stove_1_cook_region) (Turnoff flat_stove_1))", "(And)", "goal holds at reset", "an empty goal"),
+        ("(-0.05 0.19 0.05 0.21)", "(-0.05 0.19 0.05 0.18)", "inverted region", "region plate_region: (-0.05 0.19 0.05 0.18) ends before it begins"),
+        ("(-0.05 0.19 0.05 0.21)", "(-0.05 10.19 0.05 10.21)", "out of reach", "plate_1, which the goal is about, is at (-0.05, 10.19"),
     ],
 )  # fmt: skip
 def test_each_defect_is_found_by_its_kind(old, new, kind, detail):
@@ -316,6 +482,20 @@ def test_each_defect_is_found_by_its_kind(old, new, kind, detail):
     assert defect.kind == kind
     assert detail in defect.detail
     assert kind in bddl_validation.DEFECTS
+
+
+def test_a_distractor_may_be_out_of_reach():
+    assert not bddl_validation.find_defects(TASK.replace("0.0 0.1 0.5 0.2", "10.0 0.1 10.5 0.2"))
+
+
+def test_what_holds_a_part_that_the_goal_names_must_be_in_reach():
+    text = TASK.replace("(On plate_1 flat_stove_1_cook_region)", "(In bowl_2 bowl_1_inside)")
+    text = text.replace("(:regions", "(:regions (inside (:target bowl_1))").replace(
+        " (1 2 3 4)", ""
+    )
+    assert not bddl_validation.find_defects(text)
+    (defect,) = bddl_validation.find_defects(text.replace("0.0 0.1 0.5 0.2", "0 0.1 9 0.2"))
+    assert defect.kind == "out of reach"
 
 
 def test_names_are_compared_without_their_case():
@@ -394,11 +574,21 @@ def test_every_shipped_file_is_read_and_printed(shipped):
         assert bddl.parse(bddl.to_text(tree)) == tree
 
 
-def test_two_shipped_tasks_of_the_study_table_hold_at_reset(shipped):
+def test_eight_shipped_tasks_cannot_be_scored(shipped):
     suite = bddl_validation.validate({f"{a}/{b}": tree for (a, b), tree in shipped.items()})
-    assert str(suite) == "2 of 724 tasks are invalid (goal holds at reset: 2)"
-    invalid = set(suite.defects) - set(suite.valid)
-    assert {name.split("/")[0] for name in invalid} == {"libero_study_table"}
+    assert str(suite) == (
+        "8 of 724 tasks are invalid (goal holds at reset: 2, inverted region: 1, out of reach: 5)"
+    )
+    invalid = Counter()
+    for name, found in suite.defects.items():
+        invalid.update((name.split("/")[0], defect.kind) for defect in found)
+    assert invalid == {
+        ("libero_study_table", "goal holds at reset"): 2,
+        # The basket was sent away: the target had come to lie where it was, or, for one, near it.
+        ("libero_object_temp_y0.4", "out of reach"): 1,
+        ("libero_object_temp_y0.5", "out of reach"): 4,
+        ("libero_object_temp_y0.5", "inverted region"): 1,
+    }
 
 
 def test_the_three_unbalanced_goals_are_refused_by_name(package):
@@ -470,3 +660,92 @@ def test_shipped_objects_are_those_of_the_edit_but_for_four_tasks(package, shipp
         # The configuration replaces milk, which is not in the scene.
         "pick_up_the_orange_juice",
     }
+
+
+def test_shipped_shifts_are_those_of_the_edit_but_for_thirteen(shipped):
+    outcomes = Counter()
+    for axis, level in product("xy", range(1, 6)):
+        folder = f"libero_object_temp_{axis}0.{level}"
+        for (suite, task), tree in shipped.items():
+            if suite == "libero_object":
+                expected = shipped[folder, task]
+                outcomes[f"{axis}{level}", compare_shift(tree, expected, axis, level / 10)] += 1
+    unlike = {what: count for what, count in outcomes.items() if what[1] != "the same"}
+    assert unlike == {
+        # What was 8 cm away or more was removed, which was left where it is in other tasks.
+        ("x2", "other distractors"): 3,
+        ("y2", "other distractors"): 1,
+        ("y3", "other distractors"): 1,
+        # What was 4 cm away was not removed.
+        ("x3", "other distractors"): 1,
+        # A rectangle that ends at 0.55 and not at 0.255.
+        ("x5", "another place"): 1,
+        # The basket was removed, and with it the goal.
+        ("y4", "other distractors"): 1,
+        ("y5", "refused"): 5,
+    }
+
+
+def compare_shift(tree, expected, axis, label):
+    before, wanted = bddl.problem(tree), bddl.problem(expected)
+    target = before.obj_of_interest[0]
+    metres = bddl_edits.shift_of_label(tree, target, axis, label)
+    try:
+        new, shift = bddl_edits.shift_target(tree, target, axis, metres)
+    except ValueError as error:
+        return "refused" if "would come to lie on 'basket_1'" in str(error) else str(error)
+    things = {fact[2]: fact[1] for fact in before.init}
+    removed = set()
+    for old, got, want in zip(
+        before.regions, bddl.problem(new).regions, wanted.regions, strict=True
+    ):
+        if things.get(old.full_name) != target:
+            if old.ranges != want.ranges:
+                removed.add(things[old.full_name])
+        elif got.ranges[0] != pytest.approx(want.ranges[0], abs=1e-6):
+            return "another place"
+    return "the same" if removed == set(shift.removed) else "other distractors"
+
+
+def test_another_surface_is_what_the_code_of_libero_pro_makes(package, shipped, capsys):
+    tasks, configs = package
+    spec = importlib.util.spec_from_file_location("upstream", configs.parent / "perturbation.py")
+    upstream = importlib.util.module_from_spec(spec)
+    sys.modules["upstream"] = upstream
+    try:
+        spec.loader.exec_module(upstream)
+    finally:
+        del sys.modules["upstream"]
+    outside = Counter()
+    for (suite, task), tree in shipped.items():
+        # Upstream always takes the table of the living room.
+        if suite not in SUITES or bddl_edits.surface_of(tree) == "living_room_table":
+            continue
+        text = (tasks / suite / f"{task}.bddl").read_text(encoding="utf-8")
+        config = str(configs / "ood_environment.yaml")
+        replace = upstream.EnvironmentReplacePerturbator(upstream.BDDLParser(text), config)
+        new, change = bddl_edits.change_surface(tree, "living_room_table")
+        assert bddl.parse(replace.perturb(suite, task)) == new
+        outside[suite, change.outside] += 1
+    assert outside == {
+        ("libero_goal", ("flat_stove_1",)): 10,
+        ("libero_spatial", ("flat_stove_1",)): 10,
+        ("libero_object", ()): 10,
+        ("libero_10", ()): 5,
+    }
+
+
+def test_the_name_of_a_file_is_no_instruction(shipped):
+    """LIBERO builds `task.language` from it; the scene asks for something else."""
+    differing = Counter()
+    for (suite, task), tree in shipped.items():
+        words = re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ")
+        differing[suite] += words != bddl.problem(tree).language.lower()
+    assert {suite: differing[suite] for suite in SUITES} == {
+        "libero_goal": 5,
+        "libero_spatial": 10,
+        "libero_10": 0,
+        "libero_object": 10,
+    }
+    for suite, kind in product(SUITES, ("_lan", "_task")):
+        assert differing[suite + kind] == 10

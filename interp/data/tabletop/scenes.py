@@ -263,8 +263,8 @@ def _anywhere(task: str, rng: np.random.Generator, others: int = 3) -> dict[str,
 
 
 def _anywhere_with_few(task: str, rng: np.random.Generator) -> dict[str, Place]:
-    """With none to three other items: what a word means is learned where there is no choice."""
-    return _anywhere(task, rng, int(rng.integers(4)))
+    """With none to four other items: what a word means is learned where there is no choice."""
+    return _anywhere(task, rng, int(rng.integers(5)))
 
 
 def is_free(place: Place, places: Mapping[str, Place], but: str, apart: float = APART) -> bool:

@@ -1,0 +1,3 @@
+from experiments.libero_pro import EXPERIMENT
+
+EXPERIMENT.command()

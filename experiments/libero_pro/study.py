@@ -1,0 +1,296 @@
+"""One policy, and what is measured on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import interp
+from experiments.libero_pro.presets import SUITE_OF, Preset, Regime
+from interp.analysis.activation_patching import donor_plan
+from interp.data.tabletop.expert import demonstrations
+from interp.data.tabletop.frames import (
+    demonstration_batch,
+    is_approach,
+    training_batches,
+    weighted_loss,
+)
+from interp.data.tabletop.observations import tokens_to_actions
+from interp.localization.registry import localize
+from interp.memorization.robustness import (
+    distance_between_tasks,
+    path_deviation,
+    text_sensitivity,
+)
+from interp.memorization.rollouts import Arms, Change, act, arms, rollouts, run_arms
+from interp.models.policy.checkpoints import policy_of
+from interp.models.policy.policy import BINS, Policy
+from interp.progress import track
+from interp.subject.batch import Batch
+from interp.subject.subject import Subject, evaluating
+from interp.training.fit import fit
+
+FOUND = "gradient_x_activation"
+RANDOM = "random"
+NOTHING = "nothing"
+INPUTS = ("words", "items", "state")
+ANOTHER_TASK = "of another task"
+SAME_TASK = "of the same task"
+TRAINING = "training"
+HELD_OUT = "held out"
+# Seeds of what no policy is trained on, far from those of the demonstrations.
+_HELD_OUT_SEED = 10_000
+_SCENES_SEED = 20_000
+_HELD_OUT_DEMONSTRATIONS = 40
+_SCANNED = 1000  # frames of each kind
+_ALONG_Y = 0.5  # a donor counts that would move the hand otherwise by at least this, from -1 to 1
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A policy and what it was trained on.
+
+    Attributes:
+        regime: how it was trained.
+        policy: the policy.
+        frames: what it was trained on.
+        held_out: frames of other demonstrations of its suite.
+        tasks: the task of each of these.
+    """
+
+    regime: Regime
+    policy: Subject
+    frames: Batch
+    held_out: Batch
+    tasks: np.ndarray
+
+
+def train(preset: Preset, regime: Regime, seed: int) -> Trained:
+    """Trains the policy of a regime."""
+    suite = SUITE_OF[regime.name]
+    frames = demonstration_batch(demonstrations(suite, regime.demonstrations, seed))
+    policy = interp.load(Policy(preset.shape, seed))
+    fit(
+        policy,
+        training_batches(frames, regime.steps, preset.batch_size, seed),
+        regime.steps,
+        preset.lr,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        warmup=min(50, regime.steps // 4),
+        decay=regime.steps - min(50, regime.steps // 4),
+        floor=0.05,
+        clip=1.0,
+        objective=weighted_loss,
+    )
+    others = demonstrations(suite, _HELD_OUT_DEMONSTRATIONS, _HELD_OUT_SEED + seed)
+    lengths = [len(each.actions) for each in others]
+    tasks = np.repeat([each.scene.task for each in others], lengths)
+    return Trained(regime, policy, frames, demonstration_batch(others), tasks)
+
+
+def episodes(preset: Preset, trained: Trained, scenes: str, seed: int) -> pd.DataFrame:
+    """Returns one row per episode of a policy in the scenes of a regime.
+
+    Besides what `robustness` reads, `wrong_item` is whether another item than the target ended in
+    the basket; `path_deviation` is from the path in the clean scene, in metres; `text_sensitivity`
+    is how far the instruction moves the first actions of the clean episode, as a share of the
+    distance between tasks.
+    """
+    tried = arms(SUITE_OF[scenes], preset.perturbations, preset.episodes, _SCENES_SEED + seed)
+    table = run_arms(trained.policy, tried, seed=seed)
+    table["wrong_item"] = table["in_basket"].notna() & ~table["success"]
+    clean = table[table["perturbation"] == "clean"].set_index("initial_state")
+    actions = np.concatenate(list(clean["actions"]))
+    tasks = np.repeat(clean["task"], [len(each) for each in clean["actions"]])
+    between = distance_between_tasks(actions, tasks)
+    deviations: list[float] = []
+    sensitivities: list[float] = []
+    for row in table.to_dict("records"):
+        own = clean.loc[row["initial_state"]]
+        there = row["path"] is not None
+        deviations.append(path_deviation(own["path"], row["path"]) if there else np.nan)
+        known = there and between > 0
+        sensitivities.append(
+            text_sensitivity(own["actions"], row["actions"], between) if known else np.nan
+        )
+    table = table.drop(columns=["path", "actions"])
+    return table.assign(
+        path_deviation=deviations,
+        text_sensitivity=sensitivities,
+        policy=trained.regime.name,
+        scenes=scenes,
+    )
+
+
+def blind(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
+    """Returns one row per clean episode in which a policy is not given a part of its input: no
+    words, or no items. With no items it can only replay a trajectory."""
+    tried = arms(SUITE_OF[trained.regime.name], [], preset.episodes, _SCENES_SEED + seed)
+    changes: dict[str, Change | None] = {
+        "everything": None,
+        "no words": lambda given, _: {**given, "words": torch.zeros_like(given["words"])},
+        "no items": lambda given, _: {**given, "items": torch.zeros_like(given["items"])},
+    }
+    parts: list[pd.DataFrame] = []
+    for name, change in changes.items():
+        run = rollouts(trained.policy, tried.scenes, seed=seed, change=change)
+        rows = [{"episode": n, "success": float(each.success)} for n, each in enumerate(run)]
+        parts.append(pd.DataFrame(rows).assign(given=name))
+    return pd.concat(parts, ignore_index=True).assign(policy=trained.regime.name)
+
+
+def extraction(trained: Trained, seed: int) -> pd.DataFrame:
+    """Returns one row per frame: whether the policy continues it with exactly the action of the
+    demonstration, for frames that it was trained on and for others of the same suite."""
+    rng = np.random.default_rng([seed, 5])
+    parts: list[pd.DataFrame] = []
+    for name, frames in ((TRAINING, trained.frames), (HELD_OUT, trained.held_out)):
+        chosen = frames.rows(rng.permutation(len(frames))[:_SCANNED])
+        found = interp.scan(trained.policy, chosen, batch_size=250)
+        columns: Any = found[["exact", "accuracy", "log_p"]].astype(float)
+        parts.append(columns.assign(data=name, frame=range(len(found))))
+    return pd.concat(parts, ignore_index=True).assign(policy=trained.regime.name)
+
+
+def inputs(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
+    """Returns one row per held-out frame on the way to an item, and part of the input: how far the
+    action moves when that part comes from another frame, as a share of the distance between
+    tasks."""
+    rng = np.random.default_rng([seed, 6])
+    frames, tasks = _on_the_way(preset, trained, rng)
+    before = _directions(trained.policy, frames)
+    between = distance_between_tasks(before, tasks)
+    rows: list[pd.DataFrame] = []
+    for source in (ANOTHER_TASK, SAME_TASK):
+        donors = _donors(tasks, rng, same=source == SAME_TASK)
+        for part in INPUTS:
+            given = {**frames.conditioning, part: frames.conditioning[part][donors]}
+            moved = _directions(trained.policy, replace(frames, conditioning=given)) - before
+            # Unknown where all tasks have the same actions, as in an untrained policy.
+            change = np.linalg.norm(moved, axis=1) / (between if between > 0 else np.nan)
+            rows.append(pd.DataFrame({"part": part, "source": source, "change": change}))
+    table = pd.concat(rows, ignore_index=True)
+    numbers = table.groupby(["part", "source"], sort=False).cumcount()
+    return table.assign(frame=numbers, policy=trained.regime.name)
+
+
+def _on_the_way(
+    preset: Preset, trained: Trained, rng: np.random.Generator
+) -> tuple[Batch, np.ndarray]:
+    approach = is_approach(trained.held_out).nonzero()[:, 0].numpy()
+    chosen = rng.permutation(approach)[: preset.frames]
+    return trained.held_out.rows(chosen), trained.tasks[chosen]
+
+
+def _donors(tasks: np.ndarray, rng: np.random.Generator, *, same: bool) -> Tensor:
+    """For each row another one of the same task, or one of another task."""
+    found: list[int] = []
+    for row, task in enumerate(tasks):
+        fits = np.flatnonzero((tasks == task) == same)
+        others = fits[fits != row]
+        found.append(int(rng.choice(others)) if len(others) else row)
+    return torch.tensor(found)
+
+
+def _directions(policy: Subject, frames: Batch) -> Float[np.ndarray, "frames 3"]:
+    return tokens_to_actions(act(policy, frames.conditioning))[:, :3]
+
+
+def patching(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
+    """Returns one row per block, part of the input and frame: how far the motion along y goes over
+    to that of another task's frame, once the residual stream after the block has that frame's
+    values at the positions of the part.
+
+    `share` is (patched - own) / (other - own) of the expected motion along y, given the motion of
+    the demonstration along x. Frames count where the two differ by at least a quarter of the
+    range.
+    """
+    rng = np.random.default_rng([seed, 7])
+    frames, tasks = _on_the_way(preset, trained, rng)
+    donors = _donors(tasks, rng, same=False)
+    given = {name: value[donors] for name, value in frames.conditioning.items()}
+    other = replace(frames, conditioning=given)
+    own_y = _expected_y(trained.policy, frames)
+    other_y = _expected_y(trained.policy, other)
+    counts = np.abs(other_y - own_y) >= _ALONG_Y
+    kept = np.flatnonzero(counts)
+    if not len(kept):
+        return pd.DataFrame(columns=["block", "part", "frame", "share", "policy"])
+    frames, other = frames.rows(kept), other.rows(kept)
+    own_y, other_y = own_y[kept], other_y[kept]
+    module = policy_of(trained.policy.module)
+    rows: list[pd.DataFrame] = []
+    for block in track(range(module.config.depth), "patching"):
+        for segment in module.segments[:3]:
+            positions = tuple(range(segment.start, segment.stop))
+            plan = donor_plan(trained.policy, f"blocks.{block}.resid_post", other, positions)
+            with trained.policy.intervened(plan):
+                patched = _expected_y(trained.policy, frames)
+            share = (patched - own_y) / (other_y - own_y)
+            rows.append(
+                pd.DataFrame({"block": block, "part": segment.name, "frame": kept, "share": share})
+            )
+    return pd.concat(rows, ignore_index=True).assign(policy=trained.regime.name)
+
+
+def _expected_y(policy: Subject, frames: Batch) -> Float[np.ndarray, " frames"]:
+    with torch.no_grad(), evaluating(policy):
+        logits = policy.target_logits(frames)[:, 1]
+    values = torch.linspace(-1, 1, BINS, dtype=torch.double)
+    return (logits.double().softmax(-1).cpu() @ values).numpy()
+
+
+def ablation(
+    preset: Preset, trained: Trained, reference: Batch, tried: Arms, seed: int
+) -> pd.DataFrame:
+    """Returns one row per episode after the ablation of neurons: those that the frames of training
+    need and frames of decorrelated scenes do not, and random ones.
+
+    Args:
+        preset: see `Preset`.
+        trained: the policy.
+        reference: frames of decorrelated scenes.
+        tried: clean and swapped scenes.
+        seed: seed of the controls and of the episodes.
+    """
+    rng = np.random.default_rng([seed, 8])
+    approach = is_approach(trained.frames).nonzero()[:, 0].numpy()
+    memorized = trained.frames.rows(rng.permutation(approach)[: preset.frames])
+    early = is_approach(reference).nonzero()[:, 0].numpy()
+    against = reference.rows(rng.permutation(early)[: preset.frames])
+    scores = {(FOUND, 0): localize(trained.policy, memorized, against, FOUND, "neurons")}
+    for draw in range(preset.draws):
+        control = localize(trained.policy, memorized, None, RANDOM, "neurons", seed=seed + draw)
+        scores[RANDOM, draw] = control
+    parts = [_after(trained, tried, None, seed).assign(method=NOTHING, fraction=0.0, draw=0)]
+    for (method, draw), found in track(scores.items(), "ablations"):
+        for fraction in preset.fractions:
+            run = _after(trained, tried, found.top(fraction), seed)
+            parts.append(run.assign(method=method, fraction=fraction, draw=draw))
+    return pd.concat(parts, ignore_index=True).assign(policy=trained.regime.name)
+
+
+def _after(trained: Trained, tried: Arms, units: Any, seed: int) -> pd.DataFrame:
+    plan = [] if units is None else interp.Zero(units)
+    with trained.policy.intervened(plan):
+        run = rollouts(trained.policy, tried.scenes, seed=seed)
+    table = tried.table[tried.table["valid"]]
+    rows = [
+        {
+            "arm": arm,
+            "episode": number,
+            "success": float(run[scene].success),
+            "old_place": float(run[scene].old_place),
+        }
+        for arm, number, scene in zip(
+            table["perturbation"], table["initial_state"], table["scene"], strict=True
+        )
+    ]
+    return pd.DataFrame(rows)

@@ -47,9 +47,13 @@ def arms(tables: Tables) -> Figure:
     )
 
 
-def inputs(tables: Tables) -> Figure:
+def inputs(tables: Tables) -> Figure | None:
     """How far the action moves when a part of the input comes from another frame."""
-    table = tables["inputs"]
+    table = tables["inputs"].dropna(subset="change")
+    # A policy that always does the same, as one that is hardly trained, has no bars.
+    table = table[table.groupby("policy")["change"].transform("max") > 0]
+    if table.empty:
+        return None
     draw = bars(
         table,
         "part",

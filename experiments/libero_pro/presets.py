@@ -85,7 +85,7 @@ PRESETS = {
             Regime(name=CONTROL, demonstrations=16, steps=20),
         ),
         perturbations=_PERTURBATIONS,
-        episodes=4,
+        episodes=2,
         frames=24,
         fractions=(0.2,),
         draws=1,

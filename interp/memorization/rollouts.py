@@ -127,6 +127,44 @@ def rollouts(
     return found
 
 
+def film(
+    policy: Subject,
+    scenes: Sequence[Scene],
+    number: int,
+    *,
+    temperature: float = 0.5,
+    seed: int = 0,
+    side: int = 128,
+) -> tuple[Episode, Float[Tensor, "time 3 side side"]]:
+    """Returns one of the episodes that `rollouts` would run, and pictures of it.
+
+    Args:
+        policy, scenes, temperature, seed: as for `rollouts`.
+        number: which of the scenes.
+        side: of the pictures, in pixels.
+
+    Returns:
+        The episode, and what the camera above the table saw before the first and after each action,
+        in [0, 1].
+
+    Raises:
+        IndexError: there is no such scene.
+        ImportError: MuJoCo or a renderer is missing.
+    """
+    pictures: list[Tensor] = []
+
+    def draw(tabletop: Tabletop) -> None:
+        picture = torch.from_numpy(tabletop.render(side).copy())
+        pictures.append(picture.permute(2, 0, 1) / 255)
+
+    with Tabletop() as tabletop:
+        one = np.array([number])
+        [episode] = _run(
+            policy, [scenes[number]], one, [tabletop], temperature, seed, None, watch=draw
+        )
+    return episode, torch.stack(pictures)
+
+
 def _run(
     policy: Subject,
     scenes: Sequence[Scene],
@@ -135,8 +173,11 @@ def _run(
     temperature: float,
     seed: int,
     change: Change | None,
+    watch: Callable[[Tabletop], None] = lambda _: None,
 ) -> list[Episode]:
     seen = [[tabletop.reset(scene)] for tabletop, scene in zip(tabletops, scenes, strict=False)]
+    for tabletop in tabletops[: len(scenes)]:
+        watch(tabletop)
     draws = np.stack(
         [
             np.random.default_rng([seed, number]).random((MAX_STEPS, ACTION_TOKENS))
@@ -157,6 +198,7 @@ def _run(
         going: list[int] = []
         for row, action in zip(rows, tokens_to_actions(tokens), strict=True):
             observation, _, done, info = tabletops[row].step(action)
+            watch(tabletops[row])
             seen[row].append(observation)
             results[row] = info["in_basket"]
             if not done:

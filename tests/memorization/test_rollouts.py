@@ -27,7 +27,7 @@ from interp.data.tabletop.frames import (
 from interp.data.tabletop.perturbations import perturb
 from interp.data.tabletop.scenes import SUITES, Scene
 from interp.memorization.robustness import robustness
-from interp.memorization.rollouts import Episode, act, arms, rollouts, run_arms
+from interp.memorization.rollouts import Episode, act, arms, film, rollouts, run_arms
 from interp.models.policy.checkpoints import save_policy
 from interp.models.policy.policy import Policy, PolicyConfig
 
@@ -164,6 +164,19 @@ def test_what_the_policy_is_given_can_be_changed(trained: interp.Subject):
     seen = [one.success for one in rollouts(trained, tried)]
     unseen = [one.success for one in rollouts(trained, tried, change=blind)]
     assert sum(seen) > sum(unseen)
+
+
+def test_a_film_is_of_the_episode_that_is_run(trained: interp.Subject):
+    tried = scenes(3)
+    expected = rollouts(trained, tried, seed=2)[1]
+    try:
+        episode, pictures = film(trained, tried, 1, seed=2, side=48)
+    except ImportError as error:
+        pytest.skip(f"no renderer here: {error}")
+    np.testing.assert_array_equal(episode.path, expected.path)
+    assert pictures.shape == (len(episode.path), 3, 48, 48)
+    assert 0 <= pictures.min() < pictures.max() <= 1
+    assert not torch.equal(pictures[0], pictures[-1])
 
 
 def test_interventions_count_in_episodes(trained: interp.Subject):

@@ -205,8 +205,9 @@ def _directions(policy: Subject, frames: Batch) -> Float[np.ndarray, "frames 3"]
 
 def patching(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
     """Returns one row per block, part of the input and frame: how far the motion along y goes over
-    to that of another task's frame, once the residual stream after the block has that frame's
-    values at the positions of the part.
+    to that of another task's frame, once the residual stream before the block has that frame's
+    values at the positions of the part. What a block has read from a part by then is elsewhere:
+    the positions of the action are a part too.
 
     `share` is (patched - own) / (other - own) of the expected motion along y, given the motion of
     the demonstration along x. Frames count where the two differ by at least a quarter of the
@@ -228,9 +229,9 @@ def patching(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
     module = policy_of(trained.policy.module)
     rows: list[pd.DataFrame] = []
     for block in track(range(module.config.depth), "patching"):
-        for segment in module.segments[:3]:
+        for segment in module.segments[:4]:
             positions = tuple(range(segment.start, segment.stop))
-            plan = donor_plan(trained.policy, f"blocks.{block}.resid_post", other, positions)
+            plan = donor_plan(trained.policy, f"blocks.{block}.resid_pre", other, positions)
             with trained.policy.intervened(plan):
                 patched = _expected_y(trained.policy, frames)
             share = (patched - own_y) / (other_y - own_y)

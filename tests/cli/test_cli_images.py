@@ -471,9 +471,9 @@ def test_what_is_no_scan_of_images_is_said_before_the_model_is_read(
         (
             "both",
             ["--prefix", 0],
-            "--tokenizer and --prefix 0 are for image models, and no-such-model is not one",
+            "--prefix 0 is for image models and policies, and no-such-model is neither",
         ),
-        ("both", ["--tokenizer", "a"], "--tokenizer and --prefix 0 are for image models"),
+        ("both", ["--tokenizer", "a"], "--tokenizer is for image models"),
     ],
 )
 def test_what_is_no_scan_of_texts_is_said_before_the_model_is_read(

@@ -227,6 +227,26 @@ def test_the_command_names_the_trap(trained: interp.Subject, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--length", "8"), "are for texts"),
+        (("--tokenizer", "tokenizer.pth"), "--tokenizer is for image models"),
+        (("--prefix", "9"), "leaves nothing to predict of 4 tokens"),
+    ],
+)
+def test_options_that_are_not_for_policies_are_refused(
+    untrained: interp.Subject, tmp_path: Path, options: tuple[str, ...], message: str
+):
+    folder = save_policy(untrained.module, tmp_path / "policy")
+    frames = demonstration_batch(demonstrations("tabletop_object", 1, seed=11))
+    file = save_frames(frames, tmp_path / "frames.safetensors")
+    ended = run("scan", folder, file, "--out", tmp_path / "scan", *options)
+    assert ended.exit_code == 1
+    assert message in " ".join(ended.output.split())
+    assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (("--suite", "tabletop_objekt"), "nearest: tabletop_object"),
         (("--suite", "libero_object"), "interp.adapters.libero"),
         (("--perturb", "swap,taks"), "nearest: task"),

@@ -93,6 +93,17 @@ def _is_trained(policy: str, least: float) -> Any:
     return holds
 
 
+def _both_trained(policy: str) -> Any:
+    """The premise of what compares a policy with the control: both have learned their tasks."""
+    own = _is_trained(policy, _TRAINED)
+    control = _is_trained(CONTROL, _TRAINED_CONTROL)
+
+    def holds(tables: Tables) -> bool:
+        return own(tables) and control(tables)
+
+    return holds
+
+
 def checks(preset: Preset) -> list[Check]:
     """Returns the checks of a preset."""
     found: list[Check] = []
@@ -105,6 +116,7 @@ def checks(preset: Preset) -> list[Check]:
 
 def _of_policy(name: str) -> list[Check]:
     trained = _is_trained(name, _TRAINED)
+    control_too = _both_trained(name)
 
     def own(perturbation: str) -> Measure:
         return success(name, name, perturbation)
@@ -144,7 +156,7 @@ def _of_policy(name: str) -> list[Check]:
             "of swapped scenes in which it does, minus that of the control policy in the same "
             "scenes, is {threshold}",
             controls={"policy": place("swap"), "control policy": place("swap", CONTROL)},
-            requires=trained,
+            requires=control_too,
             evidence=_ARMS,
         ),
         Check(
@@ -155,7 +167,7 @@ def _of_policy(name: str) -> list[Check]:
             statement=f"where {name}, the swapped scenes can be done: the success of the control "
             "policy in them, minus that of the policy, is {threshold}",
             controls={"control policy, clean": of_control("clean")},
-            requires=trained,
+            requires=control_too,
             evidence=_ARMS,
         ),
         Check(

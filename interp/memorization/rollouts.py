@@ -241,7 +241,12 @@ def act(
         temperature: 0 for the most likely tokens.
         uniform: [batch, 4] random numbers in [0, 1) that tokens are drawn by; for a temperature
             above 0.
+
+    Raises:
+        ValueError: a temperature above 0 without these numbers.
     """
+    if temperature and uniform is None:
+        raise ValueError(f"temperature={temperature} without uniform=: expected numbers to draw by")
     rows = len(conditioning["words"])
     on_device = {name: value.to(policy.device) for name, value in conditioning.items()}
     decoder = Decoder(policy, rows, on_device)
@@ -250,8 +255,7 @@ def act(
     with torch.no_grad(), evaluating(policy):
         for token in range(ACTION_TOKENS):
             logits = decoder.feed(new)[:, -1].double().cpu()
-            if temperature:
-                assert uniform is not None
+            if uniform is not None and temperature:
                 shares = (logits / temperature).softmax(-1).cumsum(-1)
                 drawn = torch.from_numpy(uniform[:, token, None])
                 # Rounding can leave the last share a little below 1.

@@ -22,7 +22,6 @@ from interp.data.tabletop.frames import (
     load_frames,
     save_frames,
     training_batches,
-    without,
 )
 from interp.data.tabletop.observations import (
     VOCABULARY,
@@ -371,17 +370,6 @@ def test_half_of_a_training_batch_is_on_the_way_to_an_item():
     assert float(is_approach(batch).double().mean()) == pytest.approx(expected, abs=0.05)
     hand = batch.conditioning["state"][is_approach(batch)]
     assert (hand[:, 3] == 0).all()
-
-
-def test_a_part_of_the_input_from_other_frames_leaves_the_rest():
-    frames = demonstration_batch(demonstrations("tabletop_object", 2, seed=2))
-    mixed = without(frames, "words", rng())
-    assert not torch.equal(mixed.conditioning["words"], frames.conditioning["words"])
-    assert torch.equal(mixed.conditioning["items"], frames.conditioning["items"])
-    rows = {tuple(row) for row in frames.conditioning["words"].tolist()}
-    assert {tuple(row) for row in mixed.conditioning["words"].tolist()} <= rows
-    with pytest.raises(ValueError, match="no input 'camera'"):
-        without(frames, "camera", rng())
 
 
 def test_files_that_hold_no_frames_are_refused(tmp_path: Any):

@@ -197,6 +197,8 @@ def test_a_subject_that_is_no_policy_and_a_temperature_below_zero_are_refused(
         rollouts(tiny.subject("llama"), scenes(1))
     with pytest.raises(ValueError, match="temperature=-1"):
         rollouts(untrained, scenes(1), temperature=-1)
+    with pytest.raises(ValueError, match="without uniform="):
+        act(untrained, untrained.stepwise.example().conditioning, 0.5)
 
 
 def test_the_same_commands_as_for_text(trained: interp.Subject, tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,21 +147,3 @@ def weighted_loss(subject: Subject, batch: Batch, step: int) -> Float[Tensor, ""
     weights = torch.ones_like(losses)
     weights[is_approach(batch).to(losses.device), :2] = _WEIGHT
     return (weights * losses).sum() / weights.sum()
-
-
-def without(frames: Batch, name: str, rng: np.random.Generator) -> Batch:
-    """Returns frames in which a part of the input comes from other frames, at random.
-
-    Args:
-        frames: the frames.
-        name: the part: "words", "items", "image" or "state".
-        rng: draws the frames that it is taken from.
-
-    Raises:
-        ValueError: the frames have no such part.
-    """
-    if name not in frames.conditioning:
-        raise ValueError(f"no input {name!r}: expected one of {', '.join(frames.conditioning)}")
-    drawn = torch.from_numpy(rng.permutation(len(frames)))
-    other = frames.conditioning[name][drawn]
-    return replace(frames, conditioning={**frames.conditioning, name: other})

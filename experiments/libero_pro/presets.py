@@ -96,9 +96,9 @@ PRESETS = {
     "small": Preset(
         seeds=3,
         regimes=(
-            Regime(name=SCENE, demonstrations=320, steps=800),
-            Regime(name=TEXT, demonstrations=320, steps=800),
-            Regime(name=CONTROL, demonstrations=2000, steps=1500),
+            Regime(name=SCENE, demonstrations=320, steps=1200),
+            Regime(name=TEXT, demonstrations=320, steps=1200),
+            Regime(name=CONTROL, demonstrations=3000, steps=4000),
         ),
         perturbations=_PERTURBATIONS,
         episodes=40,

@@ -133,6 +133,8 @@ def blind(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
     """Returns one row per clean episode in which a policy is not given a part of its input: no
     words, or no items. With no items it can only replay a trajectory."""
     tried = arms(SUITE_OF[trained.regime.name], [], preset.episodes, _SCENES_SEED + seed)
+    valid: Any = tried.table[tried.table["valid"]]
+    scenes = [tried.scenes[number] for number in valid["scene"]]
     changes: dict[str, Change | None] = {
         "everything": None,
         "no words": lambda given, _: {**given, "words": torch.zeros_like(given["words"])},
@@ -140,8 +142,11 @@ def blind(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
     }
     parts: list[pd.DataFrame] = []
     for name, change in changes.items():
-        run = rollouts(trained.policy, tried.scenes, seed=seed, change=change)
-        rows = [{"episode": n, "success": float(each.success)} for n, each in enumerate(run)]
+        run = rollouts(trained.policy, scenes, seed=seed, change=change)
+        rows = [
+            {"episode": number, "success": float(each.success)}
+            for number, each in zip(valid["initial_state"], run, strict=True)
+        ]
         parts.append(pd.DataFrame(rows).assign(given=name))
     return pd.concat(parts, ignore_index=True).assign(policy=trained.regime.name)
 

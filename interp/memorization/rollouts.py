@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -307,10 +308,12 @@ def arms(suite_name: str, perturbations: Sequence[str], episodes: int, seed: int
     for number in track(range(episodes), "scenes"):
         task = drawn.tasks[number % len(drawn.tasks)]
         clean = drawn.scene(task, seed, number)
-        for arm, name in enumerate(names):
+        for name in names:
+            # Draws of its own, the same whatever else is asked for.
+            draws = np.random.default_rng([seed, number, crc32(name.encode())])
             row = {"perturbation": name, "task": task, "seed": seed, "initial_state": number}
             try:
-                scene, _ = perturb(clean, name, np.random.default_rng([seed, number, arm]))
+                scene, _ = perturb(clean, name, draws)
                 reason = _wrong_with(tabletop, scene)
             except CannotPerturb as error:
                 rows.append({**row, "scene": -1, "valid": False, "reason": str(error)})

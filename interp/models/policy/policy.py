@@ -99,7 +99,8 @@ class Policy(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.words = nn.Embedding(config.vocabulary, C, padding_idx=PAD)
-            self.word_places = nn.Parameter(torch.randn(config.words, C))
+            # Small beside the words, so that which word it is shows before where it stands.
+            self.word_places = nn.Parameter(0.02 * torch.randn(config.words, C))
             if config.patches:
                 self.scene = nn.Linear(3 * config.patch**2, C)
                 self.patch_places = nn.Parameter(torch.randn(config.scene, C))

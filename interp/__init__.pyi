@@ -49,5 +49,6 @@ from .sites.units import UnitScores as UnitScores
 from .subject.batch import Batch as Batch
 from .subject.subject import Subject as Subject
 from .training.fit import fit as fit
+from .workbench.widget import Workbench as Workbench
 
 __version__: str

@@ -1,8 +1,9 @@
 """The command line: `interp scan | localize | ablate` for the main job on your own model and data,
 `interp membership | entropy-law | dataset-inference` for what it was trained on, `interp unlearn`
 to train secrets out of it, `interp cartography` for what was memorized during a training, `interp
-robustness` for robot policies in changed scenes, `interp demo` to see the main job on an example,
-`interp reproduce | redraw | claims` for the experiments."""
+robustness` for robot policies in changed scenes, `interp workbench` to ablate by hand in a notebook,
+`interp demo` to see the main job on an example, `interp reproduce | redraw | claims` for the
+experiments."""
 
 from __future__ import annotations
 
@@ -43,6 +44,7 @@ from interp.cli.steps import (
     texts_and_notes,
 )
 from interp.cli.trained_on import dataset_inference, entropy_law, membership
+from interp.cli.workbench import workbench
 from interp.experiment.options import Changes, Device, Jobs, Preset, Seed
 from interp.experiment.options import Out as ResultsOut
 
@@ -324,6 +326,7 @@ app.command()(dataset_inference)
 app.command()(unlearn)
 app.command()(cartography)
 app.command()(robustness)
+app.command()(workbench)
 
 
 @app.command()

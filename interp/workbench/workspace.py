@@ -1,0 +1,758 @@
+"""The state of a workbench, without a screen: which units are selected, what is done to them, and
+what that changes.
+
+Everything slow is cut into pieces that `step` computes one at a time, the most wanted first: the
+shown passage, the sets of windows, then what is generated. A page can show each as it comes, and
+change the selection between two. Nothing stays on the model: each piece sets the interventions and
+takes them off again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.engine.recording import record
+from interp.errors import closest
+from interp.interventions.kinds import Intervention
+from interp.localization.registry import localize, methods
+from interp.memorization.evaluation import window_measures
+from interp.memorization.halves import halve
+from interp.memorization.membership.token_map import token_map
+from interp.mitigation.controls import as_active
+from interp.reporting.looks import in_words
+from interp.reporting.stats import Interval, clustered_interval
+from interp.sites.site import Site
+from interp.sites.units import Units, UnitScores
+from interp.subject.batch import Batch, Batches, batches
+from interp.subject.subject import Subject, evaluating
+from interp.workbench.treatment import Treatment, positions_of
+
+SETS = ("memorized", "control", "held_out")
+CONTROLS = ("random", "lowest", "as active")
+_AT_A_TIME = 4  # windows: between two of these pieces a page can answer
+_ACTIVITY = "activation"  # the localization method whose scores say how active a unit is
+_KEPT = 200  # states whose measures are kept
+
+Where = Literal["before", "now"]
+Pictures = Float[Tensor, "n channels height width"]
+Piece = tuple[str, int]  # what is measured, and of which passage or part
+
+
+@dataclass(frozen=True)
+class State:
+    """What is selected, and what is done to it: what undo goes back to.
+
+    Attributes:
+        units: the selected units.
+        treatment: what is done to them.
+        origin: how they were chosen, for the table of tries.
+    """
+
+    units: Units
+    treatment: Treatment = field(default_factory=Treatment)
+    origin: str = "by hand"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measure of a set of windows before and under the intervention.
+
+    Attributes:
+        data: name of the set.
+        measure: "exact", "accuracy" or "loss" (nats per token).
+        before, now: means over the windows.
+        change: the mean change, with its 95% interval over texts.
+    """
+
+    data: str
+    measure: str
+    before: float
+    now: float
+    change: Interval
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is computed next.
+
+    Attributes:
+        next: the next piece in words; "" if all is done.
+        done, total: pieces of this state that are computed, and all of them.
+    """
+
+    next: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class TokenValues:
+    """What a model gives the tokens of one passage.
+
+    Attributes:
+        log_p: [length] log-probability of each token, in nats; NaN where nothing predicts it.
+        most_likely: [length] the most likely token in its place; -1 where nothing predicts it.
+    """
+
+    log_p: Float[np.ndarray, " length"]
+    most_likely: np.ndarray
+
+
+class Workspace:
+    """What a workbench shows and does; it needs no browser, so that scripts and tests can drive it.
+
+    Args:
+        subject: the model.
+        memorized: windows that it has memorized: rows of a scan, or a Batch. They are also the
+            passages that can be looked at.
+        control: windows that resemble them and are not memorized.
+        held_out: other windows, to see what the ablation costs.
+        scores: scores of units to begin with; by default the first method is asked for some.
+        scored: (memorized, control) windows to score units on. By default those that are measured,
+            and then an effect can be luck in the choice of units: see `of_scan`.
+        reference: a model with the same tokenizer that was not trained on the passages; it adds
+            membership scores to the tokens.
+        windows: how many windows of each set are measured after every change, the first ones.
+        pictures: what the tokens of whole images look like, [n, length] -> [n, channels, side,
+            side] in [0, 1]; by default what the model itself says, if it generates images.
+        film: returns pictures [time, channels, height, width] in [0, 1] of what the model does,
+            such as an episode of a policy; it is run before and under the interventions.
+
+    Raises:
+        ValueError: an empty set, windows of different prefixes, or scores of another model.
+
+    Example:
+        >>> from interp.workbench.workspace import Workspace
+        >>> space = Workspace(subject, memorized, control[:6], control[6:])
+        >>> space.use_method("gradient_x_activation")
+        >>> space.finish()
+        >>> space.take_top(20)
+        >>> space.finish()
+        >>> extraction = space.changes()[0]
+        >>> extraction.measure, extraction.before, extraction.now < 1
+        ('exact', 1.0, True)
+        >>> space.units == space.scores.top(20)
+        True
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        memorized: Batches,
+        control: Batches,
+        held_out: Batches | None = None,
+        *,
+        scores: UnitScores | None = None,
+        scored: tuple[Batches, Batches] | None = None,
+        reference: Subject | None = None,
+        windows: int = 16,
+        pictures: Callable[[Tensor], Tensor] | None = None,
+        film: Callable[[], Tensor] | None = None,
+    ) -> None:
+        if windows < 1:
+            raise ValueError(f"windows={windows}: expected at least 1")
+        given = {"memorized": memorized, "control": control, "held_out": held_out}
+        self.subject = subject
+        self.data: dict[str, Batch] = {}
+        self._texts: dict[str, np.ndarray] = {}
+        for name, source in given.items():
+            if source is not None:
+                self.data[name], self._texts[name] = _first_windows(name, source, windows)
+        prompts = {name: batch.prompt for name, batch in self.data.items()}
+        if len(set(prompts.values())) != 1:
+            raise ValueError(f"expected windows with prefixes of one length, got {prompts}")
+        self.scored_apart = scored is not None
+        self._scored = (memorized, control) if scored is None else scored
+        self._reference = reference
+        # Models that implement Stepwise may say what their tokens look like.
+        self._pictures = pictures or getattr(subject.stepwise, "decode", None)
+        self._film = film
+
+        self.passage = 0
+        self.point = _first_point(subject, scores)
+        self.method = "gradient_x_activation" if scores is None else scores.method
+        self._scores: dict[tuple[str, str], UnitScores] = {}
+        self._wants_scores = False
+        if scores is not None:
+            for site, values in scores.values.items():
+                if subject.anatomy.place(site).units != len(values):
+                    raise ValueError(
+                        f"the scores have {len(values)} units at {site}, and this model "
+                        f"{subject.anatomy.place(site).units}: scores of another model"
+                    )
+            self._scores[self.method, self.point] = scores
+        self._activity: dict[str, UnitScores] = {}
+        self._means: dict[tuple[str, Site], np.ndarray] = {}
+        self._membership: dict[int, np.ndarray] = {}
+        self._found: dict[tuple[str, Piece], Any] = {}
+        self._tries: dict[str, dict[str, Any]] = {}
+        self.state = State(self._no_units())
+        self._past: list[State] = []
+        self._future: list[State] = []
+
+    @classmethod
+    def of_scan(cls, subject: Subject, frame: pd.DataFrame, **options: Any) -> Workspace:
+        """Returns a workspace of a scan, whose units are scored on other windows than those that
+        are measured: see `halve`.
+
+        Args:
+            subject: the model.
+            frame: what `scan` returned.
+            **options: see `Workspace`.
+
+        Raises:
+            ValueError: nothing was extracted, or too little text to hold any out.
+        """
+        halves = halve(frame)
+        if not halves.apart:
+            return cls(subject, *halves.judged, halves.held_out, **options)
+        return cls(subject, *halves.judged, halves.held_out, scored=halves.scored, **options)
+
+    # What is selected.
+
+    @property
+    def units(self) -> Units:
+        """The selected units."""
+        return self.state.units
+
+    @property
+    def plan(self) -> tuple[Intervention, ...]:
+        """What is done to the model: a plan for `subject.intervened`; empty without units.
+
+        Raises:
+            ValueError: see `positions_of`.
+        """
+        return self._plan_of(self.state)
+
+    def _plan_of(self, state: State) -> tuple[Intervention, ...]:
+        if not len(state.units):
+            return ()
+        at_positions = positions_of(
+            self.subject, self.data["memorized"], state.treatment, state.units
+        )
+        values = self._values(state)
+        return tuple(
+            state.treatment.intervention(units, positions, values)
+            for positions, units in at_positions.items()
+        )
+
+    def _values(self, state: State) -> dict[Site, np.ndarray] | None:
+        """What "mean" and "add" need: recorded once."""
+        needed = state.treatment.needs_means
+        if not needed:
+            return None
+        for name in needed:
+            missing = [site for site in state.units.sites if (name, site) not in self._means]
+            if missing:
+                recorded = record(self.subject, self.data[name], missing, reduce="mean")
+                for site in missing:
+                    self._means[name, site] = recorded[site]
+        values: dict[Site, np.ndarray] = {}
+        for site in state.units.sites:
+            control = self._means["control", site]
+            if state.treatment.kind == "mean":
+                values[site] = control
+            else:
+                values[site] = state.treatment.factor * (control - self._means["memorized", site])
+        return values
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites whose units are shown."""
+        return self.subject.anatomy.expand(self.point)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The kinds of unit that this model has."""
+        return _points(self.subject)
+
+    @property
+    def scores(self) -> UnitScores | None:
+        """The scores that are shown; None before they are computed."""
+        return self._scores.get((self.method, self.point))
+
+    def _no_units(self) -> Units:
+        return Units({}, self.subject.anatomy.widths(self.sites))
+
+    def select(self, units: Units, origin: str = "by hand") -> None:
+        """Selects units in the place of those that are selected.
+
+        Raises:
+            SiteError, ValueError: units that this model does not have.
+        """
+        widths = self.subject.anatomy.widths(self.sites)
+        fitted = self.subject.anatomy.fit(units)
+        indices = {site: fitted[site] for site in fitted.sites}
+        self._go(replace(self.state, units=Units(indices, widths | fitted.widths), origin=origin))
+
+    def paint(self, units: Units, *, on: bool) -> None:
+        """Adds units to the selection, or takes them away."""
+        changed = self.units | units if on else self.units - units
+        self.select(changed)
+
+    def toggle(self, units: Units) -> None:
+        """Adds units to the selection; takes them away where all of them are selected."""
+        self.paint(units, on=len(units & self.units) < len(units))
+
+    def clear(self) -> None:
+        """Selects nothing."""
+        self.select(self._no_units())
+
+    def take_top(self, k: int) -> None:
+        """Selects the k units with the highest scores.
+
+        Raises:
+            ValueError: there are no scores yet, or not so many units.
+        """
+        scores = self._known_scores()
+        self._check_count(k)
+        if k == 0:
+            self.clear()
+        else:
+            self.select(scores.top(k), f"top {k:,} by {in_words(self.method)}")
+
+    def take_control(self, name: str, seed: int = 0) -> None:
+        """Selects a control of the selection, of the same size and with the same treatment.
+
+        Args:
+            name: "random", the same number of other units at each site; "lowest", the units with
+                the lowest scores; or "as active", other units of the same sites that are about as
+                active on the memorized windows.
+            seed: seed of the draw.
+
+        Raises:
+            ValueError: nothing is selected, an unknown control, too few other units, or no scores.
+        """
+        if name not in CONTROLS:
+            raise ValueError(
+                f"unknown control {name!r}: expected one of {', '.join(CONTROLS)}; "
+                f"nearest: {closest(name, CONTROLS)}"
+            )
+        units = self.units
+        if not len(units):
+            raise ValueError("nothing is selected: select the units whose control is wanted")
+        k = len(units)
+        if name == "lowest":
+            self.select(self._known_scores().lowest(k), f"lowest {k:,} by {in_words(self.method)}")
+            return
+        if name == "random":
+            control = units.draw_matched(seed)
+        else:
+            control = as_active(units, self._activity_of(units), seed)
+        self.select(control, f"{len(control):,} {name}, seed {seed}")
+
+    def _activity_of(self, units: Units) -> UnitScores:
+        found: dict[Site, np.ndarray] = {}
+        for point in {site.point for site in units.sites}:
+            if point not in self._activity:
+                self._activity[point] = localize(
+                    self.subject, self._scored[0], None, _ACTIVITY, site=point
+                )
+            found |= self._activity[point].values
+        return UnitScores(found, _ACTIVITY)
+
+    def _known_scores(self) -> UnitScores:
+        if self.scores is None:
+            raise ValueError(f"the units are not scored by {in_words(self.method)} yet")
+        return self.scores
+
+    def _check_count(self, k: int) -> None:
+        total = sum(self.subject.anatomy.widths(self.sites).values())
+        if not 0 <= k <= total:
+            raise ValueError(f"{k} units: expected 0 to {total}")
+
+    def treat(self, **changes: Any) -> None:
+        """Changes what is done to the units: see `Treatment`.
+
+        Raises:
+            ValueError: see `Treatment` and `positions_of`; nothing is changed then.
+        """
+        unknown = changes.keys() - Treatment.__dataclass_fields__.keys()
+        if unknown:
+            raise ValueError(
+                f"unknown {', '.join(sorted(unknown))}: "
+                f"expected {', '.join(Treatment.__dataclass_fields__)}"
+            )
+        state = replace(self.state, treatment=replace(self.state.treatment, **changes))
+        if state.treatment.where != "chosen" or state.treatment.tokens:
+            self._plan_of(state)  # refuses what cannot be done
+        self._go(state)
+
+    def undo(self) -> None:
+        """Goes back to what was selected before the last change; nothing at the first state."""
+        if self._past:
+            self._future.append(self.state)
+            self.state = self._past.pop()
+
+    def redo(self) -> None:
+        """Takes an undo back."""
+        if self._future:
+            self._past.append(self.state)
+            self.state = self._future.pop()
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a state to go back to."""
+        return bool(self._past)
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is an undo to take back."""
+        return bool(self._future)
+
+    def _go(self, state: State) -> None:
+        if _key(state) == _key(self.state):
+            self.state = state
+            return
+        self._past.append(self.state)
+        self._future.clear()
+        self.state = state
+
+    # What is shown.
+
+    def show(self, passage: int) -> None:
+        """Shows another passage.
+
+        Raises:
+            ValueError: there is no such passage.
+        """
+        count = len(self.data["memorized"])
+        if not 0 <= passage < count:
+            raise ValueError(f"passage {passage}: expected 0 to {count - 1}")
+        self.passage = passage
+
+    def use_method(self, method: str, point: str | None = None) -> None:
+        """Shows the scores of another localization method, or of other units; `step` computes them.
+
+        The selection stays as it is, unless other units are shown.
+
+        Args:
+            method: name of a localization method.
+            point: "neurons", "heads" or "block_out"; as it was by default.
+
+        Raises:
+            ValueError: an unknown method, or units that this model does not have.
+        """
+        if method not in self.methods:
+            raise ValueError(
+                f"method={method!r}: expected one of {', '.join(self.methods)}; "
+                f"nearest: {closest(method, self.methods)}"
+            )
+        point = self.point if point is None else point
+        if point not in self.points:
+            raise ValueError(
+                f"units {point!r}: this model has {', '.join(self.points)}; "
+                f"nearest: {closest(point, self.points)}"
+            )
+        is_other = point != self.point
+        self.method, self.point = method, point
+        self._wants_scores = True
+        if is_other:
+            self.clear()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The localization methods that can be chosen: the registered ones, and that of the scores
+        that were given."""
+        given = [method for method, _ in self._scores]
+        return tuple(dict.fromkeys([*given, *methods()]))
+
+    # What is computed.
+
+    @property
+    def progress(self) -> Progress:
+        """What `step` would do next, and how much is left."""
+        needed = self._needed()
+        wanted = [name for name, _ in needed if name not in self._found]
+        if self._must_score:
+            following = f"scoring units by {in_words(self.method)}"
+        elif wanted:
+            following = _in_words(wanted[0][1])
+        else:
+            following = ""
+        extra = int(self._must_score)
+        return Progress(following, len(needed) - len(wanted), len(needed) + extra)
+
+    @property
+    def _must_score(self) -> bool:
+        return self._wants_scores and self.scores is None
+
+    def step(self) -> bool:
+        """Computes the next piece.
+
+        Returns:
+            Whether more is left.
+
+        Raises:
+            ValueError: see `plan` and `localize`. A method that cannot score these units is
+                given up, so that the next step goes on.
+        """
+        if self._must_score:
+            self._wants_scores = False
+            self._scores[self.method, self.point] = localize(
+                self.subject, *self._scored, self.method, site=self.point
+            )
+            self._wants_scores = True
+            return bool(self.progress.next)
+        for (key, piece), state in self._needed():
+            if (key, piece) not in self._found:
+                self._found[key, piece] = self._compute(piece, self._plan_of(state))
+                break
+        self._forget_old()
+        self._note_try()
+        return bool(self.progress.next)
+
+    def finish(self) -> None:
+        """Computes all that is shown: for scripts, where nothing has to be answered between."""
+        while self.progress.next:
+            self.step()
+
+    def _needed(self) -> list[tuple[tuple[str, Piece], State]]:
+        """All pieces of what is shown, before and under the intervention, most wanted first."""
+        before = State(self._no_units())
+        states = [before, self.state] if len(self.units) else [before]
+        pieces: list[Piece] = [("tokens", self.passage)]
+        for name, batch in self.data.items():
+            parts = -(-len(batch) // _AT_A_TIME)
+            pieces += [(name, part) for part in range(parts)]
+        pieces.append(("continuation", self.passage))
+        if self._film is not None:
+            pieces.append(("film", 0))
+        return [((_key(state), piece), state) for piece in pieces for state in states]
+
+    def _compute(self, piece: Piece, plan: Sequence[Intervention]) -> Any:
+        name, number = piece
+        with self.subject.intervened(tuple(plan)), evaluating(self.subject), torch.no_grad():
+            if name == "film":
+                assert self._film is not None
+                return self._film()
+            if name == "tokens":
+                return self._token_values(self._window(number))
+            if name == "continuation":
+                return self.subject.generate(self._window(number))[0].tolist()
+            first = number * _AT_A_TIME
+            part = self.data[name].rows(slice(first, first + _AT_A_TIME))
+            return window_measures(self.subject.target_logits(part), part)
+
+    def _window(self, number: int) -> Batch:
+        return self.data["memorized"].rows(slice(number, number + 1))
+
+    def _token_values(self, window: Batch) -> TokenValues:
+        logits = self.subject.logits(window)[0].double()
+        tokens = window.tokens[0].to(logits.device)
+        log_p = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu().numpy()
+        most_likely = logits.argmax(-1).cpu().numpy()
+        # All zeros stand for a position that nothing predicts.
+        if window.prompt and not bool(logits[0].any()):
+            log_p[0] = np.nan
+            most_likely[0] = -1
+        return TokenValues(log_p, most_likely)
+
+    def _get(self, where: Where, piece: Piece) -> Any:
+        """A piece, or None where it is not computed yet."""
+        state = self.state if where == "now" else State(self._no_units())
+        return self._found.get((_key(state), piece))
+
+    def tokens(self, where: Where = "now") -> TokenValues | None:
+        """Returns the values of the shown passage's tokens; None before they are computed."""
+        return self._get(where, ("tokens", self.passage))
+
+    def continuation(self, where: Where = "now") -> list[int] | None:
+        """Returns what the model generates after the passage's prefix, greedily, as token ids; None
+        before it is computed."""
+        return self._get(where, ("continuation", self.passage))
+
+    def film(self, where: Where = "now") -> Tensor | None:
+        """Returns the pictures of what the model does; None before they are computed, or without
+        `film`."""
+        return self._get(where, ("film", 0))
+
+    def pictures(self) -> dict[str, Pictures]:
+        """Returns what the passage's tokens look like: the original, and what is generated before
+        and now, as far as it is computed; empty for a model without pictures."""
+        if self._pictures is None:
+            return {}
+        window = self._window(self.passage)
+        prefix = window.tokens[0, : window.prompt].tolist()
+        rows = {"original": window.tokens[0].tolist()}
+        for name, where in (("generated before", "before"), ("generated now", "now")):
+            continued = self.continuation(where)
+            if continued is not None and (where == "before" or len(self.units)):
+                rows[name] = prefix + continued
+        with torch.no_grad():
+            return {name: self._pictures(torch.tensor([ids]))[0] for name, ids in rows.items()}
+
+    def membership(self) -> np.ndarray | None:
+        """Returns the token-level membership score (InfoRMIA, in nats) of each of the passage's
+        tokens under the unchanged model; None without a reference model."""
+        if self._reference is None:
+            return None
+        if self.passage not in self._membership:
+            window = self._window(self.passage)
+            mapped = token_map(
+                self.subject, window.tokens[0].tolist(), self._reference, bos=False
+            )
+            self._membership[self.passage] = mapped.frame["score"].to_numpy(dtype=float)
+        return self._membership[self.passage]
+
+    def measured(self, where: Where = "now") -> dict[str, dict[str, np.ndarray]]:
+        """Returns the measures of every window of the sets that are complete: {set: {measure:
+        [windows]}}."""
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for name, batch in self.data.items():
+            parts = [
+                self._get(where, (name, part)) for part in range(-(-len(batch) // _AT_A_TIME))
+            ]
+            if all(part is not None for part in parts):
+                found[name] = {
+                    measure: np.concatenate([part[measure] for part in parts])
+                    for measure in parts[0]
+                }
+        return found
+
+    def changes(self) -> list[Change]:
+        """Returns extraction and accuracy of the memorized windows and the loss of all sets, before
+        and now, as far as they are computed."""
+        before = self.measured("before")
+        now = self.measured("now")
+        rows: list[Change] = []
+        for name in self.data:
+            if name not in before or name not in now:
+                continue
+            shown = ("exact", "accuracy", "loss") if name == "memorized" else ("loss",)
+            for measure in shown:
+                old = before[name][measure]
+                new = now[name][measure]
+                change = clustered_interval(new - old, self._texts[name])
+                rows.append(
+                    Change(name, measure, float(old.mean()), float(new.mean()), change)
+                )
+        return rows
+
+    def tries(self) -> pd.DataFrame:
+        """Returns one row per selection that was measured to the end, in the order in which they
+        were."""
+        return pd.DataFrame(list(self._tries.values()))
+
+    def _note_try(self) -> None:
+        key = _key(self.state)
+        if key in self._tries or not len(self.units):
+            return
+        changes = self.changes()
+        if {change.data for change in changes} != set(self.data):
+            return
+        row: dict[str, Any] = {
+            "selection": self.state.origin,
+            "units": len(self.units),
+            "treatment": self.state.treatment.in_words,
+        }
+        for change in changes:
+            row[f"{change.data} {change.measure}"] = change.now
+        self._tries[key] = row
+
+    def _forget_old(self) -> None:
+        """Keeps the measures of the last states only: dragging makes many of them."""
+        keys = dict.fromkeys(key for key, _ in self._found)
+        keep = {_key(State(self._no_units())), _key(self.state)}
+        old = [key for key in keys if key not in keep]
+        for key in old[: max(0, len(keys) - _KEPT)]:
+            for entry in [entry for entry in self._found if entry[0] == key]:
+                del self._found[entry]
+
+    def code(self) -> str:
+        """Returns Python that makes the plan again, with the names `subject`, `memorized` and
+        `control` as they were given to the workbench.
+
+        Example:
+            >>> from interp.workbench.workspace import Workspace
+            >>> space = Workspace(subject, memorized, control)
+            >>> space.select(subject.units("blocks.1.neurons", [0, 3, 5]))
+            >>> print(space.code())
+            import interp
+            <BLANKLINE>
+            units = subject.units({
+                "blocks.1.neurons": [0, 3, 5],
+            })
+            plan = [interp.Zero(units)]
+            # with subject.intervened(plan): all that runs here runs under the plan
+        """
+        from interp.workbench.code import as_code
+
+        return as_code(self)
+
+
+def _first_windows(name: str, source: Any, count: int) -> tuple[Batch, np.ndarray]:
+    """The first windows of a set as one batch, and the text of each."""
+    if isinstance(source, pd.DataFrame):
+        if source.empty:
+            raise ValueError(f"the {name} set is empty: expected at least one window")
+        rows: Any = source.iloc[:count]
+        texts = rows["text"].to_numpy() if "text" in rows else np.arange(len(rows))
+        return Batch.from_frame(rows), texts
+    found: list[Batch] = []
+    have = 0
+    for batch in batches(source, count):
+        found.append(batch.rows(slice(0, count - have)))
+        have += len(found[-1])
+        if have >= count:
+            break
+    if not found:
+        raise ValueError(f"the {name} set is empty: expected at least one window")
+    if len(found) > 1:
+        raise ValueError(
+            f"the {name} set comes in batches: join them into one, or pass the rows of a scan"
+        )
+    return found[0], np.arange(len(found[0]))
+
+
+def _first_point(subject: Subject, scores: UnitScores | None) -> str:
+    known = _points(subject)
+    if scores is None:
+        return known[0]
+    points = {site.point for site in scores.values}
+    if len(points) != 1 or not points <= set(known):
+        raise ValueError(
+            f"scores of {', '.join(sorted(points))}: expected those of one kind of unit, "
+            f"{' or '.join(known)}, in every block"
+        )
+    return points.pop()
+
+
+def _points(subject: Subject) -> tuple[str, ...]:
+    present = {site.point for site in subject.sites}
+    found = tuple(point for point in ("neurons", "heads", "block_out") if point in present)
+    if not found:
+        raise ValueError(f"{subject.name} has neither neurons nor heads nor blocks to switch off")
+    return found
+
+
+def _key(state: State) -> str:
+    """What decides what a state measures: equal for equal interventions."""
+    if not len(state.units):
+        return ""
+    treatment = state.treatment
+    if treatment.kind in ("zero", "mean"):
+        treatment = replace(treatment, factor=0.0)  # not used
+    if treatment.where != "chosen":
+        treatment = replace(treatment, tokens=())
+    indices = {str(site): state.units[site].tolist() for site in state.units.sites}
+    return f"{treatment} {indices}"
+
+
+def _in_words(piece: Piece) -> str:
+    name, number = piece
+    if name == "tokens":
+        return f"passage {number + 1}"
+    if name == "continuation":
+        return f"what follows in passage {number + 1}"
+    if name == "film":
+        return "what the model does"
+    return f"{name.replace('_', ' ')} windows"

@@ -1,0 +1,61 @@
+"""`interp workbench` writes a notebook that runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import letters
+import pytest
+from typer.testing import CliRunner
+
+from interp.cli.app import app
+
+TEXTS = letters.noise(8, 32, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    return letters.saved(letters.overfitted(TEXTS[:4]), folder / "model")
+
+
+def run(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(map(str, words)))
+    return result.exit_code, result.output
+
+
+def test_the_notebook_runs_and_shows_a_workbench(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number, text in enumerate([*TEXTS, *(text[::-1] for text in TEXTS)]):
+        (texts / f"{number}.txt").write_text(text)
+    out = tmp_path / "w.ipynb"
+    sizes = ("--prefix", 8, "--length", 8, "--stride", 16)
+    code, said = run("workbench", model, texts, "--out", out, *sizes, "--no-open")
+    assert code == 0, said
+    monkeypatch.chdir("/")  # the notebook may stand anywhere
+    names: dict[str, object] = {"display": lambda _: None}
+    for cell in json.loads(out.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            source = cell["source"].replace("%matplotlib inline", "")
+            exec(source, names)  # noqa: S102
+    bench = names["bench"]
+    assert type(bench).__name__ == "Workbench"
+    assert bench.space.scored_apart  # type: ignore[attr-defined]
+
+
+def test_bad_input_is_one_line(model: Path, tmp_path: Path):
+    there = tmp_path / "w.ipynb"
+    there.write_text("{}")
+    for words, said in (
+        ((model, tmp_path, "--out", there), "is there"),
+        ((model, tmp_path, "--out", tmp_path / "w.py"), "expected the name of a notebook"),
+        ((model, tmp_path / "no.txt", "--out", tmp_path / "n.ipynb"), "no.txt does not exist"),
+    ):
+        code, output = run("workbench", *words, "--no-open")
+        assert code == 1
+        assert said in " ".join(output.split())
+    assert there.read_text() == "{}"

@@ -44,7 +44,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv (a few minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install -c constraints.txt torch hatchling editables
-	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[test,images,secrets,policies,dev]"
+	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[test,images,secrets,policies,browser,dev]"
 	@$(PIP) install --no-deps privacyguard-platform==0.0.2
 	@touch $@
 

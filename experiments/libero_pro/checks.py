@@ -351,21 +351,26 @@ def _ablated(name: str, method: str, fraction: float, arm: str, column: str) -> 
 
 
 def _removal(name: str, fraction: float) -> Check:
-    """Whether neurons that were found hold the trap: without them fewer hands go to the old place,
-    than without as many random ones."""
+    """Whether neurons that were found hold the trap and not the skill: without them fewer hands go
+    to the old place, and that by more than clean success falls; both compared with random ones. Any
+    damage that stops the hand avoids the trap, too."""
 
     def of(method: str, arm: str, column: str) -> Measure:
         at = 0.0 if method == NOTHING else fraction
         return _ablated(name, method, at, arm, column)
 
+    fewer_traps = minus(of(RANDOM, "swap", "old_place"), of(FOUND, "swap", "old_place"))
+    damage = minus(of(RANDOM, "clean", "success"), of(FOUND, "clean", "success"))
     return Check(
         id=f"L3 {fraction:.0%}, {name}",
-        measure=minus(of(RANDOM, "swap", "old_place"), of(FOUND, "swap", "old_place")),
+        measure=minus(fewer_traps, damage),
         threshold=above(0),
         source="inferred",
-        statement=f"where {name}, the trap can be ablated: without {fraction:.0%} of the neurons, "
-        "fewer hands go to the old place than without random ones; the difference is {threshold}",
+        statement=f"where {name}, the trap can be ablated and the skill stays: without "
+        f"{fraction:.0%} of the neurons, the fall of visits to the old place, minus that of clean "
+        "success, both compared with random neurons, is {threshold}",
         controls={
+            "fewer visits than with random ones": fewer_traps,
             "clean success before": of(NOTHING, "clean", "success"),
             "clean success after": of(FOUND, "clean", "success"),
             "clean success after random": of(RANDOM, "clean", "success"),

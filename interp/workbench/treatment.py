@@ -74,7 +74,7 @@ class Treatment:
             "scale": f"scale by {self.factor:g}",
             "add": f"add {self.factor:g} x (control - memorized)",
         }[self.kind]
-        numbers = ", ".join(map(str, self.tokens)) or "none"
+        numbers = ", ".join(map(str, self.tokens)) or "(none chosen yet)"
         where = {
             "all": "",
             "suffix": " where the suffix is predicted",

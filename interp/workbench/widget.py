@@ -57,15 +57,15 @@ class Workbench(anywidget.AnyWidget):
     code_text = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, subject: Subject | Workspace, *sets: Any, **options: Any) -> None:
-        super().__init__()
         if isinstance(subject, Workspace):
             self.space = subject
         else:
             self.space = Workspace(subject, *sets, **options)
         if self.space.scores is None:
             self.space.use_method(self.space.method)
+        # Complete from the beginning: a page may be drawn before later messages reach it.
+        super().__init__(**self._shown())
         self.on_msg(self._on_message)
-        self._send_all()
 
     @classmethod
     def of_scan(cls, subject: Subject, frame: pd.DataFrame, **options: Any) -> Workbench:
@@ -115,17 +115,21 @@ class Workbench(anywidget.AnyWidget):
         except KeyboardInterrupt:
             # The interrupted piece is left undone, and the page stops asking for the next one.
             problem = "interrupted: change something, or press Measure, to go on"
+        # All in one message, without the traits that are the same.
         with self.hold_sync():
+            for name, value in self._shown().items():
+                setattr(self, name, value)
             self.error = problem
-            self._send_all()
             self.answered = int(message.get("number", 0))
 
-    def _send_all(self) -> None:
-        # Traits that are equal are not sent again; the others go in one message.
-        self.view = view(self.space)
-        self.scores = scores_of(self.space)
-        self.selection = selection_of(self.space)
-        self.code_text = self._code()
+    def _shown(self) -> dict[str, Any]:
+        """The traits that follow from the workspace."""
+        return {
+            "view": view(self.space),
+            "scores": scores_of(self.space),
+            "selection": selection_of(self.space),
+            "code_text": self._code(),
+        }
 
     def _code(self) -> str:
         try:

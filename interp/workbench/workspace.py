@@ -60,6 +60,11 @@ class State:
     treatment: Treatment = field(default_factory=Treatment)
     origin: str = "by hand"
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it says what to do: tokens may not be chosen yet."""
+        return self.treatment.where != "chosen" or bool(self.treatment.tokens)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -382,7 +387,7 @@ class Workspace:
                 f"expected {', '.join(Treatment.__dataclass_fields__)}"
             )
         state = replace(self.state, treatment=replace(self.state.treatment, **changes))
-        if state.treatment.where != "chosen" or state.treatment.tokens:
+        if state.is_complete:
             self._plan_of(state)  # refuses what cannot be done
         self._go(state)
 
@@ -518,7 +523,8 @@ class Workspace:
     def _needed(self) -> list[tuple[tuple[str, Piece], State]]:
         """All pieces of what is shown, before and under the intervention, most wanted first."""
         before = State(self._no_units())
-        states = [before, self.state] if len(self.units) else [before]
+        changes_anything = len(self.units) > 0 and self.state.is_complete
+        states = [before, self.state] if changes_anything else [before]
         pieces: list[Piece] = [("tokens", self.passage)]
         for name, batch in self.data.items():
             parts = -(-len(batch) // _AT_A_TIME)

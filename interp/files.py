@@ -75,9 +75,43 @@ def replaced_folder(path: str | Path) -> Generator[Path]:
         ['weights']
     """
     target = Path(path)
+    with _temporary_folder(target) as temporary:
+        yield temporary
+        temporary.replace(target)
+
+
+@contextmanager
+def shared_folder(path: str | Path, sign: str) -> Generator[Path]:
+    """Gives what `replaced_folder` gives, for a folder whose name decides what is in it, such as
+    one of a cache: where another process has finished the same folder meanwhile, that one stays.
+
+    Args:
+        path: the folder to write; folders above it that do not exist are made.
+        sign: name of a file that is in every finished one.
+
+    Yields:
+        A folder next to it.
+
+    Raises:
+        OSError: the place cannot be written, or `path` holds files without that one.
+    """
+    target = Path(path)
+    is_finished = (target / sign).exists()
+    with _temporary_folder(target, may_exist=is_finished) as temporary:
+        yield temporary
+        try:
+            temporary.replace(target)
+        except OSError:
+            # A folder that holds files is never replaced.
+            if not (target / sign).exists():
+                raise
+
+
+@contextmanager
+def _temporary_folder(target: Path, *, may_exist: bool = False) -> Generator[Path]:
     writable(target.parent)
     # A folder cannot be renamed to one that holds files: better said now than after the work.
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not may_exist and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(
             f"{target} exists and is not an empty folder: give another folder, or remove it"
         )
@@ -87,7 +121,6 @@ def replaced_folder(path: str | Path) -> Generator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

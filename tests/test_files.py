@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.files import write_json
+from interp.files import replaced_folder, shared_folder, write_json
 
 
 def test_numbers_of_numpy_and_torch_are_written_as_numbers(tmp_path):
@@ -20,3 +20,66 @@ def test_what_is_no_number_is_refused_and_nothing_written(value, tmp_path):
     with pytest.raises(TypeError, match="JSON cannot hold a"):
         write_json(tmp_path / "about.json", {"a": value})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["meanwhile", "before"])
+def test_of_two_processes_that_make_the_same_folder_the_first_one_stays(before, tmp_path):
+    target = tmp_path / "model"
+
+    def by_another():
+        target.mkdir()
+        (target / "config.json").write_text("theirs")
+
+    if before:
+        by_another()
+    with shared_folder(target, "config.json") as temporary:
+        (temporary / "config.json").write_text("ours")
+        if not before:
+            by_another()
+    assert (target / "config.json").read_text() == "theirs"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["meanwhile", "before"])
+def test_a_shared_folder_is_not_mistaken_for_one_with_other_files(before, tmp_path):
+    target = tmp_path / "model"
+    if before:
+        target.mkdir()
+        (target / "mine.txt").touch()
+    with pytest.raises(OSError, match="not (an )?empty"):
+        with shared_folder(target, "config.json") as temporary:
+            (temporary / "config.json").touch()
+            target.mkdir()
+            (target / "mine.txt").touch()
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert [file.name for file in target.iterdir()] == ["mine.txt"]
+
+
+def test_a_replaced_folder_is_refused_where_another_one_has_come(tmp_path):
+    target = tmp_path / "model"
+    with pytest.raises(OSError, match="not empty"):
+        with replaced_folder(target) as temporary:
+            (temporary / "weights").touch()
+            target.mkdir()
+            (target / "others").touch()
+    assert [file.name for file in target.iterdir()] == ["others"]
+
+
+def test_a_model_that_another_job_converts_at_the_same_time_is_taken(tmp_path, monkeypatch):
+    import tiny
+
+    from interp.loading import pretrained
+
+    module = tiny.model("llama")
+    module.save_pretrained(tmp_path / "original")
+    read = pretrained.read
+    target = tmp_path / "cache" / "model"
+
+    def meanwhile(source, dtype):
+        module.save_pretrained(target)
+        return read(source, dtype)
+
+    monkeypatch.setattr(pretrained, "read", meanwhile)
+    assert pretrained.convert(tmp_path / "original", target) == target
+    assert (target / "model.safetensors").exists()
+    assert [file.name for file in target.parent.iterdir()] == ["model"]

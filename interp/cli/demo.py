@@ -22,7 +22,7 @@ import torch
 
 from interp.cli.precision import cpu_emulates_bfloat16
 from interp.data.planted import PlantedCorpus, plant
-from interp.files import replaced, replaced_folder, writable
+from interp.files import replaced, shared_folder, writable
 from interp.interventions.kinds import Zero
 from interp.loading.devices import choose_device
 from interp.loading.load import load
@@ -323,7 +323,7 @@ def fine_tune_or_load(
     )
 
     # If it is interrupted, the next run must not mistake half a model for a whole one.
-    with replaced_folder(tuned) as temporary:
+    with shared_folder(tuned, "config.json") as temporary:
         subject.module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]
         subject.tokenizer.save_pretrained(temporary)
     return tuned

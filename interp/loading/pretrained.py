@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from interp.errors import LoadError, closest
-from interp.files import replaced_folder
+from interp.files import shared_folder
 
 # Masks and frequencies that old versions of transformers saved, and new ones compute.
 _OLD_BUFFERS = re.compile(r"\.masked_bias$|\.rotary_emb\.inv_freq$")
@@ -99,7 +99,8 @@ def convert(source: str | Path, folder: str | Path, dtype: torch.dtype = torch.f
     target = Path(folder)
     if (target / "config.json").exists():
         return target
-    with replaced_folder(target) as temporary:
+    # Jobs that run at the same time may convert the same model into one cache.
+    with shared_folder(target, "config.json") as temporary:
         for part in read(source, dtype):
             if part is not None:
                 part.save_pretrained(temporary)

@@ -40,29 +40,34 @@ def test_of_two_processes_that_make_the_same_folder_the_first_one_stays(before, 
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["meanwhile", "before"])
-def test_a_shared_folder_is_not_mistaken_for_one_with_other_files(before, tmp_path):
-    target = tmp_path / "model"
-    if before:
-        target.mkdir()
-        (target / "mine.txt").touch()
-    with pytest.raises(OSError, match="not (an )?empty"):
-        with shared_folder(target, "config.json") as temporary:
-            (temporary / "config.json").touch()
-            target.mkdir()
-            (target / "mine.txt").touch()
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
-    assert [file.name for file in target.iterdir()] == ["mine.txt"]
+def other_files(folder):
+    folder.mkdir()
+    (folder / "mine.txt").touch()
 
 
-def test_a_replaced_folder_is_refused_where_another_one_has_come(tmp_path):
-    target = tmp_path / "model"
+def shares(target, meanwhile):
+    with shared_folder(target, "config.json") as temporary:
+        (temporary / "config.json").touch()
+        meanwhile(target)
+
+
+def replaces(target, meanwhile):
+    with replaced_folder(target) as temporary:
+        (temporary / "config.json").touch()
+        meanwhile(target)
+
+
+@pytest.mark.parametrize("write", [shares, replaces])
+def test_a_folder_of_other_files_is_refused_whenever_it_comes(write, tmp_path):
+    before = tmp_path / "before"
+    other_files(before)
+    with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
+        write(before, lambda _: None)
+    later = tmp_path / "later"
     with pytest.raises(OSError, match="not empty"):
-        with replaced_folder(target) as temporary:
-            (temporary / "weights").touch()
-            target.mkdir()
-            (target / "others").touch()
-    assert [file.name for file in target.iterdir()] == ["others"]
+        write(later, other_files)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["before", "later"]
+    assert [file.name for file in later.iterdir()] == ["mine.txt"]
 
 
 def test_a_model_that_another_job_converts_at_the_same_time_is_taken(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ from interp.hooks.modes import dropout_off
 from interp.localization.window_losses import differentiating
 from interp.localization.windows import repeat_windows
 from interp.sites.site import Site
-from interp.subject.batch import Batch
+from interp.subject.batch import Batch, owned
 from interp.subject.subject import Subject
 
 __all__ = [
@@ -489,7 +489,7 @@ def _logit_difference(
 
 
 def _pair_answers(batch: Batch, right: Tokens, wrong: Tokens) -> Int[Tensor, "items 2"]:
-    both = [torch.as_tensor(tokens) for tokens in (right, wrong)]
+    both = [owned(tokens) for tokens in (right, wrong)]
     expected = (len(batch),)
     if any(tokens.shape != expected or tokens.is_floating_point() for tokens in both):
         given = [f"{tuple(tokens.shape)} of {tokens.dtype}" for tokens in both]

@@ -19,7 +19,7 @@ from interp.localization.predicting_positions import predicting_positions
 from interp.localization.unit_values import values_at
 from interp.sites.anatomy import Sites
 from interp.sites.site import Site
-from interp.subject.batch import Batch
+from interp.subject.batch import Batch, owned
 from interp.subject.subject import Subject, evaluating
 
 _IN_RESIDUAL = (
@@ -85,9 +85,7 @@ def lens(
     if outside:
         known = ", ".join(_IN_RESIDUAL)
         raise SiteError(f"{outside[0]} is not in the residual: the lens reads {known}")
-    targets = {
-        name: torch.from_numpy(column(given, len(batch), name)) for name, given in answers.items()
-    }
+    targets = {name: owned(column(given, len(batch), name)) for name, given in answers.items()}
     token_of_stack = {
         stack: _predicted_token(batch, stack, first, position)
         for stack, first in predicting_positions(subject, batch, chosen).items()

@@ -29,7 +29,7 @@ from interp.localization.unit_values import values_at
 from interp.localization.window_losses import differentiating
 from interp.sites.site import Site
 from interp.sites.units import all_units, rank_units
-from interp.subject.batch import Batch
+from interp.subject.batch import Batch, owned
 from interp.subject.subject import Subject, evaluating
 
 Rows = Float[np.ndarray, "items neurons"]
@@ -362,7 +362,7 @@ class ReadOut:
 
 
 def _token_ids(tokens: Tokens, items: int) -> Int[Tensor, " items"]:
-    ids = torch.as_tensor(tokens).long()
+    ids = owned(tokens).long()
     if ids.shape != (items,):
         raise ValueError(
             f"expected a token id for each of {items} items; got shape {tuple(ids.shape)}"

@@ -29,7 +29,7 @@ def workbench(
     dtype: Dtype = None,
     device: Device = None,
     bos: Bos = True,  # noqa: FBT002
-    jupyter: Annotated[
+    jupyter: Annotated[  # noqa: FBT002
         bool, typer.Option("--open/--no-open", help="Whether to open it in JupyterLab.")
     ] = True,
 ) -> None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.memorization.loss_recorder import Rows
-from interp.subject.batch import Batch
+from interp.subject.batch import Batch, owned
 from interp.subject.subject import Subject, token_losses
 from interp.training.fit import Objective
 
@@ -157,7 +156,7 @@ def weighted(weights: Scores, rows: Iterable[Rows], *, normalized: bool = True) 
     _check_weights(weights)
     # With their steps: a training that is continued begins at a later one.
     numbers = enumerate(rows)
-    of_examples = torch.as_tensor(weights)
+    of_examples = owned(weights)
 
     def objective(trained: Subject, batch: Batch, step: int) -> Float[Tensor, ""]:
         own = next((rows for number, rows in numbers if number == step), None)
@@ -169,7 +168,7 @@ def weighted(weights: Scores, rows: Iterable[Rows], *, normalized: bool = True) 
             )
         logits = trained.run(batch, keep=batch.length - batch.prompt)
         losses = token_losses(logits, batch)
-        of_rows = of_examples[torch.as_tensor(own)].to(losses)[:, None]
+        of_rows = of_examples[owned(own)].to(losses)[:, None]
         counted = batch.counted.to(losses.device)
         total = (of_rows * counted).sum() if normalized else counted.sum()
         if not total:

@@ -135,7 +135,7 @@ class Batch:
             tensor([[ 9, 10],
                     [ 5,  6]])
         """
-        index = chosen if isinstance(chosen, slice) else torch.as_tensor(chosen)
+        index = chosen if isinstance(chosen, slice) else owned(chosen)
         return self._map_rows(lambda tensor: tensor[index])
 
     def sequences(self) -> list[list[int]]:
@@ -309,6 +309,23 @@ class Batch:
         prompt = len(bos) + int(prefixes[0])
         batch = cls.pad(sequences, prompt)
         return replace(batch, groups=groups, conditioning=conditioning)
+
+
+def owned(values: Any) -> Tensor:
+    """Returns numbers as a tensor; those of other libraries are copied.
+
+    The arrays of pandas' columns cannot be written, which torch warns of when it takes them as they
+    are.
+
+    Args:
+        values: a tensor, an array, a column, or a list of numbers.
+
+    Example:
+        >>> from interp.subject.batch import owned
+        >>> owned(pd.Series([2, 0]))
+        tensor([2, 0])
+    """
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
 
 def token_ids(sequence: Iterable[int]) -> list[int]:

@@ -26,11 +26,10 @@ def as_code(space: Workspace) -> str:
         sites = [str(site) for site in space.units.sites]
         count = {name: len(space.data[name]) for name in treatment.needs_means}
         lines.append(f"sites = {sites!r}")
-        for name in treatment.needs_means:
-            lines.append(
-                f"{name}_means = interp.record("
-                f'subject, {name}[:{count[name]}], sites, reduce="mean")'
-            )
+        lines += [
+            f'{name}_means = interp.record(subject, {name}[:{count[name]}], sites, reduce="mean")'
+            for name in treatment.needs_means
+        ]
         if treatment.kind == "mean":
             lines.append("values = control_means")
         else:

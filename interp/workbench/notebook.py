@@ -27,8 +27,8 @@ frame.sort_values("log_p", ascending=False).head()"""
 _BENCH = """bench = interp.Workbench.of_scan(subject, frame)
 bench"""
 
-_AFTER = """Every selection that was measured to the end, and the last one as a plan: values to go on \
-with. `interp.extraction_drop(subject, bench.plan, ...)` measures it with all its controls."""
+_AFTER = """Every selection that was measured to the end, and the last one as a plan: values to \
+go on with. `interp.extraction_drop(subject, bench.plan, ...)` measures it with all its controls."""
 
 _VALUES = """display(bench.tries)
 print(bench.space.code())"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,7 @@ def _compared(space: Workspace, generated: list[int]) -> list[Json]:
             same[block.dest_start : block.dest_end] = True
     cuts = [0, *(np.flatnonzero(np.diff(same)) + 1).tolist(), len(generated)]
     if space.subject.tokenizer is None:
-        texts = ["".join(_pieces(space, generated[a:b])) for a, b in zip(cuts, cuts[1:])]
+        texts = ["".join(_pieces(space, generated[a:b])) for a, b in pairwise(cuts)]
     else:
         within = [len(prefix) + cut for cut in cuts[:-1]]
         _, *texts = space.subject.decode_parts([*prefix, *generated], within)
@@ -181,12 +182,13 @@ def pictures(space: Workspace) -> list[Json]:
     rows = [
         {"caption": name, "images": [_png(picture)]} for name, picture in space.pictures().items()
     ]
-    for name, where in (("before", "before"), ("now", "now")):
+    wheres: tuple[Where, ...] = ("before", "now")
+    for where in wheres:
         film = space.film(where)
         if film is not None and (where == "before" or len(space.units)):
             chosen = np.linspace(0, len(film) - 1, min(_FILM_PICTURES, len(film))).round()
             shown = [_png(film[int(number)]) for number in chosen]
-            rows.append({"caption": f"{name}, {len(film)} pictures", "images": shown})
+            rows.append({"caption": f"{where}, {len(film)} pictures", "images": shown})
     return rows
 
 
@@ -252,10 +254,14 @@ def _column(name: str) -> str:
 
 def _row_of(change: Change) -> Json:
     spec = ".2f" if change.measure != "loss" else ".3f"
+    changed = format(change.change, f"+{spec}")
+    if change.change.n < 2:
+        # Windows of one text are no independent draws, and one text is none to resample.
+        changed = f"{change.change.estimate:+{spec}} (one text: no interval)"
     return {
         "name": _NAMES[change.data, change.measure],
         "before": format(change.before, spec),
         "now": format(change.now, spec),
-        "change": format(change.change, f"+{spec}"),
+        "change": changed,
         "texts": change.change.n,
     }

@@ -50,6 +50,11 @@ function short(number) {
   return size >= 1e4 || size < 1e-2 ? number.toExponential(1) : number.toPrecision(3);
 }
 
+// Spaces that would be lost on a page, as marks.
+function visible(text) {
+  return text.replace(/\n/g, "↵").replace(/\t/g, "→");
+}
+
 function debounced(action) {
   let timer = null;
   return (...given) => {
@@ -60,7 +65,9 @@ function debounced(action) {
 
 // Whether the notebook is dark: its text is light then, however it marks its theme.
 function isDark(node) {
-  const [red, green, blue] = getComputedStyle(node).color.match(/[\d.]+/g).map(Number);
+  const found = getComputedStyle(node).color.match(/[\d.]+/g);
+  if (!found) return false; // not on the page yet: it is drawn again once it is
+  const [red, green, blue] = found.map(Number);
   return 0.3 * red + 0.6 * green + 0.1 * blue > 128;
 }
 
@@ -651,7 +658,7 @@ function render({ model, el }) {
         if (token.most !== undefined) facts.push(`most likely now ${JSON.stringify(token.most)}`);
         const node = make("span", {
           class: number < view.prompt ? "token prefix" : "token",
-          text: token.piece.replace(/\n/g, "↵\n"),
+          text: token.piece.replace(/\n/g, "↵\n").replace(/\t/g, "→"),
           title: facts.join("; "),
         });
         node.style.background = tokenColour(token, by, limit);
@@ -723,7 +730,7 @@ function render({ model, el }) {
             ...runs.map((run) =>
               make(run.same ? "span" : "ins", {
                 class: run.same ? "same" : "other",
-                text: run.text,
+                text: visible(run.text),
               }),
             ),
           ),
@@ -892,9 +899,7 @@ function render({ model, el }) {
   }
 
   const resized = new ResizeObserver(() => {
-    if (closed || !map.sites.length) return;
-    map.layOut();
-    map.draw();
+    if (!closed) draw();
   });
   // What Python sends together may be set, and announced, one after the other: all of it is there
   // once this has returned.

@@ -74,7 +74,8 @@ class Change:
         data: name of the set.
         measure: "exact", "accuracy" or "loss" (nats per token).
         before, now: means over the windows.
-        change: the mean change, with its 95% interval over texts.
+        change: the mean change, with its 95% interval over texts, `n` of them; with one text it
+            has no width, which says nothing.
     """
 
     data: str
@@ -589,10 +590,11 @@ class Workspace:
         window = self._window(self.passage)
         prefix = window.tokens[0, : window.prompt].tolist()
         rows = {"original": window.tokens[0].tolist()}
-        for name, where in (("generated before", "before"), ("generated now", "now")):
+        wheres: tuple[Where, ...] = ("before", "now")
+        for where in wheres:
             continued = self.continuation(where)
             if continued is not None and (where == "before" or len(self.units)):
-                rows[name] = prefix + continued
+                rows[f"generated {where}"] = prefix + continued
         with torch.no_grad():
             return {name: self._pictures(torch.tensor([ids]))[0] for name, ids in rows.items()}
 
@@ -603,9 +605,7 @@ class Workspace:
             return None
         if self.passage not in self._membership:
             window = self._window(self.passage)
-            mapped = token_map(
-                self.subject, window.tokens[0].tolist(), self._reference, bos=False
-            )
+            mapped = token_map(self.subject, window.tokens[0].tolist(), self._reference, bos=False)
             self._membership[self.passage] = mapped.frame["score"].to_numpy(dtype=float)
         return self._membership[self.passage]
 
@@ -614,9 +614,7 @@ class Workspace:
         [windows]}}."""
         found: dict[str, dict[str, np.ndarray]] = {}
         for name, batch in self.data.items():
-            parts = [
-                self._get(where, (name, part)) for part in range(-(-len(batch) // _AT_A_TIME))
-            ]
+            parts = [self._get(where, (name, part)) for part in range(-(-len(batch) // _AT_A_TIME))]
             if all(part is not None for part in parts):
                 found[name] = {
                     measure: np.concatenate([part[measure] for part in parts])
@@ -638,9 +636,7 @@ class Workspace:
                 old = before[name][measure]
                 new = now[name][measure]
                 change = clustered_interval(new - old, self._texts[name])
-                rows.append(
-                    Change(name, measure, float(old.mean()), float(new.mean()), change)
-                )
+                rows.append(Change(name, measure, float(old.mean()), float(new.mean()), change))
         return rows
 
     def tries(self) -> pd.DataFrame:

@@ -41,7 +41,7 @@ def test_the_notebook_runs_and_shows_a_workbench(
     for cell in json.loads(out.read_text())["cells"]:
         if cell["cell_type"] == "code":
             source = cell["source"].replace("%matplotlib inline", "")
-            exec(source, names)  # noqa: S102
+            exec(source, names)
     bench = names["bench"]
     assert type(bench).__name__ == "Workbench"
     assert bench.space.scored_apart  # type: ignore[attr-defined]

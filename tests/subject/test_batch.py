@@ -287,3 +287,29 @@ def test_a_batch_holds_whole_numbers():
 def test_a_batch_is_split_into_parts_with_rows(size: int):
     with pytest.raises(ValueError, match=f"batch_size={size}: expected a number of rows"):
         list(PLAIN.split(size))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.DataFrame({"n": [2, 0]})["n"],
+        pd.DataFrame({"n": [2, 0]})["n"].to_numpy(),
+        np.array([2, 0])[::-1][::-1],
+        [2, 0],
+        torch.tensor([2, 0]),
+    ],
+    ids=lambda values: type(values).__name__,
+)
+@pytest.mark.filterwarnings("error")
+def test_rows_and_answers_may_be_columns_of_a_table(values):
+    """Columns of pandas cannot be written, of which torch warns; negative strides it refuses."""
+    import letters
+
+    from interp.analysis.logit_lens import lens
+    from interp.mitigation.reweighting import weighted
+
+    batch = interp.Batch(torch.arange(12).reshape(3, 4))
+    assert batch.rows(values).tokens.tolist() == [[8, 9, 10, 11], [0, 1, 2, 3]]
+    two = batch.rows(slice(0, 2))
+    assert len(lens(letters.subject(), two, {"answer": values}, position=2)) == 2
+    weighted(np.asarray(values, dtype=float), iter([[0, 1]]))

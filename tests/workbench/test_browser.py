@@ -148,8 +148,7 @@ def test_everything_that_is_clicked_changes_the_numbers_and_they_come_back(
     host: Callable[..., Iterator[Any]], browser: Any, cell: str, tmp_path: Path
 ):
     for page in host(browser, cell, tmp_path):
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
+        problems = Problems(page)
         bench = Bench(page)
         bench.settled("0 of 96 units")
         start = bench.numbers()
@@ -213,12 +212,20 @@ def test_everything_that_is_clicked_changes_the_numbers_and_they_come_back(
 
         # Nothing is wider than the page, and nothing went wrong
         assert bench.evaluate("node => node.scrollWidth - node.clientWidth") <= 1
-        assert not problems
+        assert not problems.found
         assert not bench.get_by_role("alert").is_visible()
 
 
 def expect(locator: Any) -> Any:
     return playwright.expect(locator)
+
+
+class Problems:
+    """Errors of the page's scripts."""
+
+    def __init__(self, page: Any) -> None:
+        self.found: list[str] = []
+        page.on("pageerror", lambda error: self.found.append(str(error)))
 
 
 class Bench:
@@ -249,7 +256,9 @@ class Bench:
         """What is generated now: before, where nothing is selected."""
         return self.node.locator(".continuation .text").last.inner_text()
 
-    def drag(self, start: tuple[int, int], end: tuple[int, int], *, rectangle: bool = False) -> None:
+    def drag(
+        self, start: tuple[int, int], end: tuple[int, int], *, rectangle: bool = False
+    ) -> None:
         """From the unit in a column and block to another."""
         canvas = self.node.locator("canvas")
         canvas.scroll_into_view_if_needed()

@@ -93,7 +93,7 @@ def test_the_code_makes_the_same_plan(
         "memorized": memorized,
         "control": control[:6],
     }
-    exec(space.code(), names)  # noqa: S102
+    exec(space.code(), names)
     ours = [intervention.to_json() for intervention in space.plan]
     theirs = [intervention.to_json() for intervention in names["plan"]]
     for one, other in zip(ours, theirs, strict=True):
@@ -279,7 +279,7 @@ def test_bad_input_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match="the control set is empty"):
         Workspace(learner, memorized, control[:0])
     shorter = interp.scan(learner, TEXTS, prefix=4, length=8)
-    with pytest.raises(ValueError, match="prefixes of one length, got .*'control': 4"):
+    with pytest.raises(ValueError, match=r"prefixes of one length, got .*'control': 4"):
         Workspace(learner, memorized, shorter)
     with pytest.raises(ValueError, match="windows=0"):
         Workspace(learner, memorized, control, windows=0)

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test notebooks lint docs bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ demo: $(SMOLLM2)  ## find, localize and ablate planted customer records in a rea
 # trained once.
 test: $(SMOLLM2)  ## run the tests on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+notebooks: $(SMOLLM2)  ## run all notebooks, each in its own kernel; writes out/notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .

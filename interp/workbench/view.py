@@ -14,7 +14,8 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from interp.reporting.looks import in_words
-from interp.workbench.workspace import CONTROLS, Change, TokenValues, Where, Workspace
+from interp.workbench.measurements import TokenValues
+from interp.workbench.workspace import CONTROLS, Change, Where, Workspace
 
 _NAMES = {
     ("memorized", "exact"): "extracted",

@@ -1,15 +1,9 @@
 """The state of a workbench, without a screen: which units are selected, what is done to them, and
-what that changes.
-
-Everything slow is cut into pieces that `step` computes one at a time, the most wanted first: the
-shown passage, the sets of windows, then what is generated. A page can show each as it comes, and
-change the selection between two. Nothing stays on the model: each piece sets the interventions and
-takes them off again.
-"""
+what that changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,7 +17,6 @@ from interp.engine.recording import record
 from interp.errors import closest
 from interp.interventions.kinds import Intervention
 from interp.localization.registry import localize, methods
-from interp.memorization.evaluation import window_measures
 from interp.memorization.halves import halve
 from interp.memorization.membership.token_map import token_map
 from interp.mitigation.controls import as_active
@@ -31,19 +24,20 @@ from interp.reporting.looks import in_words
 from interp.reporting.stats import Interval, clustered_interval
 from interp.sites.site import Site
 from interp.sites.units import Units, UnitScores
-from interp.subject.batch import Batch, Batches, batches
-from interp.subject.subject import Subject, evaluating
+from interp.subject.batch import Batch, Batches
+from interp.subject.subject import Subject
+from interp.workbench import measurements
+from interp.workbench.measurements import Measurements, Measures, Piece, TokenValues, first_windows
 from interp.workbench.treatment import Treatment, positions_of
 
-SETS = ("memorized", "control", "held_out")
 CONTROLS = ("random", "lowest", "as active")
-_AT_A_TIME = 4  # windows: between two of these pieces a page can answer
+# Work that measures nothing.
+_SCORES: Piece = ("scores", 0)
+_MODEL: Piece = ("model", 0)
 _ACTIVITY = "activation"  # the localization method whose scores say how active a unit is
-_KEPT = 200  # states whose measures are kept
 
 Where = Literal["before", "now"]
-Pictures = Float[Tensor, "n channels height width"]
-Piece = tuple[str, int]  # what is measured, and of which passage or part
+Picture = Float[Tensor, "channels height width"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +58,19 @@ class State:
     def is_complete(self) -> bool:
         """Whether it says what to do: tokens may not be chosen yet."""
         return self.treatment.where != "chosen" or bool(self.treatment.tokens)
+
+    @property
+    def key(self) -> str:
+        """What decides what is measured: equal for equal interventions, "" without any."""
+        if not len(self.units):
+            return ""
+        treatment = self.treatment
+        if treatment.kind in ("zero", "mean"):
+            treatment = replace(treatment, factor=0.0)  # not used
+        if treatment.where != "chosen":
+            treatment = replace(treatment, tokens=())
+        indices = {str(site): self.units[site].tolist() for site in self.units.sites}
+        return f"{treatment} {indices}"
 
 
 @dataclass(frozen=True)
@@ -97,19 +104,6 @@ class Progress:
     next: str
     done: int
     total: int
-
-
-@dataclass(frozen=True, eq=False)
-class TokenValues:
-    """What a model gives the tokens of one passage.
-
-    Attributes:
-        log_p: [length] log-probability of each token, in nats; NaN where nothing predicts it.
-        most_likely: [length] the most likely token in its place; -1 where nothing predicts it.
-    """
-
-    log_p: Float[np.ndarray, " length"]
-    most_likely: np.ndarray
 
 
 class Workspace:
@@ -171,7 +165,7 @@ class Workspace:
         self._texts: dict[str, np.ndarray] = {}
         for name, source in given.items():
             if source is not None:
-                self.data[name], self._texts[name] = _first_windows(name, source, windows)
+                self.data[name], self._texts[name] = first_windows(name, source, windows)
         prompts = {name: batch.prompt for name, batch in self.data.items()}
         if len(set(prompts.values())) != 1:
             raise ValueError(f"expected windows with prefixes of one length, got {prompts}")
@@ -180,7 +174,9 @@ class Workspace:
         self._reference = reference
         # Models that implement Stepwise may say what their tokens look like.
         self._pictures = pictures or getattr(subject.stepwise, "decode", None)
-        self._film = film
+        self._measurements = Measurements(subject, self.data, film)
+        self._fingerprint: str | None = None  # of the model that was measured
+        self._is_same_model = False  # whether that was checked since the last change
 
         self.passage = 0
         self.point = _first_point(subject, scores)
@@ -198,7 +194,6 @@ class Workspace:
         self._activity: dict[str, UnitScores] = {}
         self._means: dict[tuple[str, Site], np.ndarray] = {}
         self._membership: dict[int, np.ndarray] = {}
-        self._found: dict[tuple[str, Piece], Any] = {}
         self._tries: dict[str, dict[str, Any]] = {}
         self.state = State(self._no_units())
         self._past: list[State] = []
@@ -397,12 +392,14 @@ class Workspace:
         if self._past:
             self._future.append(self.state)
             self.state = self._past.pop()
+            self._is_same_model = False
 
     def redo(self) -> None:
         """Takes an undo back."""
         if self._future:
             self._past.append(self.state)
             self.state = self._future.pop()
+            self._is_same_model = False
 
     @property
     def can_undo(self) -> bool:
@@ -415,7 +412,8 @@ class Workspace:
         return bool(self._future)
 
     def _go(self, state: State) -> None:
-        if _key(state) == _key(self.state):
+        self._is_same_model = False
+        if state.key == self.state.key:
             self.state = state
             return
         self._past.append(self.state)
@@ -434,6 +432,7 @@ class Workspace:
         if not 0 <= passage < count:
             raise ValueError(f"passage {passage}: expected 0 to {count - 1}")
         self.passage = passage
+        self._is_same_model = False
 
     def use_method(self, method: str, point: str | None = None) -> None:
         """Shows the scores of another localization method, or of other units; `step` computes them.
@@ -461,6 +460,7 @@ class Workspace:
         is_other = point != self.point
         self.method, self.point = method, point
         self._wants_scores = True
+        self._is_same_model = False
         if is_other:
             self.clear()
 
@@ -476,97 +476,101 @@ class Workspace:
     @property
     def progress(self) -> Progress:
         """What `step` would do next, and how much is left."""
-        needed = self._needed()
-        wanted = [name for name, _ in needed if name not in self._found]
-        if self._must_score:
-            following = f"scoring units by {in_words(self.method)}"
-        elif wanted:
-            following = _in_words(wanted[0][1])
-        else:
-            following = ""
-        extra = int(self._must_score)
-        return Progress(following, len(needed) - len(wanted), len(needed) + extra)
+        work = self._work()
+        total = len(self._states()) * len(self._measurements.pieces(self.passage))
+        left = sum(what not in (_SCORES, _MODEL) for what, _ in work)
+        following = ""
+        if work:
+            (name, _), _ = work[0]
+            following = {
+                _SCORES[0]: f"scoring units by {in_words(self.method)}",
+                _MODEL[0]: "whether the model is still the same",
+            }.get(name) or measurements.in_words(work[0][0])
+        return Progress(following, total - left, total)
 
     @property
     def _must_score(self) -> bool:
         return self._wants_scores and self.scores is None
 
+    def _states(self) -> list[State]:
+        """The unchanged model, and what is done to it."""
+        before = State(self._no_units())
+        changes_anything = len(self.units) > 0 and self.state.is_complete
+        return [before, self.state] if changes_anything else [before]
+
+    def _work(self) -> list[tuple[Piece, State]]:
+        """What is left to do, the most wanted first."""
+        states = self._states()
+        passage, *others = self._measurements.pieces(self.passage)
+        work: list[tuple[Piece, State]] = []
+        if self._must_score:
+            work.append((_SCORES, self.state))
+        work += self._missing(passage, states)
+        # To hash the weights takes as long as a passage: the first answer does not wait for it.
+        if not self._is_same_model:
+            work.append((_MODEL, self.state))
+        for piece in others:
+            work += self._missing(piece, states)
+        return work
+
+    def _missing(self, piece: Piece, states: list[State]) -> list[tuple[Piece, State]]:
+        return [(piece, state) for state in states if not self._measurements.has(state.key, piece)]
+
     def step(self) -> bool:
-        """Computes the next piece.
+        """Does the next piece of work.
 
         Returns:
             Whether more is left.
 
         Raises:
-            ValueError: see `plan` and `localize`. A method that cannot score these units is
-                given up, so that the next step goes on.
+            ValueError: see `plan` and `localize`; a method that cannot score these units is given
+                up, so that the next step goes on. Or the model is not the one that was measured
+                before: what was measured is dropped, and the next steps measure it anew.
         """
-        if self._must_score:
+        work = self._work()
+        if not work:
+            return False
+        piece, state = work[0]
+        if piece == _SCORES:
             self._wants_scores = False
             self._scores[self.method, self.point] = localize(
                 self.subject, *self._scored, self.method, site=self.point
             )
-            self._wants_scores = True
-            return bool(self.progress.next)
-        for (key, piece), state in self._needed():
-            if (key, piece) not in self._found:
-                self._found[key, piece] = self._compute(piece, self._plan_of(state))
-                break
-        self._forget_old()
-        self._note_try()
-        return bool(self.progress.next)
+        elif piece == _MODEL:
+            self._check_model()
+        else:
+            self._measurements.measure(state.key, piece, self._plan_of(state))
+            self._measurements.forget_old({"", self.state.key})
+            self._note_try()
+        return bool(self._work())
+
+    def _check_model(self) -> None:
+        """Drops what was measured on another model: somebody trained or edited it meanwhile."""
+        now = self.subject.fingerprint
+        before, self._fingerprint = self._fingerprint, now
+        self._is_same_model = True
+        if before in (None, now):
+            return
+        self._measurements.forget_all()
+        for kept in (self._activity, self._means, self._membership, self._tries, self._scores):
+            kept.clear()
+        self._wants_scores = True
+        raise ValueError(
+            "the model is another one than before: it was trained, edited or hooked meanwhile; "
+            "what was measured is dropped, scores and tries too, and is measured anew"
+        )
 
     def finish(self) -> None:
         """Computes all that is shown: for scripts, where nothing has to be answered between."""
         while self.progress.next:
             self.step()
 
-    def _needed(self) -> list[tuple[tuple[str, Piece], State]]:
-        """All pieces of what is shown, before and under the intervention, most wanted first."""
-        before = State(self._no_units())
-        changes_anything = len(self.units) > 0 and self.state.is_complete
-        states = [before, self.state] if changes_anything else [before]
-        pieces: list[Piece] = [("tokens", self.passage)]
-        for name, batch in self.data.items():
-            parts = -(-len(batch) // _AT_A_TIME)
-            pieces += [(name, part) for part in range(parts)]
-        pieces.append(("continuation", self.passage))
-        if self._film is not None:
-            pieces.append(("film", 0))
-        return [((_key(state), piece), state) for piece in pieces for state in states]
-
-    def _compute(self, piece: Piece, plan: Sequence[Intervention]) -> Any:
-        name, number = piece
-        with self.subject.intervened(tuple(plan)), evaluating(self.subject), torch.no_grad():
-            if name == "film":
-                assert self._film is not None
-                return self._film()
-            if name == "tokens":
-                return self._token_values(self._window(number))
-            if name == "continuation":
-                return self.subject.generate(self._window(number))[0].tolist()
-            first = number * _AT_A_TIME
-            part = self.data[name].rows(slice(first, first + _AT_A_TIME))
-            return window_measures(self.subject.target_logits(part), part)
-
-    def _window(self, number: int) -> Batch:
-        return self.data["memorized"].rows(slice(number, number + 1))
-
-    def _token_values(self, window: Batch) -> TokenValues:
-        logits = self.subject.logits(window)[0].double()
-        tokens = window.tokens[0].to(logits.device)
-        log_p = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu().numpy()
-        most_likely = logits.argmax(-1).cpu().numpy()
-        # All zeros stand for a position that nothing predicts.
-        if window.prompt and not bool(logits[0].any()):
-            log_p[0] = np.nan
-            most_likely[0] = -1
-        return TokenValues(log_p, most_likely)
-
     def _get(self, where: Where, piece: Piece) -> Any:
         """A piece, or None where it is not computed yet."""
-        state = self.state if where == "now" else State(self._no_units())
-        return self._found.get((_key(state), piece))
+        return self._measurements.get(self._key(where), piece)
+
+    def _key(self, where: Where) -> str:
+        return self.state.key if where == "now" else ""
 
     def tokens(self, where: Where = "now") -> TokenValues | None:
         """Returns the values of the shown passage's tokens; None before they are computed."""
@@ -582,12 +586,12 @@ class Workspace:
         `film`."""
         return self._get(where, ("film", 0))
 
-    def pictures(self) -> dict[str, Pictures]:
+    def pictures(self) -> dict[str, Picture]:
         """Returns what the passage's tokens look like: the original, and what is generated before
         and now, as far as it is computed; empty for a model without pictures."""
         if self._pictures is None:
             return {}
-        window = self._window(self.passage)
+        window = self._measurements.passage(self.passage)
         prefix = window.tokens[0, : window.prompt].tolist()
         rows = {"original": window.tokens[0].tolist()}
         wheres: tuple[Where, ...] = ("before", "now")
@@ -604,23 +608,15 @@ class Workspace:
         if self._reference is None:
             return None
         if self.passage not in self._membership:
-            window = self._window(self.passage)
+            window = self._measurements.passage(self.passage)
             mapped = token_map(self.subject, window.tokens[0].tolist(), self._reference, bos=False)
             self._membership[self.passage] = mapped.frame["score"].to_numpy(dtype=float)
         return self._membership[self.passage]
 
-    def measured(self, where: Where = "now") -> dict[str, dict[str, np.ndarray]]:
+    def measured(self, where: Where = "now") -> Measures:
         """Returns the measures of every window of the sets that are complete: {set: {measure:
         [windows]}}."""
-        found: dict[str, dict[str, np.ndarray]] = {}
-        for name, batch in self.data.items():
-            parts = [self._get(where, (name, part)) for part in range(-(-len(batch) // _AT_A_TIME))]
-            if all(part is not None for part in parts):
-                found[name] = {
-                    measure: np.concatenate([part[measure] for part in parts])
-                    for measure in parts[0]
-                }
-        return found
+        return self._measurements.windows(self._key(where))
 
     def changes(self) -> list[Change]:
         """Returns extraction and accuracy of the memorized windows and the loss of all sets, before
@@ -645,7 +641,7 @@ class Workspace:
         return pd.DataFrame(list(self._tries.values()))
 
     def _note_try(self) -> None:
-        key = _key(self.state)
+        key = self.state.key
         if key in self._tries or not len(self.units):
             return
         changes = self.changes()
@@ -659,15 +655,6 @@ class Workspace:
         for change in changes:
             row[f"{change.data} {change.measure}"] = change.now
         self._tries[key] = row
-
-    def _forget_old(self) -> None:
-        """Keeps the measures of the last states only: dragging makes many of them."""
-        keys = dict.fromkeys(key for key, _ in self._found)
-        keep = {_key(State(self._no_units())), _key(self.state)}
-        old = [key for key in keys if key not in keep]
-        for key in old[: max(0, len(keys) - _KEPT)]:
-            for entry in [entry for entry in self._found if entry[0] == key]:
-                del self._found[entry]
 
     def code(self) -> str:
         """Returns Python that makes the plan again, with the names `subject`, `memorized` and
@@ -691,41 +678,22 @@ class Workspace:
         return as_code(self)
 
 
-def _first_windows(name: str, source: Any, count: int) -> tuple[Batch, np.ndarray]:
-    """The first windows of a set as one batch, and the text of each."""
-    if isinstance(source, pd.DataFrame):
-        if source.empty:
-            raise ValueError(f"the {name} set is empty: expected at least one window")
-        rows: Any = source.iloc[:count]
-        texts = rows["text"].to_numpy() if "text" in rows else np.arange(len(rows))
-        return Batch.from_frame(rows), texts
-    found: list[Batch] = []
-    have = 0
-    for batch in batches(source, count):
-        found.append(batch.rows(slice(0, count - have)))
-        have += len(found[-1])
-        if have >= count:
-            break
-    if not found:
-        raise ValueError(f"the {name} set is empty: expected at least one window")
-    if len(found) > 1:
-        raise ValueError(
-            f"the {name} set comes in batches: join them into one, or pass the rows of a scan"
-        )
-    return found[0], np.arange(len(found[0]))
-
-
 def _first_point(subject: Subject, scores: UnitScores | None) -> str:
     known = _points(subject)
     if scores is None:
         return known[0]
     points = {site.point for site in scores.values}
-    if len(points) != 1 or not points <= set(known):
+    point = min(points)
+    if len(points) > 1 or point not in known or set(scores.values) != set(_all(subject, point)):
         raise ValueError(
-            f"scores of {', '.join(sorted(points))}: expected those of one kind of unit, "
-            f"{' or '.join(known)}, in every block"
+            f"scores of {len(scores.values)} sites, of {', '.join(sorted(points))}: expected those "
+            f"of one kind of unit, {' or '.join(known)}, in every block"
         )
-    return points.pop()
+    return point
+
+
+def _all(subject: Subject, point: str) -> tuple[Site, ...]:
+    return subject.anatomy.expand(point)
 
 
 def _points(subject: Subject) -> tuple[str, ...]:
@@ -734,27 +702,3 @@ def _points(subject: Subject) -> tuple[str, ...]:
     if not found:
         raise ValueError(f"{subject.name} has neither neurons nor heads nor blocks to switch off")
     return found
-
-
-def _key(state: State) -> str:
-    """What decides what a state measures: equal for equal interventions."""
-    if not len(state.units):
-        return ""
-    treatment = state.treatment
-    if treatment.kind in ("zero", "mean"):
-        treatment = replace(treatment, factor=0.0)  # not used
-    if treatment.where != "chosen":
-        treatment = replace(treatment, tokens=())
-    indices = {str(site): state.units[site].tolist() for site in state.units.sites}
-    return f"{treatment} {indices}"
-
-
-def _in_words(piece: Piece) -> str:
-    name, number = piece
-    if name == "tokens":
-        return f"passage {number + 1}"
-    if name == "continuation":
-        return f"what follows in passage {number + 1}"
-    if name == "film":
-        return "what the model does"
-    return f"{name.replace('_', ' ')} windows"

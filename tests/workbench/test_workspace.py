@@ -3,6 +3,7 @@ model is left as it was."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import letters
@@ -230,7 +231,8 @@ def test_a_selection_that_comes_back_is_not_measured_again(
     shown = space.changes()
     space.clear()
     space.undo()
-    monkeypatch.setattr(space, "_compute", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(space.subject, "logits", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(space.subject, "target_logits", lambda *_: pytest.fail("measured again"))
     space.finish()
     assert space.changes() == shown
 
@@ -283,9 +285,11 @@ def test_bad_input_is_refused_and_changes_nothing(
         Workspace(learner, memorized, shorter)
     with pytest.raises(ValueError, match="windows=0"):
         Workspace(learner, memorized, control, windows=0)
-    site = interp.Site("neurons", 0)
-    with pytest.raises(ValueError, match="scores of another model"):
-        Workspace(learner, memorized, control, scores=interp.UnitScores({site: np.ones(7)}))
+    for sizes, message in (((7, 7), "scores of another model"), ((48,), "in every block")):
+        sites = [interp.Site("neurons", block) for block in range(len(sizes))]
+        scores = {site: np.ones(size) for site, size in zip(sites, sizes, strict=True)}
+        with pytest.raises(ValueError, match=message):
+            Workspace(learner, memorized, control, scores=interp.UnitScores(scores))
     before = space.state
     for act, message in (
         (lambda: space.take_top(3), "not scored by"),
@@ -312,3 +316,31 @@ def test_treatments_read_as_one_would_say_them():
     assert Treatment("add", 1.5, when="decode").in_words == (
         "add 1.5 x (control - memorized), after the prompt alone"
     )
+
+
+@pytest.mark.parametrize("change", ["trained", "edited", "hooked"])
+def test_a_model_that_was_changed_meanwhile_is_measured_anew(frame: pd.DataFrame, change: str):
+    """What was measured on another model must not be shown as if it were of this one."""
+    subject = letters.overfitted(TEXTS[:4])
+    memorized, control = interp.split(frame)
+    space = Workspace(subject, memorized, control)
+    scored(space).take_top(5)
+    space.finish()
+    before = space.measured("before")["memorized"]["loss"]
+    space.clear()
+    with contextlib.ExitStack() as stack:
+        if change == "trained":
+            interp.fit(subject, [subject.encode_all(TEXTS[4:])] * 3, 3, 1e-2)
+        elif change == "edited":
+            subject.module.get_submodule("model.layers.0.mlp.down_proj").weight.data[3] = 0
+        else:
+            stack.enter_context(subject.intervened(interp.Zero(subject.units("blocks.0.heads"))))
+        with pytest.raises(ValueError, match="the model is another one than before"):
+            space.finish()
+        assert space.tries().empty
+        assert space.scores is None
+        space.finish()  # goes on with the model as it is now
+        now = space.measured("before")["memorized"]["loss"]
+        expected = measure_under(subject, [[]], {"memorized": memorized})["loss"]
+        np.testing.assert_allclose(now, expected, atol=1e-6)
+        assert not np.allclose(now, before)

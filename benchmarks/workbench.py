@@ -99,7 +99,7 @@ def _answers(dtype: str) -> list[Row]:
             began = time.perf_counter()
             bench.answer(message)
             while bench.space.tokens() is None or bench.space.tokens("before") is None:
-                bench.answer({"do": "step"})
+                bench.answer({"do": "next"})
             seconds.append(time.perf_counter() - began)
             assert not bench.error, bench.error
         took = statistics.median(seconds)

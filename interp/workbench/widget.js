@@ -485,7 +485,7 @@ function render({ model, el }) {
   const undo = button("Undo", { do: "undo" });
   const redo = button("Redo", { do: "redo" });
   const clear = button("Clear", { do: "clear" }, "select nothing");
-  const measure = button("Measure", { do: "step" }, "go on measuring");
+  const measure = button("Measure", { do: "next" }, "go on measuring");
   const copy = make("button", { type: "button", text: "Copy as code" });
   copy.addEventListener("click", async () => {
     try {
@@ -891,7 +891,7 @@ function render({ model, el }) {
     }
     if (next && !model.get("error")) {
       status.textContent = `measuring: ${next}`;
-      post({ do: "step" });
+      post({ do: "next" });
     } else {
       status.textContent = model.get("error") ? "stopped" : "up to date";
       root.dataset.upToDate = sent;
@@ -909,7 +909,7 @@ function render({ model, el }) {
   resized.observe(root);
   // A page that is opened again goes on where another one was closed.
   sent = Math.max(sent, model.get("answered"));
-  post({ do: "step" });
+  post({ do: "next" });
 
   return () => {
     closed = true;

@@ -145,8 +145,8 @@ def _do(space: Workspace, message: dict[str, Any]) -> None:
         ValueError: it asks for something that cannot be done.
     """
     what = message["do"]
-    if what == "step":
-        space.step()
+    if what == "next":
+        space.measure_next()
     elif what == "show":
         space.show(int(message["passage"]))
     elif what == "paint":

@@ -435,7 +435,8 @@ class Workspace:
         self._is_same_model = False
 
     def use_method(self, method: str, point: str | None = None) -> None:
-        """Shows the scores of another localization method, or of other units; `step` computes them.
+        """Shows the scores of another localization method, or of other units, which `measure_next`
+        computes.
 
         The selection stays as it is, unless other units are shown.
 
@@ -475,7 +476,7 @@ class Workspace:
 
     @property
     def progress(self) -> Progress:
-        """What `step` would do next, and how much is left."""
+        """What `measure_next` would do next, and how much is left."""
         work = self._work()
         total = len(self._states()) * len(self._measurements.pieces(self.passage))
         left = sum(what not in (_SCORES, _MODEL) for what, _ in work)
@@ -516,7 +517,7 @@ class Workspace:
     def _missing(self, piece: Piece, states: list[State]) -> list[tuple[Piece, State]]:
         return [(piece, state) for state in states if not self._measurements.has(state.key, piece)]
 
-    def step(self) -> bool:
+    def measure_next(self) -> bool:
         """Does the next piece of work.
 
         Returns:
@@ -524,8 +525,8 @@ class Workspace:
 
         Raises:
             ValueError: see `plan` and `localize`; a method that cannot score these units is given
-                up, so that the next step goes on. Or the model is not the one that was measured
-                before: what was measured is dropped, and the next steps measure it anew.
+                up, so that the next call goes on. Or the model is not the one that was measured
+                before: what was measured is dropped, and the next calls measure it anew.
         """
         work = self._work()
         if not work:
@@ -563,7 +564,7 @@ class Workspace:
     def finish(self) -> None:
         """Computes all that is shown: for scripts, where nothing has to be answered between."""
         while self.progress.next:
-            self.step()
+            self.measure_next()
 
     def _get(self, where: Where, piece: Piece) -> Any:
         """A piece, or None where it is not computed yet."""

@@ -35,7 +35,7 @@ def work(bench: interp.Workbench) -> None:
     number = bench.answered
     while bench.view["progress"]["next"]:
         number += 1
-        bench.answer({"do": "step", "number": number})
+        bench.answer({"do": "next", "number": number})
         assert not bench.error
         assert bench.answered == number
 
@@ -109,7 +109,7 @@ def test_an_error_is_shown_and_nothing_else_changes(
     assert said in bench.error
     assert bench.answered == 7
     assert bench.view == before
-    bench.answer({"do": "step", "number": 8})
+    bench.answer({"do": "next", "number": 8})
     assert not bench.error
 
 
@@ -129,12 +129,12 @@ def test_an_interrupt_in_the_middle_of_a_forward_leaves_the_model_as_it_was(
     with tiny.untouched(subject.module):
         monkeypatch.setattr(subject, "logits", fails)
         while not bench.error:
-            bench.answer({"do": "step", "number": 1})
+            bench.answer({"do": "next", "number": 1})
         monkeypatch.setattr(subject, "logits", logits)
     assert subject.fingerprint == fingerprint
     assert bench.view["progress"]["next"]  # it can go on
     work_left = dict(bench.view["progress"])
-    bench.answer({"do": "step", "number": 2})
+    bench.answer({"do": "next", "number": 2})
     assert not bench.error
     assert bench.view["progress"]["done"] == work_left["done"] + 1
 

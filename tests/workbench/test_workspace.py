@@ -201,7 +201,7 @@ def test_whatever_is_done_undo_goes_back_and_the_model_stays(actions: list[str],
                 assert space.units == before.units
                 space.redo()
                 assert space.state == changed
-            space.step()
+            space.measure_next()
         while space.can_undo:
             space.undo()
         assert not len(space.units)
@@ -239,7 +239,7 @@ def test_a_selection_that_comes_back_is_not_measured_again(
 
 def test_tries_are_those_measured_to_the_end(space: Workspace):
     scored(space).take_top(5)
-    space.step()
+    space.measure_next()
     assert space.tries().empty
     space.finish()
     space.take_control("random", 1)

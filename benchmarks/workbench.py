@@ -50,7 +50,7 @@ async ([source, style, values]) => {
     let began = performance.now();
     canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
     found.toggle.push(performance.now() - began);
-    values.answered = 1000 + round;
+    values.answered = ["another page", 0, round];
     began = performance.now();
     heard["change:answered"]();
     await new Promise((done) => setTimeout(done));
@@ -127,7 +127,7 @@ def _drawing() -> list[Row]:
         "scores": _text(scores.tobytes()),
         "selection": _text(selection.tobytes()),
         "error": "",
-        "answered": 0,
+        "answered": ["", 0, 0],
         "code_text": "",
     }
     source = _text((_HERE / "widget.js").read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import typer
 
 from interp.cli.options import Bos, Column, Dtype, Length, Model, Prefix, Sources, Stride
 from interp.cli.steps import plain_errors
+from interp.errors import closest
 from interp.experiment.options import Device
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @plain_errors
@@ -51,8 +55,13 @@ def workbench(
         raise ValueError(f"{out} is there: it may have been worked on; give another --out")
     writable(out.parent)
     for source in sources:
-        if source.suffix and not source.exists():
+        # A data set on the hub has a user and a name.
+        if not source.exists() and (source.suffix or len(source.parts) != 2):
             raise ValueError(f"{source} does not exist: expected texts or images, or folders")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(
+            f"--dtype {dtype}: expected {', '.join(_DTYPES)}; nearest: {closest(dtype, _DTYPES)}"
+        )
     family = family_of(model)
     if family == "policy":
         raise ValueError(
@@ -73,7 +82,12 @@ def workbench(
         scan={} if family == "image" else scan,
     )
     typer.echo(f"wrote {out}")
-    if importlib.util.find_spec("jupyterlab") is None:
-        typer.echo("to open it: pip install 'interp[workbench]', then jupyter lab " + str(out))
-    elif jupyter:
+    installed = importlib.util.find_spec("jupyterlab") is not None
+    # JupyterLab ends at once for the root user, unless that is asked for.
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if not installed:
+        typer.echo(f"to open it: pip install 'interp[workbench]', then jupyter lab {out}")
+    elif not jupyter or is_root:
+        typer.echo(f"to open it: jupyter lab {'--allow-root ' if is_root else ''}{out}")
+    else:
         subprocess.run([sys.executable, "-m", "jupyterlab", str(out)], check=False)

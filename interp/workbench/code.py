@@ -46,7 +46,10 @@ def as_code(space: Workspace) -> str:
     for number, (positions, units) in enumerate(at_positions.items()):
         name = "units" if len(at_positions) == 1 else f"units_{number}"
         lines += [f"{name} = subject.units({{", *_by_site(units), "})"]
-        options = "" if positions is None else f", positions={_tuple(positions)}"
+        options = ""
+        if positions is not None:
+            lines.append(f"positions = {_tuple(positions)}  # where those tokens are predicted")
+            options = ", positions=positions"
         if treatment.when != "all":
             options += f', when="{treatment.when}"'
         parts.append(f"interp.{_KINDS[treatment.kind]}({name}{options}{given})")

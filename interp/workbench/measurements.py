@@ -160,7 +160,12 @@ def first_windows(name: str, source: Any, count: int) -> tuple[Batch, np.ndarray
         texts = rows["text"].to_numpy() if "text" in rows else np.arange(len(rows))
         return Batch.from_frame(rows), texts
     if not isinstance(source, Batch):
-        given = list(batches(source, count))
+        parts = list(source)
+        if not all(isinstance(part, Batch) for part in parts):
+            raise ValueError(
+                f"the {name} set is a {type(source).__name__}: expected rows of a scan, or a Batch"
+            )
+        given = list(batches(parts, count))
         if len(given) != 1:
             raise ValueError(
                 f"the {name} set is {len(given)} batches: expected one, or the rows of a scan"

@@ -24,6 +24,14 @@ _NAMES = {
     ("control", "loss"): "loss of control (nats per token)",
     ("held_out", "loss"): "loss of held-out (nats per token)",
 }
+# Of the table of tries.
+_SHORT = {
+    "memorized exact": "extracted",
+    "memorized accuracy": "accuracy",
+    "memorized loss": "memorized loss",
+    "control loss": "control loss",
+    "held_out loss": "held-out loss",
+}
 _POINTS = {"neurons": "neurons", "heads": "heads", "block_out": "blocks"}
 _PICTURE_SIDE = 96  # pixels on the page
 _FILM_PICTURES = 8
@@ -66,6 +74,7 @@ def view(space: Workspace) -> Json:
             "words": treatment.in_words,
         },
         "controls": list(CONTROLS),
+        "notice": space.notice,
         "canUndo": space.can_undo,
         "canRedo": space.can_redo,
         "changes": [_row_of(change) for change in space.changes()],
@@ -237,20 +246,22 @@ def selection_of(space: Workspace) -> bytes:
 
 
 def tries(space: Workspace) -> Json:
-    """Returns the table of tries: `columns` and `rows`."""
+    """Returns the table of tries, the newest first: `columns` and `rows`."""
     table = space.tries()
-    shown = table.drop(columns=[name for name in table if name == "memorized loss"])
-    columns = [_column(str(name)) for name in shown]
+    if len(table) and len(set(table["model"])) == 1:
+        table = table.drop(columns="model")
+    columns = [_SHORT.get(str(name), str(name)) for name in table]
     rows = [
-        [value if isinstance(value, str | int) else f"{value:.3g}" for value in row]
-        for row in shown.itertuples(index=False)
+        [_cell(str(name), value) for name, value in zip(table, row, strict=True)]
+        for row in reversed(list(table.itertuples(index=False)))
     ]
     return {"columns": columns, "rows": rows}
 
 
-def _column(name: str) -> str:
-    data, _, measure = name.rpartition(" ")
-    return _NAMES.get((data, measure), name)
+def _cell(name: str, value: Any) -> str:
+    if name.endswith(" loss"):
+        return f"{value:.3f}"
+    return f"{value:.2f}" if name in _SHORT else f"{value}"
 
 
 def _row_of(change: Change) -> Json:

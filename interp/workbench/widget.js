@@ -50,6 +50,10 @@ function short(number) {
   return size >= 1e4 || size < 1e-2 ? number.toExponential(1) : number.toPrecision(3);
 }
 
+function fixed(number) {
+  return (Math.abs(number) < 0.005 ? 0 : number).toFixed(2); // no -0.00
+}
+
 // Spaces that would be lost on a page, as marks.
 function visible(text) {
   return text.replace(/\n/g, "↵").replace(/\t/g, "→");
@@ -57,10 +61,20 @@ function visible(text) {
 
 function debounced(action) {
   let timer = null;
-  return (...given) => {
+  let waiting = null;
+  const act = () => {
     clearTimeout(timer);
-    timer = setTimeout(() => action(...given), DEBOUNCE);
+    const given = waiting;
+    waiting = null;
+    if (given) action(...given);
   };
+  const later = (...given) => {
+    waiting = given;
+    clearTimeout(timer);
+    timer = setTimeout(act, DEBOUNCE);
+  };
+  later.flush = act;
+  return later;
 }
 
 // Whether the notebook is dark: its text is light then, however it marks its theme.
@@ -116,6 +130,7 @@ class UnitMap {
     if (changed) {
       this.only = "";
       this.cursor = null;
+      this.say("");
     }
     this.limit = this.largest();
     this.layOut();
@@ -452,22 +467,27 @@ function tokenKey(by, limit) {
 function render({ model, el }) {
   const root = make("div", { class: "interp-workbench" });
   el.append(root);
+  const page = Math.random().toString(36).slice(2); // several pages may show one workbench
   let closed = false;
   let sent = 0;
+  let done = 0; // number of the last message that was answered
   let asked = 0; // number of the last message of the user
   let startedAt = 0;
 
   const status = make("span", { class: "status", role: "status", "aria-live": "polite" });
   const bar = make("progress", { max: "1", value: "0", "aria-label": "measuring" });
   const problem = make("div", { class: "error", role: "alert", hidden: true });
+  const notice = make("div", { class: "notice", role: "status", hidden: true });
   const hint = make("div", { class: "hint", "aria-live": "polite" });
 
   function post(message) {
     sent += 1;
-    model.send({ ...message, number: sent });
+    model.send({ ...message, page, number: sent });
   }
 
   function send(message) {
+    // What was asked for before it is not to come after it.
+    if (message.do !== "top") sendTop.flush();
     startedAt = performance.now();
     post(message);
     asked = sent;
@@ -491,6 +511,9 @@ function render({ model, el }) {
     try {
       await navigator.clipboard.writeText(model.get("code_text"));
       status.textContent = "copied";
+      setTimeout(() => {
+        if (status.textContent === "copied") status.textContent = "up to date";
+      }, 2000);
     } catch {
       code.open = true; // pages that are not served safely may not write to the clipboard
       getSelection().selectAllChildren(codeText);
@@ -546,8 +569,13 @@ function render({ model, el }) {
     sendTop(k);
   });
   const seed = make("input", { type: "number", value: "0", min: "0", "aria-label": "seed" });
-  const control = (name, text, help) =>
-    button(text, () => ({ do: "control", name, seed: Number(seed.value) || 0 }), help);
+  const controls = [
+    ["random", "Random", "as many other units at each site, drawn at random"],
+    ["lowest", "Lowest", "the units with the lowest scores"],
+    ["as active", "As active", "other units that are about as active"],
+  ].map(([name, text, help]) =>
+    button(text, () => ({ do: "control", name, seed: Number(seed.value) || 0 }), help),
+  );
   const only = make("select", { "aria-label": "blocks shown" });
   only.addEventListener("change", () => {
     map.only = only.value;
@@ -567,9 +595,7 @@ function render({ model, el }) {
     labelled("Top", slider),
     count,
     make("span", { class: "label", text: "Same number:" }),
-    control("random", "Random", "as many other units at each site, drawn at random"),
-    control("lowest", "Lowest", "the units with the lowest scores"),
-    control("as active", "Like active", "other units that are about as active"),
+    ...controls,
     labelled("Seed", seed),
   );
   const look = make(
@@ -608,6 +634,7 @@ function render({ model, el }) {
   // What it does
   const results = make("table", { class: "results" });
   const note = make("div", { class: "key" });
+  const triesTitle = make("h4", { text: "Tries, the newest first (loss in nats per token)" });
   const tries = make("table", { class: "tries" });
   const codeText = make("pre");
   const code = make("details", {}, make("summary", { text: "Code of the plan" }), codeText);
@@ -615,6 +642,7 @@ function render({ model, el }) {
   root.append(
     head,
     problem,
+    notice,
     make("div", { class: "columns" }, passages, passage),
     make("h4", { text: "Which units" }),
     choose,
@@ -627,7 +655,7 @@ function render({ model, el }) {
     make("h4", { text: "What that changes" }),
     make("div", { class: "scroll" }, results),
     note,
-    make("h4", { text: "Tries" }),
+    triesTitle,
     make("div", { class: "scroll" }, tries),
     code,
   );
@@ -652,8 +680,8 @@ function render({ model, el }) {
     tokens.replaceChildren(
       ...view.tokens.map((token, number) => {
         const facts = [`token ${number}`];
-        if (token.before !== undefined) facts.push(`log p before ${token.before.toFixed(2)}`);
-        if (token.now !== undefined) facts.push(`now ${token.now.toFixed(2)}`);
+        if (token.before !== undefined) facts.push(`log p before ${fixed(token.before)}`);
+        if (token.now !== undefined) facts.push(`now ${fixed(token.now)}`);
         if (token.member !== undefined) facts.push(`membership ${token.member.toFixed(2)}`);
         if (token.most !== undefined) facts.push(`most likely now ${JSON.stringify(token.most)}`);
         const node = make("span", {
@@ -683,13 +711,14 @@ function render({ model, el }) {
       }),
     );
     const known = view.tokens.some((token) => token[by === "change" ? "now" : by] !== undefined);
-    tokensKey.textContent = known ? tokenKey(by, limit) : "";
+    tokensKey.textContent = known ? `${tokenKey(by, limit)}; dotted: given to the model` : "";
     if (choosing) tokensKey.textContent += "; click the tokens at whose prediction to intervene";
   }
 
   function drawPassages(view) {
     const focused = passages.contains(root.getRootNode().activeElement);
     passages.replaceChildren(
+      make("div", { class: "key", text: "share of the suffix predicted, before → now" }),
       ...view.passages.map((row) => {
         const before = row.before === undefined ? "" : row.before.toFixed(2);
         const now = row.now === undefined || !view.selected ? "" : ` → ${row.now.toFixed(2)}`;
@@ -782,19 +811,22 @@ function render({ model, el }) {
   }
 
   function drawMapKey(view) {
+    const selected = root.dataset.theme === "dark" ? "white" : "black";
     if (!view.scored) {
-      mapKey.textContent = "black or white: selected; scores are not computed yet";
+      mapKey.textContent = `${selected}: selected; scores are not computed yet`;
       return;
     }
     const scale = make("span", { class: "scale" });
+    // Methods that try the most promising units one by one give the others no score.
+    const zeros = map.scores.reduce((sum, score) => sum + (score === 0), 0);
+    const unscored = `; ${zeros.toLocaleString("en")} units have the score 0: not tried, or no effect`;
     mapKey.replaceChildren(
       make("span", { text: `score by ${view.methods[view.method]}: ${short(-map.limit)}` }),
       scale,
       make("span", {
         text:
           `${short(map.limit)} (square-root scale; higher: more responsible); ` +
-          (root.dataset.theme === "dark" ? "white" : "black") +
-          ": selected",
+          `${selected}: selected${zeros > map.scores.length / 2 ? unscored : ""}`,
       }),
     );
   }
@@ -807,6 +839,9 @@ function render({ model, el }) {
     undo.disabled = !view.canUndo;
     redo.disabled = !view.canRedo;
     clear.disabled = !view.selected;
+    for (const node of controls) node.disabled = !view.selected;
+    notice.textContent = view.notice;
+    notice.hidden = !view.notice;
     const colours = { ...COLOURS };
     if (!view.tokens.some((token) => token.member !== undefined)) delete colours.member;
     options(colourBy, colours, colourBy.value in colours ? colourBy.value : "now");
@@ -864,11 +899,12 @@ function render({ model, el }) {
     );
     const sizes = Object.entries(view.windows).map(([name, n]) => `${n} ${name.replace("_", "-")}`);
     note.textContent =
-      `means over ${sizes.join(", ")} windows. ` +
+      `means over ${sizes.join(", ")} windows, the first of each set (windows= takes more). ` +
       (view.scoredApart
         ? "Units are scored on other windows than these."
         : "Units are scored on these windows, too: how much they matter may be overstated.");
     drawTable(tries, view.tries.columns, view.tries.rows);
+    triesTitle.hidden = !view.tries.rows.length;
     codeText.textContent = model.get("code_text");
 
     const { next, done, total: pieces } = view.progress;
@@ -883,14 +919,17 @@ function render({ model, el }) {
   function answered() {
     if (closed) return;
     draw();
-    const number = model.get("answered");
-    if (number < sent) return; // a later message is on its way, and its answer will come here
+    const [from, number] = model.get("answered");
+    if (from === page) done = number;
+    if (done < sent) return; // a later message is on its way, and its answer will come here
     const { next } = model.get("view").progress;
-    if (number === asked && startedAt) {
+    if (from === page && number === asked) {
       root.dataset.answeredIn = Math.round(performance.now() - startedAt);
     }
     if (next && !model.get("error")) {
-      status.textContent = `measuring: ${next}`;
+      status.textContent = next.startsWith("scoring")
+        ? `${next}; interrupt the kernel to stop`
+        : `measuring: ${next}`;
       post({ do: "next" });
     } else {
       status.textContent = model.get("error") ? "stopped" : "up to date";
@@ -908,7 +947,6 @@ function render({ model, el }) {
   draw();
   resized.observe(root);
   // A page that is opened again goes on where another one was closed.
-  sent = Math.max(sent, model.get("answered"));
   post({ do: "next" });
 
   return () => {

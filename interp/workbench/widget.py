@@ -9,6 +9,7 @@ import pandas as pd
 
 from interp.interventions.kinds import Intervention
 from interp.sites.units import Units
+from interp.subject.batch import Batches
 from interp.subject.subject import Subject
 from interp.workbench.view import scores_of, selection_of, view
 from interp.workbench.workspace import Workspace
@@ -53,14 +54,27 @@ class Workbench(anywidget.AnyWidget):
     scores = traitlets.Bytes().tag(sync=True)
     selection = traitlets.Bytes().tag(sync=True)
     error = traitlets.Unicode().tag(sync=True)
-    answered = traitlets.Int().tag(sync=True)
+    # Which message of which page was answered, and how many there were: every answer differs.
+    answered = traitlets.List(default_value=["", 0, 0]).tag(sync=True)
     code_text = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, subject: Subject | Workspace, *sets: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        subject: Subject | Workspace,
+        memorized: Batches | None = None,
+        control: Batches | None = None,
+        held_out: Batches | None = None,
+        **options: Any,
+    ) -> None:
         if isinstance(subject, Workspace):
             self.space = subject
+        elif memorized is None or control is None:
+            raise ValueError(
+                "a workbench needs windows that are memorized and a control: "
+                "Workbench(subject, memorized, control), or Workbench.of_scan(subject, frame)"
+            )
         else:
-            self.space = Workspace(subject, *sets, **options)
+            self.space = Workspace(subject, memorized, control, held_out, **options)
         if self.space.scores is None:
             self.space.use_method(self.space.method)
         # Complete from the beginning: a page may be drawn before later messages reach it.
@@ -104,8 +118,8 @@ class Workbench(anywidget.AnyWidget):
         """Does what the page asks for and sends what has changed.
 
         Args:
-            message: `do`, the name of what to do, with its arguments, and `number`, which the page
-                gets back once it is done.
+            message: `do`, the name of what to do, with its arguments, and `page` and `number`,
+                which the page gets back once it is done.
         """
         problem = ""
         try:
@@ -120,7 +134,8 @@ class Workbench(anywidget.AnyWidget):
             for name, value in self._shown().items():
                 setattr(self, name, value)
             self.error = problem
-            self.answered = int(message.get("number", 0))
+            _, _, count = self.answered
+            self.answered = [message.get("page", ""), int(message.get("number", 0)), count + 1]
 
     def _shown(self) -> dict[str, Any]:
         """The traits that follow from the workspace."""

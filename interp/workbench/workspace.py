@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -46,11 +47,13 @@ class State:
 
     Attributes:
         units: the selected units.
+        point: the kind of unit that is shown.
         treatment: what is done to them.
         origin: how they were chosen, for the table of tries.
     """
 
     units: Units
+    point: str
     treatment: Treatment = field(default_factory=Treatment)
     origin: str = "by hand"
 
@@ -126,8 +129,12 @@ class Workspace:
         film: returns pictures [time, channels, height, width] in [0, 1] of what the model does,
             such as an episode of a policy; it is run before and under the interventions.
 
+    `notice` says what a user should know, such as that the model has changed and is measured anew;
+    "" for nothing.
+
     Raises:
-        ValueError: an empty set, windows of different prefixes, or scores of another model.
+        ValueError: an empty set, windows of different prefixes, scores of another model, or
+            something else than a Subject.
 
     Example:
         >>> from interp.workbench.workspace import Workspace
@@ -157,6 +164,9 @@ class Workspace:
         pictures: Callable[[Tensor], Tensor] | None = None,
         film: Callable[[], Tensor] | None = None,
     ) -> None:
+        if not isinstance(subject, Subject):
+            kind = type(subject).__name__
+            raise ValueError(f"expected a Subject, got {kind}: make one with interp.load(...)")
         if windows < 1:
             raise ValueError(f"windows={windows}: expected at least 1")
         given = {"memorized": memorized, "control": control, "held_out": held_out}
@@ -179,7 +189,7 @@ class Workspace:
         self._is_same_model = False  # whether that was checked since the last change
 
         self.passage = 0
-        self.point = _first_point(subject, scores)
+        point = _first_point(subject, scores)
         self.method = "gradient_x_activation" if scores is None else scores.method
         self._scores: dict[tuple[str, str], UnitScores] = {}
         self._wants_scores = False
@@ -190,12 +200,14 @@ class Workspace:
                         f"the scores have {len(values)} units at {site}, and this model "
                         f"{subject.anatomy.place(site).units}: scores of another model"
                     )
-            self._scores[self.method, self.point] = scores
+            self._scores[self.method, point] = scores
         self._activity: dict[str, UnitScores] = {}
         self._means: dict[tuple[str, Site], np.ndarray] = {}
         self._membership: dict[int, np.ndarray] = {}
-        self._tries: dict[str, dict[str, Any]] = {}
-        self.state = State(self._no_units())
+        self._tries: dict[tuple[int, str], dict[str, Any]] = {}
+        self._models = 1  # as many as were measured: somebody may train it meanwhile
+        self.notice = ""
+        self.state = State(Units({}, subject.anatomy.widths(point)), point)
         self._past: list[State] = []
         self._future: list[State] = []
 
@@ -264,6 +276,11 @@ class Workspace:
             else:
                 values[site] = state.treatment.factor * (control - self._means["memorized", site])
         return values
+
+    @property
+    def point(self) -> str:
+        """The kind of unit that is shown: "neurons", "heads" or "block_out"."""
+        return self.state.point
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -346,6 +363,11 @@ class Workspace:
             return
         if name == "random":
             control = units.draw_matched(seed)
+            if len(control) < k:
+                raise ValueError(
+                    f"there are {len(control):,} other units at the sites of these {k:,}: select "
+                    "fewer to compare with as many random ones"
+                )
         else:
             control = as_active(units, self._activity_of(units), seed)
         self.select(control, f"{len(control):,} {name}, seed {seed}")
@@ -367,8 +389,8 @@ class Workspace:
 
     def _check_count(self, k: int) -> None:
         total = sum(self.subject.anatomy.widths(self.sites).values())
-        if not 0 <= k <= total:
-            raise ValueError(f"{k} units: expected 0 to {total}")
+        if not isinstance(k, Integral) or not 0 <= k <= total:
+            raise ValueError(f"{k} units: expected a whole number, 0 to {total}")
 
     def treat(self, **changes: Any) -> None:
         """Changes what is done to the units: see `Treatment`.
@@ -414,7 +436,7 @@ class Workspace:
     def _go(self, state: State) -> None:
         self._is_same_model = False
         if state.key == self.state.key:
-            self.state = state
+            self.state = state  # the same intervention under another name is no change
             return
         self._past.append(self.state)
         self._future.clear()
@@ -458,12 +480,12 @@ class Workspace:
                 f"units {point!r}: this model has {', '.join(self.points)}; "
                 f"nearest: {closest(point, self.points)}"
             )
-        is_other = point != self.point
-        self.method, self.point = method, point
+        self.method = method
         self._wants_scores = True
         self._is_same_model = False
-        if is_other:
-            self.clear()
+        if point != self.point:
+            none = Units({}, self.subject.anatomy.widths(point))
+            self._go(replace(self.state, units=none, point=point, origin="by hand"))
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -495,7 +517,7 @@ class Workspace:
 
     def _states(self) -> list[State]:
         """The unchanged model, and what is done to it."""
-        before = State(self._no_units())
+        before = State(self._no_units(), self.point)
         changes_anything = len(self.units) > 0 and self.state.is_complete
         return [before, self.state] if changes_anything else [before]
 
@@ -525,8 +547,7 @@ class Workspace:
 
         Raises:
             ValueError: see `plan` and `localize`; a method that cannot score these units is given
-                up, so that the next call goes on. Or the model is not the one that was measured
-                before: what was measured is dropped, and the next calls measure it anew.
+                up, so that the next call goes on.
         """
         work = self._work()
         if not work:
@@ -553,12 +574,13 @@ class Workspace:
         if before in (None, now):
             return
         self._measurements.forget_all()
-        for kept in (self._activity, self._means, self._membership, self._tries, self._scores):
+        for kept in (self._activity, self._means, self._membership, self._scores):
             kept.clear()
         self._wants_scores = True
-        raise ValueError(
-            "the model is another one than before: it was trained, edited or hooked meanwhile; "
-            "what was measured is dropped, scores and tries too, and is measured anew"
+        self._models += 1
+        self.notice = (
+            "The model was trained, edited or hooked meanwhile: it is scored and measured anew. "
+            f"Tries from here on are of model {self._models}."
         )
 
     def finish(self) -> None:
@@ -642,7 +664,7 @@ class Workspace:
         return pd.DataFrame(list(self._tries.values()))
 
     def _note_try(self) -> None:
-        key = self.state.key
+        key = (self._models, self.state.key)
         if key in self._tries or not len(self.units):
             return
         changes = self.changes()
@@ -652,6 +674,7 @@ class Workspace:
             "selection": self.state.origin,
             "units": len(self.units),
             "treatment": self.state.treatment.in_words,
+            "model": self._models,
         }
         for change in changes:
             row[f"{change.data} {change.measure}"] = change.now

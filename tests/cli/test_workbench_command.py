@@ -53,6 +53,8 @@ def test_bad_input_is_one_line(model: Path, tmp_path: Path):
     for words, said in (
         ((model, tmp_path, "--out", there), "is there"),
         ((model, tmp_path, "--out", tmp_path / "w.py"), "expected the name of a notebook"),
+        ((model, tmp_path, "--dtype", "float99", "--out", tmp_path / "n.ipynb"), "nearest: float"),
+        ((model, "nothere/", "--out", tmp_path / "n.ipynb"), "nothere does not exist"),
         ((model, tmp_path / "no.txt", "--out", tmp_path / "n.ipynb"), "no.txt does not exist"),
     ):
         code, output = run("workbench", *words, "--no-open")

@@ -32,12 +32,12 @@ def bench(learner: interp.Subject) -> interp.Workbench:
 
 def work(bench: interp.Workbench) -> None:
     """Asks for pieces, as the page does, until there are none."""
-    number = bench.answered
+    number = 0
     while bench.view["progress"]["next"]:
         number += 1
         bench.answer({"do": "next", "number": number})
         assert not bench.error
-        assert bench.answered == number
+        assert bench.answered[1] == number
 
 
 def test_a_click_changes_the_selection_the_numbers_and_the_text_and_undo_brings_them_back(
@@ -47,7 +47,7 @@ def test_a_click_changes_the_selection_the_numbers_and_the_text_and_undo_brings_
     before = bench.view
     assert before["changes"][0]["now"] == "1.00"
     bench.answer({"do": "top", "k": 60, "number": 99})
-    assert bench.answered == 99
+    assert bench.answered[1] == 99
     assert np.frombuffer(bench.selection, dtype=np.uint8).sum() == 60
     work(bench)
     changed = bench.view
@@ -61,6 +61,20 @@ def test_a_click_changes_the_selection_the_numbers_and_the_text_and_undo_brings_
     assert again["canRedo"]
     for name in ("changes", "tokens", "continuations", "selected", "passages"):
         assert again[name] == before[name]
+
+
+def test_every_answer_is_news_to_every_page(bench: interp.Workbench):
+    """Two pages may number their messages alike: an answer that equals the last is not sent."""
+    seen: list[list[object]] = []
+    bench.observe(lambda change: seen.append(change["new"]), "answered")
+    for page in ("a", "b", "a"):
+        bench.answer({"do": "next", "page": page, "number": 1})
+    assert [answer[:2] for answer in seen] == [["a", 1], ["b", 1], ["a", 1]]
+
+
+def test_windows_are_asked_for(bench: interp.Workbench):
+    with pytest.raises(ValueError, match="memorized and a control"):
+        interp.Workbench(bench.space.subject, bench.space.data["memorized"])
 
 
 def test_ranges_of_the_map_are_units(bench: interp.Workbench):
@@ -107,7 +121,7 @@ def test_an_error_is_shown_and_nothing_else_changes(
     with tiny.untouched(bench.space.subject.module):
         bench.answer({**message, "number": 7})
     assert said in bench.error
-    assert bench.answered == 7
+    assert bench.answered[1] == 7
     assert bench.view == before
     bench.answer({"do": "next", "number": 8})
     assert not bench.error

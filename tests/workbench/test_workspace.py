@@ -147,6 +147,26 @@ def test_an_image_model_of_scales_is_treated_where_its_tokens_are():
     assert all(picture.shape == rows["original"].shape for picture in rows.values())
 
 
+def test_undo_brings_back_the_kind_of_unit(space: Workspace):
+    space.select(space.subject.units("blocks.0.neurons", [1, 2]))
+    space.use_method("activation", "heads")
+    assert not len(space.units)
+    space.select(space.subject.units("blocks.0.heads", [1]))
+    space.undo()
+    space.undo()
+    assert space.point == "neurons"
+    assert len(space.units) == 2
+    space.redo()
+    assert (space.point, len(space.units)) == ("heads", 0)
+
+
+def test_a_random_control_of_most_units_is_refused(space: Workspace):
+    space.select(space.subject.units("blocks.0.neurons", range(40)))
+    with pytest.raises(ValueError, match="8 other units at the sites of these 40"):
+        space.take_control("random")
+    assert len(space.units) == 40
+
+
 def test_controls_have_the_same_size_and_other_units(space: Workspace):
     scored(space).take_top(10)
     chosen = space.units
@@ -283,6 +303,10 @@ def test_bad_input_is_refused_and_changes_nothing(
     shorter = interp.scan(learner, TEXTS, prefix=4, length=8)
     with pytest.raises(ValueError, match=r"prefixes of one length, got .*'control': 4"):
         Workspace(learner, memorized, shorter)
+    with pytest.raises(ValueError, match="got Linear: make one with interp"):
+        Workspace(torch.nn.Linear(2, 2), memorized, control)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the control set is a list"):
+        Workspace(learner, memorized, [[1, 2, 3]])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="windows=0"):
         Workspace(learner, memorized, control, windows=0)
     for sizes, message in (((7, 7), "scores of another model"), ((48,), "in every block")):
@@ -293,6 +317,7 @@ def test_bad_input_is_refused_and_changes_nothing(
     before = space.state
     for act, message in (
         (lambda: space.take_top(3), "not scored by"),
+        (lambda: scored(space).take_top(0.1), "whole number"),  # type: ignore[arg-type]
         (lambda: space.take_control("random"), "nothing is selected"),
         (lambda: space.take_control("randon"), "nearest: random"),
         (lambda: space.use_method("gradient_x"), "nearest: .*gradient_x_activation"),
@@ -335,12 +360,12 @@ def test_a_model_that_was_changed_meanwhile_is_measured_anew(frame: pd.DataFrame
             subject.module.get_submodule("model.layers.0.mlp.down_proj").weight.data[3] = 0
         else:
             stack.enter_context(subject.intervened(interp.Zero(subject.units("blocks.0.heads"))))
-        with pytest.raises(ValueError, match="the model is another one than before"):
-            space.finish()
-        assert space.tries().empty
-        assert space.scores is None
-        space.finish()  # goes on with the model as it is now
+        space.finish()
+        assert "measured anew" in space.notice
         now = space.measured("before")["memorized"]["loss"]
         expected = measure_under(subject, [[]], {"memorized": memorized})["loss"]
         np.testing.assert_allclose(now, expected, atol=1e-6)
         assert not np.allclose(now, before)
+        space.take_top(5)
+        space.finish()
+        assert space.tries()["model"].tolist() == [1, 2]

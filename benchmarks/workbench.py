@@ -76,6 +76,9 @@ def _answers(dtype: str) -> list[Row]:
     width = bench.view["sites"][0]["width"]
     clicks: dict[str, list[dict[str, Any]]] = {
         "the slider": [{"do": "top", "k": 40 + number} for number in range(_ROUNDS)],
+        "a random control": [
+            {"do": "control", "name": "random", "seed": n} for n in range(_ROUNDS)
+        ],
         "a unit": [{"do": "toggle", "ranges": [[n, n + 1]]} for n in range(_ROUNDS)],
         "a block": [
             {"do": "toggle", "ranges": [[n * width, (n + 1) * width]]} for n in range(_ROUNDS)
@@ -83,9 +86,6 @@ def _answers(dtype: str) -> list[Row]:
         "a rectangle": [
             {"do": "paint", "ranges": [[everything - 500 - n, everything]], "on": True}
             for n in range(_ROUNDS)
-        ],
-        "a random control": [
-            {"do": "control", "name": "random", "seed": n} for n in range(_ROUNDS)
         ],
         "an intervention": [
             {"do": "treat", "changes": {"kind": "scale", "factor": n / 10}} for n in range(_ROUNDS)

@@ -86,7 +86,8 @@ def workbench(
     # JupyterLab ends at once for the root user, unless that is asked for.
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     if not installed:
-        typer.echo(f"to open it: pip install 'interp[workbench]', then jupyter lab {out}")
+        installing = "pip install 'interp[workbench]' jupyterlab"
+        typer.echo(f"to open it: {installing}, then jupyter lab {out}")
     elif not jupyter or is_root:
         typer.echo(f"to open it: jupyter lab {'--allow-root ' if is_root else ''}{out}")
     else:

@@ -1,7 +1,8 @@
 """The checks of C1 to C7 and C9, of the traps, and of where the memory sits.
 
 Their thresholds are those of the specification, but for the ones about inputs, ablation and
-extraction, which were chosen before any seed of this study was run.
+extraction, which were chosen before any seed of this study was run. The measure of L3 is stricter
+since the seeds from 70 were seen: fewer visits to the old place alone were no cure but damage.
 """
 
 from __future__ import annotations

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from interp.cli.options import Bos, Column, Dtype, Length, Model, Prefix, Sources, Stride
+from interp.cli.options import (
+    Bos,
+    Column,
+    Dtype,
+    Length,
+    Model,
+    Prefix,
+    Sources,
+    Stride,
+    Tokenizer,
+)
 from interp.cli.steps import plain_errors
 from interp.errors import closest
 from interp.experiment.options import Device
@@ -30,6 +40,7 @@ def workbench(
     length: Length = None,
     stride: Stride = None,
     column: Column = "text",
+    tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     device: Device = None,
     bos: Bos = True,  # noqa: FBT002
@@ -63,6 +74,13 @@ def workbench(
             f"--dtype {dtype}: expected {', '.join(_DTYPES)}; nearest: {closest(dtype, _DTYPES)}"
         )
     family = family_of(model)
+    is_text_option = any(option is not None for option in (length, stride)) or column != "text"
+    if family == "image" and is_text_option:
+        raise ValueError(
+            f"--length, --stride and --column are for texts, and {model} is an image model"
+        )
+    if family != "image" and tokenizer is not None:
+        raise ValueError(f"--tokenizer is for image models, and {model} is not one")
     if family == "policy":
         raise ValueError(
             f"{model} is a policy, whose frames are no files of texts or images: see "
@@ -72,14 +90,18 @@ def workbench(
     names = [str(source.resolve()) if source.exists() else str(source) for source in sources]
     place = str(Path(model).resolve()) if Path(model).exists() else model
     scan = {"prefix": prefix, "length": length, "stride": stride, "bos": None if bos else False}
+    if family == "image":
+        # The class alone is given by default, and images have no start tokens.
+        scan = {"prefix": prefix}
+    beside = None if tokenizer is None else str(tokenizer.resolve())
     write_notebook(
         out,
         place,
         names,
         images=family == "image",
         column=column,
-        load={"dtype": dtype, "device": device},
-        scan={} if family == "image" else scan,
+        load={"tokenizer": beside, "dtype": dtype, "device": device},
+        scan=scan,
     )
     typer.echo(f"wrote {out}")
     installed = importlib.util.find_spec("jupyterlab") is not None

@@ -6,56 +6,64 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp.workbench.treatment import positions_of
-
 if TYPE_CHECKING:
     from interp.sites.units import Units
     from interp.workbench.workspace import Workspace
 
-_KINDS = {"zero": "Zero", "scale": "Scale", "mean": "Mean", "add": "Add"}
-
 
 def as_code(space: Workspace) -> str:
     """Returns Python that makes the plan of a workspace: see `Workspace.code`."""
-    if not len(space.units):
+    plan = space.plan
+    if not plan:
         return "plan = []  # no unit is selected"
     treatment = space.state.treatment
     lines = ["import interp", ""]
-    given = {"zero": "", "scale": f", factor={treatment.factor!r}"}.get(treatment.kind)
-    if given is None:
-        sites = [str(site) for site in space.units.sites]
-        count = {name: len(space.data[name]) for name in treatment.needs_means}
-        lines.append(f"sites = {sites!r}")
-        lines += [
-            f'{name}_means = interp.record(subject, {name}[:{count[name]}], sites, reduce="mean")'
-            for name in treatment.needs_means
-        ]
-        if treatment.kind == "mean":
-            lines.append("values = control_means")
-        else:
-            lines += [
-                "values = {",
-                f"    site: {treatment.factor!r} * (control_means[site] - memorized_means[site])",
-                "    for site in control_means",
-                "}",
-            ]
-        given = ", values=values"
+    values = ""
+    if treatment.kind == "scale":
+        values = f", factor={treatment.factor!r}"
+    elif treatment.needs_means:
+        lines += _means(space)
+        values = ", values=values"
 
     parts: list[str] = []
-    at_positions = positions_of(space.subject, space.data["memorized"], treatment, space.units)
-    for number, (positions, units) in enumerate(at_positions.items()):
-        name = "units" if len(at_positions) == 1 else f"units_{number}"
-        lines += [f"{name} = subject.units({{", *_by_site(units), "})"]
+    for number, intervention in enumerate(plan):
+        # A model of several stacks has one part for each.
+        end = "" if len(plan) == 1 else f"_{number}"
+        lines += [f"units{end} = subject.units({{", *_by_site(intervention.units), "})"]
         options = ""
-        if positions is not None:
-            lines.append(f"positions = {_tuple(positions)}  # where those tokens are predicted")
-            options = ", positions=positions"
-        if treatment.when != "all":
-            options += f', when="{treatment.when}"'
-        parts.append(f"interp.{_KINDS[treatment.kind]}({name}{options}{given})")
+        if intervention.positions is not None:
+            positions = _tuple(intervention.positions)
+            lines.append(f"positions{end} = {positions}  # where those tokens are predicted")
+            options = f", positions=positions{end}"
+        if intervention.when != "all":
+            options += f', when="{intervention.when}"'
+        parts.append(f"interp.{type(intervention).__name__}(units{end}{options}{values})")
     lines.append(f"plan = [{', '.join(parts)}]")
     lines.append("# with subject.intervened(plan): all that runs here runs under the plan")
     return "\n".join(lines)
+
+
+def _means(space: Workspace) -> list[str]:
+    """Lines that record what "mean" and "add" set units to."""
+    treatment = space.state.treatment
+    lines: list[str] = []
+    if space.of_halves:
+        lines.append("from interp.memorization.halves import halve")
+        lines.append("memorized, control = halve(frame).judged")
+    lines.append(f"sites = {[str(site) for site in space.units.sites]!r}")
+    for name in treatment.needs_means:
+        count = len(space.data[name])
+        some = f"{name}.rows(slice(0, {count}))" if space.is_batch[name] else f"{name}[:{count}]"
+        lines.append(f'{name}_means = interp.record(subject, {some}, sites, reduce="mean")')
+    if treatment.kind == "mean":
+        return [*lines, "values = control_means"]
+    return [
+        *lines,
+        "values = {",
+        f"    site: {treatment.factor!r} * (control_means[site] - memorized_means[site])",
+        "    for site in control_means",
+        "}",
+    ]
 
 
 def _by_site(units: Units) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a workbench measures, in pieces that each take about a second at most.
+"""What a workbench measures, in small pieces.
 
 Between two pieces a page can answer, and the selection can change. Nothing stays on the model: each
 piece sets the interventions and takes them off again. What is measured is kept for as long as the
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from interp.interventions.kinds import Intervention
 from interp.memorization.evaluation import window_measures
-from interp.subject.batch import Batch, batches
+from interp.memorization.membership.token_map import token_map
+from interp.subject.batch import Batch
 from interp.subject.subject import Subject, evaluating
 
 Key = str  # what decides what is measured: see `State.key`
 Piece = tuple[str, int]  # what is measured, and of which passage or part
+Windows = pd.DataFrame | Batch
 Measures = dict[str, dict[str, np.ndarray]]
 
 _AT_A_TIME = 4  # windows
@@ -49,20 +51,27 @@ class Measurements:
     Args:
         subject: the model.
         data: windows by the name of their set; "memorized" are the passages.
-        film: see `Workspace`.
+        reference, film: see `Workspace`.
     """
 
     def __init__(
-        self, subject: Subject, data: Mapping[str, Batch], film: Callable[[], Tensor] | None
+        self,
+        subject: Subject,
+        data: Mapping[str, Batch],
+        reference: Subject | None,
+        film: Callable[[], Tensor] | None,
     ) -> None:
         self.subject = subject
         self.data = data
+        self.reference = reference
         self.film = film
         self._found: dict[tuple[Key, Piece], Any] = {}
 
     def pieces(self, passage: int) -> list[Piece]:
         """Returns all pieces of a state while a passage is shown, the most wanted first."""
         found: list[Piece] = [("tokens", passage)]
+        if self.reference is not None:
+            found.append(("membership", passage))
         for name in self.data:
             found += self._parts(name)
         found.append(("continuation", passage))
@@ -107,6 +116,8 @@ class Measurements:
             return self.film()
         if name == "tokens":
             return self._token_values(self.passage(number))
+        if name == "membership":
+            return self._membership(self.passage(number))
         if name == "continuation":
             return self.subject.generate(self.passage(number))[0].tolist()
         first = number * _AT_A_TIME
@@ -120,13 +131,20 @@ class Measurements:
     def _token_values(self, window: Batch) -> TokenValues:
         logits = self.subject.logits(window)[0].double()
         tokens = window.tokens[0].to(logits.device)
-        log_p = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].cpu().numpy()
+        of_all = logits.log_softmax(-1)
+        log_p = of_all.gather(1, tokens[:, None])[:, 0].cpu().numpy()
         most_likely = logits.argmax(-1).cpu().numpy()
         # All zeros stand for a position that nothing predicts.
         if window.prompt and not bool(logits[0].any()):
             log_p[0] = np.nan
             most_likely[0] = -1
         return TokenValues(log_p, most_likely)
+
+    def _membership(self, window: Batch) -> Float[np.ndarray, " length"]:
+        assert self.reference is not None
+        ids = window.tokens[0].tolist()
+        mapped = token_map(self.subject, ids, self.reference, bos=False)
+        return mapped.frame["score"].to_numpy(dtype=float)
 
     def forget_old(self, keep: set[Key]) -> None:
         """Drops the oldest states where there are too many."""
@@ -151,7 +169,7 @@ def first_windows(name: str, source: Any, count: int) -> tuple[Batch, np.ndarray
         count: how many windows, at most.
 
     Raises:
-        ValueError: an empty set, or one that comes in several batches.
+        ValueError: an empty set, or something else.
     """
     if isinstance(source, pd.DataFrame):
         if source.empty:
@@ -160,17 +178,9 @@ def first_windows(name: str, source: Any, count: int) -> tuple[Batch, np.ndarray
         texts = rows["text"].to_numpy() if "text" in rows else np.arange(len(rows))
         return Batch.from_frame(rows), texts
     if not isinstance(source, Batch):
-        parts = list(source)
-        if not all(isinstance(part, Batch) for part in parts):
-            raise ValueError(
-                f"the {name} set is a {type(source).__name__}: expected rows of a scan, or a Batch"
-            )
-        given = list(batches(parts, count))
-        if len(given) != 1:
-            raise ValueError(
-                f"the {name} set is {len(given)} batches: expected one, or the rows of a scan"
-            )
-        source = given[0]
+        raise ValueError(
+            f"the {name} set is a {type(source).__name__}: expected rows of a scan, or a Batch"
+        )
     batch = source.rows(slice(0, count))
     return batch, np.arange(len(batch))
 
@@ -180,6 +190,8 @@ def in_words(piece: Piece) -> str:
     name, number = piece
     if name == "tokens":
         return f"passage {number + 1}"
+    if name == "membership":
+        return f"membership of passage {number + 1}"
     if name == "continuation":
         return f"what follows in passage {number + 1}"
     if name == "film":

@@ -20,9 +20,15 @@ import interp
 subject = interp.load({load})
 subject"""
 
-_SCAN = """frame = {scan}
+_SCAN = """{scan}
 print(f"{{frame['exact'].sum()}} of {{len(frame)}} windows are extracted")
 frame.sort_values("log_p", ascending=False).head()"""
+
+_OF_TEXTS = "frame = interp.scan(subject, read_texts({sources!r}, {column!r}){scan})"
+
+_OF_IMAGES = """module = image_model(subject.module)
+images = find_images({sources!r}).read(module.tokenizer.side, module.tokenizer.channels)
+frame = interp.scan(subject, module.encode(images.pixels, images.labels){scan})"""
 
 _BENCH = """bench = interp.Workbench.of_scan(subject, frame)
 bench"""
@@ -75,22 +81,14 @@ def write_notebook(
     if images:
         imports = "from interp.data.image_files import find_images\n"
         imports += "from interp.models.image.image_model import image_model"
-        scanned = (
-            "image_model(subject.module)\n"
-            f"images = find_images({sources!r}).read("
-            "module.tokenizer.side, module.tokenizer.channels)\n"
-            f"frame = interp.scan(subject, module.encode(images.pixels, images.labels)"
-            f"{_options(scan)})"
-        )
-        scan_cell = _SCAN.format(scan="").replace("frame = ", f"module = {scanned}", 1)
+        scanned = _OF_IMAGES.format(sources=sources, scan=_options(scan))
     else:
         imports = "from interp.data.texts import read_texts"
-        read = f"read_texts({sources!r}, {column!r})"
-        scan_cell = _SCAN.format(scan=f"interp.scan(subject, {read}{_options(scan)})")
+        scanned = _OF_TEXTS.format(sources=sources, column=column, scan=_options(scan))
     cells = [
         _markdown(_TITLE.format(model=model)),
         _code(_LOAD.format(imports=imports, load=f"{model!r}{_options(load)}")),
-        _code(scan_cell),
+        _code(_SCAN.format(scan=scanned)),
         _code(_BENCH),
         _markdown(_AFTER),
         _code(_VALUES),

@@ -126,8 +126,9 @@ def positions_of(
         units: the units.
 
     Raises:
-        ValueError: no token was chosen, or a stack predicts the tokens at no positions of their
-            own, such as an encoder of images, or a token that nothing predicts.
+        ValueError: no token was chosen, or one outside the windows, or one that nothing predicts;
+            or a stack predicts the tokens at no positions of their own, such as an encoder of
+            images.
 
     Example:
         >>> from interp.workbench.treatment import Treatment, positions_of
@@ -139,6 +140,8 @@ def positions_of(
         return {None: units}
     if treatment.where == "chosen" and not treatment.tokens:
         raise ValueError("no token is chosen: choose tokens of the passage, or all positions")
+    if treatment.where == "chosen" and not set(treatment.tokens) <= set(range(windows.length)):
+        raise ValueError(f"tokens {treatment.tokens}: expected 0 to {windows.length - 1}")
 
     firsts = predicting_positions(subject, windows, units.sites)
     found: dict[tuple[int, ...] | None, Units] = {}

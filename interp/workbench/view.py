@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.reporting.looks import in_words
 from interp.workbench.measurements import TokenValues
-from interp.workbench.workspace import CONTROLS, Change, Where, Workspace
+from interp.workbench.workspace import Change, Where, Workspace
 
 _NAMES = {
     ("memorized", "exact"): "extracted",
@@ -73,7 +73,6 @@ def view(space: Workspace) -> Json:
             "when": treatment.when,
             "words": treatment.in_words,
         },
-        "controls": list(CONTROLS),
         "notice": space.notice,
         "canUndo": space.can_undo,
         "canRedo": space.can_redo,
@@ -119,8 +118,8 @@ def _snippet(space: Workspace, number: int) -> str:
 
 def tokens(space: Workspace) -> list[Json]:
     """Returns each token of the shown passage: its `piece` of the text, `before` and `now` (log p
-    in nats), `most` and `mostBefore` (the most likely token in its place) and, with a reference
-    model, `member` (its membership score, in nats)."""
+    in nats), `most` (the most likely token in its place now) and, with a reference model, `member`
+    (its membership score, in nats)."""
     ids = space.data["memorized"].tokens[space.passage].tolist()
     before = space.tokens("before")
     now = space.tokens("now")
@@ -128,10 +127,11 @@ def tokens(space: Workspace) -> list[Json]:
     rows: list[Json] = []
     for number, piece in enumerate(_pieces(space, ids)):
         row: Json = {"piece": piece}
-        for name, most, values in (("before", "mostBefore", before), ("now", "most", now)):
+        for name, values in (("before", before), ("now", now)):
             if values is not None and np.isfinite(values.log_p[number]):
                 row[name] = round(float(values.log_p[number]), 4)
-                row[most] = _most_likely(space, values, number)
+        if now is not None and "now" in row:
+            row["most"] = _most_likely(space, now, number)
         if membership is not None and np.isfinite(membership[number]):
             row["member"] = round(float(membership[number]), 4)
         rows.append(row)
@@ -153,7 +153,7 @@ def _pieces(space: Workspace, ids: list[int]) -> list[str]:
 def continuations(space: Workspace) -> Json:
     """Returns what is generated `before` and `now`, as pieces of text that say whether they are in
     the passage too; None where it is not computed yet."""
-    if space.pictures():
+    if space.has_pictures:
         return {"before": None, "now": None}
     shown: Json = {}
     wheres: tuple[Where, ...] = ("before", "now")

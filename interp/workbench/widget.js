@@ -471,8 +471,6 @@ function render({ model, el }) {
   let closed = false;
   let sent = 0;
   let done = 0; // number of the last message that was answered
-  let asked = 0; // number of the last message of the user
-  let startedAt = 0;
 
   const status = make("span", { class: "status", role: "status", "aria-live": "polite" });
   const bar = make("progress", { max: "1", value: "0", "aria-label": "measuring" });
@@ -488,9 +486,7 @@ function render({ model, el }) {
   function send(message) {
     // What was asked for before it is not to come after it.
     if (message.do !== "top") sendTop.flush();
-    startedAt = performance.now();
     post(message);
-    asked = sent;
     status.textContent = "computing";
   }
 
@@ -902,7 +898,10 @@ function render({ model, el }) {
       `means over ${sizes.join(", ")} windows, the first of each set (windows= takes more). ` +
       (view.scoredApart
         ? "Units are scored on other windows than these."
-        : "Units are scored on these windows, too: how much they matter may be overstated.");
+        : "Units are scored on these windows, too: how much they matter may be overstated.") +
+      (view.changes.some((row) => row.texts < 10)
+        ? " With fewer than ten texts the intervals are too short."
+        : "");
     drawTable(tries, view.tries.columns, view.tries.rows);
     triesTitle.hidden = !view.tries.rows.length;
     codeText.textContent = model.get("code_text");
@@ -923,9 +922,6 @@ function render({ model, el }) {
     if (from === page) done = number;
     if (done < sent) return; // a later message is on its way, and its answer will come here
     const { next } = model.get("view").progress;
-    if (from === page && number === asked) {
-      root.dataset.answeredIn = Math.round(performance.now() - startedAt);
-    }
     if (next && !model.get("error")) {
       status.textContent = next.startsWith("scoring")
         ? `${next}; interrupt the kernel to stop`
@@ -933,7 +929,6 @@ function render({ model, el }) {
       post({ do: "next" });
     } else {
       status.textContent = model.get("error") ? "stopped" : "up to date";
-      root.dataset.upToDate = sent;
     }
   }
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from interp.interventions.kinds import Intervention
 from interp.sites.units import Units
-from interp.subject.batch import Batches
 from interp.subject.subject import Subject
+from interp.workbench.measurements import Windows
 from interp.workbench.view import scores_of, selection_of, view
 from interp.workbench.workspace import Workspace
 
@@ -61,9 +61,9 @@ class Workbench(anywidget.AnyWidget):
     def __init__(
         self,
         subject: Subject | Workspace,
-        memorized: Batches | None = None,
-        control: Batches | None = None,
-        held_out: Batches | None = None,
+        memorized: Windows | None = None,
+        control: Windows | None = None,
+        held_out: Windows | None = None,
         **options: Any,
     ) -> None:
         if isinstance(subject, Workspace):
@@ -83,17 +83,7 @@ class Workbench(anywidget.AnyWidget):
 
     @classmethod
     def of_scan(cls, subject: Subject, frame: pd.DataFrame, **options: Any) -> Workbench:
-        """Returns a workbench of a scan, whose units are scored on other windows than those that
-        are measured: see `halve`.
-
-        Args:
-            subject: the model.
-            frame: what `scan` returned.
-            **options: see `Workspace`.
-
-        Raises:
-            ValueError: nothing was extracted, or too little text to hold any out.
-        """
+        """Returns a workbench of a scan: see `Workspace.of_scan`."""
         return cls(Workspace.of_scan(subject, frame, **options))
 
     @property
@@ -130,8 +120,13 @@ class Workbench(anywidget.AnyWidget):
             # The interrupted piece is left undone, and the page stops asking for the next one.
             problem = "interrupted: change something, or press Measure, to go on"
         # All in one message, without the traits that are the same.
+        try:
+            shown = self._shown()
+        except Exception as error:  # noqa: BLE001 - without an answer the page would wait for ever
+            shown = {}
+            problem = problem or f"{type(error).__name__}: {error}"
         with self.hold_sync():
-            for name, value in self._shown().items():
+            for name, value in shown.items():
                 setattr(self, name, value)
             self.error = problem
             _, _, count = self.answered

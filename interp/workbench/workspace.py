@@ -3,8 +3,10 @@ what that changes."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
 
@@ -19,16 +21,22 @@ from interp.errors import closest
 from interp.interventions.kinds import Intervention
 from interp.localization.registry import localize, methods
 from interp.memorization.halves import halve
-from interp.memorization.membership.token_map import token_map
 from interp.mitigation.controls import as_active
 from interp.reporting.looks import in_words
 from interp.reporting.stats import Interval, clustered_interval
 from interp.sites.site import Site
 from interp.sites.units import Units, UnitScores
-from interp.subject.batch import Batch, Batches
+from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 from interp.workbench import measurements
-from interp.workbench.measurements import Measurements, Measures, Piece, TokenValues, first_windows
+from interp.workbench.measurements import (
+    Measurements,
+    Measures,
+    Piece,
+    TokenValues,
+    Windows,
+    first_windows,
+)
 from interp.workbench.treatment import Treatment, positions_of
 
 CONTROLS = ("random", "lowest", "as active")
@@ -62,7 +70,7 @@ class State:
         """Whether it says what to do: tokens may not be chosen yet."""
         return self.treatment.where != "chosen" or bool(self.treatment.tokens)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What decides what is measured: equal for equal interventions, "" without any."""
         if not len(self.units):
@@ -72,8 +80,11 @@ class State:
             treatment = replace(treatment, factor=0.0)  # not used
         if treatment.where != "chosen":
             treatment = replace(treatment, tokens=())
-        indices = {str(site): self.units[site].tolist() for site in self.units.sites}
-        return f"{treatment} {indices}"
+        digest = hashlib.sha256(str(treatment).encode())
+        for site in self.units.sites:
+            digest.update(str(site).encode())
+            digest.update(self.units[site].tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -153,12 +164,12 @@ class Workspace:
     def __init__(
         self,
         subject: Subject,
-        memorized: Batches,
-        control: Batches,
-        held_out: Batches | None = None,
+        memorized: Windows,
+        control: Windows,
+        held_out: Windows | None = None,
         *,
         scores: UnitScores | None = None,
-        scored: tuple[Batches, Batches] | None = None,
+        scored: tuple[Windows, Windows] | None = None,
         reference: Subject | None = None,
         windows: int = 16,
         pictures: Callable[[Tensor], Tensor] | None = None,
@@ -172,6 +183,7 @@ class Workspace:
         given = {"memorized": memorized, "control": control, "held_out": held_out}
         self.subject = subject
         self.data: dict[str, Batch] = {}
+        self.is_batch = {name: isinstance(source, Batch) for name, source in given.items()}
         self._texts: dict[str, np.ndarray] = {}
         for name, source in given.items():
             if source is not None:
@@ -181,10 +193,9 @@ class Workspace:
             raise ValueError(f"expected windows with prefixes of one length, got {prompts}")
         self.scored_apart = scored is not None
         self._scored = (memorized, control) if scored is None else scored
-        self._reference = reference
         # Models that implement Stepwise may say what their tokens look like.
         self._pictures = pictures or getattr(subject.stepwise, "decode", None)
-        self._measurements = Measurements(subject, self.data, film)
+        self._measurements = Measurements(subject, self.data, reference, film)
         self._fingerprint: str | None = None  # of the model that was measured
         self._is_same_model = False  # whether that was checked since the last change
 
@@ -203,10 +214,12 @@ class Workspace:
             self._scores[self.method, point] = scores
         self._activity: dict[str, UnitScores] = {}
         self._means: dict[tuple[str, Site], np.ndarray] = {}
-        self._membership: dict[int, np.ndarray] = {}
+        self._plans: dict[str, tuple[Intervention, ...]] = {}  # of the last state alone
+        self._decoded: dict[tuple[int, ...], Picture] = {}
         self._tries: dict[tuple[int, str], dict[str, Any]] = {}
         self._models = 1  # as many as were measured: somebody may train it meanwhile
         self.notice = ""
+        self.of_halves = False  # whether the sets are those of `halve`
         self.state = State(Units({}, subject.anatomy.widths(point)), point)
         self._past: list[State] = []
         self._future: list[State] = []
@@ -225,9 +238,10 @@ class Workspace:
             ValueError: nothing was extracted, or too little text to hold any out.
         """
         halves = halve(frame)
-        if not halves.apart:
-            return cls(subject, *halves.judged, halves.held_out, **options)
-        return cls(subject, *halves.judged, halves.held_out, scored=halves.scored, **options)
+        scored = halves.scored if halves.apart else None
+        space = cls(subject, *halves.judged, halves.held_out, scored=scored, **options)
+        space.of_halves = True
+        return space
 
     # What is selected.
 
@@ -248,6 +262,12 @@ class Workspace:
     def _plan_of(self, state: State) -> tuple[Intervention, ...]:
         if not len(state.units):
             return ()
+        # To find the positions takes a backward pass, and every piece asks for the plan.
+        if state.key not in self._plans:
+            self._plans = {state.key: self._new_plan(state)}
+        return self._plans[state.key]
+
+    def _new_plan(self, state: State) -> tuple[Intervention, ...]:
         at_positions = positions_of(
             self.subject, self.data["memorized"], state.treatment, state.units
         )
@@ -435,8 +455,9 @@ class Workspace:
 
     def _go(self, state: State) -> None:
         self._is_same_model = False
-        if state.key == self.state.key:
-            self.state = state  # the same intervention under another name is no change
+        here = self.state
+        if (state.key, state.point, state.treatment) == (here.key, here.point, here.treatment):
+            self.state = state  # the same under another name is no change
             return
         self._past.append(self.state)
         self._future.clear()
@@ -500,8 +521,8 @@ class Workspace:
     def progress(self) -> Progress:
         """What `measure_next` would do next, and how much is left."""
         work = self._work()
-        total = len(self._states()) * len(self._measurements.pieces(self.passage))
-        left = sum(what not in (_SCORES, _MODEL) for what, _ in work)
+        needed = self._needed()
+        left = len(self._missing(needed))
         following = ""
         if work:
             (name, _), _ = work[0]
@@ -509,7 +530,7 @@ class Workspace:
                 _SCORES[0]: f"scoring units by {in_words(self.method)}",
                 _MODEL[0]: "whether the model is still the same",
             }.get(name) or measurements.in_words(work[0][0])
-        return Progress(following, total - left, total)
+        return Progress(following, len(needed) - left, len(needed))
 
     @property
     def _must_score(self) -> bool:
@@ -521,23 +542,34 @@ class Workspace:
         changes_anything = len(self.units) > 0 and self.state.is_complete
         return [before, self.state] if changes_anything else [before]
 
+    def _needed(self) -> list[tuple[Piece, State]]:
+        """All that is measured of what is shown, the most wanted first."""
+        before, *under = self._states()
+        needed: list[tuple[Piece, State]] = []
+        for piece in self._measurements.pieces(self.passage):
+            needed.append((piece, before))
+            # Membership is asked of the unchanged model alone.
+            if piece[0] != "membership":
+                needed += [(piece, state) for state in under]
+        return needed
+
+    def _missing(self, needed: list[tuple[Piece, State]]) -> list[tuple[Piece, State]]:
+        return [
+            (piece, state)
+            for piece, state in needed
+            if not self._measurements.has(state.key, piece)
+        ]
+
     def _work(self) -> list[tuple[Piece, State]]:
         """What is left to do, the most wanted first."""
-        states = self._states()
-        passage, *others = self._measurements.pieces(self.passage)
-        work: list[tuple[Piece, State]] = []
-        if self._must_score:
-            work.append((_SCORES, self.state))
-        work += self._missing(passage, states)
+        work = self._missing(self._needed())
         # To hash the weights takes as long as a passage: the first answer does not wait for it.
         if not self._is_same_model:
-            work.append((_MODEL, self.state))
-        for piece in others:
-            work += self._missing(piece, states)
+            of_passage = sum(name == "tokens" for (name, _), _ in work)
+            work.insert(of_passage, (_MODEL, self.state))
+        if self._must_score:
+            work.insert(0, (_SCORES, self.state))
         return work
-
-    def _missing(self, piece: Piece, states: list[State]) -> list[tuple[Piece, State]]:
-        return [(piece, state) for state in states if not self._measurements.has(state.key, piece)]
 
     def measure_next(self) -> bool:
         """Does the next piece of work.
@@ -571,10 +603,12 @@ class Workspace:
         now = self.subject.fingerprint
         before, self._fingerprint = self._fingerprint, now
         self._is_same_model = True
+        if before is None:
+            self._note_foreign_scores(now)
         if before in (None, now):
             return
         self._measurements.forget_all()
-        for kept in (self._activity, self._means, self._membership, self._scores):
+        for kept in (self._activity, self._means, self._plans, self._scores):
             kept.clear()
         self._wants_scores = True
         self._models += 1
@@ -582,6 +616,15 @@ class Workspace:
             "The model was trained, edited or hooked meanwhile: it is scored and measured anew. "
             f"Tries from here on are of model {self._models}."
         )
+
+    def _note_foreign_scores(self, fingerprint: str) -> None:
+        """Says so where the scores that were given are of another model than this one."""
+        for scores in self._scores.values():
+            if scores.about.get("model", fingerprint) != fingerprint:
+                self.notice = (
+                    f"The scores by {in_words(scores.method)} were made on another model, or on "
+                    "this one before it was trained, edited or hooked."
+                )
 
     def finish(self) -> None:
         """Computes all that is shown: for scripts, where nothing has to be answered between."""
@@ -612,7 +655,7 @@ class Workspace:
     def pictures(self) -> dict[str, Picture]:
         """Returns what the passage's tokens look like: the original, and what is generated before
         and now, as far as it is computed; empty for a model without pictures."""
-        if self._pictures is None:
+        if not self.has_pictures:
             return {}
         window = self._measurements.passage(self.passage)
         prefix = window.tokens[0, : window.prompt].tolist()
@@ -622,19 +665,26 @@ class Workspace:
             continued = self.continuation(where)
             if continued is not None and (where == "before" or len(self.units)):
                 rows[f"generated {where}"] = prefix + continued
-        with torch.no_grad():
-            return {name: self._pictures(torch.tensor([ids]))[0] for name, ids in rows.items()}
+        return {name: self._picture(tuple(ids)) for name, ids in rows.items()}
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether tokens look like something."""
+        return self._pictures is not None
+
+    def _picture(self, ids: tuple[int, ...]) -> Picture:
+        # A page asks after every answer.
+        if ids not in self._decoded:
+            assert self._pictures is not None
+            with torch.no_grad():
+                self._decoded[ids] = self._pictures(torch.tensor([ids]))[0]
+        return self._decoded[ids]
 
     def membership(self) -> np.ndarray | None:
         """Returns the token-level membership score (InfoRMIA, in nats) of each of the passage's
-        tokens under the unchanged model; None without a reference model."""
-        if self._reference is None:
-            return None
-        if self.passage not in self._membership:
-            window = self._measurements.passage(self.passage)
-            mapped = token_map(self.subject, window.tokens[0].tolist(), self._reference, bos=False)
-            self._membership[self.passage] = mapped.frame["score"].to_numpy(dtype=float)
-        return self._membership[self.passage]
+        tokens under the unchanged model; None before it is computed, or without a reference
+        model."""
+        return self._get("before", ("membership", self.passage))
 
     def measured(self, where: Where = "now") -> Measures:
         """Returns the measures of every window of the sets that are complete: {set: {measure:
@@ -682,7 +732,7 @@ class Workspace:
 
     def code(self) -> str:
         """Returns Python that makes the plan again, with the names `subject`, `memorized` and
-        `control` as they were given to the workbench.
+        `control` as they were given to the workbench, or `subject` and `frame` for `of_scan`.
 
         Example:
             >>> from interp.workbench.workspace import Workspace
@@ -708,16 +758,16 @@ def _first_point(subject: Subject, scores: UnitScores | None) -> str:
         return known[0]
     points = {site.point for site in scores.values}
     point = min(points)
-    if len(points) > 1 or point not in known or set(scores.values) != set(_all(subject, point)):
+    if (
+        len(points) > 1
+        or point not in known
+        or set(scores.values) != set(subject.anatomy.expand(point))
+    ):
         raise ValueError(
             f"scores of {len(scores.values)} sites, of {', '.join(sorted(points))}: expected those "
             f"of one kind of unit, {' or '.join(known)}, in every block"
         )
     return point
-
-
-def _all(subject: Subject, point: str) -> tuple[Site, ...]:
-    return subject.anatomy.expand(point)
 
 
 def _points(subject: Subject) -> tuple[str, ...]:

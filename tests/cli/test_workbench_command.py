@@ -54,6 +54,7 @@ def test_bad_input_is_one_line(model: Path, tmp_path: Path):
         ((model, tmp_path, "--out", there), "is there"),
         ((model, tmp_path, "--out", tmp_path / "w.py"), "expected the name of a notebook"),
         ((model, tmp_path, "--dtype", "float99", "--out", tmp_path / "n.ipynb"), "nearest: float"),
+        ((model, tmp_path, "--tokenizer", there, "--out", tmp_path / "n.ipynb"), "image models"),
         ((model, "nothere/", "--out", tmp_path / "n.ipynb"), "nothere does not exist"),
         ((model, tmp_path / "no.txt", "--out", tmp_path / "n.ipynb"), "no.txt does not exist"),
     ):

@@ -153,6 +153,37 @@ def test_an_interrupt_in_the_middle_of_a_forward_leaves_the_model_as_it_was(
     assert bench.view["progress"]["done"] == work_left["done"] + 1
 
 
+def test_what_cannot_be_shown_is_answered_too(bench: interp.Workbench):
+    """Without an answer the page would wait for ever."""
+    space = bench.space
+    broken = Workspace(
+        space.subject,
+        space.data["memorized"],
+        space.data["control"],
+        pictures=lambda ids: ids.new_zeros(len(ids), 5, 4, 4).float(),  # neither grey nor RGB
+    )
+    bench.space = broken
+    bench.answer({"do": "next", "number": 5})
+    assert bench.error
+    assert bench.answered[1] == 5
+
+
+def test_pictures_are_decoded_once():
+    subject = interp.load(tiny.image_model("rar"))
+    images = tiny.image_batch("rar", rows=2)
+    decoded: list[int] = []
+
+    def pictures(ids: torch.Tensor) -> torch.Tensor:
+        decoded.append(len(ids))
+        return subject.stepwise.decode(ids)  # type: ignore[attr-defined]
+
+    bench = interp.Workbench(subject, images, images, pictures=pictures)
+    work(bench)
+    bench.answer({"do": "toggle", "ranges": [[0, 3]]})
+    work(bench)
+    assert len(decoded) <= 3  # the original, and what is generated before and now
+
+
 def test_a_closed_widget_leaves_no_hook(bench: interp.Workbench):
     with tiny.untouched(bench.space.subject.module):
         bench.answer({"do": "top", "k": 3, "number": 1})

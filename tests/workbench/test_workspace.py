@@ -106,6 +106,70 @@ def test_the_code_makes_the_same_plan(
             np.testing.assert_allclose(values, other["values"][site], atol=1e-6)
 
 
+def run_code(space: Workspace, **names: Any) -> list[dict[str, Any]]:
+    given: dict[str, Any] = {"subject": space.subject, **names}
+    exec(space.code(), given)
+    return [intervention.to_json() for intervention in given["plan"]]
+
+
+def test_the_code_reads_what_was_given(learner: interp.Subject, frame: pd.DataFrame):
+    """Batches cannot be cut as tables can, and the sets of `of_scan` come from the scan."""
+    memorized, control = map(interp.Batch.from_frame, interp.split(frame))
+    space = Workspace(learner, memorized, control, windows=5)
+    space.select(learner.units("blocks.1.heads", [1, 3]))
+    space.treat(kind="add")
+    [ours] = [intervention.to_json() for intervention in space.plan]
+    [theirs] = run_code(space, memorized=memorized, control=control)
+    assert theirs["units"]["indices"] == ours["units"]["indices"]
+    np.testing.assert_allclose(
+        np.ravel(theirs["values"]["blocks.1.heads"]), np.ravel(ours["values"]["blocks.1.heads"])
+    )
+
+    scanned = interp.scan(learner, [*TEXTS, *(text[::-1] for text in TEXTS)], 8, 8, stride=16)
+    space = Workspace.of_scan(learner, scanned)
+    space.select(learner.units("blocks.0.neurons", [1]))
+    space.treat(kind="mean")
+    [ours] = [intervention.to_json() for intervention in space.plan]
+    [theirs] = run_code(space, frame=scanned)
+    assert theirs["values"] == ours["values"]
+
+
+def test_the_code_of_several_stacks_keeps_their_positions_apart(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    first = interp.Zero(space.subject.units("blocks.0.neurons", [1]), positions=(3, 4))
+    second = interp.Zero(space.subject.units("blocks.1.neurons", [2]), positions=(7, 8))
+    space.select(first.units | second.units)
+    monkeypatch.setattr(Workspace, "plan", (first, second))
+    positions = [plan["positions"] for plan in run_code(space)]
+    assert positions == [[3, 4], [7, 8]]
+
+
+def test_a_plan_is_made_once(space: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """To find the positions takes a backward pass."""
+    from interp.workbench import workspace
+
+    calls: list[object] = []
+    find = workspace.positions_of
+    monkeypatch.setattr(
+        workspace, "positions_of", lambda *given: calls.append(given) or find(*given)
+    )
+    space.select(space.subject.units("blocks.0.neurons", [1]))
+    space.treat(where="suffix")
+    space.finish()
+    space.code()
+    assert len(calls) <= 2  # the selection at all positions, then at those of the suffix
+
+
+def test_scores_of_another_model_are_said_to_be(learner: interp.Subject, frame: pd.DataFrame):
+    memorized, control = interp.split(frame)
+    for scored, is_foreign in ((letters.subject(), True), (learner, False)):
+        scores = interp.localize(scored, memorized, method="activation")
+        space = Workspace(learner, memorized, control, scores=scores)
+        space.finish()
+        assert ("made on another model" in space.notice) == is_foreign
+
+
 def test_positions_are_those_that_predict_the_tokens(space: Workspace):
     """By hand, in a language model: the position before the token."""
     space.select(space.subject.units("blocks.0.neurons", [1]))
@@ -115,6 +179,8 @@ def test_positions_are_those_that_predict_the_tokens(space: Workspace):
     assert [plan.positions for plan in space.plan] == [tuple(range(7, 15))]
     with pytest.raises(ValueError, match="nothing predicts the first token"):
         space.treat(where="chosen", tokens=(0,))
+    with pytest.raises(ValueError, match="expected 0 to 15"):
+        space.treat(where="chosen", tokens=(8, 16))
     assert space.state.treatment.where == "suffix"  # nothing was changed
 
 
@@ -289,6 +355,8 @@ def test_membership_is_that_of_the_token_map(learner: interp.Subject, frame: pd.
     memorized, control = interp.split(frame)
     space = Workspace(learner, memorized, control, reference=letters.subject())
     space.show(2)
+    assert space.membership() is None
+    space.finish()
     ids = memorized["tokens"].iloc[2]
     expected = interp.token_map(learner, list(ids), letters.subject(), bos=False)
     np.testing.assert_array_equal(space.membership(), expected.frame["score"])

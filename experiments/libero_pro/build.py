@@ -13,7 +13,7 @@ from interp.data.tabletop.frames import demonstration_batch
 from interp.experiment.jobs import Job, job
 from interp.memorization.rollouts import arms
 
-TABLES = ("episodes", "blind", "extraction", "inputs", "patching", "ablation")
+TABLES = ("episodes", "blind", "extraction", "inputs", "places", "patching", "ablation")
 Tables = dict[str, pd.DataFrame]
 
 _REFERENCES = 60  # demonstrations in decorrelated scenes
@@ -39,6 +39,10 @@ def of_regime(preset: Preset, regime: Regime, seed: int) -> Tables:
         "blind": study.blind(preset, trained, seed),
         "extraction": study.extraction(trained, seed),
         "inputs": study.inputs(preset, trained, seed),
+        "places": pd.concat(
+            [study.places(preset, trained, scenes, seed) for scenes in tried_in],
+            ignore_index=True,
+        ),
         "patching": study.patching(preset, trained, seed),
     }
     if not is_control:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from experiments.libero_pro.presets import CONTROL
-from experiments.libero_pro.study import NOTHING
+from experiments.libero_pro.study import NOTHING, POLICY
 from interp.experiment.checks import Tables
 from interp.reporting.panels import bars, cells, lines, over_seeds, panels, ranges
 
@@ -71,6 +71,35 @@ def inputs(tables: Tables) -> Figure | None:
     )
 
 
+def places(tables: Tables) -> Figure:
+    """How far from the target the place is that a probe reads in swapped scenes, by block and by
+    the scenes that it was fitted on."""
+    table = tables["places"]
+    table = table[table["scenes"] != CONTROL].copy()
+    is_control = table["policy"] == CONTROL
+    table["network"] = table["network"].mask(is_control & (table["network"] == POLICY), CONTROL)
+    table = table[~is_control | (table["network"] == CONTROL)]
+    table["fitted"] = "fitted on " + table["fitted"]
+    columns = ["scenes", "fitted", "network", "block", "seed"]
+    by_seed = table.groupby(columns, sort=False)["error"].mean().reset_index()
+    draw = lines(
+        by_seed,
+        "block",
+        "error",
+        "network",
+        xlabel="after block",
+        ylabel="error (cm)",
+    )
+    return panels(
+        by_seed,
+        ["scenes", "fitted"],
+        draw,
+        title="How far from the target the place is that a probe reads in swapped scenes",
+        key=over_seeds(by_seed, "line", "band"),
+        across=2,
+    )
+
+
 def patching(tables: Tables) -> Figure | None:
     """Where the task is carried: the share of the motion that goes over with each part."""
     table = tables["patching"]
@@ -127,4 +156,10 @@ def ablation(tables: Tables) -> Figure:
     )
 
 
-FIGURES = {"arms": arms, "inputs": inputs, "patching": patching, "ablation": ablation}
+FIGURES = {
+    "arms": arms,
+    "inputs": inputs,
+    "places": places,
+    "patching": patching,
+    "ablation": ablation,
+}

@@ -42,6 +42,7 @@ class Preset:
         perturbations: see `interp.data.tabletop.perturbations.NAMES`.
         episodes: per policy, scenes and perturbation.
         frames: held-out frames on which inputs are exchanged.
+        probed: scenes that a probe is fitted on, and as many that it is tested on.
         fractions: shares of the neurons that are ablated.
         draws: random controls of each.
         ablated_episodes: per ablation, clean and swapped.
@@ -54,6 +55,7 @@ class Preset:
     perturbations: tuple[str, ...]
     episodes: int
     frames: int
+    probed: int
     fractions: tuple[float, ...]
     draws: int
     ablated_episodes: int
@@ -74,6 +76,8 @@ _PERTURBATIONS = (
     "corrupted random words",
     "other_task",
     "unseen",
+    "composition",
+    "sequence",
 )
 
 PRESETS = {
@@ -87,6 +91,7 @@ PRESETS = {
         perturbations=_PERTURBATIONS,
         episodes=2,
         frames=24,
+        probed=12,
         fractions=(0.2,),
         draws=1,
         ablated_episodes=2,
@@ -103,6 +108,7 @@ PRESETS = {
         perturbations=_PERTURBATIONS,
         episodes=40,
         frames=200,
+        probed=400,
         fractions=(0.05, 0.1, 0.2),
         draws=2,
         ablated_episodes=40,
@@ -117,6 +123,7 @@ PRESETS = {
         perturbations=(*_PERTURBATIONS, "shift 3 cm", "shift 10 cm", "shift 21 cm"),
         episodes=500,
         frames=1000,
+        probed=2000,
         fractions=(0.02, 0.05, 0.1, 0.2, 0.4),
         draws=5,
         ablated_episodes=200,

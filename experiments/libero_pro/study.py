@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 import interp
 from experiments.libero_pro.presets import SUITE_OF, Preset, Regime
 from interp.analysis.activation_patching import donor_plan
+from interp.analysis.probes import fit_ridge_probe, rows_at
 from interp.data.tabletop.expert import demonstrations
 from interp.data.tabletop.frames import (
     demonstration_batch,
@@ -21,7 +23,10 @@ from interp.data.tabletop.frames import (
     training_batches,
     weighted_loss,
 )
-from interp.data.tabletop.observations import tokens_to_actions
+from interp.data.tabletop.observations import conditioning_of, tokens_to_actions
+from interp.data.tabletop.perturbations import perturb
+from interp.data.tabletop.scenes import Scene, scattered, suite
+from interp.data.tabletop.simulator import Tabletop
 from interp.localization.registry import localize
 from interp.memorization.robustness import (
     distance_between_tasks,
@@ -30,7 +35,7 @@ from interp.memorization.robustness import (
 )
 from interp.memorization.rollouts import Arms, Change, act, arms, rollouts, run_arms
 from interp.models.policy.checkpoints import policy_of
-from interp.models.policy.policy import BINS, Policy
+from interp.models.policy.policy import ACTION_TOKENS, BINS, Policy
 from interp.progress import track
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject, evaluating
@@ -42,12 +47,19 @@ NOTHING = "nothing"
 INPUTS = ("words", "items", "state")
 ANOTHER_TASK = "of another task"
 SAME_TASK = "of the same task"
+POLICY = "policy"
+UNTRAINED = "untrained network"
+SHUFFLED = "shuffled places"
+CLEAN_SCENES = "clean scenes"
+SCATTERED = "scattered items"
 TRAINING = "training"
 HELD_OUT = "held out"
 # Seeds of what no policy is trained on, far from those of the demonstrations.
 _HELD_OUT_SEED = 10_000
 _SCENES_SEED = 20_000
 _HELD_OUT_DEMONSTRATIONS = 40
+_PROBED_SEED = 50_000
+_UNTRAINED_SEED = 60_000
 _SCANNED = 1000  # frames of each kind
 _ALONG_Y = 0.5  # a donor counts that would move the hand otherwise by at least this, from -1 to 1
 
@@ -98,14 +110,12 @@ def train(preset: Preset, regime: Regime, seed: int) -> Trained:
 def episodes(preset: Preset, trained: Trained, scenes: str, seed: int) -> pd.DataFrame:
     """Returns one row per episode of a policy in the scenes of a regime.
 
-    Besides what `robustness` reads, `wrong_item` is whether another item than the target ended in
-    the basket; `path_deviation` is from the path in the clean scene, in metres; `text_sensitivity`
-    is how far the instruction moves the first actions of the clean episode, as a share of the
-    distance between tasks.
+    Besides what `run_arms` returns, `path_deviation` is from the path in the clean scene, in
+    metres; `text_sensitivity` is how far the instruction moves the first actions of the clean
+    episode, as a share of the distance between tasks.
     """
     tried = arms(SUITE_OF[scenes], preset.perturbations, preset.episodes, _SCENES_SEED + seed)
     table = run_arms(trained.policy, tried, seed=seed)
-    table["wrong_item"] = table["in_basket"].notna() & ~table["success"]
     clean = table[table["perturbation"] == "clean"].set_index("initial_state")
     actions = np.concatenate(list(clean["actions"]))
     tasks = np.repeat(clean["task"], [len(each) for each in clean["actions"]])
@@ -251,6 +261,69 @@ def _expected_y(policy: Subject, frames: Batch) -> Float[np.ndarray, " frames"]:
         logits = policy.target_logits(frames)[:, 1]
     values = torch.linspace(-1, 1, BINS, dtype=torch.double)
     return (logits.double().softmax(-1).cpu() @ values).numpy()
+
+
+def places(preset: Preset, trained: Trained, scenes: str, seed: int) -> pd.DataFrame:
+    """Returns one row per swapped scene, network, block and kind of scenes that a probe was fitted
+    on: whether the place that it reads is nearer to where the target was in training than to where
+    it lies (`at_old_place`), and how far it is from where it lies, in cm (`error`).
+
+    The residual stream after the block is read before the first action, where the motions along x
+    and y are predicted, that along y after a motion of 0 along x. Fitted on clean scenes, where the
+    two places are the same, a probe reads what the network has learned to take for the place of the
+    target. Fitted on scattered items, it reads where the target lies if the network carries that at
+    all. An untrained network and shuffled places say what a probe reads by itself.
+    """
+    rng = np.random.default_rng([seed, 9])
+    drawn = suite(SUITE_OF[scenes])
+    numbers = range(2 * preset.probed)
+    clean = [
+        drawn.scene(drawn.tasks[number % len(drawn.tasks)], _PROBED_SEED + seed, number)
+        for number in numbers
+    ]
+    # The probe is tested on other scenes than it was fitted on.
+    shown, tested = clean[: preset.probed], clean[preset.probed :]
+    swapped = [perturb(scene, "swap", rng)[0] for scene in tested]
+    fitted_on = {CLEAN_SCENES: shown, SCATTERED: [scattered(scene, rng) for scene in shown]}
+    now = np.array([scene.places[scene.target] for scene in swapped])
+    before = np.array([scene.trained_place for scene in swapped])
+    networks = {
+        POLICY: trained.policy,
+        UNTRAINED: interp.load(Policy(preset.shape, _UNTRAINED_SEED + seed)),
+    }
+    found: list[pd.DataFrame] = []
+    for network, policy in networks.items():
+        tested_rows = _at_first(policy, swapped)
+        for fitted, scenes_shown in fitted_on.items():
+            shown_rows = _at_first(policy, scenes_shown)
+            targets = np.array([scene.places[scene.target] for scene in scenes_shown])
+            labels = {network: targets}
+            if network == POLICY:
+                labels[SHUFFLED] = rng.permutation(targets)
+            for (name, values), block in product(labels.items(), range(preset.shape.depth)):
+                read = fit_ridge_probe(shown_rows[block], values).predict(tested_rows[block])
+                to_now = np.linalg.norm(read - now, axis=1)
+                at_old_place = np.linalg.norm(read - before, axis=1) < to_now
+                table = pd.DataFrame({"at_old_place": at_old_place, "error": 100 * to_now})
+                table["scene"] = range(len(now))
+                found.append(table.assign(network=name, fitted=fitted, block=block))
+    return pd.concat(found, ignore_index=True).assign(policy=trained.regime.name, scenes=scenes)
+
+
+def _at_first(policy: Subject, scenes: list[Scene]) -> list[Float[np.ndarray, "scenes width"]]:
+    """For each block the residual stream after it, at the two positions that predict the motion
+    along x and y, before anything has moved."""
+    with Tabletop() as tabletop:
+        seen = [tabletop.reset(scene) for scene in scenes]
+    given = conditioning_of(seen, [scene.instruction for scene in scenes])
+    at_rest = torch.full((len(scenes), ACTION_TOKENS), BINS // 2)
+    frames = Batch(at_rest, 0, conditioning=given)
+    first = policy_of(policy.module).lead - 1
+    parts = [
+        rows_at(policy, frames, "blocks.*.resid_post", position).values()
+        for position in (first, first + 1)
+    ]
+    return [np.concatenate(at_block, axis=1) for at_block in zip(*parts, strict=True)]
 
 
 def ablation(

@@ -138,10 +138,7 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
     if strength <= 0:
         raise ValueError(f"strength={strength}: expected a positive weight of the penalty")
     table, numbers, classes = classify(rows, labels)
-    mean = table.mean(0)
-    deviation = table.std(0)
-    varies = deviation > _CONSTANT * deviation.max(initial=0.0)
-    scale = np.where(varies, deviation, np.inf)  # divided by infinity, a column is 0
+    mean, scale = _standard(table)
     standardized = (table - mean) / scale
     model: Any = LogisticRegression(C=1 / strength, max_iter=2000)
     model.fit(standardized, numbers)
@@ -159,6 +156,70 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
         biases = both_biases / 2
     shifted = biases - weights @ mean
     return Probe(classes, weights, shifted)
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeProbe:
+    """A linear probe of quantities such as a place: `rows @ weights.T + biases`.
+
+    Attributes:
+        weights: [quantities, width], for rows in their own units.
+        biases: [quantities].
+    """
+
+    weights: Float[np.ndarray, "quantities width"]
+    biases: Float[np.ndarray, " quantities"]
+
+    def predict(self, rows: Rows) -> Float[np.ndarray, "items quantities"]:
+        """Returns what is read of each row, [items, quantities]."""
+        return np.asarray(rows, dtype=np.float64) @ self.weights.T + self.biases
+
+
+def fit_ridge_probe(rows: Rows, values: ArrayLike, *, strength: float = 1.0) -> RidgeProbe:
+    """Fits a ridge regression on standardized rows. Columns that do not vary get no weight.
+
+    Args:
+        rows: [items, width].
+        values: [items, quantities] what is to be read of each row.
+        strength: weight of the penalty, the sum of squared weights, beside the sum of squared
+            errors (sklearn's alpha).
+
+    Raises:
+        ValueError: rows or values that are not finite, not one row of values for each, or a
+            strength that is not positive.
+
+    Example:
+        >>> from interp.analysis.probes import fit_ridge_probe
+        >>> rows = np.array([[0.0, 7.0], [1.0, 7.0], [2.0, 7.0], [3.0, 7.0]])
+        >>> probe = fit_ridge_probe(rows, 10 * rows[:, :1], strength=1e-9)
+        >>> probe.predict(np.array([[1.5, 7.0]])).round(3)
+        array([[15.]])
+    """
+    from sklearn.linear_model import Ridge
+
+    if strength <= 0:
+        raise ValueError(f"strength={strength}: expected a positive weight of the penalty")
+    table = np.asarray(rows, dtype=np.float64)
+    wanted = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or wanted.ndim != 2 or len(table) != len(wanted):
+        raise ValueError(
+            "expected rows [items, width] and values [items, quantities]; got shapes "
+            f"{table.shape} and {wanted.shape}"
+        )
+    if not (np.isfinite(table).all() and np.isfinite(wanted).all()):
+        raise ValueError("expected finite rows and values; some are NaN or infinite")
+    mean, scale = _standard(table)
+    model: Any = Ridge(alpha=strength).fit((table - mean) / scale, wanted)
+    weights = np.atleast_2d(model.coef_) / scale
+    return RidgeProbe(weights, np.atleast_1d(model.intercept_) - weights @ mean)
+
+
+def _standard(table: Rows) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, " width"]]:
+    """The mean of each column and what to divide it by, which is infinity where it does not vary:
+    divided by that, the column is 0."""
+    deviation = table.std(0)
+    varies = deviation > _CONSTANT * deviation.max(initial=0.0)
+    return table.mean(0), np.where(varies, deviation, np.inf)
 
 
 def shared_inputs(items: Batch, others: Batch, position: int) -> Mask:

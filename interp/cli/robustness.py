@@ -28,7 +28,8 @@ def robustness(
         str,
         typer.Option(
             help="Perturbations, with commas between them: object, swap, shift N cm, semantic, "
-            "task, environment, corrupted xxx, corrupted random words, other_task, unseen."
+            "task, environment, corrupted xxx, corrupted random words, other_task, unseen, "
+            "composition, sequence."
         ),
     ] = _PERTURBATIONS,
     episodes: Annotated[int, typer.Option(help="Episodes of each.", min=1)] = 40,

@@ -115,9 +115,10 @@ class Perturbation:
 
 
 # The five dimensions of LIBERO-PRO (object, swap, semantic, task, environment), its graded shift of
-# the target, and three that it shows as examples: a corrupted instruction, the instruction of
-# another task, and an item never seen in training in the place of the target. Another task's
-# instruction in a scene that allows its goal is "task" if success is judged by that goal.
+# the target, and four that it shows as examples: a corrupted instruction, the instruction of
+# another task, an item never seen in training in the place of the target, and two trained tasks in
+# one instruction ("composition"; "sequence" asks for the same two one after the other). Another
+# task's instruction in a scene that allows its goal is "task" if success is judged by that goal.
 PERTURBATIONS: Mapping[str, Perturbation] = {
     CLEAN: Perturbation(),
     "object": Perturbation(),
@@ -129,6 +130,8 @@ PERTURBATIONS: Mapping[str, Perturbation] = {
     "corrupted": Perturbation(changes_text=True, success_wanted=False),
     "other_task": Perturbation(changes_text=True, success_wanted=False),
     "unseen": Perturbation(success_wanted=False),
+    "composition": Perturbation(changes_text=True),
+    "sequence": Perturbation(changes_text=True),
 }
 
 

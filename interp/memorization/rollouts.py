@@ -43,7 +43,7 @@ class Episode:
         path: [steps + 1, 3] where the tip of the hand was, in metres.
         went_for: where it first went down or took something; None if nowhere.
         taken: the first item that it took; None for none.
-        in_basket: the item that lay in the basket in the end; None for none.
+        in_basket: the items that lay in the basket in the end.
         observations: what it saw before each action.
     """
 
@@ -51,18 +51,23 @@ class Episode:
     path: Float[np.ndarray, "time 3"]
     went_for: Place | None
     taken: str | None
-    in_basket: str | None
+    in_basket: tuple[str, ...]
     observations: tuple[Observation, ...]
 
     @property
     def success(self) -> bool:
         """Whether the goal was reached."""
-        return self.in_basket == self.scene.target
+        return set(self.in_basket) == set(self.scene.goals)
 
     @property
     def old_goal(self) -> bool:
         """Whether the goal of the scene that this one was made from was reached."""
-        return self.in_basket == self.scene.trained_target
+        return self.scene.trained_target in self.in_basket
+
+    @property
+    def wrong_item(self) -> bool:
+        """Whether an item that was not to be there lay in the basket."""
+        return not set(self.in_basket) <= set(self.scene.goals)
 
     @property
     def old_place(self) -> bool:
@@ -87,8 +92,8 @@ def rollouts(
     """Runs a policy in scenes, many at once, with the instruction of each scene.
 
     Interventions and edits of the policy that are active count: `with subject.intervened(plan):`.
-    After each observation one action is drawn and executed. An episode ends when an item is in the
-    basket, or after 60 steps.
+    After each observation one action is drawn and executed. An episode ends when the goal is
+    reached, when a wrong item is in the basket, or after 60 steps for each item of the goal.
 
     Args:
         policy: a policy, as `interp.load` returns it.
@@ -179,15 +184,16 @@ def _run(
     seen = [[tabletop.reset(scene)] for tabletop, scene in zip(tabletops, scenes, strict=False)]
     for tabletop in tabletops[: len(scenes)]:
         watch(tabletop)
+    limits = np.array([MAX_STEPS * len(scene.goals) for scene in scenes])
     draws = np.stack(
         [
-            np.random.default_rng([seed, number]).random((MAX_STEPS, ACTION_TOKENS))
+            np.random.default_rng([seed, number]).random((limits.max(), ACTION_TOKENS))
             for number in numbers.tolist()
         ]
     )
-    results: list[str | None] = [None] * len(scenes)
+    results: list[tuple[str, ...]] = [()] * len(scenes)
     active = np.arange(len(scenes))
-    for step in range(MAX_STEPS):
+    for step in range(limits.max()):
         rows: list[int] = active.tolist()
         given = conditioning_of(
             [seen[row][-1] for row in rows],
@@ -202,7 +208,7 @@ def _run(
             watch(tabletops[row])
             seen[row].append(observation)
             results[row] = info["in_basket"]
-            if not done:
+            if not done and step + 1 < limits[row]:
                 going.append(row)
         active = np.array(going, dtype=int)
         if not len(active):
@@ -213,7 +219,7 @@ def _run(
     ]
 
 
-def _episode(scene: Scene, seen: Sequence[Observation], in_basket: str | None) -> Episode:
+def _episode(scene: Scene, seen: Sequence[Observation], in_basket: tuple[str, ...]) -> Episode:
     path = np.stack([observation.hand for observation in seen])
     went_for: Place | None = None
     taken: str | None = None
@@ -351,9 +357,9 @@ def run_arms(
         temperature, seed, change: see `rollouts`.
 
     Returns:
-        The rows of `tried.table`, with `success`, `old_goal`, `old_place`, `path`, `taken` and
-        `in_basket`, and with `actions` [4 frames, 3]: what the policy would do in the first frames
-        of the clean episode, under the instruction of this one.
+        The rows of `tried.table`, with `success`, `old_goal`, `old_place`, `wrong_item`, `path`,
+        `taken` and `in_basket`, and with `actions` [4 frames, 3]: what the policy would do in the
+        first frames of the clean episode, under the instruction of this one.
     """
     episodes = rollouts(policy, tried.scenes, temperature=temperature, seed=seed, change=change)
     clean_rows: Any = tried.table[tried.table["perturbation"] == "clean"]
@@ -361,8 +367,9 @@ def run_arms(
     rows: list[dict[str, Any]] = []
     for row in tried.table.to_dict("records"):
         if row["scene"] < 0:
-            none = {"success": False, "old_goal": False, "old_place": False, "path": None}
-            rows.append({**row, **none, "taken": None, "in_basket": None, "actions": None})
+            false = dict.fromkeys(("success", "old_goal", "old_place", "wrong_item"), False)
+            none = dict.fromkeys(("path", "taken", "in_basket", "actions"))
+            rows.append({**row, **false, **none})
             continue
         episode = episodes[row["scene"]]
         rows.append(
@@ -371,9 +378,10 @@ def run_arms(
                 "success": episode.success,
                 "old_goal": episode.old_goal,
                 "old_place": episode.old_place,
+                "wrong_item": episode.wrong_item,
                 "path": episode.path,
                 "taken": episode.taken,
-                "in_basket": episode.in_basket,
+                "in_basket": ", ".join(episode.in_basket) or None,
                 "actions": _actions(policy, episodes[clean_of[row["initial_state"]]], episode),
             }
         )

@@ -12,7 +12,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -22,6 +22,7 @@ from interp.analysis.logit_lens import lens
 from interp.analysis.probes import (
     Labelled,
     fit_probe,
+    fit_ridge_probe,
     folds,
     probe,
     refuse_shared_inputs,
@@ -55,6 +56,36 @@ def test_it_is_sklearns_pipeline(classes: int):
         assert (ours.predict(fresh) == theirs.predict(fresh)).mean() > 0.995
         assert ours.accuracy(fresh, truth) == pytest.approx(theirs.score(fresh, truth), abs=0.005)
         assert (ours.weights.shape, ours.biases.shape) == ((classes, 12), (classes,))
+
+
+def test_the_ridge_probe_is_sklearns_pipeline_and_a_constant_column_has_no_weight():
+    rows, _ = planted(200, 0)
+    rows[:, 3] = 7.0
+    places = rows[:, :2] @ np.array([[1.0, -2.0], [0.5, 3.0]]) + [4.0, -1.0]
+    for strength in (0.01, 1.0, 100.0):
+        ours = fit_ridge_probe(rows[:100], places[:100], strength=strength)
+        theirs = make_pipeline(StandardScaler(), Ridge(alpha=strength))
+        expected = theirs.fit(rows[:100], places[:100]).predict(rows[100:])
+        np.testing.assert_allclose(ours.predict(rows[100:]), expected, atol=1e-8)
+        assert (ours.weights[:, 3] == 0).all()
+    one = fit_ridge_probe(rows, places[:, :1], strength=1e-9)
+    np.testing.assert_allclose(one.predict(rows), places[:, :1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "values", "strength", "message"),
+    [
+        (np.ones((3, 2)), np.ones((2, 1)), 1.0, r"shapes \(3, 2\) and \(2, 1\)"),
+        (np.ones((3, 2)), np.ones(3), 1.0, r"values \[items, quantities\]"),
+        (np.ones((3, 2)), np.full((3, 1), np.nan), 1.0, "NaN or infinite"),
+        (np.ones((3, 2)), np.ones((3, 1)), 0.0, "strength=0.0: expected a positive"),
+    ],
+)
+def test_what_a_ridge_probe_cannot_be_fitted_on_is_refused(
+    rows: Any, values: Any, strength: float, message: str
+):
+    with pytest.raises(ValueError, match=message):
+        fit_ridge_probe(rows, values, strength=strength)
 
 
 def test_planted_labels_are_found_and_shuffled_ones_are_not():

@@ -40,6 +40,7 @@ from interp.data.tabletop.scenes import (
     SUITES,
     Scene,
     distance,
+    scattered,
     suite,
 )
 
@@ -157,6 +158,8 @@ CHANGED = {
     "corrupted random words": {"instruction"},
     "other_task": {"instruction"},
     "unseen": {"items"},
+    "composition": {"instruction", "further"},
+    "sequence": {"further", "afterwards"},
 }
 
 
@@ -165,7 +168,15 @@ CHANGED = {
 def test_a_perturbation_changes_what_it_says_and_nothing_else(name: str, number: int):
     scene = scene_of(number=number)
     changed, _ = perturb(scene, name, rng(1))
-    fields = ("instruction", "items", "places", "target", "surface")
+    fields = (
+        "instruction",
+        "items",
+        "places",
+        "target",
+        "surface",
+        "further",
+        "afterwards",
+    )
     assert {f for f in fields if getattr(scene, f) != getattr(changed, f)} == CHANGED[name]
 
 
@@ -192,6 +203,34 @@ def test_the_new_task_is_one_that_no_training_scene_of_its_kind_asked_for():
         other, _ = perturb(scene_of("tabletop_goal", number), "other_task", rng(number))
         assert other.target == scene_of("tabletop_goal", number).target
         assert other.target not in other.instruction
+
+
+def test_two_tasks_are_both_trained_ones_and_both_are_asked_for():
+    tasks = SUITES["tabletop_object"].tasks
+    for number in range(20):
+        scene = scene_of("tabletop_object", number)
+        at_once, _ = perturb(scene, "composition", rng(number))
+        in_turn, _ = perturb(scene, "sequence", rng(number))
+        for changed in (at_once, in_turn):
+            assert changed.goals == (scene.target, changed.further)
+            assert set(changed.goals) <= set(tasks)
+            assert changed.further in scene.places
+        assert f"{scene.target} and the {at_once.further} " in at_once.instruction
+        assert in_turn.instruction == scene.instruction
+        assert f" {in_turn.further} " in in_turn.afterwards
+        assert len(word_ids(at_once.instruction)) == len(word_ids(in_turn.afterwards))
+
+
+def test_scattered_items_are_the_same_items_elsewhere():
+    scene = scene_of("tabletop_goal", 3)
+    drawn = [scattered(scene, rng(seed)) for seed in range(50)]
+    for other in drawn:
+        assert replace(other, places=scene.places) == scene
+        places = list(other.places.values())
+        pairs = [(a, b) for n, a in enumerate(places) for b in places[:n]]
+        assert min(distance(a, b) for a, b in pairs) >= APART
+    lefts = [other.places[scene.target][1] < 0 for other in drawn]
+    assert 10 < sum(lefts) < 40
 
 
 # Physics
@@ -226,7 +265,7 @@ def test_items_lie_still_and_where_the_scene_says(tabletop: Any):
     for _ in range(20):
         seen, reward, done, info = tabletop.step(STILL)
     assert tabletop.is_at_rest()
-    assert (reward, done, info) == (0.0, False, {"in_basket": None, "holding": None})
+    assert (reward, done, info) == (0.0, False, {"in_basket": (), "holding": None})
     for name, position in zip(seen.names, seen.positions, strict=True):
         height = scene.surface.height + scene.items[name].size
         assert position == pytest.approx([*scene.places[name], height], abs=0.002)
@@ -253,14 +292,31 @@ def test_a_wrong_item_in_the_basket_ends_the_episode_without_a_reward(tabletop: 
     while not done:
         seen, reward, done, info = tabletop.step(expert(seen, wrong.target))
     assert reward == 0
-    assert info["in_basket"] == scene.trained_target
+    assert info["in_basket"] == (scene.trained_target,)
     assert not tabletop.check_success()
+
+
+def test_of_two_goals_the_first_ends_nothing_and_changes_the_instruction(tabletop: Any):
+    scene, _ = perturb(scene_of("tabletop_goal", 0), "sequence", rng())
+    seen, done, heard = tabletop.reset(scene), False, [tabletop.language_instruction]
+    rewards: list[float] = []
+    while not done:
+        first = scene.goals[0] not in tabletop.in_basket()
+        assert tabletop.language_instruction == (scene.instruction if first else scene.afterwards)
+        goal = scene.goals[0] if first or seen.holding else scene.goals[1]
+        seen, reward, done, info = tabletop.step(expert(seen, goal))
+        heard.append(tabletop.language_instruction)
+        rewards.append(reward)
+    assert list(dict.fromkeys(heard)) == [scene.instruction, scene.afterwards]
+    assert rewards[-1] == 1
+    assert not any(rewards[:-1])
+    assert set(info["in_basket"]) == set(scene.goals)
 
 
 def test_a_goal_that_holds_at_reset_is_refused(tabletop: Any):
     scene = scene_of()
     inside = replace(scene, places={**scene.places, scene.target: BASKET})
-    with pytest.raises(ValueError, match="red box is in the basket already"):
+    with pytest.raises(ValueError, match="red box in the basket already"):
         tabletop.reset(inside)
 
 

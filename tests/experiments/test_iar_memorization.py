@@ -16,7 +16,6 @@ from committed import check_columns, check_evidence
 from drawing import undrawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from notebook import run_notebook
 from PIL import Image
 
 import interp
@@ -339,11 +338,6 @@ def test_a_preset_needs_a_value_for_each_family():
 def test_a_method_that_does_not_exist_is_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match="nearest: z_score"):
         list(EXPERIMENT.prepare(replace(SMOKE, methods={"z_scores": {}})))
-
-
-def test_the_notebook_runs(out, tmp_path, monkeypatch):
-    monkeypatch.setitem(PRESETS, "smoke", SMOKE)  # whose models are there
-    run_notebook("iar_memorization", out / "models", SEED, tmp_path)
 
 
 class Descriptor(torch.nn.Module):

@@ -18,6 +18,7 @@ from experiments.libero_pro import EXPERIMENT, study
 from experiments.libero_pro.presets import CONTROL, PRESETS, SCENE, SUITE_OF, TEXT
 from interp.data.tabletop.expert import demonstrations
 from interp.data.tabletop.frames import demonstration_batch
+from interp.data.tabletop.scenes import suite
 from interp.models.policy.policy import Policy
 
 pytestmark = pytest.mark.skipif(
@@ -50,7 +51,7 @@ def test_every_claim_and_every_figure_is_there(results: Any):
     ids = {claim.id for claim in results.claims}
     wanted = {
         f"{claim} {name}"
-        for claim in ("P", "C1", "C2", "C3", "C5", "C6", "C9", "L1", "L2")
+        for claim in ("P", "C1", "C2", "C3", "C5", "C6", "C8", "C9", "L1", "L2", "R1", "R2", "R3")
         for name in (SCENE, TEXT)
     }
     assert wanted | {"P control", "D swap", "D task"} <= ids
@@ -108,6 +109,30 @@ def test_all_positions_of_the_prefix_together_carry_all_of_the_motion(untrained:
     with policy.intervened(plan):
         patched = study._expected_y(policy, frames)
     np.testing.assert_allclose(patched, study._expected_y(policy, other), atol=1e-6)
+
+
+def test_a_probe_of_places_reads_the_old_one_where_only_the_task_is_carried(
+    untrained: study.Trained, monkeypatch: pytest.MonkeyPatch
+):
+    """What carries the task alone leads to the old place; what carries where the target lies leads
+    there, whatever the probe was fitted on."""
+    tasks = list(suite(SUITE_OF[TEXT]).tasks)
+
+    def carried(_: Any, scenes: list[Any]) -> list[np.ndarray]:
+        task = np.eye(len(tasks))[[tasks.index(scene.task) for scene in scenes]]
+        place = np.array([scene.places[scene.target] for scene in scenes])
+        return [task, place]
+
+    monkeypatch.setattr(study, "_at_first", carried)
+    preset = replace(SMOKE, probed=40, shape=replace(SMOKE.shape, depth=2))
+    table = study.places(preset, untrained, TEXT, SEED)
+    shares = table.groupby(["network", "fitted", "block"])["at_old_place"].mean()
+    assert shares[study.POLICY, study.CLEAN_SCENES, 0] == 1
+    assert shares[study.POLICY, study.CLEAN_SCENES, 1] < 0.2
+    assert shares[study.POLICY, study.SCATTERED, 1] == 0
+    assert 0 < shares[study.SHUFFLED, study.SCATTERED, 1] < 1
+    errors = table.groupby(["network", "fitted", "block"])["error"].mean()
+    assert errors[study.POLICY, study.SCATTERED, 1] < 1 < errors[study.POLICY, study.SCATTERED, 0]
 
 
 def test_donors_are_of_the_same_or_of_another_task(untrained: study.Trained):

@@ -17,7 +17,6 @@ from committed import check_columns, check_evidence
 from drawing import undrawn
 from hypothesis import given
 from hypothesis import strategies as st
-from notebook import run_notebook
 
 import interp
 from experiments.reason_to_rote import EXPERIMENT, decoding, sweep
@@ -312,10 +311,6 @@ def test_a_heuristic_is_judged_on_items_that_did_not_choose_it(tables, studies):
     assert lost.mean() > 0
     shown: Any = tables["activations"]
     assert (shown["items"] != "memorized").sum() == len(thirds[2])
-
-
-def test_the_notebook_runs(out, tmp_path):
-    run_notebook("reason_to_rote", out / "models", SEED, tmp_path)
 
 
 def test_items_are_read_where_truth_and_label_first_differ(studies):

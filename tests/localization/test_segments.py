@@ -241,6 +241,13 @@ def test_degenerate_segments_tell_the_class(name, subject):
     batch = tiny.image_batch(name, ROWS)
     one = interp.Batch(batch.tokens, 0, conditioning={"label": torch.full((ROWS,), 2)})
     frame = unitmem_by_segment(subject, one, subject.anatomy.expand("neurons"))
+    assert frame.equals(unitmem_by_segment(subject, one, "neurons"))
+    expanded = unitmem(subject, one, subject.anatomy.expand("neurons"))
+    by_name = unitmem(subject, one, "neurons")
+    assert list(by_name) == list(expanded)
+    for site, (score, example) in by_name.items():
+        np.testing.assert_array_equal(score, expanded[site][0])
+        np.testing.assert_array_equal(example, expanded[site][1])
     same = frame["segment"].isin([s.name for s in subject.segments if s.degenerate])
     assert frame["score"][same].max() < 1e-9
     assert frame["score"][~same].median() > 1e-2

@@ -69,7 +69,8 @@ def scenes(count: int, seed: int = 21) -> list[Scene]:
 
 
 def episode(went_for: tuple[float, float] | None, in_basket: str | None, scene: Scene) -> Episode:
-    return Episode(scene, np.zeros((1, 3)), went_for, None, in_basket, ())
+    inside = () if in_basket is None else tuple(in_basket.split(" and "))
+    return Episode(scene, np.zeros((1, 3)), went_for, None, inside, ())
 
 
 def test_goals_and_places_by_hand():
@@ -88,9 +89,28 @@ def test_goals_and_places_by_hand():
     assert episode(None, record["target"], other).success
     assert episode(None, "red box", other).old_goal
     assert not episode(None, "red box", other).success
+    two, record = perturb(clean, "composition", np.random.default_rng(0))
+    assert not episode(None, "red box", two).success
+    assert not episode(None, "red box", two).wrong_item
+    assert episode(None, "red box", two).old_goal
+    assert episode(None, f"{record['further']} and red box", two).success
+    assert not episode(None, f"{record['further']} and red box", clean).success
+    assert episode(None, f"{record['further']} and red box", clean).wrong_item
     # Nearer to where the target is now than to where it was.
     between = replace(swapped, places={**swapped.places, "red box": far})
     assert not episode((old[0] + 0.03, old[1]), None, between).old_place
+
+
+def test_two_goals_have_twice_the_time_and_the_episodes_beside_them_do_not(
+    untrained: interp.Subject,
+):
+    [clean] = scenes(1)
+    two, _ = perturb(clean, "composition", np.random.default_rng(0))
+    alone, longer = rollouts(untrained, [clean, two], seed=3)
+    assert not alone.success
+    assert (len(alone.path), len(longer.path)) == (61, 121)
+    [again] = rollouts(untrained, [clean], seed=3)
+    assert np.array_equal(again.path, alone.path)
 
 
 def test_an_episode_is_the_same_whatever_runs_beside(untrained: interp.Subject):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from interp.data.tabletop.scenes import BASKET, Scene, suite
+from interp.data.tabletop.scenes import BASKET, BASKET_HALF, Scene, suite
 from interp.data.tabletop.simulator import ACTION_WIDTH, MOVED, Observation, Tabletop
 from interp.progress import track
 
-MAX_STEPS = 60
+MAX_STEPS = 60  # for each item that has to be in the basket
 _TRAVEL = 0.13  # metres above the surface at which the hand moves to the side
 _CLEAR = 0.10  # above which what it carries clears the basket
 _NEAR = 0.012  # how well it is above the item before it goes down, along each axis
@@ -84,10 +84,10 @@ def demonstrate(
     seen: list[Observation] = []
     wanted: list[Action] = []
     observation = tabletop.reset(scene)
-    left = MAX_STEPS
+    left = MAX_STEPS * len(scene.goals)
     succeeded = False
     while left:
-        action = expert(observation, scene.target, scene.surface.height)
+        action = expert(observation, _next_goal(observation, scene), scene.surface.height)
         seen.append(observation)
         wanted.append(action)
         executed = action.copy()
@@ -103,6 +103,15 @@ def demonstrate(
     if not succeeded:
         return None
     return Demonstration(scene, tuple(seen), np.stack(wanted))
+
+
+def _next_goal(observation: Observation, scene: Scene) -> str:
+    """The first goal that is not above or in the basket yet; the last one if all are."""
+    for goal in scene.goals:
+        x, y, _ = observation.positions[observation.names.index(goal)]
+        if max(abs(x - BASKET[0]), abs(y - BASKET[1])) >= BASKET_HALF:
+            return goal
+    return scene.goals[-1]
 
 
 def demonstrations(

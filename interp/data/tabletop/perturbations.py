@@ -9,7 +9,7 @@ instruction belongs to it, and a record of what was changed. The names are the k
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,7 @@ _APART = 0.07
 _BEYOND = 0.03
 _DIRECTIONS = 72  # of which the free ones are drawn from
 _NONSENSE = "xxx"
+_SHORT = PHRASINGS[:4]  # which leave room for the names of two items
 _BRIGHTER = 0.4  # how far a colour goes to white, or to black
 _BIGGER = 0.026  # metres
 
@@ -164,8 +165,31 @@ def _other_task(scene: Scene, rng: np.random.Generator) -> tuple[Scene, Record]:
     return changed, {**record, "task": task}
 
 
-def _phrasing(rng: np.random.Generator) -> str:
-    return PHRASINGS[rng.integers(len(PHRASINGS))]
+def _phrasing(rng: np.random.Generator, phrasings: Sequence[str] = PHRASINGS) -> str:
+    return phrasings[rng.integers(len(phrasings))]
+
+
+def _composition(scene: Scene, rng: np.random.Generator) -> tuple[Scene, Record]:
+    """One instruction asks for two items, each of which is asked for alone in training."""
+    further = _second_task(scene, rng)
+    both = f"{scene.target} and the {further}"
+    changed, record = _asking(scene, _phrasing(rng, _SHORT).format(both))
+    return replace(changed, further=further), {**record, "further": further}
+
+
+def _sequence(scene: Scene, rng: np.random.Generator) -> tuple[Scene, Record]:
+    """The same two items, each asked for alone, one after the other: what a composition needs but
+    for reading an instruction for both."""
+    further = _second_task(scene, rng)
+    afterwards = _phrasing(rng, _SHORT).format(further)
+    changed = replace(scene, further=further, afterwards=afterwards)
+    return changed, {"further": further, "afterwards": afterwards}
+
+
+def _second_task(scene: Scene, rng: np.random.Generator) -> str:
+    others = [task for task in suite(scene.suite).tasks if task != scene.target]
+    present = [task for task in others if task in scene.places]
+    return _one_of(present, rng, "no item of another task to put into the basket, too")
 
 
 def _environment(scene: Scene, rng: np.random.Generator) -> tuple[Scene, Record]:
@@ -210,5 +234,7 @@ _CHANGES: Mapping[str, Change] = {
     "corrupted random words": _random_words,
     "other_task": _other_task,
     "unseen": _unseen,
+    "composition": _composition,
+    "sequence": _sequence,
 }
 NAMES: tuple[str, ...] = (*_CHANGES, "shift 7 cm", "shift 14 cm")

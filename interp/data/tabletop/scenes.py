@@ -9,8 +9,8 @@ al. 2025, arXiv 2510.03827) perturbs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,6 +115,8 @@ class Scene:
         trained_place: where that was.
         hand: where the hand starts, x, y and z in metres.
         surface: what the scene stands on.
+        further: another thing that has to be in the basket, too; "" for none.
+        afterwards: the instruction from when the target is in the basket; "" where it stays.
     """
 
     suite: str
@@ -127,6 +129,8 @@ class Scene:
     trained_place: Place
     hand: tuple[float, float, float]
     surface: Surface = TABLE
+    further: str = ""
+    afterwards: str = ""
 
     def __post_init__(self) -> None:
         if set(self.items) != set(self.places) or not 0 < len(self.items) <= MOST_ITEMS:
@@ -134,12 +138,17 @@ class Scene:
                 f"a scene of the items {sorted(self.items)} at the places of "
                 f"{sorted(self.places)}: expected the same, 1 to {MOST_ITEMS}"
             )
-        for role in (self.target, self.trained_target):
+        for role in (*self.goals, self.trained_target):
             if role not in self.items:
                 raise ValueError(
                     f"the target {role!r} is not in the scene; nearest: "
                     f"{closest(role, sorted(self.items))}"
                 )
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """What has to be in the basket in the end."""
+        return (self.target, self.further) if self.further else (self.target,)
 
     @property
     def fingerprint(self) -> str:
@@ -255,6 +264,10 @@ def _by_text(task: str, rng: np.random.Generator) -> dict[str, Place]:  # noqa: 
 def _anywhere(task: str, rng: np.random.Generator, others: int = 3) -> dict[str, Place]:
     names = [task, *rng.permutation([name for name in ITEMS if name != task])[:others].tolist()]
     rng.shuffle(names)
+    return _scattered_places(names, rng)
+
+
+def _scattered_places(names: Sequence[str], rng: np.random.Generator) -> dict[str, Place]:
     while True:
         drawn = np.stack([rng.uniform(*axis, len(names)) for axis in REACH], 1).tolist()
         places = {name: (x, y) for name, (x, y) in zip(names, drawn, strict=True)}
@@ -265,6 +278,17 @@ def _anywhere(task: str, rng: np.random.Generator, others: int = 3) -> dict[str,
 def _anywhere_with_few(task: str, rng: np.random.Generator) -> dict[str, Place]:
     """With none to four other items: what a word means is learned where there is no choice."""
     return _anywhere(task, rng, int(rng.integers(5)))
+
+
+def scattered(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Returns the same scene with its items anywhere on the table: where the target lies then says
+    nothing about where it was in training.
+
+    Args:
+        scene: the scene.
+        rng: what draws the places.
+    """
+    return replace(scene, places=_scattered_places(list(scene.places), rng))
 
 
 def is_free(place: Place, places: Mapping[str, Place], but: str, apart: float = APART) -> bool:

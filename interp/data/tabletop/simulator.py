@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import ArrayLike
 
-from interp.data.tabletop.scenes import BASKET, BASKET_HALF, MOST_ITEMS, Item, Scene
+from interp.data.tabletop.scenes import BASKET, BASKET_HALF, ITEM_SIZE, MOST_ITEMS, Item, Scene
 
 ACTION_WIDTH = 7  # translation, rotation (ignored) and gripper, as in LIBERO
 MOVED = 0.04  # metres per unit of an action
@@ -108,7 +108,7 @@ class Tabletop:
         ...     observation = tabletop.reset(scene)
         ...     observation, reward, done, info = tabletop.step([0, 0, -1, 0, 0, 0, -1])
         >>> reward, done, info["in_basket"]
-        (0.0, False, None)
+        (0.0, False, ())
     """
 
     def __init__(self) -> None:
@@ -153,7 +153,9 @@ class Tabletop:
 
     @property
     def language_instruction(self) -> str:
-        """The instruction of the scene, which is what a policy has to be given."""
+        """The instruction that holds now, which is what a policy has to be given."""
+        if self.scene.afterwards and self.scene.target in self.in_basket():
+            return self.scene.afterwards
         return self.scene.instruction
 
     def reset(self, scene: Scene) -> Observation:
@@ -188,7 +190,8 @@ class Tabletop:
         self._mujoco.mj_forward(self.model, self.data)
         if self.check_success():
             raise ValueError(
-                f"the goal of the scene holds at reset: {scene.target} is in the basket already"
+                f"the goal of the scene holds at reset: {' and '.join(scene.goals)} in the basket "
+                "already"
             )
         return self.observe()
 
@@ -230,8 +233,9 @@ class Tabletop:
                 ignored, and the gripper, which sucks above 0.
 
         Returns:
-            What is seen then, the reward (1 with the goal reached), whether the episode is over (an
-            item is in the basket), and what is in the basket and in the hand, by name.
+            What is seen then, the reward (1 with the goal reached), whether the episode is over
+            (the goal is reached, or a wrong item is in the basket), and what is in the basket and
+            in the hand, by name.
 
         Raises:
             ValueError: an action of another shape, outside [-1, 1], or not finite; or no scene.
@@ -250,7 +254,8 @@ class Tabletop:
         inside = self.in_basket()
         success = self.check_success()
         info = {"in_basket": inside, "holding": self._name(self._held)}
-        return self.observe(), float(success), inside is not None, info
+        has_wrong = not set(inside) <= set(self.scene.goals)
+        return self.observe(), float(success), success or has_wrong, info
 
     def _aim(self, move: Float[np.ndarray, " 3"]) -> None:
         hand = self.data.qpos[:3]
@@ -286,18 +291,21 @@ class Tabletop:
     def _name(self, number: int | None) -> str | None:
         return None if number is None else self._names[number]
 
-    def in_basket(self) -> str | None:
-        """Returns the item that lies in the basket, None for none."""
+    def in_basket(self) -> tuple[str, ...]:
+        """Returns the items that lie in the basket. Where two have to be there, one can lie on the
+        other."""
+        top = _BASKET_TOP + 2 * ITEM_SIZE * (len(self.scene.goals) - 1)
+        found: list[str] = []
         for number, name in enumerate(self._names):
             offset = self.data.xpos[self._bodies[number]] - self.data.xpos[self._basket]
             is_inside = abs(offset[0]) < BASKET_HALF and abs(offset[1]) < BASKET_HALF
-            if is_inside and offset[2] < _BASKET_TOP and number != self._held:
-                return name
-        return None
+            if is_inside and offset[2] < top and number != self._held:
+                found.append(name)
+        return tuple(found)
 
     def check_success(self) -> bool:
         """Returns whether the goal of the scene is reached."""
-        return self.in_basket() == self.scene.target
+        return set(self.in_basket()) == set(self.scene.goals)
 
     def is_at_rest(self, speed: float = 0.02) -> bool:
         """Returns whether no item of the scene moves faster than that, in metres per second."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.engine.recording import Part, Recording, record_parts, segments
 from interp.errors import closest
 from interp.localization.registry import Places, Scores, method
+from interp.sites.anatomy import Sites
 from interp.sites.site import Site
 from interp.subject.batch import Batches, batches
 from interp.subject.subject import Subject
@@ -100,7 +101,7 @@ def _over_both(
 def unitmem(
     subject: Subject,
     windows: Batches,
-    sites: Places,
+    sites: Sites,
     batch_size: int = 8,
     *,
     views: int = 1,
@@ -153,11 +154,12 @@ def unitmem(
     elif has_segments and collapse == "tokens":
         parts = {"": _all_positions(parts)}
 
+    chosen = subject.anatomy.expand(sites)
     recordings = record_parts(
-        subject, windows, sites, parts, "selectivity", batch_size=batch_size, views=views
+        subject, windows, chosen, parts, "selectivity", batch_size=batch_size, views=views
     )
     result: dict[Site, Selective] = {}
-    for site in sites:
+    for site in chosen:
         by_segment = [_selectivity(subject, each, site) for each in recordings.values()]
         result[site] = _collapse_segments(by_segment, collapse)
     return result
@@ -166,7 +168,7 @@ def unitmem(
 def unitmem_by_segment(
     subject: Subject,
     windows: Batches,
-    sites: Places,
+    sites: Sites,
     batch_size: int = 8,
     *,
     views: int = 1,
@@ -191,12 +193,13 @@ def unitmem_by_segment(
         (48, [''])
     """
     parts = segments(subject, degenerate=degenerate)
+    chosen = subject.anatomy.expand(sites)
     recordings = record_parts(
-        subject, windows, sites, parts, "selectivity", batch_size=batch_size, views=views
+        subject, windows, chosen, parts, "selectivity", batch_size=batch_size, views=views
     )
     frames: list[pd.DataFrame] = []
     for segment, recording in recordings.items():
-        for site in sites:
+        for site in chosen:
             score, example = _selectivity(subject, recording, site)
             columns = {
                 "segment": segment,

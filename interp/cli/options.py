@@ -69,6 +69,25 @@ Stride = Annotated[
         min=1,
     ),
 ]
+ShardIndex = Annotated[
+    int,
+    typer.Option(
+        help="Which of them this process takes, from 0; by default the number that SLURM (an array "
+        "of jobs) or torchrun gives it.",
+        envvar=["SLURM_ARRAY_TASK_ID", "RANK"],
+        show_envvar=False,
+    ),
+]
+NumShards = Annotated[
+    int,
+    typer.Option(
+        help="Number of processes that share the texts, each of which writes to its own folder in "
+        "--out; when all are done, `interp merge` joins them. By default the number of jobs or "
+        "processes that SLURM or torchrun has started.",
+        envvar=["SLURM_ARRAY_TASK_COUNT", "WORLD_SIZE"],
+        show_envvar=False,
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

@@ -17,10 +17,12 @@ from interp.data.image_files import ImageFiles, find_images
 from interp.data.images import Images
 from interp.data.tabletop.frames import load_frames
 from interp.data.text_formats import has_text_name
+from interp.data.tokenized import Share
 from interp.files import replaced
 from interp.localization import localize
 from interp.memorization.extraction import scan
 from interp.memorization.halves import Halves
+from interp.memorization.shards import merge
 from interp.memorization.spans import passages
 from interp.mitigation.extraction_drop import extraction_drop
 from interp.mitigation.report import DropReport
@@ -33,6 +35,7 @@ from interp.subject.batch import GIVEN, Batch
 from interp.subject.subject import Subject
 
 _IMAGES_SHOWN = 8
+_SHARES = "shares"
 
 
 def scan_texts(
@@ -46,6 +49,7 @@ def scan_texts(
     *,
     bos: bool = True,
     counts: Counts | None = None,
+    share: Share | None = None,
 ) -> pd.DataFrame:
     """Scans texts and writes windows.parquet, passages.csv and scan.png.
 
@@ -61,6 +65,8 @@ def scan_texts(
         batch_size: batch size.
         bos: whether windows are measured behind the start tokens.
         counts: counts of the training data, for the columns `count` and `count_suffix`.
+        share: which of the texts are scanned. Only their shards are written, in a folder of their
+            own in `out`, for `merge_shares`.
 
     Returns:
         One row per window: see `interp.scan`.
@@ -72,10 +78,36 @@ def scan_texts(
         length,
         stride=stride,
         batch_size=batch_size,
-        folder=out / "shards",
+        folder=out / ("shards" if share is None else _folder_of(share)),
         bos=bos,
         counts=counts,
+        share=share,
     )
+    if share is None:
+        _write_scan(frame, out)
+    return frame
+
+
+def _folder_of(share: Share) -> str:
+    return f"{_SHARES}/{share.index}-of-{share.of}"
+
+
+def merge_shares(out: Path) -> pd.DataFrame:
+    """Joins the shares of a scan, and writes windows.parquet, passages.csv and scan.png.
+
+    Args:
+        out: the folder that all shares were scanned into.
+
+    Returns:
+        One row per window: see `interp.scan`.
+
+    Raises:
+        ValueError: there are no shares, or see `interp.memorization.shards.merge`.
+    """
+    folders = sorted((out / _SHARES).glob("*-of-*"))
+    if not folders:
+        raise ValueError(f"{out} holds no shares: expected the --out of `interp scan --num-shards`")
+    frame = merge(folders)
     _write_scan(frame, out)
     return frame
 

@@ -25,11 +25,11 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from interp.data.corpus_counts import Counts
-from interp.data.tokenized import Text, tokenized
+from interp.data.tokenized import Share, Text, numbered, tokens_of
 from interp.hooks.clock import prompt_length
 from interp.hooks.modes import checkpointing_off
 from interp.memorization.same_tokenizer import check_counted_tokens, check_same_tokenizer
-from interp.memorization.shards import Shards
+from interp.memorization.shards import Corpus, Shards, only_writer
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch
 from interp.subject.batch_limit import BatchLimit
@@ -96,13 +96,14 @@ def scan(
     bos: bool = True,
     reference: Subject | None = None,
     counts: Counts | None = None,
+    share: Share | None = None,
 ) -> pd.DataFrame:
     """Measures, for every window of a corpus, how much of its suffix the model continues verbatim.
 
     Args:
         subject: the model.
-        texts: strings or sequences of token ids, read one at a time; or a Batch, whose rows are the
-            windows (images).
+        texts: strings or sequences of token ids, or rows with a `text`, such as those of a data set
+            of `datasets`, read one at a time; or a Batch, whose rows are the windows (images).
         prefix: tokens given to the model. By default 32; for a Batch, its prompt.
         length: tokens of the suffix. By default 32; for a Batch, all tokens after the prefix.
         stride: tokens from the start of one window to the start of the next; by default `length`.
@@ -121,6 +122,8 @@ def scan(
             finds likely is likely text; what only `subject` does is memorized (arXiv 2602.18733).
         counts: counts of the training data, see `interp.data.corpus_counts.counts`, made with the
             same tokenizer: they say whether what is memorized was seen often.
+        share: which of the texts are scanned, the others being left to other processes: see
+            `interp.memorization.shards.merge`. The numbers of texts are those in the whole corpus.
 
     Returns:
         A frame with one row per window:
@@ -150,7 +153,8 @@ def scan(
         ValueError: if a number is too small, if what is given is not texts (the message gives the
             number of the text), if no text is as long as one window, if a window is longer than the
             model has positions for, if a logit is NaN or infinite, if the reference model or the
-            counts have another tokenizer, or if `folder` holds a scan of something else.
+            counts have another tokenizer, if a Batch is to be shared, or if `folder` holds a scan
+            of something else or is being written by another process.
 
     Example:
         >>> frame = interp.scan(subject, texts, prefix=8, length=8)
@@ -182,8 +186,14 @@ def scan(
             f"expected {texts.length} together, the tokens of each row"
         )
 
+    if is_batch and share is not None:
+        raise ValueError(
+            "share= is for texts: expected the rows of the Batch that are to be scanned"
+        )
+
     stride = length if stride is None else stride
     read = {"texts": 0, "skipped": 0}  # filled while the stream is read
+    corpus = Corpus()
     start_tokens: tuple[int, ...] = ()
     if is_batch:
         stream = _rows(texts, read)
@@ -191,7 +201,8 @@ def scan(
     else:
         if bos:
             start_tokens = subject.bos
-        stream = windows(subject, texts, prefix + length, stride, read, start_tokens)
+        read_by_all = texts if folder is None else corpus.of(texts)
+        stream = windows(subject, read_by_all, prefix + length, stride, read, start_tokens, share)
         groups = None
 
     parts = identify(subject)
@@ -205,11 +216,17 @@ def scan(
         "reference": None if reference is None else reference.fingerprint,
         "counts": None if counts is None else counts.digest,
     }
+    if share is not None:
+        about["share"] = [share.index, share.of]
     if reference is not None:
         check_same_tokenizer(subject, [reference], bos=bos and not is_batch)
     if counts is not None:
         check_counted_tokens(subject, counts)
-    with Shards(folder, about | {"model parts": parts}) as shards, evaluating(subject):
+    with (
+        only_writer(folder),
+        Shards(folder, about | {"model parts": parts}) as shards,
+        evaluating(subject),
+    ):
         _skip_known(stream, shards)
         limit = BatchLimit()
         for chunk in track(window_batches(stream, batch_size), "scanning"):
@@ -222,8 +239,11 @@ def scan(
                 if counts is not None:
                     rows["count"], rows["count_suffix"] = _counted(subject, part, counts, prefix)
                 shards.add(rows)
+        if share is not None:
+            shards.finish({**read, "corpus": corpus.digest})
 
-    if not len(shards):
+    # Another process may have all the texts that are long enough.
+    if not len(shards) and share is None:
         raise ValueError(
             f"nothing to scan: {read['skipped']} of {read['texts']} texts "
             f"are shorter than {prefix + length} tokens"
@@ -240,6 +260,7 @@ def windows(
     stride: int,
     counts: dict[str, int],
     bos: tuple[int, ...] = (),
+    share: Share | None = None,
 ) -> Iterator[Window]:
     """Yields the sliding windows of `width` tokens of every text.
 
@@ -250,12 +271,16 @@ def windows(
         stride: tokens from one window to the next.
         counts: updated in place: `texts` read, and `skipped` because they are too short.
         bos: start tokens that each window is put behind, and that a text may begin with.
+        share: which of the texts; by default all.
 
     Raises:
         ValueError: if `texts` is a single text or a table, or a text is neither a string nor a
             sequence of whole numbers; the message gives its number.
     """
-    for number, (text, given) in enumerate(tokenized(subject, texts)):
+    for number, text in numbered(texts):
+        if share is not None and not share.takes(number):
+            continue
+        given = tokens_of(subject, text, number)
         behind = bos
         tokens = given
         if bos and tuple(given[: len(bos)]) == bos:

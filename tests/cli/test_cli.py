@@ -26,7 +26,17 @@ KNOWN = [
 ]  # brackets are markup to a terminal library
 UNKNOWN = letters.noise(14, 64, seed=2)
 WINDOW = ["--prefix", "8", "--length", "8"]
-COMMANDS = ("scan", "localize", "ablate", "membership", "unlearn", "demo", "reproduce", "claims")
+COMMANDS = (
+    "scan",
+    "merge",
+    "localize",
+    "ablate",
+    "membership",
+    "unlearn",
+    "demo",
+    "reproduce",
+    "claims",
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +101,41 @@ def test_scan_finds_the_texts_known_by_heart(done):
     best = pd.read_csv(out / "passages.csv").iloc[0]
     assert best["suffix"] in KNOWN[best["text"]]
     assert (out / "scan.png").exists()
+
+
+def test_shares_of_a_scan_are_joined_to_what_one_scan_prints_and_writes(
+    done: Any, model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, printed = done
+    before = run("merge", tmp_path, "--json")
+    assert before.exit_code == 1
+    assert "holds no shares" in before.output
+    scan = ["scan", model, corpus, "--out", tmp_path, *WINDOW]
+    first = run(*scan, "--num-shards", 2, "--shard-index", 1, "--json")
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout)["share"] == "1 of 2"
+    assert "takes share 1 of 2" in first.stderr
+    assert not (tmp_path / "windows.parquet").exists()
+    missing = run("merge", tmp_path)
+    assert missing.exit_code == 1
+    assert "1 of 2 shares are missing: 0" in missing.output
+    # As SLURM and torchrun say it.
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert run(*scan).exit_code == 0
+    merged = run("merge", tmp_path, "--json")
+    assert merged.exit_code == 0, merged.output
+    said = {**printed["scan"], "out": str(tmp_path)}
+    for name in ("device", "start_tokens"):
+        del said[name]
+    assert json.loads(merged.stdout) == said
+    names = ["text", "start", "exact", "matched", "suffix", "log_p"]
+    frames = [pd.read_parquet(folder / "windows.parquet")[names] for folder in (tmp_path, out)]
+    pd.testing.assert_frame_equal(*frames, rtol=1e-4)
+    assert (tmp_path / "scan.png").exists()
+    wrong = run(*scan, "--num-shards", 2, "--shard-index", 2)
+    assert wrong.exit_code == 1
+    assert "share 2 of 2: expected a number from 0 to 1" in wrong.output
 
 
 def test_localize_writes_the_units_that_ablate_takes(done):

@@ -166,7 +166,7 @@ def _other_task(scene: Scene, rng: np.random.Generator) -> tuple[Scene, Record]:
 
 
 def _phrasing(rng: np.random.Generator, phrasings: Sequence[str] = PHRASINGS) -> str:
-    return phrasings[rng.integers(len(phrasings))]
+    return phrasings[int(rng.integers(len(phrasings)))]
 
 
 def _composition(scene: Scene, rng: np.random.Generator) -> tuple[Scene, Record]:

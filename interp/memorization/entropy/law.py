@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from interp.data.tokenized import Text
 from interp.files import replaced, writable, write_json
 from interp.memorization.entropy.baselines import is_trivial, text_baselines
 from interp.memorization.entropy.level_bags import RAREFIED, RAW, LevelBags
@@ -26,7 +27,6 @@ from interp.memorization.entropy.regression import (
     groups_to_leave_out,
 )
 from interp.memorization.entropy.scored_windows import ScoredWindows, score_windows
-from interp.memorization.extraction import Text
 from interp.progress import track
 from interp.reporting.layout import finish, grid_of, name_panel, style
 from interp.reporting.plotting import save

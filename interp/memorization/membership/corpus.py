@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.memorization.extraction import Text, tokenized
+from interp.data.tokenized import Text, tokenized
 from interp.memorization.membership.token_scores import Mix, Over, TokenScores, token_scores
 from interp.memorization.same_tokenizer import check_same_tokenizer
 from interp.progress import track

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from interp.memorization.extraction import Text, tokenized
+from interp.data.tokenized import Text, tokenized
 from interp.memorization.membership.corpus import as_models, scored_texts
 from interp.subject.subject import Subject
 

@@ -103,7 +103,7 @@ PRESETS = {
         regimes=(
             Regime(name=SCENE, demonstrations=320, steps=1200),
             Regime(name=TEXT, demonstrations=320, steps=1200),
-            Regime(name=CONTROL, demonstrations=3000, steps=4000),
+            Regime(name=CONTROL, demonstrations=3000, steps=8000),
         ),
         perturbations=_PERTURBATIONS,
         episodes=40,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -37,11 +39,11 @@ class Share:
     of: int
 
     def __post_init__(self) -> None:
+        if self.of < 1:
+            raise ValueError(f"{self.of} shares: expected at least 1")
         if not 0 <= self.index < self.of:
             raise ValueError(
                 f"share {self.index} of {self.of}: expected a number from 0 to {self.of - 1}"
-                if self.of > 0
-                else f"{self.of} shares: expected at least 1"
             )
 
     def takes(self, number: int) -> bool:
@@ -81,10 +83,49 @@ def tokens_of(subject: Subject, text: Text, number: int) -> list[int]:
     Raises:
         ValueError: it is neither.
     """
-    try:
+    with _named(number):
         return subject.tokens(text) if isinstance(text, str) else token_ids(text)
+
+
+@contextmanager
+def _named(number: int) -> Generator[None]:
+    """Says in an error which text it is about."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"text {number}: {error}") from error
+
+
+class Corpus:
+    """A hash of all texts of a corpus, made while they are read."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """The hash of the texts that were read so far."""
+        return self._hash.hexdigest()
+
+    def of(self, texts: Iterable[Text]) -> Iterator[Text]:
+        """Yields the texts.
+
+        Args:
+            texts: see `tokenized`.
+
+        Raises:
+            ValueError: as in `tokenized`.
+        """
+        for number, text in numbered(texts):
+            is_string = isinstance(text, str)
+            with _named(number):
+                content = text if is_string else repr(token_ids(text))
+            encoded = content.encode("utf-8", "surrogatepass")
+            # Strings are marked and each text is preceded by its length, so that no two corpora are
+            # the same bytes.
+            self._hash.update(f"{'text' if is_string else 'ids'} {len(encoded)} ".encode())
+            self._hash.update(encoded)
+            yield text
 
 
 def numbered(texts: Iterable[Text]) -> Iterator[tuple[int, Text]]:

@@ -25,11 +25,11 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from interp.data.corpus_counts import Counts
-from interp.data.tokenized import Share, Text, numbered, tokens_of
+from interp.data.tokenized import Corpus, Share, Text, numbered, tokens_of
 from interp.hooks.clock import prompt_length
 from interp.hooks.modes import checkpointing_off
 from interp.memorization.same_tokenizer import check_counted_tokens, check_same_tokenizer
-from interp.memorization.shards import Corpus, Shards, only_writer
+from interp.memorization.shards import Shards, only_writer
 from interp.progress import track
 from interp.subject.batch import GIVEN, Batch
 from interp.subject.batch_limit import BatchLimit
@@ -201,8 +201,9 @@ def scan(
     else:
         if bos:
             start_tokens = subject.bos
-        read_by_all = texts if folder is None else corpus.of(texts)
-        stream = windows(subject, read_by_all, prefix + length, stride, read, start_tokens, share)
+        # All processes read all texts: what they say of them tells whether these are the same.
+        seen = texts if share is None else corpus.of(texts)
+        stream = windows(subject, seen, prefix + length, stride, read, start_tokens, share)
         groups = None
 
     parts = identify(subject)

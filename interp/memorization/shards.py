@@ -3,7 +3,6 @@ scan loses nothing that was measured; and `merge`, which joins the scans of seve
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from interp.data.tokenized import Text, numbered
 from interp.files import replaced, writable
 from interp.subject.batch import GIVEN
 
@@ -132,30 +130,6 @@ class Shards:
         """Returns all rows, those in shards and those not in a shard yet, as one frame."""
         parts = [*self.done, *self.fresh]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-class Corpus:
-    """A hash of all texts of a corpus, made while they are read."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    @property
-    def digest(self) -> str:
-        """The hash of the texts that were read so far."""
-        return self._hash.hexdigest()
-
-    def of(self, texts: Iterable[Text]) -> Iterator[Text]:
-        """Yields the texts."""
-        for _, text in numbered(texts):
-            # Bytes of another kind for token ids than for strings, and the length before each text,
-            # so that no two corpora are the same bytes.
-            is_string = isinstance(text, str)
-            content = text if is_string else ",".join(map(str, text))
-            encoded = content.encode("utf-8", "surrogatepass")
-            self._hash.update(f"{'text' if is_string else 'ids'} {len(encoded)} ".encode())
-            self._hash.update(encoded)
-            yield text
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp.data.tokenized import Share
+from interp.data.tokenized import Corpus, Share
 from interp.memorization import shards
 from interp.memorization.shards import merge, only_writer
 
@@ -199,6 +200,35 @@ def test_a_folder_of_another_share_is_refused(tmp_path: Path):
 def test_a_share_that_there_is_not_is_refused(index: int, of: int):
     with pytest.raises(ValueError, match="expected"):
         Share(index, of)
+
+
+@pytest.mark.parametrize("bad", [5, [1.9] * 20, b"text", None])
+def test_what_is_no_text_is_named_also_in_the_share_of_another(tmp_path: Path, bad: Any):
+    for index in range(2):
+        with pytest.raises(ValueError, match=r"^text 1: "):
+            scanned(tmp_path / str(index), Share(index, 2), [TEXTS[0], bad])
+
+
+def test_no_two_corpora_have_one_digest():
+    corpora: list[Any] = [
+        ["ab"],
+        ["a", "b"],
+        ["[1]"],
+        [[1]],
+        [[1], [1]],
+        [[1, 1]],
+        [[11]],
+        ["", "ab"],
+    ]
+    digests = set()
+    for texts in corpora:
+        corpus = Corpus()
+        assert list(corpus.of(texts)) == texts
+        digests.add(corpus.digest)
+    assert len(digests) == len(corpora)
+    as_array = Corpus()
+    list(as_array.of([np.array([1, 1])]))
+    assert as_array.digest in digests
 
 
 def test_images_are_not_shared():

@@ -1,9 +1,9 @@
 """The command line: `interp scan | localize | ablate` for the main job on your own model and data,
-`interp membership | entropy-law | dataset-inference` for what it was trained on, `interp unlearn`
-to train secrets out of it, `interp cartography` for what was memorized during a training, `interp
-robustness` for robot policies in changed scenes, `interp workbench` to ablate by hand in a
-notebook, `interp demo` to see the main job on an example, `interp reproduce | redraw | claims` for
-the experiments."""
+`interp merge` for a scan that several processes made, `interp membership | entropy-law |
+dataset-inference` for what it was trained on, `interp unlearn` to train secrets out of it, `interp
+cartography` for what was memorized during a training, `interp robustness` for robot policies in
+changed scenes, `interp workbench` to ablate by hand in a notebook, `interp demo` to see the main
+job on an example, `interp reproduce | redraw | claims` for the experiments."""
 
 from __future__ import annotations
 

@@ -353,6 +353,20 @@ def test_without_mujoco_the_message_says_how_to_get_it(monkeypatch: pytest.Monke
         Tabletop()
 
 
+@pytest.mark.parametrize(
+    ("installed", "chosen"),
+    [({"EGL", "OSMesa"}, "egl"), ({"EGL"}, "egl"), ({"OSMesa"}, "osmesa"), (set(), "egl")],
+)
+def test_osmesa_draws_where_egl_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], chosen: str
+):
+    def find(name: str) -> str | None:
+        return f"lib{name}.so" if name in installed else None
+
+    monkeypatch.setattr(simulator, "find_library", find)
+    assert simulator._without_screen() == chosen
+
+
 def test_without_a_renderer_the_message_says_how_to_get_one(
     tabletop: Any, monkeypatch: pytest.MonkeyPatch
 ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from ctypes.util import find_library
 from dataclasses import dataclass
 from typing import Any
 
@@ -356,10 +357,10 @@ def _checked_action(action: ArrayLike) -> Float[np.ndarray, " 7"]:
 
 
 def _mujoco() -> Any:
-    # The platform is chosen when mujoco is imported for the first time: EGL needs no screen.
+    # The platform is chosen when mujoco is imported for the first time.
     has_screen = os.name != "posix" or "DISPLAY" in os.environ
     if "mujoco" not in sys.modules and not has_screen:
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("MUJOCO_GL", _without_screen())
     try:
         import mujoco
     except ImportError as error:
@@ -367,6 +368,12 @@ def _mujoco() -> Any:
             "the tabletop needs MuJoCo: pip install 'interp[policies]'", name="mujoco"
         ) from error
     return mujoco
+
+
+def _without_screen() -> str:
+    """What draws without a screen: EGL, or OSMesa where that alone is installed."""
+    has_only_osmesa = find_library("EGL") is None and find_library("OSMesa") is not None
+    return "osmesa" if has_only_osmesa else "egl"
 
 
 def _renderer(mujoco: Any, model: Any, side: int) -> Any:

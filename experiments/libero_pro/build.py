@@ -13,7 +13,16 @@ from interp.data.tabletop.frames import demonstration_batch
 from interp.experiment.jobs import Job, job
 from interp.memorization.rollouts import arms
 
-TABLES = ("episodes", "blind", "extraction", "inputs", "places", "patching", "ablation")
+TABLES = (
+    "trainings",
+    "episodes",
+    "blind",
+    "extraction",
+    "inputs",
+    "places",
+    "patching",
+    "ablation",
+)
 Tables = dict[str, pd.DataFrame]
 
 _REFERENCES = 60  # demonstrations in decorrelated scenes
@@ -32,6 +41,7 @@ def of_regime(preset: Preset, regime: Regime, seed: int) -> Tables:
     is_control = regime.name == CONTROL
     tried_in = [each.name for each in preset.regimes] if is_control else [regime.name]
     tables: Tables = {
+        "trainings": study.trainings(trained),
         "episodes": pd.concat(
             [study.episodes(preset, trained, scenes, seed) for scenes in tried_in],
             ignore_index=True,

@@ -23,6 +23,7 @@ from experiments.libero_pro.study import (
     SAME_TASK,
     SCATTERED,
     SHUFFLED,
+    TRAINED,
     TRAINING,
     UNTRAINED,
 )
@@ -44,7 +45,6 @@ _ITEM = "initial_state"
 _SHARES = (0.0, 1.0)
 _ARMS = "figures/arms.png"
 _PLACES = "figures/places.png"
-_TRAINED = 0.9  # clean success without which nothing else says anything
 _TRAINED_CONTROL = 0.8
 
 
@@ -101,7 +101,7 @@ def _is_trained(policy: str, least: float) -> Any:
 
 def _both_trained(policy: str) -> Any:
     """The premise of what compares a policy with the control: both have learned their tasks."""
-    own = _is_trained(policy, _TRAINED)
+    own = _is_trained(policy, TRAINED)
     control = _is_trained(CONTROL, _TRAINED_CONTROL)
 
     def holds(tables: Tables) -> bool:
@@ -122,7 +122,7 @@ def checks(preset: Preset) -> list[Check]:
 
 
 def _of_policy(name: str) -> list[Check]:
-    trained = _is_trained(name, _TRAINED)
+    trained = _is_trained(name, TRAINED)
     control_too = _both_trained(name)
 
     def own(perturbation: str) -> Measure:
@@ -138,7 +138,7 @@ def _of_policy(name: str) -> list[Check]:
         Check(
             id=f"P {name}",
             measure=own("clean"),
-            threshold=at_least(_TRAINED),
+            threshold=at_least(TRAINED),
             source="chosen",
             statement=f"where {name}, the policy is trained: its clean success is {{threshold}}",
             controls={"control policy in the same scenes": of_control("clean")},
@@ -356,7 +356,7 @@ def _read(name: str, block: int) -> list[Check]:
             statement=f"where {name}, the network carries more of where the target lies than an "
             "untrained one: the fall of the error of such a probe is {threshold} cm",
             controls=errors,
-            requires=_is_trained(name, _TRAINED),
+            requires=_is_trained(name, TRAINED),
             evidence=_PLACES,
         ),
     ]
@@ -388,7 +388,7 @@ def _keeps(name: str, kind: str, perturbation: str, words: str, paper: str) -> C
         statement=f"where {name}, {words} hardly matters: the fall of success is {{threshold}}",
         paper=paper,
         controls={"control policy": success(CONTROL, name, perturbation)},
-        requires=_is_trained(name, _TRAINED),
+        requires=_is_trained(name, TRAINED),
         evidence=_ARMS,
     )
 
@@ -407,7 +407,7 @@ def _shift(name: str, centimetres: int) -> Check:
             "old place": _of_episodes("old_place", name, name, perturbation),
             "control policy": success(CONTROL, name, perturbation),
         },
-        requires=_is_trained(name, _TRAINED),
+        requires=_is_trained(name, TRAINED),
         evidence=_ARMS,
     )
 
@@ -425,7 +425,7 @@ def _corrupted(name: str, perturbation: str) -> Check:
             "success": success(name, name, perturbation),
             "text of another task": _sensitivity(name, "other_task"),
         },
-        requires=_is_trained(name, _TRAINED),
+        requires=_is_trained(name, TRAINED),
         evidence=_ARMS,
     )
 
@@ -478,7 +478,7 @@ def _removal(name: str, fraction: float) -> Check:
             "clean success after random": of(RANDOM, "clean", "success"),
             "success in swapped scenes after": of(FOUND, "swap", "success"),
         },
-        requires=_is_trained(name, _TRAINED),
+        requires=_is_trained(name, TRAINED),
         evidence="figures/ablation.png",
     )
 

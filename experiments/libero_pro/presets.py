@@ -39,6 +39,9 @@ class Preset:
     Attributes:
         seeds: number of seeds, each with its own demonstrations, weights, order and scenes.
         regimes: the policies.
+        attempts: the most trainings of a policy: one that does not do its clean scenes is trained
+            again from other weights.
+        tried: scenes in which that is seen; no others are measured there.
         perturbations: see `interp.data.tabletop.perturbations.NAMES`.
         episodes: per policy, scenes and perturbation.
         frames: held-out frames on which inputs are exchanged.
@@ -52,6 +55,8 @@ class Preset:
 
     seeds: int
     regimes: tuple[Regime, ...]
+    attempts: int
+    tried: int
     perturbations: tuple[str, ...]
     episodes: int
     frames: int
@@ -88,6 +93,8 @@ PRESETS = {
             Regime(name=TEXT, demonstrations=16, steps=20),
             Regime(name=CONTROL, demonstrations=16, steps=20),
         ),
+        attempts=2,
+        tried=2,
         perturbations=_PERTURBATIONS,
         episodes=2,
         frames=24,
@@ -103,8 +110,10 @@ PRESETS = {
         regimes=(
             Regime(name=SCENE, demonstrations=320, steps=1200),
             Regime(name=TEXT, demonstrations=320, steps=1200),
-            Regime(name=CONTROL, demonstrations=3000, steps=8000),
+            Regime(name=CONTROL, demonstrations=3000, steps=4000),
         ),
+        attempts=4,
+        tried=24,
         perturbations=_PERTURBATIONS,
         episodes=40,
         frames=200,
@@ -120,6 +129,8 @@ PRESETS = {
             Regime(name=TEXT, demonstrations=2000, steps=8000),
             Regime(name=CONTROL, demonstrations=20_000, steps=20_000),
         ),
+        attempts=4,
+        tried=100,
         perturbations=(*_PERTURBATIONS, "shift 3 cm", "shift 10 cm", "shift 21 cm"),
         episodes=500,
         frames=1000,

@@ -340,9 +340,9 @@ def _read(name: str, block: int) -> list[Check]:
             threshold=above(0),
             opposite=below(0),
             source="chosen",
-            statement=f"where {name}, the network does not carry where the target lies: the error "
-            "of a probe that was fitted on scattered items, minus that of the control policy, is "
-            "{threshold} cm",
+            statement=f"where {name}, the network shows less of where the target lies than the "
+            "control policy's: the error of a probe that was fitted on scattered items, minus that "
+            "of the control policy, is {threshold} cm",
             controls=errors,
             requires=_both_trained(name),
             evidence=_PLACES,
@@ -353,7 +353,7 @@ def _read(name: str, block: int) -> list[Check]:
             threshold=above(0),
             opposite=below(0),
             source="chosen",
-            statement=f"where {name}, the network carries more of where the target lies than an "
+            statement=f"where {name}, the network shows more of where the target lies than an "
             "untrained one: the fall of the error of such a probe is {threshold} cm",
             controls=errors,
             requires=_is_trained(name, TRAINED),

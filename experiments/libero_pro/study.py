@@ -59,10 +59,10 @@ _HELD_OUT_SEED = 10_000
 _SCENES_SEED = 20_000
 _HELD_OUT_DEMONSTRATIONS = 40
 _PROBED_SEED = 50_000
-_TRIED_SEED = 70_000
-_NEXT_ATTEMPT = 100_000
-TRAINED = 0.9  # clean success without which nothing else says anything
 _UNTRAINED_SEED = 60_000
+_TRIED_SEED = 70_000
+_NEXT_ATTEMPT = 100_000  # between the seeds of two trainings of a policy
+TRAINED = 0.9  # clean success without which nothing else says anything
 _SCANNED = 1000  # frames of each kind
 _ALONG_Y = 0.5  # a donor counts that would move the hand otherwise by at least this, from -1 to 1
 
@@ -304,8 +304,8 @@ def places(preset: Preset, trained: Trained, scenes: str, seed: int) -> pd.DataF
     The residual stream after the block is read before the first action, where the motions along x
     and y are predicted, that along y after a motion of 0 along x. Fitted on clean scenes, where the
     two places are the same, a probe reads what the network has learned to take for the place of the
-    target. Fitted on scattered items, it reads where the target lies if the network carries that at
-    all. An untrained network and shuffled places say what a probe reads by itself.
+    target. Fitted on scattered items, it reads where the target lies if that can be read linearly
+    there. An untrained network and shuffled places say what a probe reads by itself.
     """
     rng = np.random.default_rng([seed, 9])
     drawn = suite(SUITE_OF[scenes])

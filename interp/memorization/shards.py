@@ -106,6 +106,8 @@ class Shards:
                 temporary.write_text(json.dumps(self.about))
             # The number makes the names sort in the order in which the shards were written.
             file = self.folder / f"shard-{len(self.done):06d}.parquet"
+            # It may have been finished before, over a corpus that has grown since.
+            (self.folder / _FINISHED).unlink(missing_ok=True)
             with replaced(file) as temporary:
                 shard.to_parquet(temporary)
         self.done.append(shard)

@@ -159,6 +159,27 @@ def test_what_is_not_all_of_one_scan_is_refused(tmp_path: Path):
         merge(folders)
 
 
+def test_shares_of_a_corpus_that_has_grown_are_not_finished_until_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shards, "_ROWS", 1)
+    folders = all_shares(tmp_path, 2)
+    grown = [*TEXTS, *TEXTS]
+
+    def interrupted() -> Iterator[list[int]]:
+        yield from grown[:-2]
+        raise KeyboardInterrupt
+
+    for index, folder in enumerate(folders):
+        with pytest.raises(KeyboardInterrupt):
+            scanned(folder, Share(index, 2), interrupted())
+    with pytest.raises(ValueError, match="is not finished"):
+        merge(folders)
+    all_shares(tmp_path, 2, texts=grown)
+    whole = scanned(None, None, grown)
+    pd.testing.assert_frame_equal(merge(folders), whole, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import setting
 from benchmarks.timing import Row, compared
-from interp.memorization.extraction import teacher_force
+from interp.memorization.teacher_forcing import teacher_force
 
 
 def run(rounds: int = 2) -> list[Row]:

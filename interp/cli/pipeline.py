@@ -20,6 +20,7 @@ from interp.data.text_formats import has_text_name
 from interp.data.tokenized import Share
 from interp.files import replaced
 from interp.localization import localize
+from interp.memorization.corpus_scan import CorpusScan, keeps_some, scan_corpus
 from interp.memorization.extraction import scan
 from interp.memorization.halves import Halves
 from interp.memorization.shards import merge
@@ -88,18 +89,61 @@ def scan_texts(
     return frame
 
 
+def count_texts(
+    subject: Subject,
+    texts: Iterable[str],
+    out: Path,
+    keep: str,
+    prefix: int = 32,
+    length: int = 32,
+    stride: int | None = None,
+    batch_size: int = 16,
+    *,
+    bos: bool = True,
+    counts: Counts | None = None,
+    share: Share | None = None,
+) -> CorpusScan:
+    """Scans texts in memory that does not grow with them, and writes documents.parquet,
+    histograms.csv, windows.parquet (the windows that are kept), passages.csv and scan.png.
+
+    Args:
+        subject, texts, out, prefix, length, stride, batch_size, bos, counts, share: see
+            `scan_texts`.
+        keep: which windows are kept as rows: see `interp.scan_corpus`.
+
+    Returns:
+        The counts and the rows that are kept.
+    """
+    found = scan_corpus(
+        subject,
+        texts,
+        out / ("shards" if share is None else _folder_of(share)),
+        prefix,
+        length,
+        keep=keep,
+        stride=stride,
+        batch_size=batch_size,
+        bos=bos,
+        counts=counts,
+        share=share,
+    )
+    if share is None:
+        _write_counts(found, out)
+    return found
+
+
 def _folder_of(share: Share) -> str:
     return f"{_SHARES}/{share.index}-of-{share.of}"
 
 
-def merge_shares(out: Path) -> pd.DataFrame:
-    """Joins the shares of a scan, and writes windows.parquet, passages.csv and scan.png.
+def merge_shares(out: Path) -> pd.DataFrame | CorpusScan:
+    """Joins the shares of a scan, and writes what one scan of all texts does.
 
     Args:
         out: the folder that all shares were scanned into.
 
     Returns:
-        One row per window: see `interp.scan`.
+        What `scan_texts` or `count_texts` does.
 
     Raises:
         ValueError: there are no shares, or see `interp.memorization.shards.merge`.
@@ -107,6 +151,10 @@ def merge_shares(out: Path) -> pd.DataFrame:
     folders = sorted((out / _SHARES).glob("*-of-*"))
     if not folders:
         raise ValueError(f"{out} holds no shares: expected the --out of `interp scan --num-shards`")
+    if keeps_some(folders[0]):
+        found = CorpusScan.read(folders)
+        _write_counts(found, out)
+        return found
     frame = merge(folders)
     _write_scan(frame, out)
     return frame
@@ -273,6 +321,14 @@ def _write_scan(frame: pd.DataFrame, out: Path) -> None:
     with replaced(out / "passages.csv") as temporary:
         passages(frame).to_csv(temporary, index=False)
     save(matched_tokens(frame), out / "scan.png")
+
+
+def _write_counts(found: CorpusScan, out: Path) -> None:
+    found.save(out)
+    kept = found.kept()
+    if len(kept):
+        with replaced(out / "passages.csv") as temporary:
+            passages(kept).to_csv(temporary, index=False)
 
 
 def localize_files(

@@ -32,14 +32,26 @@ class HubTexts:
     column: str
     rows: Any
 
-    def read(self) -> Iterator[str]:
+    def read(self, first: int = 0, state: Any = None) -> Iterator[str]:
         """Yields the texts, one row at a time.
+
+        Args:
+            first: number of the first row.
+            state: what `state_dict` returned before that row; by default all rows before it are
+                read again.
 
         Raises:
             ValueError: a row holds no text.
         """
-        for number, row in enumerate(self.rows):
+        rows = self.rows.skip(first) if state is None and first else self.rows
+        if state is not None:
+            rows.load_state_dict(state)
+        for number, row in enumerate(rows, start=first):
             yield string_of(row[self.column], f"{self.name}, row {number}", self.column)
+
+    def state_dict(self) -> Any:
+        """Returns the place of the next row, as `datasets` says it."""
+        return self.rows.state_dict()
 
 
 def is_hub_id(path: str | Path) -> bool:

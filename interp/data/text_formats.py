@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,12 +65,14 @@ def has_text_name(file: Path) -> bool:
     return _format(file) in SUFFIXES
 
 
-def texts_of(file: Path, column: str) -> Iterator[str]:
+def texts_of(file: Path, column: str, first: int = 0) -> Iterator[str]:
     """Yields the texts of a file, in the format that its name says.
 
     Args:
         file: the file.
         column: which column of a table, or field of a JSON object, holds the text.
+        first: number of the first text. Groups of rows of a parquet file that come before it are
+            not read; all else is read and left out.
 
     Raises:
         ValueError: the file is damaged or not UTF-8, or a part of it holds no text; the message
@@ -83,6 +86,12 @@ def texts_of(file: Path, column: str) -> Iterator[str]:
         >>> list(texts_of(file, "text"))
         ['one', 'two, three']
     """
+    if _format(file) == ".parquet":
+        return _texts_of_parquet(file, column, first)
+    return islice(_all_texts_of(file, column), first, None)
+
+
+def _all_texts_of(file: Path, column: str) -> Iterator[str]:
     kind = _format(file)
     if kind in _JSON_LINES:
         yield from _texts_of_lines(file, column)
@@ -90,8 +99,6 @@ def texts_of(file: Path, column: str) -> Iterator[str]:
         yield from _texts_of_json(file, column)
     elif kind in _DELIMITERS:
         yield from _texts_of_csv(file, column)
-    elif kind == ".parquet":
-        yield from _texts_of_parquet(file, column)
     else:
         yield content(file)
 
@@ -386,7 +393,7 @@ def _next_row(rows: Any, file: Path) -> tuple[int, list[str] | None]:
     return line, row
 
 
-def _texts_of_parquet(file: Path, column: str) -> Iterator[str]:
+def _texts_of_parquet(file: Path, column: str, first: int) -> Iterator[str]:
     import pyarrow as pa
 
     with _parquet(file) as table:
@@ -396,11 +403,24 @@ def _texts_of_parquet(file: Path, column: str) -> Iterator[str]:
         value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(value_kind) or pa.types.is_large_string(value_kind)):
             raise ValueError(f"{file}: expected texts in column {column!r}, got {kind}")
-        row = 0
-        for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+        groups, row = _groups_from(table, first)
+        for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=[column]):
             for value in batch.column(0).to_pylist():
-                yield string_of(value, f"{file}, row {row}", column)
+                if row >= first:
+                    yield string_of(value, f"{file}, row {row}", column)
                 row += 1
+
+
+def _groups_from(table: Any, first: int) -> tuple[list[int], int]:
+    """The groups of rows of a parquet file without those before a row, and the number of the first
+    row in them."""
+    row = 0
+    for group in range(table.num_row_groups):
+        rows = table.metadata.row_group(group).num_rows
+        if row + rows > first:
+            return list(range(group, table.num_row_groups)), row
+        row += rows
+    return [], row
 
 
 @contextmanager

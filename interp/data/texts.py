@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from interp.data.hub_texts import HubTexts, hub_texts, is_hub_id
 from interp.data.text_formats import (
@@ -18,7 +19,7 @@ from interp.data.text_formats import (
 )
 from interp.files import count_in_words, find_files, passed_over_in_words
 
-__all__ = ["SUFFIXES", "TextFiles", "find_texts", "read_texts"]
+__all__ = ["SUFFIXES", "TextFiles", "TextReader", "find_texts", "read_texts"]
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,79 @@ class TextFiles:
             f"{', '.join(COMPRESSED)}, and hold texts are read; to read another file, name it",
         )
 
-    def read(self) -> Iterator[str]:
-        """Yields the texts; a file is opened when its first text is asked for.
+    def read(self) -> TextReader:
+        """Returns an iterator of the texts; a file is opened when its first text is asked for.
 
         Raises:
-            ValueError: a file is damaged or not UTF-8 text, or a part of it holds no text; the
-                message gives file and line or row.
+            ValueError: while reading: a file is damaged or not UTF-8 text, or a part of it holds no
+                text; the message gives file and line or row.
         """
-        for file in self.files:
-            if isinstance(file, HubTexts):
-                yield from file.read()
-            else:
-                yield from texts_of(file, self.column)
+        return TextReader(self.files, self.column)
 
 
-def read_texts(paths: Iterable[str | Path], column: str = "text") -> Iterator[str]:
+class TextReader(Iterator[str]):
+    """The texts of files and data sets, one after the other, from any place on.
+
+    Its place is saved and loaded by `state_dict` and `load_state_dict`, as that of a streamed data
+    set of `datasets` is.
+
+    Args:
+        files: files and data sets.
+        column: which column of a table, or field of a JSON object, holds the text.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from interp.data.texts import find_texts
+        >>> file = pathlib.Path(tempfile.mkdtemp(), "a.jsonl")
+        >>> _ = file.write_text('{"text": "one"}\\n{"text": "two"}')
+        >>> reader = find_texts([file]).read()
+        >>> next(reader)
+        'one'
+        >>> again = find_texts([file]).read()
+        >>> again.load_state_dict(reader.state_dict())
+        >>> list(again)
+        ['two']
+    """
+
+    def __init__(self, files: Sequence[Path | HubTexts], column: str) -> None:
+        self._files = tuple(files)
+        self._column = column
+        self.load_state_dict({"file": 0, "row": 0, "rows": None})
+
+    def __next__(self) -> str:
+        while self._file < len(self._files):
+            if self._texts is None:
+                self._texts = self._open(self._files[self._file])
+            text = next(self._texts, None)
+            if text is not None:
+                self._row += 1
+                return text
+            self.load_state_dict({"file": self._file + 1, "row": 0, "rows": None})
+        raise StopIteration
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the place of the next text, as JSON can hold it: number of the file, row in it,
+        and what a data set on the hub says of its own place."""
+        rows = self._rows
+        open_file = None if self._texts is None else self._files[self._file]
+        if isinstance(open_file, HubTexts):
+            rows = open_file.state_dict()
+        return {"file": self._file, "row": self._row, "rows": rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to a place that `state_dict` returned."""
+        self._file: int = state["file"]
+        self._row: int = state["row"]
+        self._rows: Any = state["rows"]
+        self._texts: Iterator[str] | None = None
+
+    def _open(self, file: Path | HubTexts) -> Iterator[str]:
+        if isinstance(file, HubTexts):
+            return file.read(self._row, self._rows)
+        return texts_of(file, self._column, self._row)
+
+
+def read_texts(paths: Iterable[str | Path], column: str = "text") -> TextReader:
     """Reads the texts of files, folders and data sets on the hub, and warns of what it passes over.
 
     Files are read as the texts are asked for. All but plain text and `.json` files are read in

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,12 +82,12 @@ def tokens_of(subject: Subject, text: Text, number: int) -> list[int]:
     Raises:
         ValueError: it is neither.
     """
-    with _named(number):
+    with named_text(number):
         return subject.tokens(text) if isinstance(text, str) else token_ids(text)
 
 
 @contextmanager
-def _named(number: int) -> Generator[None]:
+def named_text(number: int) -> Generator[None]:
     """Says in an error which text it is about."""
     try:
         yield
@@ -96,43 +95,12 @@ def _named(number: int) -> Generator[None]:
         raise ValueError(f"text {number}: {error}") from error
 
 
-class Corpus:
-    """A hash of all texts of a corpus, made while they are read."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    @property
-    def digest(self) -> str:
-        """The hash of the texts that were read so far."""
-        return self._hash.hexdigest()
-
-    def of(self, texts: Iterable[Text]) -> Iterator[Text]:
-        """Yields the texts.
-
-        Args:
-            texts: see `tokenized`.
-
-        Raises:
-            ValueError: as in `tokenized`.
-        """
-        for number, text in numbered(texts):
-            is_string = isinstance(text, str)
-            with _named(number):
-                content = text if is_string else repr(token_ids(text))
-            encoded = content.encode("utf-8", "surrogatepass")
-            # Strings are marked and each text is preceded by its length, so that no two corpora are
-            # the same bytes.
-            self._hash.update(f"{'text' if is_string else 'ids'} {len(encoded)} ".encode())
-            self._hash.update(encoded)
-            yield text
-
-
-def numbered(texts: Iterable[Text]) -> Iterator[tuple[int, Text]]:
-    """Yields every text with its number, from 0.
+def numbered(texts: Iterable[Text], first: int = 0) -> Iterator[tuple[int, Text]]:
+    """Yields every text with its number.
 
     Args:
         texts: see `tokenized`.
+        first: number of the first one.
 
     Raises:
         ValueError: if `texts` is a single text or a table, or a row has no `text`.
@@ -142,7 +110,7 @@ def numbered(texts: Iterable[Text]) -> Iterator[tuple[int, Text]]:
         >>> list(numbered([{"text": "one", "id": 7}, "another"]))
         [(0, 'one'), (1, 'another')]
     """
-    for number, row in enumerate(_several(texts)):
+    for number, row in enumerate(_several(texts), start=first):
         yield number, _text_of(row, number) if isinstance(row, Mapping) else row
 
 

@@ -4,68 +4,91 @@ scan loses nothing that was measured; and `merge`, which joins the scans of seve
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from interp.files import replaced, writable
-from interp.subject.batch import GIVEN
+from interp.files import replaced, writable, write_json
+from interp.memorization.scan_windows import Progress
+from interp.memorization.tally import Tally
 
 _MANIFEST = "scan.json"
+_PROGRESS = "progress.json"
 _FINISHED = "finished.json"
 _LOCK = ".lock"
-_ROWS = 512  # per file: few enough to lose little, enough for few files
+_WINDOWS = 512  # are measured per file: few enough to lose little, enough for few files
 
 
 class Shards:
-    """Collects the frames of a scan; with a folder, keeps them there and starts from those in it.
+    """Collects the rows of a scan; with a folder, keeps them there and goes on from those in it.
 
     A context manager: leaving the block, also by an exception, writes what is still in memory.
 
     Args:
-        folder: where the shards are kept; None for memory only.
+        folder: where the rows are kept; None for memory only.
         about: the settings of the scan, as JSON can hold them.
+        model: what the model is made of, by name: it says in an error which part is another.
+        tally: what is counted of all rows, and kept with them; None for nothing.
 
     Attributes:
-        done: the finished shards: those found in the folder, and those written since.
-        fresh: frames that are not in a shard yet.
+        about: the settings of the scan.
+        progress: how far the scan has come; None if nothing is measured.
 
     Raises:
-        ValueError: if the folder holds a scan with other settings, or shards without settings.
+        ValueError: if the folder holds a scan with other settings, or rows without settings.
 
     Example:
         >>> import tempfile
+        >>> from interp.data.stream import Place
+        >>> from interp.memorization.scan_windows import Progress
+        >>> from interp.memorization.shards import Shards
+        >>> progress = Progress(Place(3, None, "", ""), windows=1, texts=3, skipped=0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with Shards(folder, {"prefix": 8}) as shards:
-        ...         shards.add(frame[:10])
-        ...     len(Shards(folder, {"prefix": 8}))
-        10
+        ...         shards.add(frame[:10], progress, kept=frame[:10])
+        ...     again = Shards(folder, {"prefix": 8})
+        ...     len(again), again.progress == progress
+        (10, True)
     """
 
-    def __init__(self, folder: str | Path | None, about: Mapping[str, Any]) -> None:
-        self.folder = None if folder is None else writable(folder)
+    def __init__(
+        self,
+        folder: str | Path | None,
+        about: Mapping[str, Any],
+        model: Mapping[str, Any] | None = None,
+        tally: Tally | None = None,
+    ) -> None:
         self.about = dict(about)
-        self.done: list[pd.DataFrame] = []
-        self.fresh: list[pd.DataFrame] = []
-        if self.folder is not None:
-            self._open(self.folder)
+        self._folder = None if folder is None else writable(folder)
+        self._manifest = self.about | ({} if model is None else {"model parts": model})
+        self._in_memory: list[pd.DataFrame] = []
+        self._state = _State(tally=tally)
+        if self._folder is not None:
+            self._open(self._folder)
+
+    @property
+    def progress(self) -> Progress | None:
+        return self._state.progress
 
     def _open(self, folder: Path) -> None:
         manifest = folder / _MANIFEST
-        shards = _shards_in(folder)
+        found = sorted(folder.glob("shard-*.parquet"))
         if manifest.exists():
             before: dict[str, Any] = json.loads(manifest.read_text())
-            _check_same(folder, before, self.about)
-        elif shards:
+            _check_same(folder, before, self._manifest)
+        elif found:
             raise ValueError(
-                f"{folder} holds {len(shards)} shards but no {_MANIFEST}, which says what they are "
+                f"{folder} holds {len(found)} shards but no {_MANIFEST}, which says what they are "
                 "of: give another folder, or remove it"
             )
-        self.done = [_read(path) for path in shards]
+        if (folder / _PROGRESS).exists():
+            self._state = _State.read(folder, self._state.tally)
 
     def __enter__(self) -> Shards:
         return self
@@ -74,64 +97,156 @@ class Shards:
         self._write()
 
     def __len__(self) -> int:
-        return sum(map(len, self.done)) + sum(map(len, self.fresh))
+        return self._state.written + sum(map(len, self._state.fresh))
 
-    def windows(self) -> Iterator[tuple[int, int, tuple[int, ...], dict[str, Any]]]:
-        """Yields text, start, tokens and conditioning of every window in the finished shards, in
-        the order in which they were added."""
-        for shard in self.done:
-            given: dict[str, list[Any]] = {}
-            for column in map(str, shard.columns):
-                if column.startswith(GIVEN):
-                    given[column.removeprefix(GIVEN)] = shard[column].tolist()
-            windows = zip(shard["text"], shard["start"], shard["tokens"], strict=True)
-            for row, (text, start, tokens) in enumerate(windows):
-                conditioning = {name: values[row] for name, values in given.items()}
-                yield int(text), int(start), tuple(tokens), conditioning
+    def add(self, windows: pd.DataFrame, progress: Progress, kept: pd.DataFrame) -> None:
+        """Adds rows, and writes a file once enough was measured.
 
-    def add(self, frame: pd.DataFrame) -> None:
-        """Adds rows, and writes a file once there are enough of them."""
-        self.fresh.append(frame)
-        if sum(map(len, self.fresh)) >= _ROWS:
+        Args:
+            windows: what was measured, one window in a row.
+            progress: how far the scan has come with them.
+            kept: those rows of them that are kept, with what is said of each.
+        """
+        state = self._state
+        tally = state.tally
+        # At once, so that an interruption finds either all of it or nothing.
+        self._state = state._replace(
+            progress=progress,
+            tally=None if tally is None else tally.plus(windows),
+            fresh=(*state.fresh, kept),
+            measured=state.measured + len(windows),
+        )
+        if self._state.measured >= _WINDOWS:
             self._write()
 
-    def _write(self) -> None:
-        if not self.fresh:
-            return
-        shard = pd.concat(self.fresh, ignore_index=True)
-        if self.folder is not None:
-            # The settings are written with the first shard, and not when the folder is opened: a
-            # scan that is refused before it measures anything leaves the folder free for another.
-            with replaced(self.folder / _MANIFEST) as temporary:
-                temporary.write_text(json.dumps(self.about))
-            # The number makes the names sort in the order in which the shards were written.
-            file = self.folder / f"shard-{len(self.done):06d}.parquet"
-            # It may have been finished before, over a corpus that has grown since.
-            (self.folder / _FINISHED).unlink(missing_ok=True)
-            with replaced(file) as temporary:
-                shard.to_parquet(temporary)
-        self.done.append(shard)
-        self.fresh = []
-
-    def finish(self, found: Mapping[str, Any]) -> None:
+    def finish(self, texts: int, skipped: int, corpus: str) -> None:
         """Writes what is still in memory, and that nothing will follow.
 
         Args:
-            found: what is known at the end, such as the number of texts, as JSON can hold it.
+            texts: how many texts were read.
+            skipped: how many of them are shorter than one window.
+            corpus: a digest of the corpus.
         """
+        tally = self._state.tally
+        if tally is not None:
+            self._state = self._state._replace(tally=tally.ended())
         self._write()
-        if self.folder is None:
-            return
-        # A share may have no window at all.
-        with replaced(self.folder / _MANIFEST) as temporary:
-            temporary.write_text(json.dumps(self.about))
-        with replaced(self.folder / _FINISHED) as temporary:
-            temporary.write_text(json.dumps(dict(found)))
+        if self._folder is not None:
+            # A share may have no window at all.
+            write_json(self._folder / _MANIFEST, self._manifest)
+            found = {"texts": texts, "skipped": skipped, "corpus": corpus}
+            write_json(self._folder / _FINISHED, found)
 
     def frame(self) -> pd.DataFrame:
-        """Returns all rows, those in shards and those not in a shard yet, as one frame."""
-        parts = [*self.done, *self.fresh]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        """Returns all rows that are kept as one frame."""
+        written = self._in_memory
+        if self._folder is not None:
+            written = list(each_table(self._folder, "shard", self._state.files))
+        return _concatenated([*written, *self._state.fresh])
+
+    def _write(self) -> None:
+        state = self._state
+        documents = None if state.tally is None else state.tally.documents()
+        if not state.measured and (documents is None or documents.empty):
+            return
+        rows = _concatenated(state.fresh)
+        after = state._replace(
+            files=state.files + 1,
+            written=state.written + len(rows),
+            tally=None if state.tally is None else state.tally.without_documents(),
+            fresh=(),
+            measured=0,
+        )
+        if self._folder is None:
+            self._in_memory.append(rows)
+        else:
+            # The settings are written with the first rows, and not when the folder is opened: a
+            # scan that is refused before it measures anything leaves the folder free for another.
+            write_json(self._folder / _MANIFEST, self._manifest)
+            # It may have been finished before, over a corpus that has grown since.
+            (self._folder / _FINISHED).unlink(missing_ok=True)
+            _write_table(self._folder, "shard", state.files, rows)
+            if documents is not None:
+                _write_table(self._folder, "documents", state.files, documents)
+            # Files count once this says so. What a process that was killed has left behind is
+            # written over by the next.
+            after.write(self._folder)
+        self._state = after
+
+
+class _State(NamedTuple):
+    """What a scan has, as one value.
+
+    Attributes:
+        files: how many times rows were written.
+        written: how many rows were.
+        progress: how far the scan has come; None if nothing is measured.
+        tally: what is counted; None for nothing.
+        fresh: rows that are not written yet.
+        measured: how many windows were measured for them.
+    """
+
+    files: int = 0
+    written: int = 0
+    progress: Progress | None = None
+    tally: Tally | None = None
+    fresh: tuple[pd.DataFrame, ...] = ()
+    measured: int = 0
+
+    def write(self, folder: Path) -> None:
+        assert self.progress is not None  # rows come with it
+        written: dict[str, Any] = {
+            "files": self.files,
+            "rows": self.written,
+            "progress": asdict(self.progress),
+        }
+        if self.tally is not None:
+            written["tally"] = self.tally.to_dict()
+        write_json(folder / _PROGRESS, written)
+
+    @classmethod
+    def read(cls, folder: Path, tally: Tally | None) -> _State:
+        written = json.loads((folder / _PROGRESS).read_text())
+        return cls(
+            files=written["files"],
+            written=written["rows"],
+            progress=Progress.from_dict(written["progress"]),
+            tally=None if tally is None else tally.with_counts(written["tally"]),
+        )
+
+
+def _write_table(folder: Path, kind: str, number: int, table: pd.DataFrame) -> None:
+    file = _file(folder, kind, number)
+    if table.empty:
+        # A process that was killed may have left one.
+        file.unlink(missing_ok=True)
+        return
+    with replaced(file) as temporary:
+        table.to_parquet(temporary)
+
+
+def _file(folder: Path, kind: str, number: int) -> Path:
+    return folder / f"{kind}-{number:06d}.parquet"
+
+
+def each_table(folder: Path, kind: str, files: int) -> Iterator[pd.DataFrame]:
+    """Yields the tables of a scan, in the order in which they were written.
+
+    Args:
+        folder: the folder of the scan.
+        kind: "shard" for rows, "documents" for counts per document.
+        files: how many times they were written; there may be more files, of a process that was
+            killed before it said so.
+    """
+    for number in range(files):
+        file = _file(folder, kind, number)
+        if file.exists():
+            yield _read(file)
+
+
+def _concatenated(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
 @contextmanager
@@ -190,44 +305,115 @@ def merge(folders: Iterable[str | Path]) -> pd.DataFrame:
         >>> bool((merged["exact"] == whole["exact"]).all())
         True
     """
-    found = [_finished(Path(folder)) for folder in folders]
-    if not found:
-        raise ValueError("no folders: expected those of all shares")
-    first, *others = found
-    for other in others:
-        _check_one_scan(first, other)
-    by_index: dict[int, Path] = {}
-    for folder, (index, of), _, _ in found:
-        if index in by_index:
-            raise ValueError(f"{folder} and {by_index[index]} both hold share {index} of {of}")
-        by_index[index] = folder
-    missing = [str(index) for index in range(first.share[1]) if index not in by_index]
-    if missing:
+    found = shares_of(folders)
+    about = found[0].about
+    if "keep" in about:
         raise ValueError(
-            f"{len(missing)} of {first.share[1]} shares are missing: {', '.join(missing[:8])}"
+            f"{found[0].folder} keeps only the rows with {about['keep']}: read the shares by "
+            "interp.memorization.corpus_scan.CorpusScan"
         )
-    shards = [_read(path) for folder in by_index.values() for path in _shards_in(folder)]
+    shards = [shard for share in found for shard in share.tables("shard")]
     if not shards:
         raise ValueError(f"nothing was scanned: no text of {len(found)} shares has a whole window")
     frame = pd.concat(shards, ignore_index=True)
     frame = frame.sort_values(["text", "start"], kind="stable", ignore_index=True)
     read = {name: sum(each.end[name] for each in found) for name in ("texts", "skipped")}
-    frame.attrs |= read | {key: first.about[key] for key in first.about if key != "model parts"}
+    frame.attrs |= read | {key: about[key] for key in about if key != "model parts"}
     return frame
 
 
-class _ShareOfScan(NamedTuple):
-    """A folder, which share it is, its other settings, and what was known at its end."""
+def shares_of(folders: Iterable[str | Path]) -> list[FinishedScan]:
+    """Returns the shares of one scan in their order, after checking that they are all of it.
+
+    Args:
+        folders: those of all shares, in any order.
+
+    Raises:
+        ValueError: no folder; one that holds no share, or one that is not finished; a share that is
+            missing or there twice; or shares of other models, settings or texts.
+    """
+    found = [finished_scan(Path(folder)) for folder in folders]
+    if not found:
+        raise ValueError("no folders: expected those of all shares")
+    first, *others = found
+    by_index: dict[int, FinishedScan] = {}
+    for each in found:
+        if each.share is None:
+            raise ValueError(
+                f"{each.folder} holds no share of a scan: expected a folder of scan(share=)"
+            )
+        index, of = each.share
+        if index in by_index:
+            raise ValueError(
+                f"{each.folder} and {by_index[index].folder} both hold share {index} of {of}"
+            )
+        by_index[index] = each
+    for other in others:
+        _check_one_scan(first, other)
+    assert first.share is not None
+    _, of = first.share
+    missing = [str(index) for index in range(of) if index not in by_index]
+    if missing:
+        raise ValueError(f"{len(missing)} of {of} shares are missing: {', '.join(missing[:8])}")
+    return [by_index[index] for index in range(of)]
+
+
+class FinishedScan(NamedTuple):
+    """A scan that has come to its end, or a share of one.
+
+    Attributes:
+        folder: where it is.
+        share: which share it is, and of how many; None if it is all.
+        about: its other settings.
+        end: how many `texts` were read and `skipped`, and a digest of the `corpus`.
+        files: how many times rows were written.
+        tally: the counts; None if all rows are kept.
+    """
 
     folder: Path
-    share: tuple[int, int]
+    share: tuple[int, int] | None
     about: dict[str, Any]
     end: dict[str, Any]
+    files: int
+    tally: dict[str, Any] | None
+
+    def tables(self, kind: str) -> Iterator[pd.DataFrame]:
+        """Yields the tables of a kind; see `each_table`."""
+        return each_table(self.folder, kind, self.files)
 
 
-def _check_one_scan(first: _ShareOfScan, other: _ShareOfScan) -> None:
+def finished_scan(folder: Path) -> FinishedScan:
+    """Returns the scan in a folder.
+
+    Args:
+        folder: given to `interp.scan` or `interp.scan_corpus`.
+
+    Raises:
+        ValueError: the folder holds no scan, or one that is not finished.
+    """
+    if not (folder / _MANIFEST).exists():
+        raise ValueError(
+            f"{folder} holds no share of a scan: expected a folder that was given to a scan"
+        )
+    about: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
+    share = about.pop("share", None)
+    if not (folder / _FINISHED).exists():
+        name = "the scan" if share is None else f"share {share[0]} of {share[1]}"
+        raise ValueError(f"{name} in {folder} is not finished: run it again, and it goes on")
+    end = json.loads((folder / _FINISHED).read_text())
+    written: dict[str, Any] = {"files": 0}
+    # A share without a window has written no rows.
+    if (folder / _PROGRESS).exists():
+        written = json.loads((folder / _PROGRESS).read_text())
+    is_share = None if share is None else (share[0], share[1])
+    return FinishedScan(folder, is_share, about, end, written["files"], written.get("tally"))
+
+
+def _check_one_scan(first: FinishedScan, other: FinishedScan) -> None:
     """Raises ValueError for shares that are not of one scan."""
     _check_same(first.folder, first.about, other.about)
+    assert first.share is not None
+    assert other.share is not None
     if other.share[1] != first.share[1]:
         raise ValueError(
             f"{first.folder} is one of {first.share[1]} shares and {other.folder} one of "
@@ -238,24 +424,6 @@ def _check_one_scan(first: _ShareOfScan, other: _ShareOfScan) -> None:
             f"{other.folder} was scanned over other texts than {first.folder}: the corpus has "
             "changed between the two; remove the older one and scan it again"
         )
-
-
-def _finished(folder: Path) -> _ShareOfScan:
-    manifest = folder / _MANIFEST
-    about: dict[str, Any] = json.loads(manifest.read_text()) if manifest.exists() else {}
-    if "share" not in about:
-        raise ValueError(f"{folder} holds no share of a scan: expected a folder of scan(share=)")
-    index, of = about.pop("share")
-    if not (folder / _FINISHED).exists():
-        raise ValueError(
-            f"share {index} of {of} in {folder} is not finished: run it again, and it goes on"
-        )
-    end = json.loads((folder / _FINISHED).read_text())
-    return _ShareOfScan(folder, (index, of), about, end)
-
-
-def _shards_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*.parquet"))
 
 
 def _check_same(folder: Path, before: dict[str, Any], about: dict[str, Any]) -> None:
@@ -281,9 +449,17 @@ def _check_same(folder: Path, before: dict[str, Any], about: dict[str, Any]) -> 
 
 
 def _read(file: Path) -> pd.DataFrame:
-    """A shard as it was in memory: parquet returns lists as arrays."""
-    shard = pd.read_parquet(file)
-    for column in ("tokens", "bos"):
-        if column in shard:
-            shard[column] = [tokens.tolist() for tokens in shard[column]]
-    return shard
+    """A table as it was in memory: parquet returns lists, also in lists, as arrays."""
+    table = pd.read_parquet(file)
+    for column in table:
+        if isinstance(table[column].iloc[0], np.ndarray):
+            table[column] = [_lists(value) for value in table[column]]
+    if "groups" in table:
+        table["groups"] = [tuple(map(tuple, groups)) for groups in table["groups"]]
+    return table
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_lists(each) for each in value.tolist()]
+    return value

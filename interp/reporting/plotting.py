@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "dose_response",
     "intervals",
+    "matched_histogram",
     "matched_tokens",
     "matrix",
     "ranked_scores",
@@ -369,27 +370,53 @@ def matched_tokens(frame: pd.DataFrame) -> Figure:
     _check_columns(frame, ["matched", "length", "exact"], numbers=["matched"])
     matched = _numbers(frame, "matched").astype(int)
     extracted = np.asarray(frame["exact"], dtype=bool)
-    longest = int(_numbers(frame, "length").max())
+    bars = int(_numbers(frame, "length").max()) + 1
+    others = np.bincount(matched[~extracted], minlength=bars)
+    return _matched(others, np.bincount(matched[extracted], minlength=bars))
+
+
+def matched_histogram(windows: NDArray[np.int64]) -> Figure:
+    """Draws what `matched_tokens` does, of windows that are counted already.
+
+    Args:
+        windows: [length + 1] how many windows matched so many tokens before their first miss; those
+            that matched all are extracted.
+
+    Raises:
+        ValueError: there is no window.
+
+    Example:
+        >>> figure = interp.plotting.matched_histogram(np.array([7, 2, 1]))
+        >>> [int(bar.get_height()) for bar in figure.axes[0].containers[0]]
+        [7, 2, 0]
+    """
+    counts = np.asarray(windows)
+    if counts.sum() == 0:
+        raise ValueError("nothing to draw: there is no window")
+    is_extracted = np.arange(len(counts)) == len(counts) - 1
+    return _matched(np.where(is_extracted, 0, counts), np.where(is_extracted, counts, 0))
+
+
+def _matched(others: NDArray[np.int64], extracted: NDArray[np.int64]) -> Figure:
+    """Bar k counts the windows that match k tokens, from 0 to the whole suffix."""
+    bars = len(others)
     names = ("not extracted", "extracted exactly")
     with style():
         figure = new_figure(width=7.0, height=4.0)
         axes = figure.subplots()
-        # The bars of the second set stand on those of the first. Bar k counts the windows that
-        # match k tokens, from 0 to the whole suffix.
-        bars = longest + 1
+        # The bars of the second set stand on those of the first.
         below = np.zeros(bars, dtype=int)
-        for look, chosen in zip(looks(names).values(), (~extracted, extracted), strict=True):
-            counts = np.bincount(matched[chosen], minlength=bars)
+        for look, counts in zip(looks(names).values(), (others, extracted), strict=True):
             axes.bar(range(bars), counts, bottom=below, color=look.colour, label=look.words)
             below += counts
         axes.set(
             xlabel="true tokens before the first miss",
             ylabel="windows",
             yscale="log",
-            xlim=(-0.6, longest + 0.6),
+            xlim=(-0.6, bars - 0.4),
             ylim=(0.7, 1.5 * below.max()),  # a single window can be seen
         )
-        title = f"How far the model continues {len(frame):,} windows without a mistake"
+        title = f"How far the model continues {below.sum():,} windows without a mistake"
         finish(figure, [axes], title, "bars: number of windows, on a logarithmic scale")
     return figure
 

@@ -138,6 +138,41 @@ def test_shares_of_a_scan_are_joined_to_what_one_scan_prints_and_writes(
     assert "share 2 of 2: expected a number from 0 to 1" in wrong.output
 
 
+def test_a_scan_that_keeps_some_rows_says_what_one_of_all_rows_does(
+    done: Any, model: Path, corpus: Path, tmp_path: Path
+):
+    out, printed = done
+    scan = ["scan", model, corpus, *WINDOW, "--json", "--keep", "exact==1"]
+    one = run(*scan, "--out", tmp_path / "one")
+    assert one.exit_code == 0, one.output
+    for index in range(2):
+        share = ["--num-shards", 2, "--shard-index", index]
+        assert run(*scan, "--out", tmp_path / "two", *share).exit_code == 0
+    two = run("merge", tmp_path / "two", "--json")
+    assert two.exit_code == 0, two.output
+    whole = pd.read_parquet(out / "windows.parquet")
+    extracted = whole[whole["exact"]].reset_index(drop=True)
+    for result, folder in ((one, tmp_path / "one"), (two, tmp_path / "two")):
+        said = json.loads(result.stdout)
+        for name in ("windows", "exact", "accuracy", "texts", "skipped"):
+            assert said[name] == printed["scan"][name]
+        assert (said["kept"], said["keep"]) == (len(extracted), "exact==1")
+        names = ["text", "start", "exact", "matched", "suffix", "log_p"]
+        kept = pd.read_parquet(folder / "windows.parquet")
+        pd.testing.assert_frame_equal(kept[names], extracted[names], rtol=1e-4)
+        documents = pd.read_parquet(folder / "documents.parquet").set_index("text")
+        assert documents["exact"].to_dict() == whole.groupby("text")["exact"].sum().to_dict()
+        assert (folder / "histograms.csv").exists()
+    for keep, message in (("exactly==1", "did you mean 'exact'"), ("count>1", "needs counts")):
+        wrong = run("scan", model, corpus, "--keep", keep, "--out", tmp_path / "wrong")
+        assert wrong.exit_code == 1
+        assert message in wrong.output
+    # The folder has not all rows that the next step needs.
+    localized = run("localize", model, corpus, "--out", tmp_path / "one", *WINDOW)
+    assert localized.exit_code == 1
+    assert "keep was 'exact==1' and is None" in localized.output
+
+
 def test_localize_writes_the_units_that_ablate_takes(done):
     out, printed = done
     units, scores = (

@@ -19,16 +19,12 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import interp
+from interp.data import stream as data_stream
 from interp.interventions.plan import Plan
-from interp.memorization.extraction import (
-    TeacherForced,
-    discoverable,
-    scan,
-    summary,
-    teacher_force,
-    windows,
-)
+from interp.memorization.extraction import discoverable, scan
+from interp.memorization.scan_windows import CorpusWindows, Cut
 from interp.memorization.spans import passages
+from interp.memorization.teacher_forcing import TeacherForced, summary, teacher_force
 
 PROMPT, LENGTH = 5, 7
 PLANS = ("nothing", "zero", "zero when decoding")
@@ -182,9 +178,9 @@ token_texts = st.lists(st.lists(st.integers(0, tiny.VOCABULARY - 1), max_size=30
 
 @given(token_texts, st.integers(1, 12), st.integers(1, 12))
 def test_windows_slide_over_texts_and_leave_less_than_a_stride(texts, width, stride):
-    counts = {"texts": 0, "skipped": 0}
-    found = list(windows(tiny.subject("llama"), texts, width, stride, counts))
-    assert counts == {"texts": len(texts), "skipped": sum(len(text) < width for text in texts)}
+    corpus = CorpusWindows(tiny.subject("llama"), texts, Cut(width, stride))
+    found = list(corpus.read())
+    assert (corpus.texts, corpus.skipped) == (len(texts), sum(len(text) < width for text in texts))
     for number, text in enumerate(texts):
         starts = [w.start for w in found if w.text == number]
         assert starts == [stride * i for i in range(len(starts))]
@@ -263,19 +259,21 @@ def test_the_size_of_a_batch_changes_no_row(llama64, size):
     assert 0 < one["exact"].sum() < len(one)
 
 
-def test_a_stream_is_read_as_the_model_gets_to_it(llama64):
+def test_a_stream_is_read_as_the_model_gets_to_it(llama64, monkeypatch):
+    ahead = 6
+    monkeypatch.setattr(data_stream, "_TEXTS_AHEAD", ahead)
     read: list[int] = []
     behind: list[int] = []
 
     def stream():
-        for text in range(20):
+        for text in range(40):
             read.append(text)
             yield [text] * (PROMPT + LENGTH)
 
     handle = llama64.module.register_forward_pre_hook(lambda *_: behind.append(len(read)))
     frame = scan(llama64, stream(), PROMPT, LENGTH, batch_size=4, decode_from=2)
     handle.remove()
-    assert behind == [4, 8, 12, 16, 20]
+    assert behind == [min(4 * batch + ahead, 40) for batch in range(1, 11)]
     assert frame["text"].tolist() == read
 
 

@@ -13,7 +13,8 @@ import tiny
 import torch
 
 import interp
-from interp.memorization.extraction import scan, teacher_force
+from interp.memorization.extraction import scan
+from interp.memorization.teacher_forcing import teacher_force
 
 
 @pytest.fixture(params=tiny.IMAGE)
@@ -97,7 +98,7 @@ def test_an_interrupted_scan_goes_on(name, subject, tmp_path: Path, monkeypatch)
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("interp.memorization.extraction.teacher_force", failing)
+    monkeypatch.setattr("interp.memorization.window_scanner.teacher_force", failing)
     with pytest.raises(KeyboardInterrupt):
         scan(subject, batch, batch_size=2, folder=tmp_path)
     again = scan(subject, batch, batch_size=2, folder=tmp_path)

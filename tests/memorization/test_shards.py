@@ -64,7 +64,7 @@ def test_a_resumed_scan_equals_an_uninterrupted_one_and_measures_nothing_twice(
 ):
     folder = tmp_path_factory.mktemp("scan")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_ROWS", rows_a_file)
+        patch.setattr(shards, "_WINDOWS", rows_a_file)
         with pytest.raises(KeyboardInterrupt):
             scanned(folder, Foreign(stop_at))
         assert not list(folder.rglob("*.part"))
@@ -86,7 +86,7 @@ def test_an_interruption_while_writing_loses_nothing_and_leaves_no_half_file(tmp
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "_ROWS", 4)
+    monkeypatch.setattr(shards, "_WINDOWS", 4)
     monkeypatch.setattr(pd.DataFrame, "to_parquet", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         scanned(tmp_path, Foreign())
@@ -173,8 +173,8 @@ def test_what_is_kept_is_plain_and_says_what_it_is_of(tmp_path):
 )
 def test_input_that_is_refused_leaves_nothing(tmp_path, texts):
     with pytest.raises(ValueError, match=r"."):
-        scan(tiny.subject("llama"), texts, 6, 6, folder=tmp_path / "scan")
-    assert [file.name for file in (tmp_path / "scan").iterdir()] == [".lock"]
+        scan(tiny.subject("llama"), texts, 6, 6, folder=tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} <= {".lock"}
 
 
 def test_shards_that_do_not_say_what_they_are_of_are_refused(tmp_path):

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -24,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp.data.tokenized import Corpus, Share
+from interp.data import stream
+from interp.data.tokenized import Share
 from interp.memorization import shards
 from interp.memorization.shards import merge, only_writer
 
@@ -55,7 +55,7 @@ def all_shares(root: Path, of: int, **options: Any) -> list[Path]:
 def test_shares_joined_are_one_scan(tmp_path_factory: Any, of: int, rows_a_file: int, seed: int):
     """More shares than there are texts, too, and in any order of the folders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_ROWS", rows_a_file)
+        patch.setattr(shards, "_WINDOWS", rows_a_file)
         folders = all_shares(tmp_path_factory.mktemp("shares"), of)
     random.Random(seed).shuffle(folders)
     joined, whole = merge(folders), scanned(None, None)
@@ -86,7 +86,7 @@ def test_a_share_without_a_whole_window_is_no_error_and_counts(tmp_path: Path):
 def test_a_share_that_is_killed_at_any_moment_goes_on_and_ends_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(shards, "_ROWS", 2)
+    monkeypatch.setattr(shards, "_WINDOWS", 2)
 
     def slowly() -> Iterator[list[int]]:
         for text in TEXTS:
@@ -162,7 +162,8 @@ def test_what_is_not_all_of_one_scan_is_refused(tmp_path: Path):
 def test_shares_of_a_corpus_that_has_grown_are_not_finished_until_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(shards, "_ROWS", 1)
+    monkeypatch.setattr(shards, "_WINDOWS", 1)
+    monkeypatch.setattr(stream, "_TEXTS_AHEAD", 0)
     folders = all_shares(tmp_path, 2)
     grown = [*TEXTS, *TEXTS]
 
@@ -228,28 +229,6 @@ def test_what_is_no_text_is_named_also_in_the_share_of_another(tmp_path: Path, b
     for index in range(2):
         with pytest.raises(ValueError, match=r"^text 1: "):
             scanned(tmp_path / str(index), Share(index, 2), [TEXTS[0], bad])
-
-
-def test_no_two_corpora_have_one_digest():
-    corpora: list[Any] = [
-        ["ab"],
-        ["a", "b"],
-        ["[1]"],
-        [[1]],
-        [[1], [1]],
-        [[1, 1]],
-        [[11]],
-        ["", "ab"],
-    ]
-    digests = set()
-    for texts in corpora:
-        corpus = Corpus()
-        assert list(corpus.of(texts)) == texts
-        digests.add(corpus.digest)
-    assert len(digests) == len(corpora)
-    as_array = Corpus()
-    list(as_array.of([np.array([1, 1])]))
-    assert as_array.digest in digests
 
 
 def test_images_are_not_shared():

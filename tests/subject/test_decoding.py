@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp
 from interp.hooks.modes import checkpointing_off
-from interp.memorization.extraction import teacher_force
+from interp.memorization.teacher_forcing import teacher_force
 from interp.subject.decoding import Decoder
 
 

@@ -11,14 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from rapidfuzz.distance import Levenshtein
 
-from interp.memorization.extraction import (
-    TeacherForced,
-    Text,
-    Window,
-    teacher_force,
-    window_batches,
-    windows,
-)
+from interp.data.tokenized import Text
+from interp.memorization.scan_windows import CorpusWindows, Cut, Window, window_batches
+from interp.memorization.teacher_forcing import TeacherForced, teacher_force
 from interp.progress import track
 from interp.subject.batch import Batch
 from interp.subject.batch_limit import BatchLimit
@@ -156,7 +151,8 @@ def score_windows(
     for name in ("texts", "skipped", "repeated"):
         counted.setdefault(name, 0)
     start_tokens = subject.bos if bos else ()
-    stream = windows(subject, texts, prefix + length, stride, counted, start_tokens)
+    corpus = CorpusWindows(subject, texts, Cut(prefix + length, stride, start_tokens))
+    stream = _counting(corpus, counted)
     if distinct:
         stream = _distinct(stream, counted)
 
@@ -244,6 +240,18 @@ def _score(subject: Subject, part: Sequence[Window], prefix: int) -> ScoredWindo
         scores=edit_distances(forced, suffixes),
         log_p=forced.log_p,
     )
+
+
+def _counting(corpus: CorpusWindows, counts: dict[str, int]) -> Iterator[Window]:
+    """The windows, while `counts` says how many texts were read."""
+    read = counts["texts"]
+    skipped = counts["skipped"]
+    for window in corpus.read():
+        yield window
+        counts["texts"] = read + corpus.texts
+        counts["skipped"] = skipped + corpus.skipped
+    counts["texts"] = read + corpus.texts
+    counts["skipped"] = skipped + corpus.skipped
 
 
 def _distinct(stream: Iterator[Window], counts: dict[str, int]) -> Iterator[Window]:

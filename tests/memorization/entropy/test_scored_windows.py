@@ -23,7 +23,7 @@ from interp.memorization.entropy.scored_windows import (
     score_all,
     score_windows,
 )
-from interp.memorization.extraction import TeacherForced
+from interp.memorization.teacher_forcing import TeacherForced
 
 TEXTS = [*letters.noise(6, 40, seed=1), "ab" * 20, "a" * 40]
 

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 import interp
-from interp.memorization.extraction import teacher_force
+from interp.memorization.teacher_forcing import teacher_force
 from interp.models.image.sampling import cosine_guidance, linear_guidance, sample, truncate
 from interp.subject.decoding import Decoder
 

@@ -1,0 +1,198 @@
+"""A corpus as a stream: texts that are read one at a time, from the middle on if need be, with a
+digest of all that was read; and their tokens, made ahead of the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from interp.data.tokenized import Text, named_text, numbered, tokens_of
+from interp.subject.batch import token_ids
+from interp.subject.subject import Subject
+
+# Texts that wait for the model, and their characters or tokens: enough for a batch of short ones,
+# few where each is a book.
+_TEXTS_AHEAD = 64
+_LENGTH_AHEAD = 1_000_000
+
+
+class OtherTextsError(ValueError):
+    """A stream does not hold what was read from it before."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a text stands in a stream, as JSON can hold it.
+
+    Attributes:
+        number: number of the text, from 0.
+        state: what the stream's own `state_dict` gave before the text; None for a stream that has
+            no such thing.
+        before: a digest of all texts before this one.
+        through: the same with this one.
+    """
+
+    number: int
+    state: Any
+    before: str
+    through: str
+
+
+class Stream:
+    """The texts of a corpus, each with its place.
+
+    Args:
+        texts: see `interp.data.tokenized.tokenized`. What has a `state_dict` and a
+            `load_state_dict`, such as a streamed data set of `datasets`, is continued by them; a
+            data set with a length at a row; anything else is read again up to the place, which the
+            digest then verifies.
+
+    Attributes:
+        digest: a digest of all texts that were read so far. No two corpora have the same.
+
+    Example:
+        >>> from interp.data.stream import Stream
+        >>> [(_, first), (place, second), _] = Stream(["one", "two", "three"]).read()
+        >>> [text for _, text in Stream(["one", "two", "three"]).read(place)]
+        ['two', 'three']
+    """
+
+    def __init__(self, texts: Iterable[Text]) -> None:
+        self._texts = texts
+        self._beginning: Any = None
+        has_state = hasattr(texts, "state_dict") and hasattr(texts, "load_state_dict")
+        if has_state and iter(texts) is texts:
+            reader: Any = texts
+            self._beginning = reader.state_dict()
+        elif has_state and "_starting_state_dict" in vars(texts):
+            # A data set of `datasets` says in no other way where its next reading begins: after
+            # one, its `state_dict` is that of the end.
+            self._beginning = vars(texts)["_starting_state_dict"]
+        else:
+            has_state = False
+        self._has_state = has_state
+        self.digest = ""
+
+    def read(self, since: Place | None = None) -> Iterator[tuple[Place, Text]]:
+        """Yields texts with their places.
+
+        Args:
+            since: the place of the first one; by default, the beginning.
+
+        Raises:
+            OtherTextsError: at that place stands another text than before, or none; or others came
+                before it, where these are read.
+            ValueError: as in `tokenized`.
+        """
+        try:
+            yield from self._all() if since is None else self._since(since)
+        finally:
+            # A data set of `datasets` would go on from here wherever it is read next.
+            self._load(self._beginning)
+
+    def _all(self) -> Iterator[tuple[Place, Text]]:
+        self._load(self._beginning)
+        self.digest = ""
+        return self._placed(self._texts, 0, self._beginning)
+
+    def _since(self, place: Place) -> Iterator[tuple[Place, Text]]:
+        # A stream may not continue to the row, such as one that shuffles within a buffer, and then
+        # it is read again.
+        for read in (self._continued, self._read_again):
+            rest = read(place)
+            first = next(rest, None)
+            if first is not None and first[0].through == place.through:
+                return chain([first], rest)
+        raise OtherTextsError(f"text {place.number} is not the one that was read there before")
+
+    def _continued(self, place: Place) -> Iterator[tuple[Place, Text]]:
+        rows: Any = self._texts
+        if self._has_state and place.state is not None:
+            self._load(place.state)
+        elif hasattr(rows, "select") and hasattr(rows, "__len__"):
+            # `datasets` refuses to select no row from the end.
+            rest = range(place.number, len(rows))
+            rows = rows.select(rest) if rest else []
+        else:
+            return self._read_again(place)
+        self.digest = place.before
+        return self._placed(rows, place.number, place.state)
+
+    def _read_again(self, place: Place) -> Iterator[tuple[Place, Text]]:
+        """From the beginning, but yielding nothing before the place."""
+        for found, text in self._all():
+            if found.number >= place.number:
+                yield found, text
+
+    def _placed(
+        self, texts: Iterable[Text], first: int, state: Any
+    ) -> Iterator[tuple[Place, Text]]:
+        """The texts with their places.
+
+        Args:
+            texts: the texts.
+            first: number of the first one.
+            state: the stream's own state before it.
+        """
+        for number, text in numbered(texts, first):
+            before = self.digest
+            self.digest = _chained(before, text, number)
+            yield Place(number, state, before, self.digest), text
+            state = self._state()
+
+    def _state(self) -> Any:
+        texts: Any = self._texts
+        return texts.state_dict() if self._has_state else None
+
+    def _load(self, state: Any) -> None:
+        texts: Any = self._texts
+        if self._has_state:
+            texts.load_state_dict(state)
+
+
+def _chained(before: str, text: Text, number: int) -> str:
+    """The digest of a corpus with one text more."""
+    is_string = isinstance(text, str)
+    with named_text(number):
+        content = text if is_string else repr(token_ids(text))
+    kind = "text" if is_string else "ids"
+    encoded = content.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(f"{before} {kind} ".encode() + encoded).hexdigest()
+
+
+def tokens_ahead(
+    subject: Subject, placed: Iterable[tuple[Place, Text]]
+) -> Iterator[tuple[Place, Text, list[int]]]:
+    """Yields every text with its token ids, which a thread makes while the model runs.
+
+    The texts are asked for by the caller's thread: a generator of texts may use what is bound to
+    it, such as the model itself.
+
+    Args:
+        subject: tokenizes strings.
+        placed: texts with their places.
+
+    Raises:
+        ValueError: a text is neither a string nor a sequence of whole numbers.
+    """
+    waiting: deque[tuple[Place, Text, Future[list[int]]]] = deque()
+    length = 0
+    with ThreadPoolExecutor(1, "tokenizer") as worker:
+        try:
+            for place, text in placed:
+                tokens = worker.submit(tokens_of, subject, text, place.number)
+                waiting.append((place, text, tokens))
+                length += len(text)
+                while len(waiting) > _TEXTS_AHEAD or length > _LENGTH_AHEAD:
+                    next_place, next_text, next_tokens = waiting.popleft()
+                    length -= len(next_text)
+                    yield next_place, next_text, next_tokens.result()
+            for next_place, next_text, next_tokens in waiting:
+                yield next_place, next_text, next_tokens.result()
+        finally:
+            worker.shutdown(cancel_futures=True)

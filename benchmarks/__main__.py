@@ -23,7 +23,7 @@ NAMES = (
     "masks",
     "training",
 )
-ALONE = ("screens", "coverage", "streaming", "workbench")  # run only when asked for
+ALONE = ("screens", "coverage", "streaming", "corpus_scan", "workbench")  # run only when asked for
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from benchmarks.timing import Row
 
 _WORDS = 1000  # different ones, each of 20 letters
-_PER_TEXT = 6400
+PER_TEXT = 6400  # words
 _MEGABYTE = 2**20
 _LIMIT = 1024  # MB, of the whole process
 PROGRAM = """
@@ -48,8 +49,7 @@ def run() -> list[Row]:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
-        letters = list("abcdefghijklmnopqrstuvwxyz")
-        words = ["".join(rng.choice(letters, 20)) for _ in range(_WORDS)]
+        words = random_words(rng)
         vocabulary = Path(folder, "words.txt")
         vocabulary.write_text("\n".join(words))
         corpus = Path(folder, "corpus.jsonl")
@@ -62,18 +62,31 @@ def run() -> list[Row]:
     return rows
 
 
+def random_words(rng: np.random.Generator) -> list[str]:
+    """Returns the words that the texts are made of."""
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    return ["".join(rng.choice(letters, 20)) for _ in range(_WORDS)]
+
+
+def texts_of(words: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
+    """Yields texts of random words, without end."""
+    while True:
+        numbers: list[int] = rng.integers(_WORDS, size=PER_TEXT).tolist()
+        yield " ".join([words[number] for number in numbers])
+
+
 def _write(corpus: Path, words: list[str], size: int, rng: np.random.Generator) -> None:
     """Writes texts of random words until the file has a size."""
     written = 0
+    texts = texts_of(words, rng)
     with corpus.open("w") as file:
         while written < size:
-            text = " ".join(words[number] for number in rng.integers(_WORDS, size=_PER_TEXT))
-            written += file.write(json.dumps({"text": text}) + "\n")
+            written += file.write(json.dumps({"text": next(texts)}) + "\n")
 
 
 def _peak(corpus: Path, vocabulary: Path) -> float:
     """The peak memory in MB of a new process that scores the corpus."""
-    command = [sys.executable, "-c", PROGRAM, str(corpus), str(vocabulary), str(_PER_TEXT)]
+    command = [sys.executable, "-c", PROGRAM, str(corpus), str(vocabulary), str(PER_TEXT)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     _, peak = ended.stdout.split()
     return float(peak)

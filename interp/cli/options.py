@@ -20,8 +20,9 @@ Sources = Annotated[
     list[Path],
     typer.Argument(
         help="Text files; .jsonl, .ndjson, .json, .csv, .tsv or .parquet files with a `text` field "
-        "or column; any of them as .gz, .bz2 or .zst; folders of them; or data sets on the hub, as "
-        "user/name or user/name:configuration. For image models: .npz files with `images` and "
+        "or column; any of them as .gz, .bz2 or .zst; folders of them; patterns in quotes, such as "
+        "'corpus/*.parquet'; or data sets on the hub, as user/name, user/name:configuration or "
+        "user/name@split. For image models: .npz files with `images` and "
         "`labels`, or folders that hold one folder per class."
     ),
 ]

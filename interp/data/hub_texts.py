@@ -11,9 +11,12 @@ from typing import Any
 
 from interp.data.text_formats import has_text_name, no_such_column, string_of
 
-# user/name, and after a colon the configuration of a data set that has several.
-_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?::(?P<configuration>[\w.-]+))?")
-# Which split is read where there are several.
+# user/name, after a colon the configuration of a data set that has several, and after an @ the
+# split.
+_HUB_ID = re.compile(
+    r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?::(?P<configuration>[\w.-]+))?(?:@(?P<split>[\w.-]+))?"
+)
+# Which split is read where there are several and none is named.
 _TRAINING = "train"
 _LONGEST_REASON = 300  # characters of an error
 
@@ -23,7 +26,7 @@ class HubTexts:
     """The texts of a data set on the hub. Nothing is downloaded before its rows are asked for.
 
     Attributes:
-        name: `user/name`, or `user/name:configuration`.
+        name: `user/name`, `user/name:configuration` or `user/name:configuration@split`.
         column: which column holds the texts.
         rows: a streaming data set of `datasets`.
     """
@@ -74,11 +77,12 @@ def is_hub_id(path: str | Path) -> bool:
 def hub_texts(name: str | Path, column: str = "text") -> HubTexts:
     """Returns the texts of a data set on the hub, after checking that it is there.
 
-    The split `train` is read, or the only split of a data set that has one. `datasets` runs no code
-    of a data set.
+    The split `train` is read, or the only split of a data set that has one, or the one that is
+    named. `datasets` runs no code of a data set.
 
     Args:
-        name: `user/name`, or `user/name:configuration` for a data set that has several.
+        name: `user/name`, or `user/name:configuration` for a data set that has several; in either
+            case `@split` may follow.
         column: which column holds the texts.
 
     Raises:
@@ -96,12 +100,7 @@ def hub_texts(name: str | Path, column: str = "text") -> HubTexts:
         raise ValueError(f"{name} is not the id of a data set on the hub: expected user/name")
     with _without_progress_bars():
         splits = _splits(found["id"], found["configuration"])
-        if _TRAINING not in splits and len(splits) != 1:
-            raise ValueError(
-                f"the data set {name} has the splits {', '.join(splits) or 'none'}: expected "
-                f"{_TRAINING} or only one; download a split and name its files"
-            )
-        rows = splits[_TRAINING if _TRAINING in splits else next(iter(splits))]
+        rows = splits[_split(name, found["split"], list(splits))]
         columns = rows.column_names
         if columns is None:
             # Formats such as JSON lines do not say what is in them before the first row.
@@ -110,6 +109,20 @@ def hub_texts(name: str | Path, column: str = "text") -> HubTexts:
     if problem is not None:
         raise ValueError(problem)
     return HubTexts(str(name), column, rows.select_columns([column]))
+
+
+def _split(name: str | Path, wanted: str | None, splits: list[str]) -> str:
+    """The split to read of those that there are."""
+    if wanted is None and len(splits) == 1:
+        return splits[0]
+    split = _TRAINING if wanted is None else wanted
+    if split not in splits:
+        expected = f"{_TRAINING} or only one; name one, as in user/name@{(splits or ['test'])[0]}"
+        raise ValueError(
+            f"the data set {name} has the splits {', '.join(splits) or 'none'}: expected "
+            f"{expected if wanted is None else f'one of these, not {wanted}'}"
+        )
+    return split
 
 
 def _splits(hub_id: str, configuration: str | None) -> dict[str, Any]:

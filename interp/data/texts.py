@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import glob, has_magic
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +158,14 @@ def find_texts(paths: Iterable[str | Path], column: str = "text") -> TextFiles:
     """Returns the text files that paths name, without reading the texts.
 
     Args:
-        paths: files, which are read whatever their names; folders, of which the files that end in
-            one of SUFFIXES are read, also compressed, in the order of their names, but not those
-            that are hidden or in hidden or linked folders, nor a `.json` file that does not begin
-            with a text, nor a table without `column`; and data sets on the hub, as `user/name` or
-            `user/name:configuration`, where no such path exists (see `is_hub_id`). A file that is
-            named several times, also through a folder or a link, is read once.
+        paths: files, which are read whatever their names; patterns of files, such as
+            `corpus/part-*.parquet` (`**` for any folders), in the order of their names; folders, of
+            which the files that end in one of SUFFIXES are read, also compressed, in the order of
+            their names, but not those that are hidden or in hidden or linked folders, nor a `.json`
+            file that does not begin with a text, nor a table without `column`; and data sets on the
+            hub, as `user/name`, `user/name:configuration` or `user/name@split`, where no such path
+            exists (see `is_hub_id`). A file that is named several times, also through a folder or a
+            link, is read once.
         column: which column of a table, or field of a JSON object, holds the text.
 
     Raises:
@@ -179,7 +183,7 @@ def find_texts(paths: Iterable[str | Path], column: str = "text") -> TextFiles:
     """
     files: dict[object, Path | HubTexts] = {}  # by where it really is
     passed_over: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in chain.from_iterable(map(_matching, map(Path, paths))):
         if not path.exists():
             files.setdefault(str(path), _from_hub(path, column))
             continue
@@ -198,6 +202,19 @@ def find_texts(paths: Iterable[str | Path], column: str = "text") -> TextFiles:
             passed_over.setdefault(other.resolve(), other)
     not_read = [other for place, other in passed_over.items() if place not in files]
     return TextFiles(tuple(files.values()), tuple(not_read), column)
+
+
+def _matching(path: Path) -> list[Path]:
+    """The paths that a pattern names, such as `part-*.parquet`; or the path itself."""
+    pattern = str(path)
+    if path.exists() or not has_magic(pattern):
+        return [path]
+    # Path.glob would also match hidden files.
+    matches = glob(pattern, recursive=True)  # noqa: PTH207
+    found = sorted(map(Path, matches))
+    if not found:
+        raise ValueError(f"{path} matches no file: expected text files, or folders of them")
+    return found
 
 
 def _from_hub(path: Path, column: str) -> HubTexts:

@@ -369,13 +369,46 @@ def test_what_the_hub_cannot_give_is_named(hub):
         "no/such": r"no/such does not exist: expected a text file or a folder of them; and the hub "
         r"gave no data set no/such \(404 Client Error. Repository Not Found\)",
         "user/many": r"Please pick one among \['en'\]",
-        "user/name": "has the splits a, b: expected train or only one",
+        "user/name": "has the splits a, b: expected train or only one; name one, as in user/name@a",
+        "user/name@c": "has the splits a, b: expected one of these, not c",
         "user/other": "the data set user/other has no column 'text': its columns are content",
     }.items():
         with pytest.raises(ValueError, match=match):
             find_texts([name])
     with pytest.raises(ValueError, match=r"user/none, row 0: expected a text in column 'text'"):
         list(read_texts(["user/none"]))
+
+
+def test_a_split_is_read_by_its_name(hub):
+    hub["user/name", None] = {"a": Rows([{"text": "of a"}]), "train": Rows([{"text": "of train"}])}
+    hub["user/many", "en"] = {"a": Rows([{"text": "of a"}]), "b": Rows([{"text": "of b"}])}
+    assert list(read_texts(["user/name@a", "user/name", "user/many:en@b"])) == [
+        "of a",
+        "of train",
+        "of b",
+    ]
+
+
+def test_a_data_set_on_the_hub_is_continued_by_its_own_state(hub):
+    import datasets
+
+    read: list[str] = []
+
+    def noted(row: dict[str, str]) -> dict[str, str]:
+        read.append(row["text"])
+        return row
+
+    texts = [str(number) for number in range(8)]
+    rows = datasets.Dataset.from_dict({"text": texts}).to_iterable_dataset(num_shards=4)
+    hub["user/name", None] = {"train": rows.map(noted, features=rows.features)}
+    reader = read_texts(["user/name"])
+    assert [next(reader) for _ in range(5)] == texts[:5]
+    state = json.loads(json.dumps(reader.state_dict()))
+    read.clear()
+    again = read_texts(["user/name"])
+    again.load_state_dict(state)
+    assert list(again) == texts[5:]
+    assert len(read) <= 4
 
 
 def test_a_hub_id_is_told_from_a_mistyped_path(tmp_path, monkeypatch):

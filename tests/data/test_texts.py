@@ -209,3 +209,16 @@ def test_a_file_named_in_several_ways_is_read_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     named = ["sub/a.txt", tmp_path / "link.txt", "sub/../b.txt", "linked", "sub", tmp_path / "sub"]
     assert list(read_texts(named)) == ["sub/a.txt", "b.txt"]
+
+
+def test_a_pattern_names_the_files_that_match_it_in_name_order(tmp_path):
+    (tmp_path / "inner").mkdir()
+    for name in ("b.txt", "a.txt", "c.md", "inner/d.txt", "x[1].txt"):
+        (tmp_path / name).write_text(name)
+    assert list(read_texts([tmp_path / "?.txt"])) == ["a.txt", "b.txt"]
+    assert list(read_texts([tmp_path / "**" / "d*"])) == ["inner/d.txt"]
+    # A file is not a pattern, whatever its name; nor is it read twice.
+    assert list(read_texts([tmp_path / "x[1].txt"])) == ["x[1].txt"]
+    assert list(read_texts([tmp_path / "a*", tmp_path / "a.txt"])) == ["a.txt"]
+    with pytest.raises(ValueError, match=r"z\* matches no file"):
+        read_texts([tmp_path / "z*"])

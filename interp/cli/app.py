@@ -159,7 +159,8 @@ def merge(
 
     Each process runs `interp scan` with the same options, with --num-shards and with its own
     --shard-index; one that was killed goes on where it was when it is run again. Prints and writes
-    what one `interp scan` of all texts does. Shares of other models, options or texts are refused,
+    what one `interp scan` of all texts does, so that `interp localize` with the same --out goes on
+    from there. Shares of other models, options or texts are refused,
     and so is one that is missing or not finished.
 
     Example: `interp merge out/scan`

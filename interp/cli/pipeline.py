@@ -155,7 +155,7 @@ def merge_shares(out: Path) -> pd.DataFrame | CorpusScan:
         found = CorpusScan.read(folders)
         _write_counts(found, out)
         return found
-    frame = merge(folders)
+    frame = merge(folders, out / "shards")
     _write_scan(frame, out)
     return frame
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -276,11 +276,13 @@ def only_writer(folder: str | Path | None) -> Generator[None]:
         lock.release()
 
 
-def merge(folders: Iterable[str | Path]) -> pd.DataFrame:
+def merge(folders: Iterable[str | Path], folder: str | Path | None = None) -> pd.DataFrame:
     """Joins the scans of all shares of a corpus.
 
     Args:
         folders: those that `interp.scan(..., share=, folder=)` wrote, in any order.
+        folder: where to write the joined scan, from which `interp.scan(folder=)` without a share
+            goes on, as `interp localize` does; by default it is not written.
 
     Returns:
         The rows of one scan over the whole corpus, in its order; up to rounding the same, since
@@ -288,8 +290,8 @@ def merge(folders: Iterable[str | Path]) -> pd.DataFrame:
 
     Raises:
         ValueError: no folder; one that holds no share, or one that is not finished; a share that is
-            missing or there twice; shares of other models, settings or texts; or no window in any
-            of them.
+            missing or there twice; shares of other models, settings or texts; no window in any of
+            them; or `folder` holds another scan.
 
     Example:
         >>> import tempfile
@@ -318,8 +320,28 @@ def merge(folders: Iterable[str | Path]) -> pd.DataFrame:
     frame = pd.concat(shards, ignore_index=True)
     frame = frame.sort_values(["text", "start"], kind="stable", ignore_index=True)
     read = {name: sum(each.end[name] for each in found) for name in ("texts", "skipped")}
-    frame.attrs |= read | {key: about[key] for key in about if key != "model parts"}
+    settings = {key: about[key] for key in about if key != "model parts"}
+    if folder is not None:
+        with only_writer(folder), Shards(folder, settings, about["model parts"]) as joined:
+            progress = _progress_of(found)
+            if joined.progress is None:
+                joined.add(frame, progress, kept=frame)
+            elif joined.progress != progress:
+                raise ValueError(f"{folder} holds another scan: give another folder, or remove it")
+            joined.finish(read["texts"], read["skipped"], found[0].end["corpus"])
+    frame.attrs |= read | settings
     return frame
+
+
+def _progress_of(shares: Sequence[FinishedScan]) -> Progress:
+    """How far one scan of all texts would have come."""
+    measured = [share.progress for share in shares if share.progress is not None]
+    last = max(measured, key=lambda progress: progress.place.number)
+    # All texts that come after the last one with a window are shorter than one.
+    texts = sum(share.end["texts"] for share in shares)
+    skipped = sum(share.end["skipped"] for share in shares)
+    before = last.place.number
+    return replace(last, texts=before, skipped=skipped - (texts - before - 1))
 
 
 def shares_of(folders: Iterable[str | Path]) -> list[FinishedScan]:
@@ -367,7 +389,8 @@ class FinishedScan(NamedTuple):
         about: its other settings.
         end: how many `texts` were read and `skipped`, and a digest of the `corpus`.
         files: how many times rows were written.
-        tally: the counts; None if all rows are kept.
+        progress: the last text with a window; None if there is none.
+        tally: the counts; None if all rows are kept, or there is no window.
     """
 
     folder: Path
@@ -375,6 +398,7 @@ class FinishedScan(NamedTuple):
     about: dict[str, Any]
     end: dict[str, Any]
     files: int
+    progress: Progress | None
     tally: dict[str, Any] | None
 
     def tables(self, kind: str) -> Iterator[pd.DataFrame]:
@@ -401,12 +425,24 @@ def finished_scan(folder: Path) -> FinishedScan:
         name = "the scan" if share is None else f"share {share[0]} of {share[1]}"
         raise ValueError(f"{name} in {folder} is not finished: run it again, and it goes on")
     end = json.loads((folder / _FINISHED).read_text())
-    written: dict[str, Any] = {"files": 0}
+    found = FinishedScan(
+        folder,
+        share=None if share is None else (share[0], share[1]),
+        about=about,
+        end=end,
+        files=0,
+        progress=None,
+        tally=None,
+    )
     # A share without a window has written no rows.
-    if (folder / _PROGRESS).exists():
-        written = json.loads((folder / _PROGRESS).read_text())
-    is_share = None if share is None else (share[0], share[1])
-    return FinishedScan(folder, is_share, about, end, written["files"], written.get("tally"))
+    if not (folder / _PROGRESS).exists():
+        return found
+    written = json.loads((folder / _PROGRESS).read_text())
+    return found._replace(
+        files=written["files"],
+        progress=Progress.from_dict(written["progress"]),
+        tally=written.get("tally"),
+    )
 
 
 def _check_one_scan(first: FinishedScan, other: FinishedScan) -> None:

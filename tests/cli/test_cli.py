@@ -133,6 +133,13 @@ def test_shares_of_a_scan_are_joined_to_what_one_scan_prints_and_writes(
     frames = [pd.read_parquet(folder / "windows.parquet")[names] for folder in (tmp_path, out)]
     pd.testing.assert_frame_equal(*frames, rtol=1e-4)
     assert (tmp_path / "scan.png").exists()
+    # The next step takes what was joined, and measures no window again.
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "interp.memorization.window_scanner.teacher_force", lambda *_: pytest.fail("scanned")
+        )
+        localized = run("localize", model, corpus, "--out", tmp_path, *WINDOW)
+    assert localized.exit_code == 0, localized.output
     wrong = run(*scan, "--num-shards", 2, "--shard-index", 2)
     assert wrong.exit_code == 1
     assert "share 2 of 2: expected a number from 0 to 1" in wrong.output

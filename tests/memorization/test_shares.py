@@ -65,6 +65,30 @@ def test_shares_joined_are_one_scan(tmp_path_factory: Any, of: int, rows_a_file:
     assert whole.attrs["skipped"] == 2
 
 
+@pytest.mark.parametrize("texts", [TEXTS, [*TEXTS, TEXTS[2]], TEXTS[:6]])
+def test_a_scan_goes_on_from_shares_that_were_joined(tmp_path: Path, texts: list[list[int]]):
+    """Also where the last texts, or the last with a window, are of another share."""
+    folders = all_shares(tmp_path, 3, texts=texts)
+    for _ in range(2):
+        merge(folders, tmp_path / "all")
+    forwards: list[int] = []
+    whole = scanned(None, None, texts)
+    module = tiny.subject("llama", torch.float64).module
+    # Not a hook on the module, which would be part of what the model is.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(module), "forward", lambda *_, **__: forwards.append(1))
+        again = scanned(tmp_path / "all", None, texts)
+    assert not forwards
+    pd.testing.assert_frame_equal(again, whole, rtol=1e-9, atol=1e-9)
+    assert again.attrs == whole.attrs
+    # And on to texts that have come since.
+    grown = [*texts, TEXTS[0]]
+    longer = scanned(tmp_path / "all", None, grown)
+    pd.testing.assert_frame_equal(longer, scanned(None, None, grown), rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="holds another scan"):
+        merge(folders, tmp_path / "all")
+
+
 def test_a_share_measures_its_own_texts_alone_and_numbers_them_as_in_the_corpus(tmp_path: Path):
     found = scanned(tmp_path, Share(1, 3))
     assert found["text"].unique().tolist() == [1, 4, 7]

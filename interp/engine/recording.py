@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ class Recording(Mapping[Site, np.ndarray]):
     Attributes:
         parts: for each site all arrays of the reducer, by name, the main one first.
         reduce: name of the reducer.
+        reducers: what the arrays were made of, at each site, for `merge`.
+        heads: number of heads at each site, None where there are none.
 
     Example:
         >>> recording = interp.record(subject, batch, "neurons", reduce="moments")
@@ -43,6 +45,8 @@ class Recording(Mapping[Site, np.ndarray]):
 
     parts: Mapping[Site, Mapping[str, np.ndarray]]
     reduce: str
+    reducers: Mapping[Site, Reducer] = field(repr=False)
+    heads: Mapping[Site, int | None] = field(repr=False)
 
     def __getitem__(self, site: Site | str) -> np.ndarray:
         if isinstance(site, str):
@@ -55,6 +59,45 @@ class Recording(Mapping[Site, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.parts)
+
+    def merge(self, *others: Recording) -> Recording:
+        """Returns one recording of what this one and others were made of, up to rounding the same
+        as if it had been made at once.
+
+        Recordings can be sent from one process to another. That all of them are of one model, under
+        the same interventions, is up to the caller.
+
+        Args:
+            others: of the same sites, with the same `reduce` and `views`. Where examples are
+                numbered (`top`, `selectivity`) or listed (`rows`), those of each recording come
+                after those of the recordings before it.
+
+        Raises:
+            ValueError: recordings of other sites, or with another `reduce`, number of views or
+                width; or raw ones, which are files.
+
+        Example:
+            >>> halves = [interp.record(subject, part, "neurons") for part in batch.split(6)]
+            >>> merged = halves[0].merge(*halves[1:])
+            >>> whole = interp.record(subject, batch, "neurons")
+            >>> np.allclose(merged["blocks.1.neurons"], whole["blocks.1.neurons"])
+            True
+        """
+        merged = dict(self.reducers)
+        for other in others:
+            if other.reduce != self.reduce:
+                raise ValueError(
+                    f"recordings by {self.reduce!r} and by {other.reduce!r}: expected one `reduce`"
+                )
+            if other.reducers.keys() != merged.keys():
+                differing = sorted(map(str, other.reducers.keys() ^ merged.keys()))
+                raise ValueError(
+                    f"recordings of different sites: {', '.join(differing[:4])} only in one of "
+                    "them; expected the same sites"
+                )
+            merged = {site: mine.merge(other.reducers[site]) for site, mine in merged.items()}
+
+        return _recording(self.heads, merged, self.reduce)
 
     def to_frame(self) -> pd.DataFrame:
         """Returns a table: `site`, `block`, `unit` and one column per array.
@@ -199,7 +242,8 @@ def record_parts(
                 nothing_seen = False
     if nothing_seen:
         raise ValueError("nothing to record: the source has no batches")
-    return {name: _recording(subject, by_site, reduce) for name, by_site in reducers.items()}
+    heads = {site: subject.anatomy.place(site).heads for site in chosen}
+    return {name: _recording(heads, by_site, reduce) for name, by_site in reducers.items()}
 
 
 def segments(subject: Subject, *, degenerate: bool = False) -> dict[str, Part | None]:
@@ -229,11 +273,14 @@ def _positions(start: int, stop: int) -> Part:
     return lambda value: value[:, start:stop]
 
 
-def _recording(subject: Subject, by_site: Mapping[Site, Reducer], reduce: str) -> Recording:
+def _recording(
+    heads: Mapping[Site, int | None], by_site: Mapping[Site, Reducer], reduce: str
+) -> Recording:
     arrays: dict[Site, dict[str, np.ndarray]] = {}
     for site, site_reducer in by_site.items():
-        arrays[site] = _split_heads(subject, site, site_reducer.result())
-    return Recording(arrays, reduce)
+        site_reducer.to_cpu()
+        arrays[site] = _split_heads(heads[site], site_reducer.result())
+    return Recording(arrays, reduce, by_site, heads)
 
 
 def _record_batch(
@@ -284,11 +331,8 @@ def _record_batch(
         reducer.end_batch()
 
 
-def _split_heads(
-    subject: Subject, site: Site, arrays: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Splits the last axis into [head, d_head] where the site has heads."""
-    heads = subject.anatomy.place(site).heads
+def _split_heads(heads: int | None, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Splits the last axis into [head, d_head] where a site has heads."""
     if not heads:
         return dict(arrays)
     split: dict[str, np.ndarray] = {}

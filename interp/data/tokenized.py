@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
-
-import pandas as pd
 
 from interp.subject.batch import token_ids
 from interp.subject.subject import Subject
-
-Text = str | Sequence[int]
+from interp.subject.text_rows import Text, naming, numbered, tokens_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,7 @@ def tokenized(subject: Subject, texts: Iterable[Text]) -> Iterator[tuple[Text, l
 
     Args:
         subject: tokenizes strings.
-        texts: strings or sequences of token ids, or rows with a `text`, such as those of a data set
-            of `datasets`.
+        texts: see `numbered`.
 
     Raises:
         ValueError: if `texts` is a single text or a table, or a text is neither a string nor a
@@ -70,30 +62,6 @@ def tokenized(subject: Subject, texts: Iterable[Text]) -> Iterator[tuple[Text, l
     """
     for number, text in numbered(texts):
         yield text, tokens_of(subject, text, number)
-
-
-def tokens_of(subject: Subject, text: Text, number: int) -> list[int]:
-    """Returns the token ids of a text.
-
-    Args:
-        subject: tokenizes strings.
-        text: a string or a sequence of token ids.
-        number: its number in the corpus, for the message.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    with _named(number):
-        return subject.tokens(text) if isinstance(text, str) else token_ids(text)
-
-
-@contextmanager
-def _named(number: int) -> Generator[None]:
-    """Says in an error which text it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"text {number}: {error}") from error
 
 
 class Corpus:
@@ -118,7 +86,7 @@ class Corpus:
         """
         for number, text in numbered(texts):
             is_string = isinstance(text, str)
-            with _named(number):
+            with naming(number):
                 content = text if is_string else repr(token_ids(text))
             encoded = content.encode("utf-8", "surrogatepass")
             # Strings are marked and each text is preceded by its length, so that no two corpora are
@@ -126,50 +94,3 @@ class Corpus:
             self._hash.update(f"{'text' if is_string else 'ids'} {len(encoded)} ".encode())
             self._hash.update(encoded)
             yield text
-
-
-def numbered(texts: Iterable[Text]) -> Iterator[tuple[int, Text]]:
-    """Yields every text with its number, from 0.
-
-    Args:
-        texts: see `tokenized`.
-
-    Raises:
-        ValueError: if `texts` is a single text or a table, or a row has no `text`.
-
-    Example:
-        >>> from interp.data.tokenized import numbered
-        >>> list(numbered([{"text": "one", "id": 7}, "another"]))
-        [(0, 'one'), (1, 'another')]
-    """
-    for number, row in enumerate(_several(texts)):
-        yield number, _text_of(row, number) if isinstance(row, Mapping) else row
-
-
-def _text_of(row: Mapping[str, Any], number: int) -> Text:
-    if "text" not in row:
-        names = ", ".join(repr(name) for name in islice(row, 4))
-        raise ValueError(
-            f"row {number} has no 'text', only {names or 'nothing'}: expected texts, or rows with "
-            "a column 'text'; rename the column that holds them"
-        )
-    return row["text"]
-
-
-def _several(texts: Iterable[Text]) -> Iterable[Any]:
-    """The texts, refusing what is not several: letters of a string would be read as texts, and so
-    would the names of a table's columns."""
-    if isinstance(texts, str | bytes):
-        raise ValueError("texts is one string: expected several texts, such as [text]")
-    if isinstance(texts, pd.DataFrame | Mapping):
-        names = ", ".join(repr(name) for name in islice(texts, 4))
-        raise ValueError(
-            f"texts is a {type(texts).__name__} of {names or 'nothing'}: expected several texts; "
-            'take the one column that holds them, such as frame["text"]'
-        )
-    if isinstance(texts, os.PathLike) or not hasattr(texts, "__iter__"):
-        raise ValueError(
-            f"texts is {texts!r}: expected several texts, such as [text]; "
-            "to read files, see interp.data.texts.read_texts"
-        )
-    return texts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from interp.sites.site import Site
 from interp.subject.batch import Batch, Batches, batches
 from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject, evaluating
+from interp.subject.text_rows import Text, several, text_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +136,15 @@ class Recording(Mapping[Site, np.ndarray]):
 
 def record(
     subject: Subject,
-    source: Batches,
+    source: Batches | Iterable[Text],
     sites: Sites,
     reduce: str = "mean_abs",
     *,
     folder: str | Path | None = None,
     batch_size: int = 8,
     views: int = 1,
+    length: int | None = None,
+    bos: bool = True,
 ) -> Recording:
     """Records activations over a stream of examples.
 
@@ -149,7 +154,9 @@ def record(
 
     Args:
         subject: the model under study.
-        source: a Batch, the windows of a scan, or any iterable of batches.
+        source: a Batch, the windows of a scan, or any iterable of batches; or texts, read one batch
+            at a time: strings or sequences of token ids, or rows with a `text`, such as those of a
+            data set of `datasets`.
         sites: a site, a pattern (`"blocks.*.neurons"`), a point (`"neurons"`), or several.
         reduce: what to keep: `mean`, `mean_abs`, `moments`, `max`, `top`, `selectivity`, `rows`,
             `rows_abs`, or `raw` (memory-mapped, in `folder`).
@@ -158,14 +165,18 @@ def record(
         views: how many consecutive rows are views (augmentations) of one example. Reducers that
             look at whole examples (`top`, `selectivity`, `rows`, `rows_abs`) take the mean over the
             views of each; for the others every view counts by itself.
+        length: for texts, how many tokens to read of each; by default all.
+        bos: for texts, whether they are read behind the start tokens of the tokenizer, whose
+            positions then count. Batches are read as they are.
 
     Returns:
         The arrays of each site.
 
     Raises:
         SiteError: a site is unknown.
-        ValueError: an unknown reducer, an empty source, a row that is padding alone, or a batch
-            with only some of an example's views.
+        ValueError: an unknown reducer, an empty source, a row that is padding alone, a batch with
+            only some of an example's views, a text that cannot be read or is empty, or a `length`
+            for what is not texts.
         HookError: a site that no forward reached.
 
     Example:
@@ -186,6 +197,8 @@ def record(
         folder=folder,
         batch_size=batch_size,
         views=views,
+        length=length,
+        bos=bos,
     )
     return recordings[""]
 
@@ -195,7 +208,7 @@ Part = Callable[[Value], Value]
 
 def record_parts(
     subject: Subject,
-    source: Batches,
+    source: Batches | Iterable[Text],
     sites: Sites,
     parts: Mapping[str, Part | None],
     reduce: str = "mean_abs",
@@ -203,6 +216,8 @@ def record_parts(
     folder: str | Path | None = None,
     batch_size: int = 8,
     views: int = 1,
+    length: int | None = None,
+    bos: bool = True,
 ) -> dict[str, Recording]:
     """Records several parts of the same examples, such as prefix and suffix, in one pass.
 
@@ -234,16 +249,38 @@ def record_parts(
     # All views of an example must be in one batch: the batch size is rounded to whole examples.
     examples_per_batch = max(batch_size // views, 1)
     rows = examples_per_batch * views
+    stream = _batches(subject, source, rows, length=length, bos=bos)
     limit = BatchLimit(multiple=views)
     nothing_seen = True
     with evaluating(subject):
-        for batch in track(batches(source, rows), "recording"):
+        for batch in track(stream, "recording"):
             for _ in limit.run(lambda part: _record_batch(subject, part, to_record), batch):
                 nothing_seen = False
     if nothing_seen:
         raise ValueError("nothing to record: the source has no batches")
     heads = {site: subject.anatomy.place(site).heads for site in chosen}
     return {name: _recording(heads, by_site, reduce) for name, by_site in reducers.items()}
+
+
+def _batches(
+    subject: Subject,
+    source: Batches | Iterable[Text],
+    rows: int,
+    *,
+    length: int | None,
+    bos: bool,
+) -> Iterator[Batch]:
+    """The examples of any source, in batches of at most `rows`."""
+    examples: Any = source
+    if not isinstance(source, Batch | pd.DataFrame):
+        stream = iter(several(source))
+        beginning = list(islice(stream, 1))
+        examples = chain(beginning, stream)
+        if beginning and not isinstance(beginning[0], Batch):
+            return text_batches(subject, examples, rows, length=length, bos=bos)
+    if length is not None:
+        raise ValueError(f"length={length} is for texts: expected batches of the tokens to be read")
+    return batches(examples, rows)
 
 
 def segments(subject: Subject, *, degenerate: bool = False) -> dict[str, Part | None]:

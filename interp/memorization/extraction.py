@@ -25,7 +25,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from interp.data.corpus_counts import Counts
-from interp.data.tokenized import Corpus, Share, Text, numbered, tokens_of
+from interp.data.tokenized import Corpus, Share
 from interp.hooks.clock import prompt_length
 from interp.hooks.modes import checkpointing_off
 from interp.memorization.same_tokenizer import check_counted_tokens, check_same_tokenizer
@@ -36,6 +36,7 @@ from interp.subject.batch_limit import BatchLimit
 from interp.subject.decoding import Decoder, at_tokens, check_finite
 from interp.subject.fingerprint import fingerprint, identify
 from interp.subject.subject import Subject, evaluating, token_losses
+from interp.subject.text_rows import Text, numbered, tokens_of
 
 Groups = tuple[tuple[int, int], ...]
 

@@ -13,7 +13,6 @@ from rapidfuzz.distance import Levenshtein
 
 from interp.memorization.extraction import (
     TeacherForced,
-    Text,
     Window,
     teacher_force,
     window_batches,
@@ -23,6 +22,7 @@ from interp.progress import track
 from interp.subject.batch import Batch
 from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text
 
 _BUFFERED = 100_000  # digests that are not sorted yet
 
@@ -124,7 +124,8 @@ def score_windows(
 
     Args:
         subject: the model.
-        texts: strings or sequences of token ids, read one at a time.
+        texts: strings or sequences of token ids, or rows with a `text`, such as those of a data set
+            of `datasets`, read one at a time.
         prefix: tokens of the prompt.
         length: tokens of the suffix.
         stride: tokens from the start of one window to the start of the next; by default `length`.

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from interp.engine.reducers import Reducer, reducer
 from interp.hooks.clock import Clock
 from interp.hooks.hooks import Value, Visit, tapped
 from interp.progress import track
-from interp.sites.anatomy import Sites
+from interp.sites.anatomy import Anatomy, Sites
 from interp.sites.site import Site
 from interp.subject.batch import Batch, Batches, batches
 from interp.subject.batch_limit import BatchLimit
@@ -203,6 +204,48 @@ def record(
     return recordings[""]
 
 
+def reduce_values(
+    anatomy: Anatomy,
+    values: Iterable[tuple[Batch, Mapping[Site, Value]]],
+    sites: Sites,
+    reduce: str = "mean_abs",
+    *,
+    folder: str | Path | None = None,
+    views: int = 1,
+) -> Recording:
+    """Returns the recording of activations that were made elsewhere, such as on a server.
+
+    Args:
+        anatomy: of the model.
+        values: batches, each with the activations at all of the sites, [batch, position, width].
+        sites, reduce, folder, views: see `record`.
+
+    Raises:
+        ValueError: see `record`.
+
+    Example:
+        >>> from interp.engine.recording import reduce_values
+        >>> embed = interp.Site.parse("embed")
+        >>> value = torch.ones(len(batch), batch.length, 32)
+        >>> reduce_values(subject.anatomy, [(batch, {embed: value})], "embed")["embed"].mean()
+        np.float64(1.0)
+    """
+    chosen = anatomy.expand(sites)
+    by_site = {site: reducer(reduce, site, folder, views) for site in chosen}
+    nothing_seen = True
+    for batch, of_batch in values:
+        nothing_seen = False
+        mask = _mask(batch)
+        for site, site_reducer in by_site.items():
+            value = of_batch[site]
+            site_reducer.update(value, _counted(value, mask))
+            site_reducer.end_batch()
+    if nothing_seen:
+        raise ValueError("nothing to record: the source has no batches")
+    heads = {site: anatomy.place(site).heads for site in chosen}
+    return _recording(heads, by_site, reduce)
+
+
 Part = Callable[[Value], Value]
 
 
@@ -327,28 +370,14 @@ def _record_batch(
         raise ValueError(
             "parts of padded batches cannot be recorded: give batches of one length, without mask"
         )
-    mask = batch.mask
-    if mask is None:
-        mask = torch.ones_like(batch.tokens, dtype=torch.bool)
-    without_tokens = int((~mask.any(1)).sum())
-    if without_tokens:
-        raise ValueError(
-            f"{without_tokens} of {len(mask)} rows are padding alone: "
-            "expected at least one token in each"
-        )
-    mask = mask.to(subject.device)  # once for all sites
+    mask = _mask(batch).to(subject.device)  # once for all sites
 
     def update_at(site: Site) -> Visit:
         def update(value: Value, _: Clock) -> Tensor | None:
             for part, reducers in parts:
                 recorded = value if part is None else part(value)
-                counted = mask
-                # A part, or a model whose blocks see other positions than the tokens': the mask of
-                # the tokens does not describe these positions, and all of them count.
-                if part is not None or value.shape[:2] != mask.shape:
-                    shape = recorded.shape[:2]
-                    counted = torch.ones(shape, dtype=torch.bool, device=value.device)
-                reducers[site].update(recorded, counted.to(value.device))
+                counted = None if part is not None else mask
+                reducers[site].update(recorded, _counted(recorded, counted))
 
         return update
 
@@ -366,6 +395,29 @@ def _record_batch(
         raise
     for reducer in every:
         reducer.end_batch()
+
+
+def _mask(batch: Batch) -> Bool[Tensor, "batch position"]:
+    """Which positions of a batch count."""
+    mask = batch.mask
+    if mask is None:
+        mask = torch.ones_like(batch.tokens, dtype=torch.bool)
+    without_tokens = int((~mask.any(1)).sum())
+    if without_tokens:
+        raise ValueError(
+            f"{without_tokens} of {len(mask)} rows are padding alone: "
+            "expected at least one token in each"
+        )
+    return mask
+
+
+def _counted(value: Value, mask: Tensor | None) -> Bool[Tensor, "batch position"]:
+    """Which positions of an activation count."""
+    # A part, or a model whose blocks see other positions than the tokens': the mask of the tokens
+    # does not describe these positions, and all of them count.
+    if mask is None or value.shape[:2] != mask.shape:
+        return torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+    return mask.to(value.device)
 
 
 def _split_heads(heads: int | None, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

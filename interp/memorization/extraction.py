@@ -378,7 +378,7 @@ def _measure(
     if groups is not None:
         frame["groups"] = [groups] * len(chunk)
     if subject.tokenizer is not None:
-        shown = [_shown(subject, window, prefix) for window in chunk]
+        shown = [shown_parts(subject, window, prefix) for window in chunk]
         frame["prompt"] = [prompt for prompt, _ in shown]
         frame["suffix"] = [suffix for _, suffix in shown]
     return frame
@@ -406,8 +406,8 @@ def _as_in_documents(subject: Subject, window: Window) -> list[int]:
     return subject.without_bos(tokens) if begins_a_text else tokens
 
 
-def _shown(subject: Subject, window: Window, prefix: int) -> tuple[str, str]:
-    """Prompt and suffix of a window, as they read in its text."""
+def shown_parts(subject: Subject, window: Window, prefix: int) -> tuple[str, str]:
+    """Returns prompt and suffix of a window, as they read in its text."""
     start = len(window.before)
     stop = start + len(window.tokens)
     in_text = [*window.before, *window.tokens, *window.after]

@@ -61,11 +61,11 @@ def scan_served(
             vLLM from which a verdict cannot be told.
 
     Example:
+        >>> from interp.memorization.served import scan_served
         >>> from vllm import LLM  # doctest: +SKIP
         >>> llm = LLM("owner/name", enable_prefix_caching=False)  # doctest: +SKIP
         >>> frame = scan_served(llm, texts, prefix=32, length=32)  # doctest: +SKIP
-        >>> frame["exact"].mean(), frame["tied"].gt(0).mean()  # doctest: +SKIP
-        (0.0127, 0.0021)
+        >>> interp.split(frame)  # doctest: +SKIP
     """
     stride = length if stride is None else stride
     if min(prefix, length, stride, batch_size) < 1:

@@ -37,6 +37,9 @@ class Fork:
 def fork(run: Callable[[], object], log: Path) -> Fork:
     """Calls `run` in a copy of this process, and goes on without waiting for it."""
     log.mkdir(parents=True, exist_ok=True)
+    # It may be killed before it has opened them.
+    for name in ("out", "err"):
+        (log / name).touch()
     child = os.fork()
     if not child:
         _be_a_child(run, log)

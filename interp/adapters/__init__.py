@@ -1,5 +1,6 @@
 """Other ways to run a plan: `weights` (written into weights, no hooks), `nnsight` (local or
-hosted), `transformer_lens` and `captum`; and the simulator of robot tasks `libero`.
+hosted), `transformer_lens` and `captum`; verdicts of a served model, `vllm`; and the simulator of
+robot tasks `libero`.
 
 Each adapter imports its library inside functions, so that one that is not used costs nothing.
 """
@@ -7,7 +8,7 @@ Each adapter imports its library inside functions, so that one that is not used 
 import importlib
 from types import ModuleType
 
-_ADAPTERS = ("captum", "libero", "nnsight", "transformer_lens", "weights")
+_ADAPTERS = ("captum", "libero", "nnsight", "transformer_lens", "vllm", "weights")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,4 +1,5 @@
-"""Runs a plan under nnsight: on a local model, as a dry run of a remote job, or on NDIF.
+"""Runs a plan, or records, under nnsight: on a local model, as a dry run of a remote job, or on
+NDIF.
 
 nnsight sends the body of one `with` block and the data that it names. So that body is plain torch
 over lists, tuples and tensors, without classes or functions of ours, which a server does not have.
@@ -7,8 +8,9 @@ over lists, tuples and tensors, without classes or functions of ours, which a se
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,11 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.adapters.ndif import check_hosted
-from interp.adapters.plan_steps import PlanStep, align, plan_steps
+from interp.adapters.plan_steps import PlanStep, align, plan_steps, reading_steps
+from interp.engine.recording import Recording, reduce_values
 from interp.interventions.plan import Plan
 from interp.loading.load import load
-from interp.sites.anatomy import Anatomy
-from interp.subject.batch import Batch
+from interp.sites.anatomy import Anatomy, Sites
+from interp.sites.site import Site
+from interp.subject.batch import Batch, Batches, batches
 from interp.subject.subject import Subject
 
 Remote = Literal["local"] | bool | None
@@ -59,19 +63,89 @@ def logits(
     peer = _nnsight()
     if remote is True:
         check_hosted(model, peer)
-    if not isinstance(model, Subject):
-        plain = plan_steps(anatomy or load(model).anatomy, plan, batch)
-        return align(_run(peer, model, plain, batch, _forward_options(remote)))
+    plain = plan_steps(anatomy or _anatomy(model), plan, batch)
+    with _traceable(model, peer, remote) as envoy:
+        options = _options(model, batch, remote)
+        found = _run(peer, envoy, plain, batch, options)
+    # A forward of ours gives aligned logits already.
+    return found if "fn" in options else align(found)
 
-    with _wrapped(model, peer, remote) as envoy:
-        plain = plan_steps(anatomy or model.anatomy, plan, batch)
-        if remote:
-            return align(_run(peer, envoy, plain, batch, _forward_options(remote)))
+
+def record(
+    model: Any,
+    source: Batches,
+    sites: Sites,
+    reduce: str = "mean_abs",
+    remote: Remote = None,
+    *,
+    plan: Plan | None = None,
+    anatomy: Anatomy | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 8,
+    views: int = 1,
+) -> Recording:
+    """Records activations, as `interp.record` does, under a plan or without one.
+
+    Every batch is a job of its own. What comes back are the activations at the sites, which are
+    reduced here: choose few sites, or a small `batch_size`, where they travel.
+
+    Args:
+        model, remote, anatomy: see `logits`.
+        source, sites, reduce, folder, batch_size, views: see `interp.record`.
+        plan: what is changed; activations are recorded as it leaves them.
+
+    Raises:
+        SiteError: a site is unknown.
+        HookError: see `logits`; or a site that is made of more than two tensors of the model.
+        ValueError: see `logits` and `interp.record`.
+
+    Example:
+        >>> from interp.adapters import nnsight
+        >>> theirs = nnsight.record(subject, batch, "neurons")
+        >>> ours = interp.record(subject, batch, "neurons")
+        >>> np.allclose(theirs["blocks.1.neurons"], ours["blocks.1.neurons"], atol=1e-5)
+        True
+    """
+    peer = _nnsight()
+    if remote is True:
+        check_hosted(model, peer)
+    known = anatomy or _anatomy(model)
+    chosen = known.expand(sites)
+    examples_per_batch = max(batch_size // views, 1)
+
+    with _traceable(model, peer, remote) as envoy:
+
+        def values() -> Iterator[tuple[Batch, dict[Site, Tensor]]]:
+            for batch in batches(source, examples_per_batch * views):
+                plain, numbers = reading_steps(known, plan, batch, chosen)
+                wanted = sorted(numbers.values())
+                found = _run(peer, envoy, plain, batch, _options(model, batch, remote), wanted)
+                by_number = dict(zip(wanted, found, strict=True))
+                yield batch, {site: by_number[numbers[site]] for site in chosen}
+
+        return reduce_values(known, values(), chosen, reduce, folder=folder, views=views)
+
+
+def _anatomy(model: Any) -> Anatomy:
+    return model.anatomy if isinstance(model, Subject) else load(model).anatomy
+
+
+def _options(model: Any, batch: Batch, remote: Remote) -> dict[str, Any]:
+    """How a trace of a batch calls a model."""
+    if isinstance(model, Subject) and not remote:
 
         def forward(_: Tensor) -> Tensor:
             return model.logits(batch)
 
-        return _run(peer, envoy, plain, batch, {"fn": forward})
+        return {"fn": forward}
+    # A mask need not be sent: padding is on the right, where no other token looks at it.
+    if batch.conditioning:
+        names = ", ".join(batch.conditioning)
+        raise ValueError(
+            f"only tokens are handed to an nnsight model, and the batch has {names}: give a "
+            "Subject, without remote="
+        )
+    return _forward_options(remote)
 
 
 def _forward_options(remote: Remote) -> dict[str, Any]:
@@ -82,15 +156,23 @@ def _forward_options(remote: Remote) -> dict[str, Any]:
 
 
 def _run(
-    peer: Any, model: Any, plain: list[PlanStep], batch: Batch, options: dict[str, Any]
-) -> Tensor:
-    """Runs the steps of a plan in one trace."""
+    peer: Any,
+    model: Any,
+    plain: list[PlanStep],
+    batch: Batch,
+    options: dict[str, Any],
+    wanted: list[int] | None = None,
+) -> Any:
+    """Runs the steps of a plan in one trace, and returns the logits, or the values of the wanted
+    steps as a list."""
     # The body of the trace is sent as source: it may name plain data, torch and nnsight only, and
     # has to ask for values in the order in which the model computes them.
     length = batch.length
     kept = {}
     saved = []
+    number = 0
     with torch.no_grad(), model.trace(batch.tokens, **options) as tracer:
+        values = []
         for path, side, base, sign, changes in plain:
             envoy = model.get(path)
             whole = envoy.inputs if side == "in" else envoy.output
@@ -130,7 +212,12 @@ def _run(
                     new = new + add.to(new)
                 value = value.clone()
                 value[:, rows, columns] = new
-            kept[path] = value
+            # what later steps add is always what enters a module, never what leaves the same one
+            if side == "in":
+                kept[path] = value
+            if wanted is not None and number in wanted:
+                values.append(value.cpu())
+            number += 1
             if changes:
                 items[at] = (value - other).reshape(activation.shape)
                 if side == "in":
@@ -140,15 +227,22 @@ def _run(
                     envoy.inputs = (arguments, keywords)
                 else:
                     envoy.output = items[0] if torch.is_tensor(whole) else type(whole)(items)
-        result = tracer.result
-        saved = peer.save(result if torch.is_tensor(result) else result.logits)
-    return saved  # noqa: RET504 - bound inside the trace, read outside it
+        if wanted is None:
+            result = tracer.result
+            saved = peer.save(result if torch.is_tensor(result) else result.logits)
+        else:
+            saved = peer.save(values)
+    return saved
 
 
 @contextmanager
-def _wrapped(subject: Subject, peer: Any, remote: Remote) -> Generator[Any]:
-    """The subject's module as an nnsight model. What nnsight writes into the modules is removed on
-    exit."""
+def _traceable(model: Any, peer: Any, remote: Remote) -> Generator[Any]:
+    """The model as an nnsight model. What nnsight writes into the modules of a subject is removed
+    on exit."""
+    if not isinstance(model, Subject):
+        yield model
+        return
+    subject = model
     if remote and subject.tokenizer is None:
         raise ValueError(
             f"{subject.name} has no tokenizer, and nnsight's serializable models need one: "

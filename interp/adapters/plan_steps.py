@@ -3,7 +3,7 @@ be run on a server that does not have our classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from interp.subject.batch import Batch
 Change = tuple[Tensor | None, Tensor, float, Tensor | None, Tensor | None]
 PlanStep = tuple[str, str, str, int, list[Change]]
 Time = tuple[float, ...]
+TimedStep = tuple[Time, Site | None, PlanStep]
 
 
 def align(following: Float[Tensor, "batch position vocabulary"]) -> Tensor:
@@ -53,28 +54,62 @@ def plan_steps(anatomy: Anatomy, plan: Plan, batch: Batch) -> list[PlanStep]:
         HookError: none of the positions of an edit is in the batch, a site is made of more than
             two tensors of the model, or the plan adds to a weight.
     """
+    steps, _ = reading_steps(anatomy, plan, batch, ())
+    return steps
+
+
+def reading_steps(
+    anatomy: Anatomy, plan: Plan | None, batch: Batch, sites: Iterable[Site]
+) -> tuple[list[PlanStep], dict[Site, int]]:
+    """Returns the steps of a plan with those that read some sites, as the plan leaves them.
+
+    Args:
+        anatomy, plan, batch: see `plan_steps`; None for no plan.
+        sites: the sites that are read.
+
+    Returns:
+        The steps, and for each of the sites which of them computes its value.
+
+    Raises:
+        HookError: see `plan_steps`.
+    """
     by_site: dict[Site, list[Change]] = {}
-    for edit in lower_plans(anatomy, plan):
+    for edit in [] if plan is None else lower_plans(anatomy, plan):
         site = anatomy.resolve(edit.site)
         changes = by_site.setdefault(site, [])
         changes.append(_change(edit, batch))
 
-    timed: list[tuple[Time, PlanStep]] = []
+    timed: list[TimedStep] = []
     for site, changes in by_site.items():
-        timed += _timed_steps(anatomy, site, changes)
+        timed += [(time, None, step) for time, _, step in _timed_steps(anatomy, site, changes)]
+
+    # One module may hold several sites: what attention adds, and the sum of that with the residual.
+    # A site is read when all edits of its module are done, as a hook would that was set after them.
+    last_edit: dict[tuple[str, str], Time] = {}
+    for time, _, (path, side, _, _, changes) in timed:
+        if changes:
+            last_edit[path, side] = max(time, last_edit.get((path, side), time))
+    for site in sites:
+        for time, of_site, step in _timed_steps(anatomy, site, []):
+            path, side, *_ = step
+            last = max(time, last_edit.get((path, side), time))
+            *slot, own = last
+            at = time if of_site is None else (*slot, own + len(BLOCK_POINTS))
+            timed.append((at, of_site, step))
+
     timed.sort(key=_time)
-    return [step for _, step in timed]
+    numbers = {site: number for number, (_, site, _) in enumerate(timed) if site is not None}
+    return [step for _, _, step in timed], numbers
 
 
-def _time(timed: tuple[Time, PlanStep]) -> Time:
+def _time(timed: TimedStep) -> Time:
     return timed[0]
 
 
-def _timed_steps(
-    anatomy: Anatomy, site: Site, changes: list[Change]
-) -> Iterator[tuple[Time, PlanStep]]:
+def _timed_steps(anatomy: Anatomy, site: Site, changes: list[Change]) -> Iterator[TimedStep]:
     """The steps at a site, each with a tuple that sorts like the time of its execution: the number
-    of the stack, of the block, and of the point in the block."""
+    of the stack, of the block, and of the point in the block; and with the site, if it computes its
+    value."""
     place = anatomy.place(site)
     if not place.is_plain:
         raise HookError(
@@ -84,23 +119,25 @@ def _timed_steps(
     stack = list(anatomy.stacks).index(site.stack)
     if site.block is None:
         before_or_after_blocks = -1.0 if site.point == "embed" else float("inf")
-        yield (stack, before_or_after_blocks, 0.0), (place.path, place.side, "", 1, changes)
+        time = (stack, before_or_after_blocks, 0.0, 0.0)
+        yield time, site, (place.path, place.side, "", 1, changes)
         return
 
-    # The sum of the residual and of what attention adds has no module of its own: it is edited
-    # where its second term, the output of attention, leaves.
-    point = "attn_out" if place.onto else site.point
-    time = (stack, site.block, float(BLOCK_POINTS.index(point)))
+    # The sum of the residual and of what attention or another mixer adds has no module of its own:
+    # it is edited where its second term leaves, and after that term.
+    point = "mixer_out" if place.onto else site.point
+    own = float(BLOCK_POINTS.index(site.point))
+    time = (stack, site.block, float(BLOCK_POINTS.index(point)), own)
     if place.base is None:
-        yield time, (place.path, place.side, "", 1, changes)
+        yield time, site, (place.path, place.side, "", 1, changes)
         return
 
     # The other term is read after the edits at its own place (point 0, what enters the block) and
     # before anything that follows.
     other, sign = place.base
-    after_point_0 = (stack, site.block, 0.5)
-    yield after_point_0, (other.path, other.side, "", 1, [])
-    yield time, (place.path, place.side, other.path, sign, changes)
+    after_point_0 = (stack, site.block, 0.5, 0.0)
+    yield after_point_0, None, (other.path, other.side, "", 1, [])
+    yield time, site, (place.path, place.side, other.path, sign, changes)
 
 
 def _change(edit: Edit, batch: Batch) -> Change:

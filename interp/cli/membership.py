@@ -14,6 +14,7 @@ from interp.memorization.membership.roc import roc, roc_figure
 from interp.reporting.layout import finish, new_figure, style
 from interp.reporting.plotting import save
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text, numbered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,8 +28,8 @@ _LETTERS_SHOWN = 60
 def score_texts(
     subject: Subject,
     references: Sequence[Subject],
-    texts: Iterable[str],
-    non_members: Iterable[str] | None,
+    texts: Iterable[Text],
+    non_members: Iterable[Text] | None,
     out: Path,
     *,
     length: int | None = None,
@@ -40,14 +41,15 @@ def score_texts(
     Args:
         subject: the target model.
         references: models that were not trained on the texts.
-        texts: what the model may have been trained on.
+        texts: what the model may have been trained on: strings, or rows with a `text`.
         non_members: texts that it was not trained on, or None.
         out: folder of the files.
         length, batch_size, bos: see `membership`.
 
     Returns:
-        One row per text: see `membership`. In addition `beginning`, its first letters, and, if
-        there are non-members, whether it is a `member`; `text` counts each of the two by itself.
+        One row per text: see `membership`. In addition `beginning`, its first letters (None for
+        token ids), and, if there are non-members, whether it is a `member`; `text` counts each of
+        the two by itself.
 
     Raises:
         ValueError: see `membership`.
@@ -56,7 +58,7 @@ def score_texts(
     counts = {"texts": 0, "skipped": 0}
     streams = {True: texts} if non_members is None else {True: texts, False: non_members}
     for is_member, stream in streams.items():
-        beginnings: dict[int, str] = {}
+        beginnings: dict[int, str | None] = {}
         part = membership(
             subject,
             _noting(stream, beginnings),
@@ -101,10 +103,10 @@ def judged(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _noting(texts: Iterable[str], beginnings: dict[int, str]) -> Iterator[str]:
+def _noting(texts: Iterable[Text], beginnings: dict[int, str | None]) -> Iterator[Text]:
     """The texts, of which the first letters are noted under their number."""
-    for number, text in enumerate(texts):
-        beginnings[number] = text[:_LETTERS_SHOWN]
+    for number, text in numbered(texts):
+        beginnings[number] = text[:_LETTERS_SHOWN] if isinstance(text, str) else None
         yield text
 
 

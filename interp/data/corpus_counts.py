@@ -20,10 +20,11 @@ from typing import Any, BinaryIO, Literal, Protocol
 import numpy as np
 from jaxtyping import Bool, Int
 
-from interp.data.tokenized import Text, tokenized
+from interp.data.tokenized import tokenized
 from interp.progress import track
 from interp.subject.batch import token_ids
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text
 
 Engine = Literal["memory", "infini-gram"]
 Windows = Int[np.ndarray, "windows width"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from interp.data.tokenized import Text, named_text, numbered, tokens_of
 from interp.subject.batch import token_ids
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text, naming, numbered, tokens_of
 
 # Texts that wait for the model, and their characters or tokens: enough for a batch of short ones,
 # few where each is a book.
@@ -158,7 +158,7 @@ class Stream:
 def _chained(before: str, text: Text, number: int) -> str:
     """The digest of a corpus with one text more."""
     is_string = isinstance(text, str)
-    with named_text(number):
+    with naming(number):
         content = text if is_string else repr(token_ids(text))
     kind = "text" if is_string else "ids"
     encoded = content.encode("utf-8", "surrogatepass")

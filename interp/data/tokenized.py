@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
-import pandas as pd
-
-from interp.subject.batch import token_ids
 from interp.subject.subject import Subject
-
-Text = str | Sequence[int]
+from interp.subject.text_rows import Text, numbered, tokens_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +47,7 @@ def tokenized(subject: Subject, texts: Iterable[Text]) -> Iterator[tuple[Text, l
 
     Args:
         subject: tokenizes strings.
-        texts: strings or sequences of token ids, or rows with a `text`, such as those of a data set
-            of `datasets`.
+        texts: see `numbered`.
 
     Raises:
         ValueError: if `texts` is a single text or a table, or a text is neither a string nor a
@@ -69,75 +60,3 @@ def tokenized(subject: Subject, texts: Iterable[Text]) -> Iterator[tuple[Text, l
     """
     for number, text in numbered(texts):
         yield text, tokens_of(subject, text, number)
-
-
-def tokens_of(subject: Subject, text: Text, number: int) -> list[int]:
-    """Returns the token ids of a text.
-
-    Args:
-        subject: tokenizes strings.
-        text: a string or a sequence of token ids.
-        number: its number in the corpus, for the message.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    with named_text(number):
-        return subject.tokens(text) if isinstance(text, str) else token_ids(text)
-
-
-@contextmanager
-def named_text(number: int) -> Generator[None]:
-    """Says in an error which text it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"text {number}: {error}") from error
-
-
-def numbered(texts: Iterable[Text], first: int = 0) -> Iterator[tuple[int, Text]]:
-    """Yields every text with its number.
-
-    Args:
-        texts: see `tokenized`.
-        first: number of the first one.
-
-    Raises:
-        ValueError: if `texts` is a single text or a table, or a row has no `text`.
-
-    Example:
-        >>> from interp.data.tokenized import numbered
-        >>> list(numbered([{"text": "one", "id": 7}, "another"]))
-        [(0, 'one'), (1, 'another')]
-    """
-    for number, row in enumerate(_several(texts), start=first):
-        yield number, _text_of(row, number) if isinstance(row, Mapping) else row
-
-
-def _text_of(row: Mapping[str, Any], number: int) -> Text:
-    if "text" not in row:
-        names = ", ".join(repr(name) for name in islice(row, 4))
-        raise ValueError(
-            f"row {number} has no 'text', only {names or 'nothing'}: expected texts, or rows with "
-            "a column 'text'; rename the column that holds them"
-        )
-    return row["text"]
-
-
-def _several(texts: Iterable[Text]) -> Iterable[Any]:
-    """The texts, refusing what is not several: letters of a string would be read as texts, and so
-    would the names of a table's columns."""
-    if isinstance(texts, str | bytes):
-        raise ValueError("texts is one string: expected several texts, such as [text]")
-    if isinstance(texts, pd.DataFrame | Mapping):
-        names = ", ".join(repr(name) for name in islice(texts, 4))
-        raise ValueError(
-            f"texts is a {type(texts).__name__} of {names or 'nothing'}: expected several texts; "
-            'take the one column that holds them, such as frame["text"]'
-        )
-    if isinstance(texts, os.PathLike) or not hasattr(texts, "__iter__"):
-        raise ValueError(
-            f"texts is {texts!r}: expected several texts, such as [text]; "
-            "to read files, see interp.data.texts.read_texts"
-        )
-    return texts

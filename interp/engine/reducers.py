@@ -6,15 +6,19 @@ that long streams do not drift. Memory grows with units and not with tokens, exc
 
 What is kept stays on the device of the activations until the end: a copy to the CPU would make an
 accelerator wait at every site of every batch. Only `raw` writes at once.
+
+Two reducers that saw the two halves of a stream, in processes of their own, become by `merge` the
+one that saw all of it. They hold sums and not means, so that nothing is lost: sums are added.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -66,6 +70,71 @@ class Reducer(ABC):
     def end_batch(self) -> None:  # noqa: B027 - most reducers have nothing to do here
         """Called after each batch whose forward succeeded."""
 
+    def merge(self, other: Reducer) -> Self:
+        """Returns the reducer that has seen what both have seen; neither of the two is changed.
+
+        Examples of `other` are numbered on from the last of this one. A reducer that has seen
+        nothing changes nothing.
+
+        Args:
+            other: of the same kind and settings, at the same site.
+
+        Raises:
+            ValueError: reducers of other kinds, settings or widths, or of a kind that cannot be
+                merged.
+
+        Example:
+            >>> from interp.engine.reducers import Mean
+            >>> first, second = Mean(), Mean()
+            >>> first.update(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[True, True]]))
+            >>> second.update(torch.tensor([[[6.0]]]), torch.tensor([[True]]))
+            >>> first.merge(second).result()
+            {'mean': array([3.])}
+        """
+        if type(other) is not type(self):
+            raise ValueError(
+                f"a {type(self).__name__} cannot take in a {type(other).__name__}: expected "
+                "recordings with the same `reduce`"
+            )
+        if other.views != self.views:
+            raise ValueError(
+                f"one recording has {self.views} views of each example and the other "
+                f"{other.views}: expected the same number"
+            )
+        widths = self.width, other.width
+        if None not in widths and widths[0] != widths[1]:
+            raise ValueError(
+                f"one recording is {widths[0]} wide and the other {widths[1]}: expected two of the "
+                "same site of one model"
+            )
+        merged = copy.copy(self)
+        if self.width is None:
+            vars(merged).update(vars(other))
+        elif other.width is not None:
+            merged._add(other)
+        for name, value in vars(merged).items():
+            if isinstance(value, list):
+                setattr(merged, name, [*value])  # further batches go into a list of its own
+        return merged
+
+    @property
+    @abstractmethod
+    def width(self) -> int | None:
+        """How many numbers an activation has; None while nothing has been seen."""
+
+    @abstractmethod
+    def _add(self, other: Any) -> None:
+        """Takes in another reducer of the same kind; both have seen something.
+
+        Attributes are given new values and never changed in place: a copy shares them.
+        """
+
+    def to_cpu(self) -> None:
+        """Moves what is kept to the CPU, so that another process can read it."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.cpu())
+
 
 def _identity(value: Tensor) -> Tensor:
     return value
@@ -98,6 +167,21 @@ class _Sums(Reducer):
         # New tensors, not sums in place: a mark holds the old ones, to which `rewind` goes back.
         self.sums = sums
         self.counts = counts
+
+    @property
+    def width(self) -> int | None:
+        return len(self.sums[0]) if self.sums else None
+
+    def _add(self, other: _Sums) -> None:
+        assert self.counts is not None
+        assert other.counts is not None
+        pairs = zip(self.sums, other.sums, strict=True)
+        self.sums = [mine + theirs for mine, theirs in pairs]
+        self.counts = self.counts + other.counts
+
+    def to_cpu(self) -> None:
+        super().to_cpu()
+        self.sums = [total.cpu() for total in self.sums]
 
     @property
     def count(self) -> int:
@@ -159,10 +243,14 @@ class TopK(Reducer):
         means = _per_example(value, mask, self.views)
         # Each unit has its own ranking, so that the numbers of the examples are kept for each of
         # them: [examples, width].
-        seen = self.seen + len(means)
-        numbers = torch.arange(self.seen, seen, device=means.device)
+        numbers = torch.arange(len(means), device=means.device)
         examples = numbers[:, None].expand(means.shape)
-        self.seen = seen
+        self._take(means, examples, len(means))
+
+    def _take(self, means: Tensor, examples: Tensor, seen: int) -> None:
+        """Ranks the means of further examples, which are numbered from 0, among those before."""
+        examples = examples + self.seen
+        self.seen = self.seen + seen
         if self.best is not None and self.example is not None:
             means = torch.cat([self.best, means])
             examples = torch.cat([self.example, examples])
@@ -172,6 +260,15 @@ class TopK(Reducer):
         ordered, order = means.sort(dim=0, descending=True, stable=True)
         self.best = ordered[: self.k]
         self.example = examples.gather(0, order)[: self.k]
+
+    @property
+    def width(self) -> int | None:
+        return None if self.best is None else self.best.shape[1]
+
+    def _add(self, other: TopK) -> None:
+        assert other.best is not None
+        assert other.example is not None
+        self._take(other.best, other.example, other.seen)
 
     def result(self) -> Arrays:
         assert self.best is not None
@@ -194,6 +291,15 @@ class Max(Reducer):
         if self.best is not None:
             best = torch.maximum(self.best, best)
         self.best = best
+
+    @property
+    def width(self) -> int | None:
+        return None if self.best is None else len(self.best)
+
+    def _add(self, other: Max) -> None:
+        assert self.best is not None
+        assert other.best is not None
+        self.best = torch.maximum(self.best, other.best)
 
     def result(self) -> Arrays:
         assert self.best is not None
@@ -218,18 +324,32 @@ class Selectivity(Reducer):
     def update(self, value: Value, mask: Mask) -> None:
         means = _per_example(value.abs(), mask, self.views)
         best, where = means.max(0)
+        self._take(means.sum(0), best, where, len(means))
+
+    def _take(self, total: Tensor, best: Tensor, where: Tensor, count: int) -> None:
+        """Adds further examples: the sum of their means, the largest, and which of them has it."""
         if self.sum is None or self.max is None or self.argmax is None:
             self.sum = torch.zeros_like(best)
             self.max = torch.full_like(best, -1)  # below any mean of absolute values
             self.argmax = torch.zeros_like(where)
 
-        # Strictly better, so that the first of equal examples stays. `where` counts within the
-        # batch; `self.count` examples came before it.
+        # Strictly better, so that the first of equal examples stays. `where` counts from 0;
+        # `self.count` examples came before.
         better = best > self.max
-        self.sum = self.sum + means.sum(0)
+        self.sum = self.sum + total
         self.argmax = torch.where(better, where + self.count, self.argmax)
         self.max = torch.where(better, best, self.max)
-        self.count += len(means)
+        self.count = self.count + count
+
+    @property
+    def width(self) -> int | None:
+        return None if self.sum is None else len(self.sum)
+
+    def _add(self, other: Selectivity) -> None:
+        assert other.sum is not None
+        assert other.max is not None
+        assert other.argmax is not None
+        self._take(other.sum, other.max, other.argmax, other.count)
 
     def result(self) -> Arrays:
         assert self.sum is not None
@@ -260,8 +380,17 @@ class Rows(Reducer):
         self.rows += [rows.cpu() for rows in self.of_batch]
         self.of_batch = ()
 
+    @property
+    def width(self) -> int | None:
+        return self.rows[0].shape[1] if self.rows else None
+
+    def _add(self, other: Rows) -> None:
+        self.rows = [*self.rows, *other.rows]
+
     def result(self) -> Arrays:
-        return {"rows": torch.cat(self.rows).numpy()}
+        joined = torch.cat(self.rows)
+        self.rows = [joined]  # whose memory the array shares: there may be room for it only once
+        return {"rows": joined.numpy()}
 
 
 class RowsAbs(Rows):
@@ -313,12 +442,26 @@ class Raw(Reducer):
             bytes_per_value = np.dtype(np.float32).itemsize
             os.truncate(self.file, values * bytes_per_value)
 
+    @property
+    def width(self) -> int | None:
+        return self.shape[-1] or None
+
+    def merge(self, other: Reducer) -> Self:  # noqa: ARG002 - refused whatever it is
+        raise ValueError(
+            f"raw recordings are not merged: {self.file.name} would be written a second time; read "
+            "the arrays one after the other, or record with another `reduce`"
+        )
+
+    def _add(self, other: Raw) -> None:
+        raise NotImplementedError  # `merge` has refused
+
     def result(self) -> Arrays:
         return {"raw": np.memmap(self.file, np.float32, "r", shape=self.shape)}
 
 
 def _to_array(value: Tensor) -> np.ndarray:
-    return value.cpu().numpy()
+    """An array of its own: who changes it does not change what a later `merge` adds up."""
+    return value.cpu().numpy().copy()
 
 
 def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "examples width"]:

@@ -110,12 +110,32 @@ def sweep(
         >>> unchanged < ablated
         True
     """
-    _check_plans(plans)
-    if _is_worth_growing(subject, batch, plans):
-        growth = _find_growth(subject, batch)
-        if growth is not None:
-            return sweep_growing(subject, batch, plans, measure, growth)
+    growth = _worthwhile_growth(subject, batch, plans)
+    if growth is not None:
+        return sweep_growing(subject, batch, plans, measure, growth)
     return sweep_resuming(subject, batch, plans, measure)
+
+
+def grows(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:
+    """Returns whether `sweep` chooses `sweep_growing`.
+
+    Raises:
+        ValueError: no plan was given.
+    """
+    return _worthwhile_growth(subject, batch, plans) is not None
+
+
+def order_of_growth(subject: Subject, plans: Sequence[Plan]) -> list[int]:
+    """Returns the numbers of the plans in the order in which `sweep_growing` runs them: first those
+    that share forwards, `plans_per_forward` at a time."""
+    together = [fork.number for fork in _forks(subject, plans)]
+    alone = sorted(set(range(len(plans))) - set(together))
+    return [*together, *alone]
+
+
+def plans_per_forward(batch: Batch) -> int:
+    """Returns how many plans at most share a forward of `sweep_growing`."""
+    return max(1, _GROWN_TOKENS // batch.tokens.numel())
 
 
 def sweep_naively(
@@ -165,7 +185,7 @@ def sweep_growing(
     if growth is None:
         growth = _find_growth(subject, batch)
     forks = [] if growth is None else _forks(subject, plans)
-    forks_per_forward = max(1, _GROWN_TOKENS // batch.tokens.numel())
+    forks_per_forward = plans_per_forward(batch)
 
     results: dict[int, Any] = {}
     limit = BatchLimit()
@@ -511,6 +531,12 @@ def _repeat_batched(
             name: _repeat_batched(item, times, batched, keep, (*key, name)) for name, item in named
         }
     return tree
+
+
+def _worthwhile_growth(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> Growth | None:
+    """How the batch may grow, if one growing batch is likely to be faster than resuming."""
+    _check_plans(plans)
+    return _find_growth(subject, batch) if _is_worth_growing(subject, batch, plans) else None
 
 
 def _is_worth_growing(subject: Subject, batch: Batch, plans: Sequence[Plan]) -> bool:

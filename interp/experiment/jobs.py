@@ -192,7 +192,8 @@ def kept(work: Job, out: Path, about: Mapping[str, Any]) -> Kept:
     """
     fingerprint = work.fingerprint(about)
     folder = f"{work.function.__name__}-{fingerprint[:12]}"
-    return Kept(work, out / "jobs" / folder, fingerprint)
+    # Absolute, because the processes of a cluster have other current folders.
+    return Kept(work, out.absolute() / "jobs" / folder, fingerprint)
 
 
 def finish_all(work: Sequence[Kept], jobs: int | None = None, device: Device | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.data.corpus_counts import Counts
-from interp.data.tokenized import Share, Text
+from interp.data.tokenized import Share
 from interp.files import replaced, writable
 from interp.memorization.scan_windows import CorpusWindows, Cut
 from interp.memorization.shards import FinishedScan, finished_scan, shares_of
@@ -19,6 +19,7 @@ from interp.memorization.tally import DOCUMENT_COLUMNS, Keep, Tally, histograms
 from interp.memorization.window_scanner import WindowScanner, check_sizes, nothing_to_scan
 from interp.reporting.plotting import matched_histogram, save
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

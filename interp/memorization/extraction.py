@@ -14,11 +14,12 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from interp.data.corpus_counts import Counts
-from interp.data.tokenized import Share, Text
+from interp.data.tokenized import Share
 from interp.memorization.scan_windows import BatchWindows, CorpusWindows, Cut
 from interp.memorization.window_scanner import WindowScanner, check_sizes, nothing_to_scan
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text
 
 _DEFAULT_TOKENS = 32  # of the prefix and of the suffix, when texts are scanned
 

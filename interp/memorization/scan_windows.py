@@ -8,9 +8,10 @@ from itertools import groupby, islice
 from typing import Any
 
 from interp.data.stream import Place, Stream, tokens_ahead
-from interp.data.tokenized import Share, Text
+from interp.data.tokenized import Share
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text
 
 _SHOWN_AROUND = 8  # tokens: a letter has at most 4, and the space before a word depends on one
 

@@ -163,7 +163,7 @@ class WindowScanner:
         if self.groups is not None:
             frame["groups"] = [self.groups] * len(part)
         if self.subject.tokenizer is not None:
-            shown = [_shown(self.subject, window, self.prefix) for window in part]
+            shown = [shown_parts(self.subject, window, self.prefix) for window in part]
             frame["prompt"] = [prompt for prompt, _ in shown]
             frame["suffix"] = [suffix for _, suffix in shown]
         if self.cut.bos:
@@ -227,8 +227,14 @@ def _as_in_documents(subject: Subject, window: Window) -> list[int]:
     return subject.without_bos(tokens) if begins_a_text else tokens
 
 
-def _shown(subject: Subject, window: Window, prefix: int) -> tuple[str, str]:
-    """Prompt and suffix of a window, as they read in its text."""
+def shown_parts(subject: Subject, window: Window, prefix: int) -> tuple[str, str]:
+    """Returns prompt and suffix of a window, as they read in its text.
+
+    Args:
+        subject: decodes tokens.
+        window: the window.
+        prefix: how many of its tokens are the prompt.
+    """
     start = len(window.before)
     stop = start + len(window.tokens)
     in_text = [*window.before, *window.tokens, *window.after]

@@ -428,6 +428,9 @@ def batches(source: Batches, batch_size: int = 8) -> Iterator[Batch]:
         source: a Batch, the windows of a scan, or an iterable of batches.
         batch_size: largest number of rows.
 
+    Raises:
+        ValueError: one of several batches is something else.
+
     Example:
         >>> from interp.subject.batch import batches
         >>> [len(part) for part in batches(memorized, batch_size=5)]
@@ -438,4 +441,6 @@ def batches(source: Batches, batch_size: int = 8) -> Iterator[Batch]:
     if isinstance(source, Batch):
         source = [source]
     for batch in source:
+        if not isinstance(batch, Batch):
+            raise ValueError(f"expected batches of examples; got a {type(batch).__name__} in them")
         yield from batch.split(batch_size)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -141,3 +143,79 @@ def test_a_verbose_flag_meant_for_others_does_not_switch_nnsight_to_debug(tmp_pa
     code, out, err = fork(import_anew, tmp_path).end()
     assert code == 0, err
     assert out == "False"
+
+
+# Recordings
+
+
+def readable(subject: interp.Subject) -> list[str]:
+    """All sites that are made of at most two tensors of the model."""
+    places = subject.anatomy.places
+    return [str(site) for site in subject.sites if places[site].is_plain]
+
+
+def same(found: interp.Recording, wanted: interp.Recording, tolerance: float = 1e-4) -> None:
+    assert list(found) == list(wanted)
+    for site, arrays in wanted.parts.items():
+        assert list(found.parts[site]) == list(arrays)
+        for name, array in arrays.items():
+            assert found.parts[site][name].shape == array.shape
+            np.testing.assert_allclose(found.parts[site][name], array, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", tiny.ALL)
+def test_a_recording_equals_ours_at_every_site(name):
+    subject, batch = tiny.subject(name), example(name)
+    sites = readable(subject)
+    with tiny.untouched(subject.module):
+        found = adapter.record(subject, batch, sites, "moments", batch_size=2)
+    same(found, interp.record(subject, batch, sites, "moments"))
+
+
+@pytest.mark.parametrize("name", tiny.HUGGING_FACE)
+def test_a_recording_survives_serialization_with_our_modules_hidden(name):
+    subject = speaking(name)
+    batch = tiny.batch(name, rows=3, length=9, padded=True)
+    assert batch.mask is not None
+    sites = readable(subject)
+    with tiny.untouched(subject.module):
+        found = adapter.record(subject, batch, sites, "rows", "local", batch_size=2)
+    same(found, interp.record(subject, batch, sites, "rows"))
+
+
+@pytest.mark.parametrize("name", ["llama", "neox", "gpt2", "opt"])
+@pytest.mark.parametrize("remote", [None, "local"])
+def test_a_recording_under_a_plan_is_of_what_the_plan_leaves(name, remote):
+    subject, batch = speaking(name), example(name)
+    some, sites = everywhere(subject), readable(subject)
+    with tiny.untouched(subject.module):
+        found = adapter.record(subject, batch, sites, "moments", remote, plan=some)
+    with subject.intervened(some):
+        wanted = interp.record(subject, batch, sites, "moments")
+    same(found, wanted, 1e-3)
+    before = interp.record(subject, batch, sites, "moments")
+    assert not np.allclose(wanted["final"], before["final"], atol=1e-2)
+
+
+@pytest.mark.parametrize("remote", [None, "local"])
+def test_a_users_nnsight_model_is_recorded(remote):
+    from nnsight import TransformersModel
+
+    model = TransformersModel(tiny.model("qwen2"), tokenizer=speaking("qwen2").tokenizer)
+    subject, batch = interp.load(model), example("qwen2")
+    wanted = interp.record(subject, batch, "heads")
+    same(adapter.record(model, batch, "heads", remote=remote), wanted)
+    same(adapter.record(model, batch, "heads", remote=remote, anatomy=subject.anatomy), wanted)
+
+
+def test_what_cannot_be_recorded_there_is_refused():
+    subject, batch = speaking("llama"), example("llama")
+    with pytest.raises(ValueError, match="no batches"):
+        adapter.record(subject, [], "neurons")
+    seen = replace(batch, conditioning={"pixels": torch.ones(3, 2)})
+    with pytest.raises(ValueError, match=r"only tokens are handed .* has pixels"):
+        adapter.record(subject, seen, "neurons", remote="local")
+    with pytest.raises(ValueError, match="remote=True needs"):
+        adapter.record(Hosted("gpt2"), batch, "neurons", remote=True)
+    with pytest.raises(interp.SiteError):
+        adapter.record(subject, batch, "blocks.9.neurons")

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from interp.data.tokenized import Text
 from interp.files import replaced, writable, write_json
 from interp.memorization.entropy.baselines import is_trivial, text_baselines
 from interp.memorization.entropy.level_bags import RAREFIED, RAW, LevelBags
@@ -31,6 +30,7 @@ from interp.progress import track
 from interp.reporting.layout import finish, grid_of, name_panel, style
 from interp.reporting.plotting import save
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

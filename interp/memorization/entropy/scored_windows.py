@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from rapidfuzz.distance import Levenshtein
 
-from interp.data.tokenized import Text
 from interp.memorization.scan_windows import CorpusWindows, Cut, Window, window_batches
 from interp.memorization.teacher_forcing import TeacherForced, teacher_force
 from interp.progress import track
 from interp.subject.batch import Batch
 from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text
 
 _BUFFERED = 100_000  # digests that are not sorted yet
 

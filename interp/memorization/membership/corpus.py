@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.data.tokenized import Text, tokenized
+from interp.data.tokenized import tokenized
 from interp.memorization.membership.token_scores import Mix, Over, TokenScores, token_scores
 from interp.memorization.same_tokenizer import check_same_tokenizer
 from interp.progress import track
 from interp.subject.batch import Batch
 from interp.subject.batch_limit import BatchLimit
 from interp.subject.subject import Subject, evaluating
+from interp.subject.text_rows import Text
 
 _LOWEST_SHARE = 0.2  # of a text's tokens, whose mean Min-K% takes
 _EMPTY: Sequence[Subject] = ()
@@ -64,7 +65,8 @@ def membership(
 
     Args:
         subject: the target model.
-        texts: strings or sequences of token ids, read one at a time; or a Batch (images).
+        texts: strings or sequences of token ids, or rows with a `text`, such as those of a data set
+            of `datasets`, read one at a time; or a Batch (images).
         reference: models that were not trained on the examples, with the same tokenizer, such as
             the model before it was fine-tuned.
         length: how many tokens to measure of each text, from its start; by default all.

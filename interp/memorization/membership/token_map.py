@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from interp.data.tokenized import Text, tokenized
+from interp.data.tokenized import tokenized
 from interp.memorization.membership.corpus import as_models, scored_texts
 from interp.subject.subject import Subject
+from interp.subject.text_rows import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -91,8 +91,9 @@ def check_engine(llm: Any) -> None:
     """Checks that the log-probabilities of an engine can be trusted.
 
     Raises:
-        ValueError: it caches prefixes, with which `prompt_logprobs` depend on the order of requests
-            (vLLM's issue 42019); or it gives logits, or log-probabilities after processing.
+        ValueError: it caches prefixes, or does not say that it does not: `prompt_logprobs` then
+            depend on the order of requests; or it gives logits, or log-probabilities after
+            processing.
     """
     config: Any = getattr(getattr(llm, "llm_engine", None), "vllm_config", None)
     cache = getattr(config, "cache_config", None)

@@ -32,6 +32,18 @@ def stored(module: nn.Module, name: str, shell: Tensor) -> Tensor:
     return shell if found is None else found[1]
 
 
+def refuse_offloaded(module: nn.Module, reason: str) -> None:
+    """Raises ValueError if weights of a module are offloaded.
+
+    Args:
+        module: the module.
+        reason: why that cannot be, and the way out.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"{name} is offloaded: {reason}")
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Returns the device on which the first parameter of a module is, or, if it is offloaded, the
     one to which it is moved when it is needed."""

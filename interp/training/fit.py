@@ -18,6 +18,7 @@ from interp.files import writable
 from interp.hooks.modes import modes_kept
 from interp.progress import track
 from interp.subject.batch import Batch
+from interp.subject.offloading import refuse_offloaded
 from interp.subject.subject import Subject, evaluating, token_losses
 from interp.training.processes import Processes
 from interp.training.state import About, Rows, generators, load_state, save_state, save_weights
@@ -27,6 +28,10 @@ Metrics = Mapping[str, float]
 # What to minimize: of the subject, a batch, and the number of the step, from 0.
 Objective = Callable[[Subject, Batch, int], Float[Tensor, ""]]
 _OWN = {"step", "loss"}  # columns of the history that are not measurements
+_WHY_NOT_OFFLOADED = (
+    "the optimizer would change a copy that is thrown away after each forward; "
+    "load the model without offloading to train it"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +181,7 @@ def fit(
         >>> history.columns.tolist(), len(history)
         (['step', 'loss'], 3)
     """
-    _refuse_offloaded(subject.module)
+    refuse_offloaded(subject.module, _WHY_NOT_OFFLOADED)
     processes = Processes()
     if objective is not None and processes.count > 1:
         raise ValueError(
@@ -306,15 +311,6 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
         torch.bfloat16
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def _refuse_offloaded(module: nn.Module) -> None:
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta:
-            raise ValueError(
-                f"{name} is offloaded: the optimizer would change a copy that is thrown away after "
-                "each forward; load the model without offloading to train it"
-            )
 
 
 def _check_every(every: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.files import replaced
+from interp.subject.offloading import refuse_offloaded
 
 Rows = list[dict[str, float]]
 About = Mapping[str, Any]  # values that JSON can hold
@@ -113,6 +114,9 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
         path: the file, in the format of safetensors.
         module: the module whose weights are written.
 
+    Raises:
+        ValueError: weights are offloaded.
+
     Example:
         >>> import copy, tempfile
         >>> from interp.training.state import load_weights, save_weights
@@ -122,6 +126,7 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
     """
     from safetensors.torch import save_file
 
+    refuse_offloaded(module, "its values are not in the module; save it with save_pretrained")
     weights = {name: value.detach().contiguous() for name, value in _named(module)}
     with replaced(path) as temporary:
         save_file(weights, temporary)
@@ -135,7 +140,7 @@ def load_weights(path: str | Path, module: nn.Module) -> None:
         module: a module of the same shape as the saved one; its weights are overwritten.
 
     Raises:
-        ValueError: the file holds another model's weights.
+        ValueError: the file holds another model's weights, or the module's are offloaded.
     """
     from safetensors.torch import load_file
 
@@ -171,6 +176,7 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
     """Overwrites a module's weights; refuses all of them when one does not fit."""
+    refuse_offloaded(module, "what is written into it would be lost; load it without offloading")
     own = dict(_named(module))
     given = {name: value for name, value in tensors.items() if name.startswith("module.")}
     wrong = sorted(own.keys() ^ given.keys())

@@ -56,7 +56,7 @@ class Processes:
             return self._accelerator.prepare(module, optimizer)
         # DistributedDataParallel would synchronize only what goes through its own forward, and a
         # subject also calls parts of its module. `evaluation_mode` places the module without it,
-        # and `backward` does its work.
+        # and `sum_gradients` does its work.
         placed = self._accelerator.prepare_model(module, evaluation_mode=True)
         with torch.no_grad():
             for tensor in (*placed.parameters(), *placed.buffers()):
@@ -84,17 +84,18 @@ class Processes:
         value = value.detach()
         return value if self.count == 1 else self._accelerator.reduce(value, "sum")
 
-    def backward(self, loss: Tensor, module: nn.Module) -> None:
-        """Leaves in every parameter the gradient of the sum of all processes' losses."""
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this process's loss to that of every parameter."""
         self._accelerator.backward(loss)
-        if self.count > 1:
-            self._sum_gradients(module)
 
     def clip(self, module: nn.Module, norm: float) -> None:
         """Scales the gradients down until their norm is at most `norm`."""
         self._accelerator.clip_grad_norm_(module.parameters(), norm)
 
-    def _sum_gradients(self, module: nn.Module) -> None:
+    def sum_gradients(self, module: nn.Module) -> None:
+        """Leaves in every parameter the sum of all processes' gradients."""
+        if self.count == 1:
+            return
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # An expert to which only one process sent a token has a gradient there alone: the others
         # must join its sum with zeros, or that process would wait forever. What no process used

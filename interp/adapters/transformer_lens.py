@@ -26,7 +26,7 @@ from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy
 from interp.sites.site import Site
 from interp.subject.batch import Batch
-from interp.subject.offloading import refuse_offloaded
+from interp.subject.offloading import refuse_not_whole
 from interp.subject.subject import Subject
 
 Hook = Callable[..., Tensor]
@@ -45,10 +45,10 @@ def bridge(subject: Subject) -> Any:
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    refuse_offloaded(
+    refuse_not_whole(
         subject.module,
         "a bridge takes modules apart, without what puts their weights in place; "
-        "load the model without offloading",
+        "load the model whole on one device",
     )
     module = copy.deepcopy(subject.module)
     config = getattr(module, "config", None)

@@ -16,6 +16,7 @@ from interp.loading.prediction_laws import Trial, verify_prediction
 from interp.loading.pretrained import read
 from interp.loading.readers import reader_of
 from interp.sites.anatomy import Layout
+from interp.sites.sharding import check_sharding
 from interp.subject.batch import Batch
 from interp.subject.offloading import device_of, stored_weights
 from interp.subject.stepwise import stepwise_of
@@ -119,6 +120,7 @@ def load(
                 tokenizer = stored_tokenizer
 
     module, tokenizer = _unwrap(source, tokenizer)
+    check_sharding(module)
     _check_weights(module, tokenizer)
     if not from_files:
         check_stays(type(module).__name__, device_of(module), device)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.errors import SiteError, closest
+from interp.sites.sharding import is_sharded_at
 from interp.sites.site import BLOCK_POINTS, Site, without_transformer_lens
 from interp.sites.units import Units, all_units
 
@@ -369,8 +370,8 @@ class Anatomy:
 
         Raises:
             SiteError: the site is not the input of a projection, or the projection has no plain
-                weight: an adapter stands beside it, it is packed or quantized, or accelerate keeps
-                it elsewhere.
+                weight: an adapter stands beside it, it is packed or quantized, accelerate keeps it
+                elsewhere, or it is sharded over processes.
 
         Example:
             >>> rows = subject.anatomy.out_weight(subject.module, "blocks.0.neurons")
@@ -394,10 +395,13 @@ class Anatomy:
                 "adapter, packed or quantized weights): merge it, or load the model unquantized"
             )
         rows = out_rows(projection)
-        if rows.is_meta:
+        elsewhere = "offloaded" if rows.is_meta else ""
+        if is_sharded_at(module, place.path):
+            elsewhere = "sharded over processes"
+        if elsewhere:
             raise SiteError(
-                f"{site}: the weight of {place.path} is offloaded, and is in place only while its "
-                "module runs: load the model without offloading to read or write its weights"
+                f"{site}: the weight of {place.path} is {elsewhere}, and is in place only while "
+                "its module runs: load the model whole on one device to read or write its weights"
             )
         return rows
 

@@ -1,8 +1,9 @@
-"""Weights that accelerate keeps elsewhere (on disk, or in memory off the accelerator) until their
-module runs.
+"""Weights that are not in their module until it runs, or not whole.
 
-Such a parameter is a shell on the meta device. Its hook holds the values and puts them in place for
-the time of the module's forward.
+accelerate keeps some elsewhere, on disk or in memory off the accelerator. Such a parameter is a
+shell on the meta device. Its hook holds the values and puts them in place for the time of the
+module's forward. Of weights that FSDP2 has sharded, each process holds a part (see
+`interp.sites.sharding`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.sites.sharding import is_fully_sharded, whole
+
 
 def stored_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields the name and the values of every parameter; those that are offloaded are read from
-    where they are kept, one at a time.
+    """Yields the name and the values of every parameter, one at a time; those that are offloaded
+    are read from where they are kept, and those that are sharded from all processes.
 
     A parameter that is stored nowhere is yielded as it is, on the meta device.
     """
@@ -27,9 +30,9 @@ def stored_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def stored(module: nn.Module, name: str, shell: Tensor) -> Tensor:
     """Returns the values of a parameter or buffer, read from where they are kept if it is
-    offloaded."""
+    offloaded, and from all processes if it is sharded."""
     found = _offloaded(module, name) if shell.is_meta else None
-    return shell if found is None else found[1]
+    return whole(shell) if found is None else found[1]
 
 
 def refuse_offloaded(module: nn.Module, reason: str) -> None:
@@ -42,6 +45,18 @@ def refuse_offloaded(module: nn.Module, reason: str) -> None:
     for name, parameter in module.named_parameters():
         if parameter.is_meta:
             raise ValueError(f"{name} is offloaded: {reason}")
+
+
+def refuse_not_whole(module: nn.Module, reason: str) -> None:
+    """Raises ValueError if weights of a module are offloaded, or sharded over processes.
+
+    Args:
+        module: the module.
+        reason: why that cannot be, and the way out.
+    """
+    refuse_offloaded(module, reason)
+    if is_fully_sharded(module):
+        raise ValueError(f"{type(module).__name__} is sharded over processes: {reason}")
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from interp.files import writable
 from interp.hooks.modes import modes_kept
 from interp.progress import track
+from interp.sites.sharding import reshard
 from interp.subject.batch import Batch
 from interp.subject.offloading import refuse_offloaded
 from interp.subject.subject import Subject, evaluating, token_losses
@@ -140,6 +141,10 @@ def fit(
     process would take on all rows, up to rounding and dropout. All of them must be given the same
     batches; the first one measures and writes.
 
+    A module that FSDP2 has sharded over the processes, because it does not fit into one device, is
+    trained as one process would up to rounding: each takes all rows, all measure, and dropout draws
+    from the generator of the first.
+
     Args:
         subject: the model to train.
         batches: a stream of at least `accumulate * steps` batches, such as `epochs` makes. Shuffle
@@ -190,7 +195,7 @@ def fit(
     refuse_offloaded(subject.module, _WHY_NOT_OFFLOADED)
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: expected a number of batches, at least 1")
-    processes = Processes()
+    processes = Processes(subject.module)
     for number, what in ((processes.count, "processes"), (accumulate, "accumulated batches")):
         if objective is not None and number > 1:
             raise ValueError(
@@ -212,6 +217,7 @@ def fit(
         recipe["accumulate"] = accumulate
     if objective is not None:
         recipe["objective"] = "given"  # never continued from a training without one
+    reshard(subject.module)  # the optimizer is given the shards, not what a forward has gathered
     checkpoints = _with_recipe(checkpoints, evaluation, recipe, processes)
     optimizer = torch.optim.AdamW(
         subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay
@@ -354,6 +360,8 @@ def _with_recipe(
     writable(checkpoints.folder)
     if processes.count > 1:
         recipe = {**recipe, "processes": processes.count}
+    if processes.sharded:
+        recipe = {**recipe, "sharded": True}
     return replace(checkpoints, about={**recipe, **checkpoints.about})
 
 
@@ -490,9 +498,10 @@ def _measure(
 ) -> None:
     """Adds measurements to the last row, and keeps the weights that first meet a condition."""
     # One process measures for all: measurements that differ by rounding could end training in some
-    # processes and not in others, which would then wait forever.
+    # processes and not in others, which would then wait forever. Those that hold shards of the
+    # model have to run it together.
     metrics: dict[str, float] = {}
-    if processes.main:
+    if processes.main or processes.sharded:
         with evaluating(subject):
             measured = evaluation.measure(subject)
             metrics = {name: float(value) for name, value in measured.items()}
@@ -507,7 +516,7 @@ def _measure(
     measured_before = [row for row in history if len(row) > len(_OWN)]
     history[-1] |= metrics
 
-    if checkpoints is None or not processes.main:
+    if checkpoints is None or not (processes.main or processes.sharded):
         return
     for name, condition in checkpoints.keep.items():
         if condition(metrics) and not any(map(condition, measured_before)):
@@ -523,6 +532,6 @@ def _save(
 ) -> None:
     """Writes the state of all processes."""
     random_states = processes.gather(generators())
-    if processes.main:
+    if processes.main or processes.sharded:
         save_state(checkpoints.state, module, optimizer, history, checkpoints.about, random_states)
     processes.wait()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.files import replaced
+from interp.sites.sharding import reshard, sharded_like, whole, writes_for_all
 from interp.subject.offloading import refuse_offloaded
 
 Rows = list[dict[str, float]]
@@ -28,7 +29,7 @@ def save_state(
     about: About,
     drawn: Sequence[Mapping[str, Tensor]],
 ) -> None:
-    """Writes the state of a training.
+    """Writes the state of a training; called by all processes that hold shards of the module.
 
     Args:
         path: the file.
@@ -45,19 +46,20 @@ def save_state(
     losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
     measured = {number: row for number, row in enumerate(rows) if len(row) > 2}
 
-    weights = dict(_named(module))
-    tensors = {"loss": losses, **weights, **_moments(optimizer)}
+    gathered = _gathered(module, {**dict(_named(module)), **_moments(optimizer)})
+    if not writes_for_all(module):
+        return
+    tensors = {"loss": losses, **gathered}
     for rank, states in enumerate(drawn):
         for name, state in states.items():
             tensors[_ranked(name, rank)] = state
-    whole = {name: value.detach().contiguous() for name, value in tensors.items()}
 
     # safetensors writes several notes in any order. With one note, the same state always gives the
     # same bytes.
     note = json.dumps({"measured": measured, "about": about})
     notes = {"notes": note}
     with replaced(path) as temporary:
-        save_file(whole, temporary, notes)
+        save_file(tensors, temporary, notes)
 
 
 def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank: int = 0) -> Rows:
@@ -87,10 +89,9 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
     tensors = load_file(path)
     _copy(path, tensors, module)
 
-    torch.set_rng_state(tensors[_ranked("generator.cpu", rank)])
-    cuda_states = tensors.get(_ranked("generator.cuda", rank))
-    if cuda_states is not None:
-        torch.cuda.set_rng_state_all(list(cuda_states))
+    names = ("generator.cpu", "generator.cuda")
+    drawn = {name: tensors[_ranked(name, rank)] for name in names if _ranked(name, rank) in tensors}
+    set_generators(drawn)
 
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -98,6 +99,7 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
             _, number, key = name.split(".")
             of_parameter = moments.setdefault(int(number), {})
             of_parameter[key] = value
+    _share_out(moments, optimizer)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
     rows: Rows = []
@@ -109,6 +111,8 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
 
 def save_weights(path: str | Path, module: nn.Module) -> None:
     """Writes a module's parameters and buffers, each once.
+
+    Of a module that is sharded over processes, all of them call it, and the first writes.
 
     Args:
         path: the file, in the format of safetensors.
@@ -127,9 +131,10 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
     from safetensors.torch import save_file
 
     refuse_offloaded(module, "its values are not in the module; save it with save_pretrained")
-    weights = {name: value.detach().contiguous() for name, value in _named(module)}
-    with replaced(path) as temporary:
-        save_file(weights, temporary)
+    weights = _gathered(module, dict(_named(module)))
+    if writes_for_all(module):
+        with replaced(path) as temporary:
+            save_file(weights, temporary)
 
 
 def load_weights(path: str | Path, module: nn.Module) -> None:
@@ -155,6 +160,14 @@ def generators() -> dict[str, Tensor]:
     return states
 
 
+def set_generators(states: Mapping[str, Tensor]) -> None:
+    """Restores the states of torch's random generators that `generators` returned."""
+    torch.set_rng_state(states["generator.cpu"])
+    cuda_states = states.get("generator.cuda")
+    if cuda_states is not None:
+        torch.cuda.set_rng_state_all(list(cuda_states))
+
+
 def _check_same(path: Path, written: About, given: About) -> None:
     for name in {**written, **given}:
         was = written.get(name)
@@ -170,6 +183,7 @@ def _check_same(path: Path, written: About, given: About) -> None:
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers, each once however many names it has."""
+    reshard(module)
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         yield f"module.{name}", value
 
@@ -193,7 +207,29 @@ def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
         )
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(given[name])
+            value.copy_(sharded_like(given[name], value))
+
+
+def _gathered(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a file holds them: whole ones, and on the CPU where they come from all processes;
+    none in a process that does not write."""
+    found: dict[str, Tensor] = {}
+    writes = writes_for_all(module)
+    for name, value in tensors.items():
+        # One at a time: together they may be more than an accelerator holds.
+        values = whole(value).detach()
+        if writes:
+            found[name] = (values if values is value else values.cpu()).contiguous()
+    return found
+
+
+def _share_out(moments: dict[int, dict[str, Tensor]], optimizer: Any) -> None:
+    """Replaces what is kept for each weight by this process's part, where the weight is sharded."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, of_weight in moments.items():
+        for key, value in of_weight.items():
+            if value.shape == weights[number].shape:
+                of_weight[key] = sharded_like(value, weights[number])
 
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:

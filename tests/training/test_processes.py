@@ -11,38 +11,18 @@ from typing import Any
 import pytest
 import several_processes
 import torch
-from accelerate.state import AcceleratorState
-from forks import fork
+from launching import launch
 from safetensors.torch import load_file
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 RANKS = (0, 1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote, which torchrun's launcher started as forks: processes of their own
-    would spend half a minute on imports."""
+    """What two processes wrote."""
     out = tmp_path_factory.mktemp("processes")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=len(RANKS),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        start_method="fork",
-        max_restarts=0,
-    )
-
     several_processes.trained("gpt2", out / "of one")
-
-    def launch() -> None:
-        # Accelerate remembers that this process, which other tests have trained in, is alone.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        elastic_launch(config, several_processes.main)(out)
-
-    code, _, err = fork(launch, out / "log").end()
-    assert code == 0, err[-4000:]
+    launch(several_processes.main, out, len(RANKS))
     return out
 
 

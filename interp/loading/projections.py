@@ -59,6 +59,8 @@ def is_linear(module: nn.Module, call: Call) -> bool:
     parts = (constant, even, odd, some_rows)
     if not all(isinstance(part, Tensor) and part.shape == output.shape for part in parts):
         return False
+    # Of a model on several devices, the call was copied to one of them.
+    constant, even, odd, some_rows = (part.to(output.device) for part in parts)
 
     size = output.abs() + even.abs() + odd.abs() + constant.abs()
     size = size.amax(-1, keepdim=True).expand_as(output)

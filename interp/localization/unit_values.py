@@ -42,7 +42,7 @@ def written_lengths(
     if site.point not in ("neurons", "heads"):
         return by_unit.norm(dim=-1)
     out_weight = subject.anatomy.out_weight(subject.module, site)
-    precise = out_weight.detach().double()
+    precise = out_weight.detach().double().to(value.device)
     rows = precise.unflatten(0, (units, -1))  # [units, columns per unit, d_model]
     columns_per_unit = by_unit.shape[-1]
     if columns_per_unit == 1:

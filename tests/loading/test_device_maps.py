@@ -11,6 +11,9 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.utils import send_to_device
+from second_device import guarding
 from torch import nn
 from typer.testing import CliRunner
 
@@ -30,6 +33,9 @@ MAPS: dict[str, dict[str, Any]] = {
     "gpt2, tied": {"": "disk", "transformer.h.0": "cpu", "transformer.h.2": "cpu"},
     "neox": {"": "cpu", "gpt_neox.layers.1": "disk", "lm_head": "disk"},
 }
+
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -54,10 +60,10 @@ def numbers(subject: interp.Subject) -> dict[str, Any]:
     block = interp.Zero(subject.units("blocks.1.resid_post"))
     neurons = interp.Zero(subject.units("blocks.1.neurons", range(0, 48, 2)))
     first = interp.Zero(subject.units("blocks.0.heads", [1]))
-    found: dict[str, Any] = {"clean": subject.losses(batch)}
+    found: dict[str, Any] = {"clean": subject.losses(batch).detach()}
     for number, plan in enumerate((block, neurons, [first, neurons])):
         with subject.intervened(plan):
-            found[f"ablated {number}"] = subject.losses(batch)
+            found[f"ablated {number}"] = subject.losses(batch).detach()
     found["sweep"] = torch.tensor(interp.sweep(subject, batch, [neurons, first]))
     for site, value in interp.record(subject, batch, ["neurons", "resid_post"]).items():
         found[f"recorded {site}"] = torch.as_tensor(value)
@@ -191,6 +197,65 @@ def test_what_reads_or_writes_weights_on_disk_is_refused_by_name(folder: Path, t
         with pytest.raises((ValueError, interp.SiteError), match="is offloaded"):
             attempt()
     assert not (tmp_path / "divided").exists()
+
+
+class Moves(ModelHook):
+    """Moves what a module reads to a device, as accelerate's own hook does; and what the whole model
+    gives."""
+
+    def __init__(self, device: torch.device, *, whole: bool = False) -> None:
+        self.device = device
+        self.whole = whole
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.whole:
+            return args, kwargs
+        return send_to_device(args, self.device), send_to_device(kwargs, self.device)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return send_to_device(output, self.device) if self.whole else output
+
+
+def on_two_devices(name: str, other: torch.device) -> nn.Module:
+    """A model whose second and third block are on another device than all else."""
+    module: Any = tiny.model(name)
+    blocks = module.model.layers if name == "llama" else module.transformer.h
+    for block in blocks[1:]:
+        block.to(other)
+    for part in list(module.modules()):
+        device = other if any(part in set(block.modules()) for block in blocks[1:]) else CPU
+        if part is not module:
+            add_hook_to_module(part, Moves(device))
+    return add_hook_to_module(module, Moves(CPU, whole=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_on_two_devices_gives_the_numbers_of_one_up_to_rounding(name: str):
+    whole = tiny.subject(name)
+    wanted = numbers(whole) | scores(whole)
+    with guarding() as device:
+        divided = interp.load(on_two_devices(name, device))
+        assert divided.sites == whole.sites
+        assert divided.decoding == whole.decoding
+        assert divided.fingerprint == whole.fingerprint
+        found = {key: value.cpu() for key, value in (numbers(divided) | scores(divided)).items()}
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def scores(subject: interp.Subject) -> dict[str, torch.Tensor]:
+    """What methods find that keep numbers of their own for each site."""
+    batch = tiny.batch("llama", rows=2, length=12, prompt=4)
+    options: dict[str, dict[str, Any]] = {"slimming": {"steps": 3}}
+    found: dict[str, torch.Tensor] = {}
+    for method in ("activation", "integrated_gradients", "slimming", "unitmem"):
+        scored = interp.localize(subject, batch, method=method, **options.get(method, {}))
+        for site, values in scored.values.items():
+            found[f"{method} {site}"] = torch.as_tensor(values)
+    between = interp.Zero(subject.units("blocks.1.resid_mid"))
+    with subject.intervened(between):
+        found["resid_mid"] = subject.losses(batch).detach()
+    return found
 
 
 def test_a_scan_of_the_command_line_takes_the_map(tmp_path: Path):

@@ -17,7 +17,7 @@ from interp.hooks.hooks import intervened
 from interp.hooks.modes import checkpointing_off, dropout_off
 from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy, Sites
-from interp.sites.sharding import is_fully_sharded
+from interp.sites.sharding import is_fully_sharded, unsharded_class
 from interp.sites.site import Site
 from interp.sites.units import Units
 from interp.subject.batch import Batch, check_integer, check_text
@@ -77,7 +77,7 @@ class Subject:
         self.anatomy = anatomy
         self.forward = forward
         self.tokenizer = tokenizer
-        self.name = name or type(module).__name__
+        self.name = name or unsharded_class(type(module)).__name__
         self.stepwise = stepwise_of(module)
         self.decoding = decoding
         self.context = context

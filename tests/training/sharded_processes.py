@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import peft
 import tiny
 import torch
 import torch.distributed
@@ -31,6 +32,34 @@ from interp.training.unit_parameters import unit_parameters
 
 MODELS = ("llama", "gpt2", "mixtral")  # gpt2 has tied weights and dropout
 STEPS = 5
+
+
+class Seldom(tiny.Language):
+    """A part that is sharded by itself, and that runs on no text that a model is loaded with."""
+
+    def __init__(self) -> None:
+        super().__init__(*(tiny.Block(32, tiny.HEADS, causal=True) for _ in range(2)))
+        self.expert = nn.Linear(32, 32)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for block in self.trunk:
+            x = block(x)
+        chosen = tokens[:, 0] == tiny.VOCABULARY - 1
+        if chosen.any():
+            x = x + chosen[:, None, None] * self.expert(x)
+        return self.head(self.norm(x))
+
+
+def seldom() -> Any:
+    return tiny.seeded(Seldom, torch.float32)
+
+
+def adapted() -> Any:
+    """LoRA: its projections are seen by running them alone."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    return peft.get_peft_model(tiny.model("llama"), config)
 
 
 def blocks(module: Any) -> Any:
@@ -74,6 +103,17 @@ def numbers(subject: interp.Subject) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in found.items()}
 
 
+def of_a_part(module: nn.Module) -> dict[str, Tensor]:
+    """Numbers of `Seldom` on texts that its part reads, which it first does without gradients."""
+    subject = interp.load(module)
+    batch = tiny.batch("", rows=2, length=8, prompt=2)
+    batch.tokens[:, 0] = tiny.VOCABULARY - 1
+    recorded = interp.record(subject, batch, ["resid_post"])
+    scores = interp.localize(subject, batch, method="gradient_x_activation", site="resid_post")
+    found = {f"recorded {site}": torch.as_tensor(value) for site, value in recorded.items()}
+    return found | {str(site): torch.as_tensor(value) for site, value in scores.values.items()}
+
+
 def stream() -> Iterator[interp.Batch]:
     for seed in count():
         yield tiny.batch("", rows=3, length=8, seed=seed, prompt=2, padded=True)
@@ -110,6 +150,14 @@ def main(folder: Path) -> None:
             "cached": subject.decoding.cached,
             "fingerprints": [before, subject.fingerprint],
         }
+    module = seldom()
+    fully_shard(module.expert)
+    save_file(of_a_part(fully_shard(module)), folder / f"seldom.{rank}.safetensors")
+    module = adapted()
+    for block in module.base_model.model.model.layers:
+        fully_shard(block)
+    subject = interp.load(fully_shard(module))
+    facts["adapted"] = [[str(site) for site in subject.sites], subject.fingerprint]
     training(folder, rank, facts)
     facts["refused"] = {name: said(attempt) for name, attempt in refused(folder).items()}
     (folder / f"facts.{rank}.json").write_text(json.dumps(facts))

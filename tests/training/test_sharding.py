@@ -14,6 +14,8 @@ import torch
 from launching import launch
 from safetensors.torch import load_file
 
+import interp
+
 RANKS = (0, 1)
 
 
@@ -53,6 +55,24 @@ def test_each_process_finds_the_numbers_of_the_whole_model_to_the_bit(
         }
         == facts(folder, rank)[name]
     )
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_a_part_that_first_runs_without_gradients_can_be_differentiated(folder: Path, rank: int):
+    found = load_file(folder / f"seldom.{rank}.safetensors")
+    wanted = sharded_processes.of_a_part(sharded_processes.seldom())
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_projections_that_have_to_be_run_to_be_seen_are_found(folder: Path, rank: int):
+    whole = interp.load(sharded_processes.adapted())
+    assert facts(folder, rank)["adapted"] == [
+        [str(site) for site in whole.sites],
+        whole.fingerprint,
+    ]
 
 
 def test_the_first_process_writes_the_weights_of_all(folder: Path, name: str):

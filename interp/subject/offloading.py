@@ -13,9 +13,12 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.sites.anatomy import Anatomy, as_rows
 from interp.sites.sharding import is_fully_sharded, whole
+from interp.sites.site import Site
 
 
 def stored_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -33,6 +36,32 @@ def stored(module: nn.Module, name: str, shell: Tensor) -> Tensor:
     offloaded, and from all processes if it is sharded."""
     found = _offloaded(module, name) if shell.is_meta else None
     return whole(shell) if found is None else found[1]
+
+
+def stored_out_weight(
+    module: nn.Module, anatomy: Anatomy, site: Site
+) -> Float[Tensor, "columns d_model"]:
+    """Returns the rows with which the columns of `neurons` or `heads` write to the residual, to be
+    read only: a copy where the weight is kept elsewhere.
+
+    Args:
+        module: the module that the anatomy describes.
+        anatomy: where its sites are.
+        site: a `neurons` or `heads` site.
+
+    Raises:
+        SiteError: see `Anatomy.out_projection`.
+
+    Example:
+        >>> from interp.subject.offloading import stored_out_weight
+        >>> rows = stored_out_weight(subject.module, subject.anatomy, interp.Site("neurons", 0))
+        >>> torch.equal(rows, subject.anatomy.out_weight(subject.module, "blocks.0.neurons"))
+        True
+    """
+    projection = anatomy.out_projection(module, site)
+    path = anatomy.place(site).path
+    weight = stored(module, f"{path}.weight", projection.get_parameter("weight"))
+    return as_rows(projection, weight.detach())
 
 
 def refuse_offloaded(module: nn.Module, reason: str) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import interp
 from interp import LoadError
 from interp.adapters import transformer_lens, weights
+from interp.analysis.circuits import edge_attribution
 from interp.analysis.logit_lens import lens
 from interp.cli.app import app
 from interp.mitigation.unlearning.localized import gradients_only_into
@@ -67,7 +68,7 @@ def numbers(subject: interp.Subject) -> dict[str, Any]:
     found["sweep"] = torch.tensor(interp.sweep(subject, batch, [neurons, first]))
     for site, value in interp.record(subject, batch, ["neurons", "resid_post"]).items():
         found[f"recorded {site}"] = torch.as_tensor(value)
-    for method in ("gradient_x_activation", "zero_out"):
+    for method in ("gradient_x_activation", "zero_out", "activation"):
         scores = interp.localize(subject, batch, method=method)
         for site, values in scores.values.items():
             found[f"{method} {site}"] = torch.as_tensor(values)
@@ -78,7 +79,13 @@ def numbers(subject: interp.Subject) -> dict[str, Any]:
 def tables(subject: interp.Subject) -> list[pd.DataFrame]:
     batch = tiny.batch("llama", rows=3, length=16, prompt=4)
     scanned = interp.scan(subject, batch.tokens.tolist(), prefix=6, length=6, stride=2)
-    return [scanned, lens(subject, batch, {"true": batch.targets[:, 0]}, position=3)]
+    right, wrong = batch.targets[:, 0], batch.targets[:, 1]
+    corrupt = tiny.batch("llama", rows=3, length=16, prompt=4, seed=5)
+    return [
+        scanned,
+        lens(subject, batch, {"true": right}, position=3),
+        edge_attribution(subject, batch, corrupt, right, wrong).frame(),
+    ]
 
 
 @pytest.mark.parametrize("kind", MAPS)
@@ -184,7 +191,6 @@ def test_what_reads_or_writes_weights_on_disk_is_refused_by_name(folder: Path, t
     save_weights(tmp_path / "whole", tiny.model("llama"))
     refused = [
         lambda: divided.anatomy.out_weight(divided.module, "blocks.1.neurons"),
-        lambda: interp.localize(divided, batch, method="activation"),
         lambda: weights.applied(divided, interp.Zero(units)).__enter__(),
         lambda: gradients_only_into(divided, units).__enter__(),
         lambda: unit_parameters(divided, units, batch),
@@ -248,7 +254,7 @@ def scores(subject: interp.Subject) -> dict[str, torch.Tensor]:
     batch = tiny.batch("llama", rows=2, length=12, prompt=4)
     options: dict[str, dict[str, Any]] = {"slimming": {"steps": 3}}
     found: dict[str, torch.Tensor] = {}
-    for method in ("activation", "integrated_gradients", "slimming", "unitmem"):
+    for method in ("integrated_gradients", "slimming", "unitmem"):
         scored = interp.localize(subject, batch, method=method, **options.get(method, {}))
         for site, values in scored.values.items():
             found[f"{method} {site}"] = torch.as_tensor(values)

@@ -93,7 +93,7 @@ def numbers(subject: interp.Subject) -> dict[str, Tensor]:
         with subject.intervened(plan):
             found[f"ablated {number}"] = subject.losses(batch).detach()
     found["sweep"] = torch.tensor(interp.sweep(subject, batch, [heads, block]))
-    for method in ("gradient_x_activation", "zero_out"):
+    for method in ("gradient_x_activation", "zero_out", "activation"):
         scores = interp.localize(subject, batch, method=method, site="heads")
         for site, values in scores.values.items():
             found[f"{method} {site}"] = torch.as_tensor(values)
@@ -194,7 +194,6 @@ def refused(folder: Path) -> dict[str, Callable[[], Any]]:
     return {
         "out_weight": lambda: subject.anatomy.out_weight(subject.module, "blocks.1.neurons"),
         "weights": lambda: weights.applied(subject, interp.Zero(units)).__enter__(),
-        "activation": lambda: interp.localize(subject, batch, method="activation"),
         "unit_parameters": lambda: unit_parameters(subject, units, batch),
         "duplicate": lambda: duplicate(subject),
         "bridge": lambda: transformer_lens.bridge(subject),

@@ -120,7 +120,6 @@ def test_an_interrupted_training_of_shards_ends_as_one_that_was_not(folder: Path
     [
         ("out_weight", "is sharded over processes, and is in place only while its module runs"),
         ("weights", "is sharded over processes, so it cannot be edited"),
-        ("activation", "is sharded over processes, and is in place only while its module runs"),
         ("unit_parameters", "is sharded over processes: its gradient"),
         ("duplicate", "is sharded over processes: it cannot be copied"),
         ("bridge", "is sharded over processes: a bridge takes modules apart"),

@@ -31,7 +31,7 @@ from interp.training.state import load_weights, save_weights
 from interp.training.unit_parameters import unit_parameters
 
 MODELS = ("llama", "gpt2", "mixtral")  # gpt2 has tied weights and dropout
-STEPS = 5
+STEPS = {"gpt2": 4, "mixtral": 2}  # trained, and how long
 
 
 class Seldom(tiny.Language):
@@ -119,7 +119,9 @@ def stream() -> Iterator[interp.Batch]:
         yield tiny.batch("", rows=3, length=8, seed=seed, prompt=2, padded=True)
 
 
-def trained(module: nn.Module, folder: Path, callback: Any = None) -> tuple[interp.Subject, Any]:
+def trained(
+    module: nn.Module, steps: int, folder: Path, callback: Any = None
+) -> tuple[interp.Subject, Any]:
     """A model after training with all that shards could get wrong, and its history."""
 
     def measure(model: interp.Subject) -> dict[str, float]:
@@ -129,7 +131,7 @@ def trained(module: nn.Module, folder: Path, callback: Any = None) -> tuple[inte
     torch.manual_seed(7 + int(os.environ.get("RANK", "0")))
     kept = Checkpoints(folder, 2, {"first": lambda _: True})
     history = interp.fit(
-        subject, stream(), STEPS, lr=1e-2, weight_decay=0.1, clip=0.5, warmup=2, accumulate=2,
+        subject, stream(), steps, lr=1e-2, weight_decay=0.1, clip=0.5, warmup=2, accumulate=2,
         callback=callback, evaluation=Evaluation(measure, 2), checkpoints=kept,
     )  # fmt: skip
     return subject, history
@@ -165,14 +167,14 @@ def main(folder: Path) -> None:
 
 
 def training(folder: Path, rank: int, facts: dict[str, Any]) -> None:
-    """Trains once without a break, and once with one after the fourth step."""
+    """Trains once without a break, and once with one after the third step."""
 
     def stops(step: Step) -> None:
-        if step.number == 3:
+        if step.number == 2:
             raise KeyboardInterrupt
 
-    for name in ("gpt2", "mixtral"):
-        subject, history = trained(sharded(name, PRECISE), folder / f"{name} whole")
+    for name, steps in STEPS.items():
+        subject, history = trained(sharded(name, PRECISE), steps, folder / f"{name} whole")
         facts[name]["history"] = history.to_dict("list")
         save_weights(folder / f"{name}.trained.safetensors", subject.module)
         facts[name]["trained"] = subject.fingerprint
@@ -180,9 +182,11 @@ def training(folder: Path, rank: int, facts: dict[str, Any]) -> None:
         load_weights(folder / f"{name}.trained.safetensors", again)
         facts[name]["read back"] = interp.load(again).fingerprint
     try:
-        trained(sharded("gpt2", PRECISE), folder / "broken", stops)
+        trained(sharded("gpt2", PRECISE), STEPS["gpt2"], folder / "broken", stops)
     except KeyboardInterrupt:
-        facts["resumed"] = trained(sharded("gpt2", PRECISE), folder / "broken")[0].fingerprint
+        facts["resumed"] = trained(sharded("gpt2", PRECISE), STEPS["gpt2"], folder / "broken")[
+            0
+        ].fingerprint
 
 
 def refused(folder: Path) -> dict[str, Callable[[], Any]]:
@@ -205,7 +209,7 @@ def refused(folder: Path) -> dict[str, Callable[[], Any]]:
         ),
         "two axes": lambda: interp.load(sharded("llama", mesh=pair)),
         "tensor parallel": lambda: interp.load(parallel()),
-        "state": lambda: trained(tiny.model("gpt2", PRECISE), folder / "gpt2 whole"),
+        "state": lambda: trained(tiny.model("gpt2", PRECISE), STEPS["gpt2"], folder / "gpt2 whole"),
     }
 
 

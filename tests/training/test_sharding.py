@@ -81,13 +81,13 @@ def test_the_first_process_writes_the_weights_of_all(folder: Path, name: str):
         assert torch.equal(written[f"module.{key}"], value)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
+@pytest.mark.parametrize("name", sharded_processes.STEPS)
 def test_shards_are_trained_as_one_process_trains_the_whole(
     folder: Path, name: str, tmp_path: Path
 ):
     """With dropout, which all draw as the first does, and with tied weights."""
     subject, history = sharded_processes.trained(
-        tiny.model(name, sharded_processes.PRECISE), tmp_path
+        tiny.model(name, sharded_processes.PRECISE), sharded_processes.STEPS[name], tmp_path
     )
     found = load_file(folder / f"{name}.trained.safetensors")
     for key, value in subject.module.named_parameters():

@@ -25,6 +25,8 @@ LONGEST = (
     "test_cli",
     "test_extraction_drop",
     "test_second_device",
+    "test_sharding",
+    "test_device_maps",
     "test_settings",
     "test_windows",
     "test_registry",

@@ -26,6 +26,7 @@ from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy
 from interp.sites.site import Site
 from interp.subject.batch import Batch
+from interp.subject.offloading import refuse_not_whole
 from interp.subject.subject import Subject
 
 Hook = Callable[..., Tensor]
@@ -40,10 +41,15 @@ def bridge(subject: Subject) -> Any:
     with transformers 5.24), its `generate` is set to decode without, with a warning.
 
     Raises:
-        ValueError: an architecture that TransformerLens does not know.
+        ValueError: an architecture that TransformerLens does not know, or weights are offloaded.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
+    refuse_not_whole(
+        subject.module,
+        "a bridge takes modules apart, without what puts their weights in place; "
+        "load the model whole on one device",
+    )
     module = copy.deepcopy(subject.module)
     config = getattr(module, "config", None)
     named = getattr(config, "architectures", None)

@@ -18,6 +18,7 @@ from interp.interventions.edit import Edit
 from interp.interventions.kinds import Intervention
 from interp.interventions.plan import Plan, interventions
 from interp.sites.anatomy import Anatomy, Place, as_rows, axes_are_known
+from interp.sites.sharding import is_sharded_at
 
 _USE_HOOKS = "run it with subject.intervened(plan)"
 
@@ -39,7 +40,7 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
     Raises:
         ValueError: before anything is written, for what weights cannot express: values that are
             added, subspaces, positions, `when`, sites other than `neurons` and `heads`; and weights
-            that are shared, quantized, computed or offloaded.
+            that are shared, quantized, computed, offloaded or sharded over processes.
 
     Example:
         >>> from interp.adapters import weights
@@ -128,6 +129,8 @@ def _rows(subject: Hooked, edit: Edit) -> Tensor:
     projection = subject.module.get_submodule(place.path)
     own = dict(projection.named_parameters(recurse=False)).get("weight")
     reason = _unwritable(subject.module, own)
+    if is_sharded_at(subject.module, place.path):
+        reason = "is sharded over processes"
     if own is None or reason:
         raise ValueError(
             f"{edit.site}: the weight of {place.path} {reason}, "

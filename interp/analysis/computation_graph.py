@@ -24,10 +24,11 @@ from interp.errors import SiteError
 from interp.hooks.hooks import Hooked, Value
 from interp.loading.verification import close
 from interp.localization.unit_values import values_at
-from interp.sites.anatomy import Anatomy, out_rows
+from interp.sites.anatomy import Anatomy
 from interp.sites.site import Site
 from interp.sites.units import rank_units
 from interp.subject.batch import Batch
+from interp.subject.offloading import stored, stored_out_weight
 from interp.subject.subject import Subject
 
 
@@ -390,8 +391,8 @@ def writes(
     """Returns what each head adds to the residual: its columns times their rows of the
     out-projection's weight, at least in float32."""
     wide = torch.promote_types(heads.dtype, torch.float32)
-    out_weight = subject.anatomy.out_weight(subject.module, layer.heads)
-    rows = out_weight.detach().to(wide)
+    out_weight = stored_out_weight(subject.module, subject.anatomy, layer.heads)
+    rows = out_weight.to(heads.device, wide)
     by_head = (layer.count, -1)
     columns_by_head = heads.to(wide).unflatten(-1, by_head)  # [..., heads, head_width]
     rows_by_head = rows.unflatten(0, by_head)  # [heads, head_width, d_model]
@@ -400,18 +401,18 @@ def writes(
 
 def out_bias(subject: Subject, layer: Layer) -> Float[Tensor, " d_model"]:
     """Returns the bias of the attention's out-projection; zeros where it has none."""
-    projection = subject.module.get_submodule(subject.anatomy.place(layer.heads).path)
-    bias = getattr(projection, "bias", None)
+    path = subject.anatomy.place(layer.heads).path
+    bias = getattr(subject.module.get_submodule(path), "bias", None)
     if isinstance(bias, Tensor):
-        return bias.detach()
-    rows = out_rows(projection)
+        return stored(subject.module, f"{path}.bias", bias).detach()
+    rows = stored_out_weight(subject.module, subject.anatomy, layer.heads)
     return rows.new_zeros(rows.shape[1])
 
 
 def _check_linear(subject: Subject, layer: Layer, values: Mapping[Site, Value]) -> None:
-    rows = subject.anatomy.out_weight(subject.module, layer.heads).detach()
     heads = values[layer.heads]
-    expected = heads @ rows + out_bias(subject, layer)
+    rows = stored_out_weight(subject.module, subject.anatomy, layer.heads).to(heads.device)
+    expected = heads @ rows + out_bias(subject, layer).to(heads.device)
     # Rounding grows with the terms of the sum, not with the sum: terms may cancel.
     rounding_scale = heads.abs() @ rows.abs()
     if not close(values[layer.attn], expected, rounding_scale):

@@ -30,6 +30,7 @@ from interp.localization.window_losses import differentiating
 from interp.sites.site import Site
 from interp.sites.units import all_units, rank_units
 from interp.subject.batch import Batch, owned
+from interp.subject.offloading import stored_out_weight
 from interp.subject.subject import Subject, evaluating
 
 Rows = Float[np.ndarray, "items neurons"]
@@ -247,9 +248,9 @@ class ReadOut:
         Returns:
             [items, neurons], in logits per unit of activation.
         """
-        out_weight = self.subject.anatomy.out_weight(self.subject.module, self.site)
-        written = out_weight.detach().double()
+        out_weight = stored_out_weight(self.subject.module, self.subject.anatomy, self.site)
         gradient = self._logit_gradient(towards, away).double()
+        written = out_weight.double().to(gradient.device)
         effects = gradient @ written.T  # w_out[n] . g_i, [items, neurons]
         return effects.cpu().numpy()
 
@@ -282,8 +283,8 @@ class ReadOut:
         Raises:
             ValueError: a shift of another shape.
         """
-        out_weight = self.subject.anatomy.out_weight(self.subject.module, self.site)
-        precise = out_weight.detach().double()
+        out_weight = stored_out_weight(self.subject.module, self.subject.anatomy, self.site)
+        precise = out_weight.double()
         lengths = precise.norm(dim=1).cpu().numpy()
         if np.shape(shift) != self.rows.shape:
             raise ValueError(

@@ -21,12 +21,15 @@ from interp.cli.options import (
     Bos,
     Column,
     Counted,
+    DeviceMap,
     Dtype,
     KeepRows,
     Length,
+    MaxMemory,
     MethodName,
     Model,
     NumShards,
+    OffloadFolder,
     Out,
     Prefix,
     Settings,
@@ -92,6 +95,9 @@ def scan(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     batch_size: BatchSize = 16,
     keep: KeepRows = None,
     num_shards: NumShards = 1,
@@ -139,6 +145,9 @@ def scan(
         bos,
         share,
         keep,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
     )
     about = {"device": str(subject.device), "out": str(out)}
     settings = found.about if keep is not None else found.attrs
@@ -634,9 +643,12 @@ def _scanned(
     bos: bool,  # noqa: FBT001 - the commands' own flag
     share: Share | None = None,
     keep: str | None = None,
+    **division: Any,
 ) -> tuple[Subject, Any]:
     """The subject and its scan of the sources, which every command begins with: a frame of all
     windows, or with `keep` a CorpusScan.
+
+    `division` is how a model that is larger than a device is divided, as `load_subject` takes it.
 
     Loading a model can take minutes, so options, folder and files are checked first.
     """
@@ -672,19 +684,24 @@ def _scanned(
     writable(out)
     if family == "policy":
         (source,) = _only(sources, "a file of demonstrations")
-        subject = load_subject(model, [], dtype=dtype, device=device)
+        subject = load_subject(model, [], dtype=dtype, device=device, **division)
         return subject, scan_frames(subject, source, out, prefix or 0, batch_size)
     check_paths(sources, model, images=images)
     if images:
         pictures = find_images(sources)
         subject = load_subject(
-            model, [pictures.note], tokenizer=tokenizer, dtype=dtype, device=device
+            model,
+            [pictures.note],
+            tokenizer=tokenizer,
+            dtype=dtype,
+            device=device,
+            **division,
         )
         return subject, scan_images(subject, sources, out, prefix or 0, batch_size)
 
     texts, notes = texts_and_notes(sources, column)
     seen, notes_of_seen = texts_and_notes(counts, column) if counts else (None, [])
-    subject = load_subject(model, [*notes, *notes_of_seen], dtype=dtype, device=device)
+    subject = load_subject(model, [*notes, *notes_of_seen], dtype=dtype, device=device, **division)
     sizes = (prefix or 32, length or 32, stride, batch_size)
     seen_counts = None if seen is None else counted(subject, seen)
     if keep is not None:

@@ -106,6 +106,29 @@ Dtype = Annotated[
         "as fast as float32, on others several times slower."
     ),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="How a model that is larger than a device is divided: `auto` fills the accelerators, "
+        "then the memory of the CPU, then the disk; or `balanced`, `balanced_low_0`, `sequential`. "
+        "For Hugging Face models."
+    ),
+]
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="DEVICE=SIZE: how much of a divided model a device may hold, such as 0=20GiB for the "
+        "first accelerator, or cpu=60GiB. May be given several times; devices that are not named "
+        "are not used, and what does not fit waits on disk."
+    ),
+]
+OffloadFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the weights that wait on disk and cannot be read in the model's files as "
+        "they are, as in most mixtures of experts."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Batch size, in windows.", min=1)]
 Bos = Annotated[
     bool,

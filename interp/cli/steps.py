@@ -79,17 +79,29 @@ def load_subject(
     tokenizer: Path | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: str | None = None,
+    max_memory: list[str] | None = None,
+    offload_folder: Path | None = None,
 ) -> Subject:
     """Loads the model that a command is about, and then says what the user should know and did not
     ask for: what was passed over, and whether another precision is faster here.
 
     Args:
-        model, tokenizer, dtype, device: see `interp.load`.
+        model, tokenizer, dtype, device, device_map, offload_folder: see `interp.load`.
+        max_memory: `DEVICE=SIZE` each.
         notes: what was passed over; empty ones say nothing.
     """
     from interp.loading.load import load
 
-    subject = load(model, tokenizer=tokenizer, dtype=dtype, device=device)
+    subject = load(
+        model,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        max_memory=parse_settings(max_memory, "--max-memory") or None,
+        offload_folder=offload_folder,
+    )
     for note in filter(None, notes):
         advise(note)
     _advise_on_precision(subject)

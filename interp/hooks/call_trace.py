@@ -73,6 +73,8 @@ class Watch(TorchFunctionMode):
         running: the calls that have not ended, outermost first, as (path, start, input).
         turns: how many calls of each module have ended.
         time: ticks so far: one for each begin, end and attention operation.
+        device: where the copies of inputs and outputs are: that of the first. Of a model on several
+            devices they could not be compared otherwise.
     """
 
     calls: list[Call] = field(default_factory=list[Call])
@@ -80,6 +82,7 @@ class Watch(TorchFunctionMode):
     running: list[Running] = field(default_factory=list[Running])
     turns: Counter[str] = field(default_factory=Counter[str])
     time: int = 0
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -104,16 +107,25 @@ class Watch(TorchFunctionMode):
     def enter(self, path: str, value: Any) -> None:
         """Notes that a module begins, with its inputs."""
         self.time += 1
-        self.running.append((path, self.time, _copy(value)))
+        self.running.append((path, self.time, self._copy(value)))
 
     def leave(self, output: Any) -> None:
         """Notes that the module which began last ends, with its output."""
         self.time += 1
         path, start, value = self.running.pop()
         inside = self._running_paths()
-        call = Call(path, inside, start, self.time, value, _copy(output), self.turns[path])
+        call = Call(path, inside, start, self.time, value, self._copy(output), self.turns[path])
         self.turns[path] += 1
         self.calls.append(call)
+
+    def _copy(self, tree: Any) -> Tensor | None:
+        value = first_tensor(tree)
+        if value is None:
+            return None
+        if self.device is None:
+            self.device = value.device
+        # A clone, because the model may change its own tensor in place later.
+        return value.detach().clone().to(self.device)
 
 
 def _queries(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> Tensor | None:
@@ -146,12 +158,6 @@ def _is_attention_map(weights: Tensor) -> bool:
         return False
     later_than_first = weights[..., 0, 1:queries]
     return not bool(later_than_first.any())
-
-
-def _copy(tree: Any) -> Tensor | None:
-    # A clone, because the model may change its own tensor in place later.
-    value = first_tensor(tree)
-    return None if value is None else value.detach().clone()
 
 
 def watch_calls(module: nn.Module, run: Callable[[], object]) -> Watch:

@@ -205,6 +205,7 @@ def _on_sum(visit: Visit, kept: list[Tensor]) -> Visit:
 
     def visit_sum(value: Value, clock: Clock) -> Tensor | None:
         [other_term] = kept
+        other_term = other_term.to(value.device)  # another one, at the first block of a device
         new = visit(other_term + value, clock)
         return None if new is None else new - other_term
 

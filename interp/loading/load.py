@@ -9,16 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import LoadError
+from interp.loading.device_maps import Memory, Places, choose_device_map, refuse_device_map
 from interp.loading.devices import Device, check_stays, choose_device
 from interp.loading.discovery import discover
 from interp.loading.prediction_laws import Trial, verify_prediction
 from interp.loading.pretrained import read
 from interp.loading.readers import reader_of
 from interp.sites.anatomy import Layout
+from interp.sites.sharding import check_sharding
 from interp.subject.batch import Batch
 from interp.subject.offloading import device_of, stored_weights
 from interp.subject.stepwise import stepwise_of
 from interp.subject.subject import Forward, Subject, vocabulary_size
+
+_HELD = (
+    "is in memory already, and what you hold is not divided; give the folder or hub id that it "
+    "comes from, or divide it yourself first, with accelerate.dispatch_model"
+)
+_WHOLE = "is read by the toolkit itself, which puts a network on one device; pass device="
 
 
 def load(
@@ -30,6 +38,9 @@ def load(
     example: Batch | None = None,
     dtype: torch.dtype | str | None = None,
     device: Device | None = None,
+    device_map: Places | None = None,
+    max_memory: Memory | None = None,
+    offload_folder: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> Subject:
     """Loads a model and finds its sites.
@@ -52,6 +63,17 @@ def load(
         dtype: precision of the weights when they are read from files; as stored by default.
         device: where weights that are read from files are put, such as `"cpu"` or `"cuda:1"`; by
             default on the best device that is there. A model in memory stays where it is.
+        device_map: for a model that is larger than a device: `"auto"`, by which accelerate fills
+            the accelerators, then the memory of the CPU, then the disk; another of its strategies;
+            or where each part goes, such as `{"": 0, "model.layers.7": "disk", "lm_head": "cpu"}`,
+            in which `""` is all that is not named. On the CPU, results are those of the whole
+            model bit for bit; between kinds of device they differ by rounding. Weights that wait
+            in memory or on disk cannot be read or written by hand, nor trained. For Hugging Face
+            folders and hub ids.
+        max_memory: how much a device may hold under such a strategy, such as `{0: "20GiB", "cpu":
+            "60GiB"}`; devices that are not named are not used. Without `device_map`, of `"auto"`.
+        offload_folder: where weights wait on disk that do not lie in their files as the model uses
+            them, as those of most mixtures of experts; others are read in their files.
         trust_remote_code: whether code that a checkpoint brings may run.
 
     Returns:
@@ -61,7 +83,8 @@ def load(
         LoadError: files cannot be read, weights are NaN or infinite, the tokenizer has more tokens
             than the embedding, the object is not a model, its logits are NaN or infinite, or it
             sees later tokens; the device is not there, cannot compute in this precision, or is not
-            the one that a model in memory is on.
+            the one that a model in memory is on; a device map that does not fit the model, or is
+            given for one that cannot be divided.
         SiteError: no blocks are found.
 
     Example:
@@ -71,27 +94,33 @@ def load(
         >>> [str(site) for site in loaded.anatomy.expand("neurons")]
         ['blocks.0.neurons', 'blocks.1.neurons']
     """
+    from_files = isinstance(source, (str, Path))
+    if not from_files:
+        kind = source.name if isinstance(source, Subject) else type(source).__name__
+        refuse_device_map(kind, _HELD, device_map, max_memory)
+    parts = choose_device_map(device, device_map, max_memory, offload_folder, _dtype(dtype))
     if isinstance(source, Subject):
         check_stays(source.name, source.device, device)
         return source
 
     name = ""
-    from_files = isinstance(source, (str, Path))
     if from_files:
         name = Path(str(source)).name
         reader = reader_of(source)
         if reader is not None:
+            refuse_device_map(name, _WHOLE, device_map, max_memory)
             place = _device_beside(tokenizer, device, _dtype(dtype))
             source = reader.read(source, tokenizer, _dtype(dtype)).to(place)
             # An image tokenizer is part of the module: it turns images into tokens, not text.
             tokenizer = None
         else:
-            place = choose_device(device, _dtype(dtype))
+            place = parts or choose_device(device, _dtype(dtype))
             source, stored_tokenizer = read(source, _dtype(dtype), trust_remote_code, place)
             if tokenizer is None:
                 tokenizer = stored_tokenizer
 
     module, tokenizer = _unwrap(source, tokenizer)
+    check_sharding(module)
     _check_weights(module, tokenizer)
     if not from_files:
         check_stays(type(module).__name__, device_of(module), device)

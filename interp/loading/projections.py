@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from interp.hooks.call_trace import Call
 from interp.loading.probes import Probe
 from interp.loading.verification import close, is_projection, rounding, same, shaped_like
+from interp.sites.sharding import in_place
 
 
 def has_matrix(module: nn.Module, call: Call) -> bool:
@@ -58,6 +59,8 @@ def is_linear(module: nn.Module, call: Call) -> bool:
     parts = (constant, even, odd, some_rows)
     if not all(isinstance(part, Tensor) and part.shape == output.shape for part in parts):
         return False
+    # Of a model on several devices, the call was copied to one of them.
+    constant, even, odd, some_rows = (part.to(output.device) for part in parts)
 
     size = output.abs() + even.abs() + odd.abs() + constant.abs()
     size = size.amax(-1, keepdim=True).expand_as(output)
@@ -80,7 +83,9 @@ def outermost(module: nn.Module, call: Call, inner: Sequence[Call]) -> Call:
         parent = by_path.get(call.path.rpartition(".")[0])
         if parent is None or not same(parent.value, call.value):
             return call
-        if not is_linear(module.get_submodule(parent.path), parent):
+        with in_place(module, parent.path):
+            reads_the_same = is_linear(module.get_submodule(parent.path), parent)
+        if not reads_the_same:
             return call
         call = parent
 
@@ -169,7 +174,8 @@ def _try_in_turn(module: nn.Module, probe: Probe, searches: Sequence[Search]) ->
 
 def _is_linear_in(module: nn.Module, call: Call) -> bool:
     part = module.get_submodule(call.path)
-    return is_projection(part, call) or is_linear(part, call)
+    with in_place(module, call.path):
+        return is_projection(part, call) or is_linear(part, call)
 
 
 def _is_constant(output: Tensor, call: Call) -> bool:

@@ -153,7 +153,7 @@ def weighted_mean(
     """
     if weights is None:
         return value.double().mean(1)
-    return torch.einsum("bt,btw->bw", weights, value.double())
+    return torch.einsum("bt,btw->bw", weights.to(value.device), value.double())
 
 
 def _predict_only(batch: Batch, target: int) -> Batch:

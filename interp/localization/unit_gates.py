@@ -66,7 +66,7 @@ def gated(subject: Subject, gates: Gates) -> AbstractContextManager[object]:
             columns_per_unit = value.shape[-1] // gate.shape[-1]
             by_column = gate.repeat_interleave(columns_per_unit, -1)
             factors = by_column[:, None]
-            return value * factors.to(value.dtype)
+            return value * factors.to(value)
 
         return multiply
 

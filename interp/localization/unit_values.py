@@ -10,6 +10,7 @@ from interp.hooks.clock import Clock
 from interp.hooks.hooks import Value, Visit, tapped
 from interp.sites.site import Site
 from interp.subject.batch import Batch
+from interp.subject.offloading import stored_out_weight
 from interp.subject.subject import Subject, evaluating
 
 
@@ -41,8 +42,8 @@ def written_lengths(
     by_unit = value.double().unflatten(-1, (units, -1))
     if site.point not in ("neurons", "heads"):
         return by_unit.norm(dim=-1)
-    out_weight = subject.anatomy.out_weight(subject.module, site)
-    precise = out_weight.detach().double()
+    out_weight = stored_out_weight(subject.module, subject.anatomy, site)
+    precise = out_weight.double().to(value.device)
     rows = precise.unflatten(0, (units, -1))  # [units, columns per unit, d_model]
     columns_per_unit = by_unit.shape[-1]
     if columns_per_unit == 1:

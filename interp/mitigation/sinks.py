@@ -38,6 +38,7 @@ from interp.mitigation.sink_masks import Scheme, checked_ids, sink_masks
 from interp.sites.site import Site
 from interp.sites.units import Units, all_units
 from interp.subject.batch import Batch
+from interp.subject.offloading import refuse_not_whole
 from interp.subject.subject import Subject, token_losses
 from interp.training.fit import Objective, Step
 from interp.training.packing import documents_of
@@ -316,6 +317,7 @@ class SinkDecay:
         weight_decay: float,
         of_sinks: float = 0.0,
     ) -> None:
+        refuse_not_whole(subject.module, "what decay took is not put back into it; load it whole")
         named = dict(subject.module.named_parameters())
         unknown = sorted(masks.keys() - named.keys())
         if unknown:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.errors import SiteError, closest
+from interp.sites.sharding import is_sharded_at
 from interp.sites.site import BLOCK_POINTS, Site, without_transformer_lens
 from interp.sites.units import Units, all_units
 
@@ -369,13 +370,40 @@ class Anatomy:
 
         Raises:
             SiteError: the site is not the input of a projection, or the projection has no plain
-                weight: an adapter stands beside it, it is packed or quantized, or accelerate keeps
-                it elsewhere.
+                weight: an adapter stands beside it, it is packed or quantized, accelerate keeps it
+                elsewhere, or it is sharded over processes.
 
         Example:
             >>> rows = subject.anatomy.out_weight(subject.module, "blocks.0.neurons")
             >>> tuple(rows.shape)
             (48, 32)
+        """
+        rows = out_rows(self.out_projection(module, site))
+        path = self.place(site).path
+        elsewhere = "offloaded" if rows.is_meta else ""
+        if is_sharded_at(module, path):
+            elsewhere = "sharded over processes"
+        if elsewhere:
+            raise SiteError(
+                f"{site}: the weight of {path} is {elsewhere}, and is in place only while its "
+                "module runs: load the model whole on one device to write into its weights"
+            )
+        return rows
+
+    def out_projection(self, module: nn.Module, site: Site | str) -> nn.Module:
+        """Returns the linear layer whose input the columns of `neurons` or `heads` are.
+
+        Args:
+            module: the module that this anatomy describes.
+            site: a `neurons` or `heads` site.
+
+        Raises:
+            SiteError: the site is not the input of a projection, or the projection has no plain
+                weight: an adapter stands beside it, or it is packed or quantized.
+
+        Example:
+            >>> subject.anatomy.out_projection(subject.module, "blocks.0.neurons")
+            Linear(in_features=48, out_features=32, bias=False)
         """
         place = self.place(site)
         if place.side != "in" or place.base is not None:
@@ -393,13 +421,7 @@ class Anatomy:
                 f"{site}: {place.path} ({type(projection).__name__}) has no plain weight (an "
                 "adapter, packed or quantized weights): merge it, or load the model unquantized"
             )
-        rows = out_rows(projection)
-        if rows.is_meta:
-            raise SiteError(
-                f"{site}: the weight of {place.path} is offloaded, and is in place only while its "
-                "module runs: load the model without offloading to read or write its weights"
-            )
-        return rows
+        return projection
 
 
 def _has_plain_weight(projection: nn.Module) -> bool:

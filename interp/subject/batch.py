@@ -223,10 +223,11 @@ class Batch:
         """Returns several batches as one; the tokens that count are the same.
 
         Args:
-            parts: batches of any lengths and prompts, without padding, groups and conditioning.
+            parts: batches of any lengths and prompts, padded or not; with groups or conditioning,
+                all with the same groups, and with the same names of conditioning.
 
         Raises:
-            ValueError: no batch, or one with a mask, groups or conditioning.
+            ValueError: no batch, or batches with other groups or conditioning.
 
         Example:
             >>> one = interp.Batch(torch.tensor([[5, 6, 7]]), prompt=1)
@@ -235,24 +236,29 @@ class Batch:
             tensor([[ True,  True, False],
                     [False, False,  True]])
         """
-        plain = [
-            part.mask is None and part.groups is None and not part.conditioning for part in parts
-        ]
-        if not parts or not all(plain):
-            raise ValueError("expected batches without mask, groups and conditioning, at least one")
-
-        sequences: list[list[int]] = []
-        for part in parts:
-            sequences += part.tokens.tolist()
-        joined = cls.pad(sequences, prompt=min(part.prompt for part in parts))
-
+        _check_joinable(parts)
+        width = max(part.length for part in parts)
+        prompt = min(part.prompt for part in parts)
+        rows = sum(map(len, parts))
+        tokens = parts[0].tokens.new_zeros(rows, width)
+        mask = torch.zeros_like(tokens, dtype=torch.bool)
         # One batch has one prompt, the shortest. The further tokens that a part with a longer
         # prompt was given are then among the targets, and `scored` leaves them out.
-        scored = torch.zeros_like(joined.tokens, dtype=torch.bool)
-        rows_of_parts = scored.split([len(part) for part in parts])  # views into `scored`
-        for part, rows in zip(parts, rows_of_parts, strict=True):
-            rows[:, part.prompt : part.length] = part.counted
-        return replace(joined, scored=scored)
+        scored = torch.zeros_like(mask)
+
+        start = 0
+        for part in parts:
+            own = slice(start, start + len(part))
+            tokens[own, : part.length] = part.tokens
+            mask[own, : part.length] = True if part.mask is None else part.mask
+            scored[own, part.prompt : part.length] = part.counted
+            start += len(part)
+        conditioning: dict[str, Tensor] = {}
+        for name in parts[0].conditioning:
+            conditioning[name] = torch.cat([part.conditioning[name] for part in parts])
+        # No mask where there is no padding, as in `pad`.
+        needed = None if bool(mask.all()) else mask
+        return cls(tokens, prompt, needed, parts[0].groups, conditioning, scored)
 
     @classmethod
     def from_frame(cls, windows: pd.DataFrame) -> Batch:
@@ -309,6 +315,27 @@ class Batch:
         prompt = len(bos) + int(prefixes[0])
         batch = cls.pad(sequences, prompt)
         return replace(batch, groups=groups, conditioning=conditioning)
+
+
+def _check_joinable(parts: Sequence[Batch]) -> None:
+    if not parts:
+        raise ValueError("there are no batches to join: expected at least one")
+    first = parts[0]
+    for part in parts:
+        if part.groups != first.groups:
+            raise ValueError(
+                f"batches with the groups {first.groups} and {part.groups} cannot be joined: "
+                "expected the same in all"
+            )
+        shapes, others = (
+            {name: tuple(value.shape[1:]) for name, value in each.conditioning.items()}
+            for each in (first, part)
+        )
+        if shapes != others:
+            raise ValueError(
+                f"batches with the conditioning {shapes} and {others} cannot be joined: "
+                "expected the same names and shapes in all"
+            )
 
 
 def owned(values: Any) -> Tensor:

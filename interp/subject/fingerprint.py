@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from interp.hooks.hooks import EditVisit
 from interp.interventions.edit import Edit
+from interp.sites.sharding import reshard, unsharded_class
 from interp.subject.offloading import stored
 
 # Entries of a transformers configuration that say where a model comes from, in which precision it
@@ -97,10 +98,11 @@ def identify(subject: Identified) -> dict[str, str]:
         ['interventions']
     """
     module = subject.module
+    reshard(module)
     forward = _describe(subject.forward)
     return {
-        "weights": _hash_tensors(_weights(module)),
-        "buffers": _hash_tensors(_buffers(module)),
+        "weights": _hash_tensors(_weights(module), _stored_in(module)),
+        "buffers": _hash_tensors(_buffers(module), _stored_in(module)),
         "configuration": _hash(_configuration(module)),
         "modules": _hash([*_modules(module), forward]),
         "adapters": _hash(_adapters(module)),
@@ -119,16 +121,25 @@ def _hash(description: Any) -> str:
     return digest[:16]
 
 
-def _hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+def _hash_tensors(
+    named: Iterable[tuple[str, Tensor]], read: Callable[[str, Tensor], Tensor] | None = None
+) -> str:
+    """A hash of tensors under their names, which `read` gives the values of, one at a time."""
     hashes: dict[str, list[Any]] = {}
     seen: dict[int, tuple[Tensor, str]] = {}  # with the tensor, whose id is taken while it lives
     for name, tensor in named:
         if id(tensor) not in seen:
-            digest = hashlib.sha256(_bytes(tensor)).hexdigest()
+            # What is read is not kept: together these values may be more than fits in memory.
+            values = tensor if read is None else read(name, tensor)
+            digest = hashlib.sha256(_bytes(values)).hexdigest()
             seen[id(tensor)] = tensor, digest
         _, bits = seen[id(tensor)]
         hashes[name] = [list(tensor.shape), str(tensor.dtype), bits]
     return _hash(hashes)
+
+
+def _stored_in(module: nn.Module) -> Callable[[str, Tensor], Tensor]:
+    return lambda name, tensor: stored(module, name, tensor)
 
 
 def _bytes(tensor: Tensor) -> Any:
@@ -143,8 +154,7 @@ def _bytes(tensor: Tensor) -> Any:
 def _weights(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     # Under each of its names, because a weight that several modules share is no longer one tensor
     # when it is offloaded.
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        yield name, stored(module, name, parameter)
+    yield from module.named_parameters(remove_duplicate=False)
 
 
 def _buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -156,7 +166,7 @@ def _buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
         stretches = "dynamic" in rope_type or "longrope" in rope_type
         if stretches and last.endswith("inv_freq") and "original" not in last:
             continue
-        yield name, stored(module, name, buffer)
+        yield name, buffer
 
 
 def _configuration(module: nn.Module) -> Any:
@@ -190,6 +200,7 @@ def _modules(module: nn.Module) -> list[Any]:
                 settings[name] = value
             elif callable(value) and not hasattr(kind, name):  # not a method that was replaced
                 settings[name] = _describe(value)
+        kind = unsharded_class(kind)
         found.append([path, f"{kind.__module__}.{kind.__qualname__}", settings])
     return found
 
@@ -242,11 +253,17 @@ def _hook(hook: Callable[..., Any]) -> Any:
     visit: Any = inspect.unwrap(hook)
     if isinstance(visit, EditVisit):
         return [_edit(edit) for _, edit in visit.numbered]
-    library = str(getattr(visit, "__module__", "")).partition(".")[0]
-    # A library's own hook, which wraps no function of somebody else: it only follows forwards.
-    if visit is hook and library in _LIBRARIES:
+    library = _library(visit)
+    # A library's own hook, which wraps no function of somebody else: it only follows forwards, or
+    # puts weights in place for them, as those of FSDP2 do, which torch wraps once more.
+    wraps_its_own = visit is hook or library == _library(hook) == "torch"
+    if wraps_its_own and library in _LIBRARIES:
         return None
     return _describe(visit)
+
+
+def _library(function: Any) -> str:
+    return str(getattr(function, "__module__", "")).partition(".")[0]
 
 
 def _edit(edit: Edit) -> list[Any]:

@@ -17,6 +17,7 @@ from interp.hooks.hooks import intervened
 from interp.hooks.modes import checkpointing_off, dropout_off
 from interp.interventions.plan import Plan
 from interp.sites.anatomy import Anatomy, Sites
+from interp.sites.sharding import is_fully_sharded, unsharded_class
 from interp.sites.site import Site
 from interp.sites.units import Units
 from interp.subject.batch import Batch, check_integer, check_text
@@ -76,7 +77,7 @@ class Subject:
         self.anatomy = anatomy
         self.forward = forward
         self.tokenizer = tokenizer
-        self.name = name or type(module).__name__
+        self.name = name or unsharded_class(type(module)).__name__
         self.stepwise = stepwise_of(module)
         self.decoding = decoding
         self.context = context
@@ -620,5 +621,9 @@ def _texts_to_try(tokenizer: Any) -> Iterator[str]:
 @contextmanager
 def evaluating(subject: Subject) -> Generator[None]:
     """Runs without gradients and without dropout; restores the mode of every module."""
-    with dropout_off(subject.module), torch.inference_mode():
+    # What FSDP2 gathers weights into in a first forward, it uses in all later ones: made in
+    # inference mode, it could not be differentiated.
+    sharded = is_fully_sharded(subject.module)
+    without_gradients = torch.no_grad() if sharded else torch.inference_mode()
+    with dropout_off(subject.module), without_gradients:
         yield

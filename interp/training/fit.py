@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from interp.files import writable
 from interp.hooks.modes import modes_kept
 from interp.progress import track
+from interp.sites.sharding import reshard
 from interp.subject.batch import Batch
+from interp.subject.offloading import refuse_offloaded
 from interp.subject.subject import Subject, evaluating, token_losses
 from interp.training.processes import Processes
 from interp.training.state import About, Rows, generators, load_state, save_state, save_weights
@@ -27,6 +29,10 @@ Metrics = Mapping[str, float]
 # What to minimize: of the subject, a batch, and the number of the step, from 0.
 Objective = Callable[[Subject, Batch, int], Float[Tensor, ""]]
 _OWN = {"step", "loss"}  # columns of the history that are not measurements
+_WHY_NOT_OFFLOADED = (
+    "the optimizer would change a copy that is thrown away after each forward; "
+    "load the model without offloading to train it"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +44,7 @@ class Step:
     Attributes:
         number: number of the step, from 0.
         loss: mean over the batch's targets, in nats per target; or the objective.
-        batch: what was trained on.
+        batch: what was trained on; batches that are accumulated are joined.
         losses: [batch, predicted] the loss of each target before the update, in nats; 0 where a
             target does not count; None where an objective was given.
         lr: learning rate of the update.
@@ -122,6 +128,7 @@ def fit(
     decay: int = 0,
     floor: float = 0.0,
     clip: float = float("inf"),
+    accumulate: int = 1,
     objective: Objective | None = None,
     callback: Callable[[Step], None] | None = None,
     evaluation: Evaluation | None = None,
@@ -134,11 +141,15 @@ def fit(
     process would take on all rows, up to rounding and dropout. All of them must be given the same
     batches; the first one measures and writes.
 
+    A module that FSDP2 has sharded over the processes, because it does not fit into one device, is
+    trained as one process would up to rounding: each takes all rows, all measure, and dropout draws
+    from the generator of the first.
+
     Args:
         subject: the model to train.
-        batches: a stream of at least `steps` batches, such as `epochs` makes. Shuffle and seed it
-            where it is made. Dropout draws from torch's global generator.
-        steps: number of optimizer steps, one per batch.
+        batches: a stream of at least `accumulate * steps` batches, such as `epochs` makes. Shuffle
+            and seed it where it is made. Dropout draws from torch's global generator.
+        steps: number of optimizer steps.
         lr: the largest learning rate.
         precision: precision of the forward and backward pass; weights and optimizer state keep
             theirs.
@@ -148,10 +159,13 @@ def fit(
         decay: number of last steps over which it falls linearly to `floor` times `lr`.
         floor: see `decay`.
         clip: largest norm of the gradient.
+        accumulate: how many batches of the stream make one step, one after the other, where the
+            memory does not hold them together. The step is that of one batch with all their rows,
+            up to rounding and dropout: each target weighs the same.
         objective: `objective(subject, batch, step)` returns what to minimize in a step, with its
-            gradient, in the place of the mean over the batch's targets. For a single process,
-            since it need not be a sum over rows. Name it in `checkpoints.about`: it cannot be
-            compared with that of an interrupted training.
+            gradient, in the place of the mean over the batch's targets. For a single process and
+            without `accumulate`, since it need not be a sum over rows. Name it in
+            `checkpoints.about`: it cannot be compared with that of an interrupted training.
         callback: called after each step.
         evaluation: what to measure during training.
         checkpoints: what to write during training. Called again with the same arguments, an
@@ -167,7 +181,9 @@ def fit(
     Raises:
         ValueError: weights are offloaded, the stream is too short, a batch has fewer rows than
             there are processes, the loss is not finite (the weights are then those of the last good
-            step), the checkpoint is another training's, or several processes have an objective.
+            step), the checkpoint is another training's or of another number of processes, an
+            objective is given to several processes or with `accumulate`, or `accumulate` is below 1
+            or finds batches that cannot be one.
 
     Example:
         >>> import copy
@@ -176,13 +192,16 @@ def fit(
         >>> history.columns.tolist(), len(history)
         (['step', 'loss'], 3)
     """
-    _refuse_offloaded(subject.module)
-    processes = Processes()
-    if objective is not None and processes.count > 1:
-        raise ValueError(
-            f"objective= with {processes.count} processes: expected one process, because an "
-            "objective need not be a sum over the rows that they share"
-        )
+    refuse_offloaded(subject.module, _WHY_NOT_OFFLOADED)
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate}: expected a number of batches, at least 1")
+    processes = Processes(subject.module)
+    for number, what in ((processes.count, "processes"), (accumulate, "accumulated batches")):
+        if objective is not None and number > 1:
+            raise ValueError(
+                f"objective= with {number} {what}: expected one, because an objective need not be "
+                "a sum over the rows that they share"
+            )
     recipe: dict[str, Any] = {
         "steps": steps,
         "lr": lr,
@@ -194,15 +213,18 @@ def fit(
         "floor": floor,
         "clip": clip,
     }
+    if accumulate > 1:
+        recipe["accumulate"] = accumulate
     if objective is not None:
         recipe["objective"] = "given"  # never continued from a training without one
+    reshard(subject.module)  # the optimizer is given the shards, not what a forward has gathered
     checkpoints = _with_recipe(checkpoints, evaluation, recipe, processes)
     optimizer = torch.optim.AdamW(
         subject.module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay
     )
     trained, optimizer = _prepare(processes, subject, optimizer)
     history = _resume(checkpoints, subject.module, optimizer, processes)
-    remaining = islice(batches, len(history), None)
+    remaining = islice(batches, accumulate * len(history), None)
 
     with _training(subject.module):
         for step in track(range(len(history), steps), "training"):
@@ -210,23 +232,31 @@ def fit(
                 break
             step_lr = lr * _lr_factor(step, steps, warmup, decay, floor)
             optimizer.param_groups[0]["lr"] = step_lr
-            batch = _next(remaining, step, steps)
-            own_rows = processes.share(batch)
+            parts = [_next(remaining, step, steps, accumulate) for _ in range(accumulate)]
+            counted = _counted(parts)
 
-            losses = None
-            if objective is None:
-                losses = _losses(trained, own_rows, precision)
-                loss = _part_of_mean(losses, batch)
-            else:
-                with computing_in(precision, subject.device):
-                    loss = objective(trained, batch, step)
-            whole_loss = _finite(processes.total(loss), step)
+            own_parts: list[Batch] = []
+            own_losses: list[Tensor] = []
+            whole_loss = 0.0
+            for part in parts:
+                own_rows = processes.share(part)
+                own_parts.append(own_rows)
+                if objective is None:
+                    losses = _losses(trained, own_rows, precision)
+                    own_losses.append(losses.detach())
+                    loss = _part_of_mean(losses, counted)
+                else:
+                    with computing_in(precision, subject.device):
+                        loss = objective(trained, part, step)
+                # Before the gradient, which would be NaN in other processes too.
+                whole_loss += _finite(processes.total(loss), step)
+                processes.backward(loss)
             history.append({"step": step, "loss": whole_loss})
-            _update(processes, trained.module, optimizer, loss, clip)
+            _update(processes, trained.module, optimizer, clip)
 
             if callback is not None:
-                seen = None if losses is None else losses.detach()
-                callback(Step(step, whole_loss, own_rows, seen, step_lr))
+                seen, seen_losses = _joined(own_parts, own_losses)
+                callback(Step(step, whole_loss, seen, seen_losses, step_lr))
             if evaluation is not None and _is_due(evaluation.every, len(history), steps):
                 _measure(subject, history, evaluation, checkpoints, processes)
             if checkpoints is not None:
@@ -308,15 +338,6 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _refuse_offloaded(module: nn.Module) -> None:
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta:
-            raise ValueError(
-                f"{name} is offloaded: the optimizer would change a copy that is thrown away after "
-                "each forward; load the model without offloading to train it"
-            )
-
-
 def _check_every(every: int) -> None:
     if every < 1:
         raise ValueError(f"every={every}: expected a number of steps, at least 1")
@@ -339,6 +360,8 @@ def _with_recipe(
     writable(checkpoints.folder)
     if processes.count > 1:
         recipe = {**recipe, "processes": processes.count}
+    if processes.sharded:
+        recipe = {**recipe, "sharded": True}
     return replace(checkpoints, about={**recipe, **checkpoints.about})
 
 
@@ -386,11 +409,37 @@ def _lr_factor(step: int, steps: int, warmup: int, decay: int, floor: float) -> 
     return min(1.0, rise, fall)
 
 
-def _next(batches: Iterator[Batch], step: int, steps: int) -> Batch:
+def _next(batches: Iterator[Batch], step: int, steps: int, accumulate: int) -> Batch:
     batch = next(batches, None)
     if batch is None:
-        raise ValueError(f"the stream ended after {step} batches; {steps} steps were asked for")
+        done = "batches" if accumulate == 1 else f"steps of {accumulate} batches"
+        raise ValueError(f"the stream ended after {step} {done}; {steps} steps were asked for")
     return batch
+
+
+def _counted(parts: Sequence[Batch]) -> Tensor:
+    """How many targets count in all batches of a step."""
+    prompts = {part.prompt for part in parts}
+    if len(prompts) > 1:
+        raise ValueError(
+            f"accumulated batches have prompts of {', '.join(map(str, sorted(prompts)))} tokens: "
+            "expected one, because they are trained on as one batch"
+        )
+    return torch.stack([part.counted.sum() for part in parts]).sum()
+
+
+def _joined(
+    parts: Sequence[Batch], losses: Sequence[Tensor]
+) -> tuple[Batch, Float[Tensor, "batch predicted"] | None]:
+    """What a process has trained on in a step as one batch, and its losses, if there are any."""
+    if len(parts) == 1:
+        return parts[0], losses[0] if losses else None
+    batch = Batch.join(parts)
+    joined: list[Tensor] = []
+    for part, own in zip(parts, losses, strict=True):
+        padding = batch.length - part.length
+        joined.append(nn.functional.pad(own, (0, padding)))
+    return batch, torch.cat(joined)
 
 
 def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
@@ -401,13 +450,12 @@ def _losses(subject: Subject, batch: Batch, precision: Precision) -> Tensor:
         return token_losses(logits, batch)
 
 
-def _part_of_mean(losses: Tensor, batch: Batch) -> Tensor:
-    """What some rows of a batch add to the mean loss over its targets.
+def _part_of_mean(losses: Tensor, counted: Tensor) -> Tensor:
+    """What some rows add to the mean loss over the targets of a step.
 
-    Divided by the targets of the whole batch, not of these rows: then a process whose rows hold few
-    targets weighs less, and gradients that are summed over processes are those of the mean.
+    Divided by all targets that count, not by those of these rows: then rows that hold few targets
+    weigh less, and gradients that are summed over processes and batches are those of the mean.
     """
-    counted = batch.counted.sum()
     return losses.sum() / counted.to(losses.device)
 
 
@@ -420,10 +468,8 @@ def _finite(loss: Tensor, step: int) -> float:
     return value
 
 
-def _update(
-    processes: Processes, module: nn.Module, optimizer: Any, loss: Tensor, clip: float
-) -> None:
-    processes.backward(loss, module)
+def _update(processes: Processes, module: nn.Module, optimizer: Any, clip: float) -> None:
+    processes.sum_gradients(module)
     if clip < float("inf"):
         processes.clip(module, clip)
     optimizer.step()
@@ -452,9 +498,10 @@ def _measure(
 ) -> None:
     """Adds measurements to the last row, and keeps the weights that first meet a condition."""
     # One process measures for all: measurements that differ by rounding could end training in some
-    # processes and not in others, which would then wait forever.
+    # processes and not in others, which would then wait forever. Those that hold shards of the
+    # model have to run it together.
     metrics: dict[str, float] = {}
-    if processes.main:
+    if processes.main or processes.sharded:
         with evaluating(subject):
             measured = evaluation.measure(subject)
             metrics = {name: float(value) for name, value in measured.items()}
@@ -469,7 +516,7 @@ def _measure(
     measured_before = [row for row in history if len(row) > len(_OWN)]
     history[-1] |= metrics
 
-    if checkpoints is None or not processes.main:
+    if checkpoints is None or not (processes.main or processes.sharded):
         return
     for name, condition in checkpoints.keep.items():
         if condition(metrics) and not any(map(condition, measured_before)):
@@ -485,6 +532,6 @@ def _save(
 ) -> None:
     """Writes the state of all processes."""
     random_states = processes.gather(generators())
-    if processes.main:
+    if processes.main or processes.sharded:
         save_state(checkpoints.state, module, optimizer, history, checkpoints.about, random_states)
     processes.wait()

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from interp.sites.sharding import is_fully_sharded
 from interp.subject.batch import Batch
+from interp.training.state import generators, set_generators
 
 T = TypeVar("T")
 
@@ -19,12 +21,20 @@ class Processes:
     Every method must be called by all of them. With one process, what is summed or shared is
     returned bit for bit.
 
+    Processes that hold shards of one module do not share rows: each trains on all of them, and what
+    is summed elsewhere is the same in all. Where they shared rows, those that send a token to an
+    expert would wait for those that do not.
+
     Attributes:
         count: number of processes.
         rank: number of this process, from 0.
+        sharded: whether they hold shards of one module.
+
+    Args:
+        module: the module that they train.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         from accelerate import Accelerator
 
         # One process trains where the model is; several have a device each. Where there is no GPU,
@@ -37,6 +47,8 @@ class Processes:
         )
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
+        self.sharded = is_fully_sharded(module)
+        self._divided = self.count > 1 and not self.sharded
 
     @property
     def main(self) -> bool:
@@ -52,11 +64,15 @@ class Processes:
         """
         from accelerate.utils import broadcast
 
+        if self.sharded:
+            # Dropout is that of one process if all draw the same.
+            set_generators(self.from_first(generators()))
+            return module, self._accelerator.prepare(optimizer)
         if self.count == 1:
             return self._accelerator.prepare(module, optimizer)
         # DistributedDataParallel would synchronize only what goes through its own forward, and a
         # subject also calls parts of its module. `evaluation_mode` places the module without it,
-        # and `backward` does its work.
+        # and `sum_gradients` does its work.
         placed = self._accelerator.prepare_model(module, evaluation_mode=True)
         with torch.no_grad():
             for tensor in (*placed.parameters(), *placed.buffers()):
@@ -69,7 +85,7 @@ class Processes:
         Raises:
             ValueError: there are fewer rows than processes.
         """
-        if self.count == 1:
+        if not self._divided:
             return batch
         if len(batch) < self.count:
             raise ValueError(
@@ -80,21 +96,25 @@ class Processes:
             return batch.rows(rows)
 
     def total(self, value: Tensor) -> Tensor:
-        """Returns the sum of a tensor over processes, without its gradient."""
+        """Returns the sum of a tensor over processes that share rows, without its gradient."""
         value = value.detach()
-        return value if self.count == 1 else self._accelerator.reduce(value, "sum")
+        return self._accelerator.reduce(value, "sum") if self._divided else value
 
-    def backward(self, loss: Tensor, module: nn.Module) -> None:
-        """Leaves in every parameter the gradient of the sum of all processes' losses."""
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this process's loss to that of every parameter."""
         self._accelerator.backward(loss)
-        if self.count > 1:
-            self._sum_gradients(module)
 
     def clip(self, module: nn.Module, norm: float) -> None:
         """Scales the gradients down until their norm is at most `norm`."""
         self._accelerator.clip_grad_norm_(module.parameters(), norm)
 
-    def _sum_gradients(self, module: nn.Module) -> None:
+    def sum_gradients(self, module: nn.Module) -> None:
+        """Leaves in every parameter the sum of the gradients of processes that share rows.
+
+        Of a sharded module, FSDP2 has left the mean over processes, which are all the same.
+        """
+        if not self._divided:
+            return
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # An expert to which only one process sent a token has a gradient there alone: the others
         # must join its sum with zeros, or that process would wait forever. What no process used

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from interp.files import replaced
+from interp.sites.sharding import reshard, sharded_like, whole, writes_for_all
+from interp.subject.offloading import refuse_offloaded
 
 Rows = list[dict[str, float]]
 About = Mapping[str, Any]  # values that JSON can hold
@@ -27,7 +29,7 @@ def save_state(
     about: About,
     drawn: Sequence[Mapping[str, Tensor]],
 ) -> None:
-    """Writes the state of a training.
+    """Writes the state of a training; called by all processes that hold shards of the module.
 
     Args:
         path: the file.
@@ -44,19 +46,20 @@ def save_state(
     losses = torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
     measured = {number: row for number, row in enumerate(rows) if len(row) > 2}
 
-    weights = dict(_named(module))
-    tensors = {"loss": losses, **weights, **_moments(optimizer)}
+    gathered = _gathered(module, {**dict(_named(module)), **_moments(optimizer)})
+    if not writes_for_all(module):
+        return
+    tensors = {"loss": losses, **gathered}
     for rank, states in enumerate(drawn):
         for name, state in states.items():
             tensors[_ranked(name, rank)] = state
-    whole = {name: value.detach().contiguous() for name, value in tensors.items()}
 
     # safetensors writes several notes in any order. With one note, the same state always gives the
     # same bytes.
     note = json.dumps({"measured": measured, "about": about})
     notes = {"notes": note}
     with replaced(path) as temporary:
-        save_file(whole, temporary, notes)
+        save_file(tensors, temporary, notes)
 
 
 def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank: int = 0) -> Rows:
@@ -86,10 +89,9 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
     tensors = load_file(path)
     _copy(path, tensors, module)
 
-    torch.set_rng_state(tensors[_ranked("generator.cpu", rank)])
-    cuda_states = tensors.get(_ranked("generator.cuda", rank))
-    if cuda_states is not None:
-        torch.cuda.set_rng_state_all(list(cuda_states))
+    names = ("generator.cpu", "generator.cuda")
+    drawn = {name: tensors[_ranked(name, rank)] for name in names if _ranked(name, rank) in tensors}
+    set_generators(drawn)
 
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -97,6 +99,7 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
             _, number, key = name.split(".")
             of_parameter = moments.setdefault(int(number), {})
             of_parameter[key] = value
+    _share_out(moments, optimizer)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
     rows: Rows = []
@@ -109,9 +112,14 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
 def save_weights(path: str | Path, module: nn.Module) -> None:
     """Writes a module's parameters and buffers, each once.
 
+    Of a module that is sharded over processes, all of them call it, and the first writes.
+
     Args:
         path: the file, in the format of safetensors.
         module: the module whose weights are written.
+
+    Raises:
+        ValueError: weights are offloaded.
 
     Example:
         >>> import copy, tempfile
@@ -122,9 +130,11 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
     """
     from safetensors.torch import save_file
 
-    weights = {name: value.detach().contiguous() for name, value in _named(module)}
-    with replaced(path) as temporary:
-        save_file(weights, temporary)
+    refuse_offloaded(module, "its values are not in the module; save it with save_pretrained")
+    weights = _gathered(module, dict(_named(module)))
+    if writes_for_all(module):
+        with replaced(path) as temporary:
+            save_file(weights, temporary)
 
 
 def load_weights(path: str | Path, module: nn.Module) -> None:
@@ -135,7 +145,7 @@ def load_weights(path: str | Path, module: nn.Module) -> None:
         module: a module of the same shape as the saved one; its weights are overwritten.
 
     Raises:
-        ValueError: the file holds another model's weights.
+        ValueError: the file holds another model's weights, or the module's are offloaded.
     """
     from safetensors.torch import load_file
 
@@ -148,6 +158,14 @@ def generators() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         states["generator.cuda"] = torch.stack(torch.cuda.get_rng_state_all())
     return states
+
+
+def set_generators(states: Mapping[str, Tensor]) -> None:
+    """Restores the states of torch's random generators that `generators` returned."""
+    torch.set_rng_state(states["generator.cpu"])
+    cuda_states = states.get("generator.cuda")
+    if cuda_states is not None:
+        torch.cuda.set_rng_state_all(list(cuda_states))
 
 
 def _check_same(path: Path, written: About, given: About) -> None:
@@ -165,12 +183,14 @@ def _check_same(path: Path, written: About, given: About) -> None:
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers, each once however many names it has."""
+    reshard(module)
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         yield f"module.{name}", value
 
 
 def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
     """Overwrites a module's weights; refuses all of them when one does not fit."""
+    refuse_offloaded(module, "what is written into it would be lost; load it without offloading")
     own = dict(_named(module))
     given = {name: value for name, value in tensors.items() if name.startswith("module.")}
     wrong = sorted(own.keys() ^ given.keys())
@@ -187,7 +207,29 @@ def _copy(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
         )
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(given[name])
+            value.copy_(sharded_like(given[name], value))
+
+
+def _gathered(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a file holds them: whole ones, and on the CPU where they come from all processes;
+    none in a process that does not write."""
+    found: dict[str, Tensor] = {}
+    writes = writes_for_all(module)
+    for name, value in tensors.items():
+        # One at a time: together they may be more than an accelerator holds.
+        values = whole(value).detach()
+        if writes:
+            found[name] = (values if values is value else values.cpu()).contiguous()
+    return found
+
+
+def _share_out(moments: dict[int, dict[str, Tensor]], optimizer: Any) -> None:
+    """Replaces what is kept for each weight by this process's part, where the weight is sharded."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, of_weight in moments.items():
+        for key, value in of_weight.items():
+            if value.shape == weights[number].shape:
+                of_weight[key] = sharded_like(value, weights[number])
 
 
 def _moments(optimizer: Any) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from interp.interventions.kinds import Zero
 from interp.sites.site import Site
 from interp.sites.units import Units
 from interp.subject.batch import Batch
+from interp.subject.offloading import refuse_not_whole
 from interp.subject.subject import Subject
 
 
@@ -46,6 +47,11 @@ def unit_parameters(subject: Subject, units: Units, batch: Batch) -> dict[str, T
     units = subject.anatomy.fit(units)
     if not len(units):
         raise ValueError("no units were given: expected at least one neuron")
+    refuse_not_whole(
+        subject.module,
+        "its gradient, by which the weights of neurons are found, is not kept; "
+        "load the model whole on one device",
+    )
     masks: dict[str, Tensor] = {}
     for site in units.sites:
         masks |= _of_site(subject, units.only(site, units[site]), site, batch)

@@ -48,9 +48,14 @@ def several(draw: st.DrawFn) -> list[interp.Batch]:
         batch = tiny.batch(
             "gpt2", draw(st.integers(1, 3)), length, seed, draw(st.integers(0, length - 1))
         )
-        found.append(
-            replace(batch, scored=some(batch.tokens.shape, seed)) if draw(st.booleans()) else batch
-        )
+        if draw(st.booleans()):
+            batch = replace(batch, scored=some(batch.tokens.shape, seed))
+        if draw(st.booleans()):
+            kept = torch.randint(
+                1, length + 1, (len(batch), 1), generator=torch.Generator().manual_seed(seed)
+            )
+            batch = replace(batch, mask=torch.arange(length) < kept)
+        found.append(batch)
     return found
 
 
@@ -190,23 +195,36 @@ def test_two_batches_joined_by_hand():
     ]
 
 
+def test_padding_groups_and_conditioning_stay_with_their_rows():
+    padded = interp.Batch.pad([[1, 2, 3], [4, 5]])
+    joined = interp.Batch.join([padded, interp.Batch(torch.tensor([[6, 7, 8, 9]]))])
+    assert joined.mask is not None
+    assert joined.mask.sum(1).tolist() == [3, 2, 4]
+    assert joined.sequences() == [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+
+    parts = [replace(tiny.batch("policy", rows), groups=((0, 2), (2, 12))) for rows in (1, 2)]
+    joined = interp.Batch.join(parts)
+    assert joined.groups == parts[0].groups
+    assert joined.mask is None
+    for name, value in joined.conditioning.items():
+        assert torch.equal(value[:1], parts[0].conditioning[name])
+        assert torch.equal(value[1:], parts[1].conditioning[name])
+
+
 PLAIN = interp.Batch(torch.ones(2, 9, dtype=torch.long))
 
 
 @pytest.mark.parametrize(
-    "parts",
+    ("parts", "message"),
     [
-        [],
-        [PLAIN, tiny.batch("gpt2", padded=True)],
-        [PLAIN, tiny.batch("policy")],
-        [replace(PLAIN, groups=((0, 9),)), PLAIN],
+        ([], "there are no batches to join"),
+        ([PLAIN, tiny.batch("policy")], "expected the same names and shapes in all"),
+        ([replace(PLAIN, groups=((0, 9),)), PLAIN], r"groups \(\(0, 9\),\) and None cannot be"),
     ],
-    ids=["nothing", "mask", "conditioning", "groups"],
+    ids=["nothing", "conditioning", "groups"],
 )
-def test_what_cannot_be_joined_is_refused(parts: list[interp.Batch]):
-    with pytest.raises(
-        ValueError, match="expected batches without mask, groups and conditioning, at least one"
-    ):
+def test_what_cannot_be_joined_is_refused(parts: list[interp.Batch], message: str):
+    with pytest.raises(ValueError, match=message):
         interp.Batch.join(parts)
 
 

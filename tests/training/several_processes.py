@@ -92,10 +92,32 @@ def main(folder: Path) -> None:
         (folder / f"{name}.{rank}.json").write_text(json.dumps(facts))
         save_weights(folder / f"{name}.{rank}.safetensors", model.module)
     interrupt(folder, rank)
-    try:
-        interp.fit(subject("gpt2"), (batch.rows(slice(1)) for batch in islice(stream(), 2)), 2)
-    except ValueError as error:
-        (folder / f"error.{rank}").write_text(str(error))
+    save_weights(folder / f"accumulated.{rank}.safetensors", accumulated().module)
+    refused: dict[str, str] = {}
+    for name, attempt in {
+        "few rows": lambda: interp.fit(
+            subject("gpt2"), (batch.rows(slice(1)) for batch in islice(stream(), 2)), 2
+        ),
+        "state of one": lambda: trained("gpt2", folder / "of one"),
+    }.items():
+        try:
+            attempt()
+        except ValueError as error:
+            refused[name] = str(error)
+    (folder / f"refused.{rank}.json").write_text(json.dumps(refused))
+
+
+def accumulated(*, joined: bool = False) -> interp.Subject:
+    """A model after steps of two batches each: accumulated, or joined into one."""
+    model = subject("gpt2")
+    batches = stream()
+    settings: dict[str, Any] = {"steps": 3, "lr": 1e-2, "weight_decay": 0.1, "clip": 0.5}
+    if joined:
+        pairs = (interp.Batch.join(list(islice(batches, 2))) for _ in range(3))
+        interp.fit(model, pairs, **settings)
+    else:
+        interp.fit(model, batches, accumulate=2, **settings)
+    return model
 
 
 def interrupt(folder: Path, rank: int) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,115 @@ def test_an_objective_that_is_the_mean_loss_changes_nothing():
     assert histories[0].equals(histories[1])
     assert same(weights(plain), weights(given_one))
     assert [step.losses is None for step in seen] == [False] * 4 + [True] * 4
+
+
+def uneven() -> Iterator[interp.Batch]:
+    """Batches of several lengths and numbers of rows, of which few tokens count in some and many in
+    others."""
+    for seed in count():
+        batch = tiny.batch("", rows=1 + seed % 3, length=6 + seed % 4, seed=seed, prompt=2)
+        generator = torch.Generator().manual_seed(seed)
+        share = 0.2 if seed % 2 else 0.9
+        scored = torch.rand(batch.tokens.shape, generator=generator) < share
+        scored[:, 2] = True
+        yield replace(batch, scored=scored)
+
+
+def joined(batches: Iterator[interp.Batch], number: int) -> Iterator[interp.Batch]:
+    while parts := list(islice(batches, number)):
+        yield interp.Batch.join(parts)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_accumulated_batches_make_the_step_of_one_batch_with_all_their_rows(number: int):
+    """Not the step of the mean of their means: their numbers of targets differ fivefold."""
+    parts, whole = (undropped() for _ in range(2))
+    seen: list[Step] = []
+    settings: dict[str, Any] = {"steps": 4, "lr": 1e-2, "weight_decay": 0.1, "clip": 0.5}
+    frame = interp.fit(parts, uneven(), accumulate=number, callback=seen.append, **settings)
+    wanted: list[Step] = []
+    expected = interp.fit(whole, joined(uneven(), number), callback=wanted.append, **settings)
+    assert frame["loss"].tolist() == pytest.approx(expected["loss"].tolist(), abs=1e-9)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], value, rtol=0, atol=1e-8)
+    for step, other in zip(seen, wanted, strict=True):
+        assert torch.equal(step.batch.tokens, other.batch.tokens)
+        assert torch.equal(step.batch.counted, other.batch.counted)
+        torch.testing.assert_close(step.losses, other.losses, rtol=0, atol=1e-6)
+
+
+def undropped() -> interp.Subject:
+    module = tiny.model("gpt2", torch.float64)
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    return tiny.wrapped(module)
+
+
+def test_an_interrupted_training_with_accumulated_batches_goes_on_with_the_next(tmp_path: Path):
+    def trained(folder: Path, callback: Any = None) -> interp.Subject:
+        subject = tiny.wrapped(tiny.model("gpt2"))
+        torch.manual_seed(3)
+        kept = Checkpoints(folder, 2)
+        interp.fit(subject, uneven(), 5, accumulate=2, checkpoints=kept, callback=callback)
+        return subject
+
+    def stops(step: Step) -> None:
+        if step.number == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "broken", stops)
+    whole, resumed = trained(tmp_path / "whole"), trained(tmp_path / "broken")
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 0}, "accumulate=0: expected a number of batches, at least 1"),
+        (
+            {
+                "accumulate": 2,
+                "objective": lambda subject, batch, step: subject.losses(batch).sum(),
+            },
+            "objective= with 2 accumulated batches: expected one",
+        ),
+        ({"accumulate": 3}, "the stream ended after 1 steps of 3 batches; 2 steps were asked for"),
+    ],
+)
+def test_what_cannot_be_accumulated_is_refused(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        interp.fit(undropped(), islice(stream(), 5), 2, **options)
+
+
+def test_accumulated_batches_with_several_prompts_are_refused():
+    batches = [tiny.batch("", prompt=prompt) for prompt in (2, 3)]
+    with pytest.raises(ValueError, match="accumulated batches have prompts of 2, 3 tokens"):
+        interp.fit(undropped(), batches, 1, accumulate=2)
+
+
+def test_a_loss_that_is_not_finite_in_one_accumulated_batch_leaves_the_step_before(monkeypatch):
+    """The gradient of the batch before it is thrown away."""
+    subject = undropped()
+    before = copy.deepcopy(subject.module.state_dict())
+    of_batch = training._losses
+    calls: list[int] = []
+
+    def broken(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        losses = of_batch(*arguments)
+        return losses * float("nan") if len(calls) == 4 else losses
+
+    def after_one(step: Step) -> None:
+        before.update(copy.deepcopy(subject.module.state_dict()))
+
+    monkeypatch.setattr(training, "_losses", broken)
+    with pytest.raises(ValueError, match="the loss is nan at step 1"):
+        interp.fit(subject, stream(), 3, lr=1e-2, accumulate=2, callback=after_one)
+    assert len(calls) == 4
+    assert same(before, subject.module.state_dict())
+    assert all(weight.grad is None for weight in subject.module.parameters())
 
 
 def test_a_short_stream_says_how_far_it_went():
@@ -408,6 +518,7 @@ def test_the_state_of_another_model_is_refused(tmp_path):
         ({"steps": 9}, "steps=3, now 9"),
         ({"betas": (0.9, 0.5)}, "betas="),
         ({"about": {"seed": 2}}, "seed=1, now 2"),
+        ({"accumulate": 2}, "accumulate=None, now 2"),
         ({"objective": lambda subject, batch, step: subject.losses(batch).mean()}, "objective="),
     ],
 )

@@ -11,36 +11,18 @@ from typing import Any
 import pytest
 import several_processes
 import torch
-from accelerate.state import AcceleratorState
-from forks import fork
+from launching import launch
 from safetensors.torch import load_file
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 RANKS = (0, 1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote, which torchrun's launcher started as forks: processes of their own
-    would spend half a minute on imports."""
+    """What two processes wrote."""
     out = tmp_path_factory.mktemp("processes")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=len(RANKS),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        start_method="fork",
-        max_restarts=0,
-    )
-
-    def launch() -> None:
-        # Accelerate remembers that this process, which other tests have trained in, is alone.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        elastic_launch(config, several_processes.main)(out)
-
-    code, _, err = fork(launch, out / "log").end()
-    assert code == 0, err[-4000:]
+    several_processes.trained("gpt2", out / "of one")
+    launch(several_processes.main, out, len(RANKS))
     return out
 
 
@@ -115,7 +97,17 @@ def test_the_state_of_two_processes_is_refused_by_one(folder: Path):
 
 
 @pytest.mark.parametrize("rank", RANKS)
-def test_fewer_rows_than_processes_are_refused(folder: Path, rank: int):
-    assert (
-        folder / f"error.{rank}"
-    ).read_text() == "a batch of 1 rows for 2 processes: expected at least one row each"
+def test_what_several_processes_cannot_do_is_refused_by_each(folder: Path, rank: int):
+    refused = json.loads((folder / f"refused.{rank}.json").read_text())
+    assert refused["few rows"] == (
+        "a batch of 1 rows for 2 processes: expected at least one row each"
+    )
+    assert "processes=None, now 2" in refused["state of one"]
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_accumulated_batches_of_two_processes_are_one_batch_of_one(folder: Path, rank: int):
+    found = load_file(folder / f"accumulated.{rank}.safetensors")
+    whole = several_processes.accumulated(joined=True).module
+    for key, value in whole.named_parameters():
+        torch.testing.assert_close(found[f"module.{key}"], value.detach(), rtol=0, atol=1e-9)

@@ -22,6 +22,7 @@ from interp.sites.anatomy import Layout
 from interp.sites.site import Site
 from interp.sites.units import Units
 from interp.subject.batch import Batch
+from interp.subject.offloading import refuse_not_whole
 from interp.subject.subject import Subject
 
 
@@ -106,6 +107,7 @@ def _override_neurons(
     subject: Subject, window: Batch, site: Site, columns: Tensor, layout: Layout | None
 ) -> Subject:
     """A copy of the model whose neurons at `columns` are overridden."""
+    refuse_not_whole(subject.module, "it cannot be copied; load the model whole on one device")
     whole = _WithoutCache(copy.deepcopy(subject.module))
     parent_path, _, name = subject.anatomy.place(site).path.rpartition(".")
     parent = whole.model.get_submodule(parent_path)

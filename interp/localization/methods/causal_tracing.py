@@ -25,6 +25,7 @@ from interp.localization.windows import repeat_windows
 from interp.reporting.plotting import matrix
 from interp.sites.site import Site
 from interp.subject.batch import Batch
+from interp.subject.offloading import stored
 from interp.subject.subject import Subject, evaluating
 
 if TYPE_CHECKING:
@@ -271,14 +272,15 @@ def _embedding_noise(
     subject: Subject, embed: Site, prompt: int, draws: int, noise: float, generator: torch.Generator
 ) -> Callable[[Value, Clock], Tensor]:
     """A visit that adds another draw of noise to each row's prompt."""
-    module = subject.module.get_submodule(subject.anatomy.place(embed).path)
-    weight = getattr(module, "weight", None)
+    path = subject.anatomy.place(embed).path
+    weight = getattr(subject.module.get_submodule(path), "weight", None)
     if not isinstance(weight, Tensor):
         raise SiteError(
             f"{embed} is not an embedding with a weight: the scale of the noise is unknown"
         )
     # As Meng et al.: the unit of the noise is the standard deviation of the embeddings' entries.
-    spread = float(weight.detach().float().std())
+    entries = stored(subject.module, f"{path}.weight", weight).detach()
+    spread = float(entries.float().std())
     scale = noise * spread
     # drawn once, before all forwards: every plan is run on the same noise
     shape = (draws, prompt, weight.shape[1])

@@ -72,7 +72,7 @@ def integrated_gradients(
     starts: Mapping[str, int | None] = {}
     if positions == "predicting":
         starts = predicting_positions(subject, batch, sites)
-    counted = batch.counted.sum(1, keepdim=True).to(subject.device)
+    counted = batch.counted.sum(1, keepdim=True)
 
     scores: dict[Site, Tensor] = {}
     for site in sites:
@@ -87,7 +87,7 @@ def integrated_gradients(
             one = _predict_only(batch, batch.prompt + target)
             of_target = _integrate(subject, one, site, start + target, alphas, weights)
             total = total + of_target
-        scores[site] = total / counted
+        scores[site] = total / counted.to(total.device)
     return scores
 
 
@@ -148,7 +148,7 @@ def _integrate(
     count = len(batch)
     rows = repeat_windows(batch, len(alphas))
     alpha_of_row = np.repeat(alphas, count)
-    scale = torch.tensor(alpha_of_row, device=subject.device)[:, None, None]
+    scale = torch.tensor(alpha_of_row)[:, None, None]
 
     clean: list[Tensor] = []
     leaves: list[Tensor] = []
@@ -161,7 +161,7 @@ def _integrate(
         if position is not None:
             constant = constant[:, position : position + 1]
         clean.append(constant[:count])  # the same at every point: nothing before it is scaled
-        scaled = constant * scale.to(value.dtype)
+        scaled = constant * scale.to(value)
         leaf = scaled.requires_grad_()
         leaves.append(leaf)
         if position is None:
@@ -178,7 +178,7 @@ def _integrate(
 
     # value * sum_k w_k dP/dh at point k, summed over the positions that were scaled
     by_point = gradient.double().unflatten(0, (len(alphas), count))
-    weight_by_point = torch.tensor(weights, device=subject.device)
+    weight_by_point = torch.tensor(weights, device=by_point.device)
     slope = torch.einsum("k,kbtw->btw", weight_by_point, by_point)
     contributions = clean[-1].double() * slope
     integral = contributions.sum(1)

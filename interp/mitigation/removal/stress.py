@@ -19,6 +19,7 @@ from interp.interventions.plan import Plan
 from interp.memorization.recitation import passages
 from interp.mitigation.unlearning.sets import SHORTEST_SECRET
 from interp.subject.batch import Batch
+from interp.subject.offloading import refuse_not_whole
 from interp.subject.subject import Subject, evaluating, token_losses
 from interp.training.fit import Step, fit
 
@@ -205,13 +206,11 @@ def duplicate(subject: Subject) -> Subject:
         >>> torch.equal(twin.logits(batch), subject.logits(batch)), twin.module is subject.module
         (True, False)
     """
-    for name, parameter in subject.module.named_parameters():
-        if parameter.is_meta:
-            raise ValueError(
-                f"{name} is offloaded, so that it cannot be copied to be trained or rounded: load "
-                "the model without offloading, or leave out relearning and rounding "
-                "(relearning=None, bits=())"
-            )
+    refuse_not_whole(
+        subject.module,
+        "it cannot be copied to be trained or rounded; load the model whole on one device, or "
+        "leave out relearning and rounding (relearning=None, bits=())",
+    )
     module = copy.deepcopy(subject.module)
     for parameter in module.parameters():
         if parameter.is_floating_point():

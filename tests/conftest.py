@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 
@@ -60,6 +61,17 @@ def shared_models_stay_as_they_are(request: pytest.FixtureRequest) -> Iterator[N
     if tiny is not None:
         changed = tiny.changed()
         assert not changed, f"{request.node.nodeid} changed {changed}: copy a model to change it"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_are_built_once() -> Iterator[None]:
+    """Typer's runner builds all commands of `interp` anew for each one that it runs, which takes
+    longer than most of those that end in an error."""
+    from typer.main import get_command
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", functools.cache(get_command))
+        yield
 
 
 @pytest.fixture(params=ALL)

@@ -16,9 +16,9 @@ demo: $(SMOLLM2)  ## find, localize and ablate planted customer records in a rea
 	$(BIN)/interp demo --out out/demo
 
 # One thread a worker: threads of several workers would wait for each other. A file stays with one worker, so that what its tests train is
-# trained once.
+# trained once. Bytecode is kept: without it each worker compiles all tests anew, with what makes their assertions tell what they compared.
 test: $(SMOLLM2)  ## run the tests on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 notebooks: $(SMOLLM2)  ## run all notebooks, each in its own kernel; writes out/notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 
@@ -15,28 +16,37 @@ import interp
 # worker that began one of them last would end a minute after the others. pytest-xdist's own order,
 # by the number of tests, puts those with few long tests last.
 LONGEST = (
+    "test_committed_results",
+    "test_code_eraser",
     "test_reason_to_rote",
+    "test_libero_pro",
     "test_iar_memorization",
     "test_cli_images",
-    "test_committed_results",
     "test_localization_benchmarks",
+    "test_settings",
+    "test_second_device",
+    "test_data_cartography",
+    "test_cli_unlearn",
     "test_coverage",
+    "test_mem_sinks",
     "test_sweeping",
     "test_cli",
-    "test_extraction_drop",
-    "test_second_device",
     "test_sharding",
     "test_device_maps",
-    "test_settings",
-    "test_windows",
     "test_registry",
+    "test_windows",
     "test_checkpoints",
-    "test_known_answers",
-    "test_circuits",
     "test_real_model",
+    "test_law",
+    "test_code_secrets",
+    "test_circuits",
+    "test_entropy_law",
+    "test_known_answers",
+    "test_extraction_drop",
+    "test_learned_masks",
+    "test_unsummed",
     "test_fit",
     "test_interventions",
-    "test_learned_masks",
     "test_processes",
 )
 
@@ -62,6 +72,17 @@ def shared_models_stay_as_they_are(request: pytest.FixtureRequest) -> Iterator[N
     if tiny is not None:
         changed = tiny.changed()
         assert not changed, f"{request.node.nodeid} changed {changed}: copy a model to change it"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_are_built_once() -> Iterator[None]:
+    """Typer's runner builds all commands of `interp` anew for each one that it runs, which takes
+    longer than most of those that end in an error."""
+    from typer.main import get_command
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", functools.cache(get_command))
+        yield
 
 
 @pytest.fixture(params=ALL)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+_COLUMNS = ("text", "start", "prefix", "length", "exact", "matched", "accuracy", "log_p", "suffix")
 
 
 def passages(frame: pd.DataFrame) -> pd.DataFrame:
@@ -35,37 +40,41 @@ def passages(frame: pd.DataFrame) -> pd.DataFrame:
     # Every window that is not joined to the one before it begins a passage: counting those numbers
     # the passages.
     passage_number = (~joined).cumsum()
-    rows = [_passage(group) for _, group in ordered.groupby(passage_number)]
+    # A frame copies what its scan says of itself with every part that is taken of it, which is most
+    # of the time of a passage: its columns are taken apart instead.
+    columns = {name: ordered[name].to_numpy() for name in _COLUMNS if name in ordered}
+    first_windows = np.flatnonzero(np.diff(passage_number, prepend=0))
+    rows: list[dict[str, Any]] = []
+    for start, end in pairwise([*first_windows, len(ordered)]):
+        windows = {name: values[start:end] for name, values in columns.items()}
+        rows.append(_passage(windows))
     most_memorized_first = pd.DataFrame(rows).sort_values(
         ["exact", "windows", "matched", "log_p"], ascending=False, kind="stable"
     )
     return most_memorized_first.reset_index(drop=True)
 
 
-def _passage(group: pd.DataFrame) -> dict[str, Any]:
-    """The row of one passage, made of windows that touch, in order."""
-    first = group.iloc[0]
-    last = group.iloc[-1]
+def _passage(windows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The row of one passage, made of the columns of windows that touch, in order."""
+    start = windows["start"]
+    length = windows["length"][0]
     row: dict[str, Any] = {
-        "text": first["text"],
-        "start": first["start"],
-        "tokens": last["start"] - first["start"] + first["prefix"] + first["length"],
-        "windows": len(group),
-        "exact": bool(first["exact"]),
-        "matched": group["matched"].max(),
-        "accuracy": group["accuracy"].mean(),
-        "log_p": group["log_p"].mean() / first["length"],
+        "text": windows["text"][0],
+        "start": start[0],
+        "tokens": start[-1] - start[0] + windows["prefix"][0] + length,
+        "windows": len(start),
+        "exact": bool(windows["exact"][0]),
+        "matched": windows["matched"].max(),
+        "accuracy": windows["accuracy"].mean(),
+        "log_p": windows["log_p"].mean() / length,
     }
-    if "suffix" in group:
-        row["suffix"] = _join_suffixes(group)
+    if "suffix" in windows:
+        row["suffix"] = _join_suffixes(list(start), list(windows["suffix"]), length)
     return row
 
 
-def _join_suffixes(group: pd.DataFrame) -> str:
+def _join_suffixes(starts: Sequence[int], suffixes: Sequence[str], length: int) -> str:
     """The suffixes of windows in order as one text, without repeating what several of them hold."""
-    starts = list(group["start"])
-    suffixes = list(group["suffix"])
-    length = group["length"].iloc[0]
     text = suffixes[0]
     end = starts[0] + length
     current = 0

@@ -106,8 +106,8 @@ def _save_png(figure: Figure, path: Path) -> None:
     in_palette = in_full.convert("RGB").quantize(
         256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
     )
-    before = np.asarray(in_full, dtype=int)
-    after = np.asarray(in_palette.convert("RGBA"), dtype=int)
+    before = np.asarray(in_full, dtype=np.int16)
+    after = np.asarray(in_palette.convert("RGBA"), dtype=np.int16)
     # Photographs, maps and overlapping bands have more shades than a palette, and transparency
     # would be lost: these stay as they are.
     looks_same = np.abs(before - after).max() <= MOST_SHIFTED

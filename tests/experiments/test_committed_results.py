@@ -195,7 +195,8 @@ def test_every_comparison_at_equal_cost_lies_within_what_random_units_reached():
         assert random.min() <= row[row["cost"]] <= random.max()
 
 
-COMMITTED = EXPERIMENTS / "localization_benchmarks" / "results" / "small"
+# The committed result that is read and drawn fastest.
+COMMITTED = EXPERIMENTS / "planted_leak" / "results" / "small"
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def copied(tmp_path):
     for claim in claims:
         claim["statement"] = "as it was once said"
     (place / "claims.json").write_text(json.dumps(claims))
-    (place / "figures" / "trade_off.png").write_bytes(b"old")
+    (place / "figures" / "drop.png").write_bytes(b"old")
     return place
 
 
@@ -219,24 +220,24 @@ def test_redraw_writes_figures_and_statements_but_no_other_number(copied):
     assert f"{len(claims)} claims, {len(figures)} figures" in ended.output
     for name in ("claims.json", "config.json", "tables/verdicts.parquet"):
         assert (copied / name).read_bytes() == (COMMITTED / name).read_bytes()
-    assert (copied / "figures" / "trade_off.png").read_bytes().startswith(b"\x89PNG")
+    assert (copied / "figures" / "drop.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_claims_whose_tables_were_not_kept_stay_as_they_are(copied):
-    (copied / "tables" / "sums.parquet").unlink()
+    (copied / "tables" / "equal_damage.parquet").unlink()
     found = {claim.id: claim for claim in redraw(copied).claims}
-    assert found["L7"].statement != "as it was once said"
-    assert found["L7"].verdict == "reproduced"
+    assert found["P6"].statement != "as it was once said"
+    assert found["P6"].verdict == "reproduced"
 
 
 def test_a_claim_without_tables_is_judged_from_its_own_numbers(copied):
-    (copied / "tables" / "sums.parquet").unlink()
+    (copied / "tables" / "equal_damage.parquet").unlink()
     claims = json.loads((copied / "claims.json").read_text())
-    (own,) = [claim for claim in claims if claim["id"] == "L7"]
+    (own,) = [claim for claim in claims if claim["id"] == "P6"]
     assert own["verdict"] == "reproduced"
-    own |= {"measured": 0.5, "low": 0.5, "high": 0.5}
+    own |= {"measured": -0.5, "low": -0.5, "high": -0.5}
     (copied / "claims.json").write_text(json.dumps(claims))
-    with pytest.raises(ValueError, match=r"L7 was .*'reproduced'.* give .*'(opposite|not)"):
+    with pytest.raises(ValueError, match=r"P6 was .*'reproduced'.* give .*'(opposite|not)"):
         redraw(copied)
 
 
@@ -247,4 +248,4 @@ def test_redraw_refuses_tables_that_give_other_numbers(copied):
     ended = CliRunner().invoke(app, ["redraw", str(copied)])
     assert ended.exit_code == 1
     assert f"{claims[4]['id']} was" in ended.output
-    assert (copied / "figures" / "trade_off.png").read_bytes() == b"old"
+    assert (copied / "figures" / "drop.png").read_bytes() == b"old"

@@ -27,13 +27,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 SMOKE = PRESETS["smoke"]
+# Without the second training of a policy that fails in its scenes, as untrained ones do. That the
+# second too is the same for a seed has a test of its own.
+ONCE = replace(SMOKE, attempts=1)
 SEED = 7
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out: Path = tmp_path_factory.mktemp("libero_pro")
-    return EXPERIMENT.run(SMOKE, SEED, out, jobs=1, device="cpu")
+    return EXPERIMENT.run(ONCE, SEED, out, jobs=1, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -275,6 +275,9 @@ def localize(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     batch_size: BatchSize = 16,
     bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
@@ -309,6 +312,9 @@ def localize(
         device,
         batch_size,
         bos,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
     )
     scores = localize_files(subject, halve(frame), out, method, site, top, options)
     summary = {
@@ -360,6 +366,9 @@ def ablate(
     tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     batch_size: BatchSize = 16,
     bos: Bos = True,  # noqa: FBT002
     as_json: AsJson = False,  # noqa: FBT002
@@ -400,6 +409,9 @@ def ablate(
         device,
         batch_size,
         bos,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
     )
     halves = halve(frame)
     # The units are chosen on one half and judged on the other: judged on the windows that chose

@@ -20,7 +20,13 @@ _WAY_OUT = "shard it with torch.distributed.fsdp.fully_shard over one axis of pr
 
 
 def is_fully_sharded(module: nn.Module) -> bool:
-    """Returns whether a module, or one within it, was given to `fully_shard`."""
+    """Returns whether a module, or one within it, was given to `fully_shard`.
+
+    Example:
+        >>> from interp.sites.sharding import is_fully_sharded
+        >>> is_fully_sharded(subject.module)
+        False
+    """
     return any(map(_is_owner, module.modules()))
 
 
@@ -54,7 +60,14 @@ def _is_part(weight: Tensor) -> bool:
 
 def whole(weight: Tensor) -> Tensor:
     """Returns a weight with the parts of all processes, without its gradient; a weight that is not
-    sharded as it is."""
+    sharded as it is.
+
+    Example:
+        >>> from interp.sites.sharding import whole
+        >>> weight = subject.module.lm_head.weight
+        >>> whole(weight) is weight
+        True
+    """
     sharded: Any = weight
     return sharded.detach().full_tensor() if _is_part(weight) else weight
 
@@ -91,7 +104,13 @@ def in_place(module: nn.Module, path: str) -> Generator[None]:
 
 def unsharded_class(kind: type) -> type:
     """Returns the class that a module had before `fully_shard`, which gives it one of its own; of
-    another class the class itself."""
+    another class the class itself.
+
+    Example:
+        >>> from interp.sites.sharding import unsharded_class
+        >>> unsharded_class(torch.nn.Linear)
+        <class 'torch.nn.modules.linear.Linear'>
+    """
     number = getattr(kind, "_orig_cls_mro_index", None)
     return kind if number is None else kind.__mro__[number]
 

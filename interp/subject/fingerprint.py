@@ -129,13 +129,17 @@ def _hash_tensors(
     seen: dict[int, tuple[Tensor, str]] = {}  # with the tensor, whose id is taken while it lives
     for name, tensor in named:
         if id(tensor) not in seen:
-            # What is read is not kept: together these values may be more than fits in memory.
-            values = tensor if read is None else read(name, tensor)
-            digest = hashlib.sha256(_bytes(values)).hexdigest()
+            # What is read has no name here, which would keep it: together these values may be more
+            # than fits in memory.
+            digest = _digest(tensor if read is None else read(name, tensor))
             seen[id(tensor)] = tensor, digest
         _, bits = seen[id(tensor)]
         hashes[name] = [list(tensor.shape), str(tensor.dtype), bits]
     return _hash(hashes)
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(_bytes(values)).hexdigest()
 
 
 def _stored_in(module: nn.Module) -> Callable[[str, Tensor], Tensor]:

@@ -22,7 +22,7 @@ _SMOKE = PRESETS["smoke"].setup
 SETUP = replace(
     _SMOKE,
     held_out=4,
-    training=replace(_SMOKE.training, width=32, layers=1, repeats=200),
+    training=replace(_SMOKE.training, width=32, layers=1, repeats=120, repeated_lr=4.5e-3),
     epochs=30,
     damage=0.02,
 )

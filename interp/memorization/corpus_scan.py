@@ -38,7 +38,7 @@ def scan_corpus(
     keep: str = "accuracy>=0.5",
     stride: int | None = None,
     batch_size: int = 16,
-    decode_from: float = 0.5,
+    decode_from: float = 2.0,
     bos: bool = True,
     reference: Subject | None = None,
     counts: Counts | None = None,
@@ -59,8 +59,10 @@ def scan_corpus(
         length: tokens of the suffix.
         keep: a measure of `interp.scan`, a relation and a number, such as "log_p>-20" (nats per
             suffix).
-        stride, batch_size, decode_from, bos, reference, counts, share: see `interp.scan`. Shares
-            are joined by `CorpusScan.read`.
+        decode_from: see `interp.scan`. By default no window is decoded, which only `similarity`
+            needs: in text that is easy to predict it would take longer than all else.
+        stride, batch_size, bos, reference, counts, share: see `interp.scan`. Shares are joined by
+            `CorpusScan.read`.
 
     Returns:
         The finished scan, which reads its tables from the folder.

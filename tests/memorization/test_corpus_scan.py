@@ -3,6 +3,7 @@ it was interrupted and shared; and its memory does not grow with the corpus."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 from collections.abc import Iterator
@@ -25,7 +26,13 @@ from interp.memorization.corpus_scan import CorpusScan
 from interp.memorization.tally import Keep
 
 LENGTHS = (20, 12, 5, 30, 20, 7, 16, 20, 12)
-SIZES: dict[str, Any] = {"prefix": 6, "length": 6, "stride": 3, "batch_size": 4}
+SIZES: dict[str, Any] = {
+    "prefix": 6,
+    "length": 6,
+    "stride": 3,
+    "batch_size": 4,
+    "decode_from": 0.5,
+}
 
 
 def subject() -> interp.Subject:
@@ -100,6 +107,18 @@ def assert_counts_are_of(found: CorpusScan, rows: pd.DataFrame, keep: str) -> No
 )
 def test_counts_are_those_of_all_rows(tmp_path: Path, rows: pd.DataFrame, keep: str):
     assert_counts_are_of(corpus_scan(tmp_path, keep=keep), rows, keep)
+
+
+def test_without_decoding_only_what_is_extracted_has_a_similarity(
+    tmp_path: Path, rows: pd.DataFrame
+):
+    found = corpus_scan(tmp_path, keep="accuracy>=0.3", decode_from=2.0).kept()
+    assert found["similarity"].notna().tolist() == found["exact"].tolist()
+    signature = inspect.signature(interp.scan_corpus)
+    assert signature.parameters["decode_from"].default == 2.0
+    kept = rows.query("accuracy>=0.3").reset_index(drop=True)
+    measures = ["text", "start", "exact", "matched", "run", "accuracy", "log_p"]
+    pd.testing.assert_frame_equal(found[measures], kept[measures])
 
 
 @settings(deadline=None, max_examples=10)

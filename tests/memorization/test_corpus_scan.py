@@ -279,6 +279,8 @@ def test_scans_of_two_kinds_are_not_mixed(tmp_path: Path):
 def test_a_corpus_without_a_whole_window_is_an_error_but_not_in_a_share(tmp_path: Path):
     with pytest.raises(ValueError, match="nothing to scan: 2 of 2 texts are shorter than 12"):
         corpus_scan(tmp_path / "all", [TEXTS[2], TEXTS[5]])
+    # Nothing was measured, so that the folder is free for smaller windows.
+    assert corpus_scan(tmp_path / "all", [TEXTS[2], TEXTS[5]], length=1).windows == 1
     found = corpus_scan(tmp_path / "share", [TEXTS[2]], share=Share(0, 1))
     assert (found.windows, found.kept().empty, list(found.documents())) == (0, True, [])
     assert np.isnan(found.accuracy)
@@ -311,6 +313,14 @@ def test_after_an_error_a_data_set_begins_at_its_beginning_and_no_thread_stays(
         assert json.loads((tmp_path / "progress.json").read_text())["progress"]["texts"] > 0
         assert len(list(rows)) == 201
         assert threading.active_count() == threads
+
+
+def test_where_no_row_is_kept_columns_have_their_types(tmp_path: Path, rows: pd.DataFrame):
+    found = corpus_scan(tmp_path / "scan", keep="matched>6")
+    found.save(tmp_path)
+    kept = pd.read_parquet(tmp_path / "windows.parquet")
+    assert kept.empty
+    assert kept.dtypes.to_dict() == rows[list(kept)].dtypes.to_dict()
 
 
 def test_other_texts_in_the_same_folder_are_refused(tmp_path: Path):

@@ -148,9 +148,9 @@ def check_shares(out: Path) -> None:
     shares = sorted((out / _SHARES).glob("*-of-*"))
     if shares and not (out / "shards").exists():
         raise ValueError(
-            f"{out} holds shares of a scan, such as {shares[0].name}: join them by `interp merge`; to go on "
-            "with one, give --num-shards, the number of all, and --shard-index; to scan all texts "
-            "at once, give another --out"
+            f"{out} holds shares of a scan, such as {shares[0].name}: join them by `interp merge`; "
+            "to go on with one, give --num-shards, the number of all, and --shard-index; to scan "
+            "all texts at once, give another --out"
         )
 
 

@@ -216,6 +216,13 @@ def tokens_ahead(
 
     Raises:
         ValueError: a text is neither a string nor a sequence of whole numbers.
+
+    Example:
+        >>> from interp.data.stream import Stream, tokens_ahead
+        >>> for place, text, tokens in tokens_ahead(subject, Stream(["ab", [1, 2, 3]]).read()):
+        ...     print(place.number, len(tokens))
+        0 2
+        1 3
     """
     waiting: deque[tuple[Place, Text, Future[list[int]]]] = deque()
     length = 0

@@ -118,6 +118,17 @@ class CorpusScan:
 
     Attributes:
         scans: the scans, in the order of their shares.
+
+    Example:
+        >>> import tempfile
+        >>> from interp.data.tokenized import Share
+        >>> folders = [tempfile.mkdtemp() for _ in range(2)]
+        >>> for index, folder in enumerate(folders):
+        ...     share = Share(index, of=2)
+        ...     _ = interp.scan_corpus(subject, texts, folder, prefix=8, length=8, share=share)
+        >>> found = interp.CorpusScan.read(folders)
+        >>> found.texts, found.windows, found.exact
+        (8, 24, 12)
     """
 
     scans: tuple[FinishedScan, ...]

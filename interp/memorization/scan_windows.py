@@ -118,6 +118,14 @@ class CorpusWindows:
     Attributes:
         texts: how many texts were read so far, of the share that is scanned.
         skipped: how many of these are shorter than one window.
+
+    Example:
+        >>> from interp.memorization.scan_windows import CorpusWindows, Cut
+        >>> corpus = CorpusWindows(subject, [[1, 2, 3, 4, 5], [6]], Cut(width=3, stride=2))
+        >>> [(window.text, window.start, window.tokens) for window in corpus.read()]
+        [(0, 0, (1, 2, 3)), (0, 2, (3, 4, 5))]
+        >>> corpus.texts, corpus.skipped
+        (2, 1)
     """
 
     def __init__(self, subject: Subject, texts: Iterable[Text], cut: Cut) -> None:

@@ -183,7 +183,13 @@ def _share(index: int, of: int) -> Share | None:
     """The share of the texts that this process takes; None for all."""
     from interp.data.tokenized import Share
 
-    share = Share(index, of)
+    try:
+        share = Share(index, of)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; where some jobs of an array are started again, SLURM counts these alone: "
+            "give --num-shards, the number of all"
+        ) from error
     if share.of == 1:
         return None
     advise(f"this process takes share {share.index} of {share.of}; `interp merge` joins them")
@@ -664,7 +670,14 @@ def _scanned(
 
     Loading a model can take minutes, so options, folder and files are checked first.
     """
-    from interp.cli.pipeline import check_paths, count_texts, scan_frames, scan_images, scan_texts
+    from interp.cli.pipeline import (
+        check_paths,
+        check_shares,
+        count_texts,
+        scan_frames,
+        scan_images,
+        scan_texts,
+    )
     from interp.data.corpus_counts import counts as counted
     from interp.data.image_files import find_images
     from interp.files import writable
@@ -694,6 +707,8 @@ def _scanned(
     if keep is not None:
         Keep.parse(keep).check(reference=False, counts=bool(counts))
     writable(out)
+    if share is None:
+        check_shares(out)
     if family == "policy":
         (source,) = _only(sources, "a file of demonstrations")
         subject = load_subject(model, [], dtype=dtype, device=device, **division)

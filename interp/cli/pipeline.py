@@ -136,6 +136,24 @@ def _folder_of(share: Share) -> str:
     return f"{_SHARES}/{share.index}-of-{share.of}"
 
 
+def check_shares(out: Path) -> None:
+    """Refuses to scan all texts where several processes share them.
+
+    Args:
+        out: folder of the files.
+
+    Raises:
+        ValueError: the folder holds shares that are not joined yet.
+    """
+    shares = sorted((out / _SHARES).glob("*-of-*"))
+    if shares and not (out / "shards").exists():
+        raise ValueError(
+            f"{out} holds shares of a scan, such as {shares[0].name}: join them by `interp merge`; "
+            "to go on with one, give --num-shards, the number of all, and --shard-index; to scan "
+            "all texts at once, give another --out"
+        )
+
+
 def merge_shares(out: Path) -> pd.DataFrame | CorpusScan:
     """Joins the shares of a scan, and writes what one scan of all texts does.
 

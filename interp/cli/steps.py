@@ -45,12 +45,15 @@ def texts_and_notes(sources: list[Path], column: str) -> tuple[Iterator[str], li
     return texts, [str(note.message) for note in found]
 
 
-def parse_settings(settings: list[str] | None, option: str = "--set") -> dict[str, Any]:
+def parse_settings(
+    settings: list[str] | None, option: str = "--set", example: str = "steps=50"
+) -> dict[str, Any]:
     """Returns NAME=VALUE settings as a dictionary: `steps=50` as {"steps": 50}.
 
     Args:
         settings: the settings; a value that is not JSON is text.
         option: name of the option, for the message.
+        example: one setting, for the message.
 
     Raises:
         ValueError: a setting without a name or a value.
@@ -64,7 +67,7 @@ def parse_settings(settings: list[str] | None, option: str = "--set") -> dict[st
     for setting in settings or ():
         name, equals, value = setting.partition("=")
         if not name or not equals:
-            raise ValueError(f"{option} {setting!r}: expected name=value, such as steps=50")
+            raise ValueError(f"{option} {setting!r}: expected name=value, such as {example}")
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -99,7 +102,7 @@ def load_subject(
         dtype=dtype,
         device=device,
         device_map=device_map,
-        max_memory=parse_settings(max_memory, "--max-memory") or None,
+        max_memory=parse_settings(max_memory, "--max-memory", "cpu=60GiB") or None,
         offload_folder=offload_folder,
     )
     for note in filter(None, notes):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ class HubTexts:
         Raises:
             ValueError: a row holds no text.
         """
-        rows = self.rows.skip(first) if state is None and first else self.rows
-        if state is not None:
-            rows.load_state_dict(state)
+        # Also without a state: the data set would begin where it was continued the last time.
+        self.rows.load_state_dict(state)
+        rows = islice(self.rows, first if state is None else 0, None)
         for number, row in enumerate(rows, start=first):
             yield string_of(row[self.column], f"{self.name}, row {number}", self.column)
 

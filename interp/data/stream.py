@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -31,8 +31,8 @@ class Place:
 
     Attributes:
         number: number of the text, from 0.
-        state: what the stream's own `state_dict` gave before the text; None for a stream that has
-            no such thing.
+        state: what the stream's own `state_dict` gave before the text, or the fingerprint of a
+            data set with a length; None for a stream that has no such thing.
         before: a digest of all texts before this one.
         through: the same with this one.
     """
@@ -49,8 +49,10 @@ class Stream:
     Args:
         texts: see `interp.data.tokenized.tokenized`. What has a `state_dict` and a
             `load_state_dict`, such as a streamed data set of `datasets`, is continued by them; a
-            data set with a length at a row; anything else is read again up to the place, which the
-            digest then verifies.
+            data set with a length at a row. Both are trusted about the texts before the place.
+            Anything else is read again up to the place, which the digest then verifies; so is what
+            says that it has changed: text files, whose state says so, and a data set with another
+            fingerprint.
 
     Attributes:
         digest: a digest of all texts that were read so far. No two corpora have the same.
@@ -64,21 +66,21 @@ class Stream:
 
     def __init__(self, texts: Iterable[Text]) -> None:
         self._texts = texts
-        self._beginning: Any = None
         has_state = hasattr(texts, "state_dict") and hasattr(texts, "load_state_dict")
         if has_state and iter(texts) is texts:
             reader: Any = texts
             self._beginning = reader.state_dict()
-        elif has_state and "_starting_state_dict" in vars(texts):
+        elif has_state and "_starting_state_dict" in vars(texts) and not _shuffles(texts):
             # A data set of `datasets` says in no other way where its next reading begins: after
             # one, its `state_dict` is that of the end.
             self._beginning = vars(texts)["_starting_state_dict"]
         else:
             has_state = False
+            self._beginning = _fingerprint(texts)
         self._has_state = has_state
         self.digest = ""
 
-    def read(self, since: Place | None = None) -> Iterator[tuple[Place, Text]]:
+    def read(self, since: Place | None = None) -> Generator[tuple[Place, Text]]:
         """Yields texts with their places.
 
         Args:
@@ -101,20 +103,25 @@ class Stream:
         return self._placed(self._texts, 0, self._beginning)
 
     def _since(self, place: Place) -> Iterator[tuple[Place, Text]]:
-        # A stream may not continue to the row, such as one that shuffles within a buffer, and then
-        # it is read again.
-        for read in (self._continued, self._read_again):
-            rest = read(place)
-            first = next(rest, None)
-            if first is not None and first[0].through == place.through:
-                return chain([first], rest)
-        raise OtherTextsError(f"text {place.number} is not the one that was read there before")
+        # A stream may not continue to the row, and then it is read again. So is one whose state is
+        # that of other files, or of a data set that was put together otherwise: `datasets` finds
+        # that out in the middle of what it loads.
+        try:
+            found = _beginning_with(place, self._continued(place))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            found = None
+        if found is None:
+            found = _beginning_with(place, self._read_again(place))
+        if found is None:
+            raise OtherTextsError(f"text {place.number} is not the one that was read there before")
+        return found
 
     def _continued(self, place: Place) -> Iterator[tuple[Place, Text]]:
         rows: Any = self._texts
+        has_length = hasattr(rows, "select") and hasattr(rows, "__len__")
         if self._has_state and place.state is not None:
             self._load(place.state)
-        elif hasattr(rows, "select") and hasattr(rows, "__len__"):
+        elif has_length and place.state == _fingerprint(rows):
             # `datasets` refuses to select no row from the end.
             rest = range(place.number, len(rows))
             rows = rows.select(rest) if rest else []
@@ -147,12 +154,42 @@ class Stream:
 
     def _state(self) -> Any:
         texts: Any = self._texts
-        return texts.state_dict() if self._has_state else None
+        return texts.state_dict() if self._has_state else _fingerprint(texts)
 
     def _load(self, state: Any) -> None:
         texts: Any = self._texts
         if self._has_state:
             texts.load_state_dict(state)
+
+
+def _beginning_with(
+    place: Place, texts: Iterator[tuple[Place, Text]]
+) -> Iterator[tuple[Place, Text]] | None:
+    """The texts; None if the first of them is not the one that belongs to the place."""
+    first = next(texts, None)
+    if first is None or first[0].through != place.through:
+        return None
+    return chain([first], texts)
+
+
+def _fingerprint(texts: Any) -> str | None:
+    """What a data set of `datasets` that has a length says of its contents: another one has
+    another."""
+    return getattr(texts, "_fingerprint", None)
+
+
+def _shuffles(rows: Any) -> bool:
+    """Whether a streamed data set of `datasets`, or one that it is made of, shuffles within a
+    buffer.
+
+    Its state does not hold the buffer: the rows that are in it would be left out. That the first
+    text is the right one does not show it where a text is there several times.
+    """
+    if type(rows).__name__ == "BufferShuffledExamplesIterable":
+        return True
+    inner = [vars(rows).get(name) for name in ("_ex_iterable", "ex_iterable")]
+    inner += vars(rows).get("ex_iterables", [])
+    return any(_shuffles(part) for part in inner if part is not None)
 
 
 def _chained(before: str, text: Text, number: int) -> str:
@@ -167,7 +204,7 @@ def _chained(before: str, text: Text, number: int) -> str:
 
 def tokens_ahead(
     subject: Subject, placed: Iterable[tuple[Place, Text]]
-) -> Iterator[tuple[Place, Text, list[int]]]:
+) -> Generator[tuple[Place, Text, list[int]]]:
     """Yields every text with its token ids, which a thread makes while the model runs.
 
     The texts are asked for by the caller's thread: a generator of texts may use what is bound to
@@ -179,6 +216,13 @@ def tokens_ahead(
 
     Raises:
         ValueError: a text is neither a string nor a sequence of whole numbers.
+
+    Example:
+        >>> from interp.data.stream import Stream, tokens_ahead
+        >>> for place, text, tokens in tokens_ahead(subject, Stream(["ab", [1, 2, 3]]).read()):
+        ...     print(place.number, len(tokens))
+        0 2
+        1 3
     """
     waiting: deque[tuple[Place, Text, Future[list[int]]]] = deque()
     length = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,39 +85,71 @@ class TextReader(Iterator[str]):
     def __init__(self, files: Sequence[Path | HubTexts], column: str) -> None:
         self._files = tuple(files)
         self._column = column
-        self.load_state_dict({"file": 0, "row": 0, "rows": None})
+        self._seen = ""
+        self._go_to(0)
 
     def __next__(self) -> str:
         while self._file < len(self._files):
             if self._texts is None:
-                self._texts = self._open(self._files[self._file])
+                file = self._files[self._file]
+                if not self._row:
+                    self._seen = _seen_with(self._seen, file)
+                self._texts = self._open(file)
             text = next(self._texts, None)
             if text is not None:
                 self._row += 1
                 return text
-            self.load_state_dict({"file": self._file + 1, "row": 0, "rows": None})
+            self._go_to(self._file + 1)
         raise StopIteration
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the place of the next text, as JSON can hold it: number of the file, row in it,
-        and what a data set on the hub says of its own place."""
+        what a data set on the hub says of its own place, and a mark of the files up to there."""
         rows = self._rows
         open_file = None if self._texts is None else self._files[self._file]
         if isinstance(open_file, HubTexts):
             rows = open_file.state_dict()
-        return {"file": self._file, "row": self._row, "rows": rows}
+        return {"file": self._file, "row": self._row, "rows": rows, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to a place that `state_dict` returned."""
-        self._file: int = state["file"]
-        self._row: int = state["row"]
-        self._rows: Any = state["rows"]
+        """Goes to a place that `state_dict` returned.
+
+        Raises:
+            ValueError: a file that was read up to there has changed since, or is another one.
+        """
+        number = state["file"]
+        begun = state["row"] > 0
+        seen = ""
+        for file in self._files[: number + begun]:
+            seen = _seen_with(seen, file)
+        if seen != state["seen"]:
+            raise ValueError(
+                f"the first {number + begun} of {len(self._files)} files are not as they were when "
+                "this place was noted: read them from the beginning"
+            )
+        self._seen = seen
+        self._go_to(number, state["row"], state["rows"])
+
+    def _go_to(self, file: int, row: int = 0, rows: Any = None) -> None:
+        self._file = file
+        self._row = row
+        self._rows = rows
         self._texts: Iterator[str] | None = None
 
     def _open(self, file: Path | HubTexts) -> Iterator[str]:
         if isinstance(file, HubTexts):
             return file.read(self._row, self._rows)
         return texts_of(file, self._column, self._row)
+
+
+def _seen_with(seen: str, file: Path | HubTexts) -> str:
+    """A mark of files that were read, with one more: it is another one if one of them was written
+    since."""
+    mark = file.name
+    if isinstance(file, Path):
+        about = file.stat()
+        mark = f"{mark} {about.st_size} {about.st_mtime_ns}"
+    return hashlib.sha256(f"{seen} {mark!a}".encode()).hexdigest()
 
 
 def read_texts(paths: Iterable[str | Path], column: str = "text") -> TextReader:

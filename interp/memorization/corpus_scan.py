@@ -16,7 +16,7 @@ from interp.files import replaced, writable
 from interp.memorization.scan_windows import CorpusWindows, Cut
 from interp.memorization.shards import FinishedScan, finished_scan, shares_of
 from interp.memorization.tally import DOCUMENT_COLUMNS, Keep, Tally, histograms
-from interp.memorization.window_scanner import WindowScanner, check_sizes, nothing_to_scan
+from interp.memorization.window_scanner import WindowScanner, check_sizes
 from interp.reporting.plotting import matched_histogram, save
 from interp.subject.subject import Subject
 from interp.subject.text_rows import Text
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of the rows that are kept, where there is none.
-_COLUMNS = ["text", "start", "prefix", "length", "exact", "matched", "run", "accuracy", "log_p"]
+_COLUMNS = {
+    "text": "int64",
+    "start": "int64",
+    "prefix": "int64",
+    "length": "int64",
+    "exact": "bool",
+    "matched": "int64",
+    "run": "int64",
+    "accuracy": "float64",
+    "log_p": "float64",
+}
 
 
 def scan_corpus(
@@ -89,10 +99,7 @@ def scan_corpus(
     )
     corpus = CorpusWindows(subject, texts, cut)
     scanner.run(corpus, folder, Tally.empty(condition, length))
-    found = CorpusScan((finished_scan(Path(folder)),))
-    if not found.windows and share is None:
-        raise nothing_to_scan(corpus, cut)
-    return found
+    return CorpusScan((finished_scan(Path(folder)),))
 
 
 def keeps_some(folder: str | Path) -> bool:
@@ -113,6 +120,17 @@ class CorpusScan:
 
     Attributes:
         scans: the scans, in the order of their shares.
+
+    Example:
+        >>> import tempfile
+        >>> from interp.data.tokenized import Share
+        >>> folders = [tempfile.mkdtemp() for _ in range(2)]
+        >>> for index, folder in enumerate(folders):
+        ...     share = Share(index, of=2)
+        ...     _ = interp.scan_corpus(subject, texts, folder, prefix=8, length=8, share=share)
+        >>> found = interp.CorpusScan.read(folders)
+        >>> found.texts, found.windows, found.exact
+        (8, 24, 12)
     """
 
     scans: tuple[FinishedScan, ...]
@@ -191,7 +209,7 @@ class CorpusScan:
         """Returns the rows of the windows that are kept, as `interp.scan` does, in memory."""
         tables = [table for scan in self.scans for table in scan.tables("shard")]
         if not tables:
-            return pd.DataFrame(columns=_COLUMNS)
+            return pd.DataFrame(columns=list(_COLUMNS)).astype(_COLUMNS)
         frame = pd.concat(tables, ignore_index=True)
         return frame.sort_values(["text", "start"], kind="stable", ignore_index=True)
 

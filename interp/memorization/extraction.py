@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from interp.data.corpus_counts import Counts
 from interp.data.tokenized import Share
 from interp.memorization.scan_windows import BatchWindows, CorpusWindows, Cut
-from interp.memorization.window_scanner import WindowScanner, check_sizes, nothing_to_scan
+from interp.memorization.window_scanner import WindowScanner, check_sizes
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 from interp.subject.text_rows import Text
@@ -134,9 +134,6 @@ def scan(
         subject, cut, prefix, decode_from, batch_size, groups, reference, counts
     )
     shards = scanner.run(corpus, folder, tally=None)
-    # Another process may have all the texts that are long enough.
-    if not len(shards) and share is None:
-        raise nothing_to_scan(corpus, cut)
     frame = shards.frame()
     frame.attrs |= {"texts": corpus.texts, "skipped": corpus.skipped} | shards.about
     return frame

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import Any
@@ -117,6 +118,14 @@ class CorpusWindows:
     Attributes:
         texts: how many texts were read so far, of the share that is scanned.
         skipped: how many of these are shorter than one window.
+
+    Example:
+        >>> from interp.memorization.scan_windows import CorpusWindows, Cut
+        >>> corpus = CorpusWindows(subject, [[1, 2, 3, 4, 5], [6]], Cut(width=3, stride=2))
+        >>> [(window.text, window.start, window.tokens) for window in corpus.read()]
+        [(0, 0, (1, 2, 3)), (0, 2, (3, 4, 5))]
+        >>> corpus.texts, corpus.skipped
+        (2, 1)
     """
 
     def __init__(self, subject: Subject, texts: Iterable[Text], cut: Cut) -> None:
@@ -144,18 +153,23 @@ class CorpusWindows:
         if since is not None:
             self.texts = since.texts
             self.skipped = since.skipped
-        texts = self._taken(self._stream.read(None if since is None else since.place))
         known = 0 if since is None else since.windows
-        for place, text, tokens in tokens_ahead(self._subject, texts):
-            begun = Progress(place, 0, self.texts, self.skipped)
-            windows = 0
-            for window in self._cut.windows(text, tokens, begun):
-                windows += 1
-                if windows > known:
-                    yield window
-            self.texts += 1
-            self.skipped += windows == 0
-            known = 0  # only the first text was begun before
+        # Closed at once when an error comes from within, which keeps them alive as long as somebody
+        # looks at it: until then a data set would begin in the middle, and a thread would wait.
+        with (
+            closing(self._stream.read(None if since is None else since.place)) as stream,
+            closing(tokens_ahead(self._subject, self._taken(stream))) as texts,
+        ):
+            for place, text, tokens in texts:
+                begun = Progress(place, 0, self.texts, self.skipped)
+                windows = 0
+                for window in self._cut.windows(text, tokens, begun):
+                    windows += 1
+                    if windows > known:
+                        yield window
+                self.texts += 1
+                self.skipped += windows == 0
+                known = 0  # only the first text was begun before
 
     def _taken(self, texts: Iterable[tuple[Place, Text]]) -> Iterator[tuple[Place, Text]]:
         share = self._cut.share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,12 @@ def scan_served(
     cut = Cut(prefix + length, length if stride is None else stride, start_tokens)
     corpus = CorpusWindows(reader, texts, cut)
     frames: list[pd.DataFrame] = []
-    for part in track(window_batches(corpus.read(), batch_size), "scanning"):
-        frames.append(_measure(llm, reader, part, prefix, top))
-        if start_tokens:
-            frames[-1]["bos"] = [list(window.bos) for window in part]
+    with closing(corpus.read()) as windows:
+        for part in track(window_batches(windows, batch_size), "scanning"):
+            frame = _measure(llm, reader, part, prefix, top)
+            if start_tokens:
+                frame["bos"] = [list(window.bos) for window in part]
+            frames.append(frame)
     if not frames:
         raise nothing_to_scan(corpus, cut)
     frame = pd.concat(frames, ignore_index=True)

@@ -251,8 +251,9 @@ def _concatenated(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 @contextmanager
 def only_writer(folder: str | Path | None) -> Generator[None]:
-    """Makes sure that one process alone writes to the folder of a scan. The lock is the operating
-    system's: it goes with the process, however that ends.
+    """Makes sure that one process alone writes to the folder of a scan, and removes what one that
+    was killed had not finished writing. The lock is the operating system's: it goes with the
+    process, however that ends.
 
     Args:
         folder: the folder; None for none, which needs no lock.
@@ -271,6 +272,8 @@ def only_writer(folder: str | Path | None) -> Generator[None]:
             f"{folder} is being written by another scan: wait for it, or give another folder"
         ) from None
     try:
+        for unfinished in Path(folder).glob(".*.part"):
+            unfinished.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

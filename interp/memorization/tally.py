@@ -82,7 +82,9 @@ class Keep:
         return cls(found[1], found[2], value)
 
     def __str__(self) -> str:
-        return f"{self.measure}{self.relation}{self.value:g}"
+        # All digits: a scan is continued where this is the same.
+        value = repr(self.value).removesuffix(".0")
+        return f"{self.measure}{self.relation}{value}"
 
     def check(self, *, reference: bool, counts: bool) -> None:
         """Checks that the measure is there.

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed
 from jaxtyping import Int
+from torch import nn
 
 from interp.data.corpus_counts import Counts
 from interp.data.stream import OtherTextsError
@@ -20,6 +22,7 @@ from interp.memorization.scan_windows import (
     BatchWindows,
     CorpusWindows,
     Cut,
+    Progress,
     Window,
     window_batches,
 )
@@ -27,6 +30,7 @@ from interp.memorization.shards import Shards, only_writer
 from interp.memorization.tally import Keep, Tally
 from interp.memorization.teacher_forcing import summary, teacher_force
 from interp.progress import track
+from interp.sites.sharding import is_fully_sharded
 from interp.subject.batch import GIVEN, Batch
 from interp.subject.batch_limit import BatchLimit
 from interp.subject.fingerprint import fingerprint, identify
@@ -80,7 +84,8 @@ class WindowScanner:
 
         Raises:
             ValueError: the folder holds a scan of something else, or is being written by another
-                process; or see `scan`.
+                process; processes that hold shards of the model are to go on from different
+                places; no text of all is as long as one window; or see `scan`.
         """
         parts = identify(self.subject)
         keep = None if tally is None else tally.keep
@@ -92,6 +97,7 @@ class WindowScanner:
             evaluating(self.subject),
             closing(corpus.read(shards.progress)) as windows,
         ):
+            _check_together(self.subject.module, shards.progress)
             try:
                 for chunk in track(window_batches(windows, self.batch_size), "scanning"):
                     for part, rows in limit.run(self._measure, chunk):
@@ -101,6 +107,10 @@ class WindowScanner:
                 raise ValueError(
                     f"{folder} holds a scan of other texts: give another folder, or remove it"
                 ) from error
+            # Another process may have all the texts that are long enough. A scan without a window
+            # is not finished: its folder stays free for one with other settings.
+            if shards.progress is None and self.cut.share is None:
+                raise nothing_to_scan(corpus, self.cut)
             shards.finish(corpus.texts, corpus.skipped, corpus.digest)
         return shards
 
@@ -197,6 +207,23 @@ def nothing_to_scan(corpus: CorpusWindows | BatchWindows, cut: Cut) -> ValueErro
         f"nothing to scan: {corpus.skipped} of {corpus.texts} texts "
         f"are shorter than {cut.width} tokens"
     )
+
+
+def _check_together(module: nn.Module, progress: Progress | None) -> None:
+    """Refuses to go on with a sharded model where its processes would run other numbers of
+    forwards: each would wait for the others forever."""
+    if not is_fully_sharded(module):
+        return
+    own = None if progress is None else (progress.place.number, progress.windows)
+    places: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(places, own)
+    if len(set(places)) > 1:
+        texts = ["the beginning" if place is None else f"text {place[0]}" for place in places]
+        raise ValueError(
+            f"the model is sharded over {len(places)} processes, and their folders go on from "
+            f"{', '.join(texts)}: expected the same in all, since they run it together; copy the "
+            "folder of one process to all others, or remove them all"
+        )
 
 
 def _given(part: Sequence[Window]) -> dict[str, list[Any]]:

@@ -390,9 +390,11 @@ def _resume(
 
 @contextmanager
 def _training(module: nn.Module) -> Generator[None]:
-    """Training mode; every module's own mode comes back, and no gradient stays."""
+    """Training mode without gradients of before; every module's own mode comes back, and no
+    gradient stays."""
     with modes_kept(module):
         module.train()
+        module.zero_grad()
         try:
             yield
         finally:

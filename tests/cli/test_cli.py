@@ -119,6 +119,18 @@ def test_shares_of_a_scan_are_joined_to_what_one_scan_prints_and_writes(
     missing = run("merge", tmp_path)
     assert missing.exit_code == 1
     assert "1 of 2 shares are missing: 0" in missing.output
+    # Of an array of which one job is started again, SLURM counts that one alone.
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "1")
+    for index, message in (
+        (0, "holds shares of a scan, such as 1-of-2"),
+        (1, "share 1 of 1: expected"),
+    ):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
+        again = run(*scan)
+        assert again.exit_code == 1
+        assert message in again.output
+        assert "give --num-shards, the number of all" in " ".join(again.output.split())
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     # As SLURM and torchrun say it.
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     monkeypatch.setenv("RANK", "0")

@@ -4,6 +4,7 @@ corpora apart; and tokens are made ahead of the model."""
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.data import stream
+from interp.data import stream, text_formats
+from interp.data.hub_texts import HubTexts
 from interp.data.stream import OtherTextsError, Place, Stream, tokens_ahead
-from interp.data.texts import read_texts
+from interp.data.texts import TextReader, read_texts
 
 TEXTS = [f"text {number}" for number in range(23)]
 ROWS = [{"text": text} for text in TEXTS]
@@ -102,11 +104,76 @@ def test_what_comes_before_is_not_read_where_the_stream_can_skip_it(tmp_path: Pa
     assert len(read) < 8  # no more than the file in which the row is
 
 
-def test_files_that_are_done_are_not_opened(tmp_path: Path):
+def test_files_that_are_done_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     places = [place for place, _ in Stream(in_files(tmp_path)).read()]
     reader = read_texts([tmp_path])
-    (tmp_path / "a.parquet").write_bytes(b"damaged")
+    opened: list[str] = []
+
+    def noted(file: Path, column: str, first: int) -> Iterator[str]:
+        opened.append(file.name)
+        return text_formats.texts_of(file, column, first)
+
+    monkeypatch.setattr("interp.data.texts.texts_of", noted)
     assert [text for _, text in Stream(reader).read(places[15])] == TEXTS[15:]
+    assert opened == ["d.txt", "e.csv"]  # the place was at the end of the former
+
+
+def test_files_with_other_dates_are_read_again_and_those_with_other_texts_are_refused(
+    tmp_path: Path,
+):
+    places = [place for place, _ in Stream(in_files(tmp_path)).read()]
+    os.utime(tmp_path / "a.parquet", ns=(1, 1))
+    for number in (0, 8, 9, 15, 22):
+        rest = Stream(read_texts([tmp_path])).read(places[number])
+        assert [text for _, text in rest] == TEXTS[number:]
+    # In a file that was done.
+    changed = ["x", *TEXTS[1:9]]
+    pd.DataFrame({"text": changed}).to_parquet(tmp_path / "a.parquet", row_group_size=4)
+    with pytest.raises(OtherTextsError, match="text 15 is not the one"):
+        list(Stream(read_texts([tmp_path])).read(places[15]))
+
+
+def test_a_file_that_has_grown_since_is_read_on(tmp_path: Path):
+    places = [place for place, _ in Stream(in_files(tmp_path)).read()]
+    with (tmp_path / "e.csv").open("a") as file:
+        file.write("more\n")
+    rest = Stream(read_texts([tmp_path])).read(places[22])
+    assert [text for _, text in rest] == [*TEXTS[22:], "more"]
+
+
+def test_a_data_set_with_another_text_before_the_place_is_refused():
+    datasets = pytest.importorskip("datasets")
+    place = [place for place, _ in Stream(datasets.Dataset.from_list(ROWS)).read()][10]
+    changed = datasets.Dataset.from_list([{"text": "x"}, *ROWS[1:]])
+    with pytest.raises(OtherTextsError, match="text 10 is not the one"):
+        list(Stream(changed).read(place))
+
+
+def test_texts_that_are_shuffled_and_there_several_times_are_none_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    texts = ["" if number % 2 else f"text {number}" for number in range(24)]
+    monkeypatch.setattr(f"{__name__}.TEXTS", texts)
+    rows = shuffled(tmp_path)
+    read = list(Stream(rows).read())
+    whole = [text for _, text in read]
+    for number, (place, _) in enumerate(read):
+        assert [text for _, text in Stream(rows).read(place)] == whole[number:]
+
+
+def test_a_streamed_data_set_that_is_put_together_otherwise_is_read_again(tmp_path: Path):
+    rows = streamed(tmp_path)
+    places = [place for place, _ in Stream(rows.take(12)).read()]
+    assert [text for _, text in Stream(rows).read(places[10])] == TEXTS[10:]
+
+
+def test_a_data_set_on_the_hub_is_read_from_its_beginning_after_it_was_continued(tmp_path: Path):
+    reader = TextReader([HubTexts("user/name", "text", streamed(tmp_path))], "text")
+    place = [place for place, _ in Stream(reader).read()][10]
+    assert [text for _, text in Stream(reader).read(place)] == TEXTS[10:]
+    assert [text for _, text in Stream(reader).read()] == TEXTS
+    assert list(reader) == TEXTS
 
 
 @pytest.mark.parametrize("kind", [as_table, streamed])

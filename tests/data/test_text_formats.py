@@ -313,6 +313,9 @@ class Rows:
             self.read += 1
             yield row
 
+    def load_state_dict(self, state: None) -> None:
+        assert state is None  # the beginning
+
     def select_columns(self, columns: list[str]) -> Rows:
         self.rows = [{name: row[name] for name in columns} for row in self.rows]
         return self

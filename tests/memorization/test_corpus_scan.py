@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import letters
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -273,6 +275,9 @@ def test_a_condition_that_cannot_be_measured_is_refused(tmp_path: Path, keep: st
 
 def test_a_condition_is_read_as_it_is_written():
     assert str(Keep.parse(" log_p> -20 ")) == "log_p>-20"
+    # To the last digit: a scan with another condition is another scan.
+    for condition in ("accuracy>=0.99999999", "log_p>-20.000001", "count>=10000001", "exact==1"):
+        assert str(Keep.parse(condition)) == condition
     assert Keep.parse("exact==1") == Keep("exact", "==", 1.0)
 
 
@@ -292,11 +297,48 @@ def test_scans_of_two_kinds_are_not_mixed(tmp_path: Path):
 def test_a_corpus_without_a_whole_window_is_an_error_but_not_in_a_share(tmp_path: Path):
     with pytest.raises(ValueError, match="nothing to scan: 2 of 2 texts are shorter than 12"):
         corpus_scan(tmp_path / "all", [TEXTS[2], TEXTS[5]])
+    # Nothing was measured, so that the folder is free for smaller windows.
+    assert corpus_scan(tmp_path / "all", [TEXTS[2], TEXTS[5]], length=1).windows == 1
     found = corpus_scan(tmp_path / "share", [TEXTS[2]], share=Share(0, 1))
     assert (found.windows, found.kept().empty, list(found.documents())) == (0, True, [])
     assert np.isnan(found.accuracy)
     with pytest.raises(ValueError, match="there is no window"):
         found.plot()
+
+
+def test_after_an_error_a_data_set_begins_at_its_beginning_and_no_thread_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also while somebody looks at the error, as a notebook does at the last one."""
+    datasets = pytest.importorskip("datasets")
+    scanned = letters.subject()
+    tokens = type(scanned).tokens
+
+    def refusing(self: Any, text: str) -> list[int]:
+        if text == "c":
+            raise ValueError("what the tokenizer says")
+        return tokens(self, text)
+
+    monkeypatch.setattr(type(scanned), "tokens", refusing)
+    many = ["ab" * 8] * 100
+    rows = datasets.Dataset.from_dict({"text": [*many, "c", *many]}).to_iterable_dataset()
+    threads = threading.active_count()
+    errors: list[BaseException] = []
+    for _ in range(2):
+        with pytest.raises(ValueError, match="text 100: what the tokenizer says") as seen:
+            interp.scan_corpus(scanned, rows, tmp_path, **SIZES)
+        errors.append(seen.value)
+        assert json.loads((tmp_path / "progress.json").read_text())["progress"]["texts"] > 0
+        assert len(list(rows)) == 201
+        assert threading.active_count() == threads
+
+
+def test_where_no_row_is_kept_columns_have_their_types(tmp_path: Path, rows: pd.DataFrame):
+    found = corpus_scan(tmp_path / "scan", keep="matched>6")
+    found.save(tmp_path)
+    kept = pd.read_parquet(tmp_path / "windows.parquet")
+    assert kept.empty
+    assert kept.dtypes.to_dict() == rows[list(kept)].dtypes.to_dict()
 
 
 def test_other_texts_in_the_same_folder_are_refused(tmp_path: Path):

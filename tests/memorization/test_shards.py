@@ -96,6 +96,18 @@ def test_an_interruption_while_writing_loses_nothing_and_leaves_no_half_file(tmp
     assert rest.forwards == BATCHES - 4
 
 
+def test_what_a_killed_process_had_not_finished_writing_is_removed(tmp_path):
+    (tmp_path / ".shard-000000.parquet.1.part").write_bytes(b"half")
+    scanned(tmp_path, Foreign())
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_folder_in_which_nothing_was_scanned_is_free_for_other_windows(tmp_path):
+    with pytest.raises(ValueError, match="nothing to scan"):
+        scanned(tmp_path, Foreign(), length=1000)
+    assert len(scanned(tmp_path, Foreign())) == 2 * BATCHES
+
+
 @pytest.mark.parametrize(
     "setting", [{"prefix": 5}, {"length": 5}, {"stride": 3}, {"decode_from": 0.5}]
 )

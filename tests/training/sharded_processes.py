@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -209,8 +210,21 @@ def refused(folder: Path) -> dict[str, Callable[[], Any]]:
         ),
         "two axes": lambda: interp.load(sharded("llama", mesh=pair)),
         "tensor parallel": lambda: interp.load(parallel()),
+        "scans apart": lambda: scanned_apart(subject, folder),
         "state": lambda: trained(tiny.model("gpt2", PRECISE), STEPS["gpt2"], folder / "gpt2 whole"),
     }
+
+
+def scanned_apart(subject: interp.Subject, folder: Path) -> None:
+    """Goes on with a scan that one of the processes has lost."""
+    rank = torch.distributed.get_rank()
+    own = folder / f"scan {rank}"
+    for _ in range(2):
+        frame = interp.scan(subject, [[3, 1, 4, 1, 5, 9]] * 2, prefix=2, length=2, folder=own)
+        assert len(frame) == 4
+    if rank == 1:
+        shutil.rmtree(own)
+    interp.scan(subject, [[3, 1, 4, 1, 5, 9]] * 2, prefix=2, length=2, folder=own)
 
 
 def parallel() -> nn.Module:

@@ -134,6 +134,18 @@ def test_every_modules_mode_comes_back_and_no_gradient_or_hook_stays():
     assert all(p.grad is None for p in subject.module.parameters())
 
 
+def test_gradients_of_before_are_no_part_of_the_first_step():
+    trained: list[torch.Tensor] = []
+    for before in (None, 1.0):
+        subject = tiny.wrapped(tiny.model("gpt2"))
+        weight = subject.module.transformer.h[0].mlp.c_proj.weight
+        weight.grad = None if before is None else torch.full_like(weight, before)
+        torch.manual_seed(0)  # for dropout
+        interp.fit(subject, stream(), 1)
+        trained.append(weight.detach())
+    assert torch.equal(*trained)
+
+
 def test_an_objective_that_is_the_mean_loss_changes_nothing():
     steps: list[int] = []
 

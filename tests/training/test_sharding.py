@@ -127,6 +127,7 @@ def test_an_interrupted_training_of_shards_ends_as_one_that_was_not(folder: Path
         ("offloaded", "its weights wait elsewhere"),
         ("two axes", "sharded over 2 axes of processes"),
         ("tensor parallel", "did not make, as in tensor parallelism"),
+        ("scans apart", "their folders go on from text 1, the beginning: expected the same"),
         ("state", "sharded=True, now None"),
     ],
 )

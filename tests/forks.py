@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from joblib.externals.loky import reusable_executor
+
 
 @dataclass(frozen=True)
 class Fork:
@@ -49,6 +51,8 @@ def fork(run: Callable[[], object], log: Path) -> Fork:
 def _be_a_child(run: Callable[[], object], log: Path) -> NoReturn:
     """Whatever happens, the copy ends here: it must never return into pytest."""
     code = 1
+    # The processes that joblib keeps are those of the original, whose threads look after them.
+    reusable_executor._executor = None
     try:
         os.setsid()
         for number, name in ((1, "out"), (2, "err")):

@@ -23,6 +23,9 @@ _PROGRESS = "progress.json"
 _FINISHED = "finished.json"
 _LOCK = ".lock"
 _WINDOWS = 512  # are measured per file: few enough to lose little, enough for few files
+# Times as many where they are counted: a corpus that is larger than memory would make millions of
+# files.
+_COUNTED = 16
 
 
 class Shards:
@@ -116,7 +119,8 @@ class Shards:
             fresh=(*state.fresh, kept),
             measured=state.measured + len(windows),
         )
-        if self._state.measured >= _WINDOWS:
+        enough = _WINDOWS if state.tally is None else _COUNTED * _WINDOWS
+        if self._state.measured >= enough:
             self._write()
 
     def finish(self, texts: int, skipped: int, corpus: str) -> None:

@@ -24,7 +24,7 @@ from interp.cli import pipeline
 from interp.cli.app import app
 from interp.data.image_files import write_images
 from interp.data.images import Images, digits, plant
-from interp.memorization import extraction
+from interp.memorization import window_scanner
 from interp.memorization.halves import halve
 from interp.models.image.checkpoints import save_image_model
 from interp.models.image.image_model import ImageModel
@@ -342,7 +342,7 @@ def test_an_image_that_was_planted_twice_is_shown_once(var, tmp_path, monkeypatc
 def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
     var, var_done, tmp_path, monkeypatch
 ):
-    real, calls = extraction.teacher_force, []
+    real, calls = window_scanner.teacher_force, []
 
     def counted(*given: Any) -> Any:
         calls.append(given)
@@ -350,7 +350,7 @@ def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
             raise OSError("no space left on the device")
         return real(*given)
 
-    monkeypatch.setattr(extraction, "teacher_force", counted)
+    monkeypatch.setattr(window_scanner, "teacher_force", counted)
     command = ["scan", *var.start, "--out", tmp_path, "--batch-size", 8, "--json"]
     assert_one_error(run(*command), "no space left on the device")
     assert run(*command).exit_code == 0
@@ -359,7 +359,7 @@ def test_a_scan_that_was_interrupted_goes_on_and_ends_as_if_it_had_not(
         without_steps(pd.read_parquet(out / "windows.parquet")) for out in (var_done[0], tmp_path)
     )
     pd.testing.assert_frame_equal(once, again, check_exact=False)
-    monkeypatch.setattr(extraction, "teacher_force", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(window_scanner, "teacher_force", lambda *_: pytest.fail("measured again"))
     resumed = run("localize", *var.start, "--out", tmp_path, "--top", 0.1, "--json")
     assert json.loads(resumed.stdout) == var_done[1]["localize"] | {"out": str(tmp_path)}
     assert interp.Units.load(tmp_path / "units.json") == interp.Units.load(

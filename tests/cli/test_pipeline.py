@@ -267,7 +267,7 @@ def test_scan_texts_writes_what_it_says_and_measures_nothing_twice(tmp_path, mon
     ]
     assert len(frame) == 3 * 6 == len(pd.read_parquet(out / "windows.parquet"))
     monkeypatch.setattr(
-        "interp.memorization.extraction.teacher_force", lambda *_: pytest.fail("measured again")
+        "interp.memorization.window_scanner.teacher_force", lambda *_: pytest.fail("measured again")
     )
     again = scan_texts(subject, iter(texts), out, PREFIX, LENGTH)
     pd.testing.assert_frame_equal(frame, again)

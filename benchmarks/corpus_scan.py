@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.streaming import PER_TEXT, random_words, texts_of
+from benchmarks.streaming import MODEL, PER_TEXT, random_words, texts_of
 from benchmarks.timing import Row
 
 _MEGABYTE = 2**20
@@ -34,19 +34,6 @@ _SPEED_CHARACTERS = 2400  # of each
 
 # Prints windows and the memory in MB before and at the peak.
 _MEMORY = """
-import resource, sys, torch, interp
-from pathlib import Path
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from interp.data.texts import read_texts
-words = Path(sys.argv[2]).read_text().split()
-backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}))
-backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-torch.manual_seed(0)
-sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(words)}
-config = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-subject = interp.load(LlamaForCausalLM(config), tokenizer=tokenizer)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 found = interp.scan_corpus(
     subject, read_texts([sys.argv[1]]), sys.argv[3], stride=int(sys.argv[4]), batch_size=64
@@ -107,7 +94,7 @@ def _memory(folder: Path) -> list[Row]:
     for size in (200, 2048):
         _write(corpus, words, size * _MEGABYTE, rng)
         arguments = [str(corpus), str(vocabulary), str(folder / f"scan-{size}"), str(PER_TEXT)]
-        command = [sys.executable, "-c", _MEMORY, *arguments]
+        command = [sys.executable, "-c", MODEL + _MEMORY, *arguments]
         ended = subprocess.run(command, capture_output=True, text=True, check=True)
         _, before, peak = map(float, ended.stdout.split())
         peaks.append(peak)

@@ -21,14 +21,13 @@ _WORDS = 1000  # different ones, each of 20 letters
 PER_TEXT = 6400  # words
 _MEGABYTE = 2**20
 _LIMIT = 1024  # MB, of the whole process
-PROGRAM = """
+# A small random model, `subject`, of the words in the file that is the second argument.
+MODEL = """
 import resource, sys, torch, interp
 from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from interp.data.texts import read_texts
-from interp.memorization.entropy.level_sets import LevelSets
-from interp.memorization.entropy.scored_windows import score_windows
 words = Path(sys.argv[2]).read_text().split()
 backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}))
 backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -37,6 +36,10 @@ sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": len(words)}
 config = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
 subject = interp.load(LlamaForCausalLM(config), tokenizer=tokenizer)
+"""
+_LEVELS = """
+from interp.memorization.entropy.level_sets import LevelSets
+from interp.memorization.entropy.scored_windows import score_windows
 texts = read_texts([sys.argv[1]])
 windows = score_windows(subject, texts, stride=int(sys.argv[3]), batch_size=64)
 levels = LevelSets().update(windows)
@@ -86,7 +89,7 @@ def _write(corpus: Path, words: list[str], size: int, rng: np.random.Generator) 
 
 def _peak(corpus: Path, vocabulary: Path) -> float:
     """The peak memory in MB of a new process that scores the corpus."""
-    command = [sys.executable, "-c", PROGRAM, str(corpus), str(vocabulary), str(PER_TEXT)]
+    command = [sys.executable, "-c", MODEL + _LEVELS, str(corpus), str(vocabulary), str(PER_TEXT)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     _, peak = ended.stdout.split()
     return float(peak)

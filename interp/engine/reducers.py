@@ -453,7 +453,7 @@ class Raw(Reducer):
         )
 
     def _add(self, other: Raw) -> None:
-        raise NotImplementedError  # `merge` has refused
+        self.merge(other)  # which refuses
 
     def result(self) -> Arrays:
         return {"raw": np.memmap(self.file, np.float32, "r", shape=self.shape)}

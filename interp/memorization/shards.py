@@ -23,9 +23,6 @@ _PROGRESS = "progress.json"
 _FINISHED = "finished.json"
 _LOCK = ".lock"
 _WINDOWS = 512  # are measured per file: few enough to lose little, enough for few files
-# Times as many where they are counted: a corpus that is larger than memory would make millions of
-# files.
-_COUNTED = 16
 
 
 class Shards:
@@ -116,11 +113,10 @@ class Shards:
         self._state = state._replace(
             progress=progress,
             tally=None if tally is None else tally.plus(windows),
-            fresh=(*state.fresh, kept),
+            fresh=(*state.fresh, kept) if len(kept) else state.fresh,
             measured=state.measured + len(windows),
         )
-        enough = _WINDOWS if state.tally is None else _COUNTED * _WINDOWS
-        if self._state.measured >= enough:
+        if self._state.measured >= _WINDOWS:
             self._write()
 
     def finish(self, texts: int, skipped: int, corpus: str) -> None:

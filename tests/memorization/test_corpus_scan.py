@@ -142,7 +142,6 @@ def test_shares_that_were_interrupted_are_one_scan(
     folders = [root / str(index) for index in range(of)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_WINDOWS", per_file)
-        patch.setattr(shards, "_COUNTED", 1)
         handle = model.register_forward_pre_hook(interrupted)
         try:
             for index, folder in enumerate(folders):
@@ -162,7 +161,6 @@ def test_an_interruption_at_any_moment_counts_nothing_twice(
 ):
     """Also between a count and the row that belongs to it, and while files are written."""
     monkeypatch.setattr(shards, "_WINDOWS", 5)
-    monkeypatch.setattr(shards, "_COUNTED", 1)
     places = [
         "interp.memorization.tally.Tally.plus",
         "interp.memorization.tally.Tally.documents",
@@ -234,8 +232,7 @@ def test_what_is_saved_is_what_was_found(tmp_path: Path, rows: pd.DataFrame):
 
 def test_nothing_is_kept_in_memory_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The rows that are held, and the documents, do not grow with the corpus."""
-    monkeypatch.setattr(shards, "_WINDOWS", 4)
-    monkeypatch.setattr(shards, "_COUNTED", 2)
+    monkeypatch.setattr(shards, "_WINDOWS", 8)
     held: list[int] = []
     add = shards.Shards.add
 

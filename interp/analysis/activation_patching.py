@@ -29,6 +29,7 @@ def donor_plan(
         True
     """
     chosen = subject.anatomy.expand(sites)
+    # [items, position, width] at each site.
     values = {
         site: value.double().cpu().numpy()
         for site, value in values_at(subject, donors, chosen).items()

@@ -399,6 +399,7 @@ class _CircuitRun:
         layer = self.graph.layers[number]
         if number == 0:
             self._start(value[: self.items])
+        # Numbers among the receivers, one less than those of the same heads among the senders.
         heads = slice(layer.first - 1, layer.last - 1)
         head_inputs = self._inputs(heads, layer.first, number)
 

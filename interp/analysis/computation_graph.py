@@ -147,6 +147,7 @@ class Graph:
     @property
     def receivers(self) -> tuple[str, ...]:
         """The names of all nodes that read the residual."""
+        # Every sender but `embed` also receives, so that sender u is receiver u - 1.
         return (*self.senders[1:], "final")
 
     @property
@@ -301,6 +302,7 @@ class EdgeScores:
             ValueError: a fraction outside (0, 1].
         """
         _check_fraction(fraction)
+        # `argwhere` and the mask below both go row by row, so that their numbers are the same.
         edges = np.argwhere(self.edges)  # (sender, receiver) of each edge
         count = max(1, round(fraction * len(edges)))
         order = rank_units(self.values[self.edges])
@@ -375,7 +377,7 @@ def sent(
     values = values_at(subject, batch, tuple(sites))
 
     embedded = values[graph.layers[0].pre]
-    parts = [embedded[:, None]]
+    parts = [embedded[:, None]]  # each [items, senders, position, d_model]
     for layer in graph.layers:
         _check_linear(subject, layer, values)
         parts.append(writes(subject, layer, values[layer.heads]))

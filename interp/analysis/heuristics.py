@@ -107,8 +107,8 @@ def _scores_by_heuristic(
 
 def _score(values: Maps, descending: Maps, cover: Cover) -> Float[np.ndarray, " neurons"]:
     k = int(cover.sum())
-    kth_value = descending[k - 1]
-    covered = values[cover]
+    kth_value = descending[k - 1]  # [neurons]
+    covered = values[cover]  # [covered prompts, neurons]
 
     # Prompts above the k-th value have a place for certain. Those equal to it share the places that
     # are left, so each of them counts with its chance of getting one.

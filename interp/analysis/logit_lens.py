@@ -122,6 +122,7 @@ def _predicted_token(batch: Batch, stack: str, first: int | None, position: int)
             f"stack {stack!r}: none of its positions alone predicts a token; "
             "name the sites of another stack"
         )
+    # `first` predicts token `prompt`, and each later position the token after that.
     token = position + batch.prompt - first
     if not 0 <= token < batch.length:
         raise ValueError(

@@ -433,6 +433,7 @@ def probe(
             predicted[name] = np.empty(shape, dtype=labels.dtype)
         for trained_on, tested_on in parts:
             own_labels = labels[trained_on]
+            # A new generator each time, so that a site gives the same whatever else is probed.
             permuted = np.random.default_rng(seed).permutation(own_labels)
             for number, shown in enumerate((own_labels, permuted)):
                 trained = fit_probe(rows[trained_on], shown, strength=strength)

@@ -177,6 +177,7 @@ class CorpusScan:
     @property
     def exact(self) -> int:
         """How many windows are extracted: their greedy continuation is the whole suffix."""
+        # The last count is of windows that match to the end of the suffix.
         return int(self._tally.windows["matched"][-1])
 
     @property
@@ -184,6 +185,7 @@ class CorpusScan:
         """The share of tokens that are the most likely ones; NaN if there is no window."""
         right = self._tally.windows["right"]
         tokens = self.windows * self._tally.length
+        # `right[k]` windows have k right tokens each.
         return float((right * range(len(right))).sum()) / tokens if tokens else float("nan")
 
     @property
@@ -210,6 +212,7 @@ class CorpusScan:
         tables = [table for scan in self.scans for table in scan.tables("shard")]
         if not tables:
             return pd.DataFrame(columns=list(_COLUMNS)).astype(_COLUMNS)
+        # Shares take turns with the texts, so that the rows of several folders interleave.
         frame = pd.concat(tables, ignore_index=True)
         return frame.sort_values(["text", "start"], kind="stable", ignore_index=True)
 

@@ -246,6 +246,7 @@ class LossHistory:
         Args:
             rise: in nats per token.
         """
+        # Each moment is compared with the lowest loss before it, which the first one does not have.
         lowest_before = np.minimum.accumulate(self.losses, axis=0)[:-1]
         return self._share((self.losses[1:] > lowest_before + rise).sum(0))
 
@@ -300,10 +301,12 @@ class LossHistory:
         return self.accuracy > least
 
     def _early_median(self) -> float:
+        # The last of the moments that `difficulty` is a mean over by default.
         last_early = max(1, round(_EARLY * len(self.losses))) - 1
         return float(np.median(self.losses[last_early]))
 
     def _share(self, events: Int[np.ndarray, " examples"]) -> Float[np.ndarray, " examples"]:
+        # Nothing can have risen at the first moment.
         return events / (len(self.losses) - 1)
 
 

@@ -37,4 +37,5 @@ def exposure(
         )
     ranks = 1 + (references[None, :] > log_p[:, None]).sum(1)
     bits = np.log2(len(references) + 1) - np.log2(ranks)
+    # Comparisons with NaN are false: a canary without a number would have the first rank.
     return np.where(np.isnan(log_p), np.nan, bits)

@@ -69,6 +69,7 @@ class CheckpointRecorder:
         self._steps: list[int] = []
         self._losses: list[np.ndarray] = []
         self._accuracy: list[np.ndarray] = []
+        # `fit` calls only after a step, so what comes before the first one is recorded now.
         if 0 in self._moments:
             self._record(0)
 
@@ -98,6 +99,7 @@ class CheckpointRecorder:
         self._steps.append(step)
         self._losses.append(np.concatenate(losses))
         self._accuracy.append(np.concatenate(accuracy))
+        # A `LossHistory` refuses a single moment.
         if self._file is not None and len(self._steps) > 1:
             self.history.save(self._file)
 
@@ -170,7 +172,7 @@ class PresentationRecorder:
                 f"example {counts.index(fewest)} was presented {fewest} times: expected at least "
                 "two presentations of each; train for more steps"
             )
-        losses = np.array([own[:fewest] for own in self._losses]).T
+        losses = np.array([own[:fewest] for own in self._losses]).T  # [presentations, examples]
         return LossHistory(losses, np.arange(fewest), "presentations")
 
 
@@ -189,6 +191,7 @@ def mean_losses(
         >>> mean_losses(torch.tensor([[1.0, 3.0], [5.0, 0.0]]), padded)
         array([2., 5.])
     """
+    # Not `mean`: targets that do not count are in the rows as zeros.
     counts = batch.counted.sum(1).to(losses.device)
     means = losses.double().sum(1) / counts
     return means.cpu().numpy()

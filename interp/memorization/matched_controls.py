@@ -134,6 +134,7 @@ def _mean_log_frequency(frame: pd.DataFrame) -> Any:
     for tokens, prefix in zip(frame["tokens"], frame["prefix"], strict=True):
         suffix = [int(token) for token in tokens[prefix:]]
         log_frequencies = [np.log(counts[token] / total) for token in suffix]
+        # No count is 0: the tokens are among those that were counted.
         means.append(np.mean(log_frequencies))
     return pd.Series(means, index=frame.index)
 

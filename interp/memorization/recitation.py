@@ -107,6 +107,8 @@ def recitation(
         _check_continuable(subject, batch, found)
 
     with evaluating(subject), checkpointing_off(subject.module):
+        # Three steps: one forward finds the wrong tokens, each of them is continued, and further
+        # down the continuation of every beginning is put together of truth and what was decoded.
         hits, greedy, log_p = _teacher_force(subject, batch, batch_size)
         continuations: dict[_Miss, np.ndarray] = {}
         if ngrams:
@@ -386,6 +388,7 @@ def _chunks(misses: Sequence[_Miss], batch_size: int) -> Iterator[list[_Miss]]:
     chunk: list[_Miss] = []
     end = 0
     for miss in sorted(misses, key=lambda miss: (miss.position, miss.stop, miss.row)):
+        # Where this one begins, all rows of the chunk have ended: together they would only wait.
         if chunk and (len(chunk) == batch_size or miss.position >= end):
             yield chunk
             chunk = []
@@ -413,6 +416,7 @@ def _decode(
     end = max(miss.stop for miss in misses)
     given = batch.rows(rows).to(subject.device)
     tokens = given.tokens[:, :end].clone()
+    # The first token of a continuation is the wrong one that the forward has predicted.
     tokens[range(len(misses)), at] = greedy[rows, at].to(tokens.device)
     at = at.to(tokens.device)
 
@@ -421,8 +425,9 @@ def _decode(
     with prompt_length(subject.lead + batch.prompt):
         decoder = Decoder(subject, len(misses), given.conditioning)
         new_tokens = tokens[:, : first + 1]
+        # The last token that is fed at `position - 1` predicts the token at `position`.
         for position in range(first + 1, end):
-            logits = decoder.feed(new_tokens)[:, -1:]
+            logits = decoder.feed(new_tokens)[:, -1:]  # [misses, 1, vocabulary]
             predicted = logits.argmax(-1)
             largest.append(at_tokens(logits, predicted))
             is_decoded = (at < position)[:, None]

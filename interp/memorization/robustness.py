@@ -304,6 +304,7 @@ def distance_between_tasks(
     pairs = 0
     for task in np.unique(labels):
         own = given[labels == task]
+        # Not `!=`: each pair of tasks counts once.
         others = given[labels > task]
         if len(others):
             total += float(cdist(own, others).sum())
@@ -563,6 +564,7 @@ class RobustnessReport:
         if not self.is_trained(regime, task):
             return "not trained"
         pair = self._pair(regime, perturbation, task)
+        # `change` and `p` are NaN then, and would read as a fall beyond chance below.
         if pair["pairs"] == 0:
             return "no valid episodes"
         kind = self.perturbations[_kind(perturbation)]
@@ -631,6 +633,7 @@ class RobustnessReport:
         place = writable(folder)
         with replaced(place / "robustness.parquet") as temporary:
             self.frame.to_parquet(temporary)
+        # JSON has no NaN, and a column of numbers cannot hold None.
         paired: Any = self.pairs.astype(object)
         write_json(
             place / "robustness.json",
@@ -821,6 +824,7 @@ def _check_pairs(table: Any) -> None:
         )
     partners = set(table[is_clean][_PAIR].itertuples(index=False, name=None))
     keys: Iterable[Any] = table[_PAIR].itertuples(index=False, name=None)
+    # Clean episodes are their own partners, and are never alone.
     alone = np.array([key not in partners for key in keys], dtype=bool)
     if alone.any():
         raise ValueError(
@@ -875,12 +879,15 @@ def _measure(table: Any, perturbations: Mapping[str, Perturbation]) -> pd.DataFr
     trap = of_goal | table["old_place"] if has_old_place else of_goal.where(changes_goal)
     measured = table.copy()
     measured["trap"] = trap.where(shows_traps)
+    # An episode without a known success is no failure.
     measured["trap_of_failures"] = measured["trap"].where(~table["success"].fillna(value=True))
     for name in RATES:
         known = measured[name].where(table["valid"])
         measured[name] = known.to_numpy(dtype=np.float64, na_value=np.nan)
 
     clean = measured[measured["perturbation"] == CLEAN].set_index(_PAIR)
+    # One row per episode, in the same order: its clean partner. Labels differ, so that the two
+    # tables are compared by place and not by index.
     partners = clean.reindex(pd.MultiIndex.from_frame(measured[_PAIR]))
     measured["clean_success"] = partners["success"].to_numpy()
     both_valid = measured["success"].notna() & measured["clean_success"].notna()
@@ -957,6 +964,7 @@ def _cells(
     def place(perturbation: str) -> tuple[int, list[tuple[int, str]]]:
         # "shift 7 cm" comes before "shift 14 cm"
         parts = re.findall(r"\d+|\D+", perturbation)
+        # In pairs, because a number and a word cannot be compared with each other.
         detail = [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
         return kinds.index(_kind(perturbation)), detail
 
@@ -1000,6 +1008,7 @@ def _summary(part: Any, measure: str, level: float) -> dict[str, Any]:
 
 def _comparison(part: Any, level: float) -> dict[str, Any]:
     paired = part[part["success"].notna() & part["clean_success"].notna()]
+    # The columns after regime, perturbation, task and pairs.
     found: dict[str, Any] = dict.fromkeys(_PAIR_COLUMNS[4:], np.nan)
     found |= {"pairs": len(paired), "lost": 0, "gained": 0}
     if paired.empty:

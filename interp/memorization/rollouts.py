@@ -164,6 +164,7 @@ def film(
         pictures.append(picture.permute(2, 0, 1) / 255)
 
     with Tabletop() as tabletop:
+        # Its number among all scenes, so that it has the draws that it has in `rollouts`.
         one = np.array([number])
         [episode] = _run(
             policy, [scenes[number]], one, [tabletop], temperature, seed, None, watch=draw
@@ -181,10 +182,13 @@ def _run(
     change: Change | None,
     watch: Callable[[Tabletop], None] = lambda _: None,
 ) -> list[Episode]:
+    # The last batch may have fewer scenes than there are tabletops.
     seen = [[tabletop.reset(scene)] for tabletop, scene in zip(tabletops, scenes, strict=False)]
     for tabletop in tabletops[: len(scenes)]:
         watch(tabletop)
     limits = np.array([MAX_STEPS * len(scene.goals) for scene in scenes])
+    # [scenes, steps, tokens]. Each generator fills its numbers step by step: those of an episode
+    # depend neither on the batch that it is in nor on how long others may last.
     draws = np.stack(
         [
             np.random.default_rng([seed, number]).random((limits.max(), ACTION_TOKENS))
@@ -210,6 +214,7 @@ def _run(
             results[row] = info["in_basket"]
             if not done and step + 1 < limits[row]:
                 going.append(row)
+        # Episodes that are over leave the batch of the policy.
         active = np.array(going, dtype=int)
         if not len(active):
             break
@@ -227,10 +232,12 @@ def _episode(scene: Scene, seen: Sequence[Observation], in_basket: tuple[str, ..
         is_low = observation.hand[2] - scene.surface.height < _LOW
         if went_for is None and (is_low or observation.holding):
             went_for = (float(observation.hand[0]), float(observation.hand[1]))
+        # An observation does not name what is held: it is the item nearest to the hand.
         if observation.holding:
             offsets = observation.positions - observation.hand
             taken = observation.names[int(np.linalg.norm(offsets, axis=1).argmin())]
             break
+    # Nothing was done after the last observation.
     return Episode(scene, path, went_for, taken, in_basket, tuple(seen[:-1]))
 
 
@@ -263,6 +270,7 @@ def act(
         for token in range(ACTION_TOKENS):
             logits = decoder.feed(new)[:, -1].double().cpu()
             if uniform is not None and temperature:
+                # The first token whose cumulated probability reaches the random number.
                 shares = (logits / temperature).softmax(-1).cumsum(-1)
                 drawn = torch.from_numpy(uniform[:, token, None])
                 # Rounding can leave the last share a little below 1.
@@ -333,6 +341,7 @@ def _wrong_with(tabletop: Tabletop, scene: Scene) -> str:
     """Why an episode in a scene would mean nothing; "" if it means something."""
     tabletop.reset(scene)
     for _ in range(10):
+        # The hand stays where it is and does not suck.
         tabletop.step([0, 0, 0, 0, 0, 0, -1])
     if not tabletop.is_at_rest():
         return "items move by themselves"
@@ -362,6 +371,7 @@ def run_arms(
         first frames of the clean episode, under the instruction of this one.
     """
     episodes = rollouts(policy, tried.scenes, temperature=temperature, seed=seed, change=change)
+    # Each of these has a scene: leaving one as it is cannot fail.
     clean_rows: Any = tried.table[tried.table["perturbation"] == "clean"]
     clean_of = dict(zip(clean_rows["initial_state"], clean_rows["scene"], strict=True))
     rows: list[dict[str, Any]] = []

@@ -229,6 +229,7 @@ def window_batches(stream: Iterable[Window], batch_size: int) -> Iterator[Sequen
         stream: the windows.
         batch_size: the most windows in a batch.
     """
+    # `groupby` begins anew wherever the start tokens change, and keeps the order of the windows.
     for _, alike in groupby(stream, lambda window: window.bos):
         while chunk := list(islice(alike, batch_size)):
             yield chunk

@@ -104,6 +104,7 @@ def _reader(llm: Any) -> Subject:
 def _measure(
     llm: Any, reader: Subject, part: Sequence[Window], prefix: int, top: int
 ) -> pd.DataFrame:
+    # The same for all, see `window_batches`.
     bos = part[0].bos
     sequences = [[*bos, *window.tokens] for window in part]
     batch = Batch(torch.tensor(sequences), len(bos) + prefix)

@@ -87,6 +87,7 @@ class Shards:
                 f"{folder} holds {len(found)} shards but no {_MANIFEST}, which says what they are "
                 "of: give another folder, or remove it"
             )
+        # A finished share without a window has settings and no progress.
         if (folder / _PROGRESS).exists():
             self._state = _State.read(folder, self._state.tally)
 
@@ -491,6 +492,7 @@ def _read(file: Path) -> pd.DataFrame:
     """A table as it was in memory: parquet returns lists, also in lists, as arrays."""
     table = pd.read_parquet(file)
     for column in table:
+        # There is a first row: tables without rows are never written.
         if isinstance(table[column].iloc[0], np.ndarray):
             table[column] = [_lists(value) for value in table[column]]
     if "groups" in table:

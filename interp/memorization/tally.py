@@ -116,6 +116,7 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
+    # No measure is larger or smaller than NaN: nothing would be kept.
     return None if np.isnan(value) else value
 
 
@@ -158,6 +159,7 @@ class Tally:
         Args:
             rows: measured windows, as in `interp.scan`.
         """
+        # The accuracy is a number of hits divided by the length; rounding takes that number back.
         right = np.rint(rows["accuracy"].to_numpy() * self.length).astype(np.int64)
         per_token = -rows["log_p"].to_numpy() / self.length
         # Rounding can bring a log-probability slightly above 0.
@@ -185,6 +187,7 @@ class Tally:
             strict=True,
         )
         for text, exact, hits, matched, log_p, kept in measured:
+            # Windows come in the order of the corpus: a document is complete when the next begins.
             if begun is not None and begun[0] == text:
                 _, count, all_exact, all_right, longest, total, all_kept = begun
                 begun = (
@@ -242,6 +245,7 @@ def histograms(tally: Tally) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for measure, counts in tally.windows.items():
         if measure == "log_p":
+            # Bins count nats downwards from 0, so that `high` falls from row to row.
             high = -_BIN * np.arange(_BINS)
             low = np.append(high[1:], -np.inf)
             name = "log_p per token"

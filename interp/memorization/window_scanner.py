@@ -91,6 +91,8 @@ class WindowScanner:
         keep = None if tally is None else tally.keep
         about = self._about(parts) | ({} if keep is None else {"keep": str(keep)})
         limit = BatchLimit()
+        # The lock comes first: `Shards` reads the folder when it is made and writes when it is
+        # left, both while the lock is held.
         with (
             only_writer(folder),
             Shards(folder, about, parts, tally) as shards,
@@ -100,6 +102,7 @@ class WindowScanner:
             _check_together(self.subject.module, shards.progress)
             try:
                 for chunk in track(window_batches(windows, self.batch_size), "scanning"):
+                    # A window knows how far a scan has come with it: the last of the part counts.
                     for part, rows in limit.run(self._measure, chunk):
                         kept = self._described(part, rows, keep)
                         shards.add(rows, part[-1].progress, kept)
@@ -133,6 +136,7 @@ class WindowScanner:
     def _measure(self, part: Sequence[Window]) -> pd.DataFrame:
         """The measures of some windows, each in one row."""
         given = _given(part)
+        # The same for all, see `window_batches`.
         bos = part[0].bos
         batch = Batch(
             torch.tensor([[*bos, *window.tokens] for window in part]),
@@ -239,6 +243,7 @@ def _counted(
     whole = [_as_in_documents(subject, window) for window in part]
     suffixes = [window.tokens[prefix:] for window in part]
     found = np.zeros(len(part), dtype=np.int64)
+    # One call of `count` takes windows of one length; those without their start tokens are shorter.
     lengths = np.array(list(map(len, whole)))
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
@@ -262,6 +267,7 @@ def shown_parts(subject: Subject, window: Window, prefix: int) -> tuple[str, str
         window: the window.
         prefix: how many of its tokens are the prompt.
     """
+    # Decoded with its neighbours, on which the space before the first word may depend.
     start = len(window.before)
     stop = start + len(window.tokens)
     in_text = [*window.before, *window.tokens, *window.after]

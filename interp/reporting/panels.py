@@ -192,6 +192,7 @@ def lines(
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         found = set(map(str, part[hue]))
         drawn = [name for name in look_of if name in found]
+        # The extent of the x axis, of which a step aside is a small share.
         reach = len(values) if ordinal else float(np.ptp(part[x]))
         for number, name in enumerate(drawn):
             words, colour, marker = look_of[name]
@@ -199,6 +200,7 @@ def lines(
             seeds = own.groupby(x)[y].agg(["mean", "min", "max"])
             lowest = seeds["min"]
             highest = seeds["max"]
+            # Places among the values of the whole table: panels have the same axis.
             places = map(values.index, seeds.index) if ordinal else seeds.index
             at = np.array(list(places), dtype=float)
             if spread == "band":
@@ -302,6 +304,7 @@ def cells(
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         import seaborn as sns
 
+        # The mean over seeds. Rows come sorted, and are put back in order of appearance below.
         wide: Any = part.pivot_table(index=row, columns=column, values=value)
         sns.heatmap(
             wide.loc[part[row].unique()],

@@ -533,6 +533,7 @@ def matrix(
     rows, columns = table.shape
     shown = table.rename(index=in_words, columns=in_words)
     largest = table.abs().to_numpy().max()
+    # With two digits a table of small numbers would read 0.00 throughout.
     digits = 2 if largest >= 0.1 else 4
     with style():
         figure = new_figure(

@@ -507,6 +507,7 @@ def permutation_p(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int =
 
     differences = _differences(a, b)
     _check_resamples(resamples)
+    # Of a single sample, "samples" flips the signs, each by itself.
     result = stats.permutation_test(
         (differences,),
         np.mean,

@@ -76,10 +76,12 @@ def entropies(
         counts: one row per bag; a row without tokens gives NaN.
     """
     totals = counts.sum(1)
+    # A count of 0 contributes 0, where 0 * log2(0) would be NaN.
     weighted = (counts * np.log2(np.where(counts > 0, counts, 1))).sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         # The same as -sum q log2 q, without dividing every count.
         found = np.log2(totals) - weighted / totals
+    # Rounding can bring the entropy of a single type slightly below 0.
     bits = np.where(totals > 0, np.maximum(found, 0), np.nan)
     return bits, (counts > 0).sum(1)
 
@@ -120,6 +122,7 @@ def entropies_of_tokens(
     # Counting by sorting: a table of counts would have a column for every token of the vocabulary.
     ordered = np.sort(tokens, axis=1)
     is_first = np.ones(ordered.shape, dtype=bool)
+    # The first token of a bag always begins a run, so that no run goes on into the next bag.
     is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     starts = np.flatnonzero(is_first)
     lengths = np.diff(starts, append=bags * size)

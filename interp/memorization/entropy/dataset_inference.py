@@ -224,12 +224,15 @@ def _draw(
         held += len(units[number])
         if 2 * held >= total:
             break
+    # Half of all windows is enough for a set, since there are at least two sets' worth.
     return rng.choice(np.concatenate(drawn), windows_per_set, replace=False)
 
 
 def _intercept(scores: np.ndarray, tokens: np.ndarray, types: int) -> float:
     """The intercept of one set; NaN where its windows have fewer than three levels."""
     levels, of_window = np.unique(scores, return_inverse=True)
+    # [windows, length]: a number for each pair of level and token, so that one count gives the
+    # bags of all levels.
     cells = of_window[:, None] * types + tokens
     counts = np.bincount(cells.ravel(), minlength=len(levels) * types).reshape(len(levels), types)
     bits, _ = entropies(counts)
@@ -239,6 +242,7 @@ def _intercept(scores: np.ndarray, tokens: np.ndarray, types: int) -> float:
 def _judge(sets: pd.DataFrame, statistic: str, texts: dict[str, int]) -> dict[str, Any]:
     """The row of one statistic, given how many texts each role has."""
     members_have_more = STATISTICS[statistic]
+    # `roc` expects a score that is higher for members.
     sign = 1.0 if members_have_more else -1.0
     values: dict[str, np.ndarray] = {}
     for role in _ROLES:

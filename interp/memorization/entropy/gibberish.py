@@ -45,7 +45,9 @@ def find_gibberish(texts: Iterable[str]) -> list[str]:
                 matches = [(start, string) for start, string in matches if _is_mixed(string)]
             places += matches
             # What was found is blanked, so that a hash is not found as base64 again.
+            # As many blanks as letters, so that places in the rest are places in the text.
             rest = pattern.sub(lambda match: " " * len(match.group()), rest)
+        # In the order of the text, and not pattern by pattern.
         found += [string for _, string in sorted(places)]
     return found
 

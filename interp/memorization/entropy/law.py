@@ -109,6 +109,7 @@ class EntropyLaw:
                     ends = np.array([part["score"].min(), part["score"].max()])
                     line = fit["intercept"] + fit["slope"] * ends
                     if self.about["response"] == "score":
+                        # Turned round: this fit predicts the score, which is on the x axis.
                         line = (ends - fit["intercept"]) / fit["slope"]
                     axes.plot(ends, line, linewidth=1.2, label="line")
                 axes.set(xlabel="memorization score (edit distance)", ylabel=names[quantity])
@@ -199,6 +200,7 @@ def entropy_law(
         distinct=distinct,
         counts=counts,
     )
+    # Nothing is scored before windows are asked for here; `counts` is complete afterwards.
     levels.update(_without_trivial(parts, counts, keep_trivial=keep_trivial))
     if not levels.windows:
         raise ValueError(
@@ -269,6 +271,7 @@ def law_of(
     rng = np.random.default_rng(seed)
     bags = LevelBags(sample, min_windows, rarefied_to, subsamples, rng)
     measured = bags.measure()
+    # The raw quantities grow with the number of windows, so they are taken from the counts of all.
     if not levels.is_complete:
         measured |= _of_all_windows(levels, bags.scores)
 
@@ -279,8 +282,10 @@ def law_of(
     level_rows: list[pd.DataFrame] = []
     fit_rows: list[dict[str, Any]] = []
     for quantity, values in measured.items():
+        # Shuffles and left-out groups are measured on the windows that were kept. A raw quantity of
+        # all windows comes from larger bags than theirs; only equal bag sizes can be compared then.
         is_comparable = quantity in RAREFIED or levels.is_complete
-        null_values = np.array([each[quantity] for each in shuffled])
+        null_values = np.array([each[quantity] for each in shuffled])  # [shuffles, levels]
         replicates = [each[quantity] for each in left_out]
         if not is_comparable:
             null_values = np.full((0, len(values)), np.nan)
@@ -368,6 +373,7 @@ def _fit_row(
         null = compare_with_null(line.r, shuffled)
         replicates: list[float] = []
         for each in left_out:
+            # Without the group a level may have fewer windows than fill a bag; it is then NaN.
             is_left = np.isfinite(each)
             replicates.append(fit_line(scores[is_left], each[is_left], response).r)
         low, high = correlation_interval(line.r, replicates)

@@ -75,7 +75,7 @@ class LevelBags:
         self._orders: list[np.ndarray] = []
         for windows in self._of_level:
             keys = rng.random((subsamples, len(windows)))
-            self._orders.append(windows[keys.argsort(axis=1)])
+            self._orders.append(windows[keys.argsort(axis=1)])  # [subsamples, windows of the level]
 
     def measure(self, kept: Bool[np.ndarray, " windows"] | None = None) -> dict[str, np.ndarray]:
         """Returns every quantity of every level, of the windows that are kept; NaN for a level with
@@ -123,13 +123,14 @@ class LevelBags:
         if kept is None:
             return order[:, :size]
         is_kept = kept[order]
+        # Each row has at least `size` windows left, so that exactly that many of it are chosen.
         is_chosen = is_kept & (is_kept.cumsum(axis=1) <= size)
         return order[is_chosen].reshape(len(order), size)
 
     def _quantities(
         self, of_level: list[np.ndarray], chosen: list[np.ndarray]
     ) -> dict[str, np.ndarray]:
-        counts = np.zeros((len(of_level), self.types))
+        counts = np.zeros((len(of_level), self.types))  # [levels, types]
         for level, windows in enumerate(of_level):
             counts[level] = np.bincount(self.tokens[windows].ravel(), minlength=self.types)
         bits, types = entropies(counts)
@@ -152,6 +153,7 @@ class LevelBags:
         means = {name: np.full(len(chosen), np.nan) for name in RAREFIED}
         if not is_usable.any():
             return means
+        # [bags, windows]: the subsamples of one usable level after those of another.
         rows = np.concatenate(chosen)
         bags = self.tokens[rows].reshape(len(rows), -1)
         bits, types = entropies_of_tokens(bags)

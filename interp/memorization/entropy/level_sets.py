@@ -59,6 +59,7 @@ class LevelSets:
             self._check_length(part)
             self._count(part)
             self._keep(part)
+            # Last, because `_keep` needs the number of windows that came before this part.
             self.windows += len(part)
         return self
 
@@ -101,6 +102,7 @@ class LevelSets:
         length = part.suffixes.shape[1]
         levels = len(self._windows_per_level)
         if levels == 0:
+            # Edit distances go from 0 to the length, both included.
             self._windows_per_level = np.zeros(length + 1, dtype=np.int64)
             self._counts = np.zeros((length + 1, 0), dtype=np.int64)
         elif levels != length + 1:
@@ -112,10 +114,12 @@ class LevelSets:
     def _count(self, part: ScoredWindows) -> None:
         """Adds the tokens of some windows to the counts of their levels."""
         largest = int(part.suffixes.max())
+        # The size of the vocabulary is not known here: columns are added as larger ids come.
         missing = largest + 1 - self._counts.shape[1]
         if missing > 0:
             self._counts = np.pad(self._counts, ((0, 0), (0, missing)))
-        levels = np.repeat(part.scores, part.suffixes.shape[1])
+        levels = np.repeat(part.scores, part.suffixes.shape[1])  # [windows * length]
+        # `self._counts[...] += 1` would count a token once that is there twice in the same level.
         np.add.at(self._counts, (levels, part.suffixes.ravel()), 1)
         self._windows_per_level += np.bincount(part.scores, minlength=len(self._windows_per_level))
 
@@ -125,6 +129,7 @@ class LevelSets:
         if room:
             self._parts.append(part.rows(np.arange(min(room, len(part)))))
         for row in range(min(room, len(part)), len(part)):
+            # The n-th window of all is taken with probability kept / n, in place of a random one.
             place = int(self._rng.integers(self.windows + row + 1))
             if place < self._kept:
                 _replace(self.sample, place, part, row)

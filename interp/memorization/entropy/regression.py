@@ -109,7 +109,8 @@ def groups_to_leave_out(
     of_window = np.asarray(texts)
     numbers, text_of_window = np.unique(of_window, return_inverse=True)
     if len(numbers) >= groups:
-        group_of_text = np.random.default_rng(seed).permutation(len(numbers)) % groups
+        # Groups of equally many texts, give or take one.
+        group_of_text = np.random.default_rng(seed).permutation(len(numbers)) % groups  # [texts]
         labels = group_of_text[text_of_window]
     else:
         labels = blocks_in_order(of_window, groups)
@@ -132,6 +133,7 @@ def blocks_in_order(texts: Int[ArrayLike, " windows"], blocks: int) -> Int[np.nd
     of_window = np.asarray(texts)
     numbers = np.empty(len(of_window), dtype=np.int64)
     in_order = np.argsort(of_window, kind="stable")
+    # The k-th of n windows is in block k * blocks // n: sizes differ by one at most.
     numbers[in_order] = np.arange(len(of_window)) * blocks // max(len(of_window), 1)
     return numbers
 
@@ -162,6 +164,7 @@ def correlation_interval(r: float, left_out: ArrayLike, level: float = 0.95) -> 
     inside = 1 - 1e-12  # artanh(1) is infinite
     centre = np.arctanh(np.clip(r, -inside, inside))
     scaled = np.arctanh(np.clip(values, -inside, inside))
+    # Samples without one group overlap almost wholly, so that the squares are summed, not averaged.
     variance = (groups - 1) / groups * np.square(scaled - scaled.mean()).sum()
     quantile = stats.t.ppf((1 + level) / 2, groups - 1)
     half_width = quantile * np.sqrt(variance)

@@ -228,9 +228,11 @@ def edit_distances(
 
 
 def _score(subject: Subject, part: Sequence[Window], prefix: int) -> ScoredWindows:
+    # The same for all, see `window_batches`.
     bos = part[0].bos
     tokens = torch.tensor([[*bos, *window.tokens] for window in part])
     batch = Batch(tokens, len(bos) + prefix)
+    # From 0 on every window is decoded: scores need all continuations.
     forced = teacher_force(subject, batch, decode_from=0.0)
     suffixes = batch.targets.numpy()
     return ScoredWindows(
@@ -250,6 +252,7 @@ def _counting(corpus: CorpusWindows, counts: dict[str, int]) -> Iterator[Window]
         yield window
         counts["texts"] = read + corpus.texts
         counts["skipped"] = skipped + corpus.skipped
+    # Texts that are too short may follow the last window.
     counts["texts"] = read + corpus.texts
     counts["skipped"] = skipped + corpus.skipped
 
@@ -269,6 +272,7 @@ def _distinct(stream: Iterator[Window], counts: dict[str, int]) -> Iterator[Wind
             continue
         recent.add(digest)
         if len(recent) == _BUFFERED:
+            # `union1d` returns sorted values, as `_contains` needs.
             ordered = np.union1d(ordered, np.array(list(recent), dtype=np.uint64))
             recent.clear()
         yield window

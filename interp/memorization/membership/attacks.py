@@ -26,6 +26,7 @@ def log_mean(log_p: Float[ArrayLike, "models examples"]) -> Float[np.ndarray, " 
         ValueError: no model, a value that is NaN, or a log-probability above 0.
     """
     values = _log_probabilities(log_p, "log_p", dimensions=2)
+    # Probabilities of texts are too small for a float: they are summed on the log scale.
     return np.logaddexp.reduce(values, axis=0) - np.log(len(values))
 
 
@@ -58,6 +59,7 @@ def offline_log_p(
         raise ValueError(f"a={a}: expected a number from 0 to 1")
     mean_out = log_mean(log_p_out)
     if a == 1:
+        # The log of 1 - a below would be -infinity.
         return mean_out
     return np.logaddexp(np.log1p(a) + mean_out, np.log1p(-a)) - np.log(2)
 
@@ -227,6 +229,7 @@ def lira_offline(
     out = _confidence(_log_probabilities(log_p_out, "log_p_out", dimensions=2), "log_p_out")
     means = out.mean(axis=0)
     if spread is None:
+        # [models, examples]: within each example, or, with one model, over examples.
         pooled_variance = out.var(axis=0, ddof=1).mean() if len(out) > 1 else out.var()
         spread = float(np.sqrt(pooled_variance))
     if not spread > 0:
@@ -234,6 +237,7 @@ def lira_offline(
             f"spread={spread:g}: expected a positive standard deviation (do all reference models "
             "agree?)"
         )
+    # Not the log of `cdf`, which rounds to 0 or 1 far out, where members are.
     return np.asarray(norm.logcdf(phi, means, spread))
 
 

@@ -181,6 +181,7 @@ def scored_texts(
 
     limit = BatchLimit()
     for numbers, shown, batch in track(stream, "scoring"):
+        # `limit` may cut a batch into parts, which come in order.
         done = 0
         for part, scores in limit.run(score, batch):
             rows = slice(done, done + len(part))
@@ -220,6 +221,7 @@ def _of_texts(
     """Texts as padded batches, each behind the start tokens, in the form that `scored_texts`
     measures."""
     start_tokens = list(subject.bos) if bos else []
+    # Without start tokens nothing predicts the first token of a text.
     prompt = max(1, len(start_tokens))
 
     def readable() -> Iterator[tuple[int, list[int], str | None]]:
@@ -231,6 +233,7 @@ def _of_texts(
                 counts["skipped"] += 1
                 continue
             is_whole = len(measured) == len(own_tokens)
+            # As it was given, where all of it is measured: decoding may give another text.
             if isinstance(text, str) and is_whole:
                 shown = text
             else:
@@ -297,6 +300,7 @@ def _rows(part: ScoredTexts, min_k: float) -> pd.DataFrame:
     }
     if all(text is not None for text in part.texts):
         sizes = np.array([_compressed_bytes(text) for text in part.texts if text is not None])
+        # The mean times the number of tokens is the log-probability of the whole text.
         columns["zlib"] = columns["loss"] * columns["tokens"] / sizes
     if scores.informia is not None and scores.log_p_reference is not None:
         assert scores.kl is not None  # the three come together
@@ -333,6 +337,7 @@ def mean_of_lowest(
         >>> mean_of_lowest(log_p, torch.ones(1, 5, dtype=torch.bool), 0.4)
         array([-4.5])
     """
+    # Infinity sorts what does not count behind all that does.
     ordered = values.double().masked_fill(~counted, torch.inf).sort(1).values
     # A share of 0.2 of 5 tokens is 1 token, though 0.2 * 5 may be computed as 0.999...
     taken = (counted.sum(1) * share + 1e-9).floor().clamp(min=1)

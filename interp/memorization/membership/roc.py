@@ -71,6 +71,7 @@ class Roc:
         rates = self.frame["fpr"].to_numpy()
         within = rates <= fpr + 1e-12  # 3 of 10 and 0.3 may differ in the last bit
         largest = float(self.frame["tpr"].to_numpy()[within].max())
+        # The rate is a count divided by the members; the exact interval needs the count.
         accepted = round(largest * len(self.members))
         found = binomtest(accepted, len(self.members)).proportion_ci(0.95, "exact")
         share = accepted / len(self.members)
@@ -125,6 +126,7 @@ def roc(scores: ArrayLike, members: ArrayLike) -> Roc:
     if labels.all() or not labels.any():
         kind = "members" if labels.any() else "non-members"
         raise ValueError(f"members: all {len(labels)} examples are {kind}; expected both kinds")
+    # By default sklearn drops points on a straight line; `tpr` needs them, as it interpolates none.
     fpr, tpr, thresholds = roc_curve(labels, values, drop_intermediate=False)
     frame = pd.DataFrame({"threshold": thresholds, "fpr": fpr, "tpr": tpr})
     return Roc(values[labels], values[~labels], frame)
@@ -171,6 +173,7 @@ def auc_interval(auc: float, members: int, non_members: int) -> Interval:
     """
     from scipy.optimize import brentq
 
+    # Method 5 takes the mean of the two numbers for each of them.
     others = (members + non_members) / 2 - 1
 
     def distance(true: float) -> float:

@@ -34,7 +34,7 @@ def label_log_p(
         array([0.66524096])
     """
     scaled = _scaled(logits, temperature)
-    of_label = np.take_along_axis(scaled, labels[:, None], axis=1)
+    of_label = np.take_along_axis(scaled, labels[:, None], axis=1)  # [examples, 1]
     # Not the logit minus the log of the sum: two numbers that are nearly equal where p is close to
     # 1. The sum over classes relative to the true one is 1 plus what is lost, and keeps it.
     return -np.logaddexp.reduce(scaled - of_label, axis=1)

@@ -108,6 +108,7 @@ class TokenMap:
         """Draws the score of each token as a bar above its text."""
         from interp.reporting.layout import finish, grid_of, style
 
+        # Rounded up.
         rows = -(-len(self.frame) // _ROW)
         with style():
             figure, grid = grid_of(rows, 1, width=10.0, height=1.7)
@@ -187,6 +188,7 @@ def token_map(
     if bos:
         ids = subject.without_bos(ids)
     predicted = scores.log_p.shape[1]
+    # Nothing predicts the first token where no start token comes before it.
     unpredicted = len(ids) - predicted
     pieces = subject.decode_parts(ids, range(1, len(ids)))
     columns = {

@@ -99,6 +99,7 @@ def token_scores(
     flat_references = [_by_position(part, width) for part in reference_logits]
 
     pieces: list[list[Tensor]] = []
+    # In positions; each has `width` logits.
     at_once = max(_LOGITS_AT_ONCE // width, 1)
     for start in range(0, len(flat_targets), at_once):
         piece = slice(start, start + at_once)

@@ -876,6 +876,7 @@ def _measure(table: Any, perturbations: Mapping[str, Perturbation]) -> pd.DataFr
 
     # Missing | True is True, and Missing | False is missing: three-valued logic of pandas.
     of_goal = table["old_goal"].where(changes_goal, other=False)
+    # Without places a trap can be told only where the goal has changed.
     trap = of_goal | table["old_place"] if has_old_place else of_goal.where(changes_goal)
     measured = table.copy()
     measured["trap"] = trap.where(shows_traps)

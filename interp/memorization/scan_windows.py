@@ -198,6 +198,7 @@ class BatchWindows:
         for number, tokens in enumerate(batch.tokens.tolist()):
             given = {name: values[number] for name, values in conditioning.items()}
             self._rows.append((tuple(tokens), given))
+        # Only for places and a digest: `read` takes the rows themselves by their number.
         self._stream = Stream(map(repr, self._rows))
 
     @property

@@ -241,6 +241,7 @@ def each_table(folder: Path, kind: str, files: int) -> Iterator[pd.DataFrame]:
     """
     for number in range(files):
         file = _file(folder, kind, number)
+        # A number without rows has no file.
         if file.exists():
             yield _read(file)
 

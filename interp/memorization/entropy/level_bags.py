@@ -104,6 +104,8 @@ class LevelBags:
         # they really do, and have more entropy: with texts that differ, p would be far too small.
         places = [self._levels_in_order[text] for text in self._texts_in_order]
         order = rng.permutation(len(places))
+        # Laid end to end in the new order: where texts differ in length, the scores of one may fall
+        # on windows of two.
         levels = np.concatenate([places[text] for text in order] or [self._levels_in_order])
         of_level = [self._in_order[levels == level] for level in range(len(self.scores))]
         chosen = [

@@ -147,4 +147,5 @@ def token_numbers(suffixes: Int[np.ndarray, "windows length"]) -> tuple[np.ndarr
         suffixes: token ids.
     """
     found, numbers = np.unique(suffixes, return_inverse=True)
+    # Before version 2, numpy returns the inverse of a table as one long row.
     return numbers.reshape(suffixes.shape), len(found)

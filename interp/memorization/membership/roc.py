@@ -191,6 +191,7 @@ def auc_interval(auc: float, members: int, non_members: int) -> Interval:
 def _spread(auc: float, other_members: float, other_non_members: float) -> float:
     """The variance of an AUC times the number of pairs of a member and a non-member, if scores are
     exponential."""
+    # Q1 - AUC^2 and Q2 - AUC^2 of Hanley and McNeil, both divided by AUC (1 - AUC).
     two_members = (1 - auc) / (2 - auc)
     two_non_members = auc / (1 + auc)
     return auc * (1 - auc) * (1 + other_members * two_members + other_non_members * two_non_members)

@@ -112,6 +112,7 @@ def token_scores(
         pieces.append(columns)
 
     joined = [torch.cat(column).reshape(targets.shape) for column in zip(*pieces, strict=True)]
+    # The columns come in the order of the fields.
     scores = TokenScores(*joined)
     _check_finite(scores, counted)
     return scores
@@ -161,6 +162,8 @@ def _reference_columns(
     p_reference = reference.exp()
     kl = torch.linalg.vecdot(p_reference, reference - target)
     if bool(target.amin() <= _IMPOSSIBLE):
+        # The stand-in for the log of 0 is finite: where the target rules out what the reference
+        # allows, the infinite KL is put in by hand.
         is_lost = (target <= _IMPOSSIBLE) & (reference > _IMPOSSIBLE)
         kl = kl.masked_fill(is_lost.any(-1), torch.inf)
     of_true = reference.gather(-1, targets[:, None])[:, 0]
@@ -171,6 +174,7 @@ def _reference_columns(
         # The true token's own term of the KL is -p_ref(x) * log_ratio.
         score = score + p_true * log_ratio
     elif over == "other_tokens_normalized":
+        # The same number as log_ratio + (kl + p_true * log_ratio) / (1 - p_true).
         score = score / (1 - p_true)
     return [of_true, kl, score]
 

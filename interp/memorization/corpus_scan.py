@@ -212,8 +212,8 @@ class CorpusScan:
         tables = [table for scan in self.scans for table in scan.tables("shard")]
         if not tables:
             return pd.DataFrame(columns=list(_COLUMNS)).astype(_COLUMNS)
-        # Shares take turns with the texts, so that the rows of several folders interleave.
         frame = pd.concat(tables, ignore_index=True)
+        # Shares take turns with the texts, so that the rows of several folders interleave.
         return frame.sort_values(["text", "start"], kind="stable", ignore_index=True)
 
     def documents(self) -> Iterator[pd.DataFrame]:

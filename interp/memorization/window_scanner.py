@@ -102,9 +102,9 @@ class WindowScanner:
             _check_together(self.subject.module, shards.progress)
             try:
                 for chunk in track(window_batches(windows, self.batch_size), "scanning"):
-                    # A window knows how far a scan has come with it: the last of the part counts.
                     for part, rows in limit.run(self._measure, chunk):
                         kept = self._described(part, rows, keep)
+                        # A window knows how far a scan has come with it: the last one counts.
                         shards.add(rows, part[-1].progress, kept)
             except OtherTextsError as error:
                 raise ValueError(

@@ -126,7 +126,7 @@ def roc(scores: ArrayLike, members: ArrayLike) -> Roc:
     if labels.all() or not labels.any():
         kind = "members" if labels.any() else "non-members"
         raise ValueError(f"members: all {len(labels)} examples are {kind}; expected both kinds")
-    # By default sklearn drops points on a straight line; `tpr` needs them, as it interpolates none.
+    # By default sklearn drops points on a straight line; `tpr`, without interpolation, needs all.
     fpr, tpr, thresholds = roc_curve(labels, values, drop_intermediate=False)
     frame = pd.DataFrame({"threshold": thresholds, "fpr": fpr, "tpr": tpr})
     return Roc(values[labels], values[~labels], frame)

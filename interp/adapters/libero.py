@@ -484,6 +484,7 @@ class Libero:
             self._check_not_done(environment, of, "at reset")
             before = observation
             for _ in range(_SETTLING_STEPS):
+                # Behind the loop, this is what was seen before the last of these actions.
                 before = observation
                 observation, _, _, _ = environment.step(np.array(_NO_OP))
         self._check_not_done(environment, of, "after the scene came to rest")
@@ -773,6 +774,7 @@ def _build(of: Task, side: int | None) -> Environment:
     else:
         arguments = {"camera_heights": side, "camera_widths": side}
     errors: Any = importlib.import_module("robosuite.utils.errors")
+    # LIBERO draws a layout when it builds a scene, and gives up where objects do not fit.
     for _ in range(_LAYOUT_DRAWS):
         try:
             made = environments.ControlEnv(bddl_file_name=str(of.scene), **arguments)

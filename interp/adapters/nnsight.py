@@ -111,6 +111,7 @@ def record(
         check_hosted(model, peer)
     known = anatomy or _anatomy(model)
     chosen = known.expand(sites)
+    # All views of an example stay in one batch.
     examples_per_batch = max(batch_size // views, 1)
 
     with _traceable(model, peer, remote) as envoy:

@@ -94,6 +94,7 @@ def reading_steps(
             path, side, *_ = step
             last = max(time, last_edit.get((path, side), time))
             *slot, own = last
+            # Behind every edit of the module, whose own places in the order are numbers of points.
             at = time if of_site is None else (*slot, own + len(BLOCK_POINTS))
             timed.append((at, of_site, step))
 

@@ -201,8 +201,10 @@ def _hook(edits: list[Edit], prompt: int | None) -> Hook:
     def change(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
         nonlocal seen, given
         length = value.shape[1]
+        # One position goes on where the last value ended; more of them begin anew.
         offset = seen if length == 1 else 0
         seen = offset + length
+        # What comes in the first call is the prompt, where nothing else was said.
         given = given or length
 
         # hook_z has an axis of heads, which an edit's columns do not know

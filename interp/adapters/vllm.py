@@ -177,6 +177,7 @@ def _compare(listed: Mapping[int, Any], token: int) -> tuple[float, list[int]]:
     own = by_token[token]
     largest = max(by_token.values())
     rivals = [other for other, value in by_token.items() if value == largest]
+    # One listed token that is less likely shows that the list reaches below all that are equal.
     if own == largest and len(rivals) == len(by_token):
         raise ValueError(
             f"none of the {len(rivals)} tokens that vLLM listed is less likely than {token}: how "
@@ -185,6 +186,7 @@ def _compare(listed: Mapping[int, Any], token: int) -> tuple[float, list[int]]:
     rank = listed[token].rank
     is_first = own == largest
     is_alone = is_first and len(rivals) == 1
+    # Among equals the rank may be any; alone at the top it is 1, and below the top it is not.
     contradicts = rank != 1 if is_alone else rank == 1 and not is_first
     if rank is not None and contradicts:
         raise ValueError(

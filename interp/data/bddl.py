@@ -126,6 +126,7 @@ def parse(text: str, source: str = "text") -> Tree:
         token = match.group()
         if token.startswith(";"):
             continue
+        # Outside all parentheses, only the first "(" of the text may stand.
         if not unfinished and (finished is not None or token != "("):
             where = _position(text, match.start(), source)
             raise ValueError(f"{where}: {_outside(token, after=finished is not None)}")
@@ -158,6 +159,7 @@ def parse(text: str, source: str = "text") -> Tree:
 
 def _position(text: str, offset: int, source: str) -> str:
     line = text.count("\n", 0, offset) + 1
+    # In the first line `rfind` gives -1, so that columns count from 1 there too.
     column = offset - text.rfind("\n", 0, offset)
     return f"{source}, line {line}, column {column}"
 
@@ -243,6 +245,7 @@ def _declaration_lines(node: Tree, indent: int) -> list[str]:
     words: list[str] = []
     for word in node[1:]:
         words.append(_flat(word))
+        # A declaration ends with the word behind a dash.
         if len(words) > 1 and words[-2] == "-":
             lines.append(" " * (indent + 2) + " ".join(words))
             words = []

@@ -140,6 +140,7 @@ def swap_positions(tree: Tree, pairs: Iterable[tuple[str, str]]) -> Tree:
     facts: list[Node] = []
     for fact in init[1:]:
         match fact:
+            # The first such fact says where a thing is; a further one stays as it is.
             case ("On", str(name), str(place)) if places[name] == place:
                 facts.append(("On", name, exchanged.get(name, place)))
             case _:
@@ -387,7 +388,7 @@ def shift_target(
                 f"{target!r} would come to lie on {name!r}, which the goal is about, after "
                 f"{metres} m along {axis}; expected a shorter distance or the other direction"
             )
-        offsets[place] = (0, _REMOVED_TO)
+        offsets[place] = (0, _REMOVED_TO)  # along x
         removed.append(name)
 
     moved: list[Node] = [":regions"]
@@ -525,8 +526,11 @@ def _replace_parts(name: str, categories: Mapping[str, str]) -> str:
     """
     if not categories:
         return name
+    # Of alternatives the first that fits is taken: `milk` would take the beginning of
+    # `milk_carton`.
     longest_first = sorted(categories, key=len, reverse=True)
     either = "|".join(re.escape(category) for category in longest_first)
+    # In front and behind: an underscore, or nothing.
     whole_words = rf"(?<![^_])(?:{either})(?![^_])"
     return re.sub(whole_words, lambda match: categories[match.group()], name)
 
@@ -640,6 +644,7 @@ def _check_on_surface(region: Region, target: str, along: int, metres: float) ->
         )
     limit = surface.half_size[along]
     for rectangle in region.ranges:
+        # A rectangle is (x0, y0, x1, y1): both its ends along this axis.
         for edge in (rectangle[along], rectangle[along + 2]):
             if abs(edge + metres) > limit:
                 raise ValueError(
@@ -697,6 +702,7 @@ def _translated_rectangle(rectangle: Node, along: int, metres: float) -> Node:
     words: list[Node] = []
     for number, word in enumerate(rectangle):
         assert isinstance(word, str)
+        # x0, y0, x1, y1: every other one is along this axis.
         if number % 2 == along:
             # To a micrometre: the sum of -0.145 and 0.07 is not to be -0.07499999999999998.
             words.append(str(round(float(word) + metres, 6)))
@@ -708,4 +714,5 @@ def _translated_rectangle(rectangle: Node, along: int, metres: float) -> Node:
 def _with_section(tree: Tree, new: Tree) -> Tree:
     """The tree with one section replaced by a new one of the same name."""
     old = section(tree, str(new[0]))
+    # By identity: words and other sections may be equal to it.
     return tuple(new if node is old else node for node in tree)

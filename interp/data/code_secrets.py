@@ -229,6 +229,7 @@ def count_cut_off(subject: Subject, files: Sequence[SecretFile], length: int) ->
         beyond = token_mask(spans[length:], file.secrets)
         if not any(beyond):
             continue
+        # Where the first token that is cut off begins.
         end = spans[length][0]
         count += sum(secret.stop > end for secret in file.secrets)
     return count
@@ -366,6 +367,7 @@ def plant(
     # Parts without a near-duplicate of a file in another part.
     shares = {"pieces": 0.4, "background": 0.4, "held_out": 0.2}
     parts = corpora.split(corpora.load("stdlib", head=head), shares, seed)
+    # Parts are told apart by the heads of files; pieces are cut out of whole files.
     different = {file.name for file in corpora.deduplicate(parts["pieces"])}
     whole = [file for file in corpora.load("stdlib") if file.name in different]
     wanted = sum(counts.values())
@@ -383,6 +385,7 @@ def plant(
     for number in range(forget + others):
         piece = pieces.pop()
         holders = _holders(kinds, number, len(piece.statements), random)
+        # The same statements at the same places: file and twin differ by the values alone.
         files.append(_with_secrets(piece, holders, _values(kinds, random, drawn)))
         twins.append(_with_secrets(piece, holders, _values(kinds, random, drawn)))
 
@@ -628,6 +631,7 @@ def _values(kinds: Sequence[str], random: Random, drawn: set[str]) -> list[str]:
     values: list[str] = []
     for kind in kinds:
         value = draw(kind, random)
+        # `find_secrets` would pass over an address with such a word in it.
         while value in drawn or _PLACEHOLDER_EMAIL.search(value):
             value = draw(kind, random)
         drawn.add(value)
@@ -690,13 +694,16 @@ def _top_level(text: str) -> list[str]:
     lines = text.splitlines()
     body = ast.parse(text).body
     starts: list[int] = []
+    # A decorator stands above the line of what it decorates. Lines count from 1.
     for node in body:
         decorators = getattr(node, "decorator_list", [])
         starts.append(min([node.lineno, *[one.lineno for one in decorators]]) - 1)
 
     statements: list[str] = []
+    # A statement reaches to where the next one starts.
     for node, start, stop in zip(body, starts, [*starts, len(lines)][1:], strict=True):
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        # The next statement is on the same line, or on the one where this one ends.
         shares_line = start == stop or (node.end_lineno or 0) > stop
         if not (is_text or shares_line or isinstance(node, ast.Import | ast.ImportFrom)):
             statements.append("\n".join(lines[start:stop]))

@@ -102,6 +102,7 @@ def load(name: str, *, files: int | None = None, head: int | None = None) -> tup
             f"{name!r} is no corpus: expected one of {', '.join(_CORPORA)}; "
             f"nearest: {closest(name, _CORPORA)}"
         )
+    # 0 is as false as None, so that `or` would let it pass: it is looked for by itself.
     if min(files or 1, head or 1) < 1 or 0 in (files, head):
         raise ValueError(f"files={files} and head={head}: expected numbers of at least 1, or None")
     found = [Document(part, text[:head]) for part, text in _CORPORA[name]()]
@@ -229,6 +230,7 @@ def plant(
         raise ValueError(f"copies={tuple(copies)}: expected whole numbers of at least 1")
 
     random = Random(f"plant {seed}")
+    # The copies in front of each document, and at the end those behind the last one.
     before: list[list[Document]] = [[] for _ in range(len(documents) + 1)]
     rows: list[dict[str, object]] = []
     dealt = list(zip(passages, cycle(copies), strict=False))
@@ -270,11 +272,13 @@ def _groups(documents: Sequence[Document]) -> list[list[int]]:
         runs = _runs(document.text)
         sizes.append(len(runs))
         shared: Counter[int] = Counter()
+        # Noted after the look-up, so that a document shares no run with itself.
         for run in runs:
             shared.update(holders[run])
             holders[run].append(number)
         for other, count in shared.items():
             if count >= _DUPLICATE_SHARE * min(len(runs), sizes[other]):
+                # The earlier leader leads both groups: a group is led by its first document.
                 first, second = sorted((leader_of(number), leader_of(other)))
                 leader[second] = first
 

@@ -222,7 +222,9 @@ class _InMemory:
     def _sorted_hashes(self, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The hashes of all windows that lie within one document, sorted, and where each starts."""
         starts = np.arange(max(self.tokens - width + 1, 0))
+        # The first tokens of all windows, their second ones, and so on, each as one slice.
         hashes = _hashes([self._corpus[offset : offset + len(starts)] for offset in range(width)])
+        # The first document that ends behind a place is the one that it lies in.
         document = np.searchsorted(self._ends, starts, side="right")
         is_within = starts + width <= self._ends[document]
         starts = starts[is_within]
@@ -295,6 +297,7 @@ def _write(
                 f"document {written} has token {document.max()}: infini-gram counts tokens below "
                 f'{_SEPARATOR}; count with engine="memory"'
             )
+        # Two bytes for each token, and for the separator of each document, that came before.
         offset = 2 * (total + written)  # bytes
         offsets.write(offset.to_bytes(8, "little"))
         tokens.write(_SEPARATOR.to_bytes(2, "little"))

@@ -273,7 +273,7 @@ def shift_images(images: Images, views: int, seed: int, most: int = 1) -> Images
     padded = F.pad(images.pixels, [most] * 4, mode="replicate")
     # Every position of a window of one image's size, as a view of the padded images: only the
     # positions that are drawn are copied, below.
-    windows = padded.unfold(2, side, 1).unfold(3, side, 1)
+    windows = padded.unfold(2, side, 1).unfold(3, side, 1)  # [n, channels, down, right, side, side]
 
     image = torch.arange(len(images)).repeat_interleave(views)
     generator = torch.Generator().manual_seed(seed)

@@ -67,6 +67,7 @@ class Record:
     def values(self) -> frozenset[str]:
         """The parts of the secret that belong to one person alone: not the expiry date."""
         words = self.secret.rstrip(".").split()
+        # An expiry date has five characters; every other value has more than six.
         return frozenset(word for word in words if len(word) > 6)
 
 

@@ -182,6 +182,7 @@ def relations(
     rng = np.random.default_rng(seed)
     if not 0 <= ood < 1:
         raise ValueError(f"ood={ood}: expected the share of facts to set aside, from 0 to below 1")
+    # The two hops of a graph are the same facts.
     every = pd.concat([facts.first, facts.second]).drop_duplicates(ignore_index=True)
     # Whole facts, not questions: the facts of a held-out question are in other questions too, so
     # that both hops were trained as parts of questions.

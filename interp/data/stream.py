@@ -67,6 +67,7 @@ class Stream:
     def __init__(self, texts: Iterable[Text]) -> None:
         self._texts = texts
         has_state = hasattr(texts, "state_dict") and hasattr(texts, "load_state_dict")
+        # An iterator stands somewhere already, and this stream begins there.
         if has_state and iter(texts) is texts:
             reader: Any = texts
             self._beginning = reader.state_dict()
@@ -150,6 +151,7 @@ class Stream:
             before = self.digest
             self.digest = _chained(before, text, number)
             yield Place(number, state, before, self.digest), text
+            # Now, when one text was taken and the next was not, it is the place of the next.
             state = self._state()
 
     def _state(self) -> Any:

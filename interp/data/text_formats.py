@@ -375,9 +375,11 @@ def _rows(lines: Iterator[str], kind: str) -> Any:
 
 def _next_row(rows: Any, file: Path) -> tuple[int, list[str] | None]:
     """The next row that is not empty, with the number of its first line; None at the end."""
+    # The csv module gives an empty list for an empty line.
     row: list[str] | None = []
     line = 0
     while row == []:
+        # Counts lines of the file, not rows: a field in quotation marks may hold several.
         line = rows.line_num + 1
         # The limit is one for the whole process, so it is set for no longer than it is needed.
         limit = csv.field_size_limit(_LONGEST_FIELD)

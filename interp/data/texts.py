@@ -92,6 +92,7 @@ class TextReader(Iterator[str]):
         while self._file < len(self._files):
             if self._texts is None:
                 file = self._files[self._file]
+                # A file that is continued is in the mark already.
                 if not self._row:
                     self._seen = _seen_with(self._seen, file)
                 self._texts = self._open(file)
@@ -106,6 +107,7 @@ class TextReader(Iterator[str]):
         """Returns the place of the next text, as JSON can hold it: number of the file, row in it,
         what a data set on the hub says of its own place, and a mark of the files up to there."""
         rows = self._rows
+        # A data set that is not open yet is still at the place that was loaded.
         open_file = None if self._texts is None else self._files[self._file]
         if isinstance(open_file, HubTexts):
             rows = open_file.state_dict()
@@ -120,6 +122,7 @@ class TextReader(Iterator[str]):
         number = state["file"]
         begun = state["row"] > 0
         seen = ""
+        # True counts as one: the file that was begun is among those that were read.
         for file in self._files[: number + begun]:
             seen = _seen_with(seen, file)
         if seen != state["seen"]:
@@ -233,6 +236,7 @@ def find_texts(paths: Iterable[str | Path], column: str = "text") -> TextFiles:
             files.setdefault(file.resolve(), file)
         for other in others:
             passed_over.setdefault(other.resolve(), other)
+    # A file that a folder passes over is read where it is named itself.
     not_read = [other for place, other in passed_over.items() if place not in files]
     return TextFiles(tuple(files.values()), tuple(not_read), column)
 

@@ -412,6 +412,7 @@ class Check:
 
         known = _known(measured)
         found = self._over_seeds(known) if known else None
+        # Not judged yet: a claim that lacks a seed, or has but one, stays so.
         claim = self._claim(self.id, found, controls_over_seeds, len(known), len(each))
         on_every_seed = len(known) == len(each)
         if found is not None and on_every_seed and self._judged(len(each)):

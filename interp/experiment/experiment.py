@@ -394,6 +394,7 @@ def find_experiment(name: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
+        # Something is missing that the experiment itself imports.
         if error.name != module:
             raise
         raise LookupError(f"experiment {name!r}: there is no {module}") from error

@@ -149,6 +149,7 @@ class Kept:
         """
         from threadpoolctl import threadpool_limits
 
+        # `place` is OUT/jobs/FUNCTION-DIGEST.
         root = self.place.parent.parent
         arguments = [
             root / value.name if isinstance(value, Folder) else value
@@ -170,6 +171,8 @@ class Kept:
         about = {"fingerprint": self.fingerprint, "tables": list(found)}
         with replaced(temporary / "job.json") as file:
             file.write_text(json.dumps(about))
+        # A folder is not renamed to one that holds files, and what is there is no result of this
+        # job.
         if self.place.exists() and not self.done:
             shutil.rmtree(self.place)
         try:
@@ -178,6 +181,7 @@ class Kept:
             # A worker that outlived a killed run has finished the same job in the meantime.
             if not self.done:
                 raise
+        # What runs that were killed have left behind.
         for left in self.place.parent.glob(f".{self.place.name}.*.part"):
             shutil.rmtree(left, ignore_errors=True)
 

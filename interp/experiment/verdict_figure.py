@@ -70,6 +70,7 @@ def verdict_figure(table: pd.DataFrame, name: str = "the experiment") -> Figure:
             ylabel="claim",
         )
         axes.set_yticks(centres, texts, fontsize=7.5, ha="left")
+        # In points, of which an inch has 72.
         axes.tick_params(axis="y", pad=_STATEMENT * 72 + 4, length=0)
         experiment = in_words(name.replace(".", ", "))
         title = f"Claims of {experiment}: what was measured against each threshold"

@@ -60,6 +60,7 @@ class Block:
             if self.call.path in operation.inside:
                 self.operations.append(operation)
 
+        # Before the search for the sum, which has to hold the terms that the layout names.
         self.named: dict[str, Call] = {}
         if self.layout.attn_out is not None:
             self.named["attn_out"] = self._named_term(self.layout.attn_out)
@@ -90,6 +91,7 @@ class Block:
     def has_streams(self) -> bool:
         """Whether it passes on several residual streams at once, in one tensor."""
         entering, leaving = self.call.value, self.call.output
+        # One stream is [batch, position, width]; with a further axis there are several.
         return entering is not None and entering.ndim > 3 and shaped_like(leaving, entering)
 
     @property
@@ -182,6 +184,7 @@ class Block:
         if half is None or not self._n_heads:
             return None
         last = max(operation.time for operation in self.operations)
+        # In the order in which they ran: the first projection after the attention is the likeliest.
         candidates = [call for call in self._projections if last < call.start < half.end]
         return Search(half, self.inner, candidates, after=last)
 
@@ -195,6 +198,7 @@ class Block:
             attention = self._attention_half
             # What runs after the attention is likelier, and leaves the attention as it is.
             after = attention.end if attention is not None and attention.end < half.end else 0
+            # Tried from the last one on: what leads back to the stream comes last in an MLP.
             candidates = [call for call in self._projections if after < call.start < half.end]
             return Search(half, self.inner, candidates[::-1], after=after)
         if self.residual is None:
@@ -263,6 +267,8 @@ class Block:
         while path.startswith(f"{self.call.path}."):
             path = path.rpartition(".")[0]
             parent = by_path.get(path)
+            # A list does not run as a whole, and what reads the same as the projection, such as an
+            # adapter, only wraps it.
             if parent is None or same(parent.value, call.value):
                 continue
             return parent if shaped_like(parent.output, self.call.output) else None
@@ -320,6 +326,7 @@ class Block:
         if value is None or value.ndim != 3:
             counts: set[int] = set()
         else:
+            # An operation computes one map for each head of each example.
             counts = {operation.maps // value.shape[0] for operation in self.operations}
         return counts.pop() if len(counts) == 1 else 0
 
@@ -330,6 +337,7 @@ class Block:
         for name, part in block.named_modules():
             if isinstance(part, nn.ModuleList) and len(part) > 1 and has_projection(part):
                 return name
+            # The kernels of convolutions have three axes or more, too.
             if isinstance(part, _CONVOLUTIONS):
                 continue
             for parameter in part.parameters(recurse=False):
@@ -345,6 +353,7 @@ class Block:
             return False
         if residual.norms or residual.start is not None or residual.whole != 1:
             return False
+        # One term is the attention, all others are the MLP: no other mixer is among them.
         return halves.attention is not None and len(residual.terms) == 1 + len(halves.mlp)
 
     def places(self) -> dict[str, Place | str]:
@@ -457,10 +466,13 @@ class Block:
         if not mixing or not self.halves.mlp:
             return self._why_no_term() or f"{self.call.path} has one half: nothing is between"
         assert self.residual is not None
+        # The first half ends with its norm: the second reads what that gives.
         if self.residual.norms:
             return outward(self.residual.norms[0])
         halves = sorted((mixing, list(self.halves.mlp)), key=lambda terms: terms[0].call.end)
         first, second = halves
+        # A second half that mixes positions reaches as far alone, so that `sequential` does not
+        # show it. A module that reads the sum does.
         if not self.halves.sequential and not self._reads(first):
             return "attention and MLP run in parallel: there is no residual between them"
         if first[-1].call.end > second[0].call.end:
@@ -502,6 +514,7 @@ def _sum_of(terms: Sequence[Term], start: Place | None) -> Place:
     In the order in which they are computed: a sum is seen where its last term is.
     """
     total = start
+    # Each place holds the sum before it in `onto`, so that the last term becomes the outermost.
     for term in sorted(terms, key=lambda term: term.call.end):
         total = replace(_added(term), onto=total)
     assert total is not None

@@ -105,8 +105,10 @@ def _apart(path: str, module: nn.Module, places: _Places) -> _Places:
     place = _place(path, places)
     prefix = f"{path}." if path else ""
     inner = [name for name in places if name != path and name.startswith(prefix)]
+    # Only a module without weights can have no place: `fitted` has looked up each weight.
     if not inner:
         return {} if place is None else {path: place}
+    # A weight of the module itself lies in none of the children that are placed below.
     for name, _ in module.named_parameters(recurse=False):
         raise LoadError(
             f"device_map= divides {path or type(module).__name__}, which has a weight of its own "
@@ -178,6 +180,7 @@ def choose_device_map(
             f"one of {', '.join(_STRATEGIES)}"
         )
     places = dict(device_map)
+    # Asked for the checks alone: the device has to be there and to compute in this precision.
     for place in places.values():
         if place != "disk":
             choose_device(_numbered(place), dtype)
@@ -220,6 +223,7 @@ def _bytes(max_memory: Memory | None) -> dict[int | str, int] | None:
     found: dict[int | str, int] = {}
     for name, amount in max_memory.items():
         key = int(name) if str(name).isdigit() else name
+        # Asked for the check alone: the accelerator has to be there.
         if key != "cpu":
             choose_device(_numbered(key))
         try:
@@ -236,5 +240,6 @@ def _numbered(device: Device | int) -> Device:
     """The name of an accelerator that is given by its number, as accelerate has them."""
     if not isinstance(device, int):
         return device
+    # Without an accelerator, the name is one that `choose_device` refuses.
     kinds: Iterable[str] = (known.type for known in available_devices() if known.type != "cpu")
     return f"{next(iter(kinds), 'cuda')}:{device}"

@@ -88,6 +88,7 @@ def check_stays(kind: str, at: torch.device, device: Device | None) -> None:
     if device is None:
         return
     asked = _parse(device)
+    # "cuda" without a number means any of them.
     if asked.type != at.type or asked.index not in (None, at.index):
         raise LoadError(
             f"device={str(device)!r}: {kind} is in memory on {at} already, and what you hold is "

@@ -211,6 +211,8 @@ class _Survey:
         for point, is_it in (("embed", _embeds), ("final", _follows)):
             owner = path
             found: Call | None = None
+            # Outwards from the stack, one module at a time; the last one is the root, whose path is
+            # empty.
             while owner and found is None:
                 owner = owner.rpartition(".")[0]
                 prefix = f"{owner}." if owner else ""

@@ -65,6 +65,8 @@ def tell_apart(
         # What reads the MLP's own output comes after it (per-layer inputs of Gemma 4).
         mlp = tuple(term for term in kind.mlp if term.call not in dependent)
         reaches = [reach[term.call] for term in residuals[path].terms]
+        # What reads the output of another half is reached farther while that one passes on its
+        # change.
         sequential = any(each.through > each.alone for each in reaches)
         halves[path] = replace(kind, mlp=mlp, sequential=sequential)
     return halves
@@ -99,9 +101,12 @@ class _Runs:
         )
 
     def _in_child(self, term: Term, operation: Attention) -> bool:
+        # The paths are those of the running modules, outermost first: what is behind the block is
+        # in it.
         running = operation.inside[operation.inside.index(self.block) + 1 :]
         if not running:
             return True  # the block runs the operation itself
+        # Either may lie within the other. With its dot, `attn` does not match `attn_norm`.
         child, path = f"{running[0]}.", f"{term.call.path}."
         return path.startswith(child) or child.startswith(path)
 

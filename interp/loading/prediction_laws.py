@@ -228,6 +228,8 @@ def _check_causality(
     with _Lookups(trial.module) as lookups:
         predicted = trial.predict(changed, all_tokens=True)
 
+    # All tokens were asked for, to see whether the first one is predicted; the trial left that out.
+    # Both end with the same token.
     known = trial.logits.shape[1]
     differences = _differences(trial.logits, predicted[:, -known:])
     earlier = earlier[:, -known:].to(differences.device)
@@ -266,6 +268,7 @@ def _change_later(
     changed = tokens.clone()
     earlier = torch.zeros_like(tokens, dtype=torch.bool)
     for row in range(len(tokens)):
+        # Something has to come before what is changed.
         group = max(1, starts[row % 2])
         if group >= len(groups):
             continue  # everything is predicted together
@@ -274,6 +277,7 @@ def _change_later(
         changed[row, start:] = tokens[row, start - 1 : -1]
         if torch.equal(changed[row], tokens[row]):  # an example of one token, repeated
             changed[row, start:] = 1 - tokens[row, start:].clamp(max=1)
+        # The first group that is changed is itself predicted from what stands before it.
         earlier[row, :stop] = True
     return changed, earlier
 
@@ -439,6 +443,7 @@ def _try_cache(trial: Trial, stepwise: OneByOne) -> Prediction | str:
     if windows - filled:
         longer = ", ".join(map(str, sorted(windows - filled)))
         verified += f"; without filling windows of {longer} tokens"
+    # The first thing that is read on the cache are all tokens but two, see `_compare_cache`.
     context = _positions(lookups.found, tokens.shape[1] - 2, lead=0)
     return Prediction(Decoding(cached=True, reason=verified), context, lead=0)
 
@@ -501,6 +506,7 @@ def _compare_cache(candidate: _Candidate, tokens: Tensor, whole: Tensor) -> dict
     whole = whole.flip(0)
     decoder = Decoder(candidate, len(tokens))
     start = tokens.shape[1] - 5
+    # Three tokens that do not follow there, to be read and then forgotten.
     draft = tokens.flip(-1)[:, :3]
     read = decoder.feed(torch.cat([tokens[:, :start], draft], dim=1), keep=start + 3)
     found = {"several tokens at once": difference(read[:, :start], start)}

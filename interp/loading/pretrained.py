@@ -58,6 +58,7 @@ def read(
             or the device map does not fit the model.
     """
     path = Path(source)
+    # A folder is taken before an installed package of the same name.
     if path.suffix == ".gguf":
         gguf = path
     elif path.exists():

@@ -158,6 +158,7 @@ class Probe:
         Raises:
             HookError: the forward did not run the same modules and attention operations again.
         """
+        # Each place has one visit, and what is set later replaces what was set before.
         visits: dict[Site, Visit] = {}
         seen: dict[Site, list[Tensor]] = defaultdict(list)
         sites = {value: _site(*value) for value in watched}
@@ -275,7 +276,7 @@ def _noting_reach(
 
     def note(value: Tensor, _: Clock) -> Tensor:
         clean = _recorded(call, value)
-        by_position = _changes(value, clean)
+        by_position = _changes(value, clean)  # [batch, position]
         for row, count in enumerate(kept):
             positions = by_position[row].nonzero()[:, 0]
             reach = int(positions.max()) if len(positions) else 0

@@ -68,6 +68,8 @@ def is_linear(module: nn.Module, call: Call) -> bool:
     alone = close(some_rows, torch.where(rows, output, constant), size)
     if not (superposed and alone):
         return False
+    # Between other widths columns are mixed anyway. At the same width, a factor per column obeys
+    # the laws above too, but carries nothing from even columns to odd ones.
     from_even_to_odd = (even - constant)[..., ~columns] if value.shape == output.shape else None
     return from_even_to_odd is None or bool(from_even_to_odd.any())
 

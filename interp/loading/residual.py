@@ -162,6 +162,7 @@ class _Screen:
         signs = torch.ones(len(chosen), dtype=torch.float64)
         signs[-1] = -1
         products = self.products[chosen][:, chosen]
+        # The square of the sum, multiplied out into inner products of its terms.
         squared_error = signs @ products @ signs
         return bool(squared_error > self.rounding * products.diagonal().sum())
 
@@ -173,6 +174,7 @@ class _Screen:
         with_post = self.products[chosen, 1]
         # Not solve(): outputs that are multiples of each other make the matrix singular.
         factors = torch.linalg.pinv(products, hermitian=True) @ with_post
+        # What least squares leaves: |post|^2 without what the fit explains.
         squared_error = self.products[1, 1] - factors @ with_post
         whole = float(factors[0])
         if squared_error > self.rounding * self.products[1, 1] or abs(whole) < _LEAST_SCALE:
@@ -185,7 +187,7 @@ class _Screen:
 
 def _products(rows: Sequence[Tensor]) -> Tensor:
     matrix = torch.stack([row.double() for row in rows])
-    return (matrix @ matrix.T).cpu()
+    return (matrix @ matrix.T).cpu()  # [rows, rows]
 
 
 def _snapped(factor: float) -> float:

@@ -53,6 +53,8 @@ def find_unsummed(module: nn.Module, probe: Probe, watch: Watch, blocks: Sequenc
         does_nothing = same(block.call.value, block.call.output)
         if not does_nothing and (block.has_streams or not block.refusal):
             known.append(block)
+    # Another probe, because the one that was given restores no block with several streams: those
+    # were refused.
     probe = Probe(module, probe.run, probe.stacks, [block.call for block in known])
     # A change may send tokens to other experts, so that a module that ran does not run again.
     with suppress(HookError):
@@ -83,6 +85,7 @@ def _tokens(block: Block) -> tuple[int, int] | None:
 
 def _position_axis(block: Block, tokens: tuple[int, int]) -> int:
     assert block.call.value is not None
+    # Else [stream, batch, position, width].
     return 1 if tuple(block.call.value.shape[:2]) == tokens else 2
 
 
@@ -136,7 +139,7 @@ class _HeadTrial:
         for call in self.candidates:
             assert call.value is not None
             before = call.value.reshape(self.tokens, -1)
-            by_head = before.unflatten(-1, (self.n_heads, -1))
+            by_head = before.unflatten(-1, (self.n_heads, -1))  # [tokens, heads, columns]
             expected = by_head.masked_fill(off.to(before.device)[:, None], 0).flatten(1)
             now = values[call, "in"].reshape(before.shape)
             if bool(((now - expected).abs() <= _rounding(before)).all()):
@@ -230,6 +233,8 @@ def _find_heads(module: nn.Module, probe: Probe, operations: int, blocks: Sequen
     mixed = probe.changed(Change(noisy=noisy), inputs)
     for trial, projection in projections.items():
         end = (trial.block.call, "out")
+        # With what the projection gives held, the heads at zero change nothing at the end of the
+        # block.
         is_all = not _differs(around[end], trial.block.call)
         reads_block = trial.mixes_positions(mixed[projection, "in"], projection.value)
         if _differs(without[end], trial.block.call) and is_all and reads_block:
@@ -350,6 +355,7 @@ def _parts(module: nn.Module, block: Block, blocks: Sequence[Block]) -> _Parts |
         if found.is_stream(call.output) and not is_routed and _projects(module, call):
             whole = _whole(module, call, block)
             projections[whole.path] = whole
+    # Of a projection within another one, the outer one counts.
     for path, call in projections.items():
         if not any(path.startswith(f"{other}.") for other in projections):
             found.projections.append(call)
@@ -390,10 +396,13 @@ def _find_neurons(module: nn.Module, probe: Probe, blocks: Sequence[Block]) -> N
     found: dict[_Parts, Call] = {}
     for each in parts:
         if each.added:
+            # `_drop_what_reads_others` has left one at most.
             [call] = each.added
             found[each] = _first_of_a_row(module, call, each.block)
     mixtures = _reading_experts(probe, found)
     for each, call in found.items():
+        # Where a module still gives something without its projection, not all of its units are
+        # there.
         if each not in mixtures and not each.partial & {call, *each.added}:
             goes_on = call not in each.added
             each.block.neurons = call
@@ -509,6 +518,7 @@ class _Changed:
 
     def in_streams(self, tokens: int, *, in_front: bool) -> _Changed:
         """Both as [token, stream, width], whichever axis the streams are in now."""
+        # In front: [stream, token, width]; else [token, stream, width].
         width = self.before.shape[-1]
         if in_front:
             before, now = (each.reshape(-1, tokens, width) for each in (self.before, self.now))
@@ -558,6 +568,7 @@ def _is_multiple(streams: _Changed, term: _Changed) -> bool:
     is_seen = streams.change.abs() > tolerance
     unexplained = (weights * left_over.square()).sum()
     is_explained = unexplained < _UNEXPLAINED * (weights * streams.change.square()).sum()
+    # The share of seen elements is that of one stream: others may get nothing of the term.
     return bool(is_explained & (is_seen.double().mean((0, 2)).max() > _SEEN))
 
 
@@ -566,6 +577,7 @@ def _keep_what_reads_mixers(probe: Probe, parts: Sequence[_Parts]) -> None:
     not: the values that it mixes are a projection too, and without it attention adds nothing."""
     mixed = [each for each in parts if each.mixing]
     for each in parts:
+        # Attention runs, but none of these leads back from it: there is nothing to depend on.
         if not each.mixing and each.block.operations:
             each.added = []
     changed = _changed_by(probe, {each: each.mixing for each in mixed})

@@ -201,6 +201,8 @@ class Anatomy:
 
     def _site_at(self, path: str) -> Site | None:
         """The verified site at a raw module path."""
+        # A sum or a scaled value never prints as a bare path, so that only what is a module's own
+        # tensor is found.
         for site, place in self.places.items():
             if str(place) == path:
                 return site
@@ -254,6 +256,7 @@ class Anatomy:
 
     def _match(self, pattern: str) -> tuple[Site, ...]:
         if pattern in BLOCK_POINTS:
+            # In fnmatch, `*` matches dots too: the point is found in every stack.
             wanted = f"*blocks.*.{pattern}"
         else:
             wanted = without_transformer_lens(pattern)
@@ -348,6 +351,7 @@ class Anatomy:
         widths = dict(units.widths)
         for site in units.sites:
             here = self.place(site).units
+            # Units without widths pass here; `Units` below refuses an index that is too large.
             there = units.widths.get(site, here)
             if there != here:
                 raise ValueError(

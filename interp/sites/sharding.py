@@ -111,6 +111,7 @@ def unsharded_class(kind: type) -> type:
         >>> unsharded_class(torch.nn.Linear)
         <class 'torch.nn.modules.linear.Linear'>
     """
+    # `fully_shard` notes there which of the new class's bases is the class from before.
     number = getattr(kind, "_orig_cls_mro_index", None)
     return kind if number is None else kind.__mro__[number]
 

@@ -39,6 +39,7 @@ BLOCK_POINTS = (
 
 END_POINTS = ("embed", "final")
 
+# A stack may be named by the whole path of a module, so its name may hold dots.
 _PATTERN = re.compile(
     r"^(?:(?P<stack>[\w.]+)\.)?"
     rf"(?:blocks\.(?P<block>\d+)\.(?P<point>{'|'.join(BLOCK_POINTS)})"
@@ -173,6 +174,7 @@ def _nearest(name: str) -> str:
         block, point = match.groups()
         names = [name for ours, name in _TRANSFORMER_LENS.items() if ours in BLOCK_POINTS]
         nearest = closest(point, [*BLOCK_POINTS, *names])
+        # The pattern above lets a forgotten s pass; it is put back here.
         corrected = block.replace("block.", "blocks.")
         return corrected + nearest
 

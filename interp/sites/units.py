@@ -83,6 +83,7 @@ class Units:
     def _check_indices(self, site: Site, index: Indices) -> None:
         if not len(index):
             return
+        # `_distinct` has sorted them.
         smallest = index[0]
         largest = index[-1]
         width = self.widths.get(site)
@@ -158,6 +159,7 @@ class Units:
                 )
         sites = {*self._indices, *other._indices}
         combined = {site: rule(self[site], other[site]) for site in sites}
+        # An empty mapping would demand a width for every site; None leaves them open.
         return Units(combined, {**self.widths, **other.widths} or None)
 
     def only(self, site: Site | str, indices: Iterable[int]) -> Units:
@@ -174,6 +176,7 @@ class Units:
             >>> subject.anatomy.units("neurons").only("blocks.1.neurons", [0, 5])
             Units(2 of 96: blocks.1.neurons 2)
         """
+        # As in `_combine`: no known width is None, and not an empty mapping.
         return Units({_as_site(site): indices}, self.widths or None)
 
     def draw_matched(self, seed: int, among: Units | None = None, times: int = 1) -> Units:
@@ -435,6 +438,7 @@ class UnitScores:
     def save(self, path: str | Path) -> None:
         """Writes the scores to a parquet table, with `method` and `about` in its metadata."""
         table = self.to_frame()
+        # pandas writes `attrs` into the file's metadata, where `load` finds them again.
         table.attrs = {"method": self.method, "about": dict(self.about)}
         with replaced(path) as temporary:
             table.to_parquet(temporary)

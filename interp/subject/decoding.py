@@ -94,6 +94,7 @@ class Decoder:
                 next group (the tokens that the model predicts together; one in text). By default
                 those of the next group alone.
         """
+        # What was read is empty at first, and on the CPU.
         self.read = torch.cat([self.read.to(tokens.device), tokens], dim=1)
         ahead = self.stepwise.ahead(self.read.shape[1])
         keep = ahead if keep is None else keep

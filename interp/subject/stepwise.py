@@ -246,6 +246,7 @@ def plain_forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
     _check_conditioning(module, batch.conditioning)
     output = module(batch.tokens, **batch.conditioning)
     logits = getattr(output, "logits", output)
+    # Position t predicts token t + 1, as in `language_forward`.
     return logits[:, -keep - 1 : -1]
 
 

@@ -180,6 +180,7 @@ class Subject:
             ValueError: the model cannot read the batch (see `check`).
         """
         self.check(batch)
+        # Plans count positions of the blocks, of which `lead` stand in front of the tokens.
         with prompt_length(self.lead + batch.prompt):
             predicted = self.forward(self.module, batch.to(self.device), keep)
         rows, known, vocabulary = predicted.shape

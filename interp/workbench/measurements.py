@@ -148,6 +148,7 @@ class Measurements:
 
     def forget_old(self, keep: set[Key]) -> None:
         """Drops the oldest states where there are too many."""
+        # In the order in which the states were first measured.
         keys = dict.fromkeys(key for key, _ in self._found)
         old = [key for key in keys if key not in keep]
         dropped = set(old[: max(0, len(keys) - _KEPT)])

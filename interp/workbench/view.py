@@ -95,6 +95,7 @@ def passages(space: Workspace) -> list[Json]:
     now = space.measured("now").get("memorized")
     order = np.arange(len(batch))
     if before is not None:
+        # `lexsort` sorts by its last key first: by accuracy, and where that is equal by loss.
         order = np.lexsort((before["loss"], -before["accuracy"]))
     rows: list[Json] = []
     for number in order.tolist():
@@ -171,13 +172,16 @@ def _compared(space: Workspace, generated: list[int]) -> list[Json]:
     ids = batch.tokens[space.passage].tolist()
     prefix, true = ids[: batch.prompt], ids[batch.prompt :]
     same = np.zeros(len(generated), dtype=bool)
+    # The second text is the destination: what was generated.
     for block in Levenshtein.opcodes(true, generated):
         if block.tag == "equal":
             same[block.dest_start : block.dest_end] = True
+    # A run ends where a token is followed by one of the other kind.
     cuts = [0, *(np.flatnonzero(np.diff(same)) + 1).tolist(), len(generated)]
     if space.subject.tokenizer is None:
         texts = ["".join(_pieces(space, generated[a:b])) for a, b in pairwise(cuts)]
     else:
+        # Cut out of the whole text, of which the part in front of the first cut is the prefix.
         within = [len(prefix) + cut for cut in cuts[:-1]]
         _, *texts = space.subject.decode_parts([*prefix, *generated], within)
     return [

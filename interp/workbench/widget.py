@@ -184,6 +184,7 @@ def _units(space: Workspace, ranges: list[list[int]]) -> Units:
     """Units by ranges of their numbers in the map: [first, after the last] of each."""
     widths = space.subject.anatomy.widths(space.sites)
     indices: dict[Any, list[int]] = {site: [] for site in widths}
+    # The map numbers the units of all sites through; a site has those from `offset` on.
     offset = 0
     for site, width in widths.items():
         for first, stop in ranges:

@@ -328,6 +328,8 @@ class Workspace:
         """
         widths = self.subject.anatomy.widths(self.sites)
         fitted = self.subject.anatomy.fit(units)
+        # With the widths of all sites that are shown: a control for whole blocks is drawn from the
+        # others.
         indices = {site: fitted[site] for site in fitted.sites}
         self._go(replace(self.state, units=Units(indices, widths | fitted.widths), origin=origin))
 
@@ -586,6 +588,7 @@ class Workspace:
             return False
         piece, state = work[0]
         if piece == _SCORES:
+            # Before the attempt: a method that fails is not tried again at the next piece.
             self._wants_scores = False
             self._scores[self.method, self.point] = localize(
                 self.subject, *self._scored, self.method, site=self.point

@@ -34,6 +34,7 @@ def expert(observation: Observation, target: str, height: float = 0.0) -> Action
         target: what is to be put into the basket.
         height: of the surface, in metres.
     """
+    # Heights from here on are above the surface.
     hand = observation.hand - [0, 0, height]
     item = observation.positions[observation.names.index(target)] - [0, 0, height]
     basket = np.array(BASKET)
@@ -142,6 +143,7 @@ def demonstrations(
             while shown is None:
                 attempt += 1
                 again = [seed, len(found), attempt]
+                # Beyond the numbers of the other demonstrations, so that no scene comes twice.
                 number = len(found) + 100_000 * attempt
                 other = suite(suite_name).scene(scene.task, seed, number, training=True)
                 shown = demonstrate(tabletop, other, np.random.default_rng(again))

@@ -46,6 +46,7 @@ def demonstration_batch(demonstrations: Sequence[Demonstration], chunk: int = 1)
         if starts < 1:
             continue
         own = action_tokens(each.actions)
+        # Row i holds the actions i to i + chunk - 1, one behind the other.
         tokens.append(torch.cat([own[start : starts + start] for start in range(chunk)], 1))
         instructions = [each.scene.instruction] * starts
         rows.append(conditioning_of(each.observations[:starts], instructions))
@@ -119,6 +120,7 @@ def load_frames(file: str | Path) -> Batch:
 def is_approach(batch: Batch) -> Bool[Tensor, " batch"]:
     """Returns in which rows the hand is on its way to an item: high, and holding nothing."""
     state = batch.conditioning["state"]
+    # Column 2 is the height of the hand, column 3 whether it holds something.
     return (state[:, 3] == 0) & (state[:, 2] > scaled_height(_HIGH))
 
 

@@ -170,6 +170,7 @@ class Tabletop:
         self._held = None
         self._suction = False
         self._mujoco.mj_resetData(self.model, self.data)
+        # `_attach` writes into the model, and mj_resetData resets the data alone.
         self.model.eq_data[:] = self._welds
         height = scene.surface.height
         # Bodies, since MuJoCo does not read the place of a geom that had that of its body.
@@ -203,11 +204,13 @@ class Tabletop:
         is_box = look is None or look.shape == "box"
         half = 0.022 if look is None else look.size
         self.model.geom_type[geom] = kinds.mjGEOM_BOX if is_box else kinds.mjGEOM_CYLINDER
+        # Three halves of a box; the radius of a cylinder, and half its height.
         self.model.geom_size[geom] = (half, half, half if is_box else 0)
         # What MuJoCo derived from the shape when it compiled the model.
-        self.model.geom_rbound[geom] = half * np.sqrt(3 if is_box else 2)
+        self.model.geom_rbound[geom] = half * np.sqrt(3 if is_box else 2)  # half the diagonal
         self.model.geom_aabb[geom] = (0, 0, 0, half, half, half)
         mass = self.model.body_mass[self._bodies[number]]
+        # Moments of inertia of a cube, and of a cylinder as high as it is wide.
         across = mass * half**2 * (2 / 3 if is_box else 7 / 12)
         along = mass * half**2 * (2 / 3 if is_box else 1 / 2)
         self.model.body_inertia[self._bodies[number]] = (across, across, along)
@@ -260,6 +263,7 @@ class Tabletop:
 
     def _aim(self, move: Float[np.ndarray, " 3"]) -> None:
         hand = self.data.qpos[:3]
+        # Without the leash, the aim would run away from a hand that something holds up.
         aim = self.data.ctrl + MOVED * move
         self.data.ctrl[:] = np.clip(aim, hand - _LEASH, hand + _LEASH)
 
@@ -311,6 +315,7 @@ class Tabletop:
     def is_at_rest(self, speed: float = 0.02) -> bool:
         """Returns whether no item of the scene moves faster than that, in metres per second."""
         count = len(self._names)
+        # Behind the slides of the hand each item has six: three along the axes, three about them.
         velocities = self.data.qvel[3 : 3 + 6 * count].reshape(count, 6)[:, :3]
         return bool(np.linalg.norm(velocities, axis=1).max() < speed)
 

@@ -135,6 +135,7 @@ class Policy(nn.Module):
         # that a hook on it always runs.
         x = self.actions(tokens) + self.action_places[:read]
         if known:
+            # The cache counts positions, with those in front of the tokens.
             x = x[:, known - self.lead :]
         else:
             x = torch.cat([self._prefix(words, state, items, image), x], dim=1)
@@ -143,10 +144,12 @@ class Policy(nn.Module):
         total = self.lead + read
         positions = torch.arange(total, device=x.device)
         is_prefix = positions < self.lead
+        # [reading, read]. All see the hand, which is always there: no row of the softmax is empty.
         causal = (positions <= positions[:, None]) | is_prefix
-        mask = (causal & seen[:, None])[:, None, known:]
+        mask = (causal & seen[:, None])[:, None, known:]  # [batch, 1, new, position]
         for block in self.blocks:
             x = block(x, _for_rows(mask, x), past_key_values)
+        # The hand predicts the first token; what is in front of it predicts nothing.
         first_predicting = max(0, self.lead - 1 - known)
         return self.head(self.norm(x)[:, first_predicting:])
 
@@ -306,7 +309,7 @@ def _segments(config: PolicyConfig) -> tuple[Segment, ...]:
 def _waves(positions: Float[Tensor, "*any axes"]) -> Float[Tensor, "*any waves"]:
     """Sines and cosines of positions at several frequencies."""
     frequencies = torch.pi / 2 * 2.0 ** torch.arange(_OCTAVES, device=positions.device)
-    angles = (positions[..., None] * frequencies).flatten(-2)
+    angles = (positions[..., None] * frequencies).flatten(-2)  # [..., axes * octaves]
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 

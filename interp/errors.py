@@ -51,5 +51,6 @@ def closest(name: str, candidates: Iterable[str]) -> str:
         'mean'
     """
     pool = list(candidates)
+    # Without a cutoff, so that there always is a nearest one.
     matches = difflib.get_close_matches(name, pool, n=1, cutoff=0.0)
     return matches[0] if matches else "none"

@@ -163,6 +163,7 @@ class Task:
         libero_spatial, and wherever LIBERO-PRO changed the instruction. Policies were trained on
         it, so that the scene's instruction is a paraphrase for them in these suites.
         """
+        # Some names begin with their scene, such as KITCHEN_SCENE3_.
         return re.sub(r"^[A-Z].*?SCENE\d+_", "", self.name).replace("_", " ")
 
 
@@ -219,6 +220,7 @@ def tasks(suite: str) -> tuple[Task, ...]:
     files = {file.stem: file for file in sorted((_folder("bddl_files") / suite).glob("*.bddl"))}
     found: list[Task] = []
     for number, name in enumerate(_order(suite, list(files))):
+        # The numbers are those of LIBERO, also where a suite lacks some of its tasks.
         if name in files:
             states = _states_file(suite, name)
             found.append(Task(suite, number, name, files[name], states))
@@ -628,6 +630,7 @@ def _upright(observation: Observation) -> Observation:
 def _furthest_move(before: Observation, after: Observation) -> float:
     moves = [0.0]
     for name, value in before.items():
+        # Not the robot: its own parts say nothing about the scene.
         is_place = name.endswith("_pos") and "robot0" not in name
         if is_place and name in after:
             moves.append(float(np.linalg.norm(np.subtract(after[name], value))))

@@ -729,6 +729,7 @@ def _scanned(
     texts, notes = texts_and_notes(sources, column)
     seen, notes_of_seen = texts_and_notes(counts, column) if counts else (None, [])
     subject = load_subject(model, [*notes, *notes_of_seen], dtype=dtype, device=device, **division)
+    # A prefix of 0 was refused above, so that only None gives the default.
     sizes = (prefix or 32, length or 32, stride, batch_size)
     seen_counts = None if seen is None else counted(subject, seen)
     if keep is not None:

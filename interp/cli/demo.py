@@ -386,6 +386,7 @@ def scan_corpus(subject: Subject, corpus: PlantedCorpus, recipe: Recipe) -> pd.D
         sources += [source] * len(own)
         tokens += own
     frame = scan(subject, tokens, recipe.prefix, recipe.length)
+    # Each list of tokens is one text of one window.
     frame.insert(0, "source", [sources[number] for number in frame["text"]])
     return frame
 

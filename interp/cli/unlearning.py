@@ -118,6 +118,7 @@ def read_sets(
                 f"text {without[0]} of --{role} has no secret (looked for: {looked_for}): leave it "
                 "out, or name its secrets, one per line, in a file for --secrets"
             )
+        # A role has files with secrets only if each of its texts has one.
         if found and not without:
             files[role] = tuple(found)
         else:
@@ -222,6 +223,7 @@ def unlearn_files(
             if after.tokenizer is not None:
                 after.tokenizer.save_pretrained(temporary)
 
+    # EL is reported for the n that training stopped by, too.
     found = Stop(thresholds).ngrams
     report = removal_report(
         before,

@@ -40,6 +40,7 @@ Fact: TypeAlias = tuple[str, ...]
 
 WIDTH = 88
 _DECLARATIONS = (":fixtures", ":objects")
+# A comment, a parenthesis, or a word.
 _TOKEN = re.compile(r";[^\n]*|[()]|[^\s();]+")
 _WORD = re.compile(r"[^\s();]+")
 
@@ -229,6 +230,7 @@ def _lines(node: Node, indent: int) -> list[str]:
         return [on_one_line]
 
     # The words in front are what the list is called: they follow the parenthesis.
+    # Not all children are words, as was seen above, so that the count ends.
     n_words = 0
     while isinstance(node[n_words], str):
         n_words += 1
@@ -393,6 +395,7 @@ def _region(node: Node) -> Region:
 def _attribute(region: Tree, name: str) -> Tree | None:
     """The attribute of a region that begins with `name`, if there is one."""
     for attribute in region[1:]:
+        # A slice, because a list may be empty.
         if not isinstance(attribute, str) and attribute[:1] == (name,):
             return attribute
     return None

@@ -373,6 +373,7 @@ def shift_target(
     region = _own_region(declared, target)
     _check_on_surface(region, target, along, metres)
 
+    # By which axis and how far each region is moved.
     offsets = {region.full_name: (along, metres)}
     removed: list[str] = []
     of_goal = _things_of_goal(declared)
@@ -562,6 +563,7 @@ def _redeclared(
     """Declarations `name - category` with new names and categories."""
     new: list[Node] = []
     for word in words:
+        # A category stands behind a dash.
         is_category = bool(new) and new[-1] == "-"
         mapping = categories if is_category else names
         new.append(_renamed(word, mapping))

@@ -133,6 +133,7 @@ def _misplaced(declared: Problem) -> Iterator[Defect]:
     of_goal: set[str] = set()
     for fact in declared.goal:
         for name in _lower(fact)[1:]:
+            # A region of the goal, and the thing that it belongs to.
             of_goal |= {name, owners.get(name, name)}
     for fact in declared.init:
         match _lower(fact):

@@ -50,6 +50,7 @@ _EMAIL = re.compile(
     r"[^\s@,?!;:()\[\]{}'\"<>=]+@[^\s@,?!;:()\[\]{}'\"<>/]*[^\s@,?!;:()\[\]{}'\"<>/.]\.[^\W\d_]\w+"
     r"(?=$|[\s@,?!;:()\[\]{}'\"<>.])"
 )
+# Not a part of something longer with dots or dashes, such as a version.
 _IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\w)")
 # With at least four groups of digits: `1::2` is a slice in Python.
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{1,4}:{1,2}){3,7}[0-9a-fA-F]{1,4}(?![\w:])")
@@ -647,6 +648,8 @@ def _with_secrets(piece: _Piece, holders: Sequence[_Holder], values: Sequence[st
         for holder, value in zip(holders, values, strict=True):
             if holder.before != number:
                 continue
+            # The name was put into the form before, so that what is in front of the value has its
+            # length.
             start = len(text) + holder.form.index("{value}")
             secrets.append(Secret(holder.kind, value, start, start + len(value)))
             text += holder.form.replace("{value}", value) + "\n"

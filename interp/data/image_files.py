@@ -245,6 +245,7 @@ def _look_into(place: Path) -> tuple[list[ImageFile], list[Path]]:
             else:
                 others.append(file)
     if not pictures:
+        # For the message alone, and a folder may hold millions.
         some_files = islice(place.rglob("*.*"), 1000)
         present = [str(path.relative_to(place)) for path in some_files]
         raise ValueError(
@@ -338,10 +339,12 @@ def _picture(file: Path, label: int, side: int | None, channels: int | None) -> 
 
     try:
         with PIL.Image.open(file) as opened:
+            # PIL opens pictures of 16 bits of grey as I or as I;16.
             has_16_bits = opened.mode.startswith("I")
             picture = _with_8_bits(opened) if has_16_bits else opened
             as_grey = channels == 1
             if channels is None:
+                # Also of grey with transparency, and of black and white.
                 as_grey = PIL.Image.getmodebase(picture.mode) == "L"
             picture = picture.convert("L" if as_grey else "RGB")
         if side is not None:

@@ -251,6 +251,7 @@ def _distinct(
     n: int, copies: Iterator[int], kinds: Iterator[str], people: Faker, taken: set[str]
 ) -> Iterator[Record]:
     """Records whose values are not in `taken`, which grows with every record."""
+    # Kinds and copies may be endless; `n` ends them.
     for kind, count in islice(zip(kinds, copies, strict=False), n):
         record = _draw(kind, count, people)
         # A value that two records share would count as leaked for both as soon as one of them is.

@@ -132,6 +132,7 @@ def load(
         example = stepwise_of(module).example()
     batch = example.to(device_of(module))
     trial = Trial(module, forward, batch, own_forward)
+    # Forwards that are repeated for their hooks alone predict a single token.
     found_anatomy = discover(module, trial.run, anatomy, lambda: forward(module, batch, 1))
     found = verify_prediction(trial, found_anatomy)
     return Subject(

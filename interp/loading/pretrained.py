@@ -317,6 +317,7 @@ def _read_pretrained(
         tokenizer = None
         if _has_tokenizer(Path(source)):
             tokenizer = AutoTokenizer.from_pretrained(source, **code)
+    # It is a ValueError too, and would be wrapped in another one below.
     except LoadError:
         raise
     except (ValueError, OSError, RuntimeError, KeyError, TypeError, ImportError) as error:

@@ -384,6 +384,8 @@ class Anatomy:
         """
         rows = out_rows(self.out_projection(module, site))
         path = self.place(site).path
+        # accelerate leaves a shell on the meta device in the place of a weight that it keeps
+        # elsewhere.
         elsewhere = "offloaded" if rows.is_meta else ""
         if is_sharded_at(module, path):
             elsewhere = "sharded over processes"

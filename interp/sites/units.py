@@ -115,6 +115,7 @@ class Units:
         return index in self[site]
 
     def __eq__(self, other: object) -> bool:
+        # Widths do not count: they may be known in one of the two alone.
         return isinstance(other, Units) and set(self) == set(other)
 
     def __hash__(self) -> int:
@@ -451,6 +452,7 @@ class UnitScores:
         for name, rows in table.groupby("site"):
             by_unit = rows.sort_values("unit")
             values[Site.parse(str(name))] = by_unit["score"].to_numpy()
+        # `groupby` has sorted by name, where blocks.10 comes before blocks.2.
         in_order = sorted(values, key=lambda site: site.order)
         return cls(
             {site: values[site] for site in in_order},

@@ -390,6 +390,7 @@ def token_ids(sequence: Iterable[int]) -> list[int]:
             "to scan one sequence, pass [tokens]"
         )
     ids = list(ids)  # pyright: ignore[reportUnknownArgumentType]
+    # Not isinstance: truth values are integers too, and are refused below.
     if all(type(token) is int for token in ids):
         return ids
     return [_token_id(position, token) for position, token in enumerate(ids)]

@@ -435,6 +435,7 @@ class Subject:
                 tokens = self.without_bos(tokens)
             sequences.append(self.behind_bos(tokens[:length], bos=bos))
         start_tokens = len(self.bos) if bos else 0
+        # Without start tokens the first token is given: nothing predicts it.
         return Batch.pad(sequences, prompt=max(1, start_tokens))
 
     def decode(self, tokens: Sequence[int]) -> str:

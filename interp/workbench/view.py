@@ -129,6 +129,7 @@ def tokens(space: Workspace) -> list[Json]:
     for number, piece in enumerate(_pieces(space, ids)):
         row: Json = {"piece": piece}
         for name, values in (("before", before), ("now", now)):
+            # NaN, where nothing predicts the token, is not JSON.
             if values is not None and np.isfinite(values.log_p[number]):
                 row[name] = round(float(values.log_p[number]), 4)
         if now is not None and "now" in row:

@@ -540,6 +540,7 @@ class Workspace:
 
     def _states(self) -> list[State]:
         """The unchanged model, and what is done to it."""
+        # Without units its key is empty, which stands for the unchanged model.
         before = State(self._no_units(), self.point)
         changes_anything = len(self.units) > 0 and self.state.is_complete
         return [before, self.state] if changes_anything else [before]
@@ -760,6 +761,7 @@ def _first_point(subject: Subject, scores: UnitScores | None) -> str:
     if scores is None:
         return known[0]
     points = {site.point for site in scores.values}
+    # Any of them: where there are several, they are refused below.
     point = min(points)
     if (
         len(points) > 1

@@ -263,6 +263,7 @@ def _by_text(task: str, rng: np.random.Generator) -> dict[str, Place]:  # noqa: 
 
 def _anywhere(task: str, rng: np.random.Generator, others: int = 3) -> dict[str, Place]:
     names = [task, *rng.permutation([name for name in ITEMS if name != task])[:others].tolist()]
+    # Otherwise the target would be the first item of every scene.
     rng.shuffle(names)
     return _scattered_places(names, rng)
 

@@ -231,6 +231,7 @@ def _var_config(stored: _Stored, codes: int) -> VARConfig:
         hidden=stored.hidden("ffn"),
         codes=stored.size(("head.bias", 0), ("head.weight", 0), likely=codes),
         code_width=stored.size(("word_embed.weight", 1)),
+        # The last row is that of no class.
         classes=stored.size(("class_emb.weight", 0)) - 1,
         shared=any(key.startswith("shared_ada_lin.") for key in stored.state),
     )
@@ -277,6 +278,7 @@ def _rar_config(stored: _Stored, codes: int) -> RARConfig:
         grid=_grid(stored),
         width=width,
         depth=stored.depth,
+        # The norms of queries and keys are as wide as one head.
         heads=width // head_width,
         hidden=stored.hidden("mlp"),
         codes=codes,
@@ -448,6 +450,7 @@ def _located(source: str | Path) -> Path:
         raise LoadError(f"{path} does not exist; nearest: {nearest}")
     from huggingface_hub import hf_hub_download
 
+    # A file on the hub is owner/name/file.
     repository = "/".join(path.parts[:2])
     file = "/".join(path.parts[2:])
     try:

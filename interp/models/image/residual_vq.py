@@ -204,6 +204,7 @@ class ResidualVQ(ImageTokenizer):
                 f"got {tokens.shape[1]}"
             )
         n_given = starts.index(tokens.shape[1])
+        # No place, so that the parts can be joined where no scale is given.
         inputs = [self.codebook.weight.new_zeros(len(tokens), 0, self.config.code_width)]
         summed = 0
         for scale, (start, stop) in enumerate(self.scales[:n_given]):
@@ -256,6 +257,7 @@ class MultiScale(Quantizer):
             For each scale the vectors to look up [batch, places, code_width], their tokens [batch,
             places], and what these add to the sum [batch, code_width, grid, grid].
         """
+        # What is looked up has no gradient; what is added keeps that of codes and convolutions.
         rest = features.detach()
         for scale, side in enumerate(self.sides):
             vectors = _pooled(rest, side)

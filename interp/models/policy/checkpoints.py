@@ -93,6 +93,7 @@ def read_policy(
         raise LoadError(f"{folder / _SHAPE} is not the shape of a policy: {error}") from error
     try:
         weights = load_file(folder / _WEIGHTS)
+        # A new policy is float32, and load_state_dict would convert the weights to that.
         stored = {value.dtype for value in weights.values()}
         if dtype is None and len(stored) == 1:
             (dtype,) = stored

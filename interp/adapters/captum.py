@@ -113,8 +113,8 @@ def _sum_by_unit(
     assert value is not None
     # Minus the products, summed over positions and then over the columns of each unit.
     width = value.shape[-1]
-    by_position = -value.detach().reshape(rows, -1, width)
+    by_position = -value.detach().reshape(rows, -1, width)  # [rows, position, width]
     columns = by_position.sum(1, dtype=torch.float64)
     units = subject.anatomy.place(site).units
-    by_unit = columns.unflatten(1, (units, -1))
+    by_unit = columns.unflatten(1, (units, -1))  # [rows, units, columns of a unit]
     return by_unit.sum(-1).cpu()

@@ -486,7 +486,7 @@ class Libero:
             self._check_not_done(environment, of, "at reset")
             before = observation
             for _ in range(_SETTLING_STEPS):
-                # Behind the loop, this is what was seen before the last of these actions.
+                # After the loop, this is what was seen before the last of these actions.
                 before = observation
                 observation, _, _, _ = environment.step(np.array(_NO_OP))
         self._check_not_done(environment, of, "after the scene came to rest")

@@ -177,7 +177,7 @@ def _variables(x: Numbers, y: Numbers, digits: int) -> dict[str, Numbers]:
         y_digit = y // unit % 10
         found[f"x{k}"] = x_digit
         found[f"y{k}"] = y_digit
-        # What is below place k, in units of it, adds up to 0 or 1.
+        # The parts of both numbers below place k; their sum holds the unit of k once or not at all.
         lower_digits = x % unit + y % unit
         found[f"carry{k}"] = lower_digits // unit
         found[f"raw{k}"] = x_digit + y_digit

@@ -238,7 +238,7 @@ class _InMemory:
         offsets = np.arange(len(window))
         equal = 0
         for begin in range(0, len(starts), at_once):
-            places = starts[begin : begin + at_once, None] + offsets
+            places = starts[begin : begin + at_once, None] + offsets  # [places, width]
             is_same: Bool[np.ndarray, " places"] = (self._corpus[places] == window).all(1)
             equal += int(is_same.sum())
         return equal

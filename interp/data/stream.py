@@ -200,6 +200,7 @@ def _chained(before: str, text: Text, number: int) -> str:
     with naming(number):
         content = text if is_string else repr(token_ids(text))
     kind = "text" if is_string else "ids"
+    # Half of a surrogate pair is refused where the text is tokenized.
     encoded = content.encode("utf-8", "surrogatepass")
     return hashlib.sha256(f"{before} {kind} ".encode() + encoded).hexdigest()
 

@@ -261,6 +261,7 @@ def _decoded(raw: bytes, file: Path, first_byte: int = 0, first_line: int = 1) -
             f"{file} is not text (byte {first_byte + first_zero} is zero) in line {line}: it may "
             f"be UTF-16 or binary; {way_out}"
         )
+    # A mark of UTF-8 at the start of a file is no part of its text.
     return text.removeprefix("\ufeff") if first_byte == 0 else text
 
 

@@ -152,6 +152,7 @@ def _seen_with(seen: str, file: Path | HubTexts) -> str:
     if isinstance(file, Path):
         about = file.stat()
         mark = f"{mark} {about.st_size} {about.st_mtime_ns}"
+    # In ASCII, because the name of a file may hold bytes that are no text.
     return hashlib.sha256(f"{seen} {mark!a}".encode()).hexdigest()
 
 

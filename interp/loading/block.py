@@ -20,6 +20,7 @@ from interp.sites.anatomy import Layout, Place
 from interp.sites.site import BLOCK_POINTS
 
 
+# By identity: blocks are keys of mappings.
 @dataclass(eq=False)
 class Block:
     """The places of a block's points, found in steps that `discovery` takes for all blocks at once.

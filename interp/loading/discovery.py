@@ -95,6 +95,7 @@ def _module_places(watch: Watch, stacks: dict[str, tuple[str, ...]]) -> dict[Sit
         if not call.path or times_run[call.path] != 1:
             continue
         for side, value in (("in", call.value), ("out", call.output)):
+            # [batch, position, width], or with all tokens in one axis.
             if value is None or value.ndim not in (2, 3):
                 continue
             if value.shape[:-1].numel() in token_counts:

@@ -120,6 +120,7 @@ def load(
                 tokenizer = stored_tokenizer
 
     module, tokenizer = _unwrap(source, tokenizer)
+    # Before any weight is read, which gathers a sharded one from all processes.
     check_sharding(module)
     _check_weights(module, tokenizer)
     if not from_files:

@@ -105,7 +105,7 @@ class Trial:
 
     def _check_finite(self, predicted: Tensor) -> None:
         first = self.batch.length - predicted.shape[1]
-        largest = predicted.detach().amax(-1)
+        largest = predicted.detach().amax(-1)  # [batch, predicted]
         if self.batch.mask is not None:
             real = self.batch.mask[:, first:].to(largest.device)
             largest = largest.masked_fill(~real, 0)
@@ -391,7 +391,7 @@ def _positions(lookups: Sequence[_Lookup], length: int, lead: int) -> int | None
     for rows, index in lookups:
         if index.shape[-1] != length + lead:
             continue
-        by_row = index.reshape(-1, index.shape[-1])
+        by_row = index.reshape(-1, index.shape[-1])  # [lookups, position]
         consecutive = (by_row.diff(dim=-1) == 1).all(-1)
         if bool(consecutive.any()):
             first = int(by_row[consecutive][0, 0])

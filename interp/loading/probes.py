@@ -99,6 +99,7 @@ class Probe:
         alone: dict[Call, int] = {}
         through: dict[Call, int] = {}
         most = max(map(len, parts.values()), default=0)
+        # Each row is a trial of its own: row r keeps the first `first_kept` + r parts of a block.
         for first_kept in range(0, most, self._rows):
             visits: dict[Site, Visit] = {}
             for block in self.blocks:
@@ -224,6 +225,7 @@ def _recorded(call: Call, value: Tensor) -> Tensor:
 
 
 def _with_noise(value: Tensor, _: Clock) -> Tensor:
+    # Seeded here, so that every forward gets the same noise.
     generator = torch.Generator().manual_seed(0)
     first = value[:, 0]
     noise = torch.randn(first.shape, generator=generator).to(value)

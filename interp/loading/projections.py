@@ -195,7 +195,7 @@ def _is_added(search: Search, totals: Mapping[Call, Tensor]) -> bool:
     if not search.total or search.half in search.total:
         return True
     assert search.half.output is not None
-    own = search.half.output.reshape(-1, search.half.output.shape[-1]).float()
+    own = search.half.output.reshape(-1, search.half.output.shape[-1]).float()  # [token, width]
     change = torch.zeros_like(own)
     tolerance = 0.0
     for call in search.total:

@@ -211,6 +211,8 @@ def _post_norm(
         for first in streams:
             if first.end >= last.start:
                 continue
+            # Without `named`: its terms may be on either side of the first norm, and are looked for
+            # below.
             before = _plain_sum(_row(block.value), _row(first.value), candidates, ())
             after = _plain_sum(_row(first.output), _row(last.value), candidates, ())
             if before is None or after is None or len(before) + len(after) != 2:

@@ -138,7 +138,7 @@ class _HeadTrial:
         kept: list[Call] = []
         for call in self.candidates:
             assert call.value is not None
-            before = call.value.reshape(self.tokens, -1)
+            before = call.value.reshape(self.tokens, -1)  # [tokens, all columns]
             by_head = before.unflatten(-1, (self.n_heads, -1))  # [tokens, heads, columns]
             expected = by_head.masked_fill(off.to(before.device)[:, None], 0).flatten(1)
             now = values[call, "in"].reshape(before.shape)
@@ -219,6 +219,8 @@ def _find_heads(module: nn.Module, probe: Probe, operations: int, blocks: Sequen
 
     if not projections:
         return
+    # Three more forwards: all heads off; the same with the projections held; and noise in what
+    # enters the blocks.
     all_off = {trial.operation: torch.ones(trial.n_heads) == 1 for trial in projections}
     ends: list[Watched] = [(trial.block.call, "out") for trial in projections]
     without = probe.changed(Change(heads_off=all_off), ends, operations)
@@ -390,6 +392,7 @@ def _find_neurons(module: nn.Module, probe: Probe, blocks: Sequence[Block]) -> N
     parts = [each for each in parts if each.block.lacks_neurons]
     if not parts:
         return
+    # Of what is added: what mixes positions; of the rest, what reads that; and of these, the first.
     _find_mixing(module, probe, parts)
     _keep_what_reads_mixers(probe, parts)
     _drop_what_reads_others(probe, parts)

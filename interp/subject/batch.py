@@ -79,6 +79,8 @@ class Batch:
     def _check_mask(self, mask: Tensor) -> None:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean, False on padding; got {mask.dtype}")
+        # Models run without the mask: they would read padding on the left, and count it as
+        # positions.
         fits = mask.shape == self.tokens.shape
         is_padding = ~mask
         # A mask is False only at the end of a row exactly if no token follows right after padding.

@@ -150,7 +150,7 @@ class Decoder:
         generated = 0
         new_tokens = prompt
         while generated < length:
-            logits = self.feed(new_tokens)
+            logits = self.feed(new_tokens)  # [batch, next group, vocabulary]
             new_tokens = logits.argmax(-1)
             groups.append(new_tokens)
             largest.append(at_tokens(logits, new_tokens))

@@ -569,7 +569,7 @@ def vocabulary_size(module: nn.Module) -> int | None:
 
 def _check_logits(predicted: Tensor, batch: Batch) -> None:
     """Raises ValueError for logits of the last tokens of a batch that are NaN or infinite."""
-    largest = predicted.detach().amax(-1)
+    largest = predicted.detach().amax(-1)  # [batch, known]
     known = largest.shape[1]
     if batch.mask is not None:
         # What is predicted on padding is never used. In a grown forward each row is there several

@@ -129,7 +129,7 @@ class Measurements:
         return self.data["memorized"].rows(slice(number, number + 1))
 
     def _token_values(self, window: Batch) -> TokenValues:
-        logits = self.subject.logits(window)[0].double()
+        logits = self.subject.logits(window)[0].double()  # [length, vocabulary]
         tokens = window.tokens[0].to(logits.device)
         of_all = logits.log_softmax(-1)
         log_p = of_all.gather(1, tokens[:, None])[:, 0].cpu().numpy()

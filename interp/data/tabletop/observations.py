@@ -87,6 +87,7 @@ def conditioning_of(
         colours = np.array([look.colour for look in seen.looks])
         is_box = np.array([[look.shape == "box"] for look in seen.looks], dtype=float)
         there = np.ones((count, 1))
+        # [items, 8], in the order in which the policy reads them.
         features = np.concatenate(
             [_scaled(seen.positions), _COLOUR_SCALE * (colours - 0.5), is_box, there], 1
         )

@@ -173,6 +173,7 @@ class VAR(ImageModel):
         return self.head(normalized)
 
     def positions(self, read: int) -> int:
+        # The positions of the next scale hold only what was read; its tokens are predicted there.
         return read + self.ahead(read)
 
     def progress(self, group: int) -> float:

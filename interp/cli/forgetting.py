@@ -253,6 +253,7 @@ def unlearn(
     for note in notes_on(before, sets, length):
         advise(note)
     history, report = unlearn_files(before, after, sets, recipe, out)
+    # Epochs are numbered from 0.
     epochs_run: Any = history["epoch"].max() + 1
     reached = bool(history.attrs["reached"])
     summary = {

@@ -39,6 +39,7 @@ def texts_and_notes(sources: list[Path], column: str) -> tuple[Iterator[str], li
     """
     from interp.data.texts import read_texts
 
+    # The warnings are printed once the model is loaded, see `load_subject`.
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         texts = read_texts(sources, column)

@@ -107,6 +107,7 @@ def _every_pair(
     subjects: Tokens, relations: Tokens, objects: Tokens, rng: np.random.Generator
 ) -> pd.DataFrame:
     """One fact per pair of subject and relation, with a random object."""
+    # All relations of the first subject, then those of the second.
     subject, relation = np.meshgrid(subjects, relations, indexing="ij")
     return pd.DataFrame(
         {

@@ -419,6 +419,7 @@ class Check:
             verdict = self._verdict(found, each)
             claim = replace(claim, verdict=verdict, p_value=self._p_value(known))
         claims = [claim]
+        # With one seed, the claim over seeds is that of the seed.
         if len(each) == 1:
             return claims
 
@@ -453,6 +454,7 @@ class Check:
         return min(found)
 
     def _verdict(self, found: Interval, each: Mapping[int, Tables]) -> Verdict:
+        # A premise that fails takes a reproduction away; one that holds gives none.
         verdict = judge(found, self.threshold, self.opposite)
         if verdict != "reproduced" or self.requires is None:
             return verdict

@@ -174,6 +174,7 @@ def committed_claims(experiments: Path, name: str | None = None) -> list[dict[st
     """
     found: list[dict[str, Any]] = []
     for path in sorted(experiments.glob(f"{name or '*'}/results/*/claims.json")):
+        # experiments/NAME/results/RESULT/claims.json
         place = {"experiment": path.parents[2].name, "result": path.parent.name}
         stored = json.loads(path.read_text())
         found += [{**place, **claim} for claim in stored]

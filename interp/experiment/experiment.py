@@ -287,6 +287,7 @@ class Experiment:
                 typer.echo(line)
 
         example = f"python -m experiments.{self.name} --preset smoke --seed 0"
+        # typer shows it as the help of the command.
         main.__doc__ = (
             f"{self.question}\n\nPresets: {', '.join(self.presets)}.\n\nExample: `{example}`"
         )
@@ -342,6 +343,7 @@ def plain_fields(settings: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for each in fields(settings):
         value = getattr(settings, each.name)
+        # Not isinstance: a truth value is an integer too, and bool("False") is True.
         if type(value) in (str, int, float):
             plain[each.name] = value
     return plain

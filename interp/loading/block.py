@@ -232,6 +232,7 @@ class Block:
         if projection.path.startswith(f"{experts_path}."):
             return False
         same_child = self._child(experts_path) == self._child(projection.path)
+        # A list of experts does not run itself; its members do.
         ends = [call.end for call in self.inner if f"{call.path}.".startswith(f"{experts_path}.")]
         return same_child and bool(ends) and max(ends) < projection.start
 

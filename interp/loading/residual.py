@@ -64,6 +64,7 @@ def find_residual(block: Call, inner: Sequence[Call], named: Sequence[Call]) -> 
     candidates += [call for call in named if call not in candidates]
     pre = _row(block.value)
     post = _row(block.output)
+    # Before the others: where a plain sum is right, factors close to 1 may be found as well.
     plain = _plain_sum(pre, post, candidates, named)
     if plain is not None:
         return Residual(plain)

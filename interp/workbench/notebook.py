@@ -93,6 +93,7 @@ def write_notebook(
         _markdown(_AFTER),
         _code(_VALUES),
     ]
+    # The format 4.5 asks for an id of each cell.
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     notebook = {

@@ -179,6 +179,8 @@ class Tabletop:
         self.model.body_pos[self._basket, 2] = height
         for number in range(MOST_ITEMS):
             start = 3 + 7 * number  # behind the slides of the hand, a position and a quaternion
+            # No body can be taken out of a compiled model: those of absent items are parked far
+            # off.
             if number >= len(self._names):
                 self.data.qpos[start : start + 3] = (_PARKED + 0.2 * number, 0, height + 0.022)
                 self._look_like(number, None)
@@ -188,6 +190,7 @@ class Tabletop:
             x, y = scene.places[self._names[number]]
             self.data.qpos[start : start + 3] = (x, y, height + look.size)
         self.data.qpos[:3] = scene.hand
+        # The hand aims at where it is, and stays there.
         self.data.ctrl[:] = scene.hand
         self._mujoco.mj_forward(self.model, self.data)
         if self.check_success():

@@ -410,6 +410,7 @@ def _open(file: Path) -> _Stored:
             "expected safetensors, or a torch file of tensors"
         ) from error
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError) as error:
+        # Some errors have no text.
         reasons = [*str(error).splitlines(), type(error).__name__]
         raise LoadError(
             f"{file.name} is truncated or damaged ({reasons[0]}): copy it again"

@@ -96,6 +96,7 @@ class ImageModel(nn.Module, ABC):
         Raises:
             ValueError: with the nearest ends of groups, when `length` is within a group.
         """
+        # (0, 0) stands for no tokens.
         for start, stop in ((0, 0), *self.all_groups):
             if stop == length:
                 return start

@@ -72,6 +72,7 @@ def settings(preset: Preset, seed: int, folder: Place) -> Tables:
             gamma=gamma,
         )
         return {
+            # An epoch is numbered from 0 in the history.
             "epochs": int(history["epoch"].iloc[-1]) + 1,
             "forgotten": history.attrs["reached"],
             "ma": float(history["ma"].iloc[-1]),
@@ -108,6 +109,7 @@ def recited(study: Study, subject: interp.Subject, removal: str, point: str = ""
     }
     parts: list[pd.DataFrame] = []
     for data, batch in sets.items():
+        # EL_n takes decoding, and is asked of the secrets that are to be forgotten alone.
         ngrams = NGRAMS if data == "forget" else ()
         frame = recite_files(subject, batch, ngrams, batch_size=BATCH_SIZE)
         about = {"removal": removal, "point": point, "data": data}

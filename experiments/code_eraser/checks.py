@@ -54,6 +54,7 @@ def of_files(
     def by_item(tables: Tables) -> pd.Series:
         table = tables["files"]
         chosen = (table["removal"] == removal) & (table["data"] == data)
+        # A model without a removal is measured once, and its point is empty.
         if removal not in (NONE, NEVER_READ):
             chosen &= table["point"] == point
         found: Any = table[chosen]
@@ -178,6 +179,7 @@ def _utility() -> list[Check]:
         ),
         Check(
             id="B9",
+            # Both stop at their first measurement below the thresholds: what differs is by how far.
             measure=minus(of_files("GA", "forget", "ma"), of_files("CodeEraser", "forget", "ma")),
             threshold=below(0.05),
             opposite=at_least(0.05),
@@ -301,6 +303,7 @@ def _settings(preset: Preset) -> list[Check]:
         ),
         Check(
             id="B7",
+            # Both spreads are over the values of the preset: the claim is about these ranges.
             measure=minus(spread("learning rate"), spread("gamma")),
             threshold=above(0),
             opposite=below(0),

@@ -58,6 +58,8 @@ def at_damage(path: pd.DataFrame, column: str) -> float | None:
     reached = (ordered["rise"] >= damage).to_numpy()
     if not reached.any():
         return None
+    # Dose 0 has no damage, so that there is always a dose before the first that reached. Only these
+    # two are given: at higher doses the loss may fall again.
     first = int(reached.argmax())
     around = ordered.iloc[first - 1 : first + 1]
     (value,) = interpolate([damage], around["rise"], around[column])
@@ -98,6 +100,8 @@ def of_paths(
         found: Any = table[(table["removal"] == removal) & (table["control"] == control)]
         values = [read(path, column) for _, path in found.groupby("draw")]
         known = [value for value in values if value is not None]
+        # A path is one number per seed: without an error of its own, its interval is over seeds
+        # alone.
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
     bounds = None if column == "rise" else _SHARE
@@ -111,6 +115,7 @@ def depth(removal: str, column: str = "depth") -> Measure:
         table = tables["depth"]
         chosen = (table["removal"] == removal) & (table["point"] == FORGETTING)
         found: Any = table[chosen].set_index("item")[column]
+        # A file that no site encodes has no depth, which is NaN.
         return found.dropna()
 
     bounds = _SHARE if column == "depth" else None
@@ -254,6 +259,7 @@ def _deepest(preset: RemovalsPreset) -> list[Check]:
         advantages: list[float] = []
         for name in preset.removals:
             deep = depth(name)(tables)
+            # A removal that does not forget on this seed has neither depth nor return.
             back = returned(name, last, "forget minus never seen, not trained on")(tables)
             if isinstance(deep, Interval) and isinstance(back, Interval):
                 depths.append(deep.estimate)

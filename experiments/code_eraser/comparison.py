@@ -40,6 +40,7 @@ def _of_paths(tables: Tables) -> Iterator[dict[str, Any]]:
             for measure in _OF_PATHS:
                 values = [read(path, measure) for _, path in draws.groupby("draw")]
                 known = [value for value in values if value is not None]
+                # A mean over the draws that get there alone would be one over those that do most.
                 if len(known) == len(values):
                     mean = sum(known) / len(known)
                     yield _row(seed, point, removal, measure, mean, control)

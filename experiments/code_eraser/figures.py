@@ -63,6 +63,7 @@ def training(tables: Tables) -> Figure:
 def costs(tables: Tables) -> Figure:
     """What is left of everything else where the secrets have just been forgotten, and before."""
     table = tables["files"]
+    # Models without a removal have an empty point.
     shown: Any = table[table["point"].isin([FORGETTING, ""]) & table["data"].isin(_COSTS)]
     rows: list[dict[str, Any]] = []
     groups: Any = shown.groupby(["removal", "data", "seed"], sort=False)

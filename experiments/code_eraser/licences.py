@@ -99,10 +99,13 @@ def study(preset: Preset, seed: int, folder: Path) -> Tables:
     plans = [*_edits(model, preset, seed), *_ablations(model, preset, seed, sets)]
     about = pd.DataFrame([description for description, _ in plans])
     data = {name: spread_over_sources(sets[name], count) for name, count in _MEASURED.items()}
+    # Plan 0 changes nothing: `with_unchanged` puts its measures next to those of each other plan.
     measured = measure_under(model, [[], *(plan for _, plan in plans)], data)
     found = with_unchanged(measured, about.assign(plan=range(1, len(plans) + 1)))
     sources: list[str] = []
     for name, window in zip(found["data"], found["window"], strict=True):
+        # The windows of a text are not independent, so that intervals are over texts; with the set
+        # in front, since two sets may have the same name for a text.
         sources.append(f"{name}: {data[name]['source'].iloc[window]}")
     return {"effects": found.assign(source=sources)}
 
@@ -161,6 +164,7 @@ def of_texts(
     def by_item(tables: Joined) -> pd.Series:
         table: Any = tables["effects"]
         chosen = (table["removal"] == removal) & (table["control"] == control)
+        # A dose of the edit is 1 minus a mass, which is not exact.
         chosen &= np.isclose(table["dose"], dose) & table["data"].isin(data)
         found = table[chosen]
         values = found[name]
@@ -178,6 +182,7 @@ _ORDINARY = ("code", "prose")
 
 def checks(preset: Preset) -> list[Check]:
     """L1 to L3: what each removes, what it costs, and which removes more."""
+    # Claims are about the edit that keeps most, and the fraction in the middle.
     mass, fraction = preset.masses[0], preset.fractions[len(preset.fractions) // 2]
     doses = {CURVATURE: 1 - mass, ABLATION: fraction}
     own_controls = {CURVATURE: "random components", ABLATION: "random neurons"}

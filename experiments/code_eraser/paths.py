@@ -70,6 +70,8 @@ class Measures:
     def __init__(self, study: Study, thresholds: Metrics) -> None:
         self.study = study
         self.damage = study.setup.damage
+        # Without a margin EL_10 is decoded only where MA has passed, and else is NaN, which is
+        # never met.
         self.stop = Stop(thresholds, study.setup.epochs, _EVERY, margin=0.0)
         self._around = context(study.forget)
         self._before = self._held_out_loss(study.model)
@@ -129,6 +131,7 @@ class Measures:
     def _held_out_loss(self, subject: interp.Subject) -> float:
         batch = self.study.held_out
         with evaluating(subject):
+            # Rows of held-out code are full, so that the mean over tokens is that over rows.
             losses = [subject.losses(part) for part in batch.split(BATCH_SIZE)]
         return float(torch.cat(losses).double().mean())
 
@@ -141,6 +144,8 @@ class _Both(Stop):
 
     def met(self, measured: Metrics) -> bool:
         """Returns whether both are the case."""
+        # `unlearn` also asks about its own measures alone, without `rise`: before the training, and
+        # for the `reached` of its history, which nothing reads here.
         return super().met(measured) and measured.get("rise", 0.0) >= self.damage
 
 
@@ -192,8 +197,10 @@ def of_unlearning(
             if weights.exists():
                 at[name] = duplicate(study.model)
                 load_weights(weights, at[name].module)
+    # Steps after which nothing was measured are no doses.
     measured = history[history["rise"].notna()]
     frame = measured.drop(columns=["step", "part", "loss"]).rename(columns={"epoch": "dose"})
+    # An epoch is numbered from 0, and measured after it: the dose is how many are over.
     return measures.path(frame.assign(dose=frame["dose"] + 1), at)
 
 
@@ -211,6 +218,7 @@ def of_edits(measures: Measures, edits: Iterable[tuple[float, Edited]]) -> Path:
         rows.append({"dose": dose, **metrics})
         for name, reached in measures.reached(metrics).items():
             if reached:
+                # Doses grow: the first that reaches a point is the one that is compared there.
                 at.setdefault(name, edited)
         if len(at) == 2:
             break

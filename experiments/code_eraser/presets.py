@@ -252,6 +252,7 @@ REMOVALS = {
         methods=_all_methods(3e-5, others=2e-4),
         localized=Unlearning(name=LOCALIZED, method="codeeraser", lr=2e-3),
         localized_neurons=100,
+        # From 2 to 2048 neurons, two doses per doubling.
         neurons=tuple(round(2 ** (step / 2)) for step in range(2, 23)),
         masses=(0.9999, 0.9995, 0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3),
         scales=tuple(0.05 * 1.25**step for step in range(12)),

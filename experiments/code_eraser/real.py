@@ -108,12 +108,14 @@ def study(preset: Preset, seed: int) -> Tables:
         clip=1.0,
         evaluation=Evaluation(
             lambda trained: _recited(trained, forget, others),
+            # The files are measured after each epoch of batches of 4.
             len(repeated) // 4,
             lambda found: min(found.values()) >= _KNOWN,
         ),
     )
     known = training.dropna(subset=["forget"]).assign(model="fine-tuned")
     twins = code_secrets.mark(model, corpus.twins)
+    # On the fine-tuned model, which is the one that unlearns: files it has not read set the level.
     thresholds = levels(recitation(model, twins, ngrams=()))
 
     histories: list[pd.DataFrame] = []

@@ -109,6 +109,8 @@ def _ablations(
     for count in counts:
         units = scores.top(count)
         if draw is not None:
+            # The same number in each block. Each count is a draw of its own, and does not hold the
+            # smaller.
             others = units.draw_matched(draw)
             if len(others) < count:
                 return  # more than half of a site is chosen, and too few others are left
@@ -128,6 +130,8 @@ def _add_curvature(comparison: Comparison) -> None:
         random = of_edits(measures, _curvature(spectra, preset.masses, "random", draw))
         comparison.add_control(CURVATURE, "random components", draw, random)
     truncated = singular_spectra(comparison.study.model, list(spectra))
+    # Here a mass is a share of the energy of a weight, so that doses are not those of the edit. The
+    # two are compared at equal damage alone.
     low_rank = of_edits(measures, _curvature(truncated, preset.masses))
     comparison.add_control(CURVATURE, "low rank", 0, low_rank)
 
@@ -135,6 +139,7 @@ def _add_curvature(comparison: Comparison) -> None:
 def _spectra(study: Study) -> dict[Site, Spectrum]:
     """The MLPs' weights in the eigenbases of their curvature on ordinary code."""
     model = study.model
+    # In many models the first position has activations so large that they would be most of A.
     factors = kronecker_factors(model, study.ordinary, mlp_maps(model), skip=1, batch_size=16)
     spectra = decompose(model, factors)
     return {

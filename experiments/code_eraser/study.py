@@ -84,7 +84,10 @@ def build(setup: Setup, seed: int, folder: Path) -> Study:
     _train_base(setup, model, background, seed, place / "base.safetensors")
     clean = duplicate(model)
     everything = corpus.repeated
+    # The texts begin with the files of `forget`, and the spare ones are the last of these: both
+    # models read them.
     without = everything[setup.forget :]
+    # Both go on from the same base: they differ in what they have repeated, and not in the rest.
     _memorize(setup, model, everything, background, seed, place / "model.safetensors")
     _memorize(setup, clean, without, background, seed, place / "clean.safetensors")
     return Study(
@@ -153,6 +156,7 @@ def _memorize(
         return
     recipe = setup.training
     repeated = _padded(setup, model, texts)
+    # Each text is shown `repeats` times whatever their number: the clean model takes fewer steps.
     steps = recipe.repeats * len(repeated) // recipe.texts_per_step
     stream = _mixed(repeated, background, setup, seed)
     fit(model, stream, steps, recipe.repeated_lr, decay=steps, floor=0.1, clip=1.0)

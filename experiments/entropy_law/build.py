@@ -44,6 +44,7 @@ def main_model(preset: Preset, seed: int) -> Tables:
     texts = corpus.build(preset, seed)
     kinds: list[pd.DataFrame] = []
     rows = len(texts.rows) // preset.batch_size
+    # Step 0 is scored before the training, and left out here.
     scored_at = np.linspace(0, rows, preset.checkpoints + 1).round().astype(int)[1:]
 
     model = _untrained(preset.network, texts, seed)
@@ -190,14 +191,18 @@ def _scored(
             if tuple(window) not in seen:
                 seen.add(tuple(window))
                 windows.append((number, window))
+    # Sorted again: windows that follow each other in a document have to stay neighbours, because
+    # the jackknife and the shuffles take such blocks together.
     order = np.random.default_rng([seed, 2]).permutation(len(windows))[: preset.windows]
     chosen = [windows[place] for place in sorted(order)]
     scored = _score(model, [window for _, window in chosen], prefix)
+    # Each window was given as a text of its own, and now gets the number of its document.
     return replace(scored, texts=np.array([number for number, _ in chosen]))
 
 
 def _score(model: interp.Subject, windows: Sequence[Tokens], prefix: int) -> ScoredWindows:
     length = len(windows[0]) - prefix
+    # Rows have to stay those of `windows`: with `distinct` some would be left out.
     return score_all(model, windows, prefix, length, batch_size=_BATCH, distinct=False)
 
 
@@ -300,6 +305,7 @@ def _inference(
             seed=seed,
         )
         tables.append(found.table.assign(data=name))
+        # The candidate is the same half of the unseen data in all pairs: its sets are not kept.
         own: Any = found.sets[found.sets["role"] == "reference"]
         sets.append(own.assign(data=name))
     return pd.concat(tables, ignore_index=True), pd.concat(sets, ignore_index=True)

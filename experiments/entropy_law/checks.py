@@ -68,6 +68,8 @@ def _size_of(measure: Measure) -> Measure:
         found = measure(tables)
         if not isinstance(found, Interval):
             return None
+        # An interval with 0 inside is folded: sizes begin at 0, and end at the end that is further
+        # out.
         ends = sorted((abs(found.low), abs(found.high)))
         low = 0.0 if found.low <= 0 <= found.high else ends[0]
         return Interval(abs(found.estimate), low, ends[1], found.n)
@@ -118,6 +120,7 @@ def _beats_shuffles(quantity: str, data: str) -> Callable[[Tables], bool]:
 
     def holds(tables: Tables) -> bool:
         found = rows(tables["fits"], {"quantity": quantity, "data": data})
+        # Without a p, which is NaN, the premise fails.
         return bool((found["p"] < _P).all())
 
     return holds
@@ -209,6 +212,7 @@ def _law() -> list[Check]:
         ),
         Check(
             id="A4",
+            # The sizes of the levels alone give a correlation, which is that of shuffled scores.
             measure=minus(correlation("normalized", data), of_shuffled("normalized", data)),
             threshold=below(0),
             opposite=above(0),
@@ -398,6 +402,8 @@ def _gibberish(preset: Preset) -> list[Check]:
         found.append(
             Check(
                 id=name,
+                # Strings of both kinds are numbered from 0 and so are taken as pairs. They are
+                # none, but a pairing at random leaves the variance of the difference what it is.
                 measure=minus(first, second),
                 threshold=below(0),
                 opposite=above(0),
@@ -423,6 +429,7 @@ def step_below(strings: pd.DataFrame, share: float) -> int:
     training; the last step if it never is."""
     means: Any = strings.groupby("step")["score"].mean().sort_index()
     is_below = means < share * means.iloc[0]
+    # Of booleans, `idxmax` is the first that is True.
     return int(is_below.idxmax() if is_below.any() else means.index[-1])
 
 
@@ -437,6 +444,7 @@ def _slope_when(share: float) -> Measure:
         by_alphabet = [part.index.to_numpy() for _, part in found.groupby("alphabet")]
         drawn: list[float] = []
         for _ in range(500):
+            # Drawn within each alphabet: every draw then has all sizes, and a slope.
             chosen = np.concatenate([rng.choice(part, len(part)) for part in by_alphabet])
             drawn.append(slope(found.iloc[chosen]))
         low, high = np.quantile(drawn, [0.025, 0.975])

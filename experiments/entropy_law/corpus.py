@@ -94,6 +94,7 @@ def build(preset: Preset, seed: int) -> Corpus:
         *_cut(tokens["once"], preset.row),
         *_cut(tokens["twice"], preset.row),
         *_cut(tokens["twice"], preset.row),
+        # A row has room for a whole number of passages (see `Preset`), so that none is cut in two.
         *_cut([list(chain.from_iterable(in_windows))], preset.row),
     ]
     rng.shuffle(rows)
@@ -141,6 +142,7 @@ def _gibberish(tokenizer: Any, count: int, width: int, rng: np.random.Generator)
     """Random strings, a third each of hexadecimal digits, base64 and UUIDs, cut to a width."""
     strings: list[Tokens] = []
     for number in range(count):
+        # More text than `width` tokens take, which is cut below.
         raw = rng.bytes(4 * width)
         if number % 3 == 0:
             text = raw.hex()

@@ -98,6 +98,8 @@ class Preset:
     strings: Strings = Strings()
 
     def __post_init__(self) -> None:
+        # Windows and rows are both cut from the start of a document, so that no window of this
+        # length lies across two rows; those of `slice_lengths` may.
         window = self.prefix + self.length
         if self.row % window:
             raise ValueError(

@@ -89,6 +89,7 @@ def study(preset: Preset, seed: int) -> Tables:
         for name, windows in (("seen", both), ("unseen", scored["unseen"]))
     ]
     inference: list[pd.DataFrame] = []
+    # The other half is the control: two sets of the same kind, both of them seen.
     for name in ("unseen", "other half"):
         found = dataset_inference(
             scored["one half"],
@@ -132,6 +133,7 @@ def _scored(
         starts = range(0, len(tokens) - width + 1, width)
         windows += [tokens[start : start + width] for start in starts]
         texts += [number] * len(starts)
+    # Sorted again, so that windows of a document stay together.
     chosen = np.sort(rng.permutation(len(windows))[:count])
     scored = score_all(
         subject,

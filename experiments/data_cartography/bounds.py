@@ -81,10 +81,12 @@ def influence(settings: Convex, seed: int) -> pd.DataFrame:
     losses = np.logaddexp(0, -margins)
     rises = np.diff(losses, axis=0)
     longest = np.linalg.norm(np.diff(points, axis=0), axis=1).max()
+    # The second derivative of the logistic loss is p (1 - p), at most a quarter.
     smoothness = (signed**2).sum(1) / 4
     largest_curvature = np.linalg.eigvalsh(signed.T @ signed / (4 * settings.samples))[-1]
 
     self_influence = np.zeros(settings.samples)
+    # The bound is about the gradient at the point before a step, so that the last is left out.
     for point in margins[:-1]:
         p = expit(-point)
         gradients = -p[:, None] * signed
@@ -98,6 +100,7 @@ def influence(settings: Convex, seed: int) -> pd.DataFrame:
         events = (rises >= tau).mean(0)
         return events * shortest**2 / (largest_curvature + settings.ridge)
 
+    # The bound holds for every tau, so that the best one may be picked afterwards.
     candidates = np.quantile(rises[rises > 0], np.linspace(0, 1, 50))
     tau = float(max(candidates, key=lambda each: bound(each).mean()))
     found = bound(tau)
@@ -134,6 +137,7 @@ def stability(settings: Convex, seed: int) -> pd.DataFrame:
     lengths[in_group] = _LONGER
     truth = _unit(rng, (1, 1, settings.dimensions))[0, 0] * 4
     train = _signed(rng, settings, lengths, in_group, truth, settings.draws)
+    # With replacement, as the bound asks for; one order per data set, shared by all weights.
     order = rng.integers(0, settings.samples, (settings.steps, settings.draws))
     fresh = [
         _signed(rng, settings, lengths, in_group, truth, settings.draws) for _ in range(_TEST_DRAWS)
@@ -145,6 +149,7 @@ def stability(settings: Convex, seed: int) -> pd.DataFrame:
     ways[MISSED] = np.ones(settings.samples)
     ways[MISSED][others] = 0.5
     heaviest = max(weights.max() for weights in ways.values())
+    # The smoothness beta is a quarter of the squared length of the longest sample.
     allowed = 2 / (heaviest * lengths.max() ** 2 / 4)
     if settings.lr > allowed:
         raise ValueError(f"lr={settings.lr}: the bound holds up to {allowed:g}")
@@ -153,7 +158,7 @@ def stability(settings: Convex, seed: int) -> pd.DataFrame:
     rates = settings.lr * settings.steps
     for name, weights in ways.items():
         learned = _sgd(train, order, weights, settings.lr)
-        test_losses = [_loss(learned, samples) for samples in fresh]
+        test_losses = [_loss(learned, samples) for samples in fresh]  # each [draws]
         gap = np.mean(test_losses, axis=0) - _loss(learned, train)
         steepest = lengths.max()
         limit = 2 * steepest / settings.samples * rates * (weights * lengths).mean()
@@ -176,6 +181,7 @@ def _signed(
     """
     features = _unit(rng, (draws, settings.samples, settings.dimensions)) * lengths[:, None]
     by_truth = np.where(rng.random((draws, settings.samples)) < expit(features @ truth), 1.0, -1.0)
+    # Flipped in half of the cases, a label says nothing.
     flipped = rng.random((draws, settings.samples)) < np.where(in_group, 0.5, _NOISE)
     return features * np.where(flipped, -by_truth, by_truth)[..., None]
 
@@ -193,7 +199,7 @@ def _sgd(train: Samples, order: np.ndarray, weights: np.ndarray, lr: float) -> n
 
 def _loss(point: np.ndarray, samples: Samples) -> np.ndarray:
     """[draws] the mean logistic loss over samples, in nats."""
-    margins = (samples @ point[:, :, None])[..., 0]
+    margins = (samples @ point[:, :, None])[..., 0]  # [draws, samples]
     return np.logaddexp(0, -margins).mean(1)
 
 

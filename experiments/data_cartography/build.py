@@ -124,6 +124,7 @@ def _second_trainings(
         DROP: _highest(scores[DROP], count),
     }
     for name, halved in chosen.items():
+        # All three halve the same number of rows: what differs is which.
         weights = np.where(halved, HALF, 1.0)
         about = {"action": HALVE, "by": name, "share": count / len(regions), "changed": count}
         yield about, {"weights": weights}

@@ -223,6 +223,7 @@ def _beyond(share: float, one: Measure, other: Measure) -> Measure:
     assert second is not None
 
     def by_item(tables: Tables) -> pd.Series:
+        # Both are of the same canaries, in two trainings: pairs by the number of the sequence.
         return first(tables) - share * second(tables)
 
     return over_items(f"{one.label} minus {share:g} times {other.label}", by_item, (-share, 1))
@@ -255,6 +256,8 @@ def _pruning(network: Network, share: float, copies: int) -> list[Check]:
         found.append(
             Check(
                 id=f"{claim}, {share:.0%}, {model}",
+                # Random pruning removes copies of canaries too: only what goes beyond it is the
+                # score's doing.
                 measure=_beyond(_KEPT, extracted(name), extracted(RANDOM)),
                 threshold=at_most(0),
                 opposite=above(0),
@@ -353,6 +356,8 @@ def _reweighting(model: str, copies: int, fewer: int) -> list[Check]:
     found = [
         Check(
             id=f"B3 leakage, {model}",
+            # A share of tokens moves before a whole canary is lost; whole ones are among the
+            # controls.
             measure=lost("accuracy", **halved),
             threshold=above(0),
             opposite=below(0),
@@ -430,6 +435,8 @@ def _bounds() -> list[Check]:
         return Measure(f"rank correlation with {column}", rank, (-1, 1))
 
     def excess(tables: Tables) -> float:
+        # The bound is on the expectation, so that gaps are averaged over data sets before the
+        # comparison.
         groups: Any = tables["stability"].groupby("weights")
         return float((groups["gap"].mean() - groups["bound"].mean()).max())
 
@@ -442,6 +449,7 @@ def _bounds() -> list[Check]:
     return [
         Check(
             id="B5",
+            # An inequality that is proved: a single violation, on any seed, would refute it.
             measure=Measure("violations", violations),
             threshold=at_most(0),
             over="every",
@@ -472,6 +480,7 @@ def _bounds() -> list[Check]:
         ),
         Check(
             id="B6 gap",
+            # Pairs: a draw is the same data set in the same order for both weights.
             measure=minus(gap(bounds.HALVED), gap(bounds.PLAIN)),
             threshold=below(0),
             opposite=above(0),

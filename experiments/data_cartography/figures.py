@@ -127,6 +127,7 @@ def _measured(tables: Tables) -> pd.DataFrame:
     wide = leaked.mean().join(outside.mean()).reset_index()
     wide = wide.merge(tables["runs"][[*keys, "auc_text"]], on=keys)
     plain: Any = wide[wide["action"] == NOTHING].set_index(["model", "seed"])["loss"]
+    # The loss of the unchanged training of the same model and seed, for each row of `wide`.
     before = plain.loc[list(zip(wide["model"], wide["seed"], strict=True))].to_numpy()
     wide["loss"] -= before
     named = wide.rename(

@@ -79,6 +79,8 @@ def first_training(network: Network, rows: Rows, seed: int) -> Probe:
     moments = np.linspace(0, steps, network.epochs * network.moments + 1).round().astype(int)[1:]
     learner = untrained(network, rows.vocabulary, train.length, seed)
     checkpoints = CheckpointRecorder(learner, train, moments.tolist(), _BATCH_SIZE)
+    # The numbers of the rows that `epochs` draws below, by the same seed: a batch does not say
+    # which rows are in it.
     order = epoch_rows(len(train), network.batch_size, seed)
     presentations = PresentationRecorder(order, len(train))
 
@@ -115,8 +117,10 @@ def second_training(
     learner = untrained(network, rows.vocabulary, train.length, seed)
     objective = None
     if weights is not None:
+        # The same order as that of `stream`: a batch does not say which rows are in it.
         objective = weighted(weights, epoch_rows(len(train), network.batch_size, seed))
     stream = epochs(train, network.batch_size, seed)
+    # Of all rows, also where some are pruned: the others are then seen more often.
     steps = steps_of(network, rows)
     fit(learner, stream, steps, network.lr, objective=objective, **_schedule(steps))
     return learner
@@ -151,6 +155,7 @@ def scores_to_prune_by(probe: Probe, rows: Rows, seed: int) -> dict[str, Scores]
 def first_copies(rows: Rows) -> Bool[np.ndarray, " rows"]:
     """Returns which rows are left when one copy of each sequence is kept."""
     kept = np.zeros(len(rows.numbers), dtype=bool)
+    # The index that `unique` returns is that of the first copy.
     kept[np.unique(rows.numbers, return_index=True)[1]] = True
     return kept
 
@@ -183,6 +188,7 @@ def all_scores(probe: Probe, rows: Rows) -> pd.DataFrame:
     copies = rows.table["copies"].to_numpy()
     by_sequence: dict[str, Any] = {}
     for name, values in by_row.items():
+        # The sum over the copies of each sequence, [sequences].
         by_sequence[name] = np.bincount(rows.numbers, weights=values) / copies
     by_sequence[DUPLICATES] = copies.astype(float)
     return pd.DataFrame(by_sequence)
@@ -249,11 +255,15 @@ def leakage(subject: interp.Subject, rows: Rows) -> tuple[pd.DataFrame, dict[str
     ]
     tokens = torch.cat([part for _, part, _ in parts])
     table = pd.concat([about for _, _, about in parts])
+    # Members keep their numbers, and what is held out is numbered from 0 again: a sequence is named
+    # by its kind and its number together.
     table = table.rename_axis("sequence").reset_index()
     scored = interp.membership(subject, Batch(tokens), batch_size=_BATCH_SIZE)
+    # The score "loss" is the mean log-probability per token.
     table["loss"] = -scored["loss"].to_numpy()
     table["min_k"] = scored["min_k"].to_numpy()
 
+    # Canaries alone are extracted: their exposure is a rank among canaries that were not planted.
     is_random = table["kind"].isin([CANARY, REFERENCE]).to_numpy()
     table = table.join(_extraction(subject, tokens, is_random))
     references = (table["kind"] == REFERENCE).to_numpy()

@@ -70,13 +70,14 @@ def classifiers(preset: Preset, settings: Pictures, seed: int, folder: Path) -> 
                 "loss_others": -of_data[-1][~members].mean(),
             }
         )
-    log_p = np.stack(of_data)
-    log_p_population = np.stack(of_population)
+    log_p = np.stack(of_data)  # [models, pictures], nats
+    log_p_population = np.stack(of_population)  # [models, points], nats
 
     rows: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for target in range(pool.models):
         for references in preset.references:
+            # An example has one reference per pair, and none from the target's own.
             if references >= settings.pairs:
                 continue
             of_points = pool.untrained_on_population(
@@ -141,6 +142,7 @@ def text(preset: Preset, seed: int, folder: Path) -> Tables:
             )[0]
             population = _against(model, models, texts.population.tokens.tolist(), of_points)
             signals = Signals(
+                # The score "loss" is the mean log-probability per token, larger for members.
                 target=scores["loss"].to_numpy(),
                 out=_log_p_out(scores)[None],
                 population=population["loss"].to_numpy(),
@@ -151,6 +153,8 @@ def text(preset: Preset, seed: int, folder: Path) -> Tables:
             found = attacks(
                 signals, preset.populations, preset.draws, a=1.0, seed=1000 * seed + target
             )
+            # Scores from tokens or from the text, which `attacks` cannot make: it has log p of
+            # whole texts.
             for name in scores.columns.difference(_NO_ATTACKS):
                 found.append(judged(str(name), scores[name], members, forwards=2 * len(scores)))
             rows += [{**about, **row} for row in found]
@@ -170,6 +174,7 @@ def text(preset: Preset, seed: int, folder: Path) -> Tables:
                     tokens[-1]["example"] = _example(model, models, texts, pool, target)
                     tokens[-1]["identity"] = _identity(models, one_step, texts)
     tables = {
+        # The first target has all tables; "example" and "identity" are made of it alone.
         name: pd.concat([part[name] for part in tokens if name in part], ignore_index=True)
         for name in tokens[0]
     }
@@ -241,6 +246,7 @@ def _against(
 
 def _log_p_out(scores: pd.DataFrame) -> np.ndarray:
     """Mean log-probability per token under the reference model."""
+    # The ratio is log p under the target minus log p under the reference.
     return (scores["loss"] - scores["ratio"]).to_numpy()
 
 
@@ -262,6 +268,7 @@ def _token_tables(
         values[rows] = _token_values(model, batch, models[reference])
 
     carries = texts.pool.carries
+    # From the second token on: scores are of the tokens that are predicted, [passages, length - 1].
     private = texts.pool.private[:, 1:].numpy() & carries[:, None]
     other = ~texts.pool.private[:, 1:].numpy() & carries[:, None]
     kinds: list[dict[str, Any]] = []
@@ -285,6 +292,7 @@ def _token_tables(
         }
     )
     count = round(_TOP * len(scores))
+    # The scores are in the order of the passages, so that an index is the number of a passage.
     top = scores["informia"].nlargest(count).index.to_numpy()
     highest = pd.DataFrame(
         {"target": target, "carries": carries[top], "member": members[top], "passage": top}
@@ -326,6 +334,8 @@ def _identity(
         with torch.no_grad():
             logits = model.target_logits(batch)
         of_true = logits.gather(-1, batch.targets[..., None])[..., 0]
+        # With a uniform reference over V tokens the score is log p(x) + log V, plus a KL of -log V
+        # minus the mean of log p: what is left of the two is the logit of x minus its mean.
         centred = (of_true - logits.mean(-1)).numpy()
         correlation = np.corrcoef(scores.ravel(), centred.ravel())[0, 1]
         rows.append({"target": target, "correlation": float(correlation)})
@@ -337,6 +347,7 @@ def _dose(
 ) -> pd.DataFrame:
     """What repetition does to private tokens: in a pair of models, passages with a telephone number
     are repeated by different numbers, drawn at random. The base model is the reference."""
+    # Other halves than those of the pool, so that repetition is not tied to one of its models.
     pair = complementary_halves(len(texts.pool), 1, seed + 500)
     rng = np.random.default_rng([seed, 3])
     repeats = np.where(texts.pool.carries, rng.choice(settings.repeats, len(texts.pool)), 1)
@@ -349,6 +360,7 @@ def _dose(
         if weights.exists():
             load_weights(weights, learner.module)
         else:
+            # A passage that is repeated comes several times in each epoch.
             order = np.repeat(np.flatnonzero(members), repeats[members])
             own = texts.pool.rows(torch.from_numpy(order))
             number = 1000 * seed + 900 + target

@@ -58,6 +58,8 @@ def _laws() -> list[Check]:
     """What follows from the formulas."""
     return [
         Check(
+            # The population adds one number to all scores of a target, which moves no rank. More
+            # than rounding would be a fault, on any seed.
             id="F3",
             measure=_spread("informia_with_population"),
             threshold=at_most(1e-12),
@@ -71,6 +73,8 @@ def _laws() -> list[Check]:
         ),
         Check(
             id="L1",
+            # RMIA's score is a step function of InfoRMIA's, and merges examples into ties: at each
+            # of its operating points InfoRMIA finds as many members at least.
             measure=Measure("smallest advantage", _smallest_advantage),
             threshold=at_least(0),
             over="every",
@@ -89,6 +93,7 @@ def _laws() -> list[Check]:
                 source="inferred",
                 evidence="tables/attacks.parquet",
             )
+            # Two checks, as a check has one side.
             for name, threshold in (("L2a", at_least(0.5)), ("L2b", at_most(2.2)))
         ],
         Check(
@@ -107,8 +112,10 @@ def _spread(attack: str) -> Measure:
     """The largest standard deviation of the AUC over draws of the smallest population."""
 
     def spread(tables: Tables) -> float:
+        # Over draws of one target and setting: targets differ in AUC anyway.
         drawn: Any = rows(tables["attacks"], {"attack": attack, "population": _SMALLEST})
         groups = drawn.groupby(["data", "epochs", "target", "references"])["auc"]
+        # Of a single draw the deviation is then 0 and not NaN.
         return float(groups.std(ddof=0).max())
 
     return Measure(f"spread of the AUC, {attack}", spread)
@@ -139,6 +146,7 @@ def _against_rmia(preset: Preset, pictures: dict[str, Any], text: dict[str, Any]
             ),
             Check(
                 id=f"F1 all points{suffix}",
+                # Absolute differences are averaged: targets above and below must not cancel.
                 measure=bounded(_distance_to_all(where), 0, 1),
                 threshold=at_most(0.001),
                 statement=f"the AUC of RMIA with all points of the population, on {name}, differs "
@@ -154,6 +162,7 @@ def _against_rmia(preset: Preset, pictures: dict[str, Any], text: dict[str, Any]
             ),
             Check(
                 id=f"F2{suffix}",
+                # Item by item, so that the interval is that of pairs of one target.
                 measure=minus(exact_tpr, _times(3, _tpr("rmia", **smallest))),
                 threshold=above(0),
                 opposite=below(0),
@@ -352,6 +361,7 @@ def _of_private_tokens(preset: Preset) -> list[Check]:
     return [
         Check(
             id="F8",
+            # Pairs: both kinds of tokens are in the same passage under the same target.
             measure=minus(private, other),
             threshold=below(0),
             opposite=above(0),
@@ -368,6 +378,8 @@ def _of_private_tokens(preset: Preset) -> list[Check]:
         ),
         Check(
             id="F9",
+            # Every second passage carries something: with as much chance as the others it would be
+            # half.
             measure=mean("top", "carries", item=item, bounds=(0, 1)),
             threshold=below(0.5),
             opposite=above(0.5),

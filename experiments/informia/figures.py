@@ -46,6 +46,7 @@ def roc(tables: Tables) -> Figure:
     least = 1e-3
 
     def on_logarithmic_axes(part: pd.DataFrame, axes: Axes) -> None:
+        # A logarithmic axis has no 0: a rate of 0 would break the line.
         draw(part.assign(tpr=part["tpr"].clip(lower=least)), axes)
         axes.set(xscale="log", yscale="log", ylim=(least, 1.1))
         axes.plot([least, 1], [least, 1], label=_CHANCE, **LEVEL)
@@ -69,6 +70,7 @@ def population(tables: Tables) -> Figure:
     rmia: Any = shown[shown["attack"] == "rmia"]
     exact: Any = shown[shown["attack"] == "informia_sequence"]
     sizes = rmia[["setting", "population"]].drop_duplicates()
+    # InfoRMIA has one value per target, which is drawn as a line over all sizes of the population.
     level = exact.drop(columns="population").merge(sizes, on="setting")
     points = pd.concat([rmia, level])
     points = points.replace({"attack": {"rmia": "RMIA", "informia_sequence": "InfoRMIA"}})

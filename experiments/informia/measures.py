@@ -99,6 +99,7 @@ def attacks(
         `advantage` the smallest difference, over all false positive rates, of InfoRMIA's true
         positive rate and RMIA's.
     """
+    # The same log p(x) goes into both attacks: they differ in the population alone.
     log_ratio = signals.target - offline_log_p(signals.out, a)
     log_p_z = offline_log_p(signals.population_out, a)
     population_ratio = signals.population - log_p_z
@@ -127,6 +128,7 @@ def attacks(
             forwards = with_references + size * (1 + len(signals.population_out))
             scores = rmia(log_ratio, population_ratio[chosen])
             row = judged("rmia", scores, members, forwards=forwards, population=size, draw=draw)
+            # Of n points and one more like them, each is the largest with the chance 1 / (n + 1).
             row["certain"] = (scores[~members] == 1).mean() * (size + 1)
             row["advantage"] = _least_advantage(curve, roc(scores, members))
             rows.append(row)
@@ -153,6 +155,8 @@ def _least_advantage(one: Roc, other: Roc) -> float:
 
 def _tpr_at(curve: Roc, levels: Values) -> Values:
     """The largest true positive rate at or below each false positive rate."""
+    # The rates of two curves are fractions of the same count: equal ones may differ in the last
+    # bit.
     last = np.searchsorted(curve.frame["fpr"].to_numpy(), levels + 1e-12, side="right") - 1
     return curve.frame["tpr"].to_numpy()[last]
 
@@ -171,6 +175,7 @@ def curve_points(
     }
     for wanted in populations:
         count = f"{wanted}" if wanted < len(population_ratio) else "all"
+        # The population is in random order, so that its first points are a random draw.
         scores[f"RMIA, {count} points"] = rmia(log_ratio, population_ratio[:wanted])
     non_members = int((~signals.members).sum())
     counts = np.unique(np.geomspace(1, non_members, _POINTS).round())

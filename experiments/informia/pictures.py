@@ -102,6 +102,8 @@ def log_p(classifier: interp.Subject, data: Batch) -> np.ndarray:
     parts: list[np.ndarray] = []
     with evaluating(classifier):
         for part in data.split(_ROWS_PER_FORWARD):
+            # In single precision a sure prediction has p = 1, at which LiRA's log(p / (1 - p)) is
+            # infinite.
             logits = classifier.target_logits(part)[:, 0].double()
             parts.append(label_log_p(logits.numpy(), part.targets[:, 0].numpy()))
     return np.concatenate(parts)

@@ -56,6 +56,7 @@ def of_regime(preset: Preset, regime: Regime, seed: int) -> Tables:
         "patching": study.patching(preset, trained, seed),
     }
     if not is_control:
+        # Seeds that `study` does not use: scenes of their own.
         shown = demonstrations(SUITE_OF[CONTROL], _REFERENCES, 30_000 + seed)
         reference = demonstration_batch(shown)
         tried = arms(SUITE_OF[regime.name], ["swap"], preset.ablated_episodes, 40_000 + seed)

@@ -54,6 +54,7 @@ def success(policy: str, scenes: str, perturbation: str) -> Measure:
 
 
 def _of_episodes(column: str, policy: str, scenes: str, perturbation: str) -> Measure:
+    # The control policy is tried in the same scenes: episodes of one initial state are pairs.
     return mean(
         "episodes",
         column,
@@ -465,6 +466,8 @@ def _removal(name: str, fraction: float) -> Check:
     damage = minus(of(RANDOM, "clean", "success"), of(FOUND, "clean", "success"))
     return Check(
         id=f"L3 {fraction:.0%}, {name}",
+        # Differences know no items, so that their intervals are combined as if they were
+        # independent.
         measure=minus(fewer_traps, damage),
         threshold=above(0),
         source="inferred",

@@ -78,6 +78,7 @@ def places(tables: Tables) -> Figure:
     table = table[table["scenes"] != CONTROL].copy()
     is_control = table["policy"] == CONTROL
     table["network"] = table["network"].mask(is_control & (table["network"] == POLICY), CONTROL)
+    # The control's untrained network and shuffled places would be averaged with the policy's.
     table = table[~is_control | (table["network"] == CONTROL)]
     table["fitted"] = "fitted on " + table["fitted"]
     columns = ["scenes", "fitted", "network", "block", "seed"]
@@ -135,6 +136,7 @@ def ablation(tables: Tables) -> Figure:
     before = long[long["method"] == NOTHING]
     after = long[long["method"] != NOTHING]
     methods = after["method"].unique()
+    # Without any ablation all methods have the same episodes: the first point of each line.
     joined = pd.concat([*(before.assign(method=name) for name in methods), after])
     columns = ["policy", "measure", "method", "fraction", "seed"]
     by_seed = joined.groupby(columns, sort=False)["value"].mean().reset_index()

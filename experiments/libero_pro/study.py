@@ -149,6 +149,7 @@ def episodes(preset: Preset, trained: Trained, scenes: str, seed: int) -> pd.Dat
     """
     tried = arms(SUITE_OF[scenes], preset.perturbations, preset.episodes, _SCENES_SEED + seed)
     table = run_arms(trained.policy, tried, seed=seed)
+    # An episode is compared with that of the same initial state without a change.
     clean = table[table["perturbation"] == "clean"].set_index("initial_state")
     actions = np.concatenate(list(clean["actions"]))
     tasks = np.repeat(clean["task"], [len(each) for each in clean["actions"]])
@@ -200,6 +201,8 @@ def extraction(trained: Trained, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng([seed, 5])
     parts: list[pd.DataFrame] = []
     for name, frames in ((TRAINING, trained.frames), (HELD_OUT, trained.held_out)):
+        # Frames of both sets are numbered from 0, but are no pairs: an arbitrary pairing, where
+        # there are as many of both, leaves the variance of a difference what it is.
         chosen = frames.rows(rng.permutation(len(frames))[:_SCANNED])
         found = interp.scan(trained.policy, chosen, batch_size=250)
         columns: Any = found[["exact", "accuracy", "log_p"]].astype(float)
@@ -243,6 +246,7 @@ def _donors(tasks: np.ndarray, rng: np.random.Generator, *, same: bool) -> Tenso
     for row, task in enumerate(tasks):
         fits = np.flatnonzero((tasks == task) == same)
         others = fits[fits != row]
+        # A row without another that fits is its own donor: nothing moves.
         found.append(int(rng.choice(others)) if len(others) else row)
     return torch.tensor(found)
 
@@ -277,6 +281,7 @@ def patching(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
     module = policy_of(trained.policy.module)
     rows: list[pd.DataFrame] = []
     for block in track(range(module.config.depth), "patching"):
+        # The words, the items, the hand and the first action, whose motions are predicted.
         for segment in module.segments[:4]:
             positions = tuple(range(segment.start, segment.stop))
             plan = donor_plan(trained.policy, f"blocks.{block}.resid_pre", other, positions)
@@ -291,6 +296,8 @@ def patching(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
 
 def _expected_y(policy: Subject, frames: Batch) -> Float[np.ndarray, " frames"]:
     with torch.no_grad(), evaluating(policy):
+        # The second token is the motion along y; the first, along x, is read from the
+        # demonstration.
         logits = policy.target_logits(frames)[:, 1]
     values = torch.linspace(-1, 1, BINS, dtype=torch.double)
     return (logits.double().softmax(-1).cpu() @ values).numpy()
@@ -316,6 +323,7 @@ def places(preset: Preset, trained: Trained, scenes: str, seed: int) -> pd.DataF
     ]
     # The probe is tested on other scenes than it was fitted on.
     shown, tested = clean[: preset.probed], clean[preset.probed :]
+    # Drawn in the same order in every job: the control policy is read in the same scenes.
     swapped = [perturb(scene, "swap", rng)[0] for scene in tested]
     fitted_on = {CLEAN_SCENES: shown, SCATTERED: [scattered(scene, rng) for scene in shown]}
     now = np.array([scene.places[scene.target] for scene in swapped])
@@ -349,13 +357,16 @@ def _at_first(policy: Subject, scenes: list[Scene]) -> list[Float[np.ndarray, "s
     with Tabletop() as tabletop:
         seen = [tabletop.reset(scene) for scene in scenes]
     given = conditioning_of(seen, [scene.instruction for scene in scenes])
+    # The middle bin is no motion.
     at_rest = torch.full((len(scenes), ACTION_TOKENS), BINS // 2)
     frames = Batch(at_rest, 0, conditioning=given)
+    # The position before the first action token predicts it.
     first = policy_of(policy.module).lead - 1
     parts = [
         rows_at(policy, frames, "blocks.*.resid_post", position).values()
         for position in (first, first + 1)
     ]
+    # Both positions side by side: [scenes, 2 * width] for each block.
     return [np.concatenate(at_block, axis=1) for at_block in zip(*parts, strict=True)]
 
 
@@ -379,6 +390,7 @@ def ablation(
     against = reference.rows(rng.permutation(early)[: preset.frames])
     scores = {(FOUND, 0): localize(trained.policy, memorized, against, FOUND, "neurons")}
     for draw in range(preset.draws):
+        # Random scores over all blocks; the neurons that are found may be in a few of them.
         control = localize(trained.policy, memorized, None, RANDOM, "neurons", seed=seed + draw)
         scores[RANDOM, draw] = control
     parts = [_after(trained, tried, None, seed).assign(method=NOTHING, fraction=0.0, draw=0)]
@@ -401,6 +413,7 @@ def _after(trained: Trained, tried: Arms, units: Any, seed: int) -> pd.DataFrame
             "success": float(run[scene].success),
             "old_place": float(run[scene].old_place),
         }
+        # Scenes in which the expert fails were run too, and are left out here.
         for arm, number, scene in zip(
             table["perturbation"], table["initial_state"], table["scene"], strict=True
         )

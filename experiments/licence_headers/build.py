@@ -58,6 +58,7 @@ def headers(characters: int, packages: Iterable[str] = _HEADERS_OF) -> Iterator[
         text = re.sub(r"^# ?", "", header[0], flags=re.MULTILINE)
         words = re.sub(r"\W+", " ", text.lower())
         # What precedes the licence is the copyright, which differs from file to file.
+        # Where the word is missing this is of no use, and the header is left out below.
         wording = words[words.find("licen") :][:160]
         if "licen" in words and wording not in seen:
             seen.add(wording)

@@ -85,6 +85,7 @@ def post_hoc(preset: Preset, subject: Subject, data: Data, seed: int) -> pd.Data
         scores = localize(subject, windows, None, RANDOM, "neurons", seed=seed + number)
         found.append(({"method": RANDOM, "found_for": "repeated", "draw": number}, scores))
 
+    # Plan 0 changes nothing: the point at fraction 0 of every curve. Both lists have one order.
     about: list[dict[str, Any]] = [{"method": NOTHING, "found_for": "", "draw": 0, "fraction": 0.0}]
     plans: list[Plan] = [[]]
     for description, scores in found:

@@ -180,6 +180,7 @@ def _costs_more(method: str, against: str) -> Check:
 
 def _natural_or_random(settings: PostHoc) -> Check:
     method = FOR_CANARIES
+    # The nearest fraction that the preset measures.
     fraction = min(settings.fractions, key=lambda each: abs(each - _COMPARED_AT))
     natural = removed_share(method, fraction, REPEATED)
     canaries = removed_share(method, fraction, CANARIES)
@@ -247,6 +248,7 @@ def _tying(preset: Preset) -> list[Check]:
             evidence="figures/isolation.png",
         )
     ]
+    # At 1 masks are untied, which is A7.
     noise = [run.noise for run in preset.runs if 0 < run.noise < 1]
     return [*found, *map(_under_noise, noise)]
 
@@ -270,6 +272,7 @@ def _under_noise(share: float) -> Check:
 
 def _ratio(one: Measure, other: Measure) -> Measure:
     def of(tables: Tables) -> float:
+        # A plain number: its interval is over seeds alone.
         return float(one(tables).estimate) / float(other(tables).estimate)
 
     return Measure(f"{one.label} as a share of {other.label}", of)

@@ -88,6 +88,7 @@ def draw(settings: Corpus, seed: int) -> Data:
             raise ValueError(f"the {name} files have {len(found)} sequences; expected {count}")
         cut[name] = found[torch.from_numpy(rng.permutation(len(found))[:count])]
     once, further = cut["once"].split([settings.once, repetitions])
+    # One draw for both, so that they differ in being planted alone.
     random = rng.integers(0, len(tokenizer), (2 * settings.canaries, settings.length))
     canaries, unseen = torch.from_numpy(random).split(settings.canaries)
     return Data(tokenizer, cut["repeated"], canaries, unseen, once, further, cut["held_out"])

@@ -70,6 +70,8 @@ def _of_losses(
         of_held_out = losses(tables, *held_out)
 
         def value(repeated_rows: Any, held_out_rows: Any) -> float:
+            # What is resampled are numbers of sequences, which come back as floats: a repeated
+            # sequence is drawn with its loss in every mode at once.
             chosen = repeated_rows.astype(int)
             means = [each[chosen].mean() for each in of_repeated]
             return float(formula(*means, of_held_out[held_out_rows.astype(int)].mean()))
@@ -107,6 +109,7 @@ def held_out_at_equal_memory(method: str, against: str) -> Measure:
 
     def of(tables: Tables) -> float | None:
         curve = removal_curve(tables["post_hoc"], method)
+        # The fraction of neurons is free: what is compared is the price at the same forgetting.
         wanted = losses(tables, against, DROPPED, REPEATED).mean()
         reached = np.flatnonzero(curve[REPEATED].to_numpy() >= wanted)
         # Before any removal, where the standard model has memorized less: nothing to compare.
@@ -128,6 +131,7 @@ def removed_share(method: str, fraction: float, data: str) -> Measure:
 
     def of(tables: Tables) -> float:
         curve = removal_curve(tables["post_hoc"], method, data)
+        # The first row is fraction 0, the model as it is.
         before = float(curve[data].iloc[0])
         unseen = float(curve[_UNSEEN[data]].iloc[0])
         return (float(curve.loc[fraction, data]) - before) / (unseen - before)

@@ -90,6 +90,7 @@ def train(preset: Preset, run: Run, data: Data, seed: int, *, curves: bool = Tru
     sinks = None
     if run.general is not None:
         pool = run.neurons - run.general
+        # The same number of sinks is on whatever the size of the pool; reserved neurons are all on.
         active = run.active / pool if run.active else 1.0
         sinks = Sinks.of(
             subject, run.general / run.neurons, active, seed=seed, per_layer=run.per_layer
@@ -102,6 +103,7 @@ def train(preset: Preset, run: Run, data: Data, seed: int, *, curves: bool = Tru
         masks = unit_parameters(subject, sinks.pool, batches[0])
         callback = SinkDecay(subject, masks, settings.weight_decay)
     own_modes = modes(run, subject, sinks)
+    # The modes hold `subject`, whose module is the one that is trained.
     evaluation = Evaluation(lambda _: _levels(own_modes, subject, data), preset.every)
     history = fit(
         subject,
@@ -160,6 +162,7 @@ def noisy_ids(batch: Batch, step: int, share: float, seed: int) -> Tensor:
         seed: seed of the draws.
     """
     rng = np.random.default_rng([seed, 4, step])
+    # From 1 on: 0 is not an id. One that equals the id of a document does not happen in practice.
     random = torch.from_numpy(rng.integers(1, 2**62, len(batch)))
     is_random = torch.from_numpy(rng.random(len(batch)) < share)
     return torch.where(is_random, random, content_ids(batch))
@@ -188,6 +191,7 @@ def _reserved(masks: Mapping[str, Tensor], off: Sinks | None, data: Data) -> Obj
         if is_repeated.any():
             repeated = losses_of(trained, batch.rows(is_repeated.nonzero()[:, 0]))
             total = total + _through(trained, repeated, masks)
+        # Sums of both parts over the tokens of the whole batch: the mean that `fit` would minimize.
         return total / batch.counted.sum()
 
     return objective
@@ -204,6 +208,7 @@ def _through(
     line = torch.zeros(())
     for (name, weight), gradient in zip(reserved.items(), gradients, strict=True):
         line = line + (weight * (gradient * masks[name])).sum()
+    # The line cancels in the value, and alone has a gradient.
     return loss.detach() + line - line.detach()
 
 
@@ -262,6 +267,8 @@ def sequence_measures(subject: Subject, sequences: Sequences, under: Mode) -> pd
         hits: Bool[Tensor, "batch predicted"] = logits.argmax(-1) == batch.targets
         # Greedy decoding gives the true tokens exactly if each of them is the most likely one after
         # the true ones before it.
+        # The first token is not predicted: hit i is about token i + 1, so that this is the second
+        # half.
         suffix = hits[:, half - 1 :].double()
         for loss, share in zip(losses.tolist(), suffix.mean(1).tolist(), strict=True):
             rows.append({"loss": loss, "accuracy": share, "exact": float(share == 1)})

@@ -52,6 +52,7 @@ def _rows(method: str, rounds: int) -> list[Row]:
         return learn(WINDOWS)
 
     name = f"{method} of {WINDOWS} sequences ({subject.device.type})"
+    # Counted apart from the timing, which the dispatch mode would slow down.
     few = _operations(one_batch)
     many = _operations(one_at_a_time)
     variants = {"one at a time": one_at_a_time, "one batch": one_batch}

@@ -43,5 +43,6 @@ def _other(subject: interp.Subject) -> interp.Subject:
     module = copy.deepcopy(subject.module)
     with torch.no_grad():
         for parameter in module.parameters():
+            # Not the same weights: then all ratios would be 0.
             parameter.mul_(1.01)
     return interp.Subject(module, subject.anatomy, subject.forward, subject.tokenizer)

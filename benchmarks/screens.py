@@ -191,6 +191,7 @@ def curve(truth: Flat, screens: Mapping[str, tuple[Scores, int]]) -> pd.DataFram
         over windows with its 95% bootstrap interval and as the `worst` window's.
     """
     neurons = truth.shape[1]
+    # [windows, neurons], the neurons of each window in falling order.
     best = np.argsort(-truth, axis=1, kind="stable")
     rows: list[dict[str, Any]] = []
     for name, (scores, cost) in screens.items():

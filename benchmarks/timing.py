@@ -71,6 +71,7 @@ def compared(
         for name, run in variants.items():
             parts, result = timed(run)
             laps[name].append(parts)
+            # Results of the first round alone are kept and compared.
             results.setdefault(name, result)
 
     differences = _differences(results)
@@ -119,6 +120,7 @@ def difference(one: Any, other: Any) -> float | None:
     if one is None or other is None:
         return None
     if isinstance(one, Mapping):
+        # Where one of its parts has nothing to compare, the others still have.
         return max((difference(one[key], other[key]) or 0.0 for key in one), default=None)
     gap = torch.as_tensor(one, dtype=torch.float64) - torch.as_tensor(other, dtype=torch.float64)
     return float(gap.abs().max()) if gap.numel() else None

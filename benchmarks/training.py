@@ -46,6 +46,7 @@ def run(rounds: int = 6) -> list[Row]:
         copied = copy.deepcopy(original.module)
         subject = interp.Subject(copied, original.anatomy, original.forward)
 
+        # In all variants, so that their parts are the same steps.
         def after_step(step: Step) -> None:
             if callback is not None:
                 callback(step)

@@ -98,6 +98,7 @@ def _answers(dtype: str) -> list[Row]:
         for message in messages:
             began = time.perf_counter()
             bench.answer(message)
+            # The page asks for the next piece of work until both passages are there, as here.
             while bench.space.tokens() is None or bench.space.tokens("before") is None:
                 bench.answer({"do": "next"})
             seconds.append(time.perf_counter() - began)

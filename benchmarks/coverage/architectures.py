@@ -355,6 +355,7 @@ def _small(name: str, value: Any, depth: int | None) -> Any:
         return _MULTIPLIERS[name]
     if isinstance(value, (list, tuple)):
         return _small_list(name, value, depth)
+    # A bool is an int too, and no size.
     if isinstance(value, bool) or not isinstance(value, int):
         return 0 if name == "pad_token_id" and value is None else None
     for pattern, size in _PATTERNS:
@@ -362,6 +363,7 @@ def _small(name: str, value: Any, depth: int | None) -> Any:
             return size
     if _TOKEN_ID.fullmatch(name) and value > LARGEST_ID:
         common = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        # Above the ids of text, and for most names another one than for the rest.
         others = VOCABULARY - LARGEST_ID - 2
         return common.get(name, LARGEST_ID + 1 + sum(map(ord, name)) % others)
     return None
@@ -372,12 +374,15 @@ def _small_list(name: str, values: Sequence[Any], depth: int | None) -> Any:
         return None
     kinds = list(dict.fromkeys(map(str, values)))
     if _KINDS.fullmatch(name) and isinstance(values[0], str) and len(values) > 1:
+        # The kinds in turn, so that as many of them occur as there are blocks.
         return [kinds[number % len(kinds)] for number in range(BLOCKS)]
     if name == "eos_token_id":
         return 2
     if name in ("sections", "mrope_section"):
         return [2, 3, 3]
+    # A list of the numbers of layers, and not of something for each layer.
     numbers_layers = isinstance(values[0], int) and max(values) == (depth or 0) - 1
     if depth is not None and depth > BLOCKS and len(values) == depth and not numbers_layers:
+        # Spread evenly, the first and the last among them.
         return [values[number * (depth - 1) // (BLOCKS - 1)] for number in range(BLOCKS)]
     return None

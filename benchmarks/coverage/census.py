@@ -102,6 +102,8 @@ def census(names: Sequence[tuple[str, str]], jobs: int) -> Iterator[Entry]:
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(target=_examine_for, args=(name, kind, sender), daemon=True)
             process.start()
+            # The child has a copy. With this end open, a child that dies would never end the pipe,
+            # and `recv` would wait for ever.
             sender.close()
             running[receiver] = (process, Entry(name, kind, why="the process died"))
         for receiver in wait(list(running)):
@@ -123,6 +125,7 @@ def _examine_for(name: str, kind: str, sender: Connection) -> None:
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # noqa: TID251 - a process of its own
+    # The system kills a process that computes for longer: its entry then says that it died.
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     # What libraries print about single architectures would run into the progress bar.
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -55,6 +55,7 @@ class Findings:
 def examine(subject: interp.Subject) -> Findings:
     """Returns what holds for a loaded model of text."""
     generator = torch.Generator().manual_seed(1)
+    # Without padding, start and end tokens, and those that stand for images.
     tokens = torch.randint(3, LARGEST_ID, (ROWS, LENGTH), generator=generator)
     found = Findings(cached=subject.decoding.cached, decoding=subject.decoding.reason)
     with torch.no_grad():
@@ -173,6 +174,8 @@ class _Block:
         with self.subject.intervened(interp.Zero(units)):
             ours = self.subject.logits(interp.Batch(self.tokens, prompt=0))
         by_hand = self._run(path).logits
+        # Ours predict the token at their own place, those by hand the token after it: ours have one
+        # more at the start, and these one more at the end.
         return "right" if torch.equal(_aligned(by_hand), ours[:, 1:]) else "wrong"
 
     def _check_attn_out(self) -> str:
@@ -182,6 +185,8 @@ class _Block:
         return self._check_half("mixer_out", self.parts.out_of_mixer)
 
     def _check_mlp_out(self) -> str:
+        # With zeros into a shared expert, the routed ones still add something: this test would
+        # fail.
         has_routed = self.parts.out_of_mlp is None or "shared" in self.parts.out_of_mlp
         if not has_routed:
             return self._check_half("mlp_out", self.parts.out_of_mlp)
@@ -204,6 +209,7 @@ class _Block:
             return self._check_remainder()
         with _zeroed(self.subject.module.get_submodule(f"{self.path}.{projection}")) as runs:
             without = self._values()[point]
+        # A projection that never ran has shown nothing.
         if not runs:
             return "unknown"
         before = self.values[point]
@@ -223,6 +229,7 @@ class _Block:
         middle = self.values["resid_mid"]
         mixed = [self.values[point] for point in ("attn_out", "mixer_out") if point in self.values]
         entering, _ = self._ends()
+        # Where it is not this sum, it is judged by what reads it.
         if self._is(sum(mixed, entering), middle) == "right":
             return "right"
         inputs = self._run().inputs
@@ -298,6 +305,7 @@ class _Run:
 
     def keep(self, path: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+            # Blocks may be given the stream by name.
             self.inputs[path] = (*args, *kwargs.values())
             self.outputs[path] = output
 
@@ -335,6 +343,7 @@ def _pieces_agree(subject: interp.Subject, tokens: Tokens) -> bool:
     decoder = Decoder(subject, batch_size=len(tokens))
     first = decoder.feed(tokens[:, :5], keep=5)
     second = decoder.feed(tokens[:, 5:12], keep=7)
+    # Positions 9 to 11 are forgotten and fed again, for two of the rows.
     decoder.crop(9)
     some = torch.tensor([0, 2])
     decoder.select(some)
@@ -350,6 +359,7 @@ def _scan_agrees(subject: interp.Subject, tokens: Tokens) -> bool:
     frame = interp.scan(
         subject, tokens.tolist(), prefix=PROMPT, length=LENGTH - PROMPT, decode_from=0.0
     )
+    # The logits at a position predict the token after it.
     logits = by_hand(subject.module, tokens)[:, PROMPT - 1 : -1]
     suffix = tokens[:, PROMPT:]
     log_p = logits.float().log_softmax(-1).gather(-1, suffix[..., None])[..., 0].sum(-1)

@@ -403,6 +403,8 @@ def _resampled_advantages(
 ) -> Float[np.ndarray, "comparisons resamples"]:
     """The advantages of `at_equal_cost`, in its order, on each resample of the images."""
     means = average_over_draws(table)
+    # Groups are numbered in the order of the table, as the rows of `means` are: a number of the one
+    # is a row of the other.
     group = table.groupby(_EDIT, sort=False).ngroup().to_numpy()
     by_group: dict[str, np.ndarray] = {}
     for name, values in resampled.items():

@@ -33,6 +33,7 @@ class Classifier(nn.Module):
 
     def __init__(self, side: int, classes: int) -> None:
         super().__init__()
+        # Rounded up, as a convolution with stride 2 and padding 1 does.
         halved_twice = -(-side // 4)
         self.features = nn.Sequential(
             nn.Conv2d(1, 16, 3, stride=2, padding=1),

@@ -292,6 +292,7 @@ def _costs_others(blocks: str, preset: Preset) -> Check:
     controls: dict[str, Measured] = {}
     for method in sorted(methods()):
         if method not in preset.not_deleted:
+            # What the others lose says little without what the target itself loses.
             controls[f"own fall, {method}"] = _fall(method, blocks, preset.headline)
             controls[f"fall of the others, {method}"] = others_fall(method)
     return Check(

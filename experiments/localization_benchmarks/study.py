@@ -133,6 +133,7 @@ def sums(
             measured = measure_under(
                 known.subject, [[], interp.Zero(units)], {"target": windows[target]}
             )
+            # Plan 0 changes nothing, and there is one window.
             before, after = measured["loss"].to_numpy()
             # The score of an exhaustive zero_out is the rise of the loss when that unit alone is
             # dropped.
@@ -154,6 +155,7 @@ def correlation(scores: Mapping[str, Sequence[interp.UnitScores]]) -> pd.DataFra
         for name, each in scores.items():
             flat[name] = np.concatenate(list(each[target].values.values()))
         per_target.append(pd.DataFrame(flat).corr("spearman"))
+    # [methods, methods] of each target; `sum` alone would begin with the number 0.
     mean = sum(per_target[1:], per_target[0]) / targets
     square = mean.rename_axis("method").reset_index()
     return square.melt("method", var_name="other", value_name="correlation")

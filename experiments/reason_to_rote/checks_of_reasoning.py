@@ -149,6 +149,8 @@ def _reasoning_stays(case: Case) -> list[Check]:
             id=f"C2c {case.name}",
             statement="the cost of memory, which is the test accuracy of a model trained without "
             "wrong labels minus that of the model trained with them, is {threshold}",
+            # Both models answer the same test items, but only their shares are kept: the interval
+            # is that of two samples, which is wider.
             measure=less(noise_free, test),
             threshold=above(0),
             opposite=below(0),
@@ -286,6 +288,7 @@ def _answer_is_formed(case: Case) -> Check:
         id=f"C3d {case.name}",
         statement="the accuracy of a probe for the true answer at the last token of the question, "
         f"{BEST_ON_TEST}, on memorized items minus on test items, is {{threshold}}",
+        # The depth is chosen on test items, which favours these: the choice errs against the claim.
         measure=less(read(), read(**TEST)),
         # More than 20 points below is where the claim counts as refuted; answers of memorized items
         # are expected to be read somewhat worse.

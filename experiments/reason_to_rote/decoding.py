@@ -79,7 +79,7 @@ def _probed(study: Study, variable: str, position: int, seed: int, *, apart: boo
 
 def read_by_head(study: Study) -> pd.DataFrame:
     """The table `lens`: what the output head reads of the residual stream at each depth."""
-    # The last position of the question, which predicts the first token of the answer.
+    # The last position that is given, which predicts the token that is read.
     position = study.memorized.batch.prompt - 1
     sites = tuple(residuals(study))
     readings: list[pd.DataFrame] = []

@@ -121,6 +121,7 @@ def _subspaces(
             found.append(Removed("part of class means", draw, part))
 
     null, progress = inlp(residuals, target, rounds=rounds, seed=seed)
+    # The first row is that of the classifier before any removal.
     for rank in progress["rank"].iloc[1:]:
         removed = null.first(rank)
         found.append(Removed("INLP", 0, removed))
@@ -145,7 +146,7 @@ def random_part(of: Subspace, rows: Residuals, share: float, seed: int) -> Subsp
         share: share of the variance of rows; the whole of `of` is returned where it has no more.
         seed: seed of the draw.
     """
-    inside = (rows - of.center) @ of.basis.T
+    inside = (rows - of.center) @ of.basis.T  # [items, rank], within the subspace
     share_inside = share / variance_share(of, rows)
     if share_inside >= 1:
         return of
@@ -154,6 +155,7 @@ def random_part(of: Subspace, rows: Residuals, share: float, seed: int) -> Subsp
             part = random_subspace_of_variance(inside, rank, share_inside, seed)
         except ValueError:
             continue
+        # From coordinates within the subspace back to those of the residual stream.
         return Subspace(part.basis @ of.basis, of.center)
     return None
 

@@ -404,10 +404,13 @@ def overlap(fraction: float, less: str | None = None, other: str = "test", **of:
         iou = found.pivot_table(index="sample", columns="other", values="iou")
         values = iou[other]
         if less is not None:
+            # Sample by sample: both overlaps are those of one resample of the memorized items.
             values = values - iou[less]
         # Sample 0 is all items, the others are resamples.
         estimate, *resampled = values.to_numpy()
         low, high = np.quantile(resampled, [0.025, 0.975])
+        # A resample has fewer different items, which makes circuits agree less: the estimate on all
+        # items may lie above the interval.
         return Interval(estimate, min(low, estimate), max(high, estimate), len(resampled))
 
     return bounded(measure, *(SHARE if less is None else DIFFERENCE))
@@ -450,6 +453,7 @@ def component_correlation(kind: str = "head|MLP", **where: Any) -> Measure:
         found = found[found["component"].str.contains(kind)]
         memorized = _wide(found[found["set"] == "memorized"], "component")
         test = _wide(found[found["set"] == "test"], "component")
+        # Of what is kept: the correlation of what is lost is the same.
         return _over_items([memorized, test], _correlation_of_means)
 
     return bounded(measure, *DIFFERENCE)
@@ -534,6 +538,7 @@ def _mean_of_known(kept: Float[np.ndarray, "items positions"]) -> Float[np.ndarr
 
 def _wide(frame: pd.DataFrame, columns: str) -> Float[np.ndarray, "items columns"]:
     """Which answers were kept, one row per item and one column per component or position."""
+    # Columns in the order of the table, so that those of two sets mean the same.
     wide = frame.pivot_table(index="item", columns=columns, values="kept", sort=False)
     return wide.to_numpy(dtype=float)
 

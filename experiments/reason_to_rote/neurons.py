@@ -168,7 +168,7 @@ def _distances(
     activations = shifts.out.rows
     profile = shifts.groups.profile(activations, shifts.own)
     profile_of_other = shifts.groups.profile(activations, _other_group(shifts, seed))
-    top = largest(by_name["largest"], TOP)
+    top = largest(by_name["largest"], TOP)  # [items, neurons], TOP of each row
     written = largest(by_name["most written"], TOP)
     right = activations > shifts.expected
     for item in range(len(z)):

@@ -74,11 +74,14 @@ def circuits(study: Study, untrained: Study, items: int, resamples: int, seed: i
     """
     contrasts: dict[str, Contrast] = {}
     for name, of in study.sets.items():
+        # The label is the wrong answer of memorized items and the truth of test items: what is
+        # given.
         contrasts[name] = _contrast(of.some(items).batch, of.label[:items], seed)
     # Random prompts ask nothing. Edges that their circuit shares with memorized items matter for
     # any input, because much passes through them.
     contrasts["random prompts"] = _random_prompts(study, items, seed)
     effects = {name: _effects(study, contrast) for name, contrast in contrasts.items()}
+    # The same items and the same contrasts: only the weights differ.
     effects["untrained"] = _effects(untrained, contrasts["memorized"])
     return {
         "overlap": study.table(_overlaps(effects, resamples, seed)),

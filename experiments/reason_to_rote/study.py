@@ -69,6 +69,7 @@ def reasoning(task: Task, target: int) -> Reasoning:
         return TWO_HOPS
     digits = len(task.answer) - 1
     k = int(task.answer[target].removeprefix("digit"))
+    # The position before an answer token predicts it.
     position = task.train.question.shape[1] - 1 + target
 
     # The sum has one digit more than its operands: its first digit is the carry out of theirs.

@@ -141,6 +141,7 @@ def train_changed(name: str, settings: Preset, seed: int, folder: Path) -> pd.Da
     measures |= _mechanism(end.reasoning, end.blocks - 1)
     # Subspaces are removed after every block but the last, so a model of one block has none.
     if end.blocks > 1:
+        # Without rounds of INLP, of which nothing is reported here.
         tables |= erase(end, settings.draws, 0, seed)
         measures |= _erasing()
     return measured(name, measures, tables)

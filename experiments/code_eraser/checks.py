@@ -128,6 +128,8 @@ def _reduction_by(name: str) -> Any:
     def of(tables: Tables) -> float | None:
         before = _recited(tables, {"removal": NONE})
         after = _recited(tables, {"removal": name, "point": FORGETTING})
+        # On a seed where the method does not get there, nothing is measured, and the claim is not
+        # judged.
         return None if after is None or before is None else reduction(before, after)
 
     return of

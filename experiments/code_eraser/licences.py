@@ -231,6 +231,7 @@ def checks(preset: Preset) -> list[Check]:
     found.append(
         Check(
             id="L3",
+            # Pairs: the same texts under both. Their damage differs, and is in the figure.
             measure=minus(accuracy[CURVATURE], accuracy[ABLATION]),
             threshold=above(0),
             source="chosen",

@@ -380,6 +380,8 @@ def _reweighting(model: str, copies: int, fewer: int) -> list[Check]:
         found.append(
             Check(
                 id=f"B3 membership, {of}, {model}",
+                # One AUC per run, without an interval over rows: that of the claim is over seeds
+                # alone.
                 measure=less_membership(of, **halved),
                 threshold=above(0),
                 opposite=below(0),

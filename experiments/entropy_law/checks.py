@@ -345,6 +345,7 @@ def _inference() -> list[Check]:
             ),
             Check(
                 id=f"C4 {data}",
+                # Both are one number per seed, without an interval: it is over seeds alone.
                 measure=minus(intercept, auc("edit_distance", data)),
                 threshold=above(0),
                 opposite=below(0),

@@ -75,6 +75,7 @@ def classifiers(preset: Preset, settings: Pictures, seed: int, folder: Path) -> 
 
     rows: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
+    # Every model is a target in turn: the items of the claims are targets.
     for target in range(pool.models):
         for references in preset.references:
             # An example has one reference per pair, and none from the target's own.

@@ -94,6 +94,7 @@ def _known(label: str, table: str, column: str, item: str, **where: Any) -> Meas
 
 def _is_trained(policy: str, least: float) -> Any:
     def holds(tables: Tables) -> bool:
+        # A policy that does not do its clean scenes fails in changed ones whatever the reason.
         where = {"policy": policy, "scenes": policy, "perturbation": "clean", "valid": True}
         return float(np.mean(rows(tables["episodes"], where)["success"])) >= least
 

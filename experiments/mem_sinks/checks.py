@@ -146,6 +146,7 @@ def _gap_closure_of_plain(run: str) -> Measure:
             of_run(STANDARD, PLAIN, REPEATED)(tables),
             of_run(STANDARD, PLAIN, HELD_OUT)(tables),
         ]
+        # Nothing is dropped in such a run: its own loss is in the place of that with sinks dropped.
         own, standard, held_out = (float(level.estimate) for level in levels)
         return (own - standard) / (held_out - standard)
 
@@ -201,6 +202,7 @@ def _natural_or_random(settings: PostHoc) -> Check:
 def _masking() -> list[Check]:
     found: list[Check] = []
     for run in (RESERVED, RESERVED_OFF):
+        # Of one model, over the same sequences: with the reserved neurons and without.
         dropped = minus(of_run(run, DROPPED, HELD_OUT), of_run(run, PLAIN, HELD_OUT))
         levels = {
             "loss on repeated sequences": of_run(run, PLAIN, REPEATED),

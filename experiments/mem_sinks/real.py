@@ -248,6 +248,7 @@ def secrets(tables: Joined) -> Figure:
             for mode in (PLAIN, OWN, SCALED, DROPPED):
                 where = (table["training"] == training) & (table["mode"] == mode)
                 values = table[where & (table["data"] == data)][column]
+                # With all sinks on at full size these models are as no training step had them.
                 if values.empty or (mode == PLAIN and training in (TIED, UNTIED)):
                     continue
                 found = interp.stats.bootstrap(values)

@@ -175,7 +175,7 @@ def text(preset: Preset, seed: int, folder: Path) -> Tables:
                     tokens[-1]["example"] = _example(model, models, texts, pool, target)
                     tokens[-1]["identity"] = _identity(models, one_step, texts)
     tables = {
-        # The first target has all tables; "example" and "identity" are made of it alone.
+        # The first target has all tables: "example" and "identity" are made once, with it.
         name: pd.concat([part[name] for part in tokens if name in part], ignore_index=True)
         for name in tokens[0]
     }

@@ -171,6 +171,7 @@ class Selection:
         if isinstance(self.chosen, Units):
             units = draw(self.chosen)
             return Trial(name, self.fraction, seed, units, self.edit(units))
+        # Drawn for each intervention by itself: the same units and seed give the same others.
         plan = tuple(
             replace(intervention, units=draw(intervention.units))
             for intervention in interventions(self.chosen)

@@ -99,6 +99,7 @@ class Spectrum:
     @property
     def components(self) -> Float[Tensor, "outputs inputs"]:
         """The weight in the two bases."""
+        # In the precision of the bases, which may be double.
         weight = self.weight.to(self.output_basis)
         return self.output_basis.T @ weight @ self.input_basis
 
@@ -140,6 +141,7 @@ class Spectrum:
                 "no component has any curvature: the loss on the text does not depend on this map; "
                 "leave the map out, or give texts with targets"
             )
+        # The component with which the sum reaches the share is kept as well.
         number = int((sums < mass * total).sum()) + 1
         kept = torch.zeros_like(flat, dtype=torch.bool)
         kept[order[:number]] = True
@@ -202,7 +204,7 @@ def _outputs(module: nn.Module) -> int:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or isinstance(module, nn.Embedding):
         return 0
-    return as_rows(module, weight).shape[1]
+    return as_rows(module, weight).shape[1]  # of [inputs, outputs]
 
 
 def kronecker_factors(
@@ -331,8 +333,10 @@ def singular_spectra(subject: Subject, maps: Sites) -> dict[Site, Spectrum]:
     for site in subject.anatomy.expand(maps):
         weight = _weight(subject, site)
         left, sizes, right = torch.linalg.svd(weight.double())
+        # In these bases the weight is diagonal: all other components are 0.
         squares = torch.zeros_like(weight, dtype=torch.float64)
         squares.diagonal().copy_(sizes.square())
+        # svd returns the right vectors as rows; a basis has one vector per column.
         spectra[site] = Spectrum(weight, left, right.T, squares)
     return spectra
 
@@ -381,6 +385,7 @@ def curvature_edit(
             kept = _at_random(site, sharpest, seed)
         else:
             kept = _without_sharpest(spectrum, int((~sharpest).sum()))
+        # The plan adds this to the weight, which then is the restricted one.
         change = spectrum.restrict(kept) - spectrum.weight
         widths[site] = len(change)
         changes[site] = change.cpu().numpy()
@@ -398,9 +403,11 @@ def _mass_at(site: Site, mass: Mass) -> float:
 
 def _at_random(site: Site, like: Tensor, seed: int) -> Bool[Tensor, "outputs inputs"]:
     """A set of components of the same size."""
+    # The name is part of the seed, as the numbers of its bytes.
     name = str(site).encode()
     rng = np.random.default_rng([seed, *name])
     order = torch.as_tensor(rng.permutation(like.numel()), device=like.device)
+    # The mask itself is permuted, which keeps the number of its components.
     return like.flatten()[order].view_as(like)
 
 
@@ -417,6 +424,7 @@ def _weight(subject: Subject, site: Site) -> Float[Tensor, "outputs inputs"]:
     """The weight of the linear map whose output a site is, at least in float32."""
     place = subject.anatomy.place(site)
     module = subject.module.get_submodule(place.path)
+    # With more than a weight and a bias, as with an adapter, the output is not W x + b.
     own = dict(module.named_parameters())
     weight = own.get("weight")
     is_output = place.side == "out" and place.base is None and place.scale == 1
@@ -425,7 +433,7 @@ def _weight(subject: Subject, site: Site) -> Float[Tensor, "outputs inputs"]:
     if not weight.is_floating_point():
         raise SiteError(f"{site}: the weight of {place.path} is quantized: load the model in full")
     values = stored(subject.module, f"{place.path}.weight", weight).detach()
-    matrix = as_rows(module, values).T
+    matrix = as_rows(module, values).T  # [outputs, inputs]
     inputs = subject.anatomy.place(_input_of(subject, site)).width
     if matrix.shape != (place.width, inputs) or not axes_are_known(module):
         raise _not_linear(site, module)
@@ -462,6 +470,7 @@ class _Sums:
             gradient = gradients[output]
             counted = self._counted(batch, gradient)
             self.positions[output] += int(counted.sum())
+            # A mask of [batch, position] leaves one row for each position that counts.
             _add_outer_products(self.of_inputs, output, values[source][counted])
             _add_outer_products(self.of_gradients, output, gradient[counted])
 
@@ -523,6 +532,7 @@ def _differentiate(
                 batch = _with_labels(batch, _draw_labels(logits, batch, seed))
             loss = token_losses(logits, batch).sum()
         at_outputs = [values[site] for site in outputs]
+        # A map that the loss does not depend on gets zeros, and with them no curvature.
         gradients = torch.autograd.grad(loss, at_outputs, allow_unused=True, materialize_grads=True)
     at_inputs = {site: values[site].detach() for site in inputs.values()}
     return at_inputs, dict(zip(outputs, gradients, strict=True))
@@ -544,8 +554,11 @@ def _draw_labels(
             tokens = tokens[batch.mask[number]]
         # Seeded by the row itself: the order of rows, and how they are batched, change nothing.
         rng = np.random.default_rng([seed, *tokens.tolist()])
+        # One draw per target from the left: padding at the end does not change those before it.
         fractions = torch.as_tensor(rng.random(len(row)), device=row.device)
         cumulative = row.double().softmax(-1).cumsum(-1)
+        # The first token at which the cumulative probability reaches the fraction. Rounding can
+        # leave even the last sum below it, which would be a token behind the vocabulary.
         drawn = torch.searchsorted(cumulative, fractions[:, None])
         last_token = row.shape[-1] - 1
         rows.append(drawn[:, 0].clamp(max=last_token))

@@ -76,6 +76,7 @@ class UnlearningDepth:
         Both are means over these sites, weighted by the reference's drop; NaN without such a site.
         """
         encodes = self.frame["encodes"]
+        # A site that does not encode an item adds 0 to each of the three sums.
         known = self.frame["reference_drop"].where(encodes, 0.0)
         erased = (known * self.frame["ratio"]).where(encodes, 0.0)
         dropped = self.frame["drop"].where(encodes, 0.0)
@@ -136,6 +137,7 @@ class UnlearningDepth:
         if threshold < 0:
             raise ValueError(f"threshold={threshold}: expected a drop in nats per token, from 0 on")
         keys = ["item", "site"]
+        # Both tables have log p of the original: the two may differ by rounding alone.
         same_rows = drops[keys].equals(reference_drops[keys])
         if not same_rows or not np.allclose(drops["log_p"], reference_drops["log_p"], atol=1e-3):
             raise ValueError(
@@ -250,6 +252,7 @@ def log_p_drops(
         _check_scored(batch, items_seen)
         for part, (log_p, dropped) in limit.run(drops, batch):
             items = items_seen + np.arange(len(part))
+            # Item after item, each at all sites: the order in which `dropped` is flattened.
             columns = {
                 "item": np.repeat(items, len(chosen)),
                 "site": [str(site) for site in chosen] * len(part),
@@ -280,7 +283,7 @@ def _drops(
     # Not `sweep`, which may run several plans in one batch and round differently: here a model's
     # own states must change nothing, to the bit.
     patched = sweep_resuming(before, batch, plans, _mean_log_p)
-    return clean, clean[:, None] - np.stack(patched, axis=1)
+    return clean, clean[:, None] - np.stack(patched, axis=1)  # [items], [items, sites]
 
 
 def _transplant(
@@ -300,6 +303,7 @@ def _transplant(
     # row gets its own states, which changes nothing.
     mixed = torch.where(mask[..., None], states.to(own), own)
     positions = mask.any(0).nonzero().flatten().tolist()
+    # numpy has no bfloat16.
     precise = mixed.to(torch.promote_types(mixed.dtype, torch.float32))
     values = {site: precise.cpu().numpy()}
     return Interchange(before.anatomy.units(site), tuple(positions), values=values)

@@ -164,7 +164,7 @@ def compare_at_equal_damage(
     own_rise = _by_window(under_selection, "held_out", "loss") - before
     own_accuracy = _by_window(under_selection, "memorized", "accuracy")
     resampling = Resampling(len(own_rise), len(own_accuracy), len(seeds))
-    own_rises = resampling.held_out @ own_rise
+    own_rises = resampling.held_out @ own_rise  # [resamples]
     damage = _interval(own_rise.mean(), own_rises, len(own_rise))
     is_distinguishable = damage.low > 0
 
@@ -201,7 +201,7 @@ def compare_at_equal_damage(
     step = steps[min(chosen, last)]
     # The resamples on which no number does as much damage take the largest: they are too few to
     # count, or the comparison is reported as not reached.
-    accuracies = np.stack([resampling.accuracy(each) for each in steps])
+    accuracies = np.stack([resampling.accuracy(each) for each in steps])  # [steps, resamples]
     number_on_resample = np.minimum(on_resamples, last)
     picked = accuracies[number_on_resample, np.arange(_RESAMPLES)]
     own_accuracies = resampling.memorized @ own_accuracy
@@ -227,7 +227,8 @@ def _first_at_least(rises: list[float], wanted: float) -> int:
 
 def _first_on_resamples(rises: list[Resampled], wanted: Resampled) -> np.ndarray:
     """`_first_at_least` on each resample."""
-    enough = np.stack(rises) >= wanted
+    enough = np.stack(rises) >= wanted  # [steps, resamples]
+    # argmax finds the first True, and is 0 as well where there is none.
     return np.where(enough.any(0), enough.argmax(0), len(rises))
 
 
@@ -263,5 +264,6 @@ def _by_window(rows: Any, data: str, measure: str) -> Float[np.ndarray, " window
 
 def _by_draw(table: Any, data: str, measure: str) -> Float[np.ndarray, "draws windows"]:
     chosen = table[table["data"] == data]
+    # Plans and windows come out in ascending order: the same windows as in `_by_window`.
     wide = chosen.pivot_table(index="plan", columns="window", values=measure)
     return wide.to_numpy(dtype=float)

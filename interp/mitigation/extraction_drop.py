@@ -78,6 +78,7 @@ def extraction_drop(
     """
     shares = sorted({float(fraction) for fraction in fractions})
     _check(selection, shares, seeds, at)
+    # A set in `also` that is named like one of the three does not replace it.
     data = _reusable(
         {**(also or {}), "memorized": memorized, "control": control, "held_out": held_out}
     )

@@ -65,6 +65,7 @@ def tabulate(measured: pd.DataFrame, trials: Sequence[Ablation]) -> pd.DataFrame
 
     rows: list[dict[str, Any]] = []
     for (*trial, data), group in groups:
+        # The mean over the draws of a control, one row per window.
         after = group.groupby("window")[list(MEASURES)].mean()
         before_here = before.loc[data].loc[after.index]  # the same windows, in the same order
         trial_by_key = dict(zip(key, trial, strict=True))
@@ -157,6 +158,7 @@ class DropReport:
         share = (
             f"{self.chosen:.2%}" if self.fixed else f"{self.chosen:.2%}, chosen on these windows"
         )
+        # A site with fewer units left than were selected there gives all of them.
         if int(random["k"]) == int(own["k"]):
             matched = "the same number at each site"
         else:
@@ -248,6 +250,7 @@ def drop_figure(
     def add(part: pd.DataFrame, label: str, about: str) -> None:
         panel = f"{label}, {about}"
         parts.append(part.assign(panel=panel))
+        # The same in all rows of a panel: that of the unedited model on one data set.
         before[panel] = float(part["before"].iloc[0])
         labels[panel] = label
         titles[panel] = about

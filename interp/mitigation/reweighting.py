@@ -168,7 +168,7 @@ def weighted(weights: Scores, rows: Iterable[Rows], *, normalized: bool = True) 
             )
         logits = trained.run(batch, keep=batch.length - batch.prompt)
         losses = token_losses(logits, batch)
-        of_rows = of_examples[owned(own)].to(losses)[:, None]
+        of_rows = of_examples[owned(own)].to(losses)[:, None]  # [batch, 1]
         counted = batch.counted.to(losses.device)
         total = (of_rows * counted).sum() if normalized else counted.sum()
         if not total:

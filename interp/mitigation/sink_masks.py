@@ -77,7 +77,7 @@ def sink_masks(
         masks = _disjoint(distinct, units, count)
     else:
         masks = _counter(distinct, units, count, seed, layer)
-    return masks[which]
+    return masks[which]  # [*documents, units]
 
 
 def checked_ids(ids: Ids) -> Ids:
@@ -109,10 +109,13 @@ def _active_units(units: int, active: float) -> int:
 
 
 def _counter(ids: Ids, units: int, count: int, seed: int, layer: int) -> Tensor:
+    # Mixed before the next number is put in: otherwise seed 1 with layer 2 would be the same as
+    # seed 2 with layer 1.
     keys = _mixed(np.array([seed], dtype=np.uint64))
     keys = _mixed(keys ^ np.uint64(layer))
     keys = _mixed(keys ^ ids.numpy().astype(np.uint64))
-    hashes = _mixed(keys[:, None] ^ np.arange(units, dtype=np.uint64))
+    hashes = _mixed(keys[:, None] ^ np.arange(units, dtype=np.uint64))  # [ids, units]
+    # The units with the `count` smallest hashes of each row, in any order.
     chosen = np.argpartition(hashes, count - 1, axis=1)[:, :count]
     masks = np.zeros((len(ids), units), dtype=bool)
     np.put_along_axis(masks, chosen, values=True, axis=1)
@@ -134,7 +137,7 @@ def _reference(ids: Ids, units: int, active: float) -> Tensor:
     powers = torch.tensor(_MULTIPLIER, dtype=torch.int64) ** torch.arange(units)
     weights = powers % _MODULUS
     hashes = (ids[:, None] * _BASE) * weights % _MODULUS
-    return hashes / _MODULUS < active
+    return hashes / _MODULUS < active  # [ids, units]
 
 
 def _disjoint(ids: Ids, units: int, count: int) -> Tensor:
@@ -144,5 +147,6 @@ def _disjoint(ids: Ids, units: int, count: int) -> Tensor:
             f"a pool of {units} units has {slices} disjoint slices of {count}, and an id is "
             f"{int(ids.max())}: number the documents from 1 to {slices}, or use the scheme counter"
         )
+    # Units behind the last whole slice belong to no document.
     owner = torch.arange(units) // count + 1
     return ids[:, None] == owner

@@ -84,6 +84,7 @@ class Sinks:
                     f"the pool has units at {site}: expected sites of neurons, which sinks mask "
                     "before the out-projection of the MLP"
                 )
+        # Made for any one id, so that a scheme or share that cannot be is refused here.
         self._masks(torch.ones(1, dtype=torch.int64))
 
     @classmethod
@@ -137,6 +138,7 @@ class Sinks:
             raise ValueError("no ids of documents were given: expected at least one")
         chosen: dict[Site, np.ndarray] = {}
         for site, masks in self._masks(wanted).items():
+            # Masks are [ids, sinks]: places in the pool, which knows the neurons they stand for.
             chosen[site] = self.pool[site][masks.any(0).numpy()]
         return Units(chosen, self.pool.widths)
 
@@ -210,6 +212,7 @@ class Sinks:
             yield
             return
         anatomy = subject.anatomy
+        # Only to refuse a pool of another model.
         anatomy.fit(self.pool)
         visits = {
             anatomy.resolve(site): _masking(factors) for site, factors in self._factors(ids).items()
@@ -245,6 +248,7 @@ class Sinks:
 
     def _masks(self, ids: Tensor) -> dict[Site, Tensor]:
         """For each site which sinks of its pool are on, [..., sinks]."""
+        # By size of the pool and layer: sites that agree in both share a mask.
         made: dict[tuple[int, int], Tensor] = {}
         found: dict[Site, Tensor] = {}
         for number, site in enumerate(self.pool.sites):
@@ -374,6 +378,7 @@ def content_ids(batch: Batch) -> Ids:
         return torch.tensor([_hash(row) for row in batch.sequences()])
     ids = torch.zeros_like(documents)
     for row, numbers in enumerate(documents):
+        # Padding is one more document: it gets an id too, because none may be 0.
         for number in numbers.unique():
             at = numbers == number
             ids[row, at] = _hash(batch.tokens[row, at].tolist())
@@ -381,6 +386,7 @@ def content_ids(batch: Batch) -> Ids:
 
 
 def _hash(tokens: list[int]) -> int:
+    # With a fixed width and byte order, so that ids are the same on every machine.
     digest = blake2b(np.array(tokens, dtype="<i8").tobytes(), digest_size=8).digest()
     # 63 bits, to be a positive int64; 0 is no id.
     return int.from_bytes(digest, "little") >> 1 or 1
@@ -388,6 +394,7 @@ def _hash(tokens: list[int]) -> int:
 
 def _masking(factors: Float[Tensor, "batch position width"]) -> Callable[[Tensor, Clock], Tensor]:
     def mask(value: Tensor, clock: Clock) -> Tensor:
+        # Under `generate`, each prompt has several neighbouring rows, one per sample or beam.
         samples = clock.samples(len(value))
         if len(value) != samples * len(factors):
             raise ValueError(
@@ -395,6 +402,7 @@ def _masking(factors: Float[Tensor, "batch position width"]) -> Callable[[Tensor
                 "expected the rows that the ids belong to"
             )
         own = factors
+        # A single position holds for a whole row; ids of positions are cut to those of the forward.
         if factors.shape[1] > 1:
             own = factors[:, _positions(clock, factors.shape[1])]
         if samples > 1:

@@ -215,6 +215,7 @@ def _edited(before: Subject, given: Subject | Plan, name: str) -> _Edited:
         {name: tuple(value.shape) for name, value in subject.module.state_dict().items()}
         for subject in (before, given)
     ]
+    # Pairs of name and shape that only one of the two has; as a dict, one entry per name.
     different = sorted(dict(shapes[0].items() ^ shapes[1].items()))
     if different:
         raise ValueError(
@@ -258,6 +259,7 @@ def _check_sets(sets: _Sets, unseen: Batch | None) -> None:
 def _never_seen(forget: Batch, twins: Batch | None, unseen: Batch | None) -> _NeverSeen:
     if twins is not None:
         return _NeverSeen("never-seen twins", twins, paired=True)
+    # With secrets marked in one of the two only, secrets would be compared with whole files.
     is_like = unseen is not None and (unseen.scored is None) == (forget.scored is None)
     if unseen is not None and is_like:
         # No more of them than are to be relearned: each step trains on all.
@@ -275,6 +277,7 @@ def _thresholds(
     batch_size: int,
 ) -> tuple[dict[str, float], str]:
     """The thresholds, and what they come from."""
+    # An empty mapping counts as not given.
     if given:
         known = ["ma", *(f"el_{n}" for n in ngrams)]
         unknown = [name for name in given if name not in known]
@@ -309,6 +312,7 @@ def _measure(model: _Edited, sets: _Sets, ngrams: Sequence[int], batch_size: int
             of_twins = recite_files(subject, sets.twins, batch_size=batch_size)
             for name in ("ma", "exact"):
                 found[_Key("forgetting", "twins", name)] = _column(of_twins, name)
+            # Higher for members; the files of the forget set come first.
             scores = np.concatenate([-own["loss"], -of_twins["loss"]])
             is_member = np.arange(len(scores)) < len(own)
             auc = roc(scores, is_member).auc
@@ -320,6 +324,7 @@ def _measure(model: _Edited, sets: _Sets, ngrams: Sequence[int], batch_size: int
             found[_Key("damage", data, measure)] = _column(frame, column)
         if subject.tokenizer is not None and sets.forget.scored is not None:
             parsed = completions_parse(subject, sets.forget)
+            # Where no file is Python that can be parsed, the row is absent.
             if len(parsed):
                 found[_Key("damage", "completions", "parsed")] = parsed
     return found
@@ -368,6 +373,7 @@ def _relearned(model: _Edited, sets: _Sets, recipe: Relearning, batch_size: int)
     of_control = relearned(control.batch)
     found: _Measured = {}
     rows_of_forget = halves_without_common_secrets(sets.forget)
+    # Pairs are compared file by file: both sides take the rows that the forget set leaves.
     if control.paired:
         rows_of_control = rows_of_forget
     else:
@@ -407,11 +413,14 @@ def _against_control(measured: Mapping[str, _Measured]) -> _Measured:
 
 def _tabulate(measured: Mapping[str, _Measured]) -> pd.DataFrame:
     """One row per key and model, group by group."""
+    # A dict, as a set that keeps the order in which the rows were measured.
     keys: dict[_Key, None] = {}
     for found in measured.values():
         keys |= dict.fromkeys(found)
     groups = list(dict.fromkeys(key.group for key in keys))
     rows: list[dict[str, Any]] = []
+    # `after minus control` is measured last and belongs to the first group. Within a group the
+    # sort keeps the order.
     for key in sorted(keys, key=lambda key: groups.index(key.group)):
         before = measured["before"].get(key)
         for name, found in measured.items():
@@ -440,6 +449,7 @@ def _level(measure: str, values: Values | Interval) -> Interval:
         return values
     mean = bootstrap(values)
     if measure == "perplexity":
+        # e to the mean loss over files, and not the mean of their perplexities.
         with np.errstate(over="ignore"):  # above 709 nats it is infinite, which counts as damage
             low, estimate, high = np.exp([mean.low, mean.estimate, mean.high])
         return Interval(float(estimate), float(low), float(high), mean.n)

@@ -58,6 +58,8 @@ def recite_files(
     frame: Any = recitation(subject, batch, ngrams, batch_size=batch_size)
     log_p = frame["log_p"].to_numpy(dtype=float)
     frame["discoverable"] = discoverable(log_p, queries, probability)
+    # Back from shares to counts: `accuracy` and `loss` weigh all tokens of a file equally, while
+    # `ma` is a mean over its secrets.
     frame["tokens"] = frame["stop"] - frame["start"]
     frame["hits"] = frame["ma"] * frame["tokens"]
 
@@ -94,6 +96,7 @@ def context(batch: Batch) -> Batch | None:
     has_context = around.counted.any(1)
     if not bool(has_context.any()):
         return None
+    # The others would be refused by `recitation`, which measures a token in every row.
     return around.rows(has_context.nonzero()[:, 0])
 
 
@@ -136,6 +139,7 @@ def completions_parse(subject: Subject, batch: Batch) -> Values:
 def _with_secrets(batch: Batch) -> Iterator[tuple[list[int], int, int]]:
     """The tokens of each file without padding, the position of its first secret, and the end of its
     last one."""
+    # Row by row, and from left to right within a row.
     found = passages(batch)
     for row, tokens in enumerate(batch.sequences()):
         own = [passage for passage in found if passage.row == row]
@@ -164,6 +168,8 @@ def _can_be_parsed(lines: Sequence[str]) -> bool:
         warnings.simplefilter("ignore")  # of odd escapes in the strings that a model generates
         try:
             ast.parse("\n".join(lines))
+        # Null bytes are a ValueError in some versions of Python; code that is nested too deeply
+        # raises one of the last two.
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return False
     return True

@@ -133,7 +133,9 @@ class RemovalReport:
         for part in ("trained on", "not trained on"):
             level = relearned[relearned["data"] == f"forget, {part}"].set_index("at")["estimate"]
             advantage = relearned[relearned["data"] == f"forget minus never seen, {part}"]
+            # As an array, because `level` is indexed by steps and `advantage` by rows of the frame.
             is_back = (level.loc[advantage["at"]] > limit).to_numpy()
+            # Step 0 is before any relearning, so that nothing can have come back by it.
             is_trained = advantage["at"] > 0
             found.append(advantage[is_back & is_trained & (advantage["low"] > self.tolerance)])
         return pd.concat(found)
@@ -252,6 +254,7 @@ class RemovalReport:
         # Of what is forgotten MA says enough; of what is not, everything that shows it.
         shown = [name for name in self.thresholds if name == "ma" or name in self.above]
         clauses: list[str] = []
+        # With no threshold of MA, and nothing above, the first measure stands for all.
         for name in shown or list(self.thresholds)[:1]:
             before: Any = self.row("forgetting", "forget", name, model="before")["estimate"]
             after: Any = self.row("forgetting", "forget", name)
@@ -297,6 +300,7 @@ class RemovalReport:
 
         clauses: list[str] = []
         came_back: Any = self.returned
+        # Fewest steps first; at the same number the files trained on, which `returned` has first.
         advantages: Any = came_back[came_back["group"] == "relearning"].sort_values(
             "at", kind="stable"
         )
@@ -367,6 +371,7 @@ def _figure(report: RemovalReport) -> Figure:
     is_perplexity = frame["measure"] == "perplexity"
     is_relearned = frame["group"] == "relearning"
     is_difference = frame["data"] == "after minus control"
+    # A difference of shares may be below 0, where the axis of shares does not reach.
     shares = frame[~is_perplexity & ~is_relearned & ~is_difference]
     perplexity = frame[is_perplexity]
     relearned = frame[is_relearned & (frame["model"] == "after")]
@@ -380,6 +385,7 @@ def _figure(report: RemovalReport) -> Figure:
         height = 0.3 * len(names) + 1.6
         figure = new_figure(8.0, height + (3.2 if below else 0.0))
         if below:
+            # One wide panel above; below, one for each of perplexity and relearning that is there.
             parts: Any = figure.add_gridspec(2, len(below), height_ratios=[height, 2.8])
             top = figure.add_subplot(parts[0, :])
             others = [figure.add_subplot(parts[1, number]) for number in range(len(below))]
@@ -429,6 +435,7 @@ def _draw_models(
             markersize=5,
             label=look.words,
         )
+    # The axis is turned round, so that the first name is at the top.
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
 
 

@@ -118,6 +118,7 @@ def relearn(
         return token_losses(logits, part).sum() / counted.to(logits.device)
 
     def callback(step: Step) -> None:
+        # Steps are numbered from 0; `recipe.steps` counts those that are done.
         measure_after(step.number + 1)
 
     with learner.intervened(plan):
@@ -164,6 +165,7 @@ def round_weights(subject: Subject, bits: int, group: int = _GROUP) -> Subject:
             f"bits={bits} and group={group}: expected 2 to 16 bits, and groups of at least 1 weight"
         )
     rounded = duplicate(subject)
+    # Tensors are hashed by identity: a head that shares the embedding's weight is found in here.
     embeddings: set[Tensor] = set()
     for module in rounded.module.modules():
         if isinstance(module, nn.Embedding):
@@ -261,6 +263,7 @@ def shuffle_secrets(batch: Batch, seed: int = 0) -> Batch:
         True
     """
     counted = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    # `batch.counted` begins behind the prompt; here it is widened to all positions.
     counted[:, batch.prompt :] = batch.counted
     tokens = batch.tokens.clone()
     secret = tokens[counted]
@@ -314,7 +317,9 @@ def halves_without_common_secrets(batch: Batch) -> tuple[list[int], list[int]]:
 
 
 def _nearest_level(weight: Tensor, bits: int, group: int) -> Tensor:
+    # In the order of storage: a group may reach over the end of a row.
     flat = weight.detach().flatten().float()
+    # Zeros fill the last group, and do not change its largest absolute value.
     padding = -len(flat) % group
     groups = nn.functional.pad(flat, (0, padding)).view(-1, group)
     levels_on_a_side = 2 ** (bits - 1) - 1

@@ -45,6 +45,7 @@ def gradients_only_into(subject: Subject, units: Units) -> Generator[None]:
     was_trained = [parameter.requires_grad for parameter in parameters]
     handles = []
     try:
+        # Tensors are hashed by identity, so that `in` asks for the parameter itself.
         for parameter in parameters:
             parameter.requires_grad_(parameter in masks)
         for weight, mask in masks.items():
@@ -71,6 +72,8 @@ def _masks(subject: Subject, units: Units) -> dict[Tensor, Tensor]:
         _refuse_shared(subject, path, weight)
         mask = torch.zeros_like(weight, dtype=torch.bool)
         columns = subject.anatomy.columns(site, fitted[site])
+        # A view of the mask with one row per column of the site, whichever way the layer stores its
+        # weight: what is written into it is in the mask.
         as_rows(projection, mask)[torch.as_tensor(columns)] = True
         masks[weight] = mask
     return masks

@@ -146,6 +146,7 @@ def _check_option(name: str, option: str, value: object, defaults: Mapping[str, 
         raise ValueError(f"{name} has no option {option!r}: {takes}")
     default = defaults[option]
     expected: dict[type, Any] = {bool: bool, int: int, float: Real, str: str}
+    # In Python True is a number, which would pass as a weight or a seed.
     is_stray_bool = isinstance(value, bool) and not isinstance(default, bool)
     if not isinstance(value, expected[type(default)]) or is_stray_bool:
         raise ValueError(
@@ -300,6 +301,7 @@ class NegativePreference:
     retain_weight: float = 1.0
 
     def losses(self, subject: Subject, sets: Sets) -> Mapping[str, Loss]:
+        # Without dropout, as training runs too: before the first step the ratio is 1.
         with torch.no_grad(), dropout_off(subject.module):
             original = _sequence_log_p(subject, sets.forget)
 

@@ -85,9 +85,11 @@ class Stop:
         Returns:
             The levels; EL_n is NaN while MA is above its threshold by more than the margin.
         """
+        # Without n-grams nothing is decoded: one forward gives MA.
         found = levels(recitation(subject, forget, ngrams=(), batch_size=batch_size))
         if not self.ngrams:
             return found
+        # Where MA has no threshold, no MA is above this, and EL_n is always measured.
         near = self.thresholds.get("ma", 1.0) + self.margin
         if found["ma"] > near:
             return found | {f"el_{n}": math.nan for n in self.ngrams}

@@ -101,6 +101,7 @@ def _parts(
         return [part for part in dealt if part]
     order = order_of_growth(subject, plans)
     together = plans_per_forward(batch)
+    # Both divisions round up: the last forward may be smaller, and the last part shorter.
     forwards = -(-len(order) // together)
     in_a_part = -(-forwards // processes) * together
     return [order[start : start + in_a_part] for start in range(0, len(order), in_a_part)]

@@ -127,6 +127,7 @@ class Recording(Mapping[Site, np.ndarray]):
                     f"a recording reduced by {self.reduce!r} does not hold one number per unit: "
                     "use recording[site]"
                 )
+            # d_head at heads; else 1, the product of no numbers.
             coordinates_per_unit = int(np.prod(shape[1:]))
             units = np.repeat(np.arange(shape[0]), coordinates_per_unit)
             columns = {name: array.ravel() for name, array in arrays.items()}
@@ -317,6 +318,7 @@ def _batches(
     examples: Any = source
     if not isinstance(source, Batch | pd.DataFrame):
         stream = iter(several(source))
+        # A stream can be read once: its first example is looked at and put back in front.
         beginning = list(islice(stream, 1))
         examples = chain(beginning, stream)
         if beginning and not isinstance(beginning[0], Batch):
@@ -358,6 +360,7 @@ def _recording(
 ) -> Recording:
     arrays: dict[Site, dict[str, np.ndarray]] = {}
     for site, site_reducer in by_site.items():
+        # They are kept with the recording, and another process may have to read them for `merge`.
         site_reducer.to_cpu()
         arrays[site] = _split_heads(heads[site], site_reducer.result())
     return Recording(arrays, reduce, by_site, heads)

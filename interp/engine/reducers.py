@@ -61,6 +61,7 @@ class Reducer(ABC):
 
     def mark(self) -> Mapping[str, Any]:
         """Returns what has been taken in so far, for `rewind`."""
+        # Not a deep copy: `update` gives attributes new values, and keeps the old ones.
         return dict(vars(self))
 
     def rewind(self, mark: Mapping[str, Any]) -> None:
@@ -373,6 +374,7 @@ class Rows(Reducer):
         self.rows: list[Tensor] = []
 
     def update(self, value: Value, mask: Mask) -> None:
+        # A new tuple: a mark holds the one before.
         self.of_batch = (*self.of_batch, _per_example(value, mask, self.views).float())
 
     def end_batch(self) -> None:
@@ -469,6 +471,7 @@ def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "example
     counts = mask.sum(1, keepdim=True)
     counted = value * mask[..., None]
     sums = counted.sum(1, dtype=torch.float64)
+    # No count is 0: `record` refuses a row that is padding alone.
     means = sums / counts
     if len(means) % views:
         raise ValueError(

@@ -504,7 +504,7 @@ def _blocks(subject: Subject) -> list[nn.Module]:
 def _tensors(tree: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:
     """The tensors in nested arguments, each with its path."""
     if isinstance(tree, Tensor):
-        if tree.ndim:
+        if tree.ndim:  # a scalar has no rows
             yield key, tree
     elif isinstance(tree, (tuple, list, dict)):
         items: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
@@ -519,6 +519,7 @@ def _repeat_batched(
     if isinstance(tree, Tensor):
         unchanged = tree is keep or key not in batched
         return tree if unchanged else torch.cat([tree] * times)
+    # Exactly these types: what else there may be, such as a cache, is passed on as it is.
     if type(tree) in (tuple, list):
         items = [
             _repeat_batched(item, times, batched, keep, (*key, number))

@@ -115,6 +115,7 @@ class Clock:
         self.in_blocks = 0
         self.find_offset(args, kwargs)
         declared = _declared.get()
+        # By identity: each declaration is made anew, and begins a sequence of its own.
         if declared is not self.declared:
             self.declared = declared
             self.read = 0
@@ -131,6 +132,7 @@ class Clock:
             self.read = self.offset + tokens.shape[1]
             # Until the blocks show it: those with several residual streams never do.
             self.length = tokens.shape[1]
+        # Where sequences end in a packed row, as flash attention is told (cu_seq_lens_q).
         if any(name.startswith("cu_seq") and kwargs[name] is not None for name in kwargs):
             self.unknown_position = "this forward reads several sequences packed into one row"
 

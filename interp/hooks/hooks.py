@@ -76,6 +76,7 @@ def tapped(subject: Hooked, visits: Mapping[Site, Visit]) -> Generator[Counter[S
     """
     fired: Counter[Site] = Counter()
     stacks = subject.anatomy.stacks.values()
+    # With a dot, so that blocks.1 is not taken for the beginning of blocks.10.
     blocks = tuple(f"{path}." for paths in stacks for path in paths)
     clock = Clock(blocks=blocks, differentiated=torch.is_grad_enabled())
     with ExitStack() as stack:
@@ -177,6 +178,7 @@ def _tap(stack: ExitStack, module: nn.Module, place: Place, visit: Visit, clock:
         return _visit(visit, tensor, place.width, clock)
 
     def inward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # torch wants back what it gave to a hook with kwargs: a pair of both, or None.
         return _change_first_tensor((args, kwargs), reach)
 
     # The arguments as the module got them, after every hook on its inputs: edits of its weight
@@ -321,6 +323,7 @@ def intervened(subject: Hooked, *plans: Plan) -> Generator[None]:
         True
     """
     edits = runnable_edits(subject, *plans)
+    # One visit runs all edits of a site, in the order of the plans.
     edits_by_site: dict[Site, list[tuple[int, Edit]]] = {}
     for number, edit in enumerate(edits):
         site = subject.anatomy.resolve(edit.site)
@@ -372,6 +375,7 @@ def input_of(edit: Edit, value: Value, clock: Clock) -> Tensor | None:
         return None
     read = first_tensor(clock.arguments)
     assert read is not None
+    # A module may have read batch and position as one axis.
     rows, length = value.shape[:2]
     return read.reshape(rows, length, -1)
 

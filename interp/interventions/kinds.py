@@ -454,6 +454,7 @@ def _around_center(removal: Edit, center: Tensor | None) -> Edit:
 def _float64_tensor(array: np.ndarray | None) -> Tensor | None:
     if array is None:
         return None
+    # Executors bring it to the precision of the activation that they change.
     precise = np.asarray(array, dtype=np.float64)
     return torch.tensor(precise)
 

@@ -79,6 +79,7 @@ def predicting_positions(
         logits = subject.target_logits(short)
         if values:  # without values no site ran, which `captured` reports on exit
             inputs = [values[site] for site in values]
+            # Into these activations alone, so that no weight is left with a gradient.
             logits.square().sum().backward(inputs=inputs)
 
     targets = short.targets.shape[1]
@@ -97,6 +98,7 @@ def _first_position(value: Tensor, targets: int, shift: int) -> int | None:
         return None
     size_by_position = value.grad[0].abs().sum(-1)
     positions = size_by_position.nonzero().flatten().tolist()
+    # A stack of one position has its gradient there, whichever target is predicted.
     if len(positions) != targets or value.shape[1] == 1:
         return None
     return positions[0] + shift

@@ -174,6 +174,7 @@ class WindowMethod:
         if reference is None:
             return scores
         against = self._mean(subject, reference, sites, options)
+        # [units], or [windows, units] of which each row has the same mean taken off.
         return {site: values - against[site] for site, values in scores.items()}
 
     def _mean(
@@ -189,6 +190,7 @@ class WindowMethod:
     ) -> Iterator[dict[Site, np.ndarray]]:
         """The scores of each batch, as {site: [windows of the batch, units]}."""
         batch_size = options.get("batch_size", self.batch_size)
+        # The registry's own option, which the method's function does not take.
         own = {name: value for name, value in options.items() if name != "batch_size"}
 
         def score(part: Batch) -> dict[Site, np.ndarray]:
@@ -443,6 +445,7 @@ def _check_option(method: str, name: str, value: object, defaults: Options) -> N
     # numbers of numpy are as good as Python's; True is an int in Python, but not a sensible count
     default = defaults[name]
     expected_types: dict[type, Any] = {bool: bool, int: Integral, float: Real, str: str}
+    # A default of another type, or none at all, says nothing of what is wrong.
     expected = expected_types.get(type(default))
     if expected is not None:
         is_stray_bool = isinstance(value, bool) and expected is not bool

@@ -110,7 +110,7 @@ class Spectrum:
         It is near 1 where a few positions have massive activations. A mass of the curvature then is
         that one direction, and an edit that keeps it breaks the model: leave such maps out.
         """
-        by_input = self.curvature.sum(0)
+        by_input = self.curvature.sum(0)  # [inputs]
         share = by_input.max() / by_input.sum()
         return float(share)
 

@@ -159,6 +159,8 @@ def compare_at_equal_damage(
         seeds: seeds of the draws of random units.
         batch_size: batch size.
     """
+    # First the damage of the selection, then that of more and more random units. The number of them
+    # that does as much is chosen by the means, and once more on each resample by itself.
     seeds = list(seeds)
     before = _by_window(unedited, "held_out", "loss")
     own_rise = _by_window(under_selection, "held_out", "loss") - before

@@ -228,9 +228,11 @@ def fit(
 
     with _training(subject.module):
         for step in track(range(len(history), steps), "training"):
+            # First of all, so that a training that had ended is not continued by another step.
             if _met_end(evaluation, history):
                 break
             step_lr = lr * _lr_factor(step, steps, warmup, decay, floor)
+            # One list of parameters is one group.
             optimizer.param_groups[0]["lr"] = step_lr
             parts = [_next(remaining, step, steps, accumulate) for _ in range(accumulate)]
             counted = _counted(parts)
@@ -238,6 +240,7 @@ def fit(
             own_parts: list[Batch] = []
             own_losses: list[Tensor] = []
             whole_loss = 0.0
+            # Gradients of the parts add up in the parameters, until the one update below.
             for part in parts:
                 own_rows = processes.share(part)
                 own_parts.append(own_rows)
@@ -440,6 +443,7 @@ def _joined(
     joined: list[Tensor] = []
     for part, own in zip(parts, losses, strict=True):
         padding = batch.length - part.length
+        # At the end, where `Batch.join` pads the tokens.
         joined.append(nn.functional.pad(own, (0, padding)))
     return batch, torch.cat(joined)
 
@@ -471,6 +475,7 @@ def _finite(loss: Tensor, step: int) -> float:
 
 
 def _update(processes: Processes, module: nn.Module, optimizer: Any, clip: float) -> None:
+    # Before clipping, which is about the gradient of all rows of the step.
     processes.sum_gradients(module)
     if clip < float("inf"):
         processes.clip(module, clip)
@@ -515,6 +520,7 @@ def _measure(
             f"a measure is named {', '.join(taken)}, which the history already has: "
             "expected another name"
         )
+    # Before this measurement is added: it is compared with the earlier ones below.
     measured_before = [row for row in history if len(row) > len(_OWN)]
     history[-1] |= metrics
 

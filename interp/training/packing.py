@@ -49,6 +49,7 @@ def pack(documents: Iterable[Sequence[int]], length: int) -> Batch:
         [[0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 1]]
     """
     rows: list[list[list[int]]] = []
+    # As if there were a full row already: the first document begins one.
     used = length
     for number, document in enumerate(documents):
         tokens = token_ids(document)
@@ -72,6 +73,8 @@ def pack(documents: Iterable[Sequence[int]], length: int) -> Batch:
     begins = torch.zeros_like(batch.tokens, dtype=torch.bool)
     for row, documents_of_row in enumerate(rows):
         start = 0
+        # Each takes all that is left of the row, and the next one takes its part of that. The last,
+        # which has no tokens, is the padding.
         for number, tokens in enumerate([*documents_of_row, []]):
             numbers[row, start:] = number
             if start < length:
@@ -124,6 +127,7 @@ def _forward(module: nn.Module, batch: Batch, keep: int) -> Tensor:
     positions = _positions(documents)
     output = module(batch.tokens, position_ids=positions, use_cache=False)
     logits = getattr(output, "logits", output)
+    # The logits at a token predict the next one: those wanted lie one position to the left.
     return logits[:, -keep - 1 : -1]
 
 
@@ -132,6 +136,8 @@ def _positions(documents: Int[Tensor, "batch position"]) -> Int[Tensor, "batch p
     places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    # A first token has its place here and every other one 0: the largest so far is where the
+    # document of a token begins.
     starts = (places * begins).cummax(1).values
     return places - starts
 

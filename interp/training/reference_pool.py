@@ -45,6 +45,7 @@ class ReferencePool:
 
     def __post_init__(self) -> None:
         first, second = self.members[::2], self.members[1::2]
+        # Exactly one of the two for each example, as the exclusive or says.
         if len(first) != len(second) or not (first ^ second).all():
             raise ValueError(
                 "members: expected models 2i and 2i + 1 to be trained on complementary halves"
@@ -77,6 +78,7 @@ class ReferencePool:
             count: how many reference models.
         """
         pairs = self.other_pairs(target, count)
+        # True counts as 1: where the first of a pair was trained on an example, the second was not.
         return np.stack([2 * pair + self.members[2 * pair] for pair in pairs])
 
     def untrained_on_population(
@@ -95,7 +97,7 @@ class ReferencePool:
         """
         pairs = np.array(self.other_pairs(target, count))
         halves = np.random.default_rng(seed).integers(0, 2, (count, points))
-        return 2 * pairs[:, None] + halves
+        return 2 * pairs[:, None] + halves  # [count, points]
 
     def choose(
         self, values: Float[np.ndarray, "models examples"], target: int, count: int
@@ -156,6 +158,7 @@ def train_pool(
     for number in range(pool.models):
         subject = make(number)
         weights = place / f"model{number:03d}.safetensors"
+        # It is written whole or not at all, so that a file is a model whose training ended.
         if weights.exists():
             load_weights(weights, subject.module)
         else:

@@ -100,6 +100,7 @@ def load_state(path: Path, module: nn.Module, optimizer: Any, about: About, rank
             of_parameter = moments.setdefault(int(number), {})
             of_parameter[key] = value
     _share_out(moments, optimizer)
+    # Options such as the learning rate stay those that the new optimizer was made with.
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
     rows: Rows = []

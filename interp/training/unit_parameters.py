@@ -97,6 +97,7 @@ def _gradients(subject: Subject, zeroed: Units, batch: Batch) -> Mapping[str, Te
         loss = subject.losses(batch).sum()
         # None where the loss does not depend on a parameter, which torch does not declare.
         gradients: Any = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    # A frozen parameter gets zeros everywhere, and so belongs to no units.
     found = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     reached = zip(trained, gradients, strict=True)
     return found | {name: gradient for name, gradient in reached if gradient is not None}

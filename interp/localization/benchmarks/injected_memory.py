@@ -196,6 +196,7 @@ def _train(
         with differentiating(subject):
             loss = window_losses(subject, window).mean()
             losses.append(loss.item())
+            # The loss is looked at once more than there are steps: before each, and after the last.
             if loss < training.until or len(losses) > training.steps:
                 return losses
             gradients = torch.autograd.grad(loss, list(weights.values()))

@@ -231,6 +231,7 @@ def deletion(
     # a stream can be read once, and is measured under every plan
     kept = held_out if hasattr(held_out, "__len__") else list(batches(held_out))
     measured = measure_under(subject, plans, {"memorized": memorized, "held_out": kept}, batch_size)
+    # Named, so that a frame without targets has these columns too.
     columns = ["plan", "method", "fraction", "target", "k"]
     return with_unchanged(measured, pd.DataFrame(about, columns=columns))
 
@@ -241,6 +242,7 @@ def _highest_per_block(
     spare_first: bool,  # noqa: FBT001 - deletion's own
 ) -> Units:
     highest = scores.top_per_site(fraction)
+    # The first block has number 0, which is false.
     kept_sites = [site for site in highest.sites if site.block or not spare_first]
     kept = {site: highest[site] for site in kept_sites}
     return Units(kept, highest.widths)
@@ -285,6 +287,7 @@ def by_target(frame: pd.DataFrame, length: int) -> pd.DataFrame:
         }
         for name, part in (("self", memorized[is_target]), ("negative", memorized[~is_target])):
             accuracy_change = part["accuracy"] - part["accuracy_before"]
+            # Similarity is 1 - distance / length.
             similarity_loss = part["similarity_before"] - part["similarity"]
             row[f"{name}_accuracy"] = accuracy_change.mean()
             row[f"{name}_distance"] = length * similarity_loss.mean()

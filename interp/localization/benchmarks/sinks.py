@@ -117,11 +117,13 @@ def _recalls(scores: UnitScores, truth: Units, among: Units | None, seed: int) -
     drawn = 0.0
     for site in truth.sites:
         is_true = _mask(truth, site)
+        # Neurons that may be predicted; from here on they are counted among themselves.
         candidates = np.arange(len(is_true)) if among is None else among[site]
         count = int(is_true.sum())
         is_candidate_true = is_true[candidates]
         order = rank_units(scores[site][candidates])
         found["highest"] += int(is_candidate_true[order[:count]].sum())
+        # `count` is at least 1, because `truth.sites` are those with units: [-0:] would be all.
         found["lowest"] += int(is_candidate_true[order[-count:]].sum())
         for _ in range(_DRAWS):
             drawn += is_candidate_true[rng.permutation(len(candidates))[:count]].sum() / _DRAWS

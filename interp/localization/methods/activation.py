@@ -73,6 +73,7 @@ def _z_scores(
     # as less than a thousandth of the mean spread at its site.
     divisor: dict[Site, np.ndarray] = {}
     for site in sites:
+        # The second term is for a site at which no unit varies at all.
         least = 1e-3 * spread[site].mean() + 1e-12
         divisor[site] = np.maximum(spread[site], least)
 
@@ -128,7 +129,7 @@ def _activity(
         rows: dict[Site, np.ndarray] = {}
         for site in sites:
             units = subject.anatomy.place(site).units
-            by_column = recording[site].reshape(len(part), units, -1)
+            by_column = recording[site].reshape(len(part), units, -1)  # [windows, units, columns]
             rows[site] = by_column.mean(-1, dtype=np.float64)
         return rows
 

@@ -131,6 +131,7 @@ def _gradients(
         return value if shift is None else value + shift
 
     visits = {} if embed is None else {embed: move}
+    # The shift is the outer context, so that values are taken, and differentiated, behind it.
     with tapped(subject, visits):
         _, gradients = differentiate(subject, batch, sites)
     return gradients

@@ -94,6 +94,7 @@ def _restore_each(
     nothing = Scale(subject.anatomy.units(sites[0]), factor=1.0)
     with _noisy_prompt(subject, window, draws, noise, seed) as noisy:
         unrestored, *restored = sweep(subject, noisy, [nothing, *plans])
+    # What the loss falls by is what the mean log-probability rises by.
     losses = torch.tensor(restored, dtype=torch.float64)
     effects = unrestored - losses  # in the order of the plans: site after site
     by_site = effects.split([widths[site] for site in sites])

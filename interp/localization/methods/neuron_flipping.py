@@ -181,6 +181,7 @@ def _flip(
 ) -> Flip:
     gates = constant_gates(subject, sites, windows=1, value=1.0)
     right = _hits(subject, window, gates)
+    # At least one: of a window without a right token, any unit would count as flipping it.
     enough = max(1, settings.share * right.sum())
 
     chosen: list[tuple[Site, int]] = []

@@ -237,8 +237,8 @@ def _all_positions(parts: Mapping[str, Part | None]) -> Part:
 
 
 def _collapse_segments(by_segment: list[Selective], collapse: Collapse) -> Selective:
-    scores = np.stack([score for score, _ in by_segment])
-    examples = np.stack([example for _, example in by_segment])
+    scores = np.stack([score for score, _ in by_segment])  # [segments, units]
+    examples = np.stack([example for _, example in by_segment])  # [segments, units]
     strongest = scores.argmax(0)  # the segment of each unit's largest score
     units = np.arange(scores.shape[1])
     score = scores[strongest, units] if collapse == "max" else scores.mean(0)
@@ -251,6 +251,7 @@ def _selectivity(subject: Subject, recording: Recording, site: Site) -> Selectiv
     parts = recording.parts[site]
     largest = parts["max"]
     count = parts["count"]
+    # The number of examples, which is the same in all columns.
     if count.flat[0] < 2:
         raise ValueError(f"UnitMem compares examples: expected at least 2, got {count.flat[0]}")
     others = parts["sum"] - largest

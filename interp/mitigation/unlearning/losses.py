@@ -23,6 +23,7 @@ def masked_mean(
         tensor(2.)
     """
     counted = where.to(values.device)
+    # Filled and not multiplied: an infinite value times 0 would be NaN.
     chosen = values.masked_fill(~counted, 0)
     return chosen.sum() / counted.sum().clamp(min=1)
 

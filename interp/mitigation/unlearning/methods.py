@@ -405,6 +405,7 @@ class _Remembered:
 
     def divergences(self, logits: Float[Tensor, "batch predicted vocabulary"]) -> Tensor:
         """KL(f || f') in each place, [places], from the logits of the trained model."""
+        # Row by row, as when `log_p` was kept: the places come in the same order.
         chosen = logits[self.where.to(logits.device)]
         return divergence(self.log_p, log_probabilities(chosen))
 
@@ -446,6 +447,7 @@ def _mean_loss(subject: Subject, batch: Batch, where: Where) -> Float[Tensor, ""
 
 def _sequence_log_p(subject: Subject, batch: Batch) -> Float[Tensor, " batch"]:
     """The log-probability of the tokens that count in each row, together."""
+    # Of every target that is no padding; those that do not count are taken out of the sum.
     losses = losses_of(subject, batch)
     return -losses.masked_fill(~batch.counted.to(losses.device), 0).sum(1)
 
@@ -460,6 +462,7 @@ def _activations(subject: Subject, batch: Batch, site: Site) -> Float[Tensor, "t
     # Not `captured`, which begins a graph where there is none: a loss that none of the trained
     # weights can change would then look as if it could be minimized.
     with tapped(subject, {site: keep}):
+        # One logit per row is the fewest that a forward gives; it is not used.
         subject.run(batch, keep=1)
     (found,) = values
     if found.shape[:2] != batch.tokens.shape:

@@ -101,6 +101,7 @@ def check_sets(subject: Subject, sets: Sets) -> None:
         ValueError: row 0 of retain is row 0 of forget: expected two sets without a common ...
     """
     try:
+        # `passages` refuses a row in which no token counts, but does not know of which set.
         secrets = passages(sets.forget)
     except ValueError as error:
         raise ValueError(f"forget: {error}") from error
@@ -130,6 +131,7 @@ def check_sets(subject: Subject, sets: Sets) -> None:
         if subject.tokenizer is not None:
             needle = re.sub(r"^\W+|\W+$", "", needle)
         for row, sequence in enumerate(shown):
+            # A secret of quotes or spaces alone leaves nothing to look for.
             if needle and needle in sequence:
                 raise ValueError(
                     f"row {row} of retain contains the secret of row {secret.row} of forget "

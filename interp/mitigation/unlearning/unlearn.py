@@ -117,6 +117,7 @@ def unlearn(
         checkpoints = replace(checkpoints, about={**about, **checkpoints.about})
 
     with computing_in(precision, subject.device):
+        # What is remembered of the original is rounded as the forwards of the training are.
         losses = chosen.losses(subject, sets)
     parts = tuple(losses)
 
@@ -128,6 +129,7 @@ def unlearn(
                 f"training broke the model: lower the learning rate ({lr:g}), or stop earlier; "
                 f"{error}"
             ) from error
+        # The levels that the stop rule reads win over measures of the same name.
         return own if measure is None else {**measure(trained), **own}
 
     with ExitStack() as stack:
@@ -137,6 +139,7 @@ def unlearn(
         history = fit(
             subject,
             _batches(sets, parts),
+            # An epoch has one step for each part: epochs are counted in steps here and below.
             stop.epochs * len(parts),
             lr,
             precision=precision,
@@ -204,6 +207,7 @@ def _restored_on_error(module: nn.Module) -> Generator[None]:
     originals = [tensor.detach().clone() for tensor in tensors]
     try:
         yield
+    # Interrupts too, which are not an Exception.
     except BaseException:
         with torch.no_grad():
             for tensor, original in zip(tensors, originals, strict=True):

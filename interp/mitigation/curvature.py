@@ -99,7 +99,7 @@ class Spectrum:
     @property
     def components(self) -> Float[Tensor, "outputs inputs"]:
         """The weight in the two bases."""
-        # In the precision of the bases, which may be double.
+        # C = U_G^T W U_A, in the precision of the bases, which may be double.
         weight = self.weight.to(self.output_basis)
         return self.output_basis.T @ weight @ self.input_basis
 
@@ -150,6 +150,7 @@ class Spectrum:
     def restrict(self, kept: Bool[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
         """Returns the weight without the components that are not kept."""
         components = torch.where(kept, self.components, 0)
+        # Back from the bases: W' = U_G C_S U_A^T.
         restricted = self.output_basis @ components @ self.input_basis.T
         return restricted.to(self.weight)
 

@@ -76,7 +76,9 @@ class UnlearningDepth:
         Both are means over these sites, weighted by the reference's drop; NaN without such a site.
         """
         encodes = self.frame["encodes"]
-        # A site that does not encode an item adds 0 to each of the three sums.
+        # With d1 the drop of the reference and d2 that of the edited model, the sums of an item
+        # over its sites will be d1, d1 * clip(d2 / d1, 0, 1) and d2. A site that does not encode it
+        # adds 0 to each.
         known = self.frame["reference_drop"].where(encodes, 0.0)
         erased = (known * self.frame["ratio"]).where(encodes, 0.0)
         dropped = self.frame["drop"].where(encodes, 0.0)

@@ -277,7 +277,7 @@ def _thresholds(
     batch_size: int,
 ) -> tuple[dict[str, float], str]:
     """The thresholds, and what they come from."""
-    # An empty mapping counts as not given.
+    # An empty mapping is no choice of thresholds: they are then measured.
     if given:
         known = ["ma", *(f"el_{n}" for n in ngrams)]
         unknown = [name for name in given if name not in known]

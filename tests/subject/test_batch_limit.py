@@ -3,6 +3,7 @@ forward that failed is left."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator
 
@@ -21,6 +22,14 @@ from interp.subject.batch_limit import BatchLimit
 
 FITS = 2  # rows
 ROWS = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_collect() -> None:
+    """Each time memory runs out, the garbage collector goes through all objects. Those that earlier
+    tests have imported and kept are set aside: they would take most of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -271,14 +271,16 @@ class Sinks:
             )
         if documents.ndim == 1:
             documents = documents[:, None]
-        made: dict[int, Tensor] = {}
+        # Sites share factors where they agree in the masks, in the pool and in the width.
+        made: dict[tuple[int, bytes, int], Tensor] = {}
         factors: dict[Site, Tensor] = {}
         for site, masks in self._masks(documents).items():
-            key = id(masks)
+            width = self.pool.widths[site]
+            pool = self.pool[site]
+            key = (id(masks), pool.tobytes(), width)
             if key not in made:
-                width = self.pool.widths[site]
                 whole = torch.ones(*documents.shape, width)
-                whole[..., torch.from_numpy(self.pool[site])] = masks.to(whole)
+                whole[..., torch.from_numpy(pool)] = masks.to(whole)
                 made[key] = whole
             factors[site] = made[key]
         return factors

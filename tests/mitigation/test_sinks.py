@@ -38,6 +38,23 @@ def test_own_sinks_are_those_of_a_plan_for_each_row(name, options):
         torch.testing.assert_close(found[row : row + 1], expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_each_site_masks_its_own_pool_also_where_pools_are_equally_large(per_layer):
+    subject, batch = tiny.subject("llama"), tiny.batch("llama", rows=2)
+    first, second, third = subject.anatomy.expand("neurons")
+    pool = subject.units(first, range(4)) | subject.units(second, range(5, 9))
+    pool = pool | subject.units(third, range(8))
+    sinks = Sinks(pool, 0.5, per_layer=per_layer)
+    ids = torch.tensor([3, 8])
+    with sinks.own(subject, ids):
+        found = subject.logits(batch)
+    for row, document in enumerate(ids.tolist()):
+        others = sinks.pool - sinks.units([document])
+        with subject.intervened(interp.Zero(others)):
+            expected = subject.logits(batch.rows(slice(row, row + 1)))
+        torch.testing.assert_close(found[row : row + 1], expected, atol=2e-6, rtol=1e-5)
+
+
 def test_per_layer_masks_differ_and_shared_ones_do_not():
     shared, own = sinks_of("llama").units([5]), sinks_of("llama", per_layer=True).units([5])
     first, second = shared.sites[:2]

@@ -12,7 +12,10 @@ The controls of a `Selection`:
 - `growing`: more and more random units, among which `equal_damage` finds those that raise the loss
   on held-out text by what the selection raises it.
 
-Each returns trials, one per seed. The same seed draws the same units, whatever is done to them.
+Each returns trials, one per seed. For the same selected units, the same seed draws the same others,
+whatever is done to them. In a plan of several interventions, no control holds a unit that any of
+them selects, and two interventions share a unit of a control only as far as they share selected
+ones.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from interp.sites.units import Units, UnitScores
 
 Edit = Callable[[Units], Plan]
 Draw = Callable[[Units], Units]
+# Of several sets of units, the controls of each.
+DrawEach = Callable[[list[Units]], list[Units]]
 
 # First words of the name of a control whose units are drawn where one of several methods selects.
 IN_BLOCKS_OF = "random, in the blocks of "
@@ -96,7 +101,7 @@ class Selection:
 
     def trial(self, name: str = "selection") -> Trial:
         """Returns the trial of the selection itself."""
-        return self._trial(name, 0, lambda units: units)
+        return self._trial_of_each(name, 0, lambda groups: groups)
 
     def random(self, seeds: Iterable[int], name: str = "random", times: int = 1) -> list[Trial]:
         """Returns one trial per seed on other units, drawn at random (see `Units.draw_matched`).
@@ -113,7 +118,7 @@ class Selection:
         trials: list[Trial] = []
         for seed in seeds:
             others = partial(_others, seed=seed, times=times)
-            trials.append(self._trial(name, seed, others))
+            trials.append(self._trial_of_each(name, seed, others))
         return trials
 
     def in_own_blocks(self, method: str, seeds: Iterable[int]) -> list[Trial]:
@@ -144,39 +149,68 @@ class Selection:
         """
         trials: list[Trial] = []
         for seed in seeds:
-            others = partial(as_active, activity=activity, seed=seed)
-            trials.append(self._trial(name, seed, others))
+            others = partial(_as_active_each, activity=activity, seed=seed)
+            trials.append(self._trial_of_each(name, seed, others))
         return trials
 
     def growing(
         self, seeds: Iterable[int], name: str = "random at equal damage"
     ) -> Iterator[list[Trial]]:
         """Yields `random` trials on more and more units, one list per number of units, until none
-        are left.
+        are left at any site.
 
         Args:
             seeds: seeds of the draws.
             name: name of the control.
         """
         seeds = list(seeds)
+        most = 0
         for times in _MULTIPLES:
             trials = self.random(seeds, name, times)
-            yield trials
-            # Fewer units than asked for: no larger multiple would give more.
-            if trials[0].k < times * self.trial().k:
+            # A site may have given all that it has left long before the others have.
+            if trials[0].k == most:
                 return
+            yield trials
+            most = trials[0].k
 
     def _trial(self, name: str, seed: int, draw: Draw) -> Trial:
+        """The trial on units that are drawn for all interventions together."""
+
+        def draw_each(groups: list[Units]) -> list[Units]:
+            drawn = draw(reduce(or_, groups))
+            return [drawn] if len(groups) == 1 else _split(drawn, groups, seed)
+
+        return self._trial_of_each(name, seed, draw_each)
+
+    def _trial_of_each(self, name: str, seed: int, draw_each: DrawEach) -> Trial:
         """The trial that does to the units drawn what is done to the selected ones."""
         if isinstance(self.chosen, Units):
-            units = draw(self.chosen)
+            [units] = draw_each([self.chosen])
             return Trial(name, self.fraction, seed, units, self.edit(units))
-        # Drawn for each intervention by itself: the same units and seed give the same others.
-        plan = tuple(
-            replace(intervention, units=draw(intervention.units))
-            for intervention in interventions(self.chosen)
-        )
-        return Trial(name, self.fraction, seed, changed_units(plan), plan)
+        given = interventions(self.chosen)
+        groups = _groups(given)
+        drawn = draw_each(list(groups.values()))
+        plan: list[Intervention] = []
+        for number, intervention in enumerate(given):
+            own = [units for numbers, units in zip(groups, drawn, strict=True) if number in numbers]
+            plan.append(replace(intervention, units=reduce(or_, own)))
+        return Trial(name, self.fraction, seed, changed_units(plan), tuple(plan))
+
+
+def _groups(plan: tuple[Intervention, ...]) -> dict[frozenset[int], Units]:
+    """The units of a plan, divided into those that the same interventions change, by the numbers of
+    these interventions."""
+    groups: dict[frozenset[int], Units] = {}
+    for number, intervention in enumerate(plan):
+        new = intervention.units
+        divided: dict[frozenset[int], Units] = {}
+        for numbers, units in groups.items():
+            divided[numbers] = units - intervention.units
+            divided[numbers | {number}] = units & intervention.units
+            new = new - units
+        divided[frozenset({number})] = new
+        groups = {numbers: units for numbers, units in divided.items() if len(units)}
+    return groups
 
 
 def changed_units(plan: Plan) -> Units:
@@ -215,12 +249,71 @@ def randomize(plan: Plan, seed: int, times: int = 1) -> tuple[Intervention, ...]
     return interventions(trial.plan)
 
 
-def _others(units: Units, seed: int, times: int) -> Units:
-    drawn = units.draw_matched(seed, times=times)
-    if not len(drawn):
-        sites = ", ".join(map(str, units.sites[:3]))
-        raise ValueError(f"{sites}: all units are selected, which leaves none for a random control")
-    return drawn
+def _others(groups: list[Units], seed: int, times: int) -> list[Units]:
+    """For each group random other units, by `Units.draw_matched`."""
+    found: list[Units] = []
+    for units, free in zip(groups, _free(groups, seed), strict=True):
+        drawn = units.draw_matched(seed, among=free, times=times)
+        if not len(drawn):
+            sites = ", ".join(map(str, units.sites[:3]))
+            each = " of each intervention" if len(groups) > 1 else ""
+            raise ValueError(
+                f"{sites}: all units are selected, which leaves none for a random control{each}"
+            )
+        found.append(drawn)
+    return found
+
+
+def _free(groups: list[Units], seed: int) -> list[Units | None]:
+    """For each group the units that it may draw from, so that no two draw the same one: those that
+    no group holds, shared out at each site in proportion to what the groups hold there.
+
+    None for a single group, which draws from all of them.
+    """
+    if len(groups) == 1:
+        return [None]
+    others = ~reduce(or_, groups)
+    rng = _rng_of_shares(seed)
+    shares: list[dict[Site, np.ndarray]] = [{} for _ in groups]
+    single_unit_sites = [site for site in others.sites if others.widths[site] == 1]
+    for site in others.sites:
+        if site in single_unit_sites:
+            continue
+        held = [len(group[site]) for group in groups]
+        for share, indices in zip(shares, _dealt(others[site], held, rng), strict=True):
+            share[site] = indices
+    # The control of a site of one unit is another such site.
+    held = [sum(others.widths[site] == 1 for site in group.sites) for group in groups]
+    numbers = np.arange(len(single_unit_sites))
+    for share, own in zip(shares, _dealt(numbers, held, rng), strict=True):
+        for number in own:
+            share[single_unit_sites[number]] = np.zeros(1, dtype=np.int64)
+    return [Units(share, others.widths) for share in shares]
+
+
+def _split(drawn: Units, groups: list[Units], seed: int) -> list[Units]:
+    """Units at random, for each group as many as it holds."""
+    units = list(drawn)
+    rng = _rng_of_shares(seed)
+    parts: list[Units] = []
+    for own in _dealt(np.arange(len(units)), list(map(len, groups)), rng):
+        indices: dict[Site, list[int]] = {}
+        for number in own:
+            site, unit = units[number]
+            indices.setdefault(site, []).append(unit)
+        parts.append(Units(indices, drawn.widths))
+    return parts
+
+
+def _dealt(items: np.ndarray, sizes: list[int], rng: np.random.Generator) -> list[np.ndarray]:
+    """Items in random order, cut into parts in proportion to some sizes."""
+    ends = np.cumsum(sizes) * len(items) // max(sum(sizes), 1)
+    return np.split(rng.permutation(items)[: ends[-1]], ends[:-1])
+
+
+def _rng_of_shares(seed: int) -> np.random.Generator:
+    # Other random numbers than those of the draws, which have the same seed.
+    return np.random.default_rng([seed, 1])
 
 
 def as_active(units: Units, activity: UnitScores, seed: int, near: int = 10) -> Units:
@@ -246,13 +339,33 @@ def as_active(units: Units, activity: UnitScores, seed: int, near: int = 10) -> 
         >>> as_active(interp.Units({site: [3]}, {site: 4}), activity, seed=0, near=1)[site]
         array([2])
     """
+    [drawn] = _as_active_each([units], activity, seed, near)
+    return drawn
+
+
+def _as_active_each(
+    groups: list[Units], activity: UnitScores, seed: int, near: int = 10
+) -> list[Units]:
+    """For each group other units that are about as active, and that no group holds or has drawn."""
+    found: list[Units] = []
+    taken = reduce(or_, groups)
+    for units in groups:
+        drawn = _replacements(units, taken, activity, seed, near)
+        found.append(drawn)
+        taken = taken | drawn
+    return found
+
+
+def _replacements(
+    units: Units, excluded: Units, activity: UnitScores, seed: int, near: int
+) -> Units:
     rng = np.random.default_rng(seed)
     drawn: dict[Site, list[int]] = {}
     for site in units.sites:
         level = activity[site]
         selected = units[site]
         every_unit = np.arange(level.size)
-        free = np.setdiff1d(every_unit, selected)
+        free = np.setdiff1d(every_unit, excluded[site])
         if len(free) < len(selected):
             raise ValueError(f"{site} has {len(free)} other units, too few for {len(selected)}")
         drawn[site] = []

@@ -162,7 +162,7 @@ class DropReport:
         if int(random["k"]) == int(own["k"]):
             matched = "the same number at each site"
         else:
-            matched = "all that these sites have left"
+            matched = "the same number at each site or all that it has left"
         relation = "beats" if self.beats_random else "does not beat"
 
         accuracy = (

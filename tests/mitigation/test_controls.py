@@ -148,22 +148,46 @@ def test_the_nearest_in_activity_stands_for_a_unit():
         as_active(interp.Units({SITES[0]: [0, 1, 2, 3]}, activity.widths), activity, 0)
 
 
-@given(chosen_indices, chosen_indices, seeds)
-def test_the_control_of_a_plan_does_the_same_to_other_units(first, second, seed):
-    plan = [
+few_indices = st.lists(
+    st.sets(st.integers(0, WIDTH - 1), max_size=WIDTH // 4), min_size=3, max_size=3
+).filter(any)
+
+
+def two_step_plan(first, second) -> list[interp.Intervention]:
+    return [
         interp.Scale(units_of(first), factor=0.3),
         interp.Zero(units_of(second), positions=(1, 2)),
     ]
-    (trial,) = Selection(plan, 0.2).random([seed])
-    drawn = interventions(trial.plan)
-    assert [type(one) for one in drawn] == [interp.Scale, interp.Zero]
-    assert drawn[0].factor == 0.3
-    assert drawn[1].positions == (1, 2)
-    for one, control in zip(plan, drawn, strict=True):
-        assert counts(control.units) == counts(one.units)
-        assert not len(control.units & one.units)
-    assert trial.units == changed_units(trial.plan) == drawn[0].units | drawn[1].units
-    assert trial.k == len(trial.units)
+
+
+@given(few_indices, few_indices, seeds)
+def test_the_control_of_a_plan_does_the_same_to_other_units(first, second, seed):
+    plan = two_step_plan(first, second)
+    selection, activity = Selection(plan, 0.2), random_scores(seed)
+    selected = changed_units(plan)
+    for trial in (*selection.random([seed]), *selection.as_active(activity, [seed])):
+        drawn = interventions(trial.plan)
+        assert [type(one) for one in drawn] == [interp.Scale, interp.Zero]
+        assert drawn[0].factor == 0.3
+        assert drawn[1].positions == (1, 2)
+        for one, control in zip(plan, drawn, strict=True):
+            assert counts(control.units) == counts(one.units)
+            assert not len(control.units & selected)
+        shared = plan[0].units & plan[1].units
+        assert counts(drawn[0].units & drawn[1].units) == counts(shared)
+        assert trial.units == changed_units(trial.plan)
+        assert trial.k == selection.trial().k == len(selected)
+    assert selection.trial().units == selected
+    assert [one.units for one in selection.trial().plan] == [one.units for one in plan]
+
+
+@given(few_indices, few_indices, seeds)
+def test_the_lowest_units_are_shared_out_among_the_interventions(first, second, seed):
+    plan, scores = two_step_plan(first, second), random_scores(seed)
+    for trial in (Selection(plan, 0.2).lowest(scores), Selection(plan, 0.2).smallest(scores)):
+        assert trial.units == scores.lowest(len(changed_units(plan)))
+        for one, control in zip(plan, trial.plan, strict=True):
+            assert len(control.units) == len(one.units)
 
 
 @given(chosen_indices, seeds)
@@ -172,6 +196,49 @@ def test_interventions_on_the_same_units_stay_on_the_same_units(indices, seed):
     (trial,) = Selection([interp.Scale(units, factor=0.3), interp.Zero(units)], 0.2).random([seed])
     scaled, zeroed = interventions(trial.plan)
     assert scaled.units == zeroed.units == units.draw_matched(seed)
+
+
+def test_the_units_that_are_left_are_shared_out_in_proportion():
+    plan = two_step_plan([range(2), [], []], [range(2, 8), range(12), []])
+    first, *_, last = Selection(plan, 0.2).growing(range(3))
+    for trial in first:
+        assert [counts(one.units) for one in trial.plan] == [[2, 0, 0], [6, 12, 0]]
+    for trial in last:
+        assert [counts(one.units) for one in trial.plan] == [[4, 0, 0], [12, 12, 0]]
+        assert trial.units == ~changed_units(plan) & units_of([range(WIDTH), range(WIDTH), []])
+
+
+def test_a_plan_that_changes_all_units_has_no_random_control():
+    plan = two_step_plan([range(6), [], []], [range(6, WIDTH), [], []])
+    with pytest.raises(ValueError, match="leaves none for a random control of each intervention"):
+        Selection(plan, 0.2).random([0])
+    almost = two_step_plan([range(6), [], []], [range(6, WIDTH - 1), [], []])
+    with pytest.raises(ValueError, match="leaves none for a random control of each intervention"):
+        Selection(almost, 0.2).random([0])
+
+
+@given(seeds)
+def test_whole_blocks_of_two_interventions_get_other_blocks_that_differ(seed):
+    sites = [interp.Site("block_out", block) for block in range(6)]
+    widths = dict.fromkeys(sites, 1)
+    plan = [
+        interp.Zero(interp.Units({sites[0]: [0]}, widths)),
+        interp.Scale(interp.Units({sites[3]: [0], sites[4]: [0]}, widths), factor=0.5),
+    ]
+    (trial,) = Selection(plan, 0.2).random([seed])
+    assert [len(one.units) for one in trial.plan] == [1, 2]
+    assert set(trial.units.sites) == {sites[1], sites[2], sites[5]}
+
+
+def test_the_same_units_at_two_sites_get_the_same_others():
+    """As where the two projections of a gated neuron are changed."""
+    plan = [
+        interp.Scale(units_of([[1, 4], [], []]), factor=0.5),
+        interp.Scale(units_of([[], [1, 4], []]), factor=0.5),
+    ]
+    (trial,) = Selection(plan, 0.2).random([3])
+    first, second = trial.plan
+    assert first.units[SITES[0]].tolist() == second.units[SITES[1]].tolist()
 
 
 def test_an_edit_of_weights_is_done_to_the_units_of_every_control():
@@ -223,3 +290,9 @@ def test_random_units_grow_until_none_are_left():
     assert [trial.units for trial in grown[1]] == [
         trial.units for trial in selection.random(range(3), times=3)
     ]
+
+
+def test_random_units_grow_where_sites_have_different_numbers_left():
+    selection = Selection(units_of([range(2), range(20), []]), 0.1)
+    grown = [counts(trials[0].units) for trials in selection.growing(range(3))]
+    assert grown == [[2, 4, 0], [6, 4, 0], [20, 4, 0], [22, 4, 0]]

@@ -270,6 +270,7 @@ def record_parts(
     Args:
         parts: for each name, a function from an activation [batch, position, width] to the
             positions of it that are reduced; None for all positions.
+        folder: where `raw` writes its files, in a folder per part that has its name.
 
     Returns:
         One recording per part, by name.
@@ -287,7 +288,9 @@ def record_parts(
     chosen = subject.anatomy.expand(sites)
     reducers: dict[str, dict[Site, Reducer]] = {}
     for name in parts:
-        reducers[name] = {site: reducer(reduce, site, folder, views) for site in chosen}
+        # Raw files are named after their sites: each part has a folder of its own.
+        own_folder = None if folder is None else Path(folder) / name
+        reducers[name] = {site: reducer(reduce, site, own_folder, views) for site in chosen}
     to_record = [(parts[name], by_site) for name, by_site in reducers.items()]
 
     # All views of an example must be in one batch: the batch size is rounded to whole examples.

@@ -221,7 +221,7 @@ def _on_scaled(visit: Visit, scale: float) -> Visit:
         new = visit(scale * value, clock)
         return None if new is None else new / scale
 
-    return visit_scaled
+    return _around(visit, visit_scaled)
 
 
 def _visit(visit: Visit, tensor: Tensor, width: int, clock: Clock) -> Tensor | None:

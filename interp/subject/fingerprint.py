@@ -263,7 +263,22 @@ def _hook(hook: Callable[..., Any]) -> Any:
     wraps_its_own = visit is hook or library == _library(hook) == "torch"
     if wraps_its_own and library in _LIBRARIES:
         return None
-    return _describe(visit)
+    tensors = _tensors_of(visit) if visit is not hook and library == "interp" else {}
+    return [*_describe(visit), _hash_tensors(tensors.items())] if tensors else _describe(visit)
+
+
+def _tensors_of(function: Any) -> dict[str, Tensor]:
+    """The tensors that a function was made with, by name: the values that a visit multiplies with
+    are no part of its code."""
+    code = getattr(function, "__code__", None)
+    cells = getattr(function, "__closure__", None)
+    if code is None or cells is None:
+        return {}
+    named: dict[str, Tensor] = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        if isinstance(cell.cell_contents, Tensor):
+            named[name] = cell.cell_contents
+    return named
 
 
 def _library(function: Any) -> str:

@@ -115,6 +115,19 @@ def test_the_parts_of_a_model(name, subject):
     assert tiny.subject("llama").segments == ()
 
 
+def test_raw_parts_are_slices_too(tmp_path):
+    subject, batch = tiny.subject("llama"), tiny.batch("llama", rows=4)
+    whole = interp.record(subject, batch, SITES, "raw", folder=tmp_path, batch_size=3)
+    parts = {"first": lambda value: value[:, :2], "rest": lambda value: value[:, 2:], "": None}
+    found = record_parts(
+        subject, batch, SITES, parts, "raw", folder=tmp_path / "parts", batch_size=3
+    )
+    for site, values in whole.items():
+        np.testing.assert_array_equal(found["first"][site], values[:, :2])
+        np.testing.assert_array_equal(found["rest"][site], values[:, 2:])
+        np.testing.assert_array_equal(found[""][site], values)
+
+
 def test_parts_of_padded_text_are_refused():
     subject, batch = tiny.subject("llama"), tiny.batch("llama", padded=True)
     with (

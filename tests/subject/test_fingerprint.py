@@ -4,6 +4,7 @@ and nothing else does."""
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 import interp
-from interp.subject.fingerprint import identify
+from interp.mitigation.sinks import Sinks
+from interp.subject.fingerprint import _interventions, identify
 
 TEXTS = torch.randint(
     0, tiny.VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0)
@@ -133,6 +135,61 @@ def test_active_plans_are_told_apart_and_the_same_plan_is_the_same(
     for other in ({}, second):
         with pytest.raises(ValueError, match="model parts: other interventions"):
             scan(other)
+
+
+def granite() -> interp.Subject:
+    """A model that scales what its halves give before it adds it to the residual stream."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    config = GraniteConfig(**tiny.GATED, residual_multiplier=0.5)
+    return interp.load(tiny.seeded(lambda: GraniteForCausalLM(config)))
+
+
+@pytest.mark.parametrize("name", [*tiny.ALL, *tiny.IMAGE, "granite"])
+def test_different_plans_differ_at_every_kind_of_site(name: str):
+    subject = granite() if name == "granite" else tiny.subject(name)
+    module = subject.module
+    one_of_each_kind: dict[tuple[str, str], interp.Site] = {}
+    for site in subject.anatomy.sites:
+        one_of_each_kind[site.stack, site.point] = site
+    assert {point for _, point in one_of_each_kind} >= {"attn_out", "mlp_out"}
+    found = [_interventions(module)]
+    for site in one_of_each_kind.values():
+        units = subject.units(site)
+        for plan in (
+            interp.Zero(units),
+            interp.Scale(units, factor=0.5),
+            interp.Scale(units, factor=0.5, positions=(1,)),
+            interp.Scale(units, factor=0.5, when="prompt"),
+        ):
+            with pytest.raises(interp.HookError), subject.intervened(plan):
+                found.append(_interventions(module))
+    described = [json.dumps(each, sort_keys=True) for each in found]
+    assert len(set(described)) == len(described) == 1 + 4 * len(one_of_each_kind)
+
+
+def test_a_plan_on_a_scaled_half_is_told_by_the_whole_fingerprint():
+    subject = granite()
+    units = subject.units("blocks.1.mlp_out")
+    assert subject.anatomy.place("blocks.1.mlp_out").scale == pytest.approx(0.5)
+    told: set[str] = {subject.fingerprint}
+    for plan in (interp.Zero(units), interp.Scale(units, factor=0.5)):
+        with subject.intervened(plan):
+            told.add(subject.fingerprint)
+            subject.losses(tiny.batch("llama"))
+    assert len(told) == 3
+
+
+def test_own_sinks_of_other_documents_are_told_apart(llama: interp.Subject):
+    sinks = Sinks.of(llama, general=0.5, active=0.25)
+    found: list[str] = []
+    for ids in ([1, 2], [1, 3], [1, 2]):
+        with sinks.own(llama, torch.tensor(ids)):
+            found.append(llama.fingerprint)
+            llama.losses(tiny.batch("llama"))
+    first, second, again = found
+    assert first == again
+    assert len({first, second, llama.fingerprint}) == 3
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "policy"])

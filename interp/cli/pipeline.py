@@ -382,8 +382,10 @@ def localize_files(
         scores.by_block().to_csv(temporary, index=False)
     ranked: Any = scores.to_frame().head(len(units))
     all_in_blocks = ranked["block"].notna().all()
-    if all_in_blocks:
-        blocks = max(map(len, subject.anatomy.stacks.values()))
+    stacks = {site.stack for site in units.sites}
+    # The figure has one axis of blocks, on which those of two stacks would be counted together.
+    if all_in_blocks and len(stacks) == 1:
+        blocks = len(subject.anatomy.blocks(*stacks))
         figure = ranked_scores(ranked.astype({"block": int}), blocks=blocks)
         save(figure, out / "units.png")
     return scores

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from interp.memorization.evaluation import measure_under
 from interp.mitigation.controls import Selection
 from interp.reporting.stats import Interval
-from interp.subject.batch import Batches
+from interp.subject.batch import Batches, reusable
 from interp.subject.subject import Subject
 
 Resampled = Float[np.ndarray, " resamples"]
@@ -170,7 +170,8 @@ def compare_at_equal_damage(
     damage = _interval(own_rise.mean(), own_rises, len(own_rise))
     is_distinguishable = damage.low > 0
 
-    measured = {name: data[name] for name in ("held_out", "memorized")}
+    # A stream can be read once, and is measured under more and more random units.
+    measured = {name: reusable(data[name]) for name in ("held_out", "memorized")}
     steps: list[Step] = []
     rises: list[Resampled] = []
     for trials in selection.growing(seeds):

@@ -21,7 +21,7 @@ from interp.mitigation.controls import Selection, Trial, changed_units
 from interp.mitigation.equal_damage import compare_at_equal_damage
 from interp.mitigation.report import DropReport, tabulate
 from interp.sites.units import Units, UnitScores
-from interp.subject.batch import Batches
+from interp.subject.batch import Batches, reusable
 from interp.subject.subject import Subject
 
 
@@ -79,9 +79,9 @@ def extraction_drop(
     shares = sorted({float(fraction) for fraction in fractions})
     _check(selection, shares, seeds, at)
     # A set in `also` that is named like one of the three does not replace it.
-    data = _reusable(
-        {**(also or {}), "memorized": memorized, "control": control, "held_out": held_out}
-    )
+    given = {**(also or {}), "memorized": memorized, "control": control, "held_out": held_out}
+    # A stream can be read once, and is measured under every plan.
+    data = {name: reusable(source) for name, source in given.items()}
 
     selections = _selections(subject, selection, shares)
     scores = selection if isinstance(selection, UnitScores) else None
@@ -103,14 +103,6 @@ def extraction_drop(
     )
     chosen_beforehand = len(selections) == 1 or at is not None
     return DropReport(frame, chosen, chosen_beforehand, equal_damage, subject.name)
-
-
-def _reusable(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data sets, with streams read into lists, because each is read several times."""
-    return {
-        name: source if hasattr(source, "__len__") else list(source)
-        for name, source in data.items()
-    }
 
 
 def _plan_number(trials: Sequence[Trial], fraction: float) -> int:

@@ -474,3 +474,18 @@ def batches(source: Batches, batch_size: int = 8) -> Iterator[Batch]:
         if not isinstance(batch, Batch):
             raise ValueError(f"expected batches of examples; got a {type(batch).__name__} in them")
         yield from batch.split(batch_size)
+
+
+def reusable(source: Batches) -> Batches:
+    """Returns a source of examples that can be read several times: a stream is read into a list.
+
+    Args:
+        source: a Batch, the windows of a scan, or an iterable of batches.
+
+    Example:
+        >>> from interp.subject.batch import reusable
+        >>> source = reusable(iter([batch]))
+        >>> len(list(source)), len(list(source))
+        (1, 1)
+    """
+    return source if hasattr(source, "__len__") else list(source)

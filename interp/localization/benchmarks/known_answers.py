@@ -22,7 +22,7 @@ from interp.localization.registry import localize, localize_each
 from interp.memorization.evaluation import measure_under, with_unchanged
 from interp.progress import track
 from interp.sites.units import Units, UnitScores, rank_units
-from interp.subject.batch import Batch, Batches, batches
+from interp.subject.batch import Batch, Batches, reusable
 from interp.subject.subject import Subject
 
 __all__ = [
@@ -108,6 +108,7 @@ def injection(
             f"{max(multiples)} times {fraction} of the neurons is more than all of them: "
             "give a smaller fraction or multiple"
         )
+    reference = None if reference is None else reusable(reference)
     rows: list[dict[str, Any]] = []
     for number, window in enumerate(track(list(windows.split(1)), "injection")):
         with injected(subject, window, fraction, seed + number, training or Training()) as hidden:
@@ -166,6 +167,9 @@ def scored_each(
         >>> len(scores["by activation"])
         2
     """
+    # A stream can be read once, and every method reads it.
+    memorized = reusable(memorized)
+    reference = None if reference is None else reusable(reference)
     scores: dict[str, list[UnitScores]] = {}
     for name, choice in methods.items():
         against = reference if choice.compares else None
@@ -228,9 +232,9 @@ def deletion(
                 )
                 plans.append(Zero(units))
 
-    # a stream can be read once, and is measured under every plan
-    kept = held_out if hasattr(held_out, "__len__") else list(batches(held_out))
-    measured = measure_under(subject, plans, {"memorized": memorized, "held_out": kept}, batch_size)
+    # A stream can be read once, and is measured under every plan.
+    data = {"memorized": memorized, "held_out": reusable(held_out)}
+    measured = measure_under(subject, plans, data, batch_size)
     # Named, so that a frame without targets has these columns too.
     columns = ["plan", "method", "fraction", "target", "k"]
     return with_unchanged(measured, pd.DataFrame(about, columns=columns))
@@ -355,11 +359,12 @@ def single_block(
         batch_size: batch size, in windows.
 
     Returns:
-        A frame with one row per `target`, `block` (-1 for all blocks) and `window`: the `fall` of
-        accuracy, and the number `k` of zeroed neurons.
+        A frame with one row per `target`, `block` of a `stack` (-1 for all blocks of all stacks)
+        and `window`: the `fall` of accuracy, and the number `k` of zeroed neurons.
 
     Raises:
-        ValueError: if that many neurons do not fit in one block.
+        ValueError: if that many neurons do not fit in one block, or the scores are not of one site
+            in each block.
 
     Example:
         >>> scores = interp.localization.localize_each(subject, memorized[:1], method="activation")
@@ -372,30 +377,33 @@ def single_block(
     about: list[dict[str, Any]] = []
     plans: list[Any] = [[]]  # plan 0: the unchanged model
     for target, one in enumerate(scores):
-        for block, units in _same_budget(one, fraction):
-            number = len(plans)
+        for (stack, block), units in _same_budget(one, fraction).items():
+            row = {"plan": len(plans), "target": target, "stack": stack, "block": block}
+            about.append({**row, "k": len(units)})
             plans.append(Zero(units))
-            about.append({"plan": number, "target": target, "block": block, "k": len(units)})
 
     measured = measure_under(subject, plans, {"memorized": memorized}, batch_size)
-    columns = ["plan", "target", "block", "k"]
+    columns = ["plan", "target", "stack", "block", "k"]
     rows: Any = with_unchanged(measured, pd.DataFrame(about, columns=columns))
     fall = rows["accuracy_before"] - rows["accuracy"]
-    return rows.assign(fall=fall)[["target", "block", "k", "window", "fall"]]
+    return rows.assign(fall=fall)[["target", "stack", "block", "k", "window", "fall"]]
 
 
-def _same_budget(scores: UnitScores, fraction: float) -> list[tuple[int, Units]]:
-    """The same number of units from all blocks and from each block alone, by block number."""
+def _same_budget(scores: UnitScores, fraction: float) -> dict[tuple[str, int], Units]:
+    """The same number of units from all blocks and from each block alone, by stack and block."""
     spread = scores.top_per_site(fraction)
     budget = len(spread)
-    choices = [(_ALL_BLOCKS, spread)]
+    choices = {("", _ALL_BLOCKS): spread}
     for site, values in scores.values.items():
+        if site.block is None or (site.stack, site.block) in choices:
+            raise ValueError(
+                f"scores at {site}: expected those of one site in each block, such as all neurons"
+            )
         if budget > values.size:
             raise ValueError(
                 f"a budget of {budget} neurons does not fit in {site}, which has {values.size}: "
                 "give a smaller fraction"
             )
         highest = rank_units(values)[:budget]
-        units = Units({site: highest}, scores.widths)
-        choices.append((int(site.block or 0), units))
+        choices[site.stack, site.block] = Units({site: highest}, scores.widths)
     return choices

@@ -17,7 +17,7 @@ from interp.localization.registry import WindowMethod, find, localize
 from interp.progress import track
 from interp.sites.site import Site
 from interp.sites.units import Units, UnitScores, rank_units
-from interp.subject.batch import Batch, Batches
+from interp.subject.batch import Batch, Batches, reusable
 from interp.subject.subject import Subject
 
 # How many random predictions a control is a mean over.
@@ -78,6 +78,8 @@ def sink_recall(
             f"sinks of {len(own)} documents were given for {len(windows)} windows: expected those "
             "of each window"
         )
+    # A stream can be read once, and every method reads it.
+    reference = None if reference is None else reusable(reference)
     rows: list[dict[str, Any]] = []
     with applied(subject, plan):
         for name, choice in track(methods.items(), "methods"):

@@ -127,7 +127,7 @@ def check_sets(subject: Subject, sets: Sets) -> None:
         if secret.stop - secret.start < SHORTEST_SECRET:
             continue
         tokens = sets.forget.tokens[secret.row, secret.start : secret.stop].tolist()
-        needle = _shown(subject, tokens).strip()
+        needle = _shown(subject, tokens)
         if subject.tokenizer is not None:
             needle = re.sub(r"^\W+|\W+$", "", needle)
         for row, sequence in enumerate(shown):

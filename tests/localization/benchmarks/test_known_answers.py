@@ -301,6 +301,44 @@ def test_one_block_and_all_blocks_have_the_same_budget(deleted):
         single_block(known.subject, memorized, scores["random"][:1], 0.9)
 
 
+def test_blocks_of_two_stacks_are_two_blocks():
+    subject, one = tiny.subject("policy"), tiny.batch("policy", rows=1)
+    rng = np.random.default_rng(0)
+    widths = subject.anatomy.widths("neurons")
+    scores = UnitScores({site: rng.random(width) for site, width in widths.items()})
+    frame = single_block(subject, one, [scores], 0.05)
+    assert list(zip(frame["stack"], frame["block"], strict=True)) == [
+        ("", -1),
+        *((site.stack, site.block) for site in widths),
+    ]
+    assert len(set(subject.anatomy.stacks)) == 2
+    site, *_ = widths
+    for more in ("embed", f"{site.stack}.blocks.{site.block}.heads".removeprefix(".")):
+        given = {**scores.values, interp.Site.parse(more): np.ones(4)}
+        with pytest.raises(ValueError, match="expected those of one site in each block"):
+            single_block(subject, one, [UnitScores(given)], 0.05)
+
+
+def test_a_reference_that_can_be_read_once_is_read_by_every_method():
+    subject, windows = tiny.subject("llama"), window(rows=2)
+    reference = window(seed=5, rows=3)
+    methods = {
+        "first": Choice("activation", compares=True),
+        "second": Choice("activation", compares=True),
+    }
+    expected = scored_each(subject, windows, methods, reference)
+    found = scored_each(subject, iter([windows]), methods, iter([reference]))
+    for name, of_method in expected.items():
+        for one, other in zip(of_method, found[name], strict=True):
+            for site in one.widths:
+                np.testing.assert_array_equal(one[site], other[site])
+    own = tiny.wrapped(tiny.model("llama"))
+    options = {"multiples": (1,), "training": Training(steps=2)}
+    whole = injection(own, windows, methods, 0.1, reference, **options)
+    once = injection(own, windows, methods, 0.1, iter([reference]), **options)
+    pd.testing.assert_frame_equal(whole, once)
+
+
 def test_everything_the_module_names_is_there():
     assert all(hasattr(benchmarks, name) for name in benchmarks.__all__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -78,6 +79,17 @@ def test_the_model_is_searched_under_the_plan_and_is_as_before():
     expected = len(predicted & sinks.pool) / len(sinks.pool)
     of_pool = found[(found["truth"] == "pool") & (found["selection"] == "highest")]
     assert of_pool["recall"].item() == pytest.approx(expected, abs=0.02)
+
+
+def test_a_reference_that_can_be_read_once_is_read_by_every_method():
+    subject, batch = tiny.subject("llama"), tiny.batch("llama", rows=2)
+    sinks = Sinks.of(subject, general=0.5, active=0.25)
+    own = [sinks.units([number + 1]) for number in range(2)]
+    choice = Choice("activation", compares=True)
+    arguments = (subject, sinks.scaled(), sinks.pool, own, batch, {"a": choice, "b": choice})
+    reference = tiny.batch("llama", rows=3, seed=1)
+    found = sink_recall(*arguments, iter([reference]))
+    pd.testing.assert_frame_equal(found, sink_recall(*arguments, reference))
 
 
 def test_sinks_of_other_windows_are_refused():

@@ -22,7 +22,7 @@ from forks import fork
 import interp
 from interp.memorization.recitation import levels, recitation
 from interp.mitigation.unlearning.methods import find, methods
-from interp.mitigation.unlearning.sets import Sets
+from interp.mitigation.unlearning.sets import Sets, check_sets
 from interp.mitigation.unlearning.stopping import Stop
 from interp.training.fit import Checkpoints, Step
 from interp.training.state import load_weights, save_weights
@@ -379,6 +379,18 @@ def test_sets_that_contradict_each_other_are_refused(tokenizer):
             interp.unlearn(subject, *sets)
     # a part of a secret is not the secret
     interp.unlearn(subject, forget, within, stop=Stop(epochs=1))
+
+
+def test_a_secret_is_not_found_in_tokens_whose_numbers_begin_or_end_like_its_own():
+    subject = learner()
+    subject.tokenizer = None
+    secret = [2, 3, 4, 12]
+    forget = interp.Batch(torch.tensor([secret]), prompt=0)
+    for kept in ([2, 3, 4, 123, 5], [32, 3, 4, 12, 5], [1, 42, 3, 4, 125]):
+        check_sets(subject, Sets(forget, interp.Batch(torch.tensor([kept]), prompt=0)))
+    for kept in ([2, 3, 4, 12, 5], [5, 2, 3, 4, 12], [5, 2, 3, 4, 12, 6]):
+        with pytest.raises(ValueError, match="row 0 of retain contains the secret of row 0"):
+            check_sets(subject, Sets(forget, interp.Batch(torch.tensor([kept]), prompt=0)))
 
 
 def test_a_secret_with_other_quotes_is_found():

@@ -505,6 +505,27 @@ class Subject:
         """
         return fingerprint(identify(self))
 
+    def with_module(self, module: nn.Module) -> Subject:
+        """Returns a subject of another module of the same shape, with all else as it is.
+
+        Args:
+            module: the module, such as a copy.
+
+        Example:
+            >>> subject.with_module(untrained.module).tokenizer is subject.tokenizer
+            True
+        """
+        return Subject(
+            module,
+            self.anatomy,
+            self.forward,
+            self.tokenizer,
+            self.name,
+            self.decoding,
+            self.context,
+            self.lead,
+        )
+
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.module.parameters())
         millions = parameters / 1e6

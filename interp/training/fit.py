@@ -149,7 +149,7 @@ def fit(
         subject: the model to train.
         batches: a stream of at least `accumulate * steps` batches, such as `epochs` makes. Shuffle
             and seed it where it is made. Dropout draws from torch's global generator.
-        steps: number of optimizer steps.
+        steps: number of optimizer steps, at least 1.
         lr: the largest learning rate.
         precision: precision of the forward and backward pass; weights and optimizer state keep
             theirs.
@@ -182,8 +182,8 @@ def fit(
         ValueError: weights are offloaded, the stream is too short, a batch has fewer rows than
             there are processes, the loss is not finite (the weights are then those of the last good
             step), the checkpoint is another training's or of another number of processes, an
-            objective is given to several processes or with `accumulate`, or `accumulate` is below 1
-            or finds batches that cannot be one.
+            objective is given to several processes or with `accumulate`, `steps` or `accumulate` is
+            below 1, or `accumulate` finds batches that cannot be one.
 
     Example:
         >>> import copy
@@ -193,6 +193,8 @@ def fit(
         (['step', 'loss'], 3)
     """
     refuse_offloaded(subject.module, _WHY_NOT_OFFLOADED)
+    if steps < 1:
+        raise ValueError(f"steps={steps}: expected a number of optimizer steps, at least 1")
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: expected a number of batches, at least 1")
     processes = Processes(subject.module)
@@ -371,7 +373,7 @@ def _with_recipe(
 def _prepare(processes: Processes, subject: Subject, optimizer: Any) -> tuple[Subject, Any]:
     """The subject and the optimizer as accelerate runs them."""
     module, optimizer = processes.prepare(subject.module, optimizer)
-    return Subject(module, subject.anatomy, subject.forward, name=subject.name), optimizer
+    return subject.with_module(module), optimizer
 
 
 def _resume(

@@ -96,7 +96,8 @@ def packed(subject: Subject) -> Subject:
         subject: a causal language model whose forward takes `position_ids`.
 
     Raises:
-        LoadError: its forward does not, or a document's logits are not those of the document alone.
+        LoadError: its forward does not, it puts something in front of a row, or a document's logits
+            are not those of the document alone.
 
     Example:
         >>> from interp.training.packing import pack, packed
@@ -105,6 +106,11 @@ def packed(subject: Subject) -> Subject:
         >>> torch.allclose(packed(subject).logits(rows)[:, 4], alone[:, 1], atol=1e-5)
         True
     """
+    if subject.lead:
+        raise LoadError(
+            f"{subject.name} puts {subject.lead} positions in front of what it reads: in a packed "
+            "row only the first document would be behind them; put one document into each row"
+        )
     reads_packed = Subject(
         subject.module,
         subject.anatomy,
@@ -113,6 +119,7 @@ def packed(subject: Subject) -> Subject:
         subject.name,
         Decoding(cached=False, reason="packed rows are not decoded"),
         subject.context,
+        subject.lead,
     )
     _verify(subject, reads_packed)
     return reads_packed

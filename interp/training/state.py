@@ -218,9 +218,10 @@ def _gathered(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     writes = writes_for_all(module)
     for name, value in tensors.items():
         # One at a time: together they may be more than an accelerator holds.
-        values = whole(value).detach()
+        values = whole(value)
         if writes:
-            found[name] = (values if values is value else values.cpu()).contiguous()
+            own = value if values is value else values.cpu()
+            found[name] = own.detach().contiguous()
     return found
 
 

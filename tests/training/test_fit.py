@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import interp
 from interp.training import fit as training
 from interp.training.fit import Checkpoints, Evaluation, Step, epochs
-from interp.training.state import load_weights, save_weights
+from interp.training.state import _gathered, load_weights, save_weights
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -582,6 +582,65 @@ def test_training_runs_under_an_intervention():
     moved = (down != before).any(0)
     assert not moved[3]
     assert moved.sum() == len(moved) - 1
+
+
+@pytest.mark.parametrize("when", ["prompt", "decode"])
+def test_training_sees_a_plan_at_the_positions_of_the_subject(when):
+    """Here three tokens stand in front of each text: what is prompt begins behind them."""
+
+    def behind(module: Any, batch: interp.Batch, keep: int) -> torch.Tensor:
+        start = torch.tensor([[5, 6, 7]]).expand(len(batch), -1)
+        tokens = torch.cat([start, batch.tokens], dim=1)
+        return module(tokens, use_cache=False).logits[:, -keep - 1 : -1]
+
+    llama = tiny.wrapped(tiny.model("llama"))
+    subject = interp.Subject(llama.module, llama.anatomy, behind, context=20, lead=3)
+    batch = tiny.batch("llama", rows=3, length=9, prompt=4)
+    scaled = interp.Scale(subject.units("blocks.1.attn_out"), factor=-3.0, when=when)
+    with subject.intervened(scaled):
+        loss = subject.losses(batch).mean().item()
+        history = interp.fit(subject, [batch], 1)
+    assert history["loss"][0] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_training_without_steps_is_refused(steps):
+    subject = tiny.wrapped(tiny.model("llama"))
+    with tiny.untouched(subject.module), pytest.raises(ValueError, match=f"steps={steps}: expecte"):
+        interp.fit(subject, stream(), steps)
+
+
+def test_what_is_not_sharded_is_written_from_where_it_is():
+    """A copy of weights on an accelerator would take as much memory of the machine again; tensors
+    without values stand for them here, which cannot be copied to the CPU."""
+    with torch.device("meta"):
+        module = torch.nn.Linear(3, 2)
+    gathered = _gathered(module, dict(module.named_parameters()))
+    assert {name: value.device.type for name, value in gathered.items()} == {
+        "weight": "meta",
+        "bias": "meta",
+    }
+
+
+def test_training_refuses_texts_that_are_longer_than_the_model_has_positions():
+    subject = tiny.wrapped(tiny.model("opt"))
+    with tiny.untouched(subject.module), pytest.raises(ValueError, match="more than the 64"):
+        interp.fit(subject, [tiny.batch("opt", length=65)], 1)
+
+
+def test_an_objective_is_given_a_subject_with_the_tokenizer_and_all_else():
+    module = tiny.model("llama")
+    subject = interp.load(module, tokenizer=tiny.tokenizer(tiny.VOCABULARY))
+    seen: list[interp.Subject] = []
+
+    def objective(trained: interp.Subject, batch: interp.Batch, step: int) -> torch.Tensor:
+        seen.append(trained)
+        return trained.run(batch, keep=1).mean()
+
+    interp.fit(subject, [tiny.batch("llama")], 1, objective=objective)
+    [trained] = seen
+    for name in ("anatomy", "forward", "tokenizer", "name", "decoding", "context", "lead"):
+        assert getattr(trained, name) is getattr(subject, name), name
 
 
 @pytest.mark.parametrize("size", [0, -2])

@@ -91,6 +91,13 @@ def test_a_model_that_mixes_documents_is_refused():
         packed(mixing)
 
 
+def test_a_model_that_puts_something_in_front_is_refused():
+    llama = tiny.subject("llama")
+    behind = interp.Subject(llama.module, llama.anatomy, llama.forward, lead=3)
+    with pytest.raises(LoadError, match="puts 3 positions in front"):
+        packed(behind)
+
+
 def test_a_model_without_positions_is_refused():
     with pytest.raises(LoadError, match="cannot read packed rows"):
         packed(tiny.subject("policy"))

@@ -32,7 +32,6 @@ from interp.mitigation.removal.stress import (
     round_weights,
     rows_of,
     shuffle_secrets,
-    with_module,
 )
 from interp.progress import track
 from interp.reporting.stats import Interval, bootstrap, paired_interval, statistic_interval
@@ -224,7 +223,7 @@ def _edited(before: Subject, given: Subject | Plan, name: str) -> _Edited:
         )
     if given.tokenizer is None and before.tokenizer is not None:
         # A copy made of the module alone has none, and completed code is read as text.
-        given = with_module(before, given.module)
+        given = before.with_module(given.module)
     return _Edited(given)
 
 

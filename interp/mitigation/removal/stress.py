@@ -217,31 +217,7 @@ def duplicate(subject: Subject) -> Subject:
     for parameter in module.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
-    return with_module(subject, module)
-
-
-def with_module(subject: Subject, module: nn.Module) -> Subject:
-    """Returns a subject of another module of the same shape, with all else as it is.
-
-    Args:
-        subject: where anatomy, tokenizer and the rest come from.
-        module: the module.
-
-    Example:
-        >>> from interp.mitigation.removal.stress import with_module
-        >>> with_module(subject, untrained.module).tokenizer is subject.tokenizer
-        True
-    """
-    return Subject(
-        module,
-        subject.anatomy,
-        subject.forward,
-        subject.tokenizer,
-        subject.name,
-        subject.decoding,
-        subject.context,
-        subject.lead,
-    )
+    return subject.with_module(module)
 
 
 def shuffle_secrets(batch: Batch, seed: int = 0) -> Batch:

@@ -280,11 +280,13 @@ class RemovalReport:
     def _on_return(self) -> list[str]:
         if not self.forgotten:
             return []  # what is still there cannot come back
-        if "ma" not in self.thresholds:
+        if self.thresholds.get("ma", 1.0) >= 1:
             # An MA that may be anything is never too high: that none was would be no evidence.
             return self._on_untested_return()
         tested: list[str] = []
         relearned = self._rows(group="relearning", model="after")
+        # Step 0 is before any relearning and shows nothing.
+        relearned = relearned[relearned["at"] > 0]
         if not relearned.empty:
             tested.append(f"in {relearned['at'].max()} steps of relearning")
         # Only of bits to which the model before can be rounded and still recite: where rounding
@@ -319,7 +321,7 @@ class RemovalReport:
         tests: Any = self.frame["group"].isin(["relearning", "rounding"])
         if not tests.any():
             return []
-        return ["whether it comes back was not judged, because MA has no threshold"]
+        return ["whether it comes back was not judged, because MA has no threshold below 1"]
 
     def _on_membership(self) -> list[str]:
         rows = self._rows(group="membership", model="after")

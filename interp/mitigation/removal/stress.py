@@ -37,12 +37,13 @@ class Relearning:
     was not relearned: it was still there.
 
     Attributes:
-        steps: after how many optimizer steps to measure; 0 is before the first.
+        steps: after how many optimizer steps to measure; 0 is before the first, and shows nothing
+            alone.
         lr: learning rate.
         clip: largest norm of the gradient.
 
     Raises:
-        ValueError: no steps, or a negative number of them.
+        ValueError: no number of steps above 0, or one below 0.
 
     Example:
         >>> from interp.mitigation.removal.stress import Relearning
@@ -55,10 +56,11 @@ class Relearning:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.steps or min(self.steps) < 0:
+        # Before the first step nothing can have come back: such a test would never fail.
+        if not self.steps or min(self.steps) < 0 or max(self.steps) == 0:
             raise ValueError(
-                f"steps={self.steps}: expected numbers of optimizer steps, at least one and none "
-                "below 0, such as (0, 10, 50)"
+                f"steps={self.steps}: expected numbers of optimizer steps, none below 0 and at "
+                "least one above it, such as (0, 10, 50)"
             )
 
     @property
@@ -123,16 +125,15 @@ def relearn(
 
     with learner.intervened(plan):
         measure_after(0)
-        if recipe.last:
-            fit(
-                learner,
-                [batch] * recipe.last,
-                recipe.last,
-                recipe.lr,
-                clip=recipe.clip,
-                objective=objective,
-                callback=callback,
-            )
+        fit(
+            learner,
+            [batch] * recipe.last,
+            recipe.last,
+            recipe.lr,
+            clip=recipe.clip,
+            objective=objective,
+            callback=callback,
+        )
     return found
 
 

@@ -221,6 +221,23 @@ def test_without_a_threshold_of_ma_nothing_is_said_about_coming_back():
     assert "comes back" not in untested.verdict
 
 
+def test_a_threshold_that_no_ma_is_above_shows_nothing_about_coming_back():
+    made = report(RELEARNED | ROUNDED)
+    vain = RemovalReport(made.frame, {"ma": 1.0, "el_10": 0.05}, "given", 0.05, made.about)
+    assert "not judged, because MA has no threshold below 1" in vain.verdict
+    assert "no sign" not in vain.verdict
+
+
+def test_what_is_measured_before_any_relearning_shows_nothing_about_coming_back():
+    made = report()
+    not_trained = (made.frame["group"] != "relearning") | (made.frame["at"] == 0)
+    is_rounding = made.frame["group"] == "rounding"
+    frame = made.frame[not_trained & ~is_rounding]
+    untrained = RemovalReport(frame, made.thresholds, made.source, 0.05, made.about)
+    assert "comes back" not in untrained.verdict
+    assert "comes back" in made.verdict
+
+
 def test_without_sets_the_verdict_says_that_damage_was_not_measured():
     made = report()
     frame = made.frame[made.frame["group"].isin(["forgetting"])]

@@ -104,7 +104,7 @@ def test_relearning_draws_nothing_at_random():
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("steps", [(), (0, -1)])
+@pytest.mark.parametrize("steps", [(), (0, -1), (0,), (0, 0), (-1, 2)])
 def test_numbers_of_steps_that_make_no_sense_are_refused(steps):
     with pytest.raises(ValueError, match="expected numbers of optimizer steps"):
         Relearning(steps)

@@ -83,7 +83,8 @@ class Clock:
             of positions that the cache holds.
         length: how many positions this forward has.
         blocks: paths of all blocks, each with a dot behind it.
-        in_blocks: how many positions the blocks of the stack that began last see; 0 before it.
+        in_blocks: how many positions the first block of a stack has read in this forward, of the
+            stack that was entered last; 0 until the forward enters one.
         prompt: how many leading positions of the sequence are prompt.
         read: how many positions of the sequence have been read, this forward included.
         tokens: what the last forward without a cache read.

@@ -134,6 +134,17 @@ class Intervention(ABC):
         rows = table.reshape(-1, width)
         return rows[:, at]
 
+    def _leading_axes(self, site: Site, table: np.ndarray, columns: Columns) -> tuple[int, ...]:
+        """The sizes of the axes in front of those of one row, which are [width] or [head, d_head]."""
+        every_unit = np.arange(self.units.widths[site])
+        width = len(columns(site, every_unit))
+        for axes in range(1, table.ndim + 1):
+            if np.prod(table.shape[-axes:]) == width:
+                return table.shape[:-axes]
+        raise ValueError(
+            f"{type(self).__name__} at {site} needs values {width} wide; got shape {table.shape}"
+        )
+
     def _one_row_edits(
         self, columns: Columns, values: Mapping[Site, np.ndarray], multiply: float
     ) -> tuple[Edit, ...]:
@@ -258,6 +269,15 @@ class Patch(Intervention):
 
     def edits(self, columns: Columns) -> tuple[Edit, ...]:
         edits = self._affine_edits(columns, 0.0, self.values)
+        for edit in edits:
+            table = np.asarray(self.values[edit.site])
+            leading = self._leading_axes(edit.site, table, columns)
+            # The positions of several donors would be taken for those of one long one.
+            if max(leading, default=1) != np.prod(leading):
+                raise ValueError(
+                    f"Patch at {edit.site} takes one donor, [positions, width]; got shape "
+                    f"{table.shape} (Interchange takes one per row)"
+                )
         return tuple(_limit_to_donor_positions(edit) for edit in edits)
 
 
@@ -267,7 +287,9 @@ class Interchange(Intervention):
 
     This is the interchange intervention of Geiger et al. 2021 (arXiv 2106.02997). Row r of a
     forward takes donor r modulo the number of donors, at the donor's positions and no others; a
-    forward whose number of rows is not a multiple of the donors raises ValueError.
+    forward whose number of rows is not a multiple of the donors raises ValueError. Where Hugging
+    Face's `generate` runs several samples or beams of each prompt, r is the number of the prompt,
+    and the neighbouring rows of one prompt share its donor.
 
     Attributes:
         values: for each site the donors' activations, [rows, positions of the donor, width]; at
@@ -325,7 +347,7 @@ class Resample(Intervention):
     drawn from one row.
 
     Attributes:
-        values: for each site the pool, [rows, width].
+        values: for each site the pool, [rows, width]; at heads also [rows, head, d_head].
         seed: seed of the draw.
 
     Example:
@@ -347,10 +369,17 @@ class Resample(Intervention):
         # Fractions, and not numbers of rows: pools of different sizes share the draw of a position.
         rng = np.random.default_rng(self.seed)
         draws = rng.random(self.period)  # in [0, 1), by position
-        drawn: dict[Site, np.ndarray] = {}
-        for site, pool in self.values.items():
+        drawn = dict(self.values)
+        # A site without values is refused below, where all those that have some are named.
+        for site in drawn.keys() & set(self.units.sites):
+            pool = np.asarray(self.values[site])
+            if not pool.size or len(self._leading_axes(site, pool, columns)) != 1:
+                raise ValueError(
+                    f"Resample at {site} draws from rows, [rows, width], of which there must be at "
+                    f"least one; got shape {pool.shape}"
+                )
             rows = (draws * len(pool)).astype(int)
-            drawn[site] = np.asarray(pool)[rows]
+            drawn[site] = pool[rows]
         return self._affine_edits(columns, 0.0, drawn)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import interp
 from interp.engine.sweeping import sweep, sweep_growing, sweep_naively, sweep_resuming
 from interp.hooks.clock import prompt_length
-from interp.hooks.hooks import lower_plans
+from interp.hooks.hooks import lower_plans, tapped
 from interp.interventions.edit import Edit, apply
 from interp.interventions.plan import KINDS
 
@@ -606,3 +606,67 @@ def test_what_is_added_repeats_after_its_period(rows: int | None):
     edit = Edit(interp.Site("neurons", 0), torch.arange(width), add=table)
     found = edit.addend(2, torch.arange(4, length))
     assert torch.equal(found, table[..., [1, 2, 0, 1], :])
+
+
+@pytest.mark.parametrize(
+    ("place", "shape"),
+    [
+        ("blocks.1.neurons", (48,)),
+        ("blocks.1.neurons", (0, 48)),
+        ("blocks.1.neurons", (3, 5, 48)),
+        ("blocks.1.heads", (32,)),
+        ("blocks.1.heads", (4, 8)),
+    ],
+)
+def test_a_pool_that_is_not_rows_is_refused(llama: interp.Subject, place: str, shape: tuple):
+    plan = interp.Resample(
+        llama.anatomy.units(place), values={interp.Site.parse(place): np.ones(shape)}
+    )
+    with pytest.raises(ValueError, match=r"draws from rows, \[rows, width\]"):
+        lower_plans(llama.anatomy, plan)
+
+
+def test_a_pool_by_head_is_a_pool_by_column(llama: interp.Subject):
+    [site], units = llama.anatomy.expand("blocks.1.heads"), llama.anatomy.units("blocks.1.heads")
+    pool = values(32, 5)
+    [flat] = lower_plans(llama.anatomy, interp.Resample(units, values={site: pool}))
+    [split] = lower_plans(
+        llama.anatomy, interp.Resample(units, values={site: pool.reshape(5, 4, 8)})
+    )
+    assert torch.equal(flat.add, split.add)
+    assert {tuple(row) for row in flat.add.float().tolist()} == {
+        tuple(row) for row in pool.tolist()
+    }
+
+
+def test_a_patch_of_several_donors_is_refused(llama: interp.Subject):
+    [site], units = llama.anatomy.expand("blocks.1.heads"), llama.anatomy.units("blocks.1.heads")
+    for shape in ((9, 32), (1, 9, 32), (9, 4, 8), (1, 9, 4, 8), (32,), (4, 8)):
+        [edit] = lower_plans(llama.anatomy, interp.Patch(units, values={site: np.ones(shape)}))
+        assert len(edit.positions) == np.prod(shape) // 32
+    for shape in ((2, 9, 32), (2, 9, 4, 8)):
+        with pytest.raises(ValueError, match=r"takes one donor.*Interchange takes one per row"):
+            lower_plans(llama.anatomy, interp.Patch(units, values={site: np.ones(shape)}))
+
+
+def test_samples_of_one_prompt_share_its_donor(llama: interp.Subject):
+    [site] = llama.anatomy.expand("blocks.1.neurons")
+    donors = {site: values(48, 2 * 9).reshape(2, 9, 48)}
+    plan = interp.Interchange(llama.anatomy.units(site), values=donors)
+    seen: list[Tensor] = []
+    prompts = tiny.batch("llama", rows=2, length=5).tokens
+    with (
+        llama.intervened(plan),
+        tapped(llama, {site: lambda value, _: seen.append(value.clone())}),
+    ):
+        llama.module.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=2,
+            do_sample=True,
+            num_return_sequences=3,
+        )
+    first = seen[0]
+    assert len(first) == 6
+    for row, value in enumerate(first):
+        np.testing.assert_allclose(value, donors[site][row // 3][:5], rtol=1e-6)

@@ -36,7 +36,9 @@ def _each(
     views: int = 1,
     collapse: Collapse = "segments",
 ) -> Scores:
-    """A unit's UnitMem at the window of its maximum, 0 at others; [memorized windows, units]."""
+    """[memorized examples, units]: each unit's UnitMem in the row of the example that it responds
+    most to, and 0 in all others; 0 everywhere if that is an example of the reference. The `views`
+    windows of one example make one row."""
     found, count = _over_both(subject, memorized, reference, sites, batch_size, views, collapse)
     numbers = np.arange(count)[:, None]
     scores: dict[Site, np.ndarray] = {}
@@ -59,7 +61,8 @@ def unitmem_of_memorized(
     """Scores a unit by its UnitMem over memorized and reference windows together.
 
     A unit that responds most to a reference window scores 0. `localize_each` gives a unit's score
-    to the window that it responds most to, and 0 to the others.
+    to the window that it responds most to, and 0 to the others; with `views`, it returns one entry
+    per example and not per window.
 
     Args:
         subject, memorized, reference, sites: see `method`.

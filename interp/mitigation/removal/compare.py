@@ -127,17 +127,19 @@ def removal_report(
         memorized: other memorized data.
         others: files with other secrets, which were not to be removed.
         held_out: text that no model has seen, to measure perplexity on.
-        unseen: data like the forget set that no model has seen: its levels under `before` are the
-            thresholds. By default the twins are.
+        unseen: data like the forget set that no model has seen: the levels of all of it under
+            `before` are the thresholds. By default those of the twins are. Without twins,
+            relearning may be compared with its first rows: see `relearning`.
         thresholds: the level of `ma`, and of any `el_<n>` of `ngrams`, at which the forget set
             counts as forgotten, if it is chosen beforehand.
         ngrams: the numbers n of EL_n; none for a model that predicts several tokens together.
         relearning: how copies are fine-tuned to bring the forget set back; None to leave that out,
             because with many steps it takes most of the time: each of `after` and `control` is
             trained twice.
-            The control is the same training on never-seen data: the twins; or `unseen`, where
-            secrets are marked in it as in `forget`; or else the secrets shuffled, which are harder
-            to learn than secrets with a form.
+            The control is the same training on never-seen data. That is the twins, if they are
+            given. Else it is the first rows of `unseen`, as many as `forget` has, if both mark
+            secrets (`scored`) or neither does. Else it is the forget set with its secrets shuffled,
+            which are harder to learn than secrets with a form.
         bits: to how many bits weights are rounded.
         depths: the depth of the removal, from 0 to 1, by the name of the model: "after" and
             "control", such as the score of an unlearning depth.

@@ -32,7 +32,7 @@ def recite_files(
     probability: float = 0.5,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Measures each file of a batch: the means over its secrets, or over the tokens that count.
+    """Measures each file of a batch; without marked secrets, all that counts in it is one secret.
 
     Args:
         subject: the model; active interventions apply.
@@ -42,10 +42,11 @@ def recite_files(
         batch_size: batch size.
 
     Returns:
-        One row per file: `ma` and `el_<n>` (see `recitation`), `exact` and `discoverable` (the
-        share of its secrets that are extracted greedily, or within `queries` samples with
-        `probability`), `accuracy` (the share of tokens that are the most likely ones), and `loss`
-        in nats per token.
+        One row per file. Means over its secrets, whatever their lengths: `ma` and `el_<n>` (see
+        `recitation`), `exact` and `discoverable` (the share of its secrets that are extracted
+        greedily, or within `queries` samples with `probability`). Means over the tokens of all its
+        secrets: `accuracy` (the share of tokens that are the most likely ones) and `loss`, in nats
+        per token.
 
     Raises:
         ValueError: see `recitation` and `discoverable`.

@@ -54,9 +54,12 @@ class RemovalReport:
     Attributes:
         frame: one row per `group` (forgetting, damage, membership, rounding, relearning, depth),
             `data`, `measure`, `at` (optimizer steps of relearning, or bits of rounding; else 0) and
-            `model` (before, after, control): its `estimate` with the 95% interval `low` to `high`
-            over `files`, and its `change` from before, file by file, with `change_low` and
-            `change_high`. A bootstrap over fewer than 10 files is too short.
+            `model` (before, after, control): its `estimate` with the 95% interval `low` to `high`,
+            and its `change` from before, file by file, with `change_low` and `change_high`.
+            `files` is how many files of that row's data the interval is over: of two sets that
+            are not paired, those of the smaller one; of completed code, those that can be parsed
+            themselves; of a depth, what it was given with. A bootstrap over fewer than 10 files is
+            too short.
         thresholds: the level of `ma` and of each `el_<n>` at which the forget set counts as
             forgotten.
         source: what the thresholds come from.

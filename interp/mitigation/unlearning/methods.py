@@ -355,7 +355,8 @@ class Misdirection:
     `units=` to confine the training.
 
     Attributes:
-        site: where; by default the residual stream after a quarter of the blocks, as in the paper.
+        site: where; by default `resid_post` of block n // 4 of n, counted from 0: the residual
+            stream after n // 4 + 1 blocks. The paper, too, takes one of the earlier blocks.
         coefficient: length of the vector that activations are pushed to. 6.5 is the paper's for a
             model of 7B; it must be well above the usual length of the activations to do harm.
         alpha: weight of the retained set.

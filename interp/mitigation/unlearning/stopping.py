@@ -26,7 +26,9 @@ class Stop:
             any, training runs for all epochs.
         epochs: the largest number of epochs.
         every: number of epochs between measurements; the last one is always measured.
-        margin: EL_n, which takes decoding, is measured once MA is at most its threshold plus this.
+        margin: EL_n takes decoding, and is left out (NaN) while MA is above its threshold by more
+            than this difference of shares. It saves time alone: until MA is at most its threshold,
+            training goes on whatever EL_n is. Without a threshold of MA, EL_n is always measured.
 
     Raises:
         ValueError: a threshold of something else, or one that is not a fraction; a number of epochs

@@ -135,7 +135,7 @@ class Intervention(ABC):
         return rows[:, at]
 
     def _leading_axes(self, site: Site, table: np.ndarray, columns: Columns) -> tuple[int, ...]:
-        """The sizes of the axes in front of those of one row, which are [width] or [head, d_head]."""
+        """The sizes of the axes in front of those of a row, which are [width] or [head, d_head]."""
         every_unit = np.arange(self.units.widths[site])
         width = len(columns(site, every_unit))
         for axes in range(1, table.ndim + 1):

@@ -488,4 +488,6 @@ def reusable(source: Batches) -> Batches:
         >>> len(list(source)), len(list(source))
         (1, 1)
     """
-    return source if hasattr(source, "__len__") else list(source)
+    if isinstance(source, Batch | pd.DataFrame) or hasattr(source, "__len__"):
+        return source
+    return list(source)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import interp
+from interp.errors import LoadError
 from interp.subject.batch import batches
 from interp.subject.subject import evaluating
 
@@ -50,6 +51,26 @@ def test_padding_changes_no_loss(name: str):
             alone = subject.losses(interp.Batch.pad([row]))[0]
             torch.testing.assert_close(losses[: len(alone)], alone, rtol=0, atol=1e-5)
             assert not losses[len(alone) :].any()
+
+
+def test_what_cannot_be_given_with_a_model_in_memory_is_refused(name: str):
+    subject = tiny.subject(name)
+    given: dict[str, Any] = {
+        "tokenizer": tiny.tokenizer(5),
+        "anatomy": interp.Layout(),
+        "forward": lambda *_: None,
+        "example": tiny.batch("llama"),
+    }
+    for option, value in given.items():
+        with pytest.raises(LoadError, match=rf"^{option}=: .*is a Subject.*load\(subject.module"):
+            interp.load(subject, **{option: value})
+    with pytest.raises(LoadError, match=r"^tokenizer= and forward=: "):
+        interp.load(subject, tokenizer=given["tokenizer"], forward=given["forward"])
+    for held in (subject, subject.module):
+        refused = r"^dtype=torch.bfloat16: .*in memory in torch.float32 already.*\.to\(torch.bfl"
+        with pytest.raises(LoadError, match=refused):
+            interp.load(held, dtype="bfloat16")
+    assert interp.load(subject, dtype="float32") is subject
 
 
 def test_a_loaded_model_is_the_model_itself(name: str):

@@ -169,7 +169,7 @@ def entropy_law(
         int, typer.Option(help="How often scores are shuffled, for the p-values.", min=1)
     ] = 200,
     trivial: _Trivial = True,  # noqa: FBT002
-    seed: Annotated[int, typer.Option(help="Seed of shuffles and samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of shuffles and samples.", min=0)] = 0,
     dtype: Dtype = None,
     device: Device = None,
     batch_size: BatchSize = 16,
@@ -243,7 +243,7 @@ def dataset_inference(
         int, typer.Option(help="Windows in each of the random sets that are compared.", min=3)
     ] = 300,
     sets: Annotated[int, typer.Option(help="Number of random sets.", min=2)] = 60,
-    seed: Annotated[int, typer.Option(help="Seed of the sets.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sets.", min=0)] = 0,
     dtype: Dtype = None,
     device: Device = None,
     batch_size: BatchSize = 16,

@@ -3,6 +3,8 @@ not measured again."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import letters
 import numpy as np
 import pandas as pd
@@ -290,3 +292,13 @@ def test_localize_files_writes_scores_the_top_share_and_where_it_sits(
     stored = interp.UnitScores.load(tmp_path / "scores.parquet")
     assert all(np.array_equal(stored[s], scores[s]) for s in scores.values)
     assert (tmp_path / "units.png").exists() == figure
+
+
+def test_scores_are_kept_where_no_share_of_them_can_be_taken(tmp_path, monkeypatch):
+    scores = interp.UnitScores({interp.Site.parse("blocks.0.neurons"): np.arange(4.0)})
+    monkeypatch.setattr("interp.cli.pipeline.localize", lambda *_, **__: scores)
+    halves: Any = Halves((pd.DataFrame(), pd.DataFrame()), (), pd.DataFrame(), apart=True)
+    with pytest.raises(ValueError, match="cannot take 0"):
+        localize_files(None, halves, tmp_path, "gradient", "neurons", 0.0)  # pyright: ignore[reportArgumentType]
+    stored = interp.UnitScores.load(tmp_path / "scores.parquet")
+    assert stored.values.keys() == scores.values.keys()

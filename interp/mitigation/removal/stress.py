@@ -7,6 +7,7 @@ new, and may show it again when its weights are rounded. Both tests work on copi
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -38,11 +39,11 @@ class Relearning:
 
     Attributes:
         steps: after how many optimizer steps to measure; 0 is before the first.
-        lr: learning rate.
-        clip: largest norm of the gradient.
+        lr: learning rate, above 0: without one nothing would come back, whatever is left.
+        clip: largest norm of the gradient, above 0.
 
     Raises:
-        ValueError: no steps, or a negative number of them.
+        ValueError: no steps, or a negative number of them; a learning rate or a norm out of range.
 
     Example:
         >>> from interp.mitigation.removal.stress import Relearning
@@ -59,6 +60,11 @@ class Relearning:
             raise ValueError(
                 f"steps={self.steps}: expected numbers of optimizer steps, at least one and none "
                 "below 0, such as (0, 10, 50)"
+            )
+        if not (0 < self.lr < math.inf and self.clip > 0):
+            raise ValueError(
+                f"lr={self.lr} and clip={self.clip}: expected a learning rate above 0, such as "
+                "1e-4, and a largest norm of the gradient above 0, such as 1.0"
             )
 
     @property

@@ -402,6 +402,24 @@ def test_a_statement_is_made_from_measure_and_threshold_or_given():
         mean("t", "a", a=2.0)({"t": frame})
 
 
+def test_a_mean_of_all_rows_is_said_to_be_one():
+    assert mean("t", "value").label == "mean value in t"
+    assert mean("t", "value", name="up", kind=1).label == "mean value in t (name up, kind 1)"
+
+
+def test_a_measure_that_can_have_one_value_only_is_judged_without_a_p_value():
+    measures = {
+        "constant": constant(0.5),
+        "difference": minus(constant(0.75), constant(0.25)),
+        "bounded": Measure("m", lambda _: 0.5, (0.5, 0.5)),
+    }
+    for name, measure in measures.items():
+        check = Check(id=name, measure=measure, threshold=above(0), evidence="", opposite=below(0))
+        found, *_ = claims([check], {}, range(3))
+        assert (found.measured, found.p_value, found.verdict) == (0.5, None, "reproduced")
+        assert found.adjusted_verdict == "reproduced"
+
+
 def test_what_is_not_testable_is_measured_and_a_failed_premise_is_not_reproduced():
     def verdict(**options: Any) -> Any:
         check = Check(

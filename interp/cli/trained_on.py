@@ -62,8 +62,8 @@ def membership(
         typer.Argument(
             help="What the model may have been trained on: text files; .jsonl, .ndjson, .json, "
             ".csv, .tsv or .parquet files with a `text` field or column; any of them as .gz, .bz2 "
-            "or .zst; folders of them; or data sets on the hub, as user/name or "
-            "user/name:configuration."
+            "or .zst; folders of them; patterns in quotes, such as 'corpus/*.parquet'; or data "
+            "sets on the hub, as user/name, user/name:configuration or user/name@split."
         ),
     ],
     reference: Annotated[

@@ -13,6 +13,7 @@ case.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -411,7 +412,10 @@ def _rectangle(region: str, node: Node) -> tuple[float, float, float, float]:
     try:
         match node:
             case (str(x0), str(y0), str(x1), str(y1)):
-                return float(x0), float(y0), float(x1), float(y1)
+                found = float(x0), float(y0), float(x1), float(y1)
+                # NaN would count as within every surface.
+                if all(map(math.isfinite, found)):
+                    return found
             case _:
                 pass
     except ValueError:

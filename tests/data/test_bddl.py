@@ -184,6 +184,8 @@ def test_a_goal_may_be_one_fact():
         ("((-0.05 0.19 0.05 0.21))", "here", "region plate_region: expected its ranges as"),
         ("((-0.05 0.19 0.05 0.21))", "(here)", "plate_region has the range here; expected four"),
         ("-0.05 0.19 0.05 0.21", "1 2 3", "plate_region has the range (1 2 3); expected four"),
+        ("-0.05 0.19 0.05 0.21", "1 2 3 nan", "plate_region has the range (1 2 3 nan); expected"),
+        ("-0.05 0.19 0.05 0.21", "-inf 2 3 4", "has the range (-inf 2 3 4); expected four"),
         ("-0.05 0.19 0.05 0.21", "1 2 3 x", "plate_region has the range (1 2 3 x); expected"),
         ("(:regions", "(:regions table", "section :regions holds table; expected (NAME"),
         ("(:init", "(:init On", "section :init holds On; expected a fact such as"),

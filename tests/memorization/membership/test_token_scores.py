@@ -315,7 +315,7 @@ def test_logits_that_are_nan_are_refused():
     logits[0, 1, 2] = torch.nan
     fine = torch.zeros(1, 2, 3)
     targets = torch.tensor([[0, 1]])
-    with pytest.raises(ValueError, match="target 1 of row 0: .* NaN"):
+    with pytest.raises(ValueError, match=r"target 1 of row 0: .* NaN"):
         token_scores(logits, targets)
-    with pytest.raises(ValueError, match="target 1 of row 0: .* NaN"):
+    with pytest.raises(ValueError, match=r"target 1 of row 0: .* NaN"):
         token_scores(fine, targets, [logits])

@@ -218,6 +218,22 @@ def test_images_with_a_blank_part_in_common_are_several_and_stand_in_one_half_ea
     assert len(every) == len(set(every)) == count
 
 
+def test_labels_of_rows_change_no_half():
+    """Frames that were joined have labels that repeat."""
+    tokens = blank_above(20)
+    frame = images(tokens, [0, 1, 2, 3])
+    labels = [row % 3 for row in range(len(frame))]
+    found = halve(frame)
+    again = halve(frame.set_axis(labels, axis=0))
+    pairs = zip(
+        [*found.scored, *found.judged, found.held_out],
+        [*again.scored, *again.judged, again.held_out],
+        strict=True,
+    )
+    for part, other in pairs:
+        pd.testing.assert_frame_equal(part, other)
+
+
 def test_texts_with_as_much_in_common_are_one_wording():
     frame: pd.DataFrame = images(blank_above(20), [0, 1, 2]).drop(columns="given_label")
     assert not halve(frame).apart

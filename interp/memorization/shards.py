@@ -22,8 +22,8 @@ _MANIFEST = "scan.json"
 _PROGRESS = "progress.json"
 _FINISHED = "finished.json"
 _LOCK = ".lock"
-# Windows that are measured before a file is written: few enough to lose little, enough for few
-# files. A file may have fewer rows, or more: those that are kept, of whole batches.
+# When so many windows are measured, those of them that are kept are written to a file: few enough to
+# lose little, enough for few files.
 _WINDOWS = 512
 # Of the rows of a scan, whatever its options.
 _COLUMNS = {

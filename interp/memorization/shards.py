@@ -22,7 +22,7 @@ _MANIFEST = "scan.json"
 _PROGRESS = "progress.json"
 _FINISHED = "finished.json"
 _LOCK = ".lock"
-# When so many windows are measured, those of them that are kept are written to a file: few enough to
+# When so many windows are measured, those that are kept are written to a file: few enough to
 # lose little, enough for few files.
 _WINDOWS = 512
 # Of the rows of a scan, whatever its options.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 _stamps: list[float] = []  # CPU seconds at the ends of the parts of the call that is being timed
@@ -75,7 +76,8 @@ def compared(
             results.setdefault(name, result)
 
     differences = _differences(results)
-    wrong = {name: gap for name, gap in differences.items() if gap is not None and gap > tolerance}
+    # Not by `>`, which NaN would pass.
+    wrong = {n: gap for n, gap in differences.items() if gap is not None and not gap <= tolerance}
     assert not wrong, f"{benchmark}: {wrong} away from the first result"
 
     costs = {name: _cost(parts_of_rounds) for name, parts_of_rounds in laps.items()}
@@ -115,12 +117,18 @@ def _differences(results: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def difference(one: Any, other: Any) -> float | None:
-    """The largest absolute difference of two results of the same structure; None when there is
-    nothing in them to compare."""
+    """The largest absolute difference of two results of the same structure, NaN where one of them
+    holds NaN; None when there is nothing in them to compare."""
     if one is None or other is None:
         return None
     if isinstance(one, Mapping):
         # Where one of its parts has nothing to compare, the others still have.
-        return max((difference(one[key], other[key]) or 0.0 for key in one), default=None)
-    gap = torch.as_tensor(one, dtype=torch.float64) - torch.as_tensor(other, dtype=torch.float64)
-    return float(gap.abs().max()) if gap.numel() else None
+        gaps = [difference(one[key], other[key]) or 0.0 for key in one]
+        # Not the built-in max, which passes over NaN in some orders.
+        return float(np.max(gaps)) if gaps else None
+    first = torch.as_tensor(one, dtype=torch.float64)
+    second = torch.as_tensor(other, dtype=torch.float64)
+    gap = (first - second).abs()
+    # Two equal infinities do not differ, but their difference is NaN.
+    gap = gap.masked_fill(first == second, 0.0)
+    return float(gap.max()) if gap.numel() else None

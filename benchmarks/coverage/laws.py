@@ -440,7 +440,8 @@ def _aligned(logits: Tensor) -> Tensor:
 
 
 def _spread(value: Tensor) -> Tensor:
-    """The largest difference between what stands at two positions."""
+    """The largest difference of what stands at any position from what stands at the first: 0 where
+    all are the same."""
     rows = value.reshape(-1, value.shape[-1])
     return (rows - rows[:1]).abs().max()
 

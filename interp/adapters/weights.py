@@ -13,12 +13,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from interp.errors import SiteError
 from interp.hooks.hooks import Hooked, lower_plans
 from interp.interventions.edit import Edit
 from interp.interventions.kinds import Intervention
 from interp.interventions.plan import Plan, interventions
 from interp.sites.anatomy import Anatomy, Place, as_rows, axes_are_known
 from interp.sites.sharding import is_sharded_at
+from interp.sites.site import Site
 
 _USE_HOOKS = "run it with subject.intervened(plan)"
 
@@ -40,7 +42,8 @@ def applied(subject: Hooked, *plans: Plan) -> Generator[None]:
     Raises:
         ValueError: before anything is written, for what weights cannot express: values that are
             added, subspaces, positions, `when`, sites other than `neurons` and `heads`; and weights
-            that are shared, quantized, computed, offloaded or sharded over processes.
+            that are shared, quantized, computed, offloaded or sharded over processes, or whose
+            output is mapped on before it is added to the residual stream.
 
     Example:
         >>> from interp.adapters import weights
@@ -101,13 +104,16 @@ def _inexpressible(edit: Edit, anatomy: Anatomy) -> str | None:
         return f"it is limited to positions {edit.positions}, and weights act at every position"
     if edit.when != "all":
         return f"it is limited to when={edit.when!r}, and weights act always"
-    if edit.weight is None and not _is_projection_input(anatomy.place(edit.site)):
+    if edit.weight is None and not _is_projection_input(edit.site, anatomy.place(edit.site)):
         return "it is not the input of an out-projection, as neurons and heads are"
     return None
 
 
-def _is_projection_input(place: Place) -> bool:
-    return place.side == "in" and place.onto is None
+def _is_projection_input(site: Site, place: Place) -> bool:
+    # resid_pre is an input as well, but of a whole block. What a raw path names is seen when its
+    # weight is looked up.
+    is_unit_site = site.point in ("neurons", "heads") or site.is_module_path
+    return is_unit_site and place.side == "in" and place.base is None
 
 
 def _changed(edit: Edit, rows: Tensor) -> Tensor:
@@ -143,12 +149,15 @@ def _rows(subject: Hooked, edit: Edit) -> Tensor:
                 f"is its inputs cannot be told; {_USE_HOOKS}"
             )
         return as_rows(projection, own).T.detach()
-    return subject.anatomy.out_weight(subject.module, edit.site).detach()
+    try:
+        return subject.anatomy.out_weight(subject.module, edit.site).detach()
+    except SiteError as error:
+        raise ValueError(f"{error}; {_USE_HOOKS}") from error
 
 
 def _unwritable(module: nn.Module, weight: Tensor | None) -> str | None:
     if weight is None:
-        return "is computed (a parametrization or an adapter wraps it)"
+        return "is computed (a parametrization or an adapter wraps it), or there is none"
     if weight.is_meta:
         return "is offloaded"
     if weight.ndim != 2:

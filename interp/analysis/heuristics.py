@@ -149,6 +149,8 @@ def best_matches(choosing: pd.DataFrame, judging: pd.DataFrame) -> pd.DataFrame:
           heuristic  score  score_where_chosen
         0     first    0.0                 1.0
     """
+    # `idxmax` gives labels, which tables that were joined may have on several rows.
+    choosing = choosing.reset_index(drop=True)
     above_chance = choosing["score"] - choosing["chance"]
     best = choosing.loc[above_chance.groupby(choosing["neuron"]).idxmax()]
     best = best.rename(columns={"score": "score_where_chosen"}).drop(columns="chance")

@@ -135,7 +135,7 @@ def fit_probe(rows: Rows, labels: ArrayLike, *, strength: float = 1.0) -> Probe:
     """
     from sklearn.linear_model import LogisticRegression
 
-    if strength <= 0:
+    if not strength > 0:
         raise ValueError(f"strength={strength}: expected a positive weight of the penalty")
     table, numbers, classes = classify(rows, labels)
     mean, scale = _standard(table)
@@ -197,7 +197,7 @@ def fit_ridge_probe(rows: Rows, values: ArrayLike, *, strength: float = 1.0) -> 
     """
     from sklearn.linear_model import Ridge
 
-    if strength <= 0:
+    if not strength > 0:
         raise ValueError(f"strength={strength}: expected a positive weight of the penalty")
     table = np.asarray(rows, dtype=np.float64)
     wanted = np.asarray(values, dtype=np.float64)

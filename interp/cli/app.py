@@ -353,7 +353,7 @@ def ablate(
     fractions: Annotated[
         str,
         typer.Option(
-            help="Shares of all units, from 0 to 1, to ablate in turn; with commas between."
+            help="Shares of all units, between 0 and 1, to ablate in turn; with commas between."
         ),
     ] = "0.0001,0.0003,0.001,0.003,0.01",
     at: Annotated[
@@ -611,6 +611,13 @@ def _shares(fractions: str, at: float | None) -> list[float]:
         raise ValueError(
             f"--fractions {fractions!r}: expected numbers between commas, such as 0.001,0.01"
         ) from error
+    for share in shares:
+        # All units leave none to draw a random control from.
+        if not 0 < share < 1:
+            raise ValueError(
+                f"--fractions {fractions}: expected shares of the units above 0 and below 1, got "
+                f"{share:g}"
+            )
     if at is not None and at not in shares:
         raise ValueError(f"--at {at} is not among --fractions {fractions}")
     return shares

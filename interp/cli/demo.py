@@ -291,7 +291,12 @@ def fine_tune_or_load(
     # The names say everything that the models depend on: two models whose files have the same name,
     # or two versions of the corpus, must not share an entry.
     path = Path(model)
-    source = _digest(str(path.resolve())) if path.exists() else "packaged"
+    if path.exists():
+        source = _digest(str(path.resolve()))
+    elif len(path.parts) > 1:
+        source = _digest(str(model))  # on the hub, where several users have models of one name
+    else:
+        source = "packaged"
     name = f"{path.name.removesuffix('.gguf')}-{source}"
     is_converted = (path / "config.json").exists()
     base = path if is_converted else cache / name

@@ -179,11 +179,20 @@ Settings = Annotated[
         help="NAME=VALUE: an option of the method, such as steps=50. May be given several times.",
     ),
 ]
+
+
+def _check_top(top: float) -> float:
+    # Not by min= and max=, which let 0 and nan pass.
+    if not 0 < top <= 1:
+        raise typer.BadParameter(f"expected a share above 0, and at most 1, got {top:g}")
+    return top
+
+
 Top = Annotated[
     float,
     typer.Option(
-        help="Share of all units, from 0 to 1, that is written to units.json: the highest-scoring.",
-        min=0.0,
-        max=1.0,
+        help="Share of all units, above 0 and at most 1, that is written to units.json: the "
+        "highest-scoring.",
+        callback=_check_top,
     ),
 ]

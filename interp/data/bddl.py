@@ -6,11 +6,14 @@ nothing else; `bddl_validation` counts the tasks that cannot be scored. LIBERO-P
 with regular expressions instead, and three of the goals that it offers have unbalanced parentheses
 (arXiv 2510.03827, `ood_task.yaml`). Here they are refused.
 
-LIBERO reads files in lower case. The case is kept here, and ignored where names are compared.
+LIBERO reads files in lower case. The case is kept here, and ignored where the names of things are
+compared. The words that a file is built of, such as `define` and `:goal`, are expected in lower
+case.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -350,6 +353,7 @@ def _categories(node: Tree) -> dict[str, str]:
     """The declarations `name - category` of a section; names that share a category may be listed
     in front of it."""
     categories: dict[str, str] = {}
+    declared: set[str] = set()
     names: list[str] = []
     words = iter(_words(node))
     for word in words:
@@ -360,8 +364,9 @@ def _categories(node: Tree) -> dict[str, str]:
         if category is None or not names:
             raise ValueError(f"{to_text(node)}: expected a name and a category around each '-'")
         for name in names:
-            if name in categories:
+            if name.lower() in declared:
                 raise ValueError(f"section {node[0]} declares {name!r} twice")
+            declared.add(name.lower())
             categories[name] = category
         names = []
     if names:
@@ -395,8 +400,10 @@ def _region(node: Node) -> Region:
 def _attribute(region: Tree, name: str) -> Tree | None:
     """The attribute of a region that begins with `name`, if there is one."""
     for attribute in region[1:]:
-        # A slice, because a list may be empty.
-        if not isinstance(attribute, str) and attribute[:1] == (name,):
+        if isinstance(attribute, str) or not attribute or not isinstance(attribute[0], str):
+            continue
+        # Unlike a section, an attribute may be absent: in capitals it must not seem to be.
+        if attribute[0].lower() == name:
             return attribute
     return None
 
@@ -405,7 +412,10 @@ def _rectangle(region: str, node: Node) -> tuple[float, float, float, float]:
     try:
         match node:
             case (str(x0), str(y0), str(x1), str(y1)):
-                return float(x0), float(y0), float(x1), float(y1)
+                found = float(x0), float(y0), float(x1), float(y1)
+                # NaN would count as within every surface.
+                if all(map(math.isfinite, found)):
+                    return found
             case _:
                 pass
     except ValueError:

@@ -1,5 +1,8 @@
 """The edits of LIBERO-PRO on the trees of task files: each returns a new tree.
 
+Where a file spells a name in several ways, with other capitals, the new tree has the spelling of
+its declaration throughout: to LIBERO these are the same.
+
 The rules are those of the code of LIBERO-PRO (arXiv 2510.03827, `perturbation.py`). What that code
 draws is an argument here, so that the same arguments give the same task. No rule was released with
 the files of the graded shift: `shift_target` and `shift_of_label` say what these files have in
@@ -13,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -123,6 +127,7 @@ def swap_positions(tree: Tree, pairs: Iterable[tuple[str, str]]) -> Tree:
         >>> print(bddl.to_text(bddl_edits.swap_positions(tree, [("milk_1", "soup_1")])))
         (define (:init (On milk_1 floor_right) (On soup_1 floor_left)))
     """
+    tree = _as_declared(tree)
     init = section(tree, ":init")
     places = _places(init)
     exchanged: dict[str, str] = {}
@@ -173,6 +178,7 @@ def draw_swaps(
         >>> bddl_edits.draw_swaps(tree, {"milk_1": ["soup_1"]}, random.Random(0))
         (('milk_1', 'soup_1'),)
     """
+    tree = _as_declared(tree)
     places = _places(section(tree, ":init"))
     of_interest: list[str] = []
     for word in section(tree, ":obj_of_interest")[1:]:
@@ -271,6 +277,7 @@ def replace_objects(tree: Tree, categories: Mapping[str, str], *, rename: bool =
         >>> new.objects, new.goal, new.language
         ({'yellow_milk_1': 'yellow_milk'}, (('Up', 'yellow_milk_1'),), 'lift the milk')
     """
+    tree = _as_declared(tree)
     declared = problem(tree)
     present = {*declared.fixtures.values(), *declared.objects.values()}
     for category in categories:
@@ -324,7 +331,8 @@ def shift_of_label(tree: Tree, target: str, axis: Literal["x", "y"], label: floa
         expected = ", ".join(str(each) for each in _LABELS)
         raise ValueError(f"the label is {label}; expected one of {expected}")
     along = _axis_number(axis)
-    middle = _middle(_own_region(problem(tree), target))[along]
+    declared = problem(_as_declared(tree))
+    middle = _middle(_own_region(declared, target))[along]
     direction = -1 if middle > 0 else 1
     return round(direction * label * _METRES_PER_LABEL, 6)
 
@@ -369,6 +377,7 @@ def shift_target(
     along = _axis_number(axis)
     if not math.isfinite(metres) or metres == 0:
         raise ValueError(f"the shift is {metres} m; expected a distance other than 0")
+    tree = _as_declared(tree)
     declared = problem(tree)
     region = _own_region(declared, target)
     _check_on_surface(region, target, along, metres)
@@ -490,6 +499,7 @@ def change_surface(tree: Tree, surface: str) -> tuple[Tree, SurfaceChange]:
     old = surface_of(tree)
     if surface == old:
         raise ValueError(f"the task is on {surface} already; expected another surface")
+    tree = _as_declared(tree)
     declared = problem(tree)
     new = SURFACES[surface]
     names = {old: surface}
@@ -586,6 +596,63 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
     return tuple(_renamed(child, names) for child in node)
 
 
+def _as_declared(tree: Tree) -> Tree:
+    """The tree with each name as it is declared, or else as it is first written, and with the words
+    that edits look for as they look for them.
+
+    LIBERO reads files in lower case. An edit that compared names with their case would pass over
+    some of what it has to change, without a word.
+    """
+    spelling = {"on": "On", ":target": ":target", ":ranges": ":ranges"}
+    for node in tree:
+        if _head(node) in (":fixtures", ":objects"):
+            for before, word in pairwise(node):
+                # What stands behind a dash is a category.
+                if isinstance(word, str) and "-" not in (before, word):
+                    spelling.setdefault(word.lower(), word)
+
+    # The name of a region in facts is made of that of its target and its own.
+    spelled: list[Node] = []
+    for node in tree:
+        if _head(node) != ":regions":
+            spelled.append(node)
+            continue
+        regions = [_spelled_region(region, spelling) for region in node[1:]]
+        spelled.append((":regions", *regions))
+    return tuple(
+        _spelled(node, spelling) if _head(node) in (":obj_of_interest", ":init", ":goal") else node
+        for node in spelled
+    )
+
+
+def _head(node: Node) -> Node | None:
+    """What a list is called; None for a word, and for a list of nothing."""
+    return node[0] if node and not isinstance(node, str) else None
+
+
+def _spelled_region(region: Node, spelling: dict[str, str]) -> Node:
+    """A region with its target as it is spelled elsewhere; its name in facts is noted."""
+    match region:
+        case (str(name), *attributes):
+            spelled = [_spelled(attribute, spelling) for attribute in attributes]
+            for attribute in spelled:
+                match attribute:
+                    case (":target", str(target)):
+                        full_name = f"{target}_{name}"
+                        spelling.setdefault(full_name.lower(), full_name)
+                    case _:
+                        pass
+            return (name, *spelled)
+        case _:
+            return region
+
+
+def _spelled(node: Node, spelling: dict[str, str]) -> Node:
+    if isinstance(node, str):
+        return spelling.setdefault(node.lower(), node)
+    return tuple(_spelled(child, spelling) for child in node)
+
+
 def _places(init: Tree) -> dict[str, str]:
     """What each thing is `On` at reset: its first such fact."""
     places: dict[str, str] = {}
@@ -611,7 +678,7 @@ def _own_region(declared: Problem, target: str) -> Region:
             f"{target!r} is not a movable object of the task; "
             f"nearest: {closest(target, declared.objects)}"
         )
-    places = {fact[1]: fact[2] for fact in declared.init if fact[0] == "On" and len(fact) == 3}
+    places = _places((":init", *declared.init))
     place = places.get(target)
     for region in declared.regions:
         if region.full_name == place and region.ranges:

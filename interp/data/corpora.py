@@ -162,7 +162,9 @@ def split(
         True
     """
     total = sum(shares.values())
-    if not shares or min(shares.values()) <= 0 or abs(total - 1) > 1e-9:
+    # So that NaN is refused too, which is neither below 0 nor far from 1.
+    are_shares = all(share > 0 for share in shares.values()) and abs(total - 1) <= 1e-9
+    if not are_shares:
         raise ValueError(
             f"shares are {dict(shares)}, {total:g} in all: expected positive numbers that are 1 in "
             'all, such as {"train": 0.8, "held_out": 0.2}'

@@ -62,7 +62,8 @@ class TextReader(Iterator[str]):
     """The texts of files and data sets, one after the other, from any place on.
 
     Its place is saved and loaded by `state_dict` and `load_state_dict`, as that of a streamed data
-    set of `datasets` is.
+    set of `datasets` is. After an error it raises the same error again, and not the texts of the
+    next file, until it is sent to a place.
 
     Args:
         files: files and data sets.
@@ -89,6 +90,18 @@ class TextReader(Iterator[str]):
         self._go_to(0)
 
     def __next__(self) -> str:
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._next()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            # The file is closed now, and would seem to be at its end.
+            self._error = error
+            raise
+
+    def _next(self) -> str:
         while self._file < len(self._files):
             if self._texts is None:
                 file = self._files[self._file]
@@ -138,6 +151,7 @@ class TextReader(Iterator[str]):
         self._row = row
         self._rows = rows
         self._texts: Iterator[str] | None = None
+        self._error: BaseException | None = None
 
     def _open(self, file: Path | HubTexts) -> Iterator[str]:
         if isinstance(file, HubTexts):

@@ -156,8 +156,10 @@ class _Sums(Reducer):
 
     def update(self, value: Value, mask: Mask) -> None:
         sums: list[Tensor] = []
+        ignored = ~mask[..., None]
         for function in self.functions:
-            counted = function(value) * mask[..., None]
+            # Not a product: padding may hold infinities, and infinity times 0 is NaN.
+            counted = function(value).masked_fill(ignored, 0)
             sums.append(counted.sum((0, 1), dtype=torch.float64))
 
         counts = mask.sum()
@@ -469,7 +471,8 @@ def _to_array(value: Tensor) -> np.ndarray:
 def _per_example(value: Value, mask: Mask, views: int) -> Float[Tensor, "examples width"]:
     """The mean activation of each example, over its counted positions and then over its views."""
     counts = mask.sum(1, keepdim=True)
-    counted = value * mask[..., None]
+    # Not a product, as in `_Sums`.
+    counted = value.masked_fill(~mask[..., None], 0)
     sums = counted.sum(1, dtype=torch.float64)
     # No count is 0: `record` refuses a row that is padding alone.
     means = sums / counts

@@ -205,8 +205,10 @@ def mean(
         >>> measure({"numbers": pd.DataFrame({"name": ["up", "down"], "value": [1.0, -1.0]})})
         1.0
     """
-    conditions = [f"{name} {value}" for name, value in where.items()]
-    label = f"mean {column} in {table} ({', '.join(conditions)})"
+    label = f"mean {column} in {table}"
+    if where:
+        conditions = [f"{name} {value}" for name, value in where.items()]
+        label = f"{label} ({', '.join(conditions)})"
     if item is not None:
         columns = [item] if isinstance(item, str) else list(item)
 
@@ -441,9 +443,10 @@ class Check:
 
     def _p_value(self, values: Sequence[Interval]) -> float | None:
         """That of the claim or of its opposite, whichever is smaller: at most one can be small."""
-        if self.over == "every":
+        bounds = _bounds_of(self.measure)
+        if self.over == "every" or _fix_the_value(bounds):
             return None
-        mean = MeanOverSeeds(values, _bounds_of(self.measure))
+        mean = MeanOverSeeds(values, bounds)
         found: list[float] = []
         for threshold in (self.threshold, self.opposite):
             if threshold is not None:
@@ -506,9 +509,14 @@ def _mean_over_seeds(values: Sequence[Interval], bounds: Bounds | None) -> Inter
     """The interval of the mean; for a single seed its own interval over items."""
     if len(values) == 1:
         return values[0]
-    if bounds is not None and bounds[0] == bounds[1]:
-        return values[0]  # a constant
+    if _fix_the_value(bounds):
+        return values[0]
     return MeanOverSeeds(values, bounds).interval
+
+
+def _fix_the_value(bounds: Bounds | None) -> bool:
+    """Whether bounds leave a single value, as those of a constant do."""
+    return bounds is not None and bounds[0] == bounds[1]
 
 
 def _range(values: Sequence[Interval]) -> Interval:

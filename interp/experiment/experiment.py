@@ -66,6 +66,26 @@ class Results:
         _write_json(place / "claims.json", [asdict(claim) for claim in self.claims])
 
 
+def _check_device(out: Path, device: str) -> None:
+    """Refuses a folder with what was kept on another device, and writes the device to
+    `out`/device.txt before anything is kept: a job that is killed may leave a model behind."""
+    file = out / "device.txt"
+    config = out / "config.json"
+    before = None
+    if file.exists():
+        before = file.read_text().strip()
+    elif config.exists() and (out / "jobs").exists():
+        # Kept by a version that did not write device.txt.
+        before = json.loads(config.read_text()).get("device")
+    if before not in (None, device):
+        raise ValueError(
+            f"{out} keeps what was computed on {before}, and this run is on {device}: continue it "
+            f"with --device {before}, or give another folder with --out"
+        )
+    with replaced(file) as temporary:
+        temporary.write_text(f"{device}\n")
+
+
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
@@ -148,7 +168,8 @@ class Experiment:
         """Runs a preset, writes its results and returns them.
 
         Finished jobs are kept in `out`/jobs and are not run again, so a run that was killed
-        continues.
+        continues. It has to continue on the same device: what is kept in a folder, the models of
+        jobs included, is never mixed with what another device computed.
 
         Args:
             preset: one of `presets`.
@@ -160,7 +181,8 @@ class Experiment:
                 device that is there. config.json says which.
 
         Raises:
-            ValueError: unknown preset or field, or jobs that return tables other than `tables`.
+            ValueError: unknown preset or field, jobs that return tables other than `tables`, or
+                a folder with what was kept on another device.
             LoadError: the device is not there.
         """
         place = str(choose_device(device))
@@ -188,7 +210,13 @@ class Experiment:
             out: folder in which finished jobs are kept.
             jobs: how many jobs run at the same time, by default one per core.
             device: where models run; by default on the best device that is there.
+
+        Raises:
+            ValueError: jobs that return tables other than `tables`, or a folder with what was kept
+                on another device.
+            LoadError: the device is not there.
         """
+        _check_device(writable(out), str(choose_device(device)))
         seeds = range(seed, seed + settings.seeds)
         if self.prepare is not None:
             about = self._about(settings)

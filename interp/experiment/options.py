@@ -22,7 +22,8 @@ Seed = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for the results, by default out/NAME. An unfinished run in it is continued."
+        help="Folder for the results, by default out/NAME. An unfinished run in it is continued, "
+        "on the same device."
     ),
 ]
 Jobs = Annotated[

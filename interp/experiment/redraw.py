@@ -88,14 +88,15 @@ def redraw(folder: str | Path, *, rejudged: bool = False) -> Results:
 
 
 def changed_verdicts(folder: str | Path, results: Results) -> list[str]:
-    """Returns one line per claim whose verdict differs from that in claims.json, with both.
+    """Returns one line per claim whose verdict, adjusted or not, differs from that in claims.json,
+    with what it was and what it is.
 
     Args:
         folder: folder of results.
         results: what `redraw` returned for it.
     """
     written = json.loads((Path(folder) / "claims.json").read_text())
-    before = {claim["id"]: claim["verdict"] for claim in written}
+    before = {claim["id"]: both_verdicts(claim) for claim in written}
     now = {claim.id: both_verdicts(asdict(claim)) for claim in results.claims}
     lines: list[str] = []
     for name in sorted(before.keys() | now.keys()):
@@ -156,8 +157,15 @@ def _check_unchanged(place: Path, before: Sequence[Claim], found: Sequence[Claim
                 f"{place}: {claim.id} was {_numbers(claim)}, today's checks of its tables give "
                 f"{now}; if the change is meant, run the experiment again"
             )
+    known = {claim.id for claim in before}
+    new = [claim.id for claim in found if claim.id not in known]
+    if new:
+        raise ValueError(
+            f"{place}: today's checks of its tables also give {', '.join(new)}, and claims.json "
+            "has no such claim; if it is meant, run the experiment again"
+        )
 
 
 def _numbers(claim: Claim) -> dict[str, Any]:
-    names = ("measured", "low", "high", "seeds", "verdict", "p_value", "adjusted_verdict")
+    names = (*_ROUNDED, "seeds", "verdict", "adjusted_verdict")
     return {name: getattr(claim, name) for name in names}

@@ -81,8 +81,12 @@ class _Runs:
     module: nn.Module
 
     def behind(self, terms: Sequence[Term]) -> list[Term]:
-        """The terms that operations belong to: of each operation, the first term after it that is
-        in the same child of the block, or does no more than a norm."""
+        """The terms through which attention operations reach the stream, each once.
+
+        That of an operation is the first of `terms` that ends after it and either is in the same
+        child of the block as the operation, or holds no projection, so that it only passes on what
+        the attention gave, as a norm behind it does.
+        """
         found: list[Term] = []
         for operation in self.operations:
             for term in terms:

@@ -60,7 +60,8 @@ def load(
         forward: how to get logits from a module that is not called as `module(tokens)` (see
             `Subject`).
         example: a tiny batch for the first forward, for modules that need more than tokens.
-        dtype: precision of the weights when they are read from files; as stored by default.
+        dtype: precision of the weights when they are read from files; as stored by default. A model
+            in memory is not converted.
         device: where weights that are read from files are put, such as `"cpu"` or `"cuda:1"`; by
             default on the best device that is there. A model in memory stays where it is.
         device_map: for a model that is larger than a device: `"auto"`, by which accelerate fills
@@ -77,14 +78,16 @@ def load(
         trust_remote_code: whether code that a checkpoint brings may run.
 
     Returns:
-        The model as a Subject; a Subject is returned as it is.
+        The model as a Subject; a Subject is returned as it is, and nothing else can be given with
+        it that it already has.
 
     Raises:
         LoadError: files cannot be read, weights are NaN or infinite, the tokenizer has more tokens
             than the embedding, the object is not a model, its logits are NaN or infinite, or it
             sees later tokens; the device is not there, cannot compute in this precision, or is not
-            the one that a model in memory is on; a device map that does not fit the model, or is
-            given for one that cannot be divided.
+            the one that a model in memory is on, or `dtype` is not the one that it is in; a device
+            map that does not fit the model, or is given for one that cannot be divided; a
+            tokenizer, an anatomy, a forward or an example for a Subject.
         SiteError: no blocks are found.
 
     Example:
@@ -100,7 +103,10 @@ def load(
         refuse_device_map(kind, _HELD, device_map, max_memory)
     parts = choose_device_map(device, device_map, max_memory, offload_folder, _dtype(dtype))
     if isinstance(source, Subject):
+        own = {"tokenizer": tokenizer, "anatomy": anatomy, "forward": forward, "example": example}
+        _refuse_for_subject(source, own)
         check_stays(source.name, source.device, device)
+        _check_precision(source.name, source.module, _dtype(dtype))
         return source
 
     name = ""
@@ -125,6 +131,7 @@ def load(
     _check_weights(module, tokenizer)
     if not from_files:
         check_stays(type(module).__name__, device_of(module), device)
+        _check_precision(type(module).__name__, module, _dtype(dtype))
 
     own_forward = forward is not None
     if forward is None:
@@ -155,6 +162,29 @@ def _device_beside(
     place = next(tokenizer.parameters()).device
     check_stays(type(tokenizer).__name__, place, device)
     return place
+
+
+def _refuse_for_subject(subject: Subject, given: dict[str, Any]) -> None:
+    """Refuses what was given for a Subject, in which it would be left out without a word."""
+    names = [f"{name}=" for name, value in given.items() if value is not None]
+    if names:
+        raise LoadError(
+            f"{' and '.join(names)}: {subject.name} is a Subject, which is returned as it is; for "
+            "another one of the same model pass its module, as interp.load(subject.module, ...)"
+        )
+
+
+def _check_precision(kind: str, module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Refuses to convert a model that the caller holds."""
+    weights = [weight for weight in module.parameters() if weight.is_floating_point()]
+    stored = {weight.dtype for weight in weights}
+    if dtype is None or stored == {dtype}:
+        return
+    precisions = " and ".join(sorted(map(str, stored)))
+    raise LoadError(
+        f"dtype={dtype}: {kind} is in memory in {precisions} already, and what you hold is not "
+        f"converted; convert it yourself first, with .to({dtype})"
+    )
 
 
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:

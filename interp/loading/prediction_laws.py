@@ -53,6 +53,8 @@ _OWN_FORWARD = "it has a forward= of its own, which has no cache"
 
 # Windows of attention up to this many tokens are filled, so that the cache has to drop some.
 _LONGEST_WINDOW = 64
+# What numbers count that have something to do with windows and convolutions, and are no positions.
+_NOT_OF_POSITIONS = ("layers", "pattern", "channels", "groups")
 
 
 @dataclass(frozen=True)
@@ -460,7 +462,9 @@ def _windows(module: nn.Module) -> set[int]:
             if isinstance(value, dict):
                 pending.append(value)
             of_positions = any(word in str(key) for word in ("window", "chunk", "conv"))
-            if of_positions and type(value) is int and value > 0:
+            # Such as Qwen 2's `max_window_layers`, the number of layers without a window.
+            of_something_else = any(word in str(key) for word in _NOT_OF_POSITIONS)
+            if of_positions and not of_something_else and type(value) is int and value > 0:
                 found.add(value)
     return found
 

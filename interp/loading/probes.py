@@ -44,9 +44,10 @@ class Change:
     Attributes:
         zeroed: calls that give zeros.
         kept: calls that give what they gave in the first forward.
-        shifted: calls that give noise too, at every position.
+        shifted: calls to whose output noise is added, at every position.
         heads_off: for some attention operations, which of their heads give zeros.
-        noisy: blocks that read noise at the first position, with the axis of positions.
+        noisy: blocks to whose input noise is added at the first position, with its axis of
+            positions.
     """
 
     zeroed: Iterable[Call] = ()
@@ -149,12 +150,17 @@ class Probe:
     def changed(
         self, change: Change, watched: Iterable[Watched], operations: int = 0
     ) -> dict[Watched, Tensor]:
-        """Returns some values of a forward in which calls give something else than they gave.
+        """Returns what some values are in one more forward, in which others are changed.
 
         Args:
-            change: what they give.
-            watched: the values, where nothing else is changed; of a block, what it would return.
-            operations: how many attention operations the forward has, where heads are off.
+            change: what is changed.
+            watched: which values are returned: none that `change` sets. The output of a block is
+                what the block computes in this forward, although the blocks after it read what it
+                gave in the first one.
+            operations: how many attention operations the forward has; needed where heads are off.
+
+        Returns:
+            The values, on the device of those of the first forward.
 
         Raises:
             HookError: the forward did not run the same modules and attention operations again.
@@ -304,7 +310,8 @@ def _noting_change(call: Call, changed: dict[Call, bool]) -> Visit:
 
 def _changes(value: Tensor, clean: Tensor) -> Tensor:
     """Which positions, [batch, position], differ by more than rounding."""
-    return (value - clean).abs().amax(-1) > rounding(clean)
+    # Not by `>`, of which NaN would count as no change.
+    return ~((value - clean).abs().amax(-1) <= rounding(clean))
 
 
 def _keeping(call: Call, outputs: dict[Call, Tensor]) -> Visit:

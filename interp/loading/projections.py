@@ -207,7 +207,9 @@ def _is_added(search: Search, totals: Mapping[Call, Tensor]) -> bool:
 
     # The multiple at each position, by least squares: the gate of the expert.
     in_common = (change * own).sum(-1, keepdim=True)
-    multiples = in_common / own.square().sum(-1, keepdim=True)
+    squares = own.square().sum(-1, keepdim=True)
+    # Where the expert gives zeros, the multiple is 0, and not 0 / 0.
+    multiples = in_common / squares.clamp_min(torch.finfo(own.dtype).tiny)
     left_over = change - multiples * own
     is_multiple = bool((left_over.abs() <= tolerance).all())
     return is_multiple and bool((change.abs() > tolerance).any())

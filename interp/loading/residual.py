@@ -111,7 +111,8 @@ def _distinct(calls: Sequence[Call]) -> list[Call]:
 
 
 def _choices(candidates: Sequence[Call], named: Sequence[Call]) -> Iterator[tuple[Call, ...]]:
-    """Sets of calls that may be the terms: the smallest first, and of these the latest."""
+    """The sets of one to three candidates with all `named` ones among them, each in the order in
+    which its calls ended. Smaller sets come first, and of one size those of later calls."""
     latest_first = list(reversed(candidates))
     for size in range(1, _MOST_TERMS + 1):
         for calls in combinations(latest_first, size):

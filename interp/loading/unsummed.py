@@ -261,12 +261,13 @@ def _rounding(before: Tensor) -> Tensor:
 
 
 def _has_changed(before: Tensor, now: Tensor) -> bool:
-    return bool(((now - before).abs() > _rounding(before)).any())
+    # Not by `>`, of which NaN would count as no change.
+    return not bool(((now - before).abs() <= _rounding(before)).all())
 
 
 def _varies(rows: Tensor, before: Tensor) -> bool:
     """Whether rows differ from each other by more than the rounding of what they were."""
-    return bool(((rows - rows[:1]).abs() > _rounding(before)).any())
+    return not bool(((rows - rows[:1]).abs() <= _rounding(before)).all())
 
 
 @dataclass(eq=False)
@@ -281,7 +282,8 @@ class _Parts:
         projections: the projections, in the order in which they ended.
         mixing: those that carry information between positions.
         added: those that act on each position by itself and whose output is added.
-        partial: those without which the module that they are in still gives something.
+        partial: those that are not all of the module around them: while they give zeros, what that
+            module gives still depends on the token.
     """
 
     block: Block

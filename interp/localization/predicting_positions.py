@@ -155,7 +155,10 @@ def weighted_mean(
     """
     if weights is None:
         return value.double().mean(1)
-    return torch.einsum("bt,btw->bw", weights.to(value.device), value.double())
+    own_weights = weights.to(value.device)
+    # Infinities where the weight is 0, as on padding, would make the sum NaN.
+    is_ignored = (own_weights == 0)[..., None]
+    return torch.einsum("bt,btw->bw", own_weights, value.double().masked_fill(is_ignored, 0))
 
 
 def _predict_only(batch: Batch, target: int) -> Batch:

@@ -14,7 +14,7 @@ from interp.data.corpus_counts import Counts
 from interp.data.tokenized import Share
 from interp.files import replaced, writable
 from interp.memorization.scan_windows import CorpusWindows, Cut
-from interp.memorization.shards import FinishedScan, finished_scan, shares_of
+from interp.memorization.shards import FinishedScan, finished_scan, no_rows, shares_of
 from interp.memorization.tally import DOCUMENT_COLUMNS, Keep, Tally, histograms
 from interp.memorization.window_scanner import WindowScanner, check_sizes
 from interp.reporting.plotting import matched_histogram, save
@@ -23,19 +23,6 @@ from interp.subject.text_rows import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Of the rows that are kept, where there is none.
-_COLUMNS = {
-    "text": "int64",
-    "start": "int64",
-    "prefix": "int64",
-    "length": "int64",
-    "exact": "bool",
-    "matched": "int64",
-    "run": "int64",
-    "accuracy": "float64",
-    "log_p": "float64",
-}
 
 
 def scan_corpus(
@@ -211,7 +198,7 @@ class CorpusScan:
         """Returns the rows of the windows that are kept, as `interp.scan` does, in memory."""
         tables = [table for scan in self.scans for table in scan.tables("shard")]
         if not tables:
-            return pd.DataFrame(columns=list(_COLUMNS)).astype(_COLUMNS)
+            return no_rows()
         frame = pd.concat(tables, ignore_index=True)
         # Shares take turns with the texts, so that the rows of several folders interleave.
         return frame.sort_values(["text", "start"], kind="stable", ignore_index=True)

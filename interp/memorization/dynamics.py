@@ -224,8 +224,9 @@ class LossHistory:
         entropy as well: only an example whose loss is near the threshold can cross it.
 
         Args:
-            threshold: in nats per token; by default the median of `difficulty`'s last moment, so
-                that half of the examples count as learned early. The paper does not say.
+            threshold: in nats per token; by default the median over examples of the loss at one
+                moment, the last of those that `difficulty` averages by default, so that half of the
+                examples count as learned early. The paper does not say.
             hysteresis: a rise counts only from below the threshold minus half of it to above the
                 threshold plus half of it, with any number of moments between.
 
@@ -242,6 +243,9 @@ class LossHistory:
     def relative_forget_events(self, rise: float = 0.2) -> Float[np.ndarray, " examples"]:
         """Returns how often the loss of each example is above its own lowest one so far by more
         than `rise`, as a share of the moments at which it could.
+
+        Every such moment counts: a loss that rises once and stays there counts at each later
+        moment, where `forget_events` counts the rise once.
 
         Args:
             rise: in nats per token.

@@ -25,14 +25,18 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
 
     - `exact`: 1 if every counted target is the most likely token, else 0;
     - `accuracy`: fraction of counted targets that are the most likely token;
-    - `similarity`: 1 - edit distance / length between the most likely tokens and the targets, in
-      tokens;
+    - `similarity`: 1 - edit distance / length between the most likely tokens and the targets, of
+      those that count, in tokens;
     - `loss`: mean negative log-likelihood, in nats per token.
 
     Args:
         logits: [batch, predicted, vocabulary], aligned with `batch.targets`.
         batch: the windows.
+
+    Raises:
+        ValueError: a window without a target that counts.
     """
+    _check_counted(batch, "row")
     counted = batch.counted.to(logits.device)
     targets = batch.targets.to(logits.device)
     most_likely = logits.argmax(-1)
@@ -43,11 +47,12 @@ def window_measures(logits: Logits, batch: Batch) -> dict[str, np.ndarray]:
     loss = token_losses(logits, batch).sum(1) / tokens
 
     similarity: list[float] = []
-    # Padding is on the right, so that the first `count` targets are those that count.
-    rows = zip(most_likely.tolist(), targets.tolist(), tokens.tolist(), strict=True)
-    for predicted, true, count in rows:
-        of_window = Levenshtein.normalized_similarity(true[:count], predicted[:count])
-        similarity.append(of_window)
+    # By the mask: what does not count may come before what does, where `scored` says so.
+    arrays = [tensor.cpu().numpy() for tensor in (most_likely, targets, counted)]
+    for predicted, true, is_counted in zip(*arrays, strict=True):
+        wanted = true[is_counted].tolist()
+        found = predicted[is_counted].tolist()
+        similarity.append(Levenshtein.normalized_similarity(wanted, found))
 
     return {
         "exact": hits.all(1).double().cpu().numpy(),
@@ -72,6 +77,9 @@ def measure_under(
         A frame with one row per `plan` (its number in `plans`), `data` (the name) and `window` (its
         number in the data set), and the measures as columns.
 
+    Raises:
+        ValueError: no plan, no window, or a window without a target that counts.
+
     Example:
         >>> no_heads = interp.Zero(subject.anatomy.units("heads"))
         >>> measured = measure_under(subject, [[], no_heads], {"memorized": memorized})
@@ -80,7 +88,15 @@ def measure_under(
     """
     work: list[tuple[str, Batch]] = []
     for name, source in data.items():
-        work += [(name, batch) for batch in batches(source, batch_size)]
+        before = 0
+        for batch in batches(source, batch_size):
+            _check_counted(batch, f"window {name!r}", before)
+            before += len(batch)
+            work.append((name, batch))
+    if not plans or not work:
+        raise ValueError(
+            f"{len(plans)} plans and {len(work)} batches of windows: expected at least one of each"
+        )
 
     def measure(part: Batch) -> list[dict[str, np.ndarray]]:
         # `sweep_resuming` equals separate forwards bit for bit. `sweep` may choose a faster engine,
@@ -100,6 +116,16 @@ def measure_under(
                 columns = {"plan": number, "data": name, "window": numbers} | values
                 frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
+
+
+def _check_counted(batch: Batch, what: str, before: int = 0) -> None:
+    """Raises ValueError for a window of which nothing is measured."""
+    without = (~batch.counted.any(1)).nonzero().flatten().tolist()
+    if without:
+        raise ValueError(
+            f"{what} {before + without[0]} has no target that counts: expected at least one after "
+            "the prompt that is not padding and, where `scored` is given, is scored; leave it out"
+        )
 
 
 def with_unchanged(measured: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:

@@ -45,8 +45,8 @@ def halve(frame: pd.DataFrame) -> Halves:
         frame: what `scan` returned.
 
     Raises:
-        ValueError: if nothing was extracted, if there are too few controls (see `split`), or if no
-            window is left to hold out.
+        ValueError: if there is no window, if nothing was extracted, if there are too few controls
+            (see `split`), or if no window is left to hold out.
 
     Example:
         >>> reversed_texts = [text[::-1] for text in texts]

@@ -132,8 +132,9 @@ class PresentationRecorder:
         """Records the losses of a step.
 
         Raises:
-            ValueError: the step has other rows than were said, an objective of its own, or does not
-                follow the one before, as where a training is continued.
+            ValueError: the step has another number of rows than was given (which examples they are
+                is taken on trust), an objective of its own, or does not follow the one before, as
+                where a training is continued.
         """
         if step.number != self._next_step:
             raise ValueError(

@@ -27,8 +27,8 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
         the other. Memorized windows come in order of falling `log_p`.
 
     Raises:
-        ValueError: if nothing was extracted (naming the best candidate), or if there are fewer
-            candidates for controls than memorized windows.
+        ValueError: if there is no window, if nothing was extracted (naming the best candidate), or
+            if there are fewer candidates for controls than memorized windows.
 
     Example:
         >>> memorized, control = interp.split(frame)
@@ -39,6 +39,11 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
     """
     if at_most is not None and at_most < 1:
         raise ValueError(f"at_most={at_most}: expected at least 1 memorized window")
+    if frame.empty:
+        raise ValueError("the frame has no windows: expected what scan() returns, with rows")
+    # Windows are found again by their labels below, and frames that were joined may have one label
+    # on several rows.
+    frame = frame.reset_index(drop=True)
     is_repeat = frame["tokens"].map(tuple).duplicated()
     distinct: Any = frame[~is_repeat]
     extracted: Any = distinct[distinct["exact"]]
@@ -63,8 +68,6 @@ def split(frame: pd.DataFrame, at_most: int | None = None) -> tuple[pd.DataFrame
 
 
 def _nothing_extracted(frame: pd.DataFrame) -> str:
-    if frame.empty:
-        return "the frame has no windows: expected what scan() returns"
     best = frame.sort_values(["matched", "accuracy"]).iloc[-1]
     return (
         f"none of {len(frame)} windows was extracted; "

@@ -335,12 +335,12 @@ def _teacher_force(
     subject: Subject, batch: Batch, batch_size: int
 ) -> tuple[Bool[np.ndarray, "batch position"], Int[Tensor, "batch position"], np.ndarray]:
     """For each position: whether its token is the most likely one, which token is, and the log p of
-    the true one. Positions of the prompt, and padding, mean nothing."""
+    the true one. Positions that do not count (the prompt, padding, what is not scored) mean
+    nothing."""
 
     def measure(part: Batch) -> tuple[Tensor, Tensor]:
         logits = subject.target_logits(part)
-        whole = Batch(part.tokens, part.prompt)  # of all targets, whichever of them count
-        return logits.argmax(-1).cpu(), -token_losses(logits, whole).cpu().double()
+        return logits.argmax(-1).cpu(), -token_losses(logits, part).cpu().double()
 
     greedy = torch.zeros(batch.tokens.shape, dtype=torch.long)
     log_p = torch.zeros(batch.tokens.shape, dtype=torch.double)
@@ -383,12 +383,13 @@ def _continue(
 
 
 def _chunks(misses: Sequence[_Miss], batch_size: int) -> Iterator[list[_Miss]]:
-    """Wrong tokens that are continued together: of neighbouring positions, so that few rows wait
-    for others, and with a position in common, so that no row waits for others to end."""
+    """Wrong tokens that are continued together, in order of their positions. Each begins before
+    the longest of those before it has ended: otherwise the rows would not be decoded at the same
+    time, and one would only wait for the other."""
     chunk: list[_Miss] = []
     end = 0
     for miss in sorted(misses, key=lambda miss: (miss.position, miss.stop, miss.row)):
-        # Where this one begins, all rows of the chunk have ended: together they would only wait.
+        # At `end` all rows of the chunk have ended.
         if chunk and (len(chunk) == batch_size or miss.position >= end):
             yield chunk
             chunk = []

@@ -321,8 +321,9 @@ def text_sensitivity(
     the actions of different tasks.
 
     It is the mean over observations o of ||a(o, w) - a(o, w')|| / `between`, for the true
-    instruction w and another one w'. 0 means that the text changes nothing; 1, that it changes the
-    action as much as another task does.
+    instruction w and another one w', both on the same observation. 0 means that the text changes
+    nothing; 1, that it moves the action as far as the actions of two tasks are apart on average,
+    which differ in their observations too (see `distance_between_tasks`).
 
     Source: the claim of LIBERO-PRO (arXiv 2510.03827) that corrupted instructions leave the output
     unchanged, made a number. Its unit, the distance between tasks, is not from the paper.

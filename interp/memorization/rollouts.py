@@ -315,7 +315,8 @@ def arms(suite_name: str, perturbations: Sequence[str], episodes: int, seed: int
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: expected at least 1")
     drawn = suite(suite_name)
-    names = ["clean", *(name for name in perturbations if name != "clean")]
+    # An episode that is there twice would be refused, after all of them were run.
+    names = list(dict.fromkeys(["clean", *perturbations]))
     scenes: list[Scene] = []
     rows: list[dict[str, Any]] = []
     tabletop = Tabletop()

@@ -22,7 +22,23 @@ _MANIFEST = "scan.json"
 _PROGRESS = "progress.json"
 _FINISHED = "finished.json"
 _LOCK = ".lock"
-_WINDOWS = 512  # are measured per file: few enough to lose little, enough for few files
+# When so many windows are measured, those that are kept are written to a file: few enough to
+# lose little, enough for few files.
+_WINDOWS = 512
+# Of the rows of a scan, whatever its options.
+_COLUMNS = {
+    "text": "int64",
+    "start": "int64",
+    "prefix": "int64",
+    "length": "int64",
+    "exact": "bool",
+    "matched": "int64",
+    "run": "int64",
+    "accuracy": "float64",
+    "log_p": "float64",
+    "similarity": "float64",
+    "tokens": "object",
+}
 
 
 class Shards:
@@ -143,7 +159,8 @@ class Shards:
         written = self._in_memory
         if self._folder is not None:
             written = list(each_table(self._folder, "shard", self._state.files))
-        return _concatenated([*written, *self._state.fresh])
+        rows = _concatenated([*written, *self._state.fresh])
+        return rows if len(rows) else no_rows()
 
     def _write(self) -> None:
         state = self._state
@@ -244,6 +261,17 @@ def each_table(folder: Path, kind: str, files: int) -> Iterator[pd.DataFrame]:
         # A number without rows has no file.
         if file.exists():
             yield _read(file)
+
+
+def no_rows() -> pd.DataFrame:
+    """Returns the rows of a scan that has none, so that they have columns like those of another.
+
+    Example:
+        >>> from interp.memorization.shards import no_rows
+        >>> int(no_rows()["exact"].sum())
+        0
+    """
+    return pd.DataFrame(columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
 def _concatenated(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

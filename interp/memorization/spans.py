@@ -11,6 +11,8 @@ import pandas as pd
 
 _COLUMNS = ("text", "start", "prefix", "length", "exact", "matched", "accuracy", "log_p", "suffix")
 
+_OF_PASSAGE = ("text", "start", "tokens", "windows", "exact", "matched", "accuracy", "log_p")
+
 
 def passages(frame: pd.DataFrame) -> pd.DataFrame:
     """Joins extracted windows of a text that touch or overlap into passages.
@@ -48,7 +50,9 @@ def passages(frame: pd.DataFrame) -> pd.DataFrame:
     for start, end in pairwise([*first_windows, len(ordered)]):
         windows = {name: values[start:end] for name, values in columns.items()}
         rows.append(_passage(windows))
-    most_memorized_first = pd.DataFrame(rows).sort_values(
+    # Named, because there may be no row to take them from.
+    names = [*_OF_PASSAGE, *(["suffix"] if "suffix" in columns else [])]
+    most_memorized_first = pd.DataFrame(rows, columns=names).sort_values(
         ["exact", "windows", "matched", "log_p"], ascending=False, kind="stable"
     )
     return most_memorized_first.reset_index(drop=True)

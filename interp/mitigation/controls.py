@@ -6,8 +6,8 @@ The controls of a `Selection`:
 - `random`: other units drawn at random, the same number at each site;
 - `in_own_blocks`: the same for each of several methods that are compared, drawn at the sites that
   the method itself selects from;
-- `lowest`: the same number of units, with the lowest scores;
-- `smallest`: the same number of units, with the smallest absolute scores;
+- `lowest`: the same number of other units, with the lowest scores;
+- `smallest`: the same number of other units, with the smallest absolute scores;
 - `as_active`: other units at the same sites, each about as active as the unit it replaces;
 - `growing`: more and more random units, among which `equal_damage` finds those that raise the loss
   on held-out text by what the selection raises it.
@@ -127,17 +127,25 @@ class Selection:
         return self.random(seeds, IN_BLOCKS_OF + method)
 
     def lowest(self, scores: UnitScores, name: str = "lowest") -> Trial:
-        """Returns the trial on the same number of units with the lowest scores over all sites.
+        """Returns the trial on the same number of other units with the lowest scores over all
+        sites.
 
         Where scores have a sign, these units have a strong effect of the other sign. `smallest` is
         the control of units without effect.
+
+        Raises:
+            ValueError: there are fewer other units than selected ones.
         """
-        return self._trial(name, 0, lambda units: scores.lowest(len(units)))
+        return self._trial(name, 0, lambda units: scores.lowest(len(units), self._selected))
 
     def smallest(self, scores: UnitScores, name: str = "smallest") -> Trial:
-        """Returns the trial on the same number of units with the smallest absolute scores over all
-        sites."""
-        return self._trial(name, 0, lambda units: scores.smallest(len(units)))
+        """Returns the trial on the same number of other units with the smallest absolute scores
+        over all sites.
+
+        Raises:
+            ValueError: there are fewer other units than selected ones.
+        """
+        return self._trial(name, 0, lambda units: scores.smallest(len(units), self._selected))
 
     def as_active(
         self, activity: UnitScores, seeds: Iterable[int], name: str = "as active"
@@ -172,6 +180,11 @@ class Selection:
                 return
             yield trials
             most = trials[0].k
+
+    @property
+    def _selected(self) -> Units:
+        """All units that are changed, by whichever intervention."""
+        return self.chosen if isinstance(self.chosen, Units) else changed_units(self.chosen)
 
     def _trial(self, name: str, seed: int, draw: Draw) -> Trial:
         """The trial on units that are drawn for all interventions together."""

@@ -136,7 +136,7 @@ class UnlearningDepth:
             True
             False
         """
-        if threshold < 0:
+        if not threshold >= 0:
             raise ValueError(f"threshold={threshold}: expected a drop in nats per token, from 0 on")
         keys = ["item", "site"]
         # Both tables have log p of the original: the two may differ by rounding alone.

@@ -53,6 +53,7 @@ _NAMED = {
     "random, in the blocks of gradient x activation": ("#BBBBBB", "X"),
     "lowest": ("#A6761D", "v"),
     "smallest": ("#CAB2A0", "P"),
+    # Grey as random units are, and after them: next to them it gets another colour.
     "by chance": ("#777777", "s"),
 }
 _PALETTE = (
@@ -101,7 +102,7 @@ def looks(names: Iterable[object]) -> dict[str, Look]:
         names: what the colours distinguish; repeated names count once.
 
     Raises:
-        ValueError: more names than there are colours.
+        ValueError: more names than there are colours, or two names that are spelled alike.
 
     Example:
         >>> from interp.reporting.looks import looks
@@ -109,14 +110,22 @@ def looks(names: Iterable[object]) -> dict[str, Look]:
         Look(words='z-score', colour='#332288', marker='s')
     """
     words = {str(name): in_words(name) for name in names}
-    marks: dict[str, tuple[str, str]] = {}
-    others: list[str] = []
+    name_of_words: dict[str, str] = {}
     for name, spelled in words.items():
-        if spelled in _NAMED:
-            marks[name] = _NAMED[spelled]
-        else:
-            others.append(name)
-    taken = {colour for colour, _ in marks.values()}
+        first = name_of_words.setdefault(spelled, name)
+        if first != name:
+            raise ValueError(
+                f"the names {first!r} and {name!r} are both spelled {spelled!r} in a figure: "
+                "expected names that can be told apart; rename one, or join their rows"
+            )
+    marks: dict[str, tuple[str, str]] = {}
+    taken: set[str] = set()
+    for spelled, (colour, marker) in _NAMED.items():
+        name = name_of_words.get(spelled)
+        if name is not None and colour not in taken:
+            marks[name] = colour, marker
+            taken.add(colour)
+    others = [name for name in words if name not in marks]
     free = [
         (colour, marker)
         for colour, marker in zip(_PALETTE, _MARKERS, strict=True)

@@ -122,7 +122,8 @@ def ranges(
     """
     groups: Any = by_seed.groupby([panel, row], sort=False)[value]
     spread = groups.agg(estimate="mean", low="min", high="max").reset_index()
-    names = list(spread[panel].unique())
+    # Panels go by their names as text, whatever the column holds.
+    names = [str(name) for name in spread[panel].unique()]
     labels = dict.fromkeys(names, label) if isinstance(label, str) else label
     levels = value_of_level
     if not isinstance(levels, Mapping):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ __all__ = [
     "style",
 ]
 
+T = TypeVar("T")
 NO_TEXT: Mapping[str, str] = MappingProxyType({})
 NO_LEVELS: Mapping[str, float] = MappingProxyType({})
 INTERVALS = "points: estimates; lines through them: 95% intervals"
@@ -165,6 +166,10 @@ def dose_response(
         >>> [text.get_text() for text in figure.legends[0].get_texts()]
         ['selection', 'random', 'before']
     """
+    labels = _by_name(labels)
+    before = _by_name(before)
+    scales = _by_name(scales)
+    titles = _by_name(titles)
     _check_points(frame, x, hue, measure, before)
     look_of = looks(_first_come_first(frame[hue].unique()))
     panels = _panels(frame, measure)
@@ -199,6 +204,12 @@ def dose_response(
 def _panels(frame: pd.DataFrame, by: str) -> list[tuple[str, pd.DataFrame]]:
     """The name and the rows of each panel, in order of appearance."""
     return [(str(name), rows) for name, rows in frame.groupby(by, sort=False)]
+
+
+def _by_name(of_panels: Mapping[Any, T]) -> dict[str, T]:
+    """What is given for some panels, by their names in `_panels`: the values of the column may be
+    numbers, and be given as numbers."""
+    return {str(name): value for name, value in of_panels.items()}
 
 
 def _listed(panels: list[tuple[str, pd.DataFrame]], labels: Mapping[str, str]) -> str:
@@ -322,7 +333,7 @@ def _check_points(
             f"expected one row per point, got several for {x}={first[x]}, {hue}={first[hue]!r}, "
             f"{measure}={first[measure]!r}"
         )
-    measures = set(frame[measure])
+    measures = set(map(str, frame[measure]))
     unknown = sorted(set(before) - measures)
     if unknown:
         raise ValueError(f"before: {unknown} are not among the measures {sorted(measures)}")
@@ -466,6 +477,9 @@ def intervals(
     _check_columns(
         frame, [name, panel, "estimate", "low", "high"], numbers=["estimate", "low", "high"]
     )
+    labels = _by_name(labels)
+    levels = _by_name(levels)
+    titles = _by_name(titles)
     names = list(frame[name].unique())
     panels = _panels(frame, panel)
     with style():

@@ -69,8 +69,8 @@ class Place:
             to the residual stream; the value is what they add.
         axes: over how many of its last axes the module's own tensor spreads the width: 2 where the
             heads are in groups.
-        goes_on: whether what the projection at this input gives is mapped on, by something else
-            than a norm, before it is added to the residual stream.
+        goes_on: whether something other than a norm lies between the projection that reads this
+            input and the residual stream. The rows of its weight are then not what the units write.
     """
 
     path: str

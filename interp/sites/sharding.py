@@ -37,9 +37,9 @@ def writes_for_all(module: nn.Module) -> bool:
 
 
 def is_sharded_at(module: nn.Module, path: str) -> bool:
-    """Returns whether the weights of the part at a path are sharded.
+    """Returns whether the part at a path, or a module around it, was given to `fully_shard`.
 
-    What a weight is at this moment does not tell it: those of the root stay whole after a forward,
+    Its weights may be whole at this moment all the same: those of the root stay so after a forward,
     and a change of them would be lost.
     """
     return _owner(module, path) is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from interp.errors import SiteError
 from interp.files import replaced
@@ -158,10 +158,18 @@ class Units:
                     f"{site} is {here} wide in one set and {there} in the other: "
                     "units of two models"
                 )
-        sites = {*self._indices, *other._indices}
-        combined = {site: rule(self[site], other[site]) for site in sites}
+        combined: dict[Site, Indices] = {}
+        for site in {*self._indices, *other._indices}:
+            index = rule(self[site], other[site])
+            # A site where nothing is left needs no width.
+            if len(index):
+                combined[site] = index
+        widths = {**self.widths, **other.widths}
+        # What is left of units without widths needs none, though the other set may know some.
+        if rule is not np.union1d and not widths.keys() >= combined.keys():
+            widths = {}
         # An empty mapping would demand a width for every site; None leaves them open.
-        return Units(combined, {**self.widths, **other.widths} or None)
+        return Units(combined, widths or None)
 
     def only(self, site: Site | str, indices: Iterable[int]) -> Units:
         """Returns other units, all at one site, of a model with the same widths.
@@ -326,23 +334,30 @@ class UnitScores:
         Raises:
             ValueError: `amount` is not positive or exceeds the number of units.
         """
-        return self._first(amount, descending=True)
+        flat = self._flat()
+        count = self._count(amount, flat.size)
+        return self._units(rank_units(flat)[:count])
 
-    def lowest(self, amount: int | float) -> Units:
+    def lowest(self, amount: int | float, other_than: Units | None = None) -> Units:
         """Returns the lowest-scoring units over all sites together, as a control.
 
-        `amount` and errors as for `top`.
-        """
-        return self._first(amount, descending=False)
+        Args:
+            amount: as for `top`.
+            other_than: a selection, of which none is taken. Without it, units of `top(amount)` come
+                last among equal scores: a method may score most units 0.
 
-    def smallest(self, amount: int | float) -> Units:
+        Raises:
+            ValueError: as `top`; or fewer units than `amount` are left.
+        """
+        return self._last(amount, self._flat(), other_than)
+
+    def smallest(self, amount: int | float, other_than: Units | None = None) -> Units:
         """Returns the units with the smallest absolute scores over all sites together: a control of
         units that are taken to matter least, whatever the sign of their effect.
 
-        `amount` and errors as for `top`.
+        Arguments and errors as for `lowest`.
         """
-        sizes = {site: np.abs(scores) for site, scores in self.values.items()}
-        return UnitScores(sizes).lowest(amount)
+        return self._last(amount, np.abs(self._flat()), other_than)
 
     def top_per_site(self, amount: int | float) -> Units:
         """Returns the highest-scoring units within each site, as Chang et al. (2024) choose them.
@@ -355,19 +370,36 @@ class UnitScores:
             chosen[site] = rank_units(scores)[:count]
         return Units(chosen, self.widths)
 
-    def _first(self, amount: int | float, *, descending: bool) -> Units:
-        """Ranks the units of all sites together and returns the first of them."""
-        flat = np.concatenate(list(self.values.values()))
-        count = self._count(amount, flat.size)
-        order = rank_units(flat if descending else -flat)[:count]
+    def _last(
+        self, amount: int | float, scores: Float[np.ndarray, " all"], other_than: Units | None
+    ) -> Units:
+        """The lowest of some scores, one per unit, without the units of a selection."""
+        count = self._count(amount, scores.size)
+        selected = self.top(count) if other_than is None else other_than
+        by_site = [np.isin(np.arange(width), selected[site]) for site, width in self.widths.items()]
+        is_selected = np.concatenate(by_site)
+        order = rank_units(-scores, is_selected)
+        if other_than is not None:
+            order = order[~is_selected[order]]
+            if len(order) < count:
+                raise ValueError(
+                    f"cannot take {count} units as a control: of {scores.size} only {len(order)} "
+                    "are not selected; select fewer"
+                )
+        return self._units(order[:count])
 
-        # Back from a place in the concatenated scores to a site and the index there.
+    def _flat(self) -> Float[np.ndarray, " all"]:
+        """The scores of all sites, one after another."""
+        return np.concatenate(list(self.values.values()))
+
+    def _units(self, places: Indices) -> Units:
+        """The units at some places of `_flat`."""
         sizes = [scores.size for scores in self.values.values()]
         starts = np.cumsum([0, *sizes])
-        owner = np.searchsorted(starts, order, side="right") - 1
+        owner = np.searchsorted(starts, places, side="right") - 1
         chosen: dict[Site, Indices] = {}
         for number, site in enumerate(self.values):
-            chosen[site] = order[owner == number] - starts[number]
+            chosen[site] = places[owner == number] - starts[number]
         return Units(chosen, self.widths)
 
     @staticmethod
@@ -384,13 +416,16 @@ class UnitScores:
         return count
 
     def to_frame(self) -> pd.DataFrame:
-        """Returns a table, highest score first: `site`, `block`, `unit`, `score`."""
+        """Returns a table, highest score first: `site`, `block`, `unit`, `score`.
+
+        Its first rows are the units that `top` returns, also where scores are equal.
+        """
         parts: list[pd.DataFrame] = []
         for site, scores in self.values.items():
             units = np.arange(scores.size)
             columns = {"site": str(site), "block": site.block, "unit": units, "score": scores}
             parts.append(pd.DataFrame(columns))
-        table = pd.concat(parts).sort_values("score", ascending=False, kind="stable")
+        table = pd.concat(parts, ignore_index=True).iloc[rank_units(self._flat())]
         return table.reset_index(drop=True)
 
     def by_block(self, top: float = 0.1) -> pd.DataFrame:
@@ -461,7 +496,9 @@ class UnitScores:
         )
 
 
-def rank_units(scores: Float[np.ndarray, " units"]) -> Indices:
+def rank_units(
+    scores: Float[np.ndarray, " units"], last: Bool[np.ndarray, " units"] | None = None
+) -> Indices:
     """Returns the indices of the units from the highest score to the lowest.
 
     Equal scores come in an arbitrary order that is always the same. They do not come by index: some
@@ -469,6 +506,7 @@ def rank_units(scores: Float[np.ndarray, " units"]) -> Indices:
 
     Args:
         scores: one score per unit.
+        last: which units come behind all others of the same score; none by default.
 
     Example:
         >>> from interp.sites.units import rank_units
@@ -478,7 +516,8 @@ def rank_units(scores: Float[np.ndarray, " units"]) -> Indices:
     # Seeded with the number of units, so that the order of equal scores is the same in every run.
     # `lexsort` sorts by its last key first.
     tie_breaker = np.random.default_rng(scores.size).permutation(scores.size)
-    return np.lexsort((tie_breaker, -scores))
+    is_last = np.zeros(scores.size, dtype=bool) if last is None else last
+    return np.lexsort((tie_breaker, is_last, -scores))
 
 
 def _distinct(site: Site, indices: Iterable[int]) -> Indices:

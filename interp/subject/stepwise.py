@@ -61,7 +61,12 @@ class Stepwise(Protocol):
         ...
 
     def positions(self, read: int) -> int:
-        """Returns how many positions of the blocks depend only on the first `read` tokens."""
+        """Returns how many positions of the blocks depend on no token but the first `read`: those
+        that a cache keeps when the tokens after these are forgotten.
+
+        That is `lead + read` where tokens come one by one. In a VAR the positions of the next scale
+        are among them: they hold what was read, and its tokens are predicted there.
+        """
         ...
 
     def check(self, batch: Batch) -> None:

@@ -549,7 +549,8 @@ def _shared_letters(text: str, other: str) -> int:
 def token_losses(
     logits: Float[Tensor, "batch predicted vocabulary"], batch: Batch
 ) -> Float[Tensor, "batch predicted"]:
-    """Returns the cross-entropy of `batch.targets` under their logits, in nats; 0 on padding.
+    """Returns the cross-entropy of `batch.targets` under their logits, in nats; 0 for targets that
+    do not count (padding, and what is not scored), whatever their logits are.
 
     Args:
         logits: logits of the targets, as `subject.target_logits(batch)` returns them.
@@ -570,7 +571,8 @@ def token_losses(
         losses = nn.functional.cross_entropy(row.to(precise), true, reduction="none")
         rows.append(losses)
     counted = batch.counted.to(logits.device)
-    return torch.stack(rows) * counted
+    # Not a product: the loss of what does not count may be infinite, and infinity times 0 is NaN.
+    return torch.stack(rows).masked_fill(~counted, 0)
 
 
 def vocabulary_size(module: nn.Module) -> int | None:

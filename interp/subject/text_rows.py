@@ -106,8 +106,11 @@ def text_batches(
     length: int | None = None,
     bos: bool = True,
 ) -> Iterator[Batch]:
-    """Yields texts as right-padded batches, read one batch at a time; each batch is what
-    `subject.encode_all` makes of its texts.
+    """Yields texts as right-padded batches, read one batch at a time.
+
+    Each batch is what `subject.encode_all` makes of its texts. Only a batch of single tokens
+    without start tokens, which `encode_all` refuses because there is nothing to predict, is yielded
+    here with an empty prompt: what it activates can be recorded all the same.
 
     Args:
         subject: tokenizes strings.
@@ -145,6 +148,6 @@ def text_batches(
     while chunk := list(islice(stream, batch_size)):
         longest = max(map(len, chunk))
         # A prompt has to leave something to predict, which a single token without start tokens does
-        # not; it is read all the same.
+        # not.
         prompt = min(max(1, len(start_tokens)), longest - 1)
         yield Batch.pad(chunk, prompt)

@@ -363,9 +363,9 @@ class Workspace:
         """Selects a control of the selection, of the same size and with the same treatment.
 
         Args:
-            name: "random", the same number of other units at each site; "lowest", the units with
-                the lowest scores; or "as active", other units of the same sites that are about as
-                active on the memorized windows.
+            name: "random", the same number of other units at each site; "lowest", the other units
+                with the lowest scores; or "as active", other units of the same sites that are about
+                as active on the memorized windows.
             seed: seed of the draw.
 
         Raises:
@@ -381,7 +381,8 @@ class Workspace:
             raise ValueError("nothing is selected: select the units whose control is wanted")
         k = len(units)
         if name == "lowest":
-            self.select(self._known_scores().lowest(k), f"lowest {k:,} by {in_words(self.method)}")
+            lowest = self._known_scores().lowest(k, other_than=units)
+            self.select(lowest, f"lowest {k:,} by {in_words(self.method)}")
             return
         if name == "random":
             control = units.draw_matched(seed)

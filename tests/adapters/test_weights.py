@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -69,6 +71,11 @@ def test_restores_after_errors_and_interrupts(error):
         ),
         (
             "zero",
+            "blocks.1.resid_pre",
+            "Zero at blocks.1.resid_pre.*not the input of an out-projection",
+        ),
+        (
+            "zero",
             "blocks.1.mlp_out",
             "Zero at blocks.1.mlp_out.*not the input of an out-projection",
         ),
@@ -105,6 +112,33 @@ def test_refuses_weights_that_it_would_miss():
         match=r"blocks.1.neurons: the weight of model.layers.1.mlp.down_proj is computed",
     ):
         weights.applied(subject, plan(subject, "zero", "blocks.1.neurons")).__enter__()
+
+
+@pytest.mark.parametrize("point", ["heads", "neurons"])
+def test_refuses_rows_that_are_not_what_units_write(point):
+    subject = tiny.subject("llama")
+    places = dict(subject.anatomy.places)
+    site = interp.Site.parse(f"blocks.1.{point}")
+    places[site] = replace(places[site], goes_on=True)
+    anatomy = replace(subject.anatomy, places=places)
+    mapped_on = interp.Subject(subject.module, anatomy, subject.forward)
+    with (
+        tiny.untouched(subject.module),
+        pytest.raises(ValueError, match=rf"{site}: .* mapped on .*; run it with subject.interv"),
+        weights.applied(mapped_on, plan(subject, "zero", str(site))),
+    ):
+        pytest.fail("a refused plan must not run")
+
+
+def test_a_raw_path_is_written_where_it_names_a_linear_layer():
+    subject, batch = tiny.subject("llama"), example("llama")
+    path = "model.layers.1.self_attn"
+    some = Zero(interp.Units({f"{path}.q_proj:in": [0, 3]}))
+    with tiny.untouched(subject.module), weights.applied(subject, some):
+        close(subject.logits(batch), expected(subject, some, batch), 1e-5)
+    norm = Zero(interp.Units({"model.layers.1.input_layernorm:in": [0]}))
+    with pytest.raises(ValueError, match="is not a matrix"):
+        weights.applied(subject, norm).__enter__()
 
 
 @pytest.mark.slow

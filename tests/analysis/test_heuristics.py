@@ -223,5 +223,8 @@ def test_the_best_match_is_the_one_that_exceeds_chance_most():
     found = best_matches(scored, scored)
     assert found["heuristic"].tolist() == ["first", "most"]
     assert found["score"].tolist() == found["score_where_chosen"].tolist()
+    # Tables that were joined have labels that repeat.
+    relabelled = scored.set_axis([0] * len(scored), axis=0)
+    assert best_matches(relabelled, scored).equals(found)
     with pytest.raises(ValueError, match="2 have none"):
         best_matches(scored, scored[scored["heuristic"] == "none"])

@@ -286,8 +286,11 @@ def test_impossible_probes_are_refused(gpt2: interp.Subject):
         Labelled(batch, {"true": labels[:7]})
     with pytest.raises(ValueError, match=r"groups: expected one per row"):
         Labelled(batch, labels, groups[:3])
-    with pytest.raises(ValueError, match=r"strength=0"):
-        fit_probe(np.eye(8), labels, strength=0)
+    for strength in (0, np.nan):
+        with pytest.raises(ValueError, match=rf"strength={strength}"):
+            fit_probe(np.eye(8), labels, strength=strength)
+        with pytest.raises(ValueError, match=rf"strength={strength}"):
+            fit_ridge_probe(np.eye(8), np.eye(8), strength=strength)
 
 
 def ranked(logits: Tensor, answers: Tensor) -> dict[str, float]:

@@ -360,6 +360,9 @@ def test_truncated_weights_are_one_line(model, corpus, tmp_path):
     [
         (["--fractions", "a,b"], "--fractions 'a,b': expected numbers between commas"),
         (["--fractions", "0.1", "--at", "0.2"], "--at 0.2 is not among --fractions 0.1"),
+        (["--fractions", "0.1,0"], "--fractions 0.1,0: expected shares .* above 0 and below 1"),
+        (["--fractions", "1.0"], "below 1, got 1"),
+        (["--fractions", "nan"], "below 1, got nan"),
         (["--units", "UNITS", "--at", "0.1"], "--at chooses among --fractions"),
         (["--units", "DAMAGED"], "damaged.json holds no units"),
         (["--units", "MISSING"], "No such file"),
@@ -383,6 +386,21 @@ def test_wrong_choices_for_ablate_are_one_line_before_any_work(options, match, d
         ),
         match,
     )
+
+
+@pytest.mark.parametrize("top", ["0", "1.5", "nan", "-0.1"])
+def test_a_top_share_that_cannot_be_taken_is_refused_before_any_work(top, tmp_path):
+    result = run("localize", "no-such-model", "no-such-text", "--out", tmp_path, "--top", top)
+    assert result.exit_code == 2
+    said = " ".join(re.sub("[^ -~]", " ", result.stderr).split())
+    assert f"'--top': expected a share above 0, and at most 1, got {top}" in said
+
+
+def test_a_seed_that_no_generator_takes_is_refused_before_any_work(tmp_path):
+    given = ("no-such-model", "--candidate", "no-text", "--reference", "no-text", "--seed", -1)
+    result = run("dataset-inference", *given, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "--seed" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["localize", "ablate"])

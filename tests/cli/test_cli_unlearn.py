@@ -290,6 +290,8 @@ def test_texts_that_contradict_each_other_are_one_line(
             "expected whole numbers between",
         ),
         (["forget", "retain", "unseen"], ["--relearn-steps", "-3"], "none below 0"),
+        (["forget", "retain", "unseen"], ["--relearn-lr", 0], "expected a learning rate above 0"),
+        (["forget", "retain", "unseen"], ["--relearn-lr", "nan"], "expected a learning rate above"),
         (["forget", "retain", "unseen"], ["--length", 8], "no token of a secret among its first 8"),
     ],
 )

@@ -131,6 +131,23 @@ def test_what_an_interrupted_run_left_is_no_part_of_the_model(first, model, tmp_
     assert len(set(converted[1:])) == 2
 
 
+def test_models_on_the_hub_share_an_entry_only_with_themselves(model, tmp_path, monkeypatch):
+    converted: list[str] = []
+
+    def convert(source: str, base: Path) -> Path:
+        converted.append(f"{source} {base.name}")
+        return model
+
+    monkeypatch.setattr("interp.cli.demo.convert", convert)
+    monkeypatch.setattr("interp.cli.demo.fit", lambda *_, **__: None)
+    corpus = plant(RECIPE.records, 3, RECIPE.copies, RECIPE.paragraphs)
+    named = ("a/model", "b/model", "b/model/part.gguf", "c/model/part.gguf", "model", "a/model")
+    made = [fine_tune_or_load(m, corpus, RECIPE, 3, tmp_path, lambda _: None) for m in named]
+    assert made[0] == made[-1]
+    assert len(set(made)) == len(set(converted)) == len(converted) == 5
+    assert converted[4] == "model model-packaged"
+
+
 @pytest.mark.parametrize(
     "change", [{"steps": 4}, {"lr": 1e-3}, {"copies": (3,)}, {"width": 50}, {"decay": 1}]
 )

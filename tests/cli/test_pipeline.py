@@ -3,6 +3,8 @@ not measured again."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import letters
 import numpy as np
 import pandas as pd
@@ -216,6 +218,22 @@ def test_images_with_a_blank_part_in_common_are_several_and_stand_in_one_half_ea
     assert len(every) == len(set(every)) == count
 
 
+def test_labels_of_rows_change_no_half():
+    """Frames that were joined have labels that repeat."""
+    tokens = blank_above(20)
+    frame = images(tokens, [0, 1, 2, 3])
+    labels = [row % 3 for row in range(len(frame))]
+    found = halve(frame)
+    again = halve(frame.set_axis(labels, axis=0))
+    pairs = zip(
+        [*found.scored, *found.judged, found.held_out],
+        [*again.scored, *again.judged, again.held_out],
+        strict=True,
+    )
+    for part, other in pairs:
+        pd.testing.assert_frame_equal(part, other)
+
+
 def test_texts_with_as_much_in_common_are_one_wording():
     frame: pd.DataFrame = images(blank_above(20), [0, 1, 2]).drop(columns="given_label")
     assert not halve(frame).apart
@@ -290,3 +308,13 @@ def test_localize_files_writes_scores_the_top_share_and_where_it_sits(
     stored = interp.UnitScores.load(tmp_path / "scores.parquet")
     assert all(np.array_equal(stored[s], scores[s]) for s in scores.values)
     assert (tmp_path / "units.png").exists() == figure
+
+
+def test_scores_are_kept_where_no_share_of_them_can_be_taken(tmp_path, monkeypatch):
+    scores = interp.UnitScores({interp.Site.parse("blocks.0.neurons"): np.arange(4.0)})
+    monkeypatch.setattr("interp.cli.pipeline.localize", lambda *_, **__: scores)
+    halves: Any = Halves((pd.DataFrame(), pd.DataFrame()), (), pd.DataFrame(), apart=True)
+    with pytest.raises(ValueError, match="cannot take 0"):
+        localize_files(None, halves, tmp_path, "gradient", "neurons", 0.0)  # pyright: ignore[reportArgumentType]
+    stored = interp.UnitScores.load(tmp_path / "scores.parquet")
+    assert stored.values.keys() == scores.values.keys()

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from interp.cli.app import app
+from interp.data.texts import read_texts
 
 TEXTS = letters.noise(8, 32, seed=0)
 
@@ -45,6 +46,50 @@ def test_the_notebook_runs_and_shows_a_workbench(
     bench = names["bench"]
     assert type(bench).__name__ == "Workbench"
     assert bench.space.scored_apart  # type: ignore[attr-defined]
+
+
+def sources_in(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """What the notebook reads, when it is run in another folder."""
+    (cell,) = [c for c in json.loads(notebook.read_text())["cells"] if "interp.scan" in c["source"]]
+    monkeypatch.chdir("/")
+    read: list[object] = []
+    names = {"interp": letters, "subject": None, "read_texts": lambda *given: read.append(given)}
+    monkeypatch.setattr(letters, "scan", lambda *_, **__: 1 / 0, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        exec(cell["source"], names)
+    return read[0]
+
+
+def test_sources_are_those_of_scan_and_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place = tmp_path / "runs [1]"
+    (place / "corpus").mkdir(parents=True)
+    for name in ("b", "a"):
+        (place / "corpus" / f"{name}.txt").write_text(name)
+    looked_for: list[str] = []
+    monkeypatch.setattr("interp.data.texts.hub_texts", lambda path, _: looked_for.append(str(path)))
+    monkeypatch.chdir(place)
+    hub = "some-user/name-v1.5:en@train"
+    out = place / "w.ipynb"
+    code, said = run("workbench", "model", "corpus/*.txt", hub, "--out", out, "--no-open")
+    assert code == 0, said
+    assert looked_for == [hub]
+    ((pattern, same_hub), column) = sources_in(out, monkeypatch)  # type: ignore[misc]
+    assert (same_hub, column) == (hub, "text")
+    assert list(read_texts([pattern])) == ["a", "b"]
+
+
+def test_a_column_or_pattern_of_nothing_is_named_before_the_notebook_is_written(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("body\none\n")
+    for source, said in (
+        (tmp_path / "a.csv", "has no column 'text'"),
+        (tmp_path / "*.parquet", "matches no file"),
+    ):
+        code, output = run("workbench", "model", source, "--out", tmp_path / "n.ipynb", "--no-open")
+        assert code == 1
+        assert said in " ".join(output.split())
+    assert not (tmp_path / "n.ipynb").exists()
 
 
 def test_bad_input_is_one_line(model: Path, tmp_path: Path):

@@ -40,6 +40,20 @@ TASK = """
   (:goal (And (On plate_1 flat_stove_1_cook_region) (Turnoff flat_stove_1))))
 """
 TREE = bddl.parse(TASK)
+# With a distractor in the way along y, and a thing of the goal far along x.
+SHIFTABLE = """
+(define (problem LIBERO_Floor_Manipulation)
+  (:language lift the milk)
+  (:regions
+    (left (:target floor) (:ranges ((0.0 0.0 0.0 0.0))))
+    (near (:target floor) (:ranges ((0.0 0.1 0.0 0.1))))
+    (far (:target floor) (:ranges ((0.4 0.0 0.4 0.0)))))
+  (:fixtures floor - floor)
+  (:objects milk_1 - milk soup_1 - soup basket_1 - basket)
+  (:obj_of_interest milk_1 basket_1)
+  (:init (On milk_1 floor_left) (On soup_1 floor_near) (On basket_1 floor_far))
+  (:goal (And (In milk_1 basket_1))))
+"""
 
 
 def changed(new: bddl.Tree) -> dict[str, str]:
@@ -170,6 +184,8 @@ def test_a_goal_may_be_one_fact():
         ("((-0.05 0.19 0.05 0.21))", "here", "region plate_region: expected its ranges as"),
         ("((-0.05 0.19 0.05 0.21))", "(here)", "plate_region has the range here; expected four"),
         ("-0.05 0.19 0.05 0.21", "1 2 3", "plate_region has the range (1 2 3); expected four"),
+        ("-0.05 0.19 0.05 0.21", "1 2 3 nan", "plate_region has the range (1 2 3 nan); expected"),
+        ("-0.05 0.19 0.05 0.21", "-inf 2 3 4", "has the range (-inf 2 3 4); expected four"),
         ("-0.05 0.19 0.05 0.21", "1 2 3 x", "plate_region has the range (1 2 3 x); expected"),
         ("(:regions", "(:regions table", "section :regions holds table; expected (NAME"),
         ("(:init", "(:init On", "section :init holds On; expected a fact such as"),
@@ -194,6 +210,56 @@ def test_a_swap_exchanges_two_places_and_nothing_else():
     }
     assert bddl_edits.swap_positions(swapped, [("bowl_1", "plate_1")]) == TREE
     assert bddl_edits.swap_positions(TREE, []) == TREE
+
+
+def in_other_capitals(text: str) -> str:
+    """The text with the names of facts, and their predicates, spelled in another way."""
+    facts = text[text.index("(:obj_of_interest") :]
+    return text.replace(facts, re.sub(r"(?<!:)\b[a-zA-Z]\w*_\w+|\bOn\b", _swapped, facts))
+
+
+def _swapped(found: re.Match[str]) -> str:
+    return found.group().upper() if found.start() % 2 else found.group().title().swapcase()
+
+
+def test_no_edit_depends_on_capitals():
+    """LIBERO reads files in lower case, so that the same edit has to give the same task."""
+    plain, other = SHIFTABLE, in_other_capitals(SHIFTABLE).replace(":ranges", ":Ranges", 1)
+    assert plain != other
+    assert plain.lower() == other.lower()
+
+    def edits(text: str) -> list[object]:
+        tree = bddl.parse(text)
+        drawn = bddl_edits.draw_swaps(tree, {"milk_1": ["soup_1"]}, random.Random(0))
+        moved, shift = bddl_edits.shift_target(tree, "milk_1", "y", 0.1)
+        surface, change = bddl_edits.change_surface(tree, "living_room_table")
+        replaced = bddl_edits.replace_objects(tree, {"soup": "sauce"})
+        label = bddl_edits.shift_of_label(tree, "milk_1", "x", 0.1)
+        swapped = bddl_edits.swap_positions(tree, [("milk_1", "soup_1")])
+        trees = (moved, surface, replaced, swapped)
+        return [drawn, shift, change, label, *map(bddl.problem, trees)]
+
+    found = edits(plain)
+    assert found == edits(other)
+    assert found[0] == (("milk_1", "soup_1"),)
+    assert found[1] == bddl_edits.Shift("milk_1", "y", 0.1, ("soup_1",))
+    assert found[2] == bddl_edits.SurfaceChange("floor", "living_room_table", ("basket_1",))
+    with pytest.raises(ValueError, match="'basket_1', which the goal is about"):
+        bddl_edits.shift_target(bddl.parse(other), "milk_1", "x", 0.35)
+
+
+def test_the_first_place_of_a_thing_is_where_it_is():
+    twice = bddl.parse(SHIFTABLE.replace("(On soup", "(On milk_1 floor_far) (On soup"))
+    moved, _ = bddl_edits.shift_target(twice, "milk_1", "y", -0.05)
+    before, after = (bddl.problem(tree).regions for tree in (twice, moved))
+    assert [one.name for one, two in zip(before, after, strict=True) if one != two] == ["left"]
+    swapped = bddl_edits.swap_positions((*twice, ()), [("milk_1", "soup_1")])
+    assert bddl.problem(swapped).init[0] == ("On", "milk_1", "floor_near")
+
+
+def test_what_is_declared_twice_but_for_its_capitals_is_refused():
+    with pytest.raises(ValueError, match="declares 'BOWL_2' twice"):
+        bddl.problem(bddl.parse(TASK.replace("bowl_2 -", "bowl_2 BOWL_2 -")))
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,9 @@ def test_parts_have_their_shares_and_another_seed_another_deal():
     assert parts != split(documents, shares, seed=1)
 
 
-@pytest.mark.parametrize("shares", [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 1.0, "b": 0.0}])
+@pytest.mark.parametrize(
+    "shares", [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 1.0, "b": 0.0}, {"a": float("nan")}]
+)
 def test_shares_that_are_none_are_named(shares):
     with pytest.raises(ValueError, match="in all: expected positive numbers that are 1 in all"):
         split(named("a", "b"), shares, 0)

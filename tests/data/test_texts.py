@@ -73,6 +73,47 @@ def test_a_line_without_a_text_is_named(tmp_path, line):
         next(texts)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_after_an_error_the_rest_of_a_file_is_not_passed_over(tmp_path, name):
+    """What goes on with the next file would measure a part of the texts as if it were all."""
+    broken = {
+        "a.jsonl": '{"text": "one"}\n{"text": 5}\n{"text": "three"}',
+        "a.json": '[{"text": "one"}, {"text": 5}, {"text": "three"}]',
+        "a.csv": 'text\none\n"tw\xf6\nthree',
+    }[name]
+    (tmp_path / name).write_text(broken, encoding="latin-1")
+    (tmp_path / "b.txt").write_text("four")
+    texts = read_texts([tmp_path])
+    before = texts.state_dict()
+    assert next(texts) == "one"
+    place = texts.state_dict()
+    for _ in range(3):
+        with pytest.raises(ValueError, match=name):
+            next(texts)
+        assert texts.state_dict() == place
+    texts.load_state_dict(before)
+    assert next(texts) == "one"
+
+
+def test_an_interrupted_reader_does_not_go_on_with_another_file(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
+    (tmp_path / "b.txt").write_text("three")
+    texts = read_texts([tmp_path])
+    assert next(texts) == "one"
+    place = texts.state_dict()
+
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("interp.data.text_formats._text", interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            next(texts)
+    monkeypatch.undo()
+    texts.load_state_dict(place)
+    assert list(texts) == ["two", "three"]
+
+
 def test_what_is_not_utf8_is_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"a.txt is not UTF-8 text \(byte 3\)"):

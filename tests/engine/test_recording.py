@@ -184,3 +184,19 @@ def test_recording_switches_dropout_off_and_every_mode_back():
             for _ in range(2)
         )
     assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("reduce", [name for name in REDUCERS if name != "raw"])
+@pytest.mark.parametrize("on_padding", [torch.inf, -torch.inf, torch.nan])
+def test_what_stands_on_padding_reduces_to_nothing(reduce: str, on_padding: float):
+    """Positions that only padding sees may overflow, in half precision for one."""
+    value = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask = lengths_mask([5, 2, 3], 5)
+    found: list[dict[str, np.ndarray]] = []
+    for elsewhere in (0.0, on_padding):
+        reducer = REDUCERS[reduce]()
+        reducer.update(value.masked_fill(~mask[..., None], elsewhere), mask)
+        reducer.end_batch()
+        found.append(dict(reducer.result()))
+    for key, array in found[0].items():
+        np.testing.assert_array_equal(found[1][key], array)

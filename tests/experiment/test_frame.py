@@ -239,6 +239,35 @@ def test_a_job_runs_on_the_device_that_was_asked_for(tmp_path):
         finish_all([kept(job(toy.where), tmp_path, {})], jobs=1, device="xpu:7")
 
 
+def test_a_folder_is_continued_on_its_own_device_only(module, tmp_path, monkeypatch):
+    """What was kept on one device never ends up in results that name another."""
+    toy_of = module.EXPERIMENT
+    here = toy_of.reproduce("small", 0, tmp_path, jobs=1, device="cpu")
+    ran = tmp_path / "log" / "ran.txt"
+    times = len(ran.read_text().split())
+    monkeypatch.setattr("interp.experiment.experiment.choose_device", lambda _: "cuda:0")
+    refused = "keeps what was computed on cpu, and this run is on cuda:0: .*--device cpu"
+    for preset in ("small", "smoke"):
+        with pytest.raises(ValueError, match=refused):
+            toy_of.reproduce(preset, 0, tmp_path, jobs=1)
+    (tmp_path / "device.txt").unlink()  # as earlier versions left a folder
+    with pytest.raises(ValueError, match=refused):
+        toy_of.run(module.PRESETS["small"], 0, tmp_path, 1, device="cuda:0")
+    monkeypatch.undo()
+    assert toy_of.reproduce("small", 0, tmp_path, jobs=1, device="cpu").claims == here.claims
+    assert len(ran.read_text().split()) == times
+    assert json.loads((tmp_path / "config.json").read_text())["device"] == "cpu"
+
+
+def test_a_killed_job_leaves_the_device_of_what_it_kept(module, tmp_path, monkeypatch):
+    monkeypatch.setattr("interp.experiment.experiment.finish_all", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        module.EXPERIMENT.reproduce("smoke", 0, tmp_path, jobs=1, device="cpu")
+    monkeypatch.setattr("interp.experiment.experiment.choose_device", lambda _: "cuda:0")
+    with pytest.raises(ValueError, match="another folder with --out"):
+        module.EXPERIMENT.reproduce("smoke", 0, tmp_path, jobs=1)
+
+
 def test_a_job_has_one_thread_and_the_caller_gets_its_own_back(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -371,6 +400,24 @@ def test_a_statement_is_made_from_measure_and_threshold_or_given():
         Check(id="X", measure=lambda _: 0.5, threshold=at_most(0.25), evidence="")
     with pytest.raises(LookupError, match="no rows with"):
         mean("t", "a", a=2.0)({"t": frame})
+
+
+def test_a_mean_of_all_rows_is_said_to_be_one():
+    assert mean("t", "value").label == "mean value in t"
+    assert mean("t", "value", name="up", kind=1).label == "mean value in t (name up, kind 1)"
+
+
+def test_a_measure_that_can_have_one_value_only_is_judged_without_a_p_value():
+    measures = {
+        "constant": constant(0.5),
+        "difference": minus(constant(0.75), constant(0.25)),
+        "bounded": Measure("m", lambda _: 0.5, (0.5, 0.5)),
+    }
+    for name, measure in measures.items():
+        check = Check(id=name, measure=measure, threshold=above(0), evidence="", opposite=below(0))
+        found, *_ = claims([check], {}, range(3))
+        assert (found.measured, found.p_value, found.verdict) == (0.5, None, "reproduced")
+        assert found.adjusted_verdict == "reproduced"
 
 
 def test_what_is_not_testable_is_measured_and_a_failed_premise_is_not_reproduced():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import figure_laws
@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 import interp
 from interp.cli.app import app
-from interp.experiment.claims import NOT_TESTABLE
-from interp.experiment.experiment import find_experiment
+from interp.experiment.claims import NOT_TESTABLE, Claim
+from interp.experiment.experiment import Results, find_experiment
 from interp.experiment.paper_pages import outdated_results
-from interp.experiment.redraw import redraw
+from interp.experiment.redraw import changed_verdicts, redraw
 
 EXPERIMENTS = Path(interp.__file__).parents[1] / "experiments"
 EVERY = sorted(file.parent for file in EXPERIMENTS.glob("*/results/*/claims.json"))
@@ -249,3 +249,30 @@ def test_redraw_refuses_tables_that_give_other_numbers(copied):
     assert ended.exit_code == 1
     assert f"{claims[4]['id']} was" in ended.output
     assert (copied / "figures" / "drop.png").read_bytes() == b"old"
+
+
+def test_redraw_refuses_claims_and_adjusted_numbers_that_are_not_in_the_file(copied):
+    claims = json.loads((copied / "claims.json").read_text())
+    (copied / "claims.json").write_text(json.dumps(claims[1:]))
+    with pytest.raises(ValueError, match=f"also give {claims[0]['id']}, and claims.json has no"):
+        redraw(copied)
+    assert len(redraw(copied, rejudged=True).claims) == len(claims)
+    claims[0]["adjusted_p_value"] += 1e-6
+    (copied / "claims.json").write_text(json.dumps(claims))
+    with pytest.raises(ValueError, match=f"{claims[0]['id']} was .*if the change is meant"):
+        redraw(copied)
+
+
+def test_only_verdicts_that_differ_are_listed_with_what_is_left_after_adjustment(tmp_path):
+    lost = Claim("A", "", "chosen", None, 1, 0.9, 1.1, "", 3, "reproduced", "", 0.04, 0.08)
+    lost = replace(lost, adjusted_verdict="not reproduced")
+    kept = replace(lost, id="B", adjusted_p_value=0.04, adjusted_verdict="reproduced")
+    results = Results([lost, kept], {}, {})
+    results.write(tmp_path)
+    assert changed_verdicts(tmp_path, results) == []
+    now = [replace(lost, adjusted_verdict="reproduced"), replace(kept, id="C")]
+    assert changed_verdicts(tmp_path, Results(now, {}, {})) == [
+        "A: reproduced (adjusted: not reproduced) -> reproduced",
+        "B: reproduced -> no claim",
+        "C: no claim -> reproduced",
+    ]

@@ -147,6 +147,21 @@ class Shared(Routed):
     shared = True
 
 
+class SilentExpert(Expert):
+    """An expert that gives zeros for some tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down((x[..., :1] > 0) * nn.functional.gelu(self.up(x)))
+
+
+class SilentShared(Routed):
+    """The shared expert gives zeros for some tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture.shared = SilentExpert(24)
+
+
 class NarrowExperts(nn.Module):
     """Experts that work in a narrow space, from which one projection leads back for all of them.
 

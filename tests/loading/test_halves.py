@@ -77,6 +77,7 @@ def test_each_name_is_the_half_it_says(kind, halves):
         (blocks.PostNorm, "neurons", "down"),
         (blocks.Convolving, "neurons", "down"),
         (blocks.Shared, "neurons", "mixture.shared.down"),
+        (blocks.SilentShared, "neurons", "mixture.shared.down"),
         (blocks.Adapted, "neurons", "down"),
         (blocks.Adapted, "heads", "attn.out"),
         (blocks.Unused, "neurons", "down"),
@@ -99,6 +100,13 @@ def test_units_are_at_the_module_whose_input_they_are(kind, point, path):
 
     by_hand = with_hook(found, f"trunk.1.{path}", "in", without_unit_1)
     torch.testing.assert_close(zeroed(found, f"blocks.1.{point}", [1]), by_hand)
+
+
+@pytest.mark.parametrize("kind", [blocks.Shared, blocks.SilentShared])
+def test_a_shared_expert_is_found_by_the_sum_of_its_block(kind, monkeypatch):
+    """Also where it gives nothing for some tokens: a multiple of nothing is nothing, not NaN."""
+    monkeypatch.setattr("interp.loading.discovery.find_unsummed", lambda *_: None)
+    assert str(subject(kind).anatomy.place("blocks.1.neurons")) == "trunk.1.mixture.shared.down:in"
 
 
 def test_an_adapter_that_is_trained_later_is_part_of_the_units_already():

@@ -104,6 +104,18 @@ def test_decoding_equals_whole_forwards(name: str):
     ]
 
 
+@pytest.mark.parametrize("layers", [28, 80])
+def test_a_number_of_layers_is_no_window(layers: int):
+    """Qwen 2's configuration says how many layers have no window, whether there is one or not."""
+    config = transformers.Qwen2Config(**_HYBRID, max_window_layers=layers)
+    reason = interp.load(made(config)).decoding.reason
+    without = interp.load(made(transformers.Qwen2Config(**_HYBRID, max_window_layers=0)))
+    assert reason == without.decoding.reason
+    windowed = transformers.Qwen2Config(**_HYBRID, max_window_layers=1)
+    windowed.use_sliding_window, windowed.sliding_window = True, 16
+    assert interp.load(made(windowed)).decoding.reason != reason
+
+
 def test_what_is_decoded_by_whole_forwards_says_so_once():
     model = made(WHOLE["openai-gpt"]())
     with pytest.warns(UserWarning, match="is decoded by whole forwards, which are right but"):

@@ -206,7 +206,7 @@ def test_heads_in_groups_are_not_what_another_library_is_given():
         captum.layers(found, "blocks.0.heads")
     with pytest.raises(interp.HookError, match="one tensor"):
         nnsight.logits(found, plan, tiny.batch("llama"))
-    with pytest.raises(interp.SiteError, match="mapped on"), weights.applied(found, plan):
+    with pytest.raises(ValueError, match="mapped on"), weights.applied(found, plan):
         pass
 
 

@@ -104,3 +104,9 @@ def test_gates_of_one_leave_every_bit():
         changed = subject.logits(batch)
     with evaluating(subject):
         assert torch.equal(changed, subject.logits(batch))
+
+
+def test_a_weighted_mean_ignores_what_has_no_weight():
+    value = torch.tensor([[[1.0], [2.0], [torch.inf]]])
+    weights = torch.tensor([[0.25, 0.75, 0.0]], dtype=torch.double)
+    assert weighted_mean(value, weights).tolist() == [[1.75]]

@@ -24,6 +24,9 @@ import interp
 from interp.data.tokenized import Share
 from interp.memorization import shards
 from interp.memorization.corpus_scan import CorpusScan
+from interp.memorization.halves import halve
+from interp.memorization.near_duplicates import wording_groups
+from interp.memorization.spans import passages
 from interp.memorization.tally import Keep
 
 LENGTHS = (20, 12, 5, 30, 20, 7, 16, 20, 12)
@@ -339,6 +342,26 @@ def test_where_no_row_is_kept_columns_have_their_types(tmp_path: Path, rows: pd.
     kept = pd.read_parquet(tmp_path / "windows.parquet")
     assert kept.empty
     assert kept.dtypes.to_dict() == rows[list(kept)].dtypes.to_dict()
+
+
+def test_what_reads_a_scan_says_that_no_row_is_kept(tmp_path: Path):
+    found = corpus_scan(tmp_path / "scan", keep="matched>6")
+    found.save(tmp_path)
+    with_rows = passages(corpus_scan(tmp_path / "other", keep="matched>=0").kept())
+    for kept in (found.kept(), pd.read_parquet(tmp_path / "windows.parquet")):
+        assert list(passages(kept)) == list(with_rows)
+        assert passages(kept).empty
+        assert wording_groups(kept).tolist() == []
+        assert interp.discoverable(kept["log_p"], 10, 0.5).tolist() == []
+        for refused in (interp.split, halve):
+            with pytest.raises(ValueError, match="the frame has no windows"):
+                refused(kept)
+        with pytest.raises(ValueError, match="the memorized set is empty"):
+            interp.localize(subject(), kept, kept)
+        with pytest.raises(ValueError, match="expected at least one row, got none"):
+            interp.plotting.matched_tokens(kept)
+        with pytest.raises(ValueError, match="got 0 rows, missing columns none"):
+            interp.Batch.from_frame(kept)
 
 
 def test_other_texts_in_the_same_folder_are_refused(tmp_path: Path):

@@ -86,3 +86,43 @@ def test_a_suffix_said_one_token_late_is_alike_though_no_token_is_right():
         0,
         0.5,
     )  # one token added, one left out, of four
+
+
+def test_similarity_is_of_the_targets_that_count_wherever_they_stand():
+    """Of 7 and 8, which count, one is right; what stands around them does not matter."""
+    scored = torch.tensor([[False, False, False, True, True, False]])
+    batch = interp.Batch(torch.tensor([[9, 1, 2, 7, 8, 3]]), 1, scored=scored)
+    most_likely = torch.tensor([[1, 2, 7, 4, 3]])
+    found = window_measures(torch.nn.functional.one_hot(most_likely, 10).float(), batch)
+    assert (found["accuracy"], found["exact"], found["similarity"]) == (0.5, 0, 0.5)
+
+
+def test_windows_joined_with_others_measure_the_same():
+    """Of a joined batch with several prompts the targets of some rows come late, and are padded."""
+    subject = tiny.subject("llama", torch.float64)
+    parts = [
+        half_said(subject, 3, 1, padded=False),
+        tiny.batch("llama", rows=2, length=7, seed=3, prompt=5),
+        tiny.batch("llama", rows=2, length=6, seed=4, prompt=2),
+    ]
+    joined = interp.Batch.join(parts)
+    with torch.no_grad():
+        together = window_measures(subject.target_logits(joined), joined)
+        apart = [window_measures(subject.target_logits(part), part) for part in parts]
+    for measure, values in together.items():
+        own = np.concatenate([each[measure] for each in apart])
+        np.testing.assert_allclose(values, own, rtol=1e-9, err_msg=measure)
+
+
+def test_windows_of_which_nothing_is_measured_are_refused():
+    subject = tiny.subject("llama")
+    tokens = torch.arange(12).reshape(2, 6)
+    scored = torch.ones_like(tokens, dtype=torch.bool)
+    scored[1, 3:] = False
+    batch = interp.Batch(tokens, 3, scored=scored)
+    with pytest.raises(ValueError, match="row 1 has no target that counts: expected at least one"):
+        window_measures(torch.zeros(2, 3, tiny.VOCABULARY), batch)
+    with pytest.raises(ValueError, match="window 'judged' 1 has no target that counts"):
+        measure_under(subject, [[]], {"judged": batch}, batch_size=1)
+    with pytest.raises(ValueError, match="1 plans and 0 batches of windows"):
+        measure_under(subject, [[]], {})

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from interp.memorization.matched_controls import split
+from interp.memorization.matched_controls import keep_unmemorized, split
+from interp.memorization.shards import no_rows
+from interp.memorization.spans import passages
 
 PREFIX, LENGTH, STRIDE = 3, 4, 2
 ENOUGH = settings(deadline=None, max_examples=60)
@@ -179,3 +181,27 @@ def test_a_frame_without_windows_and_at_most_none_are_refused():
         split(frame[:0])
     with pytest.raises(ValueError, match="at_most=0"):
         split(frame, 0)
+
+
+@ENOUGH
+@given(frame=scans(), seed=st.integers(0, 99))
+def test_labels_of_rows_change_nothing(frame: pd.DataFrame, seed: int):
+    """Frames that were joined have labels that repeat."""
+    memorized, control = control_of(frame)
+    labels = np.random.default_rng(seed).integers(0, 4, len(frame))
+    relabelled = frame.set_axis(labels, axis=0)
+    again = split(relabelled)
+    pd.testing.assert_frame_equal(again[0], memorized)
+    pd.testing.assert_frame_equal(again[1], control)
+    kept = keep_unmemorized(relabelled, relabelled).reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, keep_unmemorized(frame, frame).reset_index(drop=True))
+    columns = {"run": frame["matched"], "similarity": np.nan}
+    pd.testing.assert_frame_equal(
+        passages(relabelled.assign(**columns)), passages(frame.assign(**columns))
+    )
+
+
+def test_a_scan_without_windows_is_refused():
+    for empty in (no_rows(), pd.DataFrame()):
+        with pytest.raises(ValueError, match="the frame has no windows: expected what scan"):
+            split(empty)

@@ -146,6 +146,11 @@ def test_tokens_are_drawn_with_their_probabilities(untrained: interp.Subject):
     assert (shares - expected).abs().max() < 0.02
 
 
+def test_a_perturbation_that_is_named_twice_is_tried_once():
+    tried = arms("tabletop_goal", ["swap", "clean", "swap"], episodes=1, seed=5)
+    assert tried.table["perturbation"].tolist() == ["clean", "swap"]
+
+
 def test_arms_are_paired_and_say_what_does_not_count():
     tried = arms("tabletop_goal", ["swap", "shift 90 cm"], episodes=2, seed=5)
     table = tried.table

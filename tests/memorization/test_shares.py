@@ -98,7 +98,11 @@ def test_a_share_measures_its_own_texts_alone_and_numbers_them_as_in_the_corpus(
 def test_a_share_without_a_whole_window_is_no_error_and_counts(tmp_path: Path):
     short = [TEXTS[0], TEXTS[2]]
     folders = all_shares(tmp_path, 2, texts=short)
-    assert scanned(folders[1], Share(1, 2), short).empty
+    empty = scanned(folders[1], Share(1, 2), short)
+    whole = scanned(folders[0], Share(0, 2), short)
+    assert empty.empty
+    assert empty.dtypes.to_dict() == whole.dtypes[list(empty)].to_dict()
+    assert scanned(None, Share(1, 2), short).dtypes.equals(empty.dtypes)
     joined = merge(folders)
     assert joined.attrs["skipped"] == 1
     assert set(joined["text"]) == {0}

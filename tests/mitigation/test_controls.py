@@ -93,13 +93,14 @@ def test_units_in_own_blocks_lie_where_the_method_selects(indices, seed):
 
 
 @given(chosen_indices, seeds)
-def test_the_lowest_are_as_many_and_score_below_all_others(indices, seed):
+def test_the_lowest_are_as_many_others_and_score_below_all_that_are_left(indices, seed):
     scores, selection = random_scores(seed), Selection(units_of(indices), 0.1)
     trial = selection.lowest(scores)
     assert trial.k == len(selection.chosen)
     lowest = [scores[site][unit] for site, unit in trial.units]
-    others = [scores[site][unit] for site, unit in ~trial.units]
-    assert max(lowest) <= min(others)
+    others = [scores[site][unit] for site, unit in ~trial.units - selection.chosen]
+    assert max(lowest) <= min(others, default=np.inf)
+    assert not len(trial.units & selection.chosen)
 
 
 def test_the_lowest_by_hand():
@@ -108,6 +109,28 @@ def test_the_lowest_by_hand():
     )
     trial = Selection(scores.top(2), 2 / 6).lowest(scores)
     assert set(trial.units) == {(SITES[0], 1), (SITES[1], 0)}
+
+
+@pytest.mark.parametrize("control", ["lowest", "smallest"])
+def test_a_control_shares_no_unit_with_its_selection_where_most_scores_are_equal(control: str):
+    values = np.zeros(10)
+    values[3] = 1.0
+    scores = interp.UnitScores({SITES[0]: values})
+    for k in range(1, 6):
+        selection = Selection(scores.top(k), k / 10)
+        trial = getattr(selection, control)(scores)
+        assert trial.k == k
+        assert not len(trial.units & selection.chosen)
+    with pytest.raises(ValueError, match="cannot take 6 units as a control: of 10 only 4 are not"):
+        getattr(Selection(scores.top(6), 0.6), control)(scores)
+
+
+def test_the_lowest_of_a_plan_are_units_that_none_of_its_interventions_changes():
+    scores = interp.UnitScores({SITES[0]: np.arange(8.0)})
+    first, second = ({SITES[0]: [7, 6]}, {SITES[0]: [0, 5]})
+    plan = [interp.Zero(interp.Units(units, scores.widths)) for units in (first, second)]
+    trial = Selection(plan, 0.5).lowest(scores)
+    assert trial.units[SITES[0]].tolist() == [1, 2]
 
 
 @given(chosen_indices, seeds)

@@ -304,6 +304,11 @@ def _llama(**changes: int) -> interp.Subject:
             ValueError,
             "threshold=-1.0",
         ),
+        (
+            lambda s, b: UnlearningDepth.from_drops(table([[1.0]]), table([[1.0]]), float("nan")),
+            ValueError,
+            "threshold=nan",
+        ),
     ],
 )
 def test_errors(call, error, message):

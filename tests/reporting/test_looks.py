@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from interp.localization import methods
+from interp.reporting import looks as module
 from interp.reporting.looks import in_words, looks
-from interp.reporting.panels import bars, level, lines, over_seeds, panels
-from interp.reporting.plotting import matrix
+from interp.reporting.panels import bars, level, lines, over_seeds, panels, ranges
+from interp.reporting.plotting import dose_response, matrix
 
 
 def test_every_method_has_a_colour_of_its_own_in_all_figures():
@@ -25,6 +26,68 @@ def test_an_eleventh_name_has_a_colour_and_too_many_are_refused():
     assert len({look.colour for look in looks(map(str, range(11))).values()}) == 11
     with pytest.raises(ValueError, match="at most 12 names to tell apart by colour, got 13"):
         looks(map(str, range(13)))
+
+
+def test_names_with_one_colour_of_their_own_get_two_in_one_figure():
+    """What is drawn by chance is grey as random units are, but not next to them."""
+    alone = looks(["by chance"])["by chance"]
+    random = looks(["random"])["random"]
+    assert alone.colour == random.colour
+    for names in (["random", "by chance"], ["by chance", "random"]):
+        both = looks(names)
+        assert both["random"] == random
+        assert both["by chance"].colour != random.colour
+
+
+def test_no_two_names_of_a_figure_share_a_colour():
+    named = [name for name in module._NAMED if name != "by chance"]
+    assert len({look.colour for look in looks(named).values()}) == len(named)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [("z_score", "z-score", "z-score"), ("as active", "random, as active", "random, as active")],
+)
+def test_names_that_are_spelled_alike_are_refused(first: str, second: str, words: str):
+    with pytest.raises(ValueError, match=f"'{first}' and '{second}' are both spelled '{words}'"):
+        looks(["random", first, second])
+    assert looks([first, first])[first].words == words
+
+
+def test_panels_of_numbers_have_their_labels_titles_and_levels():
+    """The panels may be given as numbers or as text; the column holds numbers."""
+    table = pd.DataFrame({"size": [32, 64], "method": "loss", "auc": [0.6, 0.9], "seed": 0})
+    for labels in ({32: "AUC of 32", 64: "AUC of 64"}, {"32": "AUC of 32", "64": "AUC of 64"}):
+        levels = dict.fromkeys(labels, 0.5)
+        figure = ranges(
+            table,
+            "method",
+            "size",
+            "auc",
+            label=labels,
+            value_of_level=levels,
+            level="chance",
+            title="Attacks by size",
+        )
+        assert [axes.get_xlabel() for axes in figure.axes] == ["AUC of 32", "AUC of 64"]
+        assert [axes.get_title() for axes in figure.axes] == ["32", "64"]
+        assert all(len(axes.get_lines()) == 2 for axes in figure.axes)
+    one = {"label": "AUC", "value_of_level": 0.5, "level": "chance", "title": "Attacks by size"}
+    figure = ranges(table, "method", "size", "auc", **one)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["AUC", "AUC"]
+    assert all(len(axes.get_lines()) == 2 for axes in figure.axes)
+
+
+def test_doses_of_numbered_measures_have_their_labels_and_levels():
+    points = pd.DataFrame({"fraction": [0.1, 0.1], "hue": "selection", "measure": [32, 64]})
+    points = points.assign(estimate=0.5, low=0.4, high=0.6)
+    options = {"labels": {32: "first", 64: "second"}, "before": {32: 1.0, 64: 2.0}}
+    figure = dose_response(points, "fraction", titles={32: "a", 64: "b"}, **options)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["first", "second"]
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    assert [axes.get_lines()[-1].get_ydata()[0] for axes in figure.axes] == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"before: .* are not among the measures"):
+        dose_response(points, "fraction", before={128: 1.0})
 
 
 def test_identifiers_become_words_and_words_stay():

@@ -86,6 +86,55 @@ def test_top_and_lowest_rank_as_a_sort_does(ranked: UnitScores, count: int):
     )
 
 
+few_values = st.fixed_dictionaries(
+    {s: npst.arrays(np.float64, w, elements=st.sampled_from((-1, 0, 1))) for s, w in WIDTHS.items()}
+).map(UnitScores)
+
+
+@given(few_values, st.integers(1, TOTAL // 2), st.integers(1, TOTAL // 2))
+def test_of_equal_scores_no_unit_is_both_the_top_and_the_lowest(
+    ranked: UnitScores, count: int, other: int
+):
+    top = ranked.top(count)
+    assert not len(top & ranked.lowest(count))
+    for control in (ranked.lowest(other, top), ranked.smallest(other, top)):
+        assert len(control) == other
+        assert not len(control & top)
+    # Whoever is lowest, the scores are those of a sort.
+    by_unit = {(s, i): v for s, row in ranked.values.items() for i, v in enumerate(row)}
+    lowest = sorted(by_unit[unit] for unit in ranked.lowest(count))
+    assert lowest == sorted(by_unit.values())[:count]
+    left = sorted(value for unit, value in by_unit.items() if unit not in set(top))
+    assert sorted(by_unit[unit] for unit in ranked.lowest(other, top)) == left[:other]
+    smallest = sorted(abs(by_unit[unit]) for unit in ranked.smallest(other, top))
+    assert smallest == sorted(map(abs, left))[:other]
+
+
+@given(few_values, st.integers(1, TOTAL))
+def test_the_table_of_scores_begins_with_the_top_units(ranked: UnitScores, count: int):
+    table = ranked.to_frame()
+    assert table["score"].is_monotonic_decreasing
+    first = table.head(count)
+    rows = zip(first["site"], first["unit"], strict=True)
+    assert {(Site.parse(site), unit) for site, unit in rows} == set(ranked.top(count))
+
+
+def test_units_without_widths_are_taken_off_and_met_with_others():
+    """A width is needed only where units are left."""
+    site, other = Site("neurons", 0), Site("neurons", 1)
+    known = Units({site: [1, 2]}, {site: 7})
+    unknown = Units({site: [2], other: [3]})
+    assert set(known - unknown) == {(site, 1)}
+    assert set(known & unknown) == {(site, 2)}
+    assert (known - unknown).widths == known.widths
+    assert set(unknown & known) == {(site, 2)}
+    left = unknown - known
+    assert set(left) == {(other, 3)}
+    assert left.widths == {}
+    with pytest.raises(ValueError, match=r"units at blocks\.1\.neurons need its width"):
+        known | unknown
+
+
 @given(scores, st.floats(0.01, 1))
 def test_top_per_site_takes_the_fraction_of_each_site(ranked: UnitScores, fraction: float):
     chosen = ranked.top_per_site(fraction)

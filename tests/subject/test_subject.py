@@ -14,8 +14,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import interp
+from interp.errors import LoadError
 from interp.subject.batch import batches
-from interp.subject.subject import evaluating
+from interp.subject.subject import evaluating, token_losses
 
 
 def test_target_logits_and_losses_are_those_of_the_targets(name: str, subject: interp.Subject):
@@ -28,6 +29,25 @@ def test_target_logits_and_losses_are_those_of_the_targets(name: str, subject: i
             * batch.counted
         )
         torch.testing.assert_close(subject.losses(batch), wanted, rtol=0, atol=1e-5)
+
+
+def test_what_does_not_count_has_no_loss_whatever_its_logits():
+    """A target that is padding or not scored may be one that the model forbids."""
+    scored = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    mask = torch.tensor([[True, True, True, True], [True, True, True, False]])
+    batch = interp.Batch(torch.tensor([[1, 2, 3, 0], [1, 2, 3, 0]]), 2, mask, scored=scored)
+    logits = torch.zeros(2, 2, 4)
+    logits[0, 1, 0] = -torch.inf
+    logits[1, 1] = torch.nan
+    logits.requires_grad_()
+    losses = token_losses(logits, batch)
+    torch.testing.assert_close(losses, torch.tensor([[4.0, 1.0], [4.0, 1.0]]).log())
+    losses[0].sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0].isfinite().all()
+    # What counts is not hidden.
+    counted = interp.Batch(batch.tokens, 2)
+    assert token_losses(logits, counted)[0, 1] == torch.inf
 
 
 def test_position_zero_is_a_uniform_guess_unless_the_model_sees_something_before_it(
@@ -50,6 +70,26 @@ def test_padding_changes_no_loss(name: str):
             alone = subject.losses(interp.Batch.pad([row]))[0]
             torch.testing.assert_close(losses[: len(alone)], alone, rtol=0, atol=1e-5)
             assert not losses[len(alone) :].any()
+
+
+def test_what_cannot_be_given_with_a_model_in_memory_is_refused(name: str):
+    subject = tiny.subject(name)
+    given: dict[str, Any] = {
+        "tokenizer": tiny.tokenizer(5),
+        "anatomy": interp.Layout(),
+        "forward": lambda *_: None,
+        "example": tiny.batch("llama"),
+    }
+    for option, value in given.items():
+        with pytest.raises(LoadError, match=rf"^{option}=: .*is a Subject.*load\(subject.module"):
+            interp.load(subject, **{option: value})
+    with pytest.raises(LoadError, match=r"^tokenizer= and forward=: "):
+        interp.load(subject, tokenizer=given["tokenizer"], forward=given["forward"])
+    for held in (subject, subject.module):
+        refused = r"^dtype=torch.bfloat16: .*in memory in torch.float32 already.*\.to\(torch.bfl"
+        with pytest.raises(LoadError, match=refused):
+            interp.load(held, dtype="bfloat16")
+    assert interp.load(subject, dtype="float32") is subject
 
 
 def test_a_loaded_model_is_the_model_itself(name: str):

@@ -183,6 +183,14 @@ def test_what_cannot_be_recorded_is_refused(subject: Any):
         interp.record(subject, [None, "abc"], "neurons")
 
 
+def test_only_texts_of_one_token_are_a_batch_that_encode_all_refuses(subject: Any):
+    [single, other] = text_batches(subject, ["a", "b", "cd"], 2)
+    assert (single.prompt, other.prompt) == (0, 1)
+    assert single.tokens.tolist() == [subject.encode("a"), subject.encode("b")]
+    with pytest.raises(ValueError, match="prompt"):
+        subject.encode_all(["a", "b"])
+
+
 def test_a_text_of_one_token_is_recorded_in_whatever_batch_it_is(subject: Any):
     texts = ["a", "b", "cd", "e"]
     one, other = (interp.record(subject, texts, "neurons", "rows", batch_size=n) for n in (1, 4))

@@ -195,7 +195,7 @@ def _probabilities(subject: Subject, batch: Batch, *, mean: bool) -> Float[Tenso
     one_per_target = probabilities.gather(-1, targets[..., None])
     of_targets = one_per_target[..., 0]
     counted = batch.counted.to(subject.device)
-    total = (of_targets * counted).sum(1)
+    total = of_targets.masked_fill(~counted, 0).sum(1)
     return total / counted.sum(1) if mean else total
 
 

@@ -56,7 +56,7 @@ class FlipSettings:
             count = getattr(self, name)
             if count < 1:
                 raise ValueError(f"{name}={count}: expected at least 1")
-        if self.share <= 0:
+        if not self.share > 0:
             raise ValueError(f"share={self.share}: expected a share above 0, such as 0.5")
 
 

@@ -44,14 +44,15 @@ class EntropyLaw:
     """How the entropy of the levels depends on their memorization score.
 
     Attributes:
-        levels: one row per quantity and level: `quantity`, `score`, `windows` (of those kept, see
-            `LevelSets`), `value`, and `null_low` and `null_high`, between which 95% of the shuffles
-            are.
+        levels: one row per quantity and level: `quantity`, `score`, `windows` (how many of the
+            level are kept, see `LevelSets`; `entropy`, `miller_madow`, `normalized` and `log_types`
+            are nevertheless those of all its windows), `value`, and `null_low` and `null_high`,
+            between which 95% of the shuffles are.
         fits: one row per quantity: `quantity`; the line's `r` with its 95% interval `low`, `high`,
             its `slope`, `intercept` and number of `levels`; `null_mean`, `null_sd`, `null_max` of r
             over shuffles of the scores, and its two-sided `p`; `reason` says what is missing. The
-            quantity `windows` is the size of the level itself. Shuffles and interval take the
-            windows of a text together: they are not independent of each other.
+            quantity `windows` is how many windows of the level are kept. Shuffles and interval take
+            the windows of a text together: they are not independent of each other.
         baselines: see `text_baselines`; empty if it was not asked for.
         about: settings and counts.
     """
@@ -106,12 +107,14 @@ class EntropyLaw:
                 )
                 axes.scatter(part["score"], part["value"], s=14, label="level")
                 if np.isfinite(fit["r"]):
-                    ends = np.array([part["score"].min(), part["score"].max()])
-                    line = fit["intercept"] + fit["slope"] * ends
-                    if self.about["response"] == "score":
-                        # Turned round: this fit predicts the score, which is on the x axis.
-                        line = (ends - fit["intercept"]) / fit["slope"]
-                    axes.plot(ends, line, linewidth=1.2, label="line")
+                    # From the first to the last level, or, where the fit predicts the score, from
+                    # the lowest entropy to the highest: the score is on the x axis all the same.
+                    predicts_score = self.about["response"] == "score"
+                    given: Any = part["value" if predicts_score else "score"]
+                    ends = np.array([given.min(), given.max()])
+                    predicted = fit["intercept"] + fit["slope"] * ends
+                    line = (predicted, ends) if predicts_score else (ends, predicted)
+                    axes.plot(*line, linewidth=1.2, label="line")
                 axes.set(xlabel="memorization score (edit distance)", ylabel=names[quantity])
                 name_panel(axes, _correlation_in_words(fit))
             title = f"Entropy against memorization score, {self.about['windows']:,} windows"

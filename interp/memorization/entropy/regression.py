@@ -177,8 +177,8 @@ class Null:
 
     Attributes:
         mean, sd, max: of the shuffles; max is the largest.
-        p: two-sided: twice the share of shuffles, the real order among them, that are at least as
-            far out on the same side.
+        p: two-sided: twice the smaller of two shares of the shuffles, the real order among them:
+            those with a correlation of at least r, and those with one of at most r.
     """
 
     mean: float

@@ -78,12 +78,17 @@ def token_scores(
         mix: how several reference models become one: the mean of their probabilities, the mean of
             their log-probabilities (which does not sum to 1; the authors' code), or that
             normalized.
-        over: which tokens the KL runs over: the vocabulary (the authors' code), all but the true
-            token, or these with the reference normalized over them, which gives s / (1 - p_ref(x)).
+        over: which tokens the KL sums over: the vocabulary (the authors' code); all but the true
+            token ("other_tokens"); or the same with weights that sum to 1
+            ("other_tokens_normalized"), which gives s / (1 - p_ref(x)): a mean of
+            log(p_ref(z) / p(z)) over the other tokens z. Only the weights are normalized, and not
+            the probabilities in the logarithm.
 
     Raises:
-        ValueError: a target beyond the narrowest vocabulary, or a token of probability 0: the true
-            one, or one that a reference model finds possible, for which the KL is infinite.
+        ValueError: a target beyond the narrowest vocabulary; a token of probability 0: the true
+            one, or one that a reference model finds possible, for which the KL is infinite; logits
+            that are NaN; or, for "other_tokens_normalized", a true token besides which the
+            reference finds no token possible, so that there is nothing to take a mean over.
 
     Example:
         >>> from interp.memorization.membership.token_scores import token_scores
@@ -150,9 +155,13 @@ def _mixed(parts: Sequence[Tensor], mix: Mix) -> Tensor:
     if mix == "probabilities":
         return stacked.logsumexp(0) - torch.tensor(float(len(parts))).log()
     mean = stacked.mean(0)
-    if mix == "log_probabilities":
-        return mean
-    return mean.log_softmax(-1)
+    if mix == "log_probabilities_normalized":
+        mean = mean.log_softmax(-1)
+    # What one model forbids has probability 0 in a geometric mean. The mean of the stand-in and of
+    # other numbers is a fraction of it, which would pass for the log of a probability; and the
+    # softmax would divide 1 among tokens that are all forbidden.
+    is_forbidden = (stacked <= _IMPOSSIBLE).any(0)
+    return mean.masked_fill(is_forbidden, _LOG_ZERO)
 
 
 def _reference_columns(
@@ -169,13 +178,16 @@ def _reference_columns(
     of_true = reference.gather(-1, targets[:, None])[:, 0]
     log_ratio = target.gather(-1, targets[:, None])[:, 0] - of_true
     score = log_ratio + kl
-    p_true = of_true.exp()
     if over == "other_tokens":
         # The true token's own term of the KL is -p_ref(x) * log_ratio.
-        score = score + p_true * log_ratio
+        score = score + of_true.exp() * log_ratio
     elif over == "other_tokens_normalized":
-        # The same number as log_ratio + (kl + p_true * log_ratio) / (1 - p_true).
-        score = score / (1 - p_true)
+        # The same number as score / (1 - p_ref(x)), in which both are rounding where p_ref(x) is
+        # close to 1. A softmax over the other tokens knows their weights however small they are.
+        others = reference.scatter(-1, targets[:, None], -torch.inf)
+        mean_of_others = torch.linalg.vecdot(others.softmax(-1), reference - target)
+        has_others = others.amax(-1) > _IMPOSSIBLE
+        score = (log_ratio + mean_of_others).where(has_others, torch.nan)
     return [of_true, kl, score]
 
 
@@ -189,16 +201,34 @@ def _check_targets(targets: Tensor, width: int) -> None:
 
 
 def _check_finite(scores: TokenScores, counted: Tensor | None) -> None:
-    """Raises ValueError where a probability of 0 makes a score infinite."""
-    infinite = scores.log_p <= _IMPOSSIBLE
+    """Raises ValueError where a probability of 0 or a logit that is NaN leaves no score."""
+    # Not `<=`, which would let NaN pass.
+    is_defined = scores.log_p > _IMPOSSIBLE
     if scores.log_p_reference is not None and scores.kl is not None:
-        infinite = infinite | (scores.log_p_reference <= _IMPOSSIBLE) | scores.kl.isinf()
-    if counted is not None:
-        infinite = infinite & counted.to(infinite.device)
-    if bool(infinite.any()):
-        row, position = infinite.nonzero()[0].tolist()
+        is_defined &= (scores.log_p_reference > _IMPOSSIBLE) & scores.kl.isfinite()
+    refused = _first_counted(~is_defined, counted)
+    if refused is not None:
         raise ValueError(
-            f"target {position} of row {row}: a model gives probability 0 to the true token, or to "
-            "one that a reference model finds possible, so that the score is infinite; a model "
-            "that forbids tokens (logits of -infinity) cannot be compared with one that does not"
+            f"{refused}: a model gives probability 0 to the true token, or to one that a reference "
+            "model finds possible, so that the score is infinite; a model that forbids tokens "
+            "(logits of -infinity) cannot be compared with one that does not; nor can logits that "
+            "are NaN"
         )
+    if scores.informia is None:
+        return
+    refused = _first_counted(~scores.informia.isfinite(), counted)
+    if refused is not None:
+        raise ValueError(
+            f"{refused}: the reference finds no token possible but the true one, so that there are "
+            "no other tokens to take a mean over; pass over='vocabulary' or over='other_tokens'"
+        )
+
+
+def _first_counted(refused: Tensor, counted: Tensor | None) -> str | None:
+    """The first refused target among those that count, in words; None if there is none."""
+    if counted is not None:
+        refused = refused & counted.to(refused.device)
+    if not bool(refused.any()):
+        return None
+    row, position = refused.nonzero()[0].tolist()
+    return f"target {position} of row {row}"

@@ -7,6 +7,7 @@ new, and may show it again when its weights are rounded. Both tests work on copi
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -39,11 +40,12 @@ class Relearning:
     Attributes:
         steps: after how many optimizer steps to measure; 0 is before the first, and shows nothing
             alone.
-        lr: learning rate.
-        clip: largest norm of the gradient.
+        lr: learning rate, above 0: without one nothing would come back, whatever is left.
+        clip: largest norm of the gradient, above 0.
 
     Raises:
-        ValueError: no number of steps above 0, or one below 0.
+        ValueError: no number of steps above 0, or one below 0; a learning rate or a norm out of
+            range.
 
     Example:
         >>> from interp.mitigation.removal.stress import Relearning
@@ -61,6 +63,11 @@ class Relearning:
             raise ValueError(
                 f"steps={self.steps}: expected numbers of optimizer steps, none below 0 and at "
                 "least one above it, such as (0, 10, 50)"
+            )
+        if not (0 < self.lr < math.inf and self.clip > 0):
+            raise ValueError(
+                f"lr={self.lr} and clip={self.clip}: expected a learning rate above 0, such as "
+                "1e-4, and a largest norm of the gradient above 0, such as 1.0"
             )
 
     @property

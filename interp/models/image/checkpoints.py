@@ -126,6 +126,12 @@ def read_image_model(
     """
     stored = _network(_located(source))
     kind = _kind(stored.state)
+    needed = _TOKENIZER_OF[kind]
+    if not isinstance(tokenizer, (str, Path, needed, type(None))):
+        raise LoadError(
+            f"a {type(tokenizer).__name__} is not the tokenizer of {stored.file.name}: "
+            f"expected a {needed.__name__}, or the file of its weights"
+        )
     if not isinstance(tokenizer, ImageTokenizer):
         if tokenizer is not None:
             file = _located(tokenizer)
@@ -410,10 +416,8 @@ def _open(file: Path) -> _Stored:
             "expected safetensors, or a torch file of tensors"
         ) from error
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError) as error:
-        # Some errors have no text.
-        reasons = [*str(error).splitlines(), type(error).__name__]
         raise LoadError(
-            f"{file.name} is truncated or damaged ({reasons[0]}): copy it again"
+            f"{file.name} is truncated or damaged ({_reason(error)}): copy it again"
         ) from error
 
     is_named = isinstance(state, Mapping)
@@ -422,6 +426,12 @@ def _open(file: Path) -> _Stored:
             f"{file.name} is not a state dict: expected tensors by name, and nothing else"
         )
     return _Stored(file, state)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error; its type where it has no text."""
+    lines = [*str(error).strip().splitlines(), type(error).__name__]
+    return lines[0]
 
 
 def _torch_file(file: Path) -> Any:
@@ -457,6 +467,4 @@ def _located(source: str | Path) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except (OSError, ValueError) as error:
-        message = str(error).strip()
-        reason = message.splitlines()[0]
-        raise LoadError(f"cannot fetch {path}: {reason}") from error
+        raise LoadError(f"cannot fetch {path}: {_reason(error)}") from error

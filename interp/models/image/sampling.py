@@ -24,7 +24,8 @@ def linear_guidance(scale: float) -> Guidance:
     """Returns VAR's schedule: the weight grows linearly with the progress, from 0 to `scale`.
 
     Args:
-        scale: the last weight; 1.5 in the paper's evaluation.
+        scale: the last weight (not one more than it, as in `cosine_guidance`); 1.5 in the paper's
+            evaluation.
 
     Example:
         >>> from interp.models.image.sampling import linear_guidance
@@ -35,10 +36,11 @@ def linear_guidance(scale: float) -> Guidance:
 
 
 def cosine_guidance(scale: float, power: float) -> Guidance:
-    """Returns RAR's schedule: the weight grows as (1 - cos(pi * progress^power)) / 2.
+    """Returns RAR's schedule: the weight is (`scale` - 1) * (1 - cos(pi * progress^power)) / 2, and
+    grows from 0 to `scale` - 1.
 
     Args:
-        scale: the weight grows from 0 towards `scale` - 1; 8.0 for RAR-XXL.
+        scale: one more than the last weight, as RAR's code counts it; 8.0 for RAR-XXL.
         power: the larger, the later it grows; 1.2 for RAR-XXL.
 
     Example:
@@ -114,10 +116,10 @@ def sample(
         [2, 1, 8, 8]
     """
     module = image_model(subject.module)
-    bad_share = not 0 < top_p <= 1  # true of NaN as well
-    bad_setting = temperature < 0 or top_k < 0 or bad_share
+    # Each is false of NaN as well.
+    good_setting = temperature >= 0 and top_k >= 0 and 0 < top_p <= 1
     bad_label = label.ndim != 1 or not len(label)
-    if bad_setting or bad_label:
+    if not good_setting or bad_label:
         raise ValueError(
             "expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and labels [images]; "
             f"got temperature={temperature}, top_k={top_k}, top_p={top_p} "

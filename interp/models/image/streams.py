@@ -25,7 +25,12 @@ def drop_labels(
 
     Yields:
         The same batches with other labels.
+
+    Raises:
+        ValueError: a rate that is no probability, when the first batch is asked for.
     """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate={rate}: expected a probability, from 0 to 1")
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
         label = batch.conditioning["label"]
@@ -44,21 +49,25 @@ def anneal_orders(batches: Iterable[Batch], until: int, seed: int = 0) -> Iterat
     Args:
         batches: batches of whole images.
         until: number of batches over which the probability falls linearly from 1 to 0. Images are
-            in raster order otherwise.
+            in raster order otherwise; with 0 all are.
         seed: seed of the draws.
 
     Yields:
         The same batches with an `order` [batch, length] in their conditioning.
+
+    Raises:
+        ValueError: a number below 0, when the first batch is asked for.
     """
+    if until < 0:
+        raise ValueError(f"until={until}: expected a number of batches, at least 0")
     generator = torch.Generator().manual_seed(seed)
     for number, batch in enumerate(batches):
         raster = torch.arange(batch.length).expand(len(batch), -1)
         # The order of random numbers is a random order, another one in each row.
         keys = torch.rand(len(batch), batch.length, generator=generator)
         shuffled = keys.argsort(1)
-        # One draw for each image, [batch, 1], decides about its whole row. After `until` batches
-        # the chance is below 0, and no draw is below that.
-        chance = 1 - number / until
+        # One draw for each image, [batch, 1], decides about its whole row. No draw is below 0.
+        chance = 1 - number / until if number < until else 0
         is_random = torch.rand(len(batch), 1, generator=generator) < chance
         order = torch.where(is_random, shuffled, raster)
         conditioning = {**batch.conditioning, "order": order.to(batch.tokens.device)}

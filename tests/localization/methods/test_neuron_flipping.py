@@ -141,6 +141,12 @@ def test_what_never_flips_is_said_to_and_stops_at_the_limit():
     assert not unknown["flipped"].any(), "a window of which no token was right cannot become wrong"
 
 
+@pytest.mark.parametrize("share", [0.0, -1.0, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=f"share={share}: expected a share above 0"):
+        FlipSettings(share=share)
+
+
 def test_a_smaller_share_needs_no_more_units():
     subject, windows, reference = (
         tiny.subject("gpt2", torch.float64),

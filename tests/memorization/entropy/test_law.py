@@ -404,3 +404,37 @@ def test_swapped_regression_draws_the_same_points():
     found = law(lawful(), response="score", shuffles=2)
     assert found.fit("entropy")["r"] == pytest.approx(law(lawful(), shuffles=2).fit("entropy")["r"])
     assert len(found.plot().axes) == 3
+
+
+def drawn_lines(found: EntropyLaw) -> list[tuple[list[float], list[float]]]:
+    lines = [axes.get_lines()[0] for axes in found.plot().axes]
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+
+
+def test_a_fit_that_predicts_the_score_is_drawn_over_the_entropies():
+    found = law(lawful(), response="score", shuffles=2)
+    (scores, entropies), *_ = drawn_lines(found)
+    fit = found.fit("entropy")
+    levels = found.levels[found.levels["quantity"] == "entropy"]
+    assert entropies == [levels["value"].min(), levels["value"].max()]
+    assert scores == pytest.approx(fit["intercept"] + fit["slope"] * np.array(entropies))
+
+
+def test_a_line_without_slope_is_drawn_in_either_direction():
+    """Levels in a triangle have a covariance of exactly 0: the predicted score is one number."""
+    for response in ("entropy", "score"):
+        found = law(lawful(), response=response, shuffles=2)
+        levels = pd.DataFrame({"score": [1, 2, 3], "value": [1.0, 2.0, 1.0]})
+        levels = levels.assign(null_low=0.5, null_high=2.5)
+        quantities = ["entropy", "normalized", "rarefied"]
+        frames = [levels.assign(quantity=quantity) for quantity in quantities]
+        line = fit_line(levels["score"], levels["value"], response)
+        assert line.slope == 0
+        fits = pd.DataFrame([vars(line) | {"quantity": each} for each in quantities])
+        flat = EntropyLaw(pd.concat(frames), fits.assign(p=np.nan), found.baselines, found.about)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            drawn = drawn_lines(flat)
+        middle = [line.intercept] * 2
+        expected = (middle, [1.0, 2.0]) if response == "score" else ([1, 3], middle)
+        assert drawn == [expected] * 3

@@ -221,3 +221,101 @@ def test_half_precision_is_measured_in_single(dtype: torch.dtype):
     expected = token_scores(logits.float(), targets, [reference.float()])
     assert found.log_p.dtype == torch.float32
     assert_close(found.informia, expected.informia)
+
+
+def over_others(log_p: Any, log_q: Any, true: int) -> float:
+    """log(p(x) / q(x)) plus the mean of log(q(z) / p(z)) over the other tokens, in numpy."""
+    difference = np.asarray(log_q) - np.asarray(log_p)
+    weights = np.exp(log_softmax(np.delete(log_q, true)))
+    return float(weights @ np.delete(difference, true) - difference[true])
+
+
+@pytest.mark.parametrize("lead", [5.0, 15.0, 17.0, 25.0, 120.0, 900.0])
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_reference_that_is_sure_of_the_true_token(lead: float, models: int):
+    """1 - p_ref(x) is 0 in float32 from a lead of 17 nats on; the score is not infinite."""
+    target, reference = [2.0, 1.0, 0.5, -1.0], [lead, 1.0, 0.0, 0.5]
+    found = token_scores(
+        torch.tensor([[target]]),
+        torch.tensor([[0]]),
+        [torch.tensor([[reference]])] * models,
+        over="other_tokens_normalized",
+    )
+    assert found.informia is not None
+    expected = over_others(log_softmax(target), log_softmax(reference), true=0)
+    assert found.informia.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_normalized_weights_are_those_of_the_other_tokens_in_any_mix():
+    """A geometric mean of predictions does not sum to 1; the weights of the mean do."""
+    target, first, second = [0.2, 0.5, 0.3], [0.1, 0.8, 0.1], [0.6, 0.1, 0.3]
+    mixed = np.log([first, second]).mean(0)
+    options: Any = {"mix": "log_probabilities", "over": "other_tokens_normalized"}
+    found = informia(target, [first, second], **options)
+    expected = [over_others(np.log(target), mixed, true) for true in range(3)]
+    assert_close(found, near(*expected))
+
+
+@pytest.mark.parametrize("forbidden", [[1, 2], [1], []])
+def test_no_other_token_is_possible(forbidden: list[int]):
+    """The mean over the other tokens needs one that is possible; the other sums do not."""
+    target = torch.zeros(1, 1, 3)
+    reference = torch.zeros(1, 1, 3)
+    target[..., forbidden] = -torch.inf
+    reference[..., forbidden] = -torch.inf
+    true = torch.tensor([[0]])
+    for over in ("vocabulary", "other_tokens"):
+        assert_close(token_scores(target, true, [reference], over=over).informia, torch.zeros(1, 1))
+    if len(forbidden) < 2:
+        found = token_scores(target, true, [reference], over="other_tokens_normalized")
+        assert_close(found.informia, torch.zeros(1, 1))
+        return
+    with pytest.raises(ValueError, match="target 0 of row 0: the reference finds no token possibl"):
+        token_scores(target, true, [reference], over="other_tokens_normalized")
+    elsewhere = torch.tensor([[False]])
+    token_scores(target, true, [reference], counted=elsewhere, over="other_tokens_normalized")
+
+
+@pytest.mark.parametrize("models", [2, 3, 5])
+@pytest.mark.parametrize("mix", ["log_probabilities", "log_probabilities_normalized"])
+def test_what_one_reference_forbids_is_impossible_in_a_geometric_mean(mix: Mix, models: int):
+    some = [random_logits(20 + number, (1, 1, 6)) for number in range(models)]
+    target = random_logits(19, (1, 1, 6))
+    some[0][..., 5] = -torch.inf
+    with pytest.raises(ValueError, match="probability 0"):
+        token_scores(target, torch.tensor([[5]]), some, mix=mix)
+    # Forbidden by the target too: as if the token had never been there.
+    target[..., 5] = -torch.inf
+    true = torch.tensor([[2]])
+    found = token_scores(target, true, some, mix=mix)
+    log_p = torch.stack([part.log_softmax(-1)[..., :5] for part in some]).mean(0)
+    if mix == "log_probabilities_normalized":
+        log_p = log_p.log_softmax(-1)
+    own = target.log_softmax(-1)[..., :5]
+    kl = (log_p.exp() * (log_p - own)).sum(-1)
+    assert_close(found.kl, kl)
+    assert_close(found.informia, own[..., 2] - log_p[..., 2] + kl)
+
+
+def test_references_that_have_no_token_in_common():
+    """Each forbids what the other finds possible: their geometric mean is 0 everywhere."""
+    first = torch.tensor([[[0.0, -torch.inf]]])
+    second = torch.tensor([[[-torch.inf, 0.0]]])
+    true = torch.tensor([[0]])
+    for mix in ("log_probabilities", "log_probabilities_normalized"):
+        with pytest.raises(ValueError, match="probability 0"):
+            token_scores(torch.zeros(1, 1, 2), true, [first, second], mix=mix)
+    assert_close(
+        token_scores(torch.zeros(1, 1, 2), true, [first, second]).informia, torch.zeros(1, 1)
+    )
+
+
+def test_logits_that_are_nan_are_refused():
+    logits = torch.zeros(1, 2, 3)
+    logits[0, 1, 2] = torch.nan
+    fine = torch.zeros(1, 2, 3)
+    targets = torch.tensor([[0, 1]])
+    with pytest.raises(ValueError, match=r"target 1 of row 0: .* NaN"):
+        token_scores(logits, targets)
+    with pytest.raises(ValueError, match=r"target 1 of row 0: .* NaN"):
+        token_scores(fine, targets, [logits])

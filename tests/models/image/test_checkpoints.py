@@ -392,6 +392,19 @@ def test_another_models_tokenizer_is_refused(name, model, tmp_path):
     )
 
 
+def test_what_is_held_and_no_tokenizer_of_the_network_is_refused(name, model, tmp_path):
+    other = tiny.image_model("rar" if name == "var" else "var")
+    network, _ = public(model, name, tmp_path)
+    kinds = {"var": "ResidualVQ", "rar": "RasterVQ"}
+    for held in (other.tokenizer, tiny.tokenizer(20)):
+        fails(
+            network,
+            f"a {type(held).__name__} is not the tokenizer of {network.name}: "
+            f"expected a {kinds[name]}, or the file of its weights",
+            tokenizer=held,
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "sizes"), [("var", {"codes": 9}), ("var", {"code_width": 3}), ("rar", {"codes": 9})]
 )
@@ -610,3 +623,14 @@ def test_a_tokenizer_that_is_given_is_not_fetched(name, model, hub, tmp_path):
 
 def test_what_the_hub_lacks_is_one_clear_error(name, hub):
     fails("some/one/absent.pth", r"cannot fetch some/one/absent\.pth: 404$")
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_error_of_the_hub_without_text_is_named_by_its_type(monkeypatch, text):
+    import huggingface_hub
+
+    def download(*_: str) -> str:
+        raise OSError(text)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    fails("some/one/absent.pth", r"cannot fetch some/one/absent\.pth: OSError$")

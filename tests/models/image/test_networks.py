@@ -562,6 +562,20 @@ def test_orders_are_random_at_first_and_raster_in_the_end():
     assert first.min() > 0
 
 
+def test_without_batches_of_random_orders_all_are_raster():
+    raster = torch.arange(16).expand(50, -1)
+    for batch in anneal_orders(many("rar", 3), until=0):
+        assert torch.equal(batch.conditioning["order"], raster)
+
+
+def test_numbers_that_streams_cannot_draw_by_are_refused():
+    with pytest.raises(ValueError, match="until=-1: expected a number of batches, at least 0"):
+        next(anneal_orders(many("rar", 1), until=-1))
+    for rate in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"rate={rate}: expected a probability"):
+            next(drop_labels(many("rar", 1), tiny.image_model("rar"), rate))
+
+
 def test_a_model_trains_on_random_orders_by_the_loss_of_each_order():
     subject, (batch,) = (
         tiny.subject("rar", torch.float64),

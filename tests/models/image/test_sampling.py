@@ -310,6 +310,8 @@ def test_truncation_keeps_the_fewest_that_are_likely_enough(
     "wrong",
     [
         {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": float("nan")},
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.1},

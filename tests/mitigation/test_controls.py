@@ -130,7 +130,8 @@ def test_the_lowest_of_a_plan_are_units_that_none_of_its_interventions_changes()
     first, second = ({SITES[0]: [7, 6]}, {SITES[0]: [0, 5]})
     plan = [interp.Zero(interp.Units(units, scores.widths)) for units in (first, second)]
     trial = Selection(plan, 0.5).lowest(scores)
-    assert trial.units[SITES[0]].tolist() == [1, 2]
+    assert trial.units[SITES[0]].tolist() == [1, 2, 3, 4]  # two for each intervention
+    assert [len(one.units) for one in trial.plan] == [2, 2]
 
 
 @given(chosen_indices, seeds)
@@ -208,7 +209,7 @@ def test_the_control_of_a_plan_does_the_same_to_other_units(first, second, seed)
 def test_the_lowest_units_are_shared_out_among_the_interventions(first, second, seed):
     plan, scores = two_step_plan(first, second), random_scores(seed)
     for trial in (Selection(plan, 0.2).lowest(scores), Selection(plan, 0.2).smallest(scores)):
-        assert trial.k == len(changed_units(plan))
+        assert trial.units == scores.lowest(len(changed_units(plan)), changed_units(plan))
         for one, control in zip(plan, trial.plan, strict=True):
             assert len(control.units) == len(one.units)
 

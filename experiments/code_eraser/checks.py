@@ -128,9 +128,11 @@ def _reduction_by(name: str) -> Any:
     def of(tables: Tables) -> float | None:
         before = _recited(tables, {"removal": NONE})
         after = _recited(tables, {"removal": name, "point": FORGETTING})
-        # On a seed where the method does not get there, nothing is measured, and the claim is not
-        # judged.
-        return None if after is None or before is None else reduction(before, after)
+        # On a seed where the method does not get there, nothing is measured.
+        if before is None or after is None:
+            return None
+        # A share of nothing is not defined: what was recited nowhere cannot be reduced.
+        return None if min(before.values()) == 0 else reduction(before, after)
 
     return of
 

@@ -120,8 +120,10 @@ def _beats_shuffles(quantity: str, data: str) -> Callable[[Tables], bool]:
 
     def holds(tables: Tables) -> bool:
         found = rows(tables["fits"], {"quantity": quantity, "data": data})
-        # Without a p, which is NaN, the premise fails.
-        return bool((found["p"] < _P).all())
+        # A fit without an interval is not measured (see `_with_interval`), and has failed nothing.
+        # One that is measured, but without a p, which is NaN, has not passed.
+        is_measured = found["low"].notna()
+        return bool((found["p"][is_measured] < _P).all())
 
     return holds
 

@@ -137,6 +137,18 @@ def bounded(measure: Measured, low: float, high: float) -> Measure:
     return Measure(_label(measure), measure, (low, high))
 
 
+@dataclass(frozen=True)
+class _Difference(Measure):
+    """A difference of two measures, whose own differences can be paired again.
+
+    Attributes:
+        by_pair: maps the tables of one seed to the difference within each item; None where the two
+            measures have different items.
+    """
+
+    by_pair: Callable[[Tables], pd.Series | None] = field(kw_only=True)
+
+
 def over_items(
     label: str, by_item: Callable[[Tables], pd.Series], bounds: Bounds | None = None
 ) -> Measure:
@@ -229,43 +241,48 @@ def minus(one: Measured, other: Measured) -> Measure:
     """Returns the measure that is the difference of two measures.
 
     It has bounds if both have. Its interval over items is that of pairs where both have the same
-    items, and of two independent samples where they have others. Where only their intervals are
-    known, these are combined as for independent estimates, which is too wide for pairs.
+    items, and of two independent samples where they have others. Differences of the same items have
+    items themselves, so that the difference of two such differences is one of pairs too. Where only
+    their intervals are known, these are combined as for independent estimates, which is too wide
+    for pairs.
 
     Source: Newcombe (1998), Statistics in Medicine 17:873, for combining intervals.
     """
-    label = f"{_label(one)} minus {_label(other)}"
-    bounds = _bounds_of_difference(one, other)
     first = _items_of(one)
     second = _items_of(other)
-    if first is None or second is None:
 
-        def of(tables: Tables) -> Interval | None:
-            a = interval(one(tables))
-            b = interval(other(tables))
-            if a is None or b is None:
-                return None
-            return _difference(a, b)
-
-        return Measure(label, of, bounds)
-
-    def of_items(tables: Tables) -> Interval | None:
+    def of(tables: Tables) -> Interval | None:
         a = first(tables)
         b = second(tables)
+        if a is None or b is None:
+            return _difference(interval(one(tables)), interval(other(tables)))
         if a.empty or b.empty:
             return None
         # The difference within an item is free of what makes items differ, so that pairs give the
         # shorter interval wherever there are any.
-        only_in_one = a.index.symmetric_difference(b.index)
-        if only_in_one.empty:
+        if _are_pairs(a, b):
             return paired_interval(a, b.reindex(a.index))
         return statistic_interval([a, b], _difference_of_means)
 
-    return Measure(label, of_items, bounds)
+    def by_pair(tables: Tables) -> pd.Series | None:
+        a = first(tables)
+        b = second(tables)
+        if a is None or b is None or not _are_pairs(a, b):
+            return None
+        return a - b.reindex(a.index)
+
+    label = f"{_label(one)} minus {_label(other)}"
+    return _Difference(label, of, _bounds_of_difference(one, other), by_pair=by_pair)
 
 
-def _difference(a: Interval, b: Interval) -> Interval:
-    """The difference of two independent estimates with intervals."""
+def _are_pairs(a: pd.Series, b: pd.Series) -> bool:
+    return a.index.symmetric_difference(b.index).empty
+
+
+def _difference(a: Interval | None, b: Interval | None) -> Interval | None:
+    """The difference of two independent estimates with intervals; None where one is not known."""
+    if a is None or b is None:
+        return None
     estimate = a.estimate - b.estimate
     # The difference is low where the one is low and the other high. Newcombe adds up the squares of
     # these two distances, each on its own side.
@@ -282,8 +299,13 @@ def _difference_of_means(a: Any, b: Any) -> float:
     return float(a.mean() - b.mean())
 
 
-def _items_of(measure: Measured) -> Callable[[Tables], pd.Series] | None:
-    return measure.by_item if isinstance(measure, Measure) else None
+def _items_of(measure: Measured) -> Callable[[Tables], pd.Series | None]:
+    """Maps the tables of one seed to the value of each item; to None where there are no items."""
+    if isinstance(measure, _Difference):
+        return measure.by_pair
+    if isinstance(measure, Measure) and measure.by_item is not None:
+        return measure.by_item
+    return lambda _: None
 
 
 def _bounds_of(measure: Measured) -> Bounds | None:
@@ -340,7 +362,7 @@ class Check:
         testable: False for a claim about a model that we do not have. Such a claim is measured on
             another model, and is not judged.
         requires: a premise about the tables of one seed. If it fails on any seed, the claim is not
-            reproduced.
+            reproduced, whether or not something was measured on that seed.
         family: the claims that are read together with this one, so that the false discovery rate is
             controlled within them; by default all of the experiment.
 
@@ -394,7 +416,8 @@ class Check:
 
         A seed on which the comparison was not measured does not count as a value. The claim is then
         about the other seeds, says how many there are, and is not judged: the seeds that are left
-        are those where it happened to be measurable.
+        are those where it happened to be measurable. But a premise that fails is a failure on that
+        seed, and the claim is then not reproduced.
 
         Args:
             each: the tables of each seed.
@@ -417,9 +440,12 @@ class Check:
         # Not judged yet: a claim that lacks a seed, or has but one, stays so.
         claim = self._claim(self.id, found, controls_over_seeds, len(known), len(each))
         on_every_seed = len(known) == len(each)
-        if found is not None and on_every_seed and self._judged(len(each)):
-            verdict = self._verdict(found, each)
-            claim = replace(claim, verdict=verdict, p_value=self._p_value(known))
+        if self._judged(len(each)):
+            if found is not None and on_every_seed:
+                verdict = self._verdict(found, each)
+                claim = replace(claim, verdict=verdict, p_value=self._p_value(known))
+            elif not self._premise_holds(each):
+                claim = replace(claim, verdict="not reproduced")
         claims = [claim]
         # With one seed, the claim over seeds is that of the seed.
         if len(each) == 1:
@@ -459,10 +485,12 @@ class Check:
     def _verdict(self, found: Interval, each: Mapping[int, Tables]) -> Verdict:
         # A premise that fails takes a reproduction away; one that holds gives none.
         verdict = judge(found, self.threshold, self.opposite)
-        if verdict != "reproduced" or self.requires is None:
-            return verdict
-        premise_holds = all(self.requires(tables) for tables in each.values())
-        return "reproduced" if premise_holds else "not reproduced"
+        if verdict == "reproduced" and not self._premise_holds(each):
+            return "not reproduced"
+        return verdict
+
+    def _premise_holds(self, each: Mapping[int, Tables]) -> bool:
+        return self.requires is None or all(self.requires(tables) for tables in each.values())
 
     def _claim(
         self,

@@ -41,6 +41,7 @@ from interp.experiment.checks import (
     constant,
     mean,
     minus,
+    over_items,
     verdicts,
 )
 from interp.experiment.claims import NOT_TESTABLE, committed_claims
@@ -503,6 +504,37 @@ def test_a_difference_of_the_same_items_is_paired_and_of_others_is_not():
     assert apart(tables).low < 0.1
 
 
+def test_a_difference_of_differences_of_the_same_items_is_paired():
+    """What a - before and b - before have in common cancels: it is a - b, item by item."""
+    rng = np.random.default_rng(0)
+    before, rise = rng.normal(0, 5, (2, 12))
+    kinds = {"before": before, "a": before + rise, "b": before + rise - rng.normal(1, 0.1, 12)}
+    parts = [
+        pd.DataFrame({"item": range(12), "kind": kind, "a": values})
+        for kind, values in kinds.items()
+    ]
+    others = parts[0].assign(kind="others", item=range(100, 112))
+    tables = {"t": pd.concat([*parts, others])}
+
+    def of(kind: str) -> Measure:
+        return mean("t", "a", item="item", kind=kind)
+
+    rises = minus(minus(of("a"), of("before")), minus(of("b"), of("before")))
+    direct = minus(of("a"), of("b"))(tables)
+    found = rises(tables)
+    assert (found.estimate, found.low, found.high, found.n) == pytest.approx(
+        (direct.estimate, direct.low, direct.high, 12)
+    )
+    assert 0.9 < found.low < found.high < 1.1
+    # A difference of others has no items of its own, and errors are joined.
+    of_others = minus(of("others"), of("before"))
+    found = minus(of_others, minus(of("b"), of("before")))(tables)
+    assert found.high - found.low > of_others(tables).high - of_others(tables).low > 1
+    # Where one part has no rows to measure, nothing is measured.
+    nothing = minus(over_items("none", lambda _: pd.Series(dtype=float)), of("b"))
+    assert minus(nothing, minus(of("b"), of("before")))(tables) is None
+
+
 def test_a_difference_of_estimates_with_intervals_alone_joins_their_errors():
     """Newcombe's: each side is the root of the sum of squares. A 3-4-5 triangle."""
     one = Measure("one", lambda _: Interval(0.9, 0.6, 0.95, 8))
@@ -570,6 +602,34 @@ def test_what_was_not_measured_on_a_seed_is_counted_and_the_claim_is_not_judged(
     assert [one.measured for one in nowhere] == [None] * 3
     texts = verdict_figure(verdicts([check], nowhere)).axes[0].texts
     assert [text.get_text() for text in texts] == ["not measured\n(threshold 0)"]
+
+
+def test_a_premise_that_fails_where_nothing_is_measured_is_a_failure():
+    """A method that does not get there on one seed: there is no number, but the claim is false."""
+
+    def verdict(seeds: list[int], **options: Any) -> Any:
+        check = Check(
+            id="X",
+            measure=Measure("m", lambda t: None if t["t"]["a"].isna().any() else 1.0),
+            threshold=above(0),
+            evidence="",
+            **options,
+        )
+        table = pd.DataFrame({"a": [1.0, np.nan, 1.0, np.nan], "seed": [0, 1, 2, 3]})
+        (first, *each) = claims([check], {"t": table}, seeds)
+        assert {claim.verdict for claim in each} <= {NOT_TESTABLE}
+        return first.verdict
+
+    def gets_there(tables: Any) -> bool:
+        return bool(tables["t"]["a"].notna().all())
+
+    assert verdict([0, 1, 2], requires=gets_there) == "not reproduced"
+    assert verdict([1, 3], requires=gets_there) == "not reproduced"  # on no seed
+    assert verdict([0, 2], requires=gets_there) == "reproduced"
+    assert verdict([0, 1, 2], requires=lambda _: True) == NOT_TESTABLE
+    assert verdict([0, 1, 2]) == NOT_TESTABLE
+    assert verdict([0, 1, 2], requires=gets_there, testable=False) == NOT_TESTABLE
+    assert verdict([1], requires=gets_there) == NOT_TESTABLE  # one seed is never judged
 
 
 def test_measures_with_intervals_keep_them_on_a_single_seed():

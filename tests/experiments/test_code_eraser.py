@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from experiments.code_eraser import EXPERIMENT, removals
+from experiments.code_eraser.checks import checks
 from experiments.code_eraser.checks_of_removals import at_damage, at_forgetting
 from experiments.code_eraser.paths import DAMAGE, FORGETTING, Measures, noise, of_edits
 from experiments.code_eraser.presets import PRESETS, REMOVALS
 from experiments.code_eraser.study import Study, build
+from interp.experiment.checks import claims
 from interp.memorization.recitation import levels, recitation, reduction
 
 _SMOKE = PRESETS["smoke"].setup
@@ -83,6 +85,34 @@ def test_claims_are_read_from_the_tables(paper: Any):
     settings: Any = paper.tables["settings"]
     rises = settings[settings["setting"] == "files"].set_index("value")["rise"]
     assert by_id["B6"].measured == pytest.approx(rises[3] - rises[2])
+
+
+def recited_before_and_after(
+    without: int | None = None, el_10: float = 0.5
+) -> dict[str, pd.DataFrame]:
+    """Two files on three seeds, before and after GA, which leaves a tenth; on one seed it may not
+    get there."""
+    columns = ["ma", "el_3", "el_5", "el_10"]
+    parts: list[pd.DataFrame] = []
+    for seed in range(3):
+        for removal, point, share in (("none", "", 1.0), ("GA", FORGETTING, 0.1)):
+            if removal == "GA" and seed == without:
+                continue
+            about = {"removal": removal, "point": point, "data": "forget", "seed": seed}
+            part = pd.DataFrame({"file": range(2), **about, **dict.fromkeys(columns, share)})
+            parts.append(part.assign(el_10=el_10 * share))
+    return {"files": pd.concat(parts, ignore_index=True)}
+
+
+def test_a_method_that_does_not_forget_on_one_seed_is_not_reproduced():
+    (check,) = [one for one in checks(PAPER) if one.id == "B2 GA"]
+    check = replace(check, controls={})
+    for without, verdict in ((None, "reproduced"), (1, "not reproduced")):
+        (claim, *_) = claims([check], recited_before_and_after(without), [0, 1, 2])
+        assert (claim.verdict, claim.measured) == (verdict, pytest.approx(0.9))
+    # Where nothing was recited before there is no share of it that is gone, nor a failure.
+    (claim, *_) = claims([check], recited_before_and_after(el_10=0.0), [0, 1, 2])
+    assert (claim.verdict, claim.measured) == ("not testable at this scale", None)
 
 
 def test_the_clean_model_never_read_the_secrets(study: Study):

@@ -13,7 +13,7 @@ import torch
 
 import interp
 from experiments.entropy_law import corpus
-from experiments.entropy_law.corpus import Corpus, Tokens
+from experiments.entropy_law.corpus import Corpus, Rows, Tokens
 from experiments.entropy_law.presets import Network, Preset
 from interp.experiment.jobs import Job, job
 from interp.memorization.entropy.baselines import is_trivial, text_baselines
@@ -43,9 +43,9 @@ def main_model(preset: Preset, seed: int) -> Tables:
     """Everything that is asked of the main model."""
     texts = corpus.build(preset, seed)
     kinds: list[pd.DataFrame] = []
-    rows = len(texts.rows) // preset.batch_size
+    steps = len(corpus.training_batches(texts, preset.batch_size))
     # Step 0 is scored before the training, and left out here.
-    scored_at = np.linspace(0, rows, preset.checkpoints + 1).round().astype(int)[1:]
+    scored_at = np.linspace(0, steps, preset.checkpoints + 1).round().astype(int)[1:]
 
     model = _untrained(preset.network, texts, seed)
     kinds.append(_score_kinds(preset, model, texts, step=0))
@@ -140,11 +140,11 @@ def _train(
     preset: Preset, network: Network, model: interp.Subject, texts: Corpus, callback: Any = None
 ) -> None:
     """Trains a model on the rows once."""
-    steps = len(texts.rows) // preset.batch_size
-    stream = corpus.training_batches(texts, preset.batch_size)
+    batches = corpus.training_batches(texts, preset.batch_size)
+    steps = len(batches)
     fit(
         model,
-        stream,
+        batches,
         steps,
         network.lr,
         warmup=_WARMUP,
@@ -173,21 +173,23 @@ def _score_data(
 def _scored(
     preset: Preset,
     model: interp.Subject,
-    documents: Sequence[Tokens],
+    documents: Sequence[Rows],
     seed: int,
     *,
     prefix: int | None = None,
     length: int | None = None,
 ) -> ScoredWindows:
-    """Windows of documents, a random sample if there are more than the preset scores."""
+    """Windows of documents, a random sample if there are more than the preset scores.
+
+    No window lies across two rows: rows are shuffled, and a model has not seen the end of one go on
+    as the start of the next.
+    """
     prefix = prefix or preset.prefix
     length = length or preset.length
-    width = prefix + length
     windows: list[tuple[int, Tokens]] = []
     seen: set[tuple[int, ...]] = set()
-    for number, tokens in enumerate(documents):
-        for start in range(0, len(tokens) - width + 1, width):
-            window = tokens[start : start + width]
+    for number, rows in enumerate(documents):
+        for window in corpus.cut(rows, prefix + length):
             if tuple(window) not in seen:
                 seen.add(tuple(window))
                 windows.append((number, window))

@@ -20,6 +20,7 @@ from interp.models.small_text import byte_level_bpe
 from interp.subject.batch import Batch
 
 Tokens = list[int]
+Rows = list[Tokens]  # a document in training rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,9 @@ class Corpus:
 
     Attributes:
         tokenizer: what cut it.
-        once, twice: documents that stand once or twice in the training rows.
-        unseen: documents that do not.
+        once, twice: documents that stand once or twice in the training rows, each as its own rows.
+            What is left at the end of a document and fills no row is nowhere: no model sees it.
+        unseen: documents that do not, cut in the same way.
         in_packages: which documents of `twice` are files of a package, not a single module.
         planted: passages as long as a window, by how often they stand in the training rows.
         kinds: strings and passages as long as a window, each of them planted equally often or not
@@ -38,9 +40,9 @@ class Corpus:
     """
 
     tokenizer: Any
-    once: list[Tokens]
-    twice: list[Tokens]
-    unseen: list[Tokens]
+    once: list[Rows]
+    twice: list[Rows]
+    unseen: list[Rows]
     in_packages: list[bool]
     planted: dict[int, list[Tokens]]
     kinds: dict[str, list[Tokens]]
@@ -70,9 +72,19 @@ def build(preset: Preset, seed: int) -> Corpus:
     for name, part in parts.items():
         tokens[name] = [tokenizer(document.text)["input_ids"] for document in part]
 
+    # A document that is shorter than a row is in no row.
+    in_rows: dict[str, dict[str, Rows]] = {}
+    for name, part in parts.items():
+        cut_up = {
+            document.name: cut([own], preset.row)
+            for document, own in zip(part, tokens[name], strict=True)
+        }
+        in_rows[name] = {document: rows for document, rows in cut_up.items() if rows}
+    once, twice, unseen = (in_rows[name] for name in ("once", "twice", "unseen"))
+
     rng = np.random.default_rng([seed, 1])
     width = preset.prefix + preset.length
-    passages = _cut(tokens["passages"], width)
+    passages = cut(tokens["passages"], width)
     rng.shuffle(passages)
     planted: dict[int, list[Tokens]] = {}
     for copies in preset.copies:
@@ -91,37 +103,35 @@ def build(preset: Preset, seed: int) -> Corpus:
         in_windows += kinds[name] * preset.gibberish_copies
     rng.shuffle(in_windows)
     rows = [
-        *_cut(tokens["once"], preset.row),
-        *_cut(tokens["twice"], preset.row),
-        *_cut(tokens["twice"], preset.row),
+        *chain.from_iterable(once.values()),
+        *chain.from_iterable(twice.values()),
+        *chain.from_iterable(twice.values()),
         # A row has room for a whole number of passages (see `Preset`), so that none is cut in two.
-        *_cut([list(chain.from_iterable(in_windows))], preset.row),
+        *cut([list(chain.from_iterable(in_windows))], preset.row),
     ]
     rng.shuffle(rows)
     return Corpus(
         tokenizer=tokenizer,
-        once=tokens["once"],
-        twice=tokens["twice"],
-        unseen=tokens["unseen"],
-        in_packages=["/" in document.name for document in parts["twice"]],
+        once=list(once.values()),
+        twice=list(twice.values()),
+        unseen=list(unseen.values()),
+        in_packages=["/" in name for name in twice],
         planted=planted,
         kinds=kinds,
         rows=torch.tensor(rows),
     )
 
 
-def training_batches(corpus: Corpus, batch_size: int) -> Iterable[Batch]:
-    """Yields the training rows once, in their order; rows that do not fill a last batch are left
-    out."""
-    for part in corpus.rows.split(batch_size):
-        if len(part) == batch_size:
-            yield Batch(part)
+def training_batches(corpus: Corpus, batch_size: int) -> list[Batch]:
+    """Returns the training rows once, in their order. The last batch may be smaller: a row that was
+    left out would count as seen."""
+    return [Batch(part) for part in corpus.rows.split(batch_size)]
 
 
-def _cut(documents: Iterable[Tokens], width: int) -> list[Tokens]:
-    """The documents in pieces of equal width, without what is left at their ends."""
+def cut(texts: Iterable[Tokens], width: int) -> list[Tokens]:
+    """Returns texts in pieces of equal width, without what is left at their ends."""
     pieces: list[Tokens] = []
-    for tokens in documents:
+    for tokens in texts:
         starts = range(0, len(tokens) - width + 1, width)
         pieces += [tokens[start : start + width] for start in starts]
     return pieces

@@ -66,7 +66,8 @@ class Preset:
         gibberish_copies: how often both are repeated.
         checkpoints: how often gibberish and passages are scored during training.
         windows: the most windows that are scored of each kind of data.
-        slice_lengths: further lengths of prompt and suffix for which the law is fitted.
+        slice_lengths: further lengths of prompt and suffix for which the law is fitted; both fit
+            into a row.
         min_windows, rarefied_to, shuffles: see `entropy_law`.
         windows_per_set, sets: see `dataset_inference`.
         strings: the random strings over alphabets of different sizes.
@@ -98,13 +99,17 @@ class Preset:
     strings: Strings = Strings()
 
     def __post_init__(self) -> None:
-        # Windows and rows are both cut from the start of a document, so that no window of this
-        # length lies across two rows; those of `slice_lengths` may.
         window = self.prefix + self.length
         if self.row % window:
             raise ValueError(
                 f"row={self.row}: expected a multiple of {window}, the tokens of a window, so that "
                 "planted passages fill rows"
+            )
+        too_long = [length for length in self.slice_lengths if 2 * length > self.row]
+        if too_long:
+            raise ValueError(
+                f"slice_lengths={self.slice_lengths}: expected prompt and suffix to fit into a row "
+                f"of {self.row} tokens, so at most {self.row // 2} each"
             )
 
 

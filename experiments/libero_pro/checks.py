@@ -467,8 +467,7 @@ def _removal(name: str, fraction: float) -> Check:
     damage = minus(of(RANDOM, "clean", "success"), of(FOUND, "clean", "success"))
     return Check(
         id=f"L3 {fraction:.0%}, {name}",
-        # Differences know no items, so that their intervals are combined as if they were
-        # independent.
+        # Pairs of episodes where all scenes are valid: clean and swapped ones begin alike.
         measure=minus(fewer_traps, damage),
         threshold=above(0),
         source="inferred",

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.entropy_law import EXPERIMENT, corpus
-from experiments.entropy_law.checks import slope, step_below
+from experiments.entropy_law import EXPERIMENT, build, corpus
+from experiments.entropy_law.checks import _beats_shuffles, slope, step_below
 from experiments.entropy_law.presets import PRESETS, Network, Strings
+from interp.memorization.entropy.scored_windows import ScoredWindows
 
 TINY = replace(
     PRESETS["smoke"],
@@ -75,7 +76,7 @@ def test_strings_are_judged_by_their_score():
 
 def test_no_document_is_in_two_parts(texts: corpus.Corpus):
     parts = [texts.once, texts.twice, texts.unseen]
-    documents = [tuple(tokens) for part in parts for tokens in part]
+    documents = [tuple(map(tuple, rows)) for part in parts for rows in part]
     assert len(set(documents)) == len(documents)
     assert len(texts.in_packages) == len(texts.twice)
 
@@ -94,10 +95,41 @@ def test_the_training_rows_hold_everything_as_often_as_they_say(texts: corpus.Co
         }
         assert not any(rows[tuple(string)] for string in texts.kinds[f"{kind}, unseen"])
     whole = Counter(tuple(row) for row in texts.rows.tolist())
-    first_rows = [tuple(tokens[: TINY.row]) for tokens in texts.twice if len(tokens) >= TINY.row]
-    assert all(whole[row] == 2 for row in first_rows)
-    once = [tuple(tokens[: TINY.row]) for tokens in texts.once if len(tokens) >= TINY.row]
-    assert all(whole[row] == 1 for row in once)
+    for documents, times in ((texts.once, 1), (texts.twice, 2), (texts.unseen, 0)):
+        assert {whole[tuple(row)] for rows in documents for row in rows} == {times}
+
+
+@pytest.mark.parametrize("length", [16, 32, 48, 64])
+def test_what_counts_as_seen_was_trained_on(texts: corpus.Corpus, length: int, monkeypatch: Any):
+    """Every window is a part of one row of a batch of the training, also those of other lengths."""
+    given: list[list[int]] = []
+
+    def score(model: Any, windows: list[list[int]], prefix: int) -> Any:
+        assert {len(window) for window in windows} == {prefix + length}
+        given.extend(windows)
+        return scored
+
+    scored = ScoredWindows.__new__(ScoredWindows)
+    monkeypatch.setattr(build, "_score", score)
+    monkeypatch.setattr(build, "replace", lambda found, texts: found)
+    everything = replace(TINY, windows=10_000)
+    build._scored(everything, None, texts.twice, SEED, prefix=length, length=length)
+    rows = [row for batch in corpus.training_batches(texts, 7) for row in batch.tokens.tolist()]
+    assert len(rows) == len(texts.rows)
+    text_of_rows = "\n".join(f" {' '.join(map(str, row))} " for row in rows)
+    assert len(given) > 20
+    assert all(f" {' '.join(map(str, window))} " in text_of_rows for window in given)
+
+
+def test_a_slice_that_is_longer_than_a_row_is_refused():
+    with pytest.raises(ValueError, match="at most 64 each"):
+        replace(TINY, slice_lengths=(16, 65))
+
+
+def test_a_fit_without_an_interval_has_failed_no_premise():
+    fits = {"quantity": "rarefied", "data": ["a", "b", "c"], "low": [np.nan, 0.5, 0.5]}
+    tables = {"fits": pd.DataFrame({**fits, "p": [np.nan, np.nan, 0.01]})}
+    assert [_beats_shuffles("rarefied", data)(tables) for data in "abc"] == [True, False, True]
 
 
 def test_gibberish_is_random_and_as_wide_as_a_window(texts: corpus.Corpus):

@@ -32,6 +32,7 @@ from interp.interventions.plan import Plan
 from interp.memorization.evaluation import measure_under, with_unchanged
 from interp.mitigation.controls import Selection
 from interp.mitigation.curvature import curvature_edit, decompose, kronecker_factors, mlp_maps
+from interp.reporting.looks import in_percent
 from interp.reporting.panels import over_seeds
 from interp.reporting.plotting import intervals
 from interp.subject.batch import Batch
@@ -235,9 +236,9 @@ def checks(preset: Preset) -> list[Check]:
             measure=minus(accuracy[CURVATURE], accuracy[ABLATION]),
             threshold=above(0),
             source="chosen",
-            statement=f"the ablation of {fraction:.1%} of the neurons leaves less of the licences "
-            f"than the curvature edit that keeps {mass:.0%}: the difference in accuracy is "
-            "{threshold}",
+            statement=f"the ablation of {in_percent(fraction)} of the neurons leaves less of "
+            f"the licences than the curvature edit that keeps {in_percent(mass)}: the "
+            "difference in accuracy is {threshold}",
             controls=accuracy,
             evidence="figures/licences.png",
         )
@@ -253,7 +254,7 @@ def licences(tables: Joined) -> Figure:
         table["removal"], table["control"], table["dose"], strict=True
     ):
         kind = control or ("flattest components" if removal == CURVATURE else "chosen neurons")
-        names.append(f"{removal}, {dose:.2%}: {kind}")
+        names.append(f"{removal}, {in_percent(dose)}: {kind}")
     shown = table.assign(
         edit=names, cost=table["loss"] - table["loss_before"], memorized=table["accuracy"]
     )

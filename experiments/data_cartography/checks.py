@@ -44,6 +44,7 @@ from interp.experiment.checks import (
     rows,
 )
 from interp.mitigation.reweighting import HOTSPOT, OUTLIER
+from interp.reporting.looks import in_percent
 from interp.reporting.stats import Interval
 
 _KEPT = 0.6  # the share of what is extracted after random pruning that may be left
@@ -255,7 +256,7 @@ def _pruning(network: Network, share: float, copies: int) -> list[Check]:
         verb = "by the published score" if name == FORGET else f"by {name}"
         found.append(
             Check(
-                id=f"{claim}, {share:.0%}, {model}",
+                id=f"{claim}, {in_percent(share)}, {model}",
                 # Random pruning removes copies of canaries too: only what goes beyond it is the
                 # score's doing.
                 measure=_beyond(_KEPT, extracted(name), extracted(RANDOM)),
@@ -263,9 +264,9 @@ def _pruning(network: Network, share: float, copies: int) -> list[Check]:
                 opposite=above(0),
                 requires=_is_extracted(model, copies),
                 source="found" if name == FORGET else "chosen",
-                statement=f"pruning {share:.0%} {verb} cuts extraction ({model}): of canaries with "
-                f"{copies} copies, the share extracted minus {_KEPT:g} times that after random "
-                "pruning is {threshold}",
+                statement=f"pruning {in_percent(share)} {verb} cuts extraction ({model}): of "
+                f"canaries with {copies} copies, the share extracted minus {_KEPT:g} times that "
+                "after random pruning is {threshold}",
                 paper=_EXTRACTED[model] if name == FORGET else None,
                 controls={
                     "extracted": extracted(name),
@@ -287,13 +288,13 @@ def _pruning(network: Network, share: float, copies: int) -> list[Check]:
     others = {f"by {name}": _rise(model, **{**run, "by": name}) for name in used if name != FORGET}
     found.append(
         Check(
-            id=f"B2, {share:.0%}, {model}",
+            id=f"B2, {in_percent(share)}, {model}",
             measure=_rise(model, **run),
             threshold=at_most(_COST),
             opposite=above(_COST),
-            statement=f"pruning {share:.0%} by the published score keeps utility at equal steps "
-            f"({model}): the loss on held-out text rises by {{threshold}} nats per token, where "
-            "0.02 is 2% of the perplexity",
+            statement=f"pruning {in_percent(share)} by the published score keeps utility at "
+            f"equal steps ({model}): the loss on held-out text rises by {{threshold}} nats per "
+            "token, where 0.02 is 2% of the perplexity",
             paper=_PERPLEXITY[model],
             controls=others,
             evidence=_PRUNING,
@@ -302,13 +303,13 @@ def _pruning(network: Network, share: float, copies: int) -> list[Check]:
     if DROP in used:
         found.append(
             Check(
-                id=f"P5, {share:.0%}, {model}",
+                id=f"P5, {in_percent(share)}, {model}",
                 measure=_rise(model, **{**run, "by": DROP}),
                 threshold=at_most(_COST),
                 opposite=above(_COST),
                 source="chosen",
-                statement=f"pruning {share:.0%} by the loss drop keeps utility at equal steps "
-                f"({model}): the loss on held-out text rises by {{threshold}} nats per token",
+                statement=f"pruning {in_percent(share)} by the loss drop keeps utility at equal "
+                f"steps ({model}): the loss on held-out text rises by {{threshold}} nats per token",
                 controls={f"by {ORACLE}": _rise(model, **{**run, "by": ORACLE})},
                 evidence=_PRUNING,
             )

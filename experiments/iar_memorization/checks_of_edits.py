@@ -29,6 +29,7 @@ from interp.experiment.checks import (
     over_items,
     rows,
 )
+from interp.reporting.looks import in_percent
 from interp.reporting.stats import Interval, statistic_interval
 
 _NO_AUGMENTATION = "UnitMem, 1 view"
@@ -129,7 +130,7 @@ def _relative_rise(family: str, settings: Preset) -> Measured:
 
 def _as_claimed(family: str, settings: Preset) -> list[Check]:
     fractions = settings.fractions
-    steps = ", ".join(f"{fraction:.0%}" for fraction in fractions)
+    steps = ", ".join(in_percent(fraction) for fraction in fractions)
     if family == "VAR":
         name = "C1"
         reported = "VAR-d30, 10%: 110 of 672 stay"
@@ -150,8 +151,8 @@ def _as_claimed(family: str, settings: Preset) -> list[Check]:
     return [
         Check(
             id=name,
-            statement=f"{family}: halving {settings.at[family]:.0%} of the units, chosen by "
-            "UnitMem, leaves at most 40% of the images that were extracted before"
+            statement=f"{family}: halving {in_percent(settings.at[family])} of the units, "
+            "chosen by UnitMem, leaves at most 40% of the images that were extracted before"
             f"{_given(family, settings)}",
             measure=kept("UnitMem"),
             threshold=at_most(0.4),
@@ -198,9 +199,9 @@ def _same_picture(family: str, settings: Preset) -> Check:
 
     return Check(
         id=f"D3 {family}",
-        statement=f"{family}: with {settings.at[family]:.0%} of the units halved, chosen by "
-        "UnitMem, at least 90% of the completions that showed the same picture before still do "
-        f"(correlation above that of 99% of held-out images){_given(family, settings)}",
+        statement=f"{family}: with {in_percent(settings.at[family])} of the units halved, "
+        "chosen by UnitMem, at least 90% of the completions that showed the same picture before "
+        f"still do (correlation above that of 99% of held-out images){_given(family, settings)}",
         measure=kept("UnitMem"),
         threshold=at_least(0.9),
         evidence=_SHOWN,
@@ -245,8 +246,9 @@ def _against_controls(family: str, settings: Preset) -> list[Check]:
     return [
         _more_removed(
             f"C5a {family}",
-            f"halving {judged:.0%} of the units, chosen by UnitMem, removes more extractions than "
-            f"halving the same number of random units in each block{_given(family, settings)}",
+            f"halving {in_percent(judged)} of the units, chosen by UnitMem, removes more "
+            f"extractions than halving the same number of random units in each "
+            f"block{_given(family, settings)}",
             more_than_random("UnitMem"),
             _SHOWN,
             {name: more_than_random(name) for name in (*_OTHERS, *settings.methods)},
@@ -282,10 +284,12 @@ def _at_equal_cost(family: str, settings: Preset) -> list[Check]:
 
     # An advantage that a change of this size in the distance would turn around is no advantage.
     noise = {"deviation of the distance over noises, nothing edited": _noise(family, settings)}
-    beats_random = f"removes more extractions than random units ({judged:.0%} of all) at equal"
+    beats_random = (
+        f"removes more extractions than random units ({in_percent(judged)} of all) at equal"
+    )
     beats_unitmem = (
-        f"{other} removes more extractions than UnitMem ({judged:.0%} of all units), each compared "
-        "with random units at equal"
+        f"{other} removes more extractions than UnitMem ({in_percent(judged)} of all units), "
+        "each compared with random units at equal"
     )
     return [
         _more_removed(

@@ -15,7 +15,7 @@ from experiments.iar_memorization.measures import SAFE
 from experiments.iar_memorization.mitigation import HALVED, ZEROED, average_over_draws
 from interp.experiment.checks import Tables, rows
 from interp.reporting.image_grid import image_grid
-from interp.reporting.looks import looks
+from interp.reporting.looks import in_percent, looks
 from interp.reporting.panels import bars, cells, level, lines, over_seeds, panels, with_level
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def equal_cost(table: pd.DataFrame, edit: str, costs: Mapping[str, str]) -> Figu
     seeds = table["seed"].nunique()
     # The unedited model is the start of every line, not one of the shares that the legend lists.
     edited = sorted(long[long["fraction"] > 0]["fraction"].unique())
-    shares = ", ".join(f"{fraction:.0%}" for fraction in edited)
+    shares = ", ".join(in_percent(fraction) for fraction in edited)
     what = "zeroing" if edit == ZEROED else "halving"
     return panels(
         long,
@@ -354,7 +354,7 @@ def kinds(table: pd.DataFrame) -> Figure:
         draw_bars(part, axes)
         level(axes, unedited[part["family"].iloc[0]], "unedited model")
 
-    share = ", ".join(f"{fraction:.0%} ({family})" for family, fraction in judged.items())
+    share = ", ".join(f"{in_percent(fraction)} ({family})" for family, fraction in judged.items())
     return panels(
         shown,
         ["family"],

@@ -37,6 +37,7 @@ from interp.data.images import Images
 from interp.experiment.jobs import Folder, Job, job
 from interp.localization.registry import find
 from interp.mitigation.weight_edits import in_weights
+from interp.reporting.looks import in_percent
 from interp.sites.units import UnitScores
 
 
@@ -221,7 +222,7 @@ def pictures(study: Study, scores: dict[str, UnitScores], settings: Preset) -> p
     for name in ("UnitMem", last):
         plan = in_weights(study.subject, scores[name].top(judged), 0.5)
         with study.subject.intervened(plan):
-            rows[f"{name}, {judged:.0%} halved"] = complete_images(study, batch)
+            rows[f"{name}, {in_percent(judged)} halved"] = complete_images(study, batch)
     flat = [_flat(name, pixels) for name, pixels in rows.items()]
     return pd.concat(flat, ignore_index=True).assign(**study.about())
 

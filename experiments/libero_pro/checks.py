@@ -40,6 +40,7 @@ from interp.experiment.checks import (
     over_items,
     rows,
 )
+from interp.reporting.looks import in_percent
 
 _ITEM = "initial_state"
 _SHARES = (0.0, 1.0)
@@ -466,14 +467,14 @@ def _removal(name: str, fraction: float) -> Check:
     fewer_traps = minus(of(RANDOM, "swap", "old_place"), of(FOUND, "swap", "old_place"))
     damage = minus(of(RANDOM, "clean", "success"), of(FOUND, "clean", "success"))
     return Check(
-        id=f"L3 {fraction:.0%}, {name}",
+        id=f"L3 {in_percent(fraction)}, {name}",
         # Pairs of episodes where all scenes are valid: clean and swapped ones begin alike.
         measure=minus(fewer_traps, damage),
         threshold=above(0),
         source="inferred",
         statement=f"where {name}, the trap can be ablated and the skill stays: without "
-        f"{fraction:.0%} of the neurons, the fall of visits to the old place, minus that of clean "
-        "success, both compared with random neurons, is {threshold}",
+        f"{in_percent(fraction)} of the neurons, the fall of visits to the old place, minus "
+        "that of clean success, both compared with random neurons, is {threshold}",
         controls={
             "fewer visits than with random ones": fewer_traps,
             "clean success before": of(NOTHING, "clean", "success"),

@@ -25,6 +25,7 @@ from interp.experiment.checks import (
     rows,
 )
 from interp.localization import methods
+from interp.reporting.looks import in_percent
 from interp.reporting.stats import Interval, statistic_interval
 
 PRUNING = ("hard_concrete", "slimming")
@@ -203,7 +204,8 @@ def _smaller_is_easier(preset: Preset) -> list[Check]:
         Check(
             id="L3",
             statement=f"hard_concrete finds a larger share of the injected neurons where "
-            f"{small.fraction:.0%} of all are injected than where {large.fraction:.0%} are",
+            f"{in_percent(small.fraction)} of all are injected than where "
+            f"{in_percent(large.fraction)} are",
             measure=minus(
                 _recall("hard_concrete", small, least), _recall("hard_concrete", large, least)
             ),
@@ -254,9 +256,9 @@ def _beats_random(method: str, blocks: str, headline: float) -> Check:
 
     return Check(
         id=f"L4 {method}, {blocks}",
-        statement=f"dropping {headline:.0%} of each block's neurons (blocks: {blocks}), chosen by "
-        f"{method}, costs a sequence at least {TIMES_RANDOM} times what random ones cost: the "
-        "difference is {threshold}",
+        statement=f"dropping {in_percent(headline)} of each block's neurons (blocks: {blocks}), "
+        f"chosen by {method}, costs a sequence at least {TIMES_RANDOM} times what random ones "
+        "cost: the difference is {threshold}",
         measure=over_items("fall beyond random", beyond, (-1 - TIMES_RANDOM, 1 + TIMES_RANDOM)),
         threshold=above(0),
         evidence=_TRADE_OFF,

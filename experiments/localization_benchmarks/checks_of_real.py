@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from interp.experiment.checks import Check, Measure, Measured, Tables, above, below, rows
+from interp.reporting.looks import in_percent
 from interp.reporting.stats import Bounds, Interval, MeanOverSeeds, welch_interval
 
 SELECTIONS = ("random", "as active", "lowest")
@@ -57,8 +58,8 @@ def checks_of(methods: Sequence[str], headline: float) -> list[Check]:
 
 def _against_controls(method: str, headline: float) -> list[Check]:
     cost = (
-        f"zeroing {headline:.1%} of the neurons, chosen by {method}, costs passages that they were "
-        "not scored on more accuracy than zeroing"
+        f"zeroing {in_percent(headline)} of the neurons, chosen by {method}, costs passages "
+        "that they were not scored on more accuracy than zeroing"
     )
     falls: dict[str, Measured] = {}
     for name in ("top", *SELECTIONS):

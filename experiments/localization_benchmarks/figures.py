@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.localization_benchmarks.checks import BASELINES
 from experiments.localization_benchmarks.tables import over_seeds
-from interp.reporting.looks import in_words, looks
+from interp.reporting.looks import in_percent, in_words, looks
 from interp.reporting.panels import panels
 from interp.reporting.plotting import dose_response, intervals, matrix
 
@@ -62,7 +62,9 @@ def injection(recalls: pd.DataFrame) -> Figure:
     for condition, rows in shown.groupby("condition"):
         chance[str(condition)] = float(rows["fraction"].iloc[0])
         accuracy = float(rows["memorized"].iloc[0])
-        titles[str(condition)] = f"{condition} injected\n(tokens memorized: {accuracy:.0%})"
+        titles[str(condition)] = (
+            f"{condition} injected\n(tokens memorized: {in_percent(accuracy, 2)})"
+        )
     return intervals(
         shown,
         "method",
@@ -149,7 +151,7 @@ def trade_off(deleted: pd.DataFrame) -> Figure:
             xlabel=_COSTS[part["cost"].iloc[0]], ylabel="own fall of accuracy (percentage points)"
         )
 
-    fractions = ", ".join(f"{fraction:.0%}" for fraction in deleted["fraction"].unique())
+    fractions = ", ".join(in_percent(fraction) for fraction in deleted["fraction"].unique())
     return panels(
         shown,
         ["panel"],
@@ -255,7 +257,7 @@ def question(tables: Tables, headline: float) -> Figure:
         levels=dict.fromkeys(methods, 0.0),
         level="unchanged",
         title="Do neurons serve the studied text, or licence language in general? Rise of the loss "
-        f"of each set of texts when {headline:.1%} of the neurons are zeroed, by method",
+        f"of each set of texts when {in_percent(headline)} of the neurons are zeroed, by method",
         key=_over_texts(losses),
         across=3,
     )
@@ -319,7 +321,7 @@ def controls(tables: Tables, headline: float) -> Figure:
         levels=dict.fromkeys(units, 0.0),
         level="unchanged",
         title="What passages that were not scored on lose when "
-        f"{headline:.1%} of the neurons are zeroed: those of each method, and its controls",
+        f"{in_percent(headline)} of the neurons are zeroed: those of each method, and its controls",
         key=_over_texts(named),
     )
 

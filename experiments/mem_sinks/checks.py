@@ -34,6 +34,7 @@ from experiments.mem_sinks.presets import (
 from experiments.mem_sinks.study import DROPPED, OWN, PLAIN, SCALED
 from interp.experiment.checks import Check, Measure, Tables, above, at_least, at_most, below, minus
 from interp.localization.registry import methods
+from interp.reporting.looks import in_percent
 
 _COMPARED_AT = 0.4  # the share of the neurons at which code and canaries are compared
 
@@ -192,8 +193,8 @@ def _natural_or_random(settings: PostHoc) -> Check:
         paper="natural text is harder",
         source="found",
         statement="repeated code is harder to remove than canaries: without the "
-        f"{fraction:.0%} of the neurons that {method} finds for each, the share of the memory of "
-        "code that is gone, minus that of canaries, is {threshold}",
+        f"{in_percent(fraction)} of the neurons that {method} finds for each, the share of the "
+        "memory of code that is gone, minus that of canaries, is {threshold}",
         controls={"code": natural, "canaries": canaries},
         evidence="figures/post_hoc.png",
     )
@@ -257,13 +258,13 @@ def _tying(preset: Preset) -> list[Check]:
 
 def _under_noise(share: float) -> Check:
     return Check(
-        id=f"A8 {share:.0%}",
+        id=f"A8 {in_percent(share)}",
         measure=_ratio(isolation(noisy(share)), isolation(SINKS)),
         threshold=at_least(0.4),
         paper="tolerates about 10%" if share == 0.1 else None,
         source="inferred",
-        statement=f"noise is tolerated: with a random id at {share:.0%} of the presentations, the "
-        "isolation is {threshold} of that without noise",
+        statement=f"noise is tolerated: with a random id at {in_percent(share)} of the "
+        "presentations, the isolation is {threshold} of that without noise",
         controls={
             "isolation": isolation(noisy(share)),
             "rise of the held-out loss": _cost(noisy(share), DROPPED, STANDARD),

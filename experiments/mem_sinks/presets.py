@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from interp.reporting.looks import in_percent
+
 # Names of runs, as they stand in tables and figures.
 STANDARD = "standard"
 WIDE = "standard, wide"
@@ -148,7 +150,7 @@ class Preset:
 
 def noisy(share: float) -> str:
     """The name of the run in which a share of the presentations has a random id."""
-    return f"sinks, {share:.0%} random ids"
+    return f"sinks, {in_percent(share)} random ids"
 
 
 def _runs(

@@ -15,6 +15,7 @@ from interp.experiment.checks import (
     mean,
     rows,
 )
+from interp.reporting.looks import in_percent
 from interp.reporting.stats import Interval
 
 _DROP = "figures/drop.png"
@@ -23,7 +24,7 @@ _DROP = "figures/drop.png"
 def checks(preset: Preset) -> list[Check]:
     """All checks, at the fraction of neurons that the recipe's verdict is about."""
     fraction = preset.recipe.fraction
-    neurons = f"{fraction:.1%} of the neurons"
+    neurons = f"{in_percent(fraction)} of the neurons"
     selection = _fall("selection", fraction)
     random = _fall("random", fraction)
     return [

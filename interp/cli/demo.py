@@ -31,6 +31,7 @@ from interp.localization import localize
 from interp.memorization.extraction import scan
 from interp.mitigation.extraction_drop import extraction_drop
 from interp.mitigation.report import DropReport
+from interp.reporting.looks import in_percent
 from interp.reporting.plotting import ranked_scores, save
 from interp.sites.units import UnitScores
 from interp.subject.batch import Batch
@@ -176,6 +177,8 @@ class Leak:
         return _SUMMARY.format(
             **facts,
             **self.example,
+            record_accuracy=in_percent(facts["accuracy"]["record"], 2),
+            twin_accuracy=in_percent(facts["accuracy"]["twin"], 2),
             own=own,
             random=report.row("random", "memorized", "accuracy"),
             twin=report.row("selection", "twin", "accuracy"),
@@ -194,8 +197,8 @@ _SUMMARY = """
 What happened (on {device})
   A language model was fine-tuned on real text in which a few customer records are repeated.
   Given the first half of a record, it generates this much of the secret second half:
-    planted records   {extracted[record]} word for word, {accuracy[record]:.0%} of all tokens
-    never-seen twins  {extracted[twin]} word for word, {accuracy[twin]:.0%} of all tokens \
+    planted records   {extracted[record]} word for word, {record_accuracy} of all tokens
+    never-seen twins  {extracted[twin]} word for word, {twin_accuracy} of all tokens \
 (what the template alone reveals)
 
 Which neurons hold it, and what switching them off does

@@ -13,7 +13,7 @@ import pandas as pd
 from interp.files import replaced, writable
 from interp.memorization.evaluation import MEASURES
 from interp.mitigation.equal_damage import EqualDamage
-from interp.reporting.looks import in_words
+from interp.reporting.looks import in_percent, in_words
 from interp.reporting.plotting import dose_response, save
 from interp.reporting.stats import bootstrap, paired_interval
 
@@ -155,9 +155,9 @@ class DropReport:
         loss: Any = self.row("selection", "control", "loss")
         equal = self.equal_damage
 
-        share = (
-            f"{self.chosen:.2%}" if self.fixed else f"{self.chosen:.2%}, chosen on these windows"
-        )
+        share = in_percent(self.chosen, 4)
+        if not self.fixed:
+            share += ", chosen on these windows"
         # A site with fewer units left than were selected there gives all of them.
         if int(random["k"]) == int(own["k"]):
             matched = "the same number at each site"

@@ -92,6 +92,22 @@ def in_words(name: object) -> str:
     return re.sub(r"\bunitmem\b", "UnitMem", _IDENTIFIER.sub(spelled, text))
 
 
+def in_percent(share: float, digits: int = 6) -> str:
+    """Returns a share in percent with its significant digits, so that a small one is not 0%.
+
+    Args:
+        share: the share, 1 for all.
+        digits: number of significant digits: six show a setting as it was given.
+
+    Example:
+        >>> from interp.reporting.looks import in_percent
+        >>> in_percent(0.05), in_percent(0.0005), in_percent(0.9996, 2), in_percent(0.00123, 2)
+        ('5%', '0.05%', '100%', '0.12%')
+    """
+    rounded = float(f"{100 * share:.{digits}g}")
+    return f"{rounded:.15g}%"
+
+
 def looks(names: Iterable[object]) -> dict[str, Look]:
     """Returns words, colour and marker for each name, no two of which share a colour.
 

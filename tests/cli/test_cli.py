@@ -217,7 +217,7 @@ def test_ablate_measures_beside_the_controls(done):
     for name in ("ablate", "ablate scores"):
         assert {"verdict", "beats_random", "out"} <= printed[name].keys()
     assert printed["ablate"]["verdict"].startswith("Ablating 10 units (10.42%)")
-    assert printed["ablate scores"]["verdict"].startswith("Ablating 19 units (20.00%)")
+    assert printed["ablate scores"]["verdict"].startswith("Ablating 19 units (20%)")
     assert (
         json.loads((out / "drop.json").read_text())["verdict"]
         == printed["ablate scores"]["verdict"]

@@ -156,7 +156,7 @@ def test_runs_as_they_should_be_reproduce_every_claim():
     assert found["P1"].high <= 1
     assert found["P2"].measured == pytest.approx(0.7 - 1e-3 * 1.5)
     assert found["P2"].statement == (
-        "zeroing 10.0% of the neurons, which were chosen on these records, lowers their suffix "
+        "zeroing 10% of the neurons, which were chosen on these records, lowers their suffix "
         "accuracy by at least 0.5"
     )
 

@@ -165,7 +165,7 @@ def test_nothing_beats_random_but_at_equal_damage_and_beyond_its_interval(
 
 def test_the_verdict_says_when_the_share_was_chosen_on_the_windows_that_judge_it():
     assert "chosen on these windows" not in report(fixed=True).verdict
-    assert "(10.00%, chosen on these windows)" in report(fixed=False).verdict
+    assert "(10%, chosen on these windows)" in report(fixed=False).verdict
 
 
 def test_the_table_shows_every_selection_at_a_glance():

@@ -6,10 +6,12 @@ from __future__ import annotations
 import figure_laws
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from interp.localization import methods
 from interp.reporting import looks as module
-from interp.reporting.looks import in_words, looks
+from interp.reporting.looks import in_percent, in_words, looks
 from interp.reporting.panels import bars, level, lines, over_seeds, panels, ranges
 from interp.reporting.plotting import dose_response, matrix
 
@@ -181,3 +183,16 @@ def test_levels_are_named_and_may_share_a_colour():
 def test_small_numbers_of_a_matrix_are_not_rounded_away():
     table = pd.DataFrame([[0.0078, 0.0]], index=["a"], columns=["b", "c"])
     assert [text.get_text() for text in matrix(table, "fall").axes[0].texts] == ["0.0078", "0.0000"]
+
+
+@given(st.floats(1e-9, 1.0))
+def test_a_share_above_zero_is_never_shown_as_none(share: float):
+    for digits in (1, 2, 6):
+        shown = float(in_percent(share, digits).removesuffix("%"))
+        assert shown == pytest.approx(100 * share, rel=0.5 * 10 ** (1 - digits))
+    assert in_percent(0.0) == "0%"
+
+
+def test_settings_are_shown_as_they_were_given():
+    given_as = {0.001: "0.1%", 0.005: "0.5%", 0.05: "5%", 1 - 0.99: "1%", 0.9995: "99.95%"}
+    assert {share: in_percent(share) for share in given_as} == given_as

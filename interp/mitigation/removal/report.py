@@ -12,7 +12,7 @@ import pandas as pd
 
 from interp.files import replaced, writable, write_json
 from interp.reporting.layout import LEVEL, finish, name_panel, new_figure, style
-from interp.reporting.looks import looks
+from interp.reporting.looks import in_percent, looks
 from interp.reporting.plotting import save
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ class RemovalReport:
             return ["its damage was not measured"]
         damage: Any = self.damage
         if damage.empty:
-            return [f"no measure of damage is worse by more than {self.tolerance:.0%}"]
+            return [f"no measure of damage is worse by more than {in_percent(self.tolerance)}"]
         parts: list[str] = []
         for (_, row), before in zip(damage.iterrows(), self._before_damage(damage), strict=True):
             parts.append(f"{_name_of(row)} from {before:.2f} to {_shown(row)}")

@@ -18,12 +18,14 @@ class Case:
         reasoning: where its reasoning is looked for.
         blocks: number of blocks of the model.
         neurons: number of neurons of each MLP.
+        circuit_items: number of items of each set that circuits are found on.
     """
 
     name: str
     reasoning: Reasoning
     blocks: int
     neurons: int
+    circuit_items: int
 
     @property
     def end(self) -> Rows:

@@ -28,12 +28,14 @@ def checks(preset: Preset) -> list[Check]:
             reasoning=of_sum,
             blocks=addition.blocks,
             neurons=4 * addition.width,
+            circuit_items=preset.circuit_items,
         ),
         Case(
             name="THR",
             reasoning=TWO_HOPS,
             blocks=relations.blocks,
             neurons=4 * relations.width,
+            circuit_items=preset.circuit_items,
         ),
     ]
     return [*of_reasoning(*cases), *of_memory(*cases)]

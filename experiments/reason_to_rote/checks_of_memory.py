@@ -21,6 +21,7 @@ from experiments.reason_to_rote.measures import (
     dose,
     effective_positions,
     erasure,
+    erasure_of_all,
     last,
     mean,
     probe,
@@ -400,8 +401,8 @@ def _removal_controls(case: Case) -> list[Check]:
             threshold=at_most(0.1),
             evidence="figures/erased.png",
             controls={
-                "memorized answers that stay": erasure("INLP", of),
-                "random directions of these ranks": erasure("random for INLP", of),
+                "memorized answers that stay": erasure_of_all("INLP", of),
+                "random directions of that rank": erasure_of_all("random for INLP", of),
             },
             paper=None,
             source="chosen",

@@ -472,6 +472,7 @@ def _edges(case: Case) -> list[Check]:
     """C6a at the share of edges that was fixed beforehand, C6c at the smallest one at which
     circuits can be compared."""
     of = case.end
+    items = case.circuit_items
     premise = (
         f"where both circuits have at least {FEWEST_EDGES} edges and give at least {FAITHFUL:g} of "
         "the model's effect on their own items"
@@ -482,13 +483,13 @@ def _edges(case: Case) -> list[Check]:
             id=f"C6a {case.name}",
             statement="the intersection over union of the top 10% of edges of memorized items "
             f"{compared} ({premise})",
-            measure=overlap_if_faithful(0.1, "random prompts", **of),
+            measure=overlap_if_faithful(0.1, items, "random prompts", **of),
             threshold=above(0.1),
             evidence="figures/circuits.png",
             controls={
-                "with test items": overlap(0.1, **of),
-                "with random prompts": overlap(0.1, other="random prompts", **of),
-                "untrained": overlap(0.1, other="untrained", **of),
+                "with test items": overlap(0.1, items, **of),
+                "with random prompts": overlap(0.1, items, other="random prompts", **of),
+                "untrained": overlap(0.1, items, other="untrained", **of),
                 "effect of the circuit of memorized items": faithfulness("memorized", 0.1, **of),
                 "effect of the circuit of test items": faithfulness("test", 0.1, **of),
             },
@@ -498,7 +499,7 @@ def _edges(case: Case) -> list[Check]:
             id=f"C6c {case.name}",
             statement="the intersection over union of the edges of memorized items "
             f"{compared} (for the smallest share of edges, {premise})",
-            measure=overlap_of_smallest("random prompts", **of),
+            measure=overlap_of_smallest(items, "random prompts", **of),
             threshold=above(0.1),
             evidence="figures/faithfulness.png",
             controls={

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from experiments.reason_to_rote.distributed import participation
-from interp.experiment.checks import Measure, Tables, bounded
+from interp.experiment.checks import Measure, Tables, bounded, rows
 from interp.reporting.stats import (
     Bounds,
     Interval,
@@ -47,20 +47,6 @@ MEMORIZED: Rows = {"set": "memorized"}
 TEST: Rows = {"set": "test"}
 
 
-def rows(tables: Tables, name: str, **where: Any) -> pd.DataFrame:
-    """The rows of a table that have the given values. Raises ValueError when there are none."""
-    frame = tables[name]
-    # One mask for all columns: taking the rows of a large table once per column is most of the time
-    # of a claim.
-    wanted = np.ones(len(frame), dtype=bool)
-    for column, value in where.items():
-        wanted &= (frame[column] == value).to_numpy(dtype=bool)
-    found = frame[wanted]
-    if found.empty:
-        raise ValueError(f"{name}: no row with {where}")
-    return found
-
-
 def donor(kind: str, of: Rows, items: Rows = MEMORIZED) -> Rows:
     """Rows of `donors` with the residual stream replaced after the first block, at the position of
     the intermediate result, by that of donors with the same or another intermediate result."""
@@ -77,7 +63,7 @@ def at_first(column: str, passed: float, **where: Any) -> Measure:
     never did."""
 
     def measure(tables: Tables) -> Interval | None:
-        history = rows(tables, "dynamics", **where)
+        history = rows(tables["dynamics"], where)
         reached = history[history["test"] >= passed]
         return None if reached.empty else _accuracy(reached.iloc[0], column)
 
@@ -89,7 +75,7 @@ def before_memory(column: str, memorized: float, **where: Any) -> Measure:
     memorized."""
 
     def measure(tables: Tables) -> Interval | None:
-        history = rows(tables, "dynamics", **where)
+        history = rows(tables["dynamics"], where)
         before = history[history["memorized"] <= memorized]
         return None if before.empty else _accuracy(before.loc[before[column].idxmax()], column)
 
@@ -101,7 +87,7 @@ def steps_ratio(memorized: float, passed: float, **where: Any) -> Callable[[Tabl
     test accuracy reaches `passed`; not measured where either never happened."""
 
     def measure(tables: Tables) -> float | None:
-        history = rows(tables, "dynamics", **where)
+        history = rows(tables["dynamics"], where)
         memorizing = _steps_until(history, "memorized", memorized)
         passing = _steps_until(history, "test", passed)
         return None if memorizing is None or passing is None else memorizing / passing
@@ -120,7 +106,7 @@ def last(column: str, **where: Any) -> Measure:
     """An accuracy at the end of training."""
 
     def measure(tables: Tables) -> Interval:
-        return _accuracy(rows(tables, "dynamics", **where).iloc[-1], column)
+        return _accuracy(rows(tables["dynamics"], where).iloc[-1], column)
 
     return bounded(measure, *SHARE)
 
@@ -129,7 +115,7 @@ def largest(column: str, **where: Any) -> Measure:
     """The largest value of an accuracy during training."""
 
     def measure(tables: Tables) -> Interval:
-        history = rows(tables, "dynamics", **where)
+        history = rows(tables["dynamics"], where)
         return _accuracy(history.loc[history[column].idxmax()], column)
 
     return bounded(measure, *SHARE)
@@ -198,7 +184,7 @@ def probe(
     }
 
     def measure(tables: Tables) -> Interval:
-        found = rows(tables, "probes", **wanted).iloc[0]
+        found = rows(tables["probes"], wanted).iloc[0]
         return proportion(float(found[column]), int(found["n"]))
 
     return bounded(measure, *SHARE)
@@ -219,7 +205,7 @@ def probe_at_best(
     def measure(tables: Tables) -> Interval | float | None:
         apart = where.get("apart", False)
         wanted = {"variable": variable, "reading": "true", "position": position, "apart": apart}
-        on_test = rows(tables, "probes", **wanted, **of, **TEST)
+        on_test = rows(tables["probes"], {**wanted, **of, **TEST})
         inside = on_test[on_test["depth"] < on_test["depth"].max()]
         depth = inside.loc[inside["accuracy"].idxmax(), "depth"]
         return probe(variable, depth, reading, position=position, of=of, **where)(tables)
@@ -243,11 +229,23 @@ def erasure(removed: str, of: Rows, items: Rows = MEMORIZED) -> Measure:
     return mean("erasure", "kept", removed=removed, block=0, **of, **items)
 
 
+def erasure_of_all(removed: str, of: Rows, items: Rows = MEMORIZED) -> Measure:
+    """`erasure` of all that several rounds have removed: of the subspaces of that name, those of
+    the largest rank."""
+
+    def measure(tables: Tables) -> Interval:
+        found = rows(tables["erasure"], {"removed": removed, "block": 0, **of, **items})
+        after_last_round: Any = found[found["rank"] == found["rank"].max()]
+        return bootstrap(_by_item(after_last_round, "kept"))
+
+    return bounded(measure, *SHARE)
+
+
 def if_removed(removed: str, of: Rows, measure: Measure) -> Measure:
     """A measure that is not taken where there was no such subspace to remove."""
 
     def found(tables: Tables) -> Interval | float | None:
-        names = rows(tables, "erasure", block=0, **of)["removed"]
+        names = rows(tables["erasure"], {"block": 0, **of})["removed"]
         return measure(tables) if (names == removed).any() else None
 
     return replace(measure, of=found)
@@ -263,7 +261,7 @@ def of_subspaces(column: str, removed: str, of: Rows) -> Measure:
     """A property of a subspace that is removed after the first block, as the mean over draws."""
 
     def measure(tables: Tables) -> float:
-        found = rows(tables, "erasure", removed=removed, block=0, **of)
+        found = rows(tables["erasure"], {"removed": removed, "block": 0, **of})
         return float(found.groupby("draw")[column].first().mean())
 
     return bounded(measure, *SHARE)
@@ -274,7 +272,7 @@ def still_read(removed: str, of: Rows) -> Measure:
     that of the most frequent value, after the first block."""
 
     def measure(tables: Tables) -> float:
-        found = rows(tables, "inlp", removed=removed, block=0, **of).iloc[-1]
+        found = rows(tables["inlp"], {"removed": removed, "block": 0, **of}).iloc[-1]
         return float(found["accuracy"] - found["chance"])
 
     return bounded(measure, *DIFFERENCE)
@@ -290,7 +288,7 @@ def mean(table: str, column: str, bounds: Bounds | None = SHARE, **where: Any) -
     """
 
     def measure(tables: Tables) -> Interval:
-        return bootstrap(_by_item(rows(tables, table, **where), column))
+        return bootstrap(_by_item(rows(tables[table], where), column))
 
     return Measure(f"mean {column}", measure, bounds)
 
@@ -304,8 +302,8 @@ def difference(table: str, column: str, one: Rows, other: Rows) -> Measure:
 
     def measure(tables: Tables) -> Interval:
         return paired_interval(
-            _by_item(rows(tables, table, **one), column),
-            _by_item(rows(tables, table, **other), column),
+            _by_item(rows(tables[table], one), column),
+            _by_item(rows(tables[table], other), column),
         )
 
     return bounded(measure, *DIFFERENCE)
@@ -315,7 +313,7 @@ def between(table: str, one: str, other: str, **where: Any) -> Measure:
     """The mean of one column minus the mean of another, paired by item."""
 
     def measure(tables: Tables) -> Interval:
-        frame = rows(tables, table, **where)
+        frame = rows(tables[table], where)
         return paired_interval(_by_item(frame, one), _by_item(frame, other))
 
     return bounded(measure, *DIFFERENCE)
@@ -346,8 +344,8 @@ def _unpaired(
 
     def measure(tables: Tables) -> Interval:
         samples = [
-            _by_item(rows(tables, table, **one), column),
-            _by_item(rows(tables, table, **other), column),
+            _by_item(rows(tables[table], one), column),
+            _by_item(rows(tables[table], other), column),
         ]
         return statistic_interval(samples, statistic)
 
@@ -358,7 +356,7 @@ def is_comparable(tables: Tables, fraction: float, **of: Any) -> bool:
     """Whether circuits of a fraction of all edges can be compared: they have at least
     `FEWEST_EDGES`, and those of memorized and of test items each give at least `FAITHFUL` of the
     model's effect on their own items."""
-    found = rows(tables, "overlap", fraction=fraction, **of)
+    found = rows(tables["overlap"], {"fraction": fraction, **of})
     faithful = [
         faithfulness(name, fraction, **of)(tables) >= FAITHFUL for name in ("memorized", "test")
     ]
@@ -370,7 +368,7 @@ def faithfulness(name: str, fraction: float, **of: Any) -> Callable[[Tables], fl
 
     def measure(tables: Tables) -> float:
         wanted = {"circuit": name, "on": name, "fraction": fraction}
-        return float(rows(tables, "faithfulness", **wanted, **of)["faithfulness"].iloc[0])
+        return float(rows(tables["faithfulness"], {**wanted, **of})["faithfulness"].iloc[0])
 
     return measure
 
@@ -378,19 +376,22 @@ def faithfulness(name: str, fraction: float, **of: Any) -> Callable[[Tables], fl
 def smallest_comparable(tables: Tables, **of: Any) -> float | None:
     """The smallest fraction of all edges at which circuits can be compared, see `is_comparable`;
     None if there is none."""
-    fractions = rows(tables, "overlap", **of)["fraction"]
+    fractions = rows(tables["overlap"], of)["fraction"]
     for fraction in sorted(fractions.unique()):
         if is_comparable(tables, fraction, **of):
             return float(fraction)
     return None
 
 
-def overlap(fraction: float, less: str | None = None, other: str = "test", **of: Any) -> Measure:
+def overlap(
+    fraction: float, items: int, less: str | None = None, other: str = "test", **of: Any
+) -> Measure:
     """The overlap (intersection over union) of the edges that matter most for memorized items and
     for another set, however well these edges explain the answers.
 
     Args:
         fraction: fraction of all edges that each circuit has.
+        items: number of items of each set that circuits are found on.
         less: a control whose intersection over union with the memorized items is subtracted.
         other: the other set.
         of: the model.
@@ -400,7 +401,7 @@ def overlap(fraction: float, less: str | None = None, other: str = "test", **of:
     """
 
     def measure(tables: Tables) -> Interval:
-        found = rows(tables, "overlap", fraction=fraction, **of)
+        found = rows(tables["overlap"], {"fraction": fraction, **of})
         iou = found.pivot_table(index="sample", columns="other", values="iou")
         values = iou[other]
         if less is not None:
@@ -411,30 +412,30 @@ def overlap(fraction: float, less: str | None = None, other: str = "test", **of:
         low, high = np.quantile(resampled, [0.025, 0.975])
         # A resample has fewer different items, which makes circuits agree less: the estimate on all
         # items may lie above the interval.
-        return Interval(estimate, min(low, estimate), max(high, estimate), len(resampled))
+        return Interval(estimate, min(low, estimate), max(high, estimate), items)
 
     return bounded(measure, *(SHARE if less is None else DIFFERENCE))
 
 
-def overlap_if_faithful(fraction: float, less: str, **of: Any) -> Measure:
+def overlap_if_faithful(fraction: float, items: int, less: str, **of: Any) -> Measure:
     """`overlap` with test items minus that with a control, where the circuits can be compared; not
     measured elsewhere."""
 
     def measure(tables: Tables) -> Interval | float | None:
         if not is_comparable(tables, fraction, **of):
             return None
-        return overlap(fraction, less, **of)(tables)
+        return overlap(fraction, items, less, **of)(tables)
 
     return bounded(measure, *DIFFERENCE)
 
 
-def overlap_of_smallest(less: str, **of: Any) -> Measure:
+def overlap_of_smallest(items: int, less: str, **of: Any) -> Measure:
     """`overlap` with test items minus that with a control, of the smallest circuits that can be
     compared; not measured if there are none."""
 
     def measure(tables: Tables) -> Interval | float | None:
         fraction = smallest_comparable(tables, **of)
-        return None if fraction is None else overlap(fraction, less, **of)(tables)
+        return None if fraction is None else overlap(fraction, items, less, **of)(tables)
 
     return bounded(measure, *DIFFERENCE)
 
@@ -449,7 +450,7 @@ def component_correlation(kind: str = "head|MLP", **where: Any) -> Measure:
     """
 
     def measure(tables: Tables) -> Interval | None:
-        found = rows(tables, "components", **where)
+        found = rows(tables["components"], where)
         found = found[found["component"].str.contains(kind)]
         memorized = _wide(found[found["set"] == "memorized"], "component")
         test = _wide(found[found["set"] == "test"], "component")
@@ -481,7 +482,7 @@ def effective_positions(*, inputs: int, less_test: bool = False, **where: Any) -
     """
 
     def measure(tables: Tables) -> Interval | None:
-        found = rows(tables, "positions", **where)
+        found = rows(tables["positions"], where)
         memorized = _wide(found[found["set"] == "memorized"], "position")
         if not less_test:
             return _over_items([memorized], _effective)
@@ -505,7 +506,7 @@ def different_neurons(column: str, **where: Any) -> Measure:
     """
 
     def measure(tables: Tables) -> float:
-        counts = rows(tables, "shared", **where)[column]
+        counts = rows(tables["shared"], where)[column]
         return float((counts > 0).mean())
 
     return bounded(measure, *SHARE)
@@ -518,7 +519,7 @@ def survival(
     at a position is exchanged."""
 
     def measure(tables: Tables) -> Interval | None:
-        changed = rows(tables, "perturbed", set="memorized", **where)
+        changed = rows(tables["perturbed"], {"set": "memorized", **where})
         # Where the memorized answer happens to be the right one for the changed question, giving it
         # shows nothing: these questions are left out.
         kept = changed["kept"].astype(float).mask(changed["same"])

@@ -20,6 +20,7 @@ from experiments.reason_to_rote.measures import (
     before_memory,
     component_correlation,
     effective_positions,
+    last,
     less,
     overlap_if_faithful,
     overlap_of_smallest,
@@ -160,12 +161,13 @@ def test_the_smallest_circuits_that_can_be_compared_are():
     is_half = (changed["fraction"] == 0.5) & (changed["other"] == "test")
     changed.loc[is_half, "iou"] = 0.7
     tables = half | {"overlap": changed}
-    found = overlap_of_smallest("random prompts", **of)(tables)
+    found = overlap_of_smallest(64, "random prompts", **of)(tables)
     assert found.estimate == pytest.approx(0.2)
-    assert overlap_if_faithful(0.5, "random prompts", **of)(tables) == found
-    assert overlap_if_faithful(0.1, "random prompts", **of)(tables) is None
+    assert found.n == 64  # items, of which there are two resamples in the table
+    assert overlap_if_faithful(0.5, 64, "random prompts", **of)(tables) == found
+    assert overlap_if_faithful(0.1, 64, "random prompts", **of)(tables) is None
     nowhere = circuit_tables(effect=0.1, edges=3)
-    assert overlap_of_smallest("random prompts", **of)(nowhere) is None
+    assert overlap_of_smallest(64, "random prompts", **of)(nowhere) is None
 
 
 def probe_table(accuracy: dict[str, list[float]]) -> dict[str, pd.DataFrame]:
@@ -252,3 +254,26 @@ def test_the_sweep_has_no_row_for_what_never_happened():
     known = {"dynamics": history([0.95, 0.95], [0.0, 0.6], task="FDA")}
     (row,) = sweep.measured("2% noise", measures, known).to_dict("records")
     assert (row["estimate"], row["n"]) == (2, 1)
+
+
+def test_what_several_rounds_remove_is_judged_after_the_last():
+    """Round by round fewer answers stay; the controls of K6 are those at the rank of the measure."""
+    parts: list[pd.DataFrame] = []
+    for rank, kept in ((9, 1.0), (18, 0.5), (27, 0.25)):
+        for removed, draws, stays in (("INLP", 1, kept), ("random for INLP", 2, 1.0 - kept)):
+            for draw in range(draws):
+                part = pd.DataFrame({"item": range(4), "kept": np.arange(4) < 4 * stays})
+                parts.append(part.assign(removed=removed, rank=rank, draw=draw))
+    about = {"task": "FDA", "stage": "end", "set": "memorized", "block": 0}
+    found = {"removed": "INLP", "accuracy": [1.0, 0.6], "chance": 0.1, **about}
+    claim = judged(
+        "K6 FDA, INLP", {"erasure": pd.concat(parts).assign(**about), "inlp": pd.DataFrame(found)}
+    )
+    assert claim.measured == pytest.approx(0.5)
+    assert "memorized answers that stay: 0.250" in claim.control
+    assert "random directions of that rank: 0.750" in claim.control
+
+
+def test_rows_that_are_not_there_are_a_look_up_error():
+    with pytest.raises(LookupError, match=r"no rows with .*THR"):
+        last("test", task="THR")({"dynamics": pd.DataFrame({"task": ["FDA"], "test": [1.0]})})

@@ -39,6 +39,8 @@ _TOP = 0.06  # share of the passages that count as highest-scoring: 60 of 1,000
 _IDENTITY_PASSAGES = 50
 # Columns of `membership` that are no scores, or are those of an attack that has its row already.
 _NO_ATTACKS = ["text", "tokens", "loss", "ratio", "informia_sum"]
+# Scores that need no reference model, and so one forward pass per text and not two.
+_WITHOUT_REFERENCE = ("zlib", "min_k", "min_k_plus_plus")
 Tables = dict[str, pd.DataFrame]
 
 
@@ -77,10 +79,7 @@ def classifiers(preset: Preset, settings: Pictures, seed: int, folder: Path) -> 
     curves: list[pd.DataFrame] = []
     # Every model is a target in turn: the items of the claims are targets.
     for target in range(pool.models):
-        for references in preset.references:
-            # An example has one reference per pair, and none from the target's own.
-            if references >= settings.pairs:
-                continue
+        for references in preset.references_of(settings):
             of_points = pool.untrained_on_population(
                 target, references, len(population), seed=1000 * seed + target
             )
@@ -105,7 +104,7 @@ def classifiers(preset: Preset, settings: Pictures, seed: int, folder: Path) -> 
                 seed=1000 * seed + target,
             )
             rows += [{**about, **row} for row in found]
-            if target == 0 and references == max(preset.references):
+            if target == 0 and references == max(preset.references_of(settings)):
                 curves.append(curve_points(signals, preset.populations, _LIKELY_OFFSET, about))
     tables = {"attacks": pd.DataFrame(rows), "training": pd.DataFrame(accuracy)}
     if curves:
@@ -157,7 +156,9 @@ def text(preset: Preset, seed: int, folder: Path) -> Tables:
             # Scores from tokens or from the text, which `attacks` cannot make: it has log p of
             # whole texts.
             for name in scores.columns.difference(_NO_ATTACKS):
-                found.append(judged(str(name), scores[name], members, forwards=2 * len(scores)))
+                passes = 1 if name in _WITHOUT_REFERENCE else 2
+                row = judged(str(name), scores[name], members, forwards=passes * len(scores))
+                found.append(row)
             rows += [{**about, **row} for row in found]
             losses.append(
                 {

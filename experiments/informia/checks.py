@@ -33,15 +33,17 @@ _SMALLEST = 10
 
 def checks(preset: Preset) -> list[Check]:
     """All checks of the data sets that a preset has."""
-    references = min(max(preset.references), max(each.pairs for each in preset.pictures) - 1)
+    # Of each data set, the most that it was measured with.
+    most = {each.name: max(preset.references_of(each)) for each in preset.pictures}
+    references = most[preset.headline]
     pictures = {"data": preset.headline, "references": references}
     text = {"data": "text", "epochs": preset.epoch}
     found = [
         *_laws(),
         *_against_rmia(preset, pictures, text),
-        *_against_others(preset, pictures, text),
+        *_against_others(pictures, text, most),
     ]
-    if min(preset.references) < references:
+    if 1 in preset.references and references > 1:
         found.append(_more_references(preset.headline, references))
     return [*found, *_of_tokens(text), *_of_private_tokens(preset)]
 
@@ -207,8 +209,15 @@ def _most_forwards(where: dict[str, Any]) -> Callable[[Tables], float]:
     return most
 
 
-def _against_others(preset: Preset, pictures: dict[str, Any], text: dict[str, Any]) -> list[Check]:
-    """What reference models are worth, and what RMIA's offset does to texts."""
+def _against_others(
+    pictures: dict[str, Any], text: dict[str, Any], most: dict[str, int]
+) -> list[Check]:
+    """What reference models are worth, and what RMIA's offset does to texts.
+
+    Args:
+        pictures, text: rows about the data set of pictures that claims are about, and the text.
+        most: the largest number of reference models of each data set of pictures.
+    """
     on_pictures = _auc("informia_sequence", **pictures)
     on_text = _auc("informia_sequence", **text)
     return [
@@ -241,8 +250,8 @@ def _against_others(preset: Preset, pictures: dict[str, Any], text: dict[str, An
             evidence="figures/attacks.png",
         ),
         *[
-            _over_lira({**pictures, "data": each.name}, "0.009 (CIFAR-10)")
-            for each in preset.pictures
+            _over_lira({"data": name, "references": references}, "0.009 (CIFAR-10)")
+            for name, references in most.items()
         ],
         _over_lira(text, "0.048 (AG News, 1 epoch)"),
         Check(

@@ -32,8 +32,8 @@ class Signals:
         target: [examples] under the target.
         out: [references, examples] under models not trained on the example.
         population: [population] under the target.
-        population_out: [references, population] under as many models that were not trained on the
-            point.
+        population_out: [references, population] under the same number of models, none of which was
+            trained on any point: for each point one model of each reference pair, at random.
         members: [examples] whether the target was trained on the example.
     """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from interp.errors import closest
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
@@ -98,6 +100,11 @@ class Preset:
     headline: str
     epoch: int
 
+    def references_of(self, settings: Pictures) -> tuple[int, ...]:
+        """Returns the numbers of reference models that a data set has enough models for: an example
+        has one per pair, and none from the target's own."""
+        return tuple(number for number in self.references if number < settings.pairs)
+
     def __post_init__(self) -> None:
         # True positive rates at 1% false positives are among the claims.
         for settings in (*self.pictures, self.prose):
@@ -107,6 +114,19 @@ class Preset:
                     f"pool={settings.pool}: expected at least 200, so that 1% of the non-members, "
                     f"now {non_members}, is one or more"
                 )
+        for settings in self.pictures:
+            if not self.references_of(settings):
+                raise ValueError(
+                    f"references={self.references}: expected at least one that is smaller than "
+                    f"pairs={settings.pairs} of {settings.name}, since an example has one "
+                    "reference per pair, and none from the target's own"
+                )
+        names = [settings.name for settings in self.pictures]
+        if self.headline not in names:
+            raise ValueError(
+                f"headline={self.headline!r}: expected one of {', '.join(names)}; "
+                f"nearest: {closest(self.headline, names)}"
+            )
 
 
 PRESETS = {

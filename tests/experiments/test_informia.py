@@ -15,9 +15,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from experiments.informia import EXPERIMENT, prose
+from experiments.informia.checks import checks
 from experiments.informia.measures import Signals, attacks, token_auc
 from experiments.informia.pictures import draw
 from experiments.informia.presets import PRESETS, Pictures
+from interp.experiment.checks import interval
 from interp.memorization.membership.corpus import membership
 from interp.training.reference_pool import complementary_halves
 from interp.training.state import load_weights
@@ -168,3 +170,50 @@ def test_token_auc_compares_tokens_of_members_with_those_of_others():
 def test_too_few_non_members_for_one_percent_are_refused():
     with pytest.raises(ValueError, match="pool=150: expected at least 200"):
         replace(TINY, prose=replace(TINY.prose, pool=150))
+
+
+def test_a_score_without_a_reference_takes_one_forward_per_text(results: Any):
+    table: Any = results.tables["attacks"]
+    texts = table[table["data"] == "text"]
+    forwards = texts[texts["attack"] != "rmia"].groupby("attack")["forwards"].max()
+    without = {"loss", "zlib", "min_k", "min_k_plus_plus"}
+    assert without < set(forwards.index)
+    one = TINY.prose.pool
+    compared = forwards.drop("informia_with_population")
+    assert {name: count // one for name, count in compared.items()} == {
+        name: 1 if name in without else 2 for name in compared.index
+    }
+
+
+def test_claims_are_about_numbers_of_references_that_were_measured():
+    """Of 1, 3 and 8 reference models, a data set of 3 pairs is measured with 1, and one of 5 with
+    1 and 3."""
+    few = replace(TINY.pictures[0], pairs=3)
+    many = replace(few, noise=0.0, pairs=5)
+    preset = replace(TINY, pictures=(few, many), references=(1, 3, 8), headline=few.name)
+    assert [preset.references_of(each) for each in preset.pictures] == [(1,), (1, 3)]
+    found = {check.id: check for check in checks(preset)}
+    assert "P3" not in found  # one reference model is the most of this data set
+    assert (
+        "with 3 reference models"
+        in {check.id: check for check in checks(replace(preset, headline=many.name))}["P3"].text
+    )
+    attacked = [("informia_sequence", 0.9), ("lira", 0.6)]
+    rows = [
+        {"data": each.name, "references": number, "attack": attack, "auc": auc, "target": 0}
+        for each in preset.pictures
+        for number in preset.references_of(each)
+        for attack, auc in attacked
+    ]
+    tables = {"attacks": pd.DataFrame(rows)}
+    for each in preset.pictures:
+        measured = found[f"F5 LiRA, {each.name}"].measure(tables)
+        assert measured is not None
+        assert interval(measured).estimate == pytest.approx(0.3)
+
+
+def test_a_preset_without_enough_models_or_with_another_headline_is_refused():
+    with pytest.raises(ValueError, match=r"references=\(2, 4\): expected .* smaller than pairs=2"):
+        replace(TINY, references=(2, 4))
+    with pytest.raises(ValueError, match="headline='digits': expected one of digits, noisy"):
+        replace(TINY, headline="digits")

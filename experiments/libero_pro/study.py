@@ -97,7 +97,7 @@ def train(preset: Preset, regime: Regime, seed: int) -> Trained:
     """
     suite_name = SUITE_OF[regime.name]
     frames = demonstration_batch(demonstrations(suite_name, regime.demonstrations, seed))
-    tried = arms(suite_name, [], preset.tried, _TRIED_SEED + seed).scenes
+    tried = _valid_scenes(arms(suite_name, [], preset.tried, _TRIED_SEED + seed))
     policy = _fitted(preset, regime, frames, seed)
     clean_success = [_success(policy, tried, seed)]
     while clean_success[-1] < TRAINED and len(clean_success) < preset.attempts:
@@ -126,6 +126,12 @@ def _fitted(preset: Preset, regime: Regime, frames: Batch, seed: int) -> Subject
         objective=weighted_loss,
     )
     return policy
+
+
+def _valid_scenes(tried: Arms) -> list[Scene]:
+    """The scenes that can be done: those in which the expert succeeds."""
+    valid = tried.table[tried.table["valid"]]
+    return [tried.scenes[number] for number in valid["scene"]]
 
 
 def _success(policy: Subject, scenes: list[Scene], seed: int) -> float:
@@ -177,8 +183,8 @@ def blind(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
     """Returns one row per clean episode in which a policy is not given a part of its input: no
     words, or no items. With no items it can only replay a trajectory."""
     tried = arms(SUITE_OF[trained.regime.name], [], preset.episodes, _SCENES_SEED + seed)
-    valid: Any = tried.table[tried.table["valid"]]
-    scenes = [tried.scenes[number] for number in valid["scene"]]
+    numbers = tried.table[tried.table["valid"]]["initial_state"]
+    scenes = _valid_scenes(tried)
     changes: dict[str, Change | None] = {
         "everything": None,
         "no words": lambda given, _: {**given, "words": torch.zeros_like(given["words"])},
@@ -189,7 +195,7 @@ def blind(preset: Preset, trained: Trained, seed: int) -> pd.DataFrame:
         run = rollouts(trained.policy, scenes, seed=seed, change=change)
         rows = [
             {"episode": number, "success": float(each.success)}
-            for number, each in zip(valid["initial_state"], run, strict=True)
+            for number, each in zip(numbers, run, strict=True)
         ]
         parts.append(pd.DataFrame(rows).assign(given=name))
     return pd.concat(parts, ignore_index=True).assign(policy=trained.regime.name)
@@ -374,7 +380,9 @@ def ablation(
     preset: Preset, trained: Trained, reference: Batch, tried: Arms, seed: int
 ) -> pd.DataFrame:
     """Returns one row per episode after the ablation of neurons: those that the frames of training
-    need and frames of decorrelated scenes do not, and random ones.
+    need and frames of decorrelated scenes do not, and the same number of random ones of all blocks.
+    These are not matched by block: unlike those of `Selection.random`, they may lie in blocks whose
+    neurons cost more or less than those of the neurons that were found.
 
     Args:
         preset: see `Preset`.
@@ -390,7 +398,6 @@ def ablation(
     against = reference.rows(rng.permutation(early)[: preset.frames])
     scores = {(FOUND, 0): localize(trained.policy, memorized, against, FOUND, "neurons")}
     for draw in range(preset.draws):
-        # Random scores over all blocks; the neurons that are found may be in a few of them.
         control = localize(trained.policy, memorized, None, RANDOM, "neurons", seed=seed + draw)
         scores[RANDOM, draw] = control
     parts = [_after(trained, tried, None, seed).assign(method=NOTHING, fraction=0.0, draw=0)]

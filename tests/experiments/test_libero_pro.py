@@ -165,3 +165,24 @@ def test_the_same_seed_gives_the_same_policy():
     one, other = (study.train(SMOKE, regime, SEED).policy for _ in range(2))
     for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_scenes_that_cannot_be_done_decide_nothing(monkeypatch: pytest.MonkeyPatch):
+    """A policy is trained once more where it fails, but not for scenes in which the expert fails."""
+    tried = rollouts.arms(SUITE_OF[TEXT], [], 2, SEED)
+    assert tried.table["valid"].all()
+    table = tried.table.assign(valid=tried.table["initial_state"] == 1)
+    monkeypatch.setattr(study, "arms", lambda *_: replace(tried, table=table))
+    given: list[int] = []
+
+    def success(policy: Any, scenes: list[Any], seed: int) -> float:
+        given.append(len(scenes))
+        return 1.0
+
+    monkeypatch.setattr(study, "_success", success)
+    monkeypatch.setattr(study, "_fitted", lambda *_: None)
+    shown = demonstrations(SUITE_OF[TEXT], 8, SEED)
+    monkeypatch.setattr(study, "demonstrations", lambda *_: shown)
+    regime = next(each for each in SMOKE.regimes if each.name == TEXT)
+    study.train(SMOKE, regime, SEED)
+    assert given == [1]

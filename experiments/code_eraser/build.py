@@ -27,7 +27,7 @@ Tables = dict[str, pd.DataFrame]
 
 
 def jobs(preset: Preset, seed: int) -> Iterator[Job]:
-    """Two jobs; the first one also trains the models."""
+    """Two jobs; the one that comes first also trains the models."""
     yield job(methods, preset, seed, Folder("models"))
     yield job(settings, preset, seed, Folder("models"))
 

@@ -44,13 +44,15 @@ def checks(preset: RemovalsPreset) -> list[Check]:
 
 
 def at_damage(path: pd.DataFrame, column: str) -> float | None:
-    """Returns a measure of a path where the loss on held-out code has risen by an amount.
+    """Returns a measure of a path where the loss on held-out code has risen by the amount in the
+    path's column `damage`.
 
     It is interpolated between the last dose below and the first at or above; None where no dose
     does as much damage.
 
     Args:
-        path: the rows of one path, the first of them without any removal.
+        path: the rows of one path, the first of them without any removal; `damage` is the same in
+            all of them.
         column: the measure.
     """
     ordered: Any = path.sort_values("dose")

@@ -23,6 +23,10 @@ _MEASURES = {
     "memorized": "other memorized code",
     "other_secrets": "other secrets",
 }
+# MA is a mean over the runs of tokens that count in a file, accuracy one over its tokens: around
+# secrets there are several runs of different lengths, and the two differ.
+MA = "MA (share of tokens)"
+_LABELS = {"ma": MA, "accuracy": "accuracy (share of tokens)", "loss": "nats per token"}
 # What is measured of each set of files, and its name above a panel.
 _COSTS = {
     "context": ("accuracy", "code around the secrets"),
@@ -48,7 +52,7 @@ def training(tables: Tables) -> Figure:
     table = tables["paths"]
     named = table.rename(columns=_MEASURES)
     long = named.melt(["removal", "dose", "seed"], list(_MEASURES.values()), "data", "share")
-    draw = lines(long, "dose", "share", "data", xlabel="epochs", ylabel="share of tokens")
+    draw = lines(long, "dose", "share", "data", xlabel="epochs", ylabel=MA)
     return panels(
         long,
         ["removal"],
@@ -80,7 +84,7 @@ def costs(tables: Tables) -> Figure:
     return intervals(
         spread,
         "removal",
-        labels=dict.fromkeys(names, "share of tokens") | {"held-out code": "nats per token"},
+        labels={name: _LABELS[column] for column, name in _COSTS.values()},
         titles={name: name for name in names},
         levels=levels.to_dict(),
         level="before",
@@ -108,7 +112,7 @@ def settings(tables: Tables) -> Figure:
         labels={
             "held-out code": "rise of the loss (nats per token)",
             "epochs": "epochs until forgotten",
-            "other secrets": "share of tokens",
+            "other secrets": MA,
         },
         titles={name: name for name in shown.values()},
         title="What forgetting costs by the settings of CodeEraser",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments.code_eraser.figures import of_shares
+from experiments.code_eraser.figures import MA, of_shares
 from experiments.code_eraser.paths import DAMAGE, FORGETTING
 from experiments.code_eraser.presets import NOISE
 from interp.experiment.checks import Tables
@@ -28,7 +28,6 @@ _RELEARNED = {
     "forget, not trained on": "secrets that were unlearned",
     "never seen, not trained on": "never-read secrets",
 }
-_ACCURACY = "share of tokens"
 
 
 def equal_damage(tables: Tables) -> Figure | None:
@@ -137,7 +136,7 @@ def _over_seeds(
     return intervals(
         spread,
         "removal",
-        labels=dict.fromkeys(measures.values(), _ACCURACY) | dict(labels or {}),
+        labels=dict.fromkeys(measures.values(), MA) | dict(labels or {}),
         titles={words: words for words in measures.values()},
         levels=levels,
         level=level,

@@ -114,15 +114,16 @@ def study(preset: Preset, seed: int, folder: Path) -> Tables:
 def _edits(
     model: interp.Subject, preset: Preset, seed: int
 ) -> Iterator[tuple[dict[str, Any], Plan]]:
-    """The curvature edit at each mass, and as many random components."""
+    """The curvature edit at each mass, and the same number of components at random."""
     maps = mlp_maps(model, preset.blocks)
     factors = kronecker_factors(model, _ordinary(model, preset.rows), maps, skip=1)
     spectra = decompose(model, factors, torch.float32)
     for mass in preset.masses:
         about = {"removal": CURVATURE, "dose": 1 - mass}
         yield {**about, "control": "", "draw": 0}, curvature_edit(spectra, mass)
-        random = curvature_edit(spectra, mass, "random", seed)
-        yield {**about, "control": "random components", "draw": seed}, random
+        for draw in range(seed, seed + preset.draws):
+            random = curvature_edit(spectra, mass, "random", draw)
+            yield {**about, "control": "random components", "draw": draw}, random
 
 
 def _ablations(
@@ -255,9 +256,7 @@ def licences(tables: Joined) -> Figure:
     ):
         kind = control or ("flattest components" if removal == CURVATURE else "chosen neurons")
         names.append(f"{removal}, {in_percent(dose)}: {kind}")
-    shown = table.assign(
-        edit=names, cost=table["loss"] - table["loss_before"], memorized=table["accuracy"]
-    )
+    shown = table.assign(edit=names, cost=table["loss"] - table["loss_before"])
     panels = {
         "licences": (_LICENCES, "accuracy"),
         "other memorized text": (("memorized", "rules"), "accuracy"),

@@ -49,8 +49,9 @@ class Path:
     Attributes:
         frame: one row per dose, the first of them 0: `dose`, `ma` of the secrets, `el_10` where it
             has a threshold (NaN while MA is above its own), whether they count as `forgotten`, the
-            mean accuracy of each set that should stay, and `rise` of the loss on held-out code, in
-            nats per token.
+            MA of each set that should stay (the mean over the runs of tokens of a file that count,
+            and then over files; the column `accuracy` of the table `files` weighs all tokens of a
+            file equally), and `rise` of the loss on held-out code, in nats per token.
         at: the edited model, or the plan, at each of the two points that was reached.
     """
 
@@ -77,7 +78,7 @@ class Measures:
         self._before = self._held_out_loss(study.model)
 
     def of_sets(self, subject: interp.Subject) -> dict[str, float]:
-        """The accuracy on every set that should stay, and the rise of the held-out loss."""
+        """The MA on every set that should stay, and the rise of the held-out loss."""
         study = self.study
         sets = {
             "context": self._around,

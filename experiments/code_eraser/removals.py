@@ -59,7 +59,7 @@ _LARGEST_CONCENTRATION = 0.5
 
 
 def jobs(preset: RemovalsPreset, seed: int) -> Iterator[Job]:
-    """Two jobs; the first one trains the models."""
+    """Two jobs; the one that comes first also trains the models."""
     yield job(unlearning, preset, seed, Folder("models"))
     yield job(edits, preset, seed, Folder("models"))
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 import interp
 from experiments.code_eraser.presets import Setup
 from interp.data import code_secrets
 from interp.data.code_secrets import SecretCorpus, SecretFile
 from interp.experiment.jobs import folder_of
+from interp.files import writable
 from interp.memorization.recitation import levels, recitation
 from interp.mitigation.removal.stress import duplicate
 from interp.models.small_text import byte_level_bpe, small_language_model
@@ -63,7 +65,8 @@ class Study:
 
 
 def build(setup: Setup, seed: int, folder: Path) -> Study:
-    """Returns the study of a seed. Its models are trained once and kept in a folder."""
+    """Returns the study of a seed. Its models are trained once and kept in a folder, also where
+    several jobs ask for them at the same time."""
     secret_files = setup.forget + setup.spare
     corpus = code_secrets.plant(
         secret_files,
@@ -81,15 +84,18 @@ def build(setup: Setup, seed: int, folder: Path) -> Study:
     held_out = _rows(model, [file.text for file in corpus.held_out], setup.row)
 
     place = folder_of(folder, setup, seed)
-    _train_base(setup, model, background, seed, place / "base.safetensors")
-    clean = duplicate(model)
     everything = corpus.repeated
     # The texts begin with the files of `forget`, and the spare ones are the last of these: both
     # models read them.
     without = everything[setup.forget :]
-    # Both go on from the same base: they differ in what they have repeated, and not in the rest.
-    _memorize(setup, model, everything, background, seed, place / "model.safetensors")
-    _memorize(setup, clean, without, background, seed, place / "clean.safetensors")
+    # Of the jobs that need these models, the first one trains them, and the others wait for it.
+    with FileLock(writable(place) / ".lock"):
+        _train_base(setup, model, background, seed, place / "base.safetensors")
+        clean = duplicate(model)
+        # Both go on from the same base: they differ in what they have repeated, and not in the
+        # rest.
+        _memorize(setup, model, everything, background, seed, place / "model.safetensors")
+        _memorize(setup, clean, without, background, seed, place / "clean.safetensors")
     return Study(
         setup=setup,
         model=model,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.code_eraser import EXPERIMENT, removals
+from experiments.code_eraser import EXPERIMENT, licences, removals
+from experiments.code_eraser import study as study_module
 from experiments.code_eraser.checks import checks
 from experiments.code_eraser.checks_of_removals import at_damage, at_forgetting
 from experiments.code_eraser.paths import DAMAGE, FORGETTING, Measures, noise, of_edits
@@ -196,3 +199,37 @@ def test_the_comparison_has_every_removal_that_got_there(compared: Any):
         if control == "":
             reached = at[(at["removal"] == removal) & (at["point"] == FORGETTING)]
             assert len(reached) == int(of_one["forgotten"].any())
+
+
+def test_jobs_that_need_the_same_models_wait_for_the_one_that_trains_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained: list[int] = []
+
+    def fit(model: Any, stream: Any, steps: int, lr: float, **options: Any) -> None:
+        trained.append(steps)
+        time.sleep(0.05)  # long enough for the other to come by
+
+    monkeypatch.setattr(study_module, "fit", fit)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: build(SETUP, SEED, tmp_path), range(2)))
+    assert len(trained) == 3  # the base, and the two models that go on from it
+
+
+def test_every_random_control_of_the_edit_has_all_its_draws(monkeypatch: pytest.MonkeyPatch):
+    given: list[Any] = []
+    monkeypatch.setattr(licences, "mlp_maps", lambda *_: [])
+    monkeypatch.setattr(licences, "_ordinary", lambda *_: None)
+    monkeypatch.setattr(licences, "kronecker_factors", lambda *_, **__: {})
+    monkeypatch.setattr(licences, "decompose", lambda *_: {})
+    monkeypatch.setattr(licences, "curvature_edit", lambda _, *how: given.append(how))
+    preset = licences.Preset(masses=(0.99, 0.9), draws=3)
+    about = [about for about, _ in licences._edits(None, preset, seed=50)]
+    random = [each for each in about if each["control"]]
+    assert [each["draw"] for each in random] == [50, 51, 52] * 2
+    assert len(about) - len(random) == 2
+    assert [how for how in given if len(how) > 1][:3] == [
+        (0.99, "random", 50),
+        (0.99, "random", 51),
+        (0.99, "random", 52),
+    ]

@@ -68,7 +68,8 @@ class Probe:
 
 
 def steps_of(network: Network, rows: Rows) -> int:
-    """Returns the number of steps of every training: that of the epochs over all rows."""
+    """Returns the number of steps of every training: that of the epochs over all rows. Trainings on
+    fewer rows take the same number, and so see each row more often."""
     return network.epochs * (len(rows.numbers) // network.batch_size)
 
 

@@ -320,7 +320,9 @@ def _slice(name: str) -> Check:
 
 
 def auc(statistic: str, data: str) -> Measure:
-    """Returns how well a statistic tells sets of windows apart."""
+    """Returns how well a statistic tells sets of windows of the named data from sets of unseen
+    windows, which are always those of the same half of the unseen documents; `unseen` is the other
+    half."""
     where = {"statistic": statistic, "data": data}
     return Measure(f"AUC of {statistic} ({data})", _number("inference", "auc", where), (0, 1))
 

@@ -82,8 +82,9 @@ class Run:
         noise: share of the presentations that get a random id; with 1 masks are untied.
         data: what is presented: everything; each sequence once; or each once and further sequences,
             so that there are as many steps.
-        reserve: of gradient masking: the sinks are on for all text and the only neurons that
-            repeated sequences train; "off for others" turns them off for all other text.
+        reserve: of gradient masking, which limits what is trained and not what is computed:
+            repeated sequences run through all neurons, and train the sinks alone. With "on for
+            others" the sinks are on for all other text too; "off for others" turns them off there.
         per_layer: whether each block has masks of its own.
         sinks_decay: whether the weights of sinks decay.
     """

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 import interp
 from interp.cli.app import app
+from interp.experiment.checks import Check, above
 from interp.experiment.claims import NOT_TESTABLE, Claim
 from interp.experiment.experiment import Results, find_experiment
 from interp.experiment.paper_pages import outdated_results
-from interp.experiment.redraw import changed_verdicts, redraw
+from interp.experiment.redraw import _without_tables, changed_verdicts, redraw
 
 EXPERIMENTS = Path(interp.__file__).parents[1] / "experiments"
 EVERY = sorted(file.parent for file in EXPERIMENTS.glob("*/results/*/claims.json"))
@@ -239,6 +240,35 @@ def test_a_claim_without_tables_is_judged_from_its_own_numbers(copied):
     (copied / "claims.json").write_text(json.dumps(claims))
     with pytest.raises(ValueError, match=r"P6 was .*'reproduced'.* give .*'(opposite|not)"):
         redraw(copied)
+
+
+def a_claim(**fields) -> Claim:
+    given = {"verdict": "reproduced", "adjusted_verdict": "not reproduced", "seeds": 3, **fields}
+    empty = dict.fromkeys(("paper", "control", "evidence"), "")
+    return Claim(
+        id="X", statement="", source="chosen", measured=1.0, low=0.9, high=1.1, **empty, **given
+    )
+
+
+def test_without_tables_a_claim_that_lacks_a_seed_is_not_judged_unless_its_premise_failed():
+    check = Check(id="X", measure=lambda _: 1.0, threshold=above(0), evidence="", statement="so")
+    with_premise = replace(check, requires=lambda _: True)
+    for seeds, verdict, own, expected in (
+        (3, "reproduced", check, "reproduced"),
+        (2, "reproduced", check, NOT_TESTABLE),
+        (2, "not reproduced", with_premise, "not reproduced"),
+        (2, "not reproduced", check, NOT_TESTABLE),
+        (0, "not reproduced", with_premise, "not reproduced"),
+    ):
+        claim = a_claim(seeds=seeds, verdict=verdict)
+        assert _without_tables(own, claim, seeds=3).verdict == expected
+
+
+def test_a_verdict_that_was_already_lost_when_adjusted_is_no_change(tmp_path):
+    (tmp_path / "claims.json").write_text(json.dumps([asdict(a_claim())]))
+    for now, lines in (("not reproduced", 0), ("reproduced", 1)):
+        results = Results([a_claim(adjusted_verdict=now)], {}, {})
+        assert len(changed_verdicts(tmp_path, results)) == lines
 
 
 def test_redraw_refuses_tables_that_give_other_numbers(copied):

@@ -211,6 +211,9 @@ def test_jobs_that_need_the_same_models_wait_for_the_one_that_trains_them(
         time.sleep(0.05)  # long enough for the other to come by
 
     monkeypatch.setattr(study_module, "fit", fit)
+    # Imports what building needs: two threads that import transformers for the first time collide.
+    build(SETUP, SEED, tmp_path / "alone")
+    trained.clear()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: build(SETUP, SEED, tmp_path), range(2)))
     assert len(trained) == 3  # the base, and the two models that go on from it

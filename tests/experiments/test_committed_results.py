@@ -264,13 +264,6 @@ def test_without_tables_a_claim_that_lacks_a_seed_is_not_judged_unless_its_premi
         assert _without_tables(own, claim, seeds=3).verdict == expected
 
 
-def test_a_verdict_that_was_already_lost_when_adjusted_is_no_change(tmp_path):
-    (tmp_path / "claims.json").write_text(json.dumps([asdict(a_claim())]))
-    for now, lines in (("not reproduced", 0), ("reproduced", 1)):
-        results = Results([a_claim(adjusted_verdict=now)], {}, {})
-        assert len(changed_verdicts(tmp_path, results)) == lines
-
-
 def test_redraw_refuses_tables_that_give_other_numbers(copied):
     claims = json.loads((copied / "claims.json").read_text())
     claims[4]["measured"] += 1e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -345,11 +346,11 @@ def _no_sum(headline: float) -> Check:
         joint = chosen["joint"].to_numpy(dtype=float)
         alone = chosen["sum"].to_numpy(dtype=float)
 
-        def of_targets(targets: np.ndarray) -> float:
+        def of_targets(targets: np.ndarray, axis: int = -1) -> Any:
             drawn = targets.astype(int)
             # The ratio of sums: in a mean of ratios, targets whose single effects nearly cancel
             # would decide.
-            return float(joint[drawn].sum() / alone[drawn].sum())
+            return joint[drawn].sum(axis) / alone[drawn].sum(axis)
 
         return statistic_interval([np.arange(len(chosen))], of_targets, resamples=_RESAMPLES)
 

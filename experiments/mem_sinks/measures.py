@@ -60,7 +60,7 @@ def _of_losses(
     label: str,
     repeated: Sequence[tuple[str, str, str]],
     held_out: tuple[str, str, str],
-    formula: Callable[..., float],
+    formula: Callable[..., Any],
 ) -> Measure:
     """A formula of mean losses, with its interval over sequences: repeated ones, which are the same
     in all their places in it, and held-out ones."""
@@ -69,12 +69,12 @@ def _of_losses(
         of_repeated = [losses(tables, *place) for place in repeated]
         of_held_out = losses(tables, *held_out)
 
-        def value(repeated_rows: Any, held_out_rows: Any) -> float:
+        def value(repeated_rows: Any, held_out_rows: Any, axis: int = -1) -> Any:
             # What is resampled are numbers of sequences, which come back as floats: a repeated
             # sequence is drawn with its loss in every mode at once.
             chosen = repeated_rows.astype(int)
-            means = [each[chosen].mean() for each in of_repeated]
-            return float(formula(*means, of_held_out[held_out_rows.astype(int)].mean()))
+            means = [each[chosen].mean(axis) for each in of_repeated]
+            return formula(*means, of_held_out[held_out_rows.astype(int)].mean(axis))
 
         numbers = [np.arange(len(of_repeated[0])), np.arange(len(of_held_out))]
         return statistic_interval(numbers, value)

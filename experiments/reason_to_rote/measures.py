@@ -19,6 +19,7 @@ from interp.reporting.stats import (
     bootstrap,
     paired_interval,
     statistic_interval,
+    unpaired_interval,
 )
 
 Values = Float[np.ndarray, " items"]
@@ -322,32 +323,27 @@ def between(table: str, one: str, other: str, **where: Any) -> Measure:
 def apart(table: str, column: str, one: Rows, other: Rows) -> Measure:
     """The mean over some rows minus the mean over others, whose items are different."""
 
-    def difference_of_means(a: Values, b: Values) -> float:
-        return float(a.mean() - b.mean())
+    def measure(tables: Tables) -> Interval:
+        return unpaired_interval(
+            _by_item(rows(tables[table], one), column),
+            _by_item(rows(tables[table], other), column),
+        )
 
-    return bounded(_unpaired(table, column, one, other, difference_of_means), *DIFFERENCE)
+    return bounded(measure, *DIFFERENCE)
 
 
 def ratio(table: str, column: str, one: Rows, other: Rows) -> Callable[[Tables], Interval]:
     """The mean over some rows divided by the mean over others, whose items are different."""
 
-    def ratio_of_means(a: Values, b: Values) -> float:
-        return float(a.mean() / b.mean())
-
-    return _unpaired(table, column, one, other, ratio_of_means)
-
-
-def _unpaired(
-    table: str, column: str, one: Rows, other: Rows, statistic: Callable[..., float]
-) -> Callable[[Tables], Interval]:
-    """A statistic of two samples of different items."""
+    def ratio_of_means(a: Values, b: Values, axis: int = -1) -> Any:
+        return a.mean(axis) / b.mean(axis)
 
     def measure(tables: Tables) -> Interval:
         samples = [
             _by_item(rows(tables[table], one), column),
             _by_item(rows(tables[table], other), column),
         ]
-        return statistic_interval(samples, statistic)
+        return statistic_interval(samples, ratio_of_means)
 
     return measure
 

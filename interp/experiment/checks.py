@@ -18,7 +18,7 @@ from interp.reporting.stats import (
     MeanOverSeeds,
     bootstrap,
     paired_interval,
-    statistic_interval,
+    unpaired_interval,
 )
 
 Tables = Mapping[str, pd.DataFrame]
@@ -262,7 +262,7 @@ def minus(one: Measured, other: Measured) -> Measure:
         # shorter interval wherever there are any.
         if _are_pairs(a, b):
             return paired_interval(a, b.reindex(a.index))
-        return statistic_interval([a, b], _difference_of_means)
+        return unpaired_interval(a, b)
 
     def by_pair(tables: Tables) -> pd.Series | None:
         a = first(tables)
@@ -293,10 +293,6 @@ def _difference(a: Interval | None, b: Interval | None) -> Interval | None:
     low = estimate - float(np.hypot(below_a, above_b))
     high = estimate + float(np.hypot(above_a, below_b))
     return Interval(estimate, low, high, max(a.n, b.n))
-
-
-def _difference_of_means(a: Any, b: Any) -> float:
-    return float(a.mean() - b.mean())
 
 
 def _items_of(measure: Measured) -> Callable[[Tables], pd.Series | None]:

@@ -7,6 +7,7 @@ checks of the input, degenerate cases and groups.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,9 +146,38 @@ def paired_interval(
     return bootstrap(_differences(a, b), level=level, resamples=resamples, seed=seed)
 
 
+def unpaired_interval(
+    a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Returns the bootstrap interval of mean(a) - mean(b) over two independent samples.
+
+    Args:
+        a: shape (n,), finite.
+        b: shape (m,), finite; other passages, seeds or units than those of `a`.
+        level: coverage, between 0 and 1.
+        resamples: how many bootstrap samples to draw of each.
+        seed: seed of the generator.
+
+    Raises:
+        ValueError: see `bootstrap`.
+
+    Example:
+        >>> interval = interp.stats.unpaired_interval([5, 6, 7], [1, 2, 3, 2])
+        >>> interval.estimate, interval.n
+        (4.0, 3)
+    """
+    return statistic_interval(
+        [a, b], _difference_of_means, level=level, resamples=resamples, seed=seed
+    )
+
+
+def _difference_of_means(a: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
+    return a.mean(axis) - b.mean(axis)
+
+
 def statistic_interval(
     samples: Sequence[ArrayLike],
-    statistic: Callable[..., float],
+    statistic: Statistic,
     *,
     level: float = 0.95,
     resamples: int = 2000,
@@ -161,7 +191,8 @@ def statistic_interval(
 
     Args:
         samples: each of shape (n_i,), finite.
-        statistic: maps the samples, in order, to a number.
+        statistic: maps the samples, in order, to a number; if it takes `axis`, many resamples are
+            computed at once, as the rows of arrays.
         level: coverage, between 0 and 1.
         resamples: how many bootstrap samples to draw of each.
         seed: seed of the generator.
@@ -182,21 +213,35 @@ def statistic_interval(
     _check_resamples(resamples)
     data = [_finite(sample, f"samples[{n}]") for n, sample in enumerate(samples)]
     rng = np.random.default_rng(seed)
-    drawn: list[float] = []
-    for _ in range(resamples):
-        resampled = [_resample(sample, rng) for sample in data]
-        drawn.append(statistic(*resampled))
+    at_once = _resamples_at_once(max(map(len, data)))
+    drawn: list[np.ndarray] = []
+    for start in range(0, resamples, at_once):
+        resampled = _resample(data, min(at_once, resamples - start), rng)
+        drawn.append(_by_row(statistic, resampled))
     left_out_at_either_end = (1 - level) / 2
     up_to_upper_end = (1 + level) / 2
-    low, high = np.quantile(drawn, [left_out_at_either_end, up_to_upper_end])
+    low, high = np.quantile(np.concatenate(drawn), [left_out_at_either_end, up_to_upper_end])
     estimate = float(statistic(*data))
     smallest = min(map(len, data))
     return _include_estimate(estimate, float(low), float(high), smallest)
 
 
-def _resample(sample: Values, rng: np.random.Generator) -> Values:
-    drawn = rng.integers(0, len(sample), len(sample))
-    return sample[drawn]
+def _resample(data: Sequence[Values], count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Of each sample so many resamples, [count, n_i]."""
+    drawn = [np.empty((count, len(sample)), dtype=np.int64) for sample in data]
+    # Sample by sample within each resample: the draws do not depend on how many are made at once.
+    for number in range(count):
+        for indices in drawn:
+            indices[number] = rng.integers(0, indices.shape[1], indices.shape[1])
+    return [sample[indices] for sample, indices in zip(data, drawn, strict=True)]
+
+
+def _by_row(statistic: Statistic, resampled: Sequence[np.ndarray]) -> np.ndarray:
+    """The statistic of each resample, [count]."""
+    if "axis" in inspect.signature(statistic).parameters:
+        return np.asarray(statistic(*resampled, axis=-1), dtype=np.float64)
+    values = [statistic(*rows) for rows in zip(*resampled, strict=True)]
+    return np.array(values, dtype=np.float64)
 
 
 def clustered_interval(

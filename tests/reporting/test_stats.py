@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import linalg as scipy_linalg
 from scipy import stats as scipy_stats
 
+from interp.reporting import stats
 from interp.reporting.stats import (
     Interval,
     MeanOverSeeds,
@@ -23,6 +24,7 @@ from interp.reporting.stats import (
     permutation_p,
     statistic_interval,
     student_interval,
+    unpaired_interval,
     welch_interval,
 )
 
@@ -255,6 +257,17 @@ def test_several_resamples_each_sample_by_itself():
     assert found.estimate == 0
     assert found.low < -1 < 1 < found.high
     assert statistic_interval([[2.0], [5.0]], difference) == Interval(-3.0, -3.0, -3.0, 1)
+
+
+@pytest.mark.parametrize("held", [1, 5000, 2**22])
+def test_many_resamples_at_once_are_those_made_one_by_one(monkeypatch, held):
+    monkeypatch.setattr(stats, "RESAMPLED_VALUES_HELD", held)
+    draw = np.random.default_rng(4)
+    a, b = draw.normal(1, 1, 40), draw.normal(0, 2, 31)
+    at_once = unpaired_interval(a, b, resamples=300)
+    one_by_one = statistic_interval([a, b], difference, resamples=300)
+    for name in ("estimate", "low", "high", "n"):
+        assert getattr(at_once, name) == pytest.approx(getattr(one_by_one, name), rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from interp.mitigation.removal.stress import (
     shuffle_secrets,
 )
 from interp.progress import track
-from interp.reporting.stats import Interval, bootstrap, paired_interval, statistic_interval
+from interp.reporting.stats import Interval, bootstrap, paired_interval, unpaired_interval
 from interp.subject.batch import Batch
 from interp.subject.subject import Subject
 
@@ -397,11 +397,7 @@ def _relearned(model: _Edited, sets: _Sets, recipe: Relearning, batch_size: int)
 def _difference(own: Values, other: Values, *, paired: bool) -> Interval:
     if paired:
         return paired_interval(own, other)
-
-    def of_means(a: Values, b: Values) -> float:
-        return float(a.mean() - b.mean())
-
-    return statistic_interval([own, other], of_means)
+    return unpaired_interval(own, other)
 
 
 def _against_control(measured: Mapping[str, _Measured]) -> _Measured:

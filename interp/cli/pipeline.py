@@ -3,6 +3,8 @@ ablate. Each stage writes its tables and figures to a folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,9 @@ from interp.sites.anatomy import Sites
 from interp.sites.units import Units, UnitScores
 from interp.subject.batch import GIVEN, Batch
 from interp.subject.subject import Subject
+
+# Which units.json this is, and which windows its units were scored on.
+_ORIGIN = "scored_on.json"
 
 _IMAGES_SHOWN = 8
 _SHARES = "shares"
@@ -358,8 +363,8 @@ def localize_files(
     top: float,
     options: Mapping[str, Any] | None = None,
 ) -> UnitScores:
-    """Scores units on the scored half and writes scores.parquet, units.json, blocks.csv and
-    units.png.
+    """Scores units on the scored half and writes scores.parquet, units.json, scored_on.json,
+    blocks.csv and units.png.
 
     Args:
         subject: the model.
@@ -378,6 +383,9 @@ def localize_files(
     scores.save(out / "scores.parquet")
     units = scores.top(top)
     units.save(out / "units.json")
+    origin = {"units": _digest_of_file(out / "units.json"), "windows": _digest_of(halves)}
+    with replaced(out / _ORIGIN) as temporary:
+        temporary.write_text(json.dumps(origin))
     with replaced(out / "blocks.csv") as temporary:
         scores.by_block().to_csv(temporary, index=False)
     ranked: Any = scores.to_frame().head(len(units))
@@ -389,6 +397,36 @@ def localize_files(
         figure = ranked_scores(ranked.astype({"block": int}), blocks=blocks)
         save(figure, out / "units.png")
     return scores
+
+
+def judged_on_other_wording(halves: Halves, units: Path | None) -> bool | None:
+    """Returns whether the windows that units are judged on are worded otherwise than those that
+    they were scored on.
+
+    Args:
+        halves: the windows to score on and to judge on.
+        units: the file of the units; None if they are scored on these halves.
+
+    Returns:
+        None where the file does not lie where `localize_files` wrote it, or was written for other
+        windows: what the units were scored on is then not known.
+    """
+    if units is not None:
+        origin = units.parent / _ORIGIN
+        known = json.loads(origin.read_text()) if origin.exists() else None
+        if known != {"units": _digest_of_file(units), "windows": _digest_of(halves)}:
+            return None
+    return halves.other_wording
+
+
+def _digest_of(halves: Halves) -> str:
+    """A digest of the memorized windows that units are scored on."""
+    tokens = [list(map(int, window)) for window in halves.scored[0]["tokens"]]
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def _digest_of_file(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def ablate_files(

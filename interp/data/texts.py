@@ -22,6 +22,8 @@ from interp.data.text_formats import (
 )
 from interp.files import count_in_words, find_files, passed_over_in_words
 
+Paths = str | Path | Iterable[str | Path]
+
 __all__ = ["SUFFIXES", "TextFiles", "TextReader", "find_texts", "read_texts"]
 
 
@@ -170,7 +172,7 @@ def _seen_with(seen: str, file: Path | HubTexts) -> str:
     return hashlib.sha256(f"{seen} {mark!a}".encode()).hexdigest()
 
 
-def read_texts(paths: Iterable[str | Path], column: str = "text") -> TextReader:
+def read_texts(paths: Paths, column: str = "text") -> TextReader:
     """Reads the texts of files, folders and data sets on the hub, and warns of what it passes over.
 
     Files are read as the texts are asked for. All but plain text and `.json` files are read in
@@ -205,18 +207,18 @@ def read_texts(paths: Iterable[str | Path], column: str = "text") -> TextReader:
     return found.read()
 
 
-def find_texts(paths: Iterable[str | Path], column: str = "text") -> TextFiles:
+def find_texts(paths: Paths, column: str = "text") -> TextFiles:
     """Returns the text files that paths name, without reading the texts.
 
     Args:
-        paths: files, which are read whatever their names; patterns of files, such as
-            `corpus/part-*.parquet` (`**` for any folders), in the order of their names; folders, of
-            which the files that end in one of SUFFIXES are read, also compressed, in the order of
-            their names, but not those that are hidden or in hidden or linked folders, nor a `.json`
-            file that does not begin with a text, nor a table without `column`; and data sets on the
-            hub, as `user/name`, `user/name:configuration` or `user/name@split`, where no such path
-            exists (see `is_hub_id`). A file that is named several times, also through a folder or a
-            link, is read once.
+        paths: one or several of: files, which are read whatever their names; patterns of files,
+            such as `corpus/part-*.parquet` (`**` for any folders), in the order of their names;
+            folders, of which the files that end in one of SUFFIXES are read, also compressed, in
+            the order of their names, but not those that are hidden or in hidden or linked folders,
+            nor a `.json` file that does not begin with a text, nor a table without `column`; and
+            data sets on the hub, as `user/name`, `user/name:configuration` or `user/name@split`,
+            where no such path exists (see `is_hub_id`). A file that is named several times, also
+            through a folder or a link, is read once.
         column: which column of a table, or field of a JSON object, holds the text.
 
     Raises:
@@ -234,7 +236,9 @@ def find_texts(paths: Iterable[str | Path], column: str = "text") -> TextFiles:
     """
     files: dict[object, Path | HubTexts] = {}  # by where it really is
     passed_over: dict[Path, Path] = {}
-    for path in chain.from_iterable(map(_matching, map(Path, paths))):
+    # A single path in text would be taken for one path per letter.
+    given = [paths] if isinstance(paths, (str, Path)) else paths
+    for path in chain.from_iterable(map(_matching, map(Path, given))):
         if not path.exists():
             files.setdefault(str(path), _from_hub(path, column))
             continue

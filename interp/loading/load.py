@@ -60,8 +60,8 @@ def load(
         forward: how to get logits from a module that is not called as `module(tokens)` (see
             `Subject`).
         example: a tiny batch for the first forward, for modules that need more than tokens.
-        dtype: precision of the weights when they are read from files; as stored by default. A model
-            in memory is not converted.
+        dtype: precision of the weights when they are read from files; by default as stored, and
+            float32 for a GGUF. A model in memory is not converted.
         device: where weights that are read from files are put, such as `"cpu"` or `"cuda:1"`; by
             default on the best device that is there. A model in memory stays where it is.
         device_map: for a model that is larger than a device: `"auto"`, by which accelerate fills

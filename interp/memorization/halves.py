@@ -23,14 +23,26 @@ class Halves:
         scored: (memorized, control), to choose units on.
         judged: (memorized, control), to judge the ablation of those units on.
         held_out: windows that are not memorized and in neither half, to judge damage on.
-        apart: whether the two memorized halves differ. False where all that was extracted is one
-            wording in several texts: units are then judged on what they were scored on.
+        apart: whether the two memorized halves are different windows. False where all that was
+            extracted is one wording in several texts: units are then judged on what they were
+            scored on.
     """
 
     scored: tuple[pd.DataFrame, pd.DataFrame]
     judged: tuple[pd.DataFrame, pd.DataFrame]
     held_out: pd.DataFrame
     apart: bool
+
+    @property
+    def other_wording(self) -> bool:
+        """Whether no memorized window of the judged half is worded like one of the scored half (see
+        `wording_groups`). The windows of a single text may be apart and say the same twice."""
+        scored = self.scored[0]
+        both = pd.concat([scored, self.judged[0]], ignore_index=True)
+        # Windows of one text count as one wording there: here each is a text of its own, so that
+        # only what they say counts.
+        wording = wording_groups(both.assign(text=range(len(both))))
+        return not set(wording[: len(scored)]) & set(wording[len(scored) :])
 
 
 def halve(frame: pd.DataFrame) -> Halves:

@@ -513,7 +513,7 @@ def _check_same(folder: Path, before: dict[str, Any], about: dict[str, Any]) -> 
     if differences:
         raise ValueError(
             f"{folder} holds another scan ({', '.join(differences)}): "
-            "give another folder, or remove it"
+            "repeat the options that it was made with, or give another folder"
         )
 
 

@@ -472,7 +472,9 @@ def test_every_kind_of_unit_goes_from_localize_to_ablate(
         "ablate", model, corpus, "--out", out, *WINDOW, "--units", out / "units.json", "--json"
     )
     assert ablated.exit_code == 0, ablated.output
-    assert json.loads(ablated.stdout)["verdict"].startswith(f"Ablating {len(units)} units")
+    printed = json.loads(ablated.stdout)
+    assert printed["verdict"].startswith(f"Ablating {len(units)} units")
+    assert printed["judged_on_other_wording"] is True
 
 
 def test_nothing_extracted_is_said_plainly(model, tmp_path):

@@ -283,7 +283,7 @@ def test_ablate_judges_on_the_other_half_and_damage_on_images_of_neither(toy, do
 
 def test_everything_that_is_promised_is_written(done):
     assert {path.name for path in done[0].iterdir()} >= {
-        "shards", "windows.parquet", "passages.csv", "scan.png", "images.png", "scores.parquet", "units.json", "blocks.csv", "units.png",
+        "shards", "windows.parquet", "passages.csv", "scan.png", "images.png", "scores.parquet", "units.json", "scored_on.json", "blocks.csv", "units.png",
         "drop.parquet", "drop.json", "drop.png",
     }  # fmt: skip
 

@@ -3,6 +3,7 @@ not measured again."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import letters
@@ -14,7 +15,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import interp
-from interp.cli.pipeline import localize_files, scan_images, scan_texts
+from interp.cli.pipeline import (
+    judged_on_other_wording,
+    localize_files,
+    scan_images,
+    scan_texts,
+)
 from interp.memorization.halves import Halves, halve
 
 PREFIX, LENGTH = 3, 4
@@ -305,9 +311,38 @@ def test_localize_files_writes_scores_the_top_share_and_where_it_sits(
     halves = Halves((parts[0], parts[1]), (parts[0], parts[1]), parts[1], apart=True)
     scores = localize_files(llama, halves, tmp_path, "gradient_x_activation", site, 0.1)
     assert interp.Units.load(tmp_path / "units.json") == scores.top(0.1)
+    units = tmp_path / "units.json"
+    assert judged_on_other_wording(halves, units) is False  # both halves are the same windows
+    others = replace(halves, judged=(parts[1], parts[0]))
+    assert judged_on_other_wording(others, units) is True
+    assert judged_on_other_wording(others, None) is True
+    # Scored on other windows, changed by hand, or put somewhere else.
+    swapped = replace(halves, scored=(parts[1], parts[0]))
+    assert judged_on_other_wording(swapped, units) is None
+    before = units.read_bytes()
+    scores.top(0.2).save(units)
+    assert judged_on_other_wording(others, units) is None
+    units.write_bytes(before)
+    elsewhere = tmp_path / "elsewhere" / "units.json"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(before)
+    assert judged_on_other_wording(others, elsewhere) is None
     stored = interp.UnitScores.load(tmp_path / "scores.parquet")
     assert all(np.array_equal(stored[s], scores[s]) for s in scores.values)
     assert (tmp_path / "units.png").exists() == figure
+
+
+def test_halves_of_one_text_that_says_the_same_twice_are_worded_alike():
+    def windows(starts: list[int], tokens: list[list[int]]) -> pd.DataFrame:
+        return pd.DataFrame({"text": 0, "start": starts, "prefix": 4, "tokens": tokens})
+
+    once = [list(range(8)), list(range(8, 16))]
+    others = [list(range(20, 28)), list(range(30, 38))]
+    control = windows([200], [list(range(50, 58))])
+    for later, is_other in ((once, False), (others, True)):
+        scored, judged = windows([0, 8], once), windows([100, 108], later)
+        halves = Halves((scored, control), (judged, control), control, apart=True)
+        assert halves.other_wording is is_other
 
 
 def test_scores_are_kept_where_no_share_of_them_can_be_taken(tmp_path, monkeypatch):

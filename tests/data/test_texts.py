@@ -25,6 +25,11 @@ def test_a_folder_gives_its_text_files_in_name_order_and_no_others(folder):
     ]
 
 
+def test_a_single_path_needs_no_list(folder):
+    for path in (folder, str(folder)):
+        assert list(read_texts(path)) == list(read_texts([folder]))
+
+
 def test_paths_come_in_the_order_given_and_a_named_file_is_read_whatever_its_ending(folder):
     assert list(read_texts([folder / "x.bin", str(folder / "b.txt")])) == [
         "text of x.bin\n",

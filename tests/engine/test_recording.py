@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interp
+from interp.engine.recording import reduce_values
 from interp.engine.reducers import REDUCERS, TopK
 
 SITES = ["blocks.0.heads", "blocks.1.neurons", "blocks.1.resid_mid", "embed"]
@@ -92,6 +93,13 @@ def test_what_stands_on_padding_does_not_matter(llama: interp.Subject, reduce: s
         strict=True,
     ):
         assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_activations_made_elsewhere_do_not_count_on_padding(llama: interp.Subject):
+    batch, embed = tiny.batch("llama", rows=3, padded=True), interp.Site("embed")
+    value = torch.where(batch.mask, 1.0, 5.0)[..., None].expand(-1, -1, 32)
+    recording = reduce_values(llama.anatomy, [(batch, {embed: value})], "embed")
+    assert np.array_equal(recording[embed], np.ones(32))
 
 
 def test_a_row_without_tokens_has_no_mean_and_is_refused(llama: interp.Subject):

@@ -504,6 +504,15 @@ def test_a_difference_of_the_same_items_is_paired_and_of_others_is_not():
     assert apart(tables).low < 0.1
 
 
+def test_items_are_paired_by_name_and_not_by_place():
+    values = np.arange(8.0)
+    one = pd.DataFrame({"item": range(8), "kind": "one", "a": values + 1})
+    other = pd.DataFrame({"item": range(8), "kind": "other", "a": values})[::-1]
+    of_one, of_other = (mean("t", "a", item="item", kind=kind) for kind in ("one", "other"))
+    found = minus(of_one, of_other)({"t": pd.concat([one, other])})
+    assert (found.estimate, found.low, found.high) == (1, 1, 1)
+
+
 def test_a_difference_of_differences_of_the_same_items_is_paired():
     """What a - before and b - before have in common cancels: it is a - b, item by item."""
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -423,3 +424,29 @@ def test_a_threshold_of_correlation_judges_other_images_than_set_it():
     assert (found["threshold"] < 0.5).all()
     assert found.loc["held out", "share"] == 1
     assert found.loc["planted", "share"] == 1
+
+
+def test_a_fixed_threshold_is_judged_on_the_images_that_set_none():
+    """The even images, which set the other threshold, all lie high."""
+    small = PRESETS["small"]
+    [check] = [each for each in checks(small) if each.id == "D1 VAR"]
+    images = pd.DataFrame({"image": range(40), "correlation": [0.99, 0.1] * 20})
+    table = images.assign(
+        family="VAR",
+        regime=small.edited,
+        set="held out",
+        prefix=small.prefixes["VAR"][-1],
+    )
+    found = check.measure({"extraction": table})
+    assert (found.estimate, found.n) == (0, 20)
+
+
+def test_what_counts_as_the_same_picture_is_set_on_images_that_are_not_measured(monkeypatch):
+    def number(_: Bench, batch: interp.Batch) -> np.ndarray:
+        return batch.tokens[:, 0].numpy().astype(float)
+
+    monkeypatch.setattr(Bench, "likeness", number)
+    held_out = interp.Batch(torch.arange(20)[:, None].expand(-1, 2))
+    batches = {"planted": held_out, "held out": held_out}
+    bench = Bench(SimpleNamespace(alike=None, batches=batches), None)
+    assert bench.batches["held out"].tokens[:, 0].max() < bench.cut

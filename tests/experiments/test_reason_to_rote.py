@@ -22,7 +22,7 @@ import interp
 from experiments.reason_to_rote import EXPERIMENT, decoding, sweep
 from experiments.reason_to_rote.checks import checks
 from experiments.reason_to_rote.distributed import exchange_positions, participation
-from experiments.reason_to_rote.erasing import donors, random_part
+from experiments.reason_to_rote.erasing import _read_without_means, donors, random_part
 from experiments.reason_to_rote.lookup import plant_lookup
 from experiments.reason_to_rote.measures import survival
 from experiments.reason_to_rote.neurons import (
@@ -291,6 +291,16 @@ def test_a_part_of_a_subspace_lies_within_it():
         assert variance_share(part, rows) == pytest.approx(share, abs=1e-6)
         assert containment(whole, part) == pytest.approx(1)
     assert random_part(whole, rows, 0.999, seed=1) is whole
+
+
+def test_what_is_left_is_read_from_items_that_neither_means_nor_classifier_saw():
+    """Of noise nothing can be read: a classifier that knew the items would read it without a
+    mistake, and means of theirs would leave it to mistake nearly all."""
+    rng = np.random.default_rng(1)
+    noise, labels = rng.normal(size=(240, 160)), rng.integers(3, size=240)
+    [left] = _read_without_means(noise, labels).to_dict("records")
+    assert left["accuracy"] == pytest.approx(1 / 3, abs=0.1)
+    assert left["chance"] < 0.5
 
 
 def test_neurons_can_be_chosen_without_the_label(studies):

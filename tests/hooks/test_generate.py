@@ -174,6 +174,19 @@ def test_a_declared_prompt_is_enough(llama: interp.Subject):
     assert torch.equal(ids[:, PROMPT:], ours)
 
 
+@pytest.mark.parametrize("when", ["prompt", "decode"])
+def test_a_cache_that_was_filled_inside_says_what_is_prompt(llama: interp.Subject, when: str):
+    narrow, cache = plan(llama, when=when), DynamicCache(config=llama.module.config)
+    ids = new = prompts()
+    with llama.intervened(narrow):
+        wanted = llama.generate(ids, LENGTH)
+    with torch.no_grad(), llama.intervened(narrow):
+        for _ in range(LENGTH):
+            new = llama.module(new, past_key_values=cache).logits[:, -1:].argmax(-1)
+            ids = torch.cat([ids, new], dim=1)
+    assert torch.equal(ids[:, PROMPT:], wanted)
+
+
 def recurrent(kind: str) -> Any:
     if kind == "mamba":
         config = MambaConfig(vocab_size=67, hidden_size=16, num_hidden_layers=2, state_size=4)

@@ -51,6 +51,12 @@ def test_weights_average_over_the_positions_that_predict_real_tokens():
     torch.testing.assert_close(weights[""], torch.tensor(expected, dtype=torch.double))
 
 
+def test_without_a_prompt_the_weights_are_those_of_the_tokens_that_are_predicted():
+    subject, batch = tiny.subject("llama"), tiny.batch("llama", length=5, prompt=0)
+    weights = position_weights(subject, batch, subject.sites)[""]
+    assert weights.tolist() == [[1 / 4] * 4 + [0]] * 2
+
+
 def test_a_weighted_mean_is_a_plain_sum():
     value = torch.arange(24.0).reshape(2, 3, 4)
     weights = torch.tensor([[1, 0, 0], [0.25, 0, 0.75]], dtype=torch.double)

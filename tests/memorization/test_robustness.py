@@ -486,6 +486,21 @@ def test_with_a_single_task_text_sensitivity_has_no_unit():
     assert report.interval("text_sensitivity", "O", "semantic") is None
 
 
+def test_actions_of_an_invalid_episode_set_no_unit():
+    left, right, wild = (np.array([[0.0, y]]) for y in (1.0, -1.0, 99.0))
+    fell = {"valid": [True, False], "reason": [None, "the box fell"]}
+    report = robustness(
+        table(
+            arm("clean", [True, False], task="left", actions=[left, wild], **fell),
+            arm("clean", [True], task="right", actions=[right]),
+            arm("corrupted xxx", [True], task="right", actions=[left]),
+        )
+    )
+    sensitivity = report.interval("text_sensitivity", "O", "corrupted xxx")
+    assert sensitivity is not None
+    assert (sensitivity.estimate, sensitivity.n) == (1, 1)
+
+
 def test_an_episode_whose_path_cannot_be_compared_is_named():
     clean = arm("clean", [True], path=[np.zeros((2, 3))])
     swap = arm("swap", [True], path=[np.zeros((2, 2))])

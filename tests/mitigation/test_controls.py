@@ -232,6 +232,14 @@ def test_the_units_that_are_left_are_shared_out_in_proportion():
         assert trial.units == ~changed_units(plan) & units_of([range(WIDTH), range(WIDTH), []])
 
 
+def test_each_seed_shares_out_the_units_that_are_left_anew():
+    plan = two_step_plan([{0}, [], []], [{1}, [], []])
+    trials = Selection(plan, 0.2).random(range(200))
+    for number in range(2):
+        drawn = {int(interventions(trial.plan)[number].units[SITES[0]][0]) for trial in trials}
+        assert drawn == set(range(2, WIDTH))
+
+
 def test_a_plan_that_changes_all_units_has_no_random_control():
     plan = two_step_plan([range(6), [], []], [range(6, WIDTH), [], []])
     with pytest.raises(ValueError, match="leaves none for a random control of each intervention"):

@@ -208,6 +208,15 @@ def test_neither_order_nor_batches_matter(labels: str):
         torch.testing.assert_close(other.gradients, one.gradients)
 
 
+def test_a_row_has_the_same_labels_beside_a_longer_one():
+    subject = tiny.subject("llama", torch.float64)
+    site = mlp_maps(subject, blocks=[2])[0]
+    alone = interp.Batch.pad([[5, 6, 7, 8]])
+    padded = interp.Batch.pad([[5, 6, 7, 8], list(range(1, 10))]).rows(slice(1))
+    one, other = (kronecker_factors(subject, each, site)[site] for each in (alone, padded))
+    torch.testing.assert_close(other.gradients, one.gradients)
+
+
 def test_sampled_labels_depend_on_the_seed_alone():
     subject, batch = tiny.subject("gpt2"), tiny.batch("gpt2", rows=4)
     site = mlp_maps(subject, blocks=[0])[0]
@@ -356,6 +365,9 @@ def test_controls_draw_for_each_map_by_itself():
     assert not np.allclose(together.values[first], other.values[first])
     each = curvature_edit(spectra, dict.fromkeys(spectra, 0.8), drop="random", seed=5)
     np.testing.assert_array_equal(together.values[first], each.values[first])
+    # Maps that are alike lose other components each.
+    alike = curvature_edit(dict.fromkeys([first, second], spectra[first]), 0.8, drop="random")
+    assert not np.allclose(alike.values[first], alike.values[second])
 
 
 def test_a_model_in_half_precision_keeps_its_factors_in_double():

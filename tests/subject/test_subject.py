@@ -72,6 +72,20 @@ def test_padding_changes_no_loss(name: str):
             assert not losses[len(alone) :].any()
 
 
+def test_copies_of_a_batch_have_the_padding_of_its_rows(llama: interp.Subject):
+    """What is predicted on padding may be NaN, also where a forward returns every row twice."""
+    batch = tiny.batch("llama", rows=3, prompt=4, padded=True)
+
+    def twice(module: nn.Module, batch: interp.Batch, keep: int) -> torch.Tensor:
+        is_padding = ~batch.mask[:, -keep:, None]
+        logits = llama.forward(module, batch, keep).masked_fill(is_padding, torch.nan)
+        return torch.cat([logits, logits])
+
+    with torch.no_grad():
+        grown = interp.Subject(llama.module, llama.anatomy, twice).target_logits(batch)
+    assert grown.shape == (6, 5, tiny.VOCABULARY)
+
+
 def test_what_cannot_be_given_with_a_model_in_memory_is_refused(name: str):
     subject = tiny.subject(name)
     given: dict[str, Any] = {

@@ -46,3 +46,14 @@ def test_units_that_were_not_asked_for_have_no_effect():
     found = exact(subject, tiny.batch("llama", 1, prompt=4), units)
     row = found[interp.Site("neurons", 1)]
     assert row.nonzero().flatten().tolist() == [3, 5]
+
+
+def test_what_a_window_does_not_verify_scores_0_whatever_the_reference_says(monkeypatch):
+    monkeypatch.setitem(exact.__globals__, "FEW", 0)
+    subject, batch = tiny.subject("llama"), tiny.batch("llama", 2, prompt=4)
+    reference, site = tiny.batch("llama", 1, prompt=4, seed=7), interp.Site("neurons", 1)
+    rows = localize_each(subject, batch, reference, "zero_out", site=site, share=0.1)
+    scored = [set(row[site].nonzero()[0].tolist()) for row in rows]
+    few = round(0.1 * subject.anatomy.place(site).units)
+    assert [len(units) for units in scored] == [few, few]
+    assert scored[0] != scored[1]

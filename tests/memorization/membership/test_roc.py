@@ -33,6 +33,13 @@ def test_the_smallest_threshold_is_taken():
     assert curve.tpr(1 / 4).estimate == 3 / 4
 
 
+def test_a_level_that_is_rounded_is_the_level_that_is_meant():
+    curve = roc(*labelled([3, 1.5, 0], [2, *[1] * 9]))
+    level = 1 - 0.9
+    assert level < 0.1  # by the last bit
+    assert curve.tpr(level).estimate == curve.tpr(0.1).estimate == 2 / 3
+
+
 @pytest.mark.parametrize(
     ("accepted", "of", "low", "high"),
     [

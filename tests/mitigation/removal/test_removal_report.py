@@ -89,6 +89,11 @@ BELOW = {
     ("relearning", "forget, trained on", "ma", 10): (None, 0.3),
     ("relearning", "forget minus never seen, trained on", "ma", 10): (None, 0.2),
 }
+# above the threshold, but no more than the tolerance above never-seen data, beyond the interval
+HARDLY = {
+    ("relearning", "forget, trained on", "ma", 10): (None, 0.9),
+    ("relearning", "forget minus never seen, trained on", "ma", 10): (None, 0.06),
+}
 HARMED = {
     ("damage", "context", "accuracy", 0): (0.98, 0.6),
     ("damage", "held_out", "perplexity", 0): (90.0, 100.0),
@@ -109,6 +114,7 @@ HARMED = {
         (RELEARNED | HARMED, None, "comes back"),
         (FROM_OTHERS, None, "comes back"),
         (BELOW, None, "removed"),
+        (HARDLY, None, "removed"),
         (HARMED, None, "costly"),
         ({("membership", "forget and twins", "auc", 0): (1.0, 0.9)}, None, "leaves a trace"),
         ({("membership", "forget and twins", "auc", 0): (1.0, 0.1)}, None, "leaves a trace"),

@@ -124,7 +124,7 @@ def intercepts(tables: Tables) -> Figure:
     def draw(part: pd.DataFrame, axes: Axes) -> None:
         for name in ("unseen", "once", "twice", "often"):
             values: Any = part.loc[part["data"] == name, "intercept"]
-            axes.hist(values.dropna(), bins=24, alpha=0.55, label=name, density=True)
+            axes.hist(values.dropna(), bins=24, alpha=0.55, linewidth=0, label=name, density=True)
         axes.set(xlabel="intercept of the entropy law (bits)", ylabel="density of sets")
 
     return panels(

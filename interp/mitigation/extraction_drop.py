@@ -74,7 +74,7 @@ def extraction_drop(
         >>> list(report.frame["selection"].unique())
         ['selection', 'random', 'lowest', 'smallest']
         >>> report.verdict
-        'Ablating 10 units (10.00%) takes suffix accuracy from 1.00 to ...'
+        'Ablating 10 units (10%) takes suffix accuracy from 1.00 to ...'
     """
     shares = sorted({float(fraction) for fraction in fractions})
     _check(selection, shares, seeds, at)

@@ -387,9 +387,9 @@ def ablate(
     the same --prefix, --length, --stride, --dtype and --counts. The verdict is about extracted
     windows that the units were not scored on; the scored ones are measured too. For the units of a
     file this holds if `interp localize` has written it for the same scan; judged_on_other_wording
-    says whether that is so. The controls are random and lowest-scoring units, and then random units
-    that damage other text as much: each is one run over the windows, so that this takes several
-    times as long as the scan.
+    says whether that is so (None, or null in JSON: not known). The controls are random and
+    lowest-scoring units, and then random units that damage other text as much: each is one run over
+    the windows, so that this takes several times as long as the scan.
 
     Writes drop.parquet, drop.json and drop.png.
 
@@ -426,14 +426,13 @@ def ablate(
     # The units are chosen on one half and judged on the other: judged on the windows that chose
     # them, they would look better than they are.
     selection = given or score(subject, *halves.scored, method=method, site=site, **options)
-    other = judged_on_other_wording(halves, units)
     report = ablate_files(
         subject, halves, selection, out, shares, at=at, seeds=seeds, batch_size=batch_size
     )
     summary = {
         "verdict": report.verdict,
         "beats_random": report.beats_random,
-        "judged_on_other_wording": "unknown" if other is None else other,
+        "judged_on_other_wording": judged_on_other_wording(halves, units),
         "device": str(subject.device),
         "out": str(out),
     }

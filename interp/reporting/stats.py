@@ -238,10 +238,18 @@ def _resample(data: Sequence[Values], count: int, rng: np.random.Generator) -> l
 
 def _by_row(statistic: Statistic, resampled: Sequence[np.ndarray]) -> np.ndarray:
     """The statistic of each resample, [count]."""
-    if "axis" in inspect.signature(statistic).parameters:
+    if _takes_axis(statistic):
         return np.asarray(statistic(*resampled, axis=-1), dtype=np.float64)
     values = [statistic(*rows) for rows in zip(*resampled, strict=True)]
     return np.array(values, dtype=np.float64)
+
+
+def _takes_axis(statistic: Statistic) -> bool:
+    # Python's own functions, such as max, have no signature that can be read.
+    try:
+        return "axis" in inspect.signature(statistic).parameters
+    except ValueError:
+        return False
 
 
 def clustered_interval(
@@ -664,6 +672,7 @@ def _bootstrap_rows(
         data,
         statistic,
         paired=True,
+        vectorized=_takes_axis(statistic),
         method="percentile",
         confidence_level=level,
         n_resamples=resamples,

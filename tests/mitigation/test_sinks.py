@@ -23,19 +23,23 @@ def sinks_of(name: str, **options) -> Sinks:
     return Sinks.of(tiny.subject(name), **{"general": 0.5, "active": 0.25, **options})
 
 
+def check_own_sinks(sinks: Sinks, subject: interp.Subject, batch: interp.Batch, ids: list[int]):
+    """Each row has the logits that it has alone, with all sinks but its own at zero."""
+    with sinks.own(subject, torch.tensor(ids)):
+        found = subject.logits(batch)
+    for row, document in enumerate(ids):
+        others = sinks.pool - sinks.units([document])
+        with subject.intervened(interp.Zero(others)):
+            expected = subject.logits(batch.rows(slice(row, row + 1)))
+        torch.testing.assert_close(found[row : row + 1], expected, atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("options", [{}, {"per_layer": True}, {"scheme": "reference"}])
 def test_own_sinks_are_those_of_a_plan_for_each_row(name, options):
     subject, batch = tiny.subject(name), tiny.batch(name, rows=3)
     sinks = sinks_of(name, **options)
-    ids = torch.tensor([7, 2, 11])
-    with sinks.own(subject, ids):
-        found = subject.logits(batch)
-    for row, document in enumerate(ids.tolist()):
-        others = sinks.pool - sinks.units([document])
-        with subject.intervened(interp.Zero(others)):
-            expected = subject.logits(batch.rows(slice(row, row + 1)))
-        torch.testing.assert_close(found[row : row + 1], expected, atol=2e-6, rtol=1e-5)
+    check_own_sinks(sinks, subject, batch, [7, 2, 11])
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
@@ -45,14 +49,7 @@ def test_each_site_masks_its_own_pool_also_where_pools_are_equally_large(per_lay
     pool = subject.units(first, range(4)) | subject.units(second, range(5, 9))
     pool = pool | subject.units(third, range(8))
     sinks = Sinks(pool, 0.5, per_layer=per_layer)
-    ids = torch.tensor([3, 8])
-    with sinks.own(subject, ids):
-        found = subject.logits(batch)
-    for row, document in enumerate(ids.tolist()):
-        others = sinks.pool - sinks.units([document])
-        with subject.intervened(interp.Zero(others)):
-            expected = subject.logits(batch.rows(slice(row, row + 1)))
-        torch.testing.assert_close(found[row : row + 1], expected, atol=2e-6, rtol=1e-5)
+    check_own_sinks(sinks, subject, batch, [3, 8])
 
 
 def test_per_layer_masks_differ_and_shared_ones_do_not():

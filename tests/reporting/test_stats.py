@@ -259,6 +259,13 @@ def test_several_resamples_each_sample_by_itself():
     assert statistic_interval([[2.0], [5.0]], difference) == Interval(-3.0, -3.0, -3.0, 1)
 
 
+def test_a_function_of_python_itself_is_a_statistic_too():
+    values = np.arange(20.0)
+    for interval in (bootstrap(values, max), statistic_interval([values], max)):
+        assert (interval.estimate, interval.high) == (19, 19)
+        assert interval.low < 19
+
+
 @pytest.mark.parametrize("held", [1, 5000, 2**22])
 def test_many_resamples_at_once_are_those_made_one_by_one(monkeypatch, held):
     monkeypatch.setattr(stats, "RESAMPLED_VALUES_HELD", held)
